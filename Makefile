@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make demo      make the demo set, train on it, verify: ends with the accuracy, the checkpoint and a picture
+# make test      the tests, with real Horovod and KVStore processes; ARGS='-k records' passes options to pytest
+# make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.12 of this machine
+# make lint      ruff and mypy
+# make clean     remove environments and caches; data sets and models stay
+#
+# Each makes its own virtual environment first, once. PYTHON=python3.10 chooses the Python, MXNET=cu112 the MXNet for
+# NVIDIA GPUs (about 4 GB).
+
+SHELL := /bin/bash
+MXNET ?= cpu
+ARGS ?=
+
+VENV := .venv
+python := $(VENV)/bin/python
+# Install the extras named after it; the interpreter is chosen when the recipe runs.
+install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
+	"$$python" -I scripts/environment.py $(VENV) $(MXNET)
+
+.PHONY: demo test test-all lint clean
+
+demo:
+	@$(install) plot
+	@scripts/demo.sh $(ARGS)
+
+test:
+	@$(install) plot test horovod
+	@REQUIRE_HOROVOD=1 $(python) -m pytest -m "not slow" $(ARGS)
+
+test-all:
+	@PYTHON='$(PYTHON)' scripts/test_all.sh $(MXNET) $(ARGS)
+
+lint:
+	@$(install) plot test
+	@$(python) -m ruff check .
+	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py)
+
+clean:
+	rm -rf .venv .venv.lock .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find recognition common scripts tests datasets bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

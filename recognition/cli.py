@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of ``train.py`` and ``train_parall.py``: flags over presets over defaults, into one checked Config.
+
+MXNet, NumPy and OpenCV are not imported here, so that ``--help`` and a mistyped flag answer at once.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_not_yet
+from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
+from recognition.devices import num_workers, visible_devices
+from recognition.errors import UserError
+from recognition.kinds import nearest
+
+MOST_DECODE_THREADS = 8
+# Options that follow from the machine and from other options where nobody sets them.
+DERIVED = ("devices", "decode_threads", "state_every")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports bad flags as a :class:`UserError`, like any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def flag_name(key: str) -> str:
+    """The flag that sets option ``key``."""
+    return "--" + key.replace("_", "-")
+
+
+def flag_keys(entry: str) -> list[str]:
+    """The options that command ``entry`` has a flag for."""
+    return [key for key, item in OPTIONS.items() if entry in item.metadata["flag"]]
+
+
+def _parser(entry: str, shown: Mapping[str, str]) -> _Parser:
+    """All flags of ``entry``, as text: the options' kinds read and check it. ``shown`` adds to a flag's help."""
+    parser = _Parser(prog=f"{entry}.py", add_help=False, argument_default=argparse.SUPPRESS,
+                     description="Train a face recognition network"
+                                 + (", parallel on x and W." if entry == "train_parall" else "."))
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    parser.add_argument("--config", metavar="FILE",
+                        help="presets and options; default: config.py beside this program, else sample_config.py")
+    for key in flag_keys(entry):
+        also: dict[str, Any] = {"nargs": "?", "const": "yes"} if key == "resume" else {}
+        text = OPTIONS[key].metadata["help"] + shown.get(key, "")
+        parser.add_argument(flag_name(key), metavar=key.split("_")[-1].upper(), help=text.replace("%", "%%"), **also)
+    return parser
+
+
+def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, str]:
+    """The flags given, by key, not yet checked."""
+    parser = _parser(entry, {})
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        word = rest[0].split("=")[0]
+        if not word.startswith("-"):
+            raise UserError(f"unexpected argument {word!r}; {parser.prog} --help lists the flags")
+        for other in ENTRIES:
+            if word in map(flag_name, flag_keys(other)):
+                raise UserError(f"{word}: a flag of {other}.py only")
+        flags = ["--config", "--help", *map(flag_name, flag_keys(entry))]
+        raise UserError(f"{word}: unknown flag{nearest(word, flags)}; {parser.prog} --help lists them")
+    return vars(given)
+
+
+def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
+    """What help adds to a flag: the values there are to choose from, and the default after presets."""
+    shown = {}
+    for key, value in values.items():
+        choices = [str(choice) for choice in
+                   (file.presets(key) if key in PRESETS else OPTIONS[key].metadata["kind"].choices) if choice]
+        default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shown[key] = (f": {', '.join(choices)}" if choices else "") + f" (default: {default or 'empty'})"
+    return shown
+
+
+def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The DERIVED options that ``values`` lacks."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    derive = {
+        "devices": lambda: visible_devices(environ),
+        "decode_threads": lambda: min(processors, MOST_DECODE_THREADS),
+        "state_every": lambda: values["verbose"] if values["ckpt"] else 0,
+    }
+    return {key: derive[key]() for key in DERIVED if key not in values}
+
+
+def find_pretrained(text: str, epoch: int) -> tuple[str, int]:
+    """The (prefix, epoch) of a checkpoint named as PREFIX, FOLDER (of ``model-*``), or either with ``,EPOCH``.
+
+    ``epoch`` is the number where ``text`` has none. Raises UserError if there is no ``<prefix>-<epoch>.params``.
+    """
+    match = re.fullmatch(r"(.+),\s*(\d{1,9})", text)
+    prefix, epoch = (match[1], int(match[2])) if match else (text, epoch)
+    if os.path.isdir(prefix):
+        prefix = os.path.join(prefix, "model")
+    path = Path(f"{prefix}-{epoch:04d}.params")
+    if not path.is_file():
+        there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
+        raise UserError(f"--pretrained: found no {path}, expected PREFIX, FOLDER, PREFIX,EPOCH or FOLDER,EPOCH; "
+                        f"{path.parent} holds {', '.join(there) or 'no .params file'}")
+    return prefix, epoch
+
+
+def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
+               environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration of a run of ``entry`` ('train' or 'train_parall') with the flags ``argv``.
+
+    A config.py or sample_config.py is looked for in ``root``. Raises UserError on anything that is not valid or that
+    the trainer cannot do; prints help and raises SystemExit for ``--help``.
+    """
+    flags: dict[str, Any] = _parse_flags(entry, argv)
+    asks_help = flags.pop("help", False)
+    file = open_config(flags.pop("config", ""), root)
+    chosen = {kind: str(flags.get(kind, file.default(kind))) for kind in PRESETS}
+    where = {kind: flag_name(kind) if kind in flags else f"{file.name}: default.{kind}" for kind in PRESETS}
+    in_file = {**file.lay_presets(chosen, where), **chosen}
+    values: dict[str, Any] = {key: item.default for key, item in OPTIONS.items() if key not in DERIVED}
+    values.update({key: check(key, value, f"{file.name}: {key}") for key, value in in_file.items()})
+    values.update({key: check(key, value, flag_name(key)) for key, value in flags.items()})
+    if asks_help:
+        _parser(entry, _described(file, values)).print_help()
+        raise SystemExit(0)
+    values.update(_derived(values, environ), num_workers=num_workers(environ), entry=entry, config_file=file.path)
+    config = Config(**values)
+    refuse_not_yet(config)
+    if not config.pretrained:
+        return config
+    prefix, epoch = find_pretrained(config.pretrained, config.pretrained_epoch)
+    return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of a run, stated once: default, valid values, meaning, and which commands have a flag for it.
+
+:class:`Config` holds them, checked. ``config_file`` reads them from a config.py, ``cli`` from flags.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, Callable, NamedTuple
+
+from recognition import kinds
+from recognition.devices import CPU, Device
+from recognition.errors import UserError
+
+ENTRIES = PARALL, TRAIN = ("train_parall", "train")
+PARALL_ONLY = (PARALL,)
+
+
+def option(default: Any, kind: kinds.Kind, help: str, flag: tuple[str, ...] = ()) -> Any:
+    """A field of :class:`Config`; ``flag`` names the commands that have a flag of its name."""
+    return field(default=default, metadata={"kind": kind, "help": help, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of one run, each valid by itself and with the others; a :class:`UserError` says which is not.
+
+    An attribute is named as the legacy key. ``dataclasses.replace`` gives a changed copy, checked again;
+    ``Config(**fields)`` takes back what ``dataclasses.asdict`` gave, through JSON too.
+    """
+
+    entry: str = option(PARALL, kinds.choice(*ENTRIES), "the command")
+    config_file: str = option("", kinds.text, "the file that the presets come from")
+
+    # presets
+    dataset: str = option("emore", kinds.filled_text, "dataset preset", ENTRIES)
+    network: str = option("r100", kinds.filled_text, "network preset", ENTRIES)
+    loss: str = option("arcface", kinds.filled_text, "loss preset", ENTRIES)
+
+    # data
+    dataset_path: str = option("", kinds.text, "the folder of train.rec, train.idx, property and TARGET.bin")
+    num_classes: int = option(0, kinds.integer(least=0), "identities; 0: as the property file says")
+    image_shape: tuple[int, int, int] = option((112, 112, 3), kinds.square_rgb, "height, width, channels")
+    val_targets: tuple[str, ...] = option(
+        ("lfw", "cfp_fp", "agedb_30"), kinds.names, "verification sets, those of TARGET.bin that the data folder holds",
+        ENTRIES)
+    data_rand_mirror: bool = option(True, kinds.boolean, "mirror a random half of the images")
+    data_cutoff: int = option(0, kinds.integer(least=0), "side in pixels of a square greyed in half of the images")
+    data_color: int = option(0, kinds.integer(least=0), "1: colour jitter; 2: recompression as well")
+    data_images_filter: int = option(0, kinds.integer(least=0), "leave out identities of fewer images")
+    is_shuffled_rec: bool = option(False, kinds.boolean, "the record file is shuffled and read in its own order")
+    flip_noise_prob: float = option(0.0, kinds.real(least=0, most=1), "share of labels to make wrong")
+
+    # network
+    net_name: str = option("fresnet", kinds.choice(
+        "fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet"), "family of the network")
+    num_layers: int = option(0, kinds.integer(least=0), "depth, for the families that have one")
+    emb_size: int = option(512, kinds.integer(least=1), "length of an embedding")
+    net_se: int = option(0, kinds.choice(0, 1), "1: squeeze and excitation")
+    net_act: str = option("prelu", kinds.choice("prelu", "relu"), "activation")
+    net_unit: int = option(3, kinds.choice(1, 2, 3), "version of the residual unit")
+    net_input: int = option(1, kinds.choice(0, 1, 2), "version of the first layers")
+    net_output: str = option("E", kinds.choice("E", "F", "G", "H", "I", "J", "Z", "FC", "SFC", "GAP", "GNAP", "GDC"),
+                             "version of the last layers")
+    net_blocks: tuple[int, ...] = option((1, 4, 6, 2), kinds.four_counts, "blocks in each stage")
+    net_multiplier: float = option(1.0, kinds.real(above=0), "factor of the number of channels")
+    densenet_dropout: float = option(0.0, kinds.real(least=0, below=1), "dropout in dense blocks")
+    bn_mom: float = option(0.9, kinds.real(least=0, most=1), "momentum of batch norm's running statistics")
+    workspace: int = option(256, kinds.integer(least=0), "workspace of a convolution, in MB")
+    memonger: bool = option(False, kinds.boolean, "recompute activations to save memory")
+    count_flops: bool = option(True, kinds.boolean, "print the network's FLOPs at the start")
+    fp16: bool = option(False, kinds.boolean, "float16 backbone")
+
+    # loss
+    loss_name: str = option("margin_softmax", kinds.choice("softmax", "margin_softmax", "triplet", "atriplet"), "loss")
+    loss_s: float = option(64.0, kinds.real(), "scale s of the cosines")
+    loss_m1: float = option(1.0, kinds.real(least=0), "margin m1, a factor of the angle")
+    loss_m2: float = option(0.5, kinds.real(least=-math.pi, most=math.pi), "margin m2, added to the angle, in radians")
+    loss_m3: float = option(0.0, kinds.real(least=-2, most=2), "margin m3, taken from the cosine")
+    loss_K: int = option(1, kinds.integer(least=1), "sub-centres a class")
+    sample_ratio: float = option(1.0, kinds.real(above=0, most=1), "share of the class centres in a step")
+    ce_loss: bool = option(True, kinds.boolean, "report the cross entropy")
+    fc7_lr_mult: float = option(1.0, kinds.real(least=0), "learning-rate factor of the class centres")
+    fc7_wd_mult: float = option(1.0, kinds.real(least=0), "weight-decay factor of the class centres")
+    fc7_no_bias: bool = option(False, kinds.boolean, "softmax without a bias")
+    images_per_identity: int = option(5, kinds.integer(least=2), "triplets: images of an identity in a bag")
+    triplet_alpha: float = option(0.3, kinds.real(least=0), "triplets: margin")
+    triplet_bag_size: int = option(7200, kinds.integer(least=3), "triplets: images in a bag")
+    triplet_max_ap: float = option(0.0, kinds.real(least=0), "triplets: largest distance of a positive pair; 0: any")
+
+    # run
+    models_root: str = option("./models", kinds.filled_text, "folder of all checkpoints", ENTRIES)
+    pretrained: str = option("", kinds.text, "checkpoint to start from: PREFIX, FOLDER, or either with ,EPOCH", ENTRIES)
+    pretrained_epoch: int = option(1, kinds.integer(least=0), "its number, unless --pretrained ends in ,EPOCH", ENTRIES)
+    ckpt: int = option(3, kinds.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
+                       "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
+    ckpt_embedding: bool = option(True, kinds.boolean, "leave the class centres out of the checkpoint")
+    verbose: int = option(2000, kinds.integer(least=1), "batches between verifications", ENTRIES)
+    frequent: int = option(20, kinds.integer(least=1), "batches between speed lines", ENTRIES)
+    lr: float = option(0.1, kinds.real(above=0), "learning rate", ENTRIES)
+    lr_steps: tuple[int, ...] = option((100000, 160000, 220000), kinds.ascending,
+                                       "batches after which the learning rate falls to a tenth", ENTRIES)
+    wd: float = option(0.0005, kinds.real(least=0), "weight decay", ENTRIES)
+    mom: float = option(0.9, kinds.real(least=0, below=1), "momentum", ENTRIES)
+    per_batch_size: int = option(128, kinds.integer(least=1), "images per device and batch", ENTRIES)
+    max_steps: int = option(0, kinds.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
+    end_epoch: int = option(10000, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)
+    kvstore: str = option("device", kinds.choice("local", "device", "dist_sync", "dist_device_sync"),
+                          "where gradients are summed", ENTRIES)
+    devices: tuple[Device, ...] = option(
+        CPU, kinds.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
+    num_workers: int = option(1, kinds.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
+    worker_id: int = option(0, kinds.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
+    extra_model_name: str = option("", kinds.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)
+    fp16_scale: float = option(0.0, kinds.real(least=0), "loss scale; above 0 turns float16 on", PARALL_ONLY)
+    seed: int = option(0, kinds.integer(least=0, most=2**31 - 1), "seed of all that is random", ENTRIES)
+    resume: str = option("", kinds.choice("", "yes", "auto"), "go on from the saved training state; auto: if there is "
+                         "one, else from the start", ENTRIES)
+    state_every: int = option(2000, kinds.integer(least=0), "batches between saved training states, 0 for never; if "
+                              "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    decode_threads: int = option(2, kinds.integer(least=1), "threads that decode images; if not given, one per "
+                                 "processor, at most 8", ENTRIES)
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            object.__setattr__(self, item.name, check(item.name, getattr(self, item.name), item.name))
+        if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
+            raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
+        if self.worker_id >= self.num_workers:
+            raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
+                            f"(DMLC_NUM_WORKER), {self.num_workers}")
+
+    @property
+    def output_dir(self) -> str:
+        """The folder of this run's checkpoints: ``<models_root>/<network>-<loss>-<dataset>[-<extra>]``."""
+        parts = (self.network, self.loss, self.dataset, self.extra_model_name)
+        return os.path.join(self.models_root, "-".join(part for part in parts if part))
+
+    @property
+    def prefix(self) -> str:
+        """The checkpoints' common prefix, as ``mx.model.load_checkpoint`` takes it."""
+        return os.path.join(self.output_dir, "model")
+
+
+OPTIONS = {item.name: item for item in dataclasses.fields(Config)}
+
+
+def check(key: str, value: Any, where: str) -> Any:
+    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid."""
+    return OPTIONS[key].metadata["kind"].check(value, where)
+
+
+class Refusal(NamedTuple):
+    """An option whose value the trainer cannot honour yet, and why."""
+
+    key: str
+    refused: Callable[[Config], bool]
+    reason: str
+
+
+NOT_YET = (
+    Refusal("net_name", lambda c: c.net_name not in ("fresnet", "fmobilefacenet"),
+            "only fresnet and fmobilefacenet are built yet"),
+    Refusal("loss_name", lambda c: "triplet" in c.loss_name, "triplet losses are not trained yet"),
+    Refusal("sample_ratio", lambda c: c.sample_ratio < 1, "class centres are not sampled yet"),
+    Refusal("kvstore", lambda c: c.kvstore.startswith("dist"), "only local and device work yet"),
+    Refusal("num_workers", lambda c: c.num_workers > 1, "one worker runs yet; unset DMLC_NUM_WORKER"),
+    Refusal("devices", lambda c: c.entry == TRAIN and len(c.devices) > 1,
+            "train.py runs on one device yet; train_parall.py runs on several"),
+    Refusal("fp16", lambda c: c.fp16, "training is in float32 yet"),
+    Refusal("fp16_scale", lambda c: c.fp16_scale > 0, "training is in float32 yet"),
+    Refusal("memonger", lambda c: c.memonger, "activations are not recomputed yet"),
+    Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
+)
+
+
+def refuse_not_yet(config: Config) -> None:
+    """Stop a run that asks for what NOT_YET lists, rather than train something else in silence."""
+    for key, refused, reason in NOT_YET:
+        if refused(config):
+            raise UserError(f"{key}: found {getattr(config, key)!r}, but {reason}")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes' augmentations: mirror, recompression, colour jitter, cutoff, in this order.
+
+Every choice is taken from the image's own row of ``order.uniforms``, so an image looks the same in an epoch whatever
+the batch, devices and threads. The recipes keep jittered pixels as floats that may leave 0..255; here they are rounded
+and clipped to uint8.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import cv2
+import numpy as np
+
+JITTER = 0.125  # brightness, contrast and saturation change by a factor of 1 -+ this
+_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue; their sum is 1
+_JITTER_ORDERS = tuple(permutations(("brightness", "contrast", "saturation")))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Callable ``(image uint8 (H, W, 3) RGB, NUM_UNIFORMS numbers in [0, 1)) -> image``. It may write into ``image``.
+
+    mirror: left and right change places in half of the images (``data_rand_mirror``).
+    cutoff: in half of the images a square of this side, around a random pixel, becomes 128 (``data_cutoff``);
+        0 and 1 do nothing, and an odd side loses a pixel, as ever.
+    color: 1 jitters brightness, contrast and saturation by up to 12.5 % each, in random order; 2 and above
+        also recompresses half of the images as JPEG of quality 2 to 20 before it (``data_color``).
+    """
+
+    NUM_UNIFORMS = 10
+
+    mirror: bool = True
+    cutoff: int = 0
+    color: int = 0
+
+    def __call__(self, image: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
+        # Each choice has its own column: switching one on or off leaves the others as they were.
+        mirror, compress, quality, order, brightness, contrast, saturation, cut, row, column = uniforms
+        if self.mirror and mirror < 0.5:
+            image = cv2.flip(image, 1)
+        if self.color > 1 and compress < 0.5:
+            image = recompress(image, 2 + int(19 * quality))
+        if self.color > 0:
+            drawn = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+            names = _JITTER_ORDERS[int(6 * order)]
+            image = jitter(image, [(name, 1 + JITTER * (2 * drawn[name] - 1)) for name in names])
+        if self.cutoff > 0 and cut < 0.5:
+            height, width = image.shape[:2]
+            y, x, half = int(height * row), int(width * column), self.cutoff // 2
+            image[max(0, y - half):y + half, max(0, x - half):x + half] = 128
+        return image
+
+
+def recompress(image: np.ndarray, quality: int) -> np.ndarray:
+    """``image`` after a round trip through JPEG of ``quality`` (1 to 100)."""
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def jitter(image: np.ndarray, steps: Iterable[tuple[str, float]]) -> np.ndarray:
+    """Apply each (name, factor) in turn to uint8 ``(H, W, 3)`` RGB.
+
+    brightness scales the pixels, contrast their distance from the image's mean luma, saturation from their own luma.
+    Every step maps a pixel p to a p + b luma(p) + c, and so do all of them in turn: one pass over the pixels.
+    """
+    mean_luma = float(np.dot(_LUMA, cv2.mean(image)[:3]))
+    a, b, c = 1.0, 0.0, 0.0
+    for name, factor in steps:
+        if name == "brightness":
+            a, b, c = factor * a, factor * b, factor * c
+        elif name == "contrast":
+            a, b, c = factor * a, factor * b, factor * c + (1 - factor) * ((a + b) * mean_luma + c)
+        else:
+            a, b = factor * a, factor * b + (1 - factor) * (a + b)
+    red, green, blue = (b * weight for weight in _LUMA)
+    rows = [[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]]
+    return cv2.transform(image, np.array(rows))

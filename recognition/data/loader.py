@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of decoded images, made ahead of the training loop by a pool of threads."""
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+
+from recognition.data.augment import Augmentation
+from recognition.data.dataset import FaceDataset
+from recognition.data.image import decode_rgb, fit, write_planes
+from recognition.data.order import BEGINNING, EpochOrder, Position, uniforms
+from recognition.errors import UserError
+
+_CHUNK = 16  # images a task: small enough to share a batch evenly, large enough that a task costs little
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``index`` counts the batches of ``epoch`` from 0; to go on after this batch, start at ``next_position``."""
+
+    images: np.ndarray  # uint8 (b, 3, H, W) RGB, C-contiguous
+    labels: np.ndarray  # int64 (b,)
+    records: np.ndarray  # int64 (b,), record keys
+    epoch: int
+    index: int
+    next_position: Position
+
+
+class BatchLoader:
+    """Iterator over the batches of all epochs from ``start`` on, without end.
+
+    Each batch is the slice ``part`` (start, stop) of the next ``global_batch`` images in the epoch's order, so
+    processes with different parts share the work without overlap. Images that do not fill the last batch of an epoch
+    are left out. What a batch holds depends on the order's seed and the position alone, not on ``threads``.
+
+    ``prefetch`` batches are made ahead, and that many are in memory beside those that the caller holds. An image that
+    cannot be read raises a ``UserError`` with its record number from the next call, even if its batch is not due yet,
+    and ends the iterator.
+    """
+
+    def __init__(self, dataset: FaceDataset, order: EpochOrder, augmentation: Augmentation | None, global_batch: int,
+                 part: tuple[int, int] | None = None, start: Position = BEGINNING, threads: int = 2,
+                 prefetch: int = 3):
+        self._part = part or (0, global_batch)
+        if order.num_images != len(dataset):
+            raise ValueError(f"an order of {order.num_images} images for a data set of {len(dataset)}")
+        if not 0 <= self._part[0] < self._part[1] <= global_batch:
+            raise ValueError(f"part {self._part} of a batch of {global_batch}")
+        if len(dataset) < global_batch:
+            raise UserError(f"{dataset.path}: {len(dataset)} images, fewer than one batch of {global_batch}")
+        self._dataset, self._order, self._augmentation = dataset, order, augmentation
+        self._global_batch, self._prefetch = global_batch, prefetch
+        self._next = start
+        self._permutation = (-1, np.empty(0, np.int64))
+        self._pending: deque[tuple[Batch, list[Future]]] = deque()
+        self._failure: Exception | None = None
+        self._closed = False
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def __iter__(self) -> BatchLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise StopIteration
+        while len(self._pending) <= self._prefetch:
+            self._submit()
+        batch, tasks = self._pending.popleft()
+        wait(tasks, return_when=FIRST_EXCEPTION)
+        if self._failure is not None:
+            self.close()
+            raise self._failure
+        if self._closed:
+            raise StopIteration
+        return batch
+
+    def close(self) -> None:
+        """Drop what is under way and end the threads. May be called twice."""
+        self._closed = True  # what waits in the pool sees it and returns; wait() never wakes for a cancelled future
+        self._pool.shutdown()
+        self._pending.clear()
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self) -> None:
+        """Hand the next batch to the pool."""
+        epoch, offset = self._next
+        if offset + self._global_batch > len(self._dataset):
+            epoch, offset = epoch + 1, 0
+        after = offset + self._global_batch
+        ends = after + self._global_batch > len(self._dataset)
+        self._next = Position(epoch + 1, 0) if ends else Position(epoch, after)
+        if self._permutation[0] != epoch:
+            self._permutation = epoch, self._order.permutation(epoch)
+        start, stop = self._part
+        indices = self._permutation[1][offset + start:offset + stop]
+        height, width, channels = self._dataset.image_shape
+        batch = Batch(np.empty((stop - start, channels, height, width), np.uint8), np.empty(stop - start, np.int64),
+                      np.empty(stop - start, np.int64), epoch, offset // self._global_batch, self._next)
+        randoms = uniforms(self._order.seed, epoch, indices, Augmentation.NUM_UNIFORMS)
+        tasks = [self._pool.submit(self._fill, batch, indices, randoms, first) for first in
+                 range(0, stop - start, _CHUNK)]
+        self._pending.append((batch, tasks))
+
+    def _fill(self, batch: Batch, indices: np.ndarray, randoms: np.ndarray, first: int) -> None:
+        """Read, decode and augment the images ``first`` .. of the batch."""
+        chunk = slice(first, first + _CHUNK)
+        try:
+            for row, (i, numbers) in enumerate(zip(indices[chunk].tolist(), randoms[chunk].tolist()), first):
+                if self._closed:
+                    return
+                batch.labels[row], encoded, batch.records[row] = self._dataset.read(i)
+                try:
+                    image = fit(decode_rgb(encoded), *self._dataset.image_shape[:2])
+                except ValueError as error:
+                    raise self._dataset.error(batch.records[row], error) from error
+                if self._augmentation is not None:
+                    image = self._augmentation(image, numbers)
+                write_planes(image, batch.images[row])
+        except Exception as error:
+            self._failure = self._failure or error
+            raise

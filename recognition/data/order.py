@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of an epoch and the random numbers of an image, as functions of the seed and not of what ran before.
+
+Only the bit streams of ``SeedSequence`` and ``PCG64``, which NumPy promises to keep, and integer arithmetic are used,
+so that a run goes on in the same order under another version of NumPy.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+
+
+class Position(NamedTuple):
+    """Where a run stands in its data: ``offset`` images of ``epoch`` are used up, over all devices and processes."""
+
+    epoch: int
+    offset: int
+
+
+BEGINNING = Position(0, 0)
+
+
+class EpochOrder:
+    """The order in which each epoch visits ``num_images`` images; file order with ``shuffle`` False."""
+
+    def __init__(self, num_images: int, seed: int, shuffle: bool = True):
+        if seed < 0:
+            raise ValueError(f"seed {seed}, expected 0 or more")
+        self.num_images, self.seed, self.shuffle = num_images, seed, shuffle
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """Image numbers in the order of ``epoch`` (from 0), int64 ``(num_images,)``."""
+        if not self.shuffle:
+            return np.arange(self.num_images, dtype=np.int64)
+        keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.num_images)
+        return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+def uniforms(seed: int, epoch: int, indices: np.ndarray, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1) for each image, float64 ``(len(indices), count)``.
+
+    Row and column j depend on (seed, epoch, image, j) alone: not on batch, device, thread or ``count``.
+    SplitMix64 (Steele, Lea, Flood 2014), started at a hash of the image.
+    """
+    key = np.random.SeedSequence([seed, epoch, 1]).generate_state(1, np.uint64)  # 1: another stream than the order's
+    with np.errstate(over="ignore"):
+        start = _mix(key + _GOLDEN * (indices.astype(np.uint64) + np.uint64(1)))
+        steps = _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+        bits = _mix(start[:, None] + steps)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0 ** -53
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, a bijection of 64 bits."""
+    for shift, factor in _MIX:
+        state = (state ^ (state >> shift)) * factor
+    return state ^ (state >> np.uint64(31))

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RecordIO files as MXNet writes them: framing, the header of an image record, and the ``.idx`` beside a ``.rec``.
+
+A record is one part, or several where its payload holds the magic word at a multiple of four bytes::
+
+    part:    uint32 magic 0xced7230a | uint32 cflag << 29 | length | length bytes | zeros up to a multiple of 4
+    cflag:   0 whole record, 1 first part, 2 middle part, 3 last part; the magic word stands between parts
+    payload: uint32 flag | float32 label | uint64 id | uint64 id2 | flag x float32 labels | body
+
+All little-endian. An index line is ``key<TAB>offset``.
+"""
+from __future__ import annotations
+
+import os
+import re
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Union
+
+import numpy as np
+
+from recognition.errors import UserError
+
+MAGIC = 0xCED7230A
+MAX_LENGTH = (1 << 29) - 1
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_PART = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_FIRST_READ = 16384  # one system call for most records: a 112 x 112 JPEG has 3 to 12 KB
+_SCAN_READ = 1 << 20
+_INDEX_READ = 1 << 24
+_INDEX_LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
+
+PathLike = Union[str, Path]
+
+
+class Record(NamedTuple):
+    """An unpacked payload: ``label`` is float32 ``(1,)`` for flag 0 and ``(flag,)`` otherwise."""
+
+    flag: int
+    label: np.ndarray
+    id: int
+    body: bytes
+
+
+def pack_record(label: float | Sequence[float] | np.ndarray, body: bytes = b"", id: int = 0) -> bytes:
+    """The payload for ``label`` and ``body``: a number gives flag 0, a sequence its length as the flag.
+
+    Labels are float32 in the format: whole numbers above 2**24 are rounded to a multiple of 2, 4, ...
+    """
+    if np.ndim(label) == 0:
+        return _HEADER.pack(0, float(label), id, 0) + body  # type: ignore[arg-type]
+    vector = np.asarray(label, dtype="<f4")
+    return _HEADER.pack(vector.size, 0.0, id, 0) + vector.tobytes() + body
+
+
+def unpack_record(payload: bytes) -> Record:
+    """Undo :func:`pack_record`. A payload too short for its header or its labels is a ``ValueError``."""
+    if len(payload) < _HEADER.size:
+        raise ValueError(f"record of {len(payload)} bytes, an image record has a header of {_HEADER.size}")
+    flag, label, id_, _ = _HEADER.unpack_from(payload)
+    end = _HEADER.size + 4 * flag
+    if end > len(payload):
+        raise ValueError(f"record says {flag} labels and has only {len(payload) - _HEADER.size} bytes after its header")
+    labels = np.frombuffer(payload, "<f4", flag, _HEADER.size) if flag else np.array([label], np.float32)
+    return Record(flag, labels, id_, payload[end:])
+
+
+class RecordReader:
+    """Random and sequential access to the records of one file. Every method may be called from any thread."""
+
+    def __init__(self, path: PathLike):
+        self.path = Path(path)
+        try:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be opened: {error.strerror}") from error
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, offset: int) -> bytes:
+        """The payload of the record that starts at byte ``offset``."""
+        window = os.pread(self._file.fileno(), _FIRST_READ, offset) if offset >= 0 else b""
+        if len(window) >= _PART.size:  # the usual record: one part, all of it in the first read
+            magic, length = _PART.unpack_from(window)
+            if magic == MAGIC and _after(_PART.size, length) <= len(window):
+                return window[_PART.size:_PART.size + length]
+        return self._parse(offset, window, offset)[0]
+
+    def peek(self, offset: int, length: int) -> bytes:
+        """The first ``length`` bytes of the payload at ``offset``, fewer if it is shorter."""
+        window = os.pread(self._file.fileno(), _PART.size + length, offset) if offset >= 0 else b""
+        payload_offset, part_length = next(self._parts(offset, window, offset))
+        if part_length < length:  # short, or cut by a magic word
+            return self.read(offset)[:length]
+        return self._bytes(payload_offset, length, window, offset)
+
+    def scan(self) -> Iterator[tuple[int, bytes]]:
+        """``(offset, payload)`` of every record in file order."""
+        offset, start, window = 0, 0, b""
+        while offset < self.size:
+            if offset + _FIRST_READ > start + len(window):
+                start, window = offset, os.pread(self._file.fileno(), _SCAN_READ, offset)
+            payload, after = self._parse(offset, window, start)
+            yield offset, payload
+            offset = after
+
+    def offsets(self) -> np.ndarray:
+        """Where each record starts, int64 ``(N,)``, in file order. Reads the framing only."""
+        found = array("q")
+        offset = 0
+        while offset < self.size:
+            found.append(offset)
+            for payload_offset, length in self._parts(offset, b"", 0):
+                offset = _after(payload_offset, length)
+        return np.frombuffer(found, np.int64)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> RecordReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _parse(self, offset: int, window: bytes, start: int) -> tuple[bytes, int]:
+        """Payload at ``offset`` and the offset after it. ``window`` holds the file's bytes from ``start`` on."""
+        pieces = []
+        for payload_offset, length in self._parts(offset, window, start):
+            pieces.append(self._bytes(payload_offset, length, window, start))
+        return _MAGIC_BYTES.join(pieces), _after(payload_offset, length)
+
+    def _parts(self, offset: int, window: bytes, start: int) -> Iterator[tuple[int, int]]:
+        """Offset and length of the payload of each part of the record at ``offset``, none beyond the file's end."""
+        kind, expected = None, (0, 1)
+        while kind not in (0, 3):
+            magic, word = _PART.unpack(self._bytes(offset, _PART.size, window, start))
+            if magic != MAGIC:
+                raise self._error(offset, f"found 0x{magic:08x}, expected the record magic 0x{MAGIC:08x}")
+            kind, length = word >> 29, word & MAX_LENGTH
+            if kind not in expected:
+                raise self._error(offset, f"part of kind {kind}, expected {expected[0]} or {expected[1]}")
+            expected = (2, 3)
+            after = _after(offset + _PART.size, length)
+            if after > self.size:
+                raise self._error(offset, f"a part of {length} bytes, the file ends at {self.size}")
+            yield offset + _PART.size, length
+            offset = after
+
+    def _bytes(self, offset: int, length: int, window: bytes, start: int) -> bytes:
+        """``length`` bytes of the file from ``offset``, out of ``window`` if they are there."""
+        local = offset - start
+        if local + length <= len(window):
+            return window[local:local + length]
+        if offset < 0 or offset + length > self.size:
+            raise self._error(offset, f"{length} bytes expected, the file ends at {self.size}")
+        data = os.pread(self._file.fileno(), length, offset)
+        if len(data) != length:
+            raise self._error(offset, f"{length} bytes expected, {len(data)} read: the file has changed")
+        return data
+
+    def _error(self, offset: int, what: str) -> UserError:
+        return UserError(f"{self.path}: offset {offset}: {what}")
+
+
+def _after(payload_offset: int, length: int) -> int:
+    """Where the part after this one starts: its bytes are padded to a multiple of four."""
+    return payload_offset + length + (-length & 3)
+
+
+class RecordWriter:
+    """Writes a ``.rec`` and its ``.idx``. Both appear whole when the ``with`` block ends, or not at all on an error.
+
+    A kill leaves at most ``<name>.tmp`` files, which the next writer of the same path overwrites.
+    """
+
+    def __init__(self, rec_path: PathLike, idx_path: PathLike):
+        self._targets = [Path(rec_path), Path(idx_path)]
+        self._temporaries = [path.with_name(path.name + ".tmp") for path in self._targets]
+        self._files: list[BinaryIO] = []
+        self._offset = 0
+        self._last_key = -1
+
+    def __enter__(self) -> RecordWriter:
+        try:
+            for path in self._temporaries:
+                self._files.append(open(path, "wb"))
+        except OSError as error:
+            self._discard()
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        return self
+
+    def write(self, key: int, payload: bytes) -> None:
+        """Append ``payload`` (under 512 MiB) under ``key``, which must be above the key before."""
+        if len(payload) > MAX_LENGTH:
+            raise ValueError(f"record {key} has {len(payload)} bytes, the format holds at most {MAX_LENGTH}")
+        if key <= self._last_key:
+            raise ValueError(f"record {key} is written after record {self._last_key}, keys must rise")
+        self._last_key = key
+        framed = _frame(payload)
+        self._files[0].write(framed)
+        self._files[1].write(b"%d\t%d\n" % (key, self._offset))
+        self._offset += len(framed)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            for file in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self._discard()
+            raise
+        self._close()
+        # The old index goes first: a kill between the two renames must not leave it beside the new records.
+        self._targets[1].unlink(missing_ok=True)
+        for temporary, target in zip(self._temporaries, self._targets):
+            os.replace(temporary, target)
+
+    def _close(self) -> None:
+        while self._files:
+            self._files.pop().close()
+
+    def _discard(self) -> None:
+        try:
+            self._close()
+        finally:
+            for path in self._temporaries:
+                path.unlink(missing_ok=True)
+
+
+def _frame(payload: bytes) -> bytes:
+    """``payload`` with framing and padding, cut where it holds the magic word at a multiple of four bytes."""
+    cuts = []
+    found = payload.find(_MAGIC_BYTES)
+    while found >= 0:
+        if found % 4 == 0:
+            cuts.append(found)
+            found = payload.find(_MAGIC_BYTES, found + 4)
+        else:
+            found = payload.find(_MAGIC_BYTES, found + 1)
+    pieces, start = [], 0
+    for cut in cuts:
+        pieces += [_PART.pack(MAGIC, (1 if start == 0 else 2) << 29 | cut - start), payload[start:cut]]
+        start = cut + 4
+    length = len(payload) - start
+    pieces += [_PART.pack(MAGIC, (3 if cuts else 0) << 29 | length), payload[start:], b"\0" * (-length & 3)]
+    return b"".join(pieces)
+
+
+def read_index(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and offsets of a ``.idx`` file, both int64 ``(N,)``, in the file's order. Keys are distinct.
+
+    Parsed in blocks without a Python object a line: 42 million lines are in use.
+    """
+    blocks = [np.empty((0, 2), np.int64)]
+    lines = 0
+    try:
+        with open(path, "rb") as file:
+            rest = b""
+            while True:
+                data = file.read(_INDEX_READ)
+                text, newline, rest = (rest + data).rpartition(b"\n") if data else (rest, b"", b"")
+                if text or newline:
+                    blocks.append(_parse_index(path, text.replace(b"\r", b"") + b"\n", lines))
+                    lines += len(blocks[-1])
+                if not data:
+                    break
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    keys, offsets = np.concatenate(blocks).T.copy()
+    order = np.argsort(keys, kind="stable")
+    again = order[1:][keys[order[1:]] == keys[order[:-1]]]
+    if again.size:
+        raise UserError(f"{path}: line {again.min() + 1}: key {keys[again.min()]} stands there a second time")
+    return keys, offsets
+
+
+def _parse_index(path: PathLike, text: bytes, lines_before: int) -> np.ndarray:
+    """The ``(lines, 2)`` numbers of whole index lines, once their shape is checked byte by byte."""
+    symbols = np.frombuffer(text, np.uint8)
+    separators = np.flatnonzero((symbols < ord("0")) | (symbols > ord("9")))
+    found = symbols[separators]
+    gaps = np.diff(separators, prepend=-1) - 1  # digits before each separator; 18 fit an int64
+    fits = found.size % 2 == 0 and (found[0::2] == ord("\t")).all() and (found[1::2] == ord("\n")).all()
+    if fits and gaps.min() > 0 and gaps.max() <= 18:
+        return np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+    for number, line in enumerate(text.split(b"\n")[:-1], lines_before + 1):
+        if not _INDEX_LINE.fullmatch(line):
+            shown = line[:60].decode("ascii", "backslashreplace")
+            raise UserError(f"{path}: line {number}: found {shown!r}, expected 'key<TAB>offset'")
+    raise AssertionError("unreachable: some line was malformed")

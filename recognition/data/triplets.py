@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of triplets: bags of images, embedded by the network as it stands, and the triplets chosen from them.
+
+A bag is what the logs call an epoch. Which images it holds is a function of (seed, bag); which triplets they give also
+depends on the network at the start of the bag, so a training state in the middle of one keeps the triplets.
+"""
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Callable
+
+import numpy as np
+
+from recognition.data.augment import Augmentation
+from recognition.data.dataset import FaceDataset
+from recognition.data.loader import Batch, BatchLoader
+from recognition.data.order import BEGINNING, EpochOrder, Position
+from recognition.errors import UserError
+from recognition.loss.triplet import choose_triplets
+
+MAX_BAGS = 10  # bags in a row that may together hold less than a batch
+_IDENTITIES, _IMAGES, _NEGATIVES = 2, 3, 4  # random streams; 0 and 1 are those of data/order.py
+_logger = logging.getLogger(__name__)
+
+
+class Bags:
+    """Which images each bag holds.
+
+    In a round every identity comes up once, in random order, with up to ``images_per_identity`` random images; a bag is
+    the next ``bag_size`` of these at most, its identities whole but for the last. What does not fill the last bag of a
+    round is left out.
+    """
+
+    def __init__(self, dataset: FaceDataset, images_per_identity: int, bag_size: int, seed: int):
+        """:raises UserError: if the set has no triplet."""
+        self.labels = dataset.labels()
+        self.seed, self._most, self._size = seed, images_per_identity, bag_size
+        self._images = np.argsort(self.labels, kind="stable")  # by identity
+        present, self._starts, self._counts = np.unique(self.labels[self._images], return_index=True,
+                                                        return_counts=True)
+        if len(present) < 2 or self._counts.max() < 2:
+            raise UserError(f"{dataset.path}: triplets need two identities and two images of one of them, found "
+                            f"{len(present)} identities with at most {self._counts.max()} images each")
+        in_round = int(np.minimum(self._counts, images_per_identity).sum())
+        self._bags_in_round = max(1, in_round // bag_size)
+        if in_round < bag_size:
+            _logger.info("%s: bags of %d images, %d of each identity at most, instead of triplet_bag_size %d",
+                         dataset.path, in_round, images_per_identity, bag_size)
+
+    def images(self, bag: int) -> np.ndarray:
+        """The images of ``bag`` (from 0), int64; those of an identity side by side."""
+        identities = self._identities(bag)
+        counts = self._counts[identities]
+        owner = np.repeat(np.arange(len(identities)), counts)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        # Random order within each identity: its rows stay in their place and get other images.
+        shuffled = np.lexsort((self._random(len(owner), bag, _IMAGES), owner))
+        images = self._images[self._starts[identities][owner] + within][shuffled]
+        return images[within < self._most][:self._size]
+
+    def _identities(self, bag: int) -> np.ndarray:
+        in_round, place = divmod(bag, self._bags_in_round)
+        order = np.argsort(self._random(len(self._counts), in_round, _IDENTITIES), kind="stable")
+        taken = np.minimum(self._counts[order], self._most)
+        return order[(np.cumsum(taken) - taken) // self._size == place]
+
+    def _random(self, count: int, number: int, stream: int) -> np.ndarray:
+        return np.random.PCG64(np.random.SeedSequence([self.seed, number, stream])).random_raw(count)
+
+
+class TripletLoader:
+    """Iterator over batches of triplets from ``start`` on: ``start.epoch`` is a bag, its offset images used of it.
+
+    A batch of T triplets holds 3 T images: device by device its anchors, positives, negatives, each augmented anew.
+    The triplets of a bag that do not fill a batch are left out; a bag of less than a batch is joined to the next. Once
+    MAX_BAGS bags give no batch, nothing is left to learn and the iterator ends with a line, or raises a ``UserError``
+    if nothing was learnt yet.
+    """
+
+    def __init__(self, dataset: FaceDataset, bags: Bags, embed: Callable[[np.ndarray], np.ndarray],
+                 augmentation: Augmentation | None, alpha: float, max_ap: float, global_batch: int, device_batch: int,
+                 part: tuple[int, int] | None = None, start: Position = BEGINNING,
+                 saved: Mapping[str, np.ndarray] | None = None, threads: int = 2, prefetch: int = 3,
+                 gather: Callable[[np.ndarray], np.ndarray] = np.asarray):
+        """:param embed: features (n, D) of images uint8 (n, 3, H, W); each process embeds its ``part`` of a bag.
+        :param device_batch: images a device, a multiple of 3.
+        :param saved: the :meth:`state` of the run that stood at ``start``.
+        :param gather: the communicator's ``all_gather``, with several processes.
+        """
+        self._dataset, self._bags, self._embed, self._gather = dataset, bags, embed, gather
+        self._augmentation, self._alpha, self._max_ap = augmentation, alpha, max_ap
+        self._global_batch, self._device_batch, self._part = global_batch, device_batch, part
+        self._threads, self._prefetch = threads, prefetch
+        self._position = start
+        self._triplets = saved["triplets"] if saved else np.empty((0, 3), np.int64)
+        self._batches = self._generate()
+
+    def __iter__(self) -> TripletLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a run needs, beside the position after the last batch, to go on: the triplets of an unfinished bag."""
+        return {"triplets": self._triplets} if self._position.offset else {}
+
+    def close(self) -> None:
+        """Drop what is under way and end the threads. May be called twice."""
+        self._batches.close()
+
+    def __enter__(self) -> TripletLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _generate(self) -> Iterator[Batch]:
+        while True:
+            bag, offset = self._position
+            if not offset:
+                bag, self._triplets = self._mine(bag)
+                if not len(self._triplets):
+                    return
+            images = lay_out(self._triplets, offset, self._global_batch, self._device_batch)
+            if len(images) == offset:  # resumed with a larger batch than what was left
+                self._position = Position(bag + 1, 0)
+                continue
+            with self._open(images, self._augmentation, Position(bag, offset)) as batches:
+                for batch in batches:
+                    self._position = batch.next_position
+                    yield batch
+                    if batch.next_position.epoch > bag:
+                        break
+
+    def _open(self, images: np.ndarray, augmentation: Augmentation | None, start: Position) -> BatchLoader:
+        """Batches of ``images`` in this order; randoms are those of the place, not of the image."""
+        order = EpochOrder(len(images), self._bags.seed, shuffle=False)
+        return BatchLoader(self._dataset.take(images), order, augmentation, self._global_batch, self._part, start,
+                           self._threads, self._prefetch)
+
+    def _mine(self, first: int) -> tuple[int, np.ndarray]:
+        """Triplets enough for a batch from bag ``first`` and, if need be, those after it; the last of these bags."""
+        needed, found, bag = self._global_batch // 3, np.empty((0, 3), np.int64), first
+        for bag in range(first, first + MAX_BAGS):
+            found = np.concatenate([found, self._choose(bag)])
+            if len(found) >= needed:
+                return bag, found
+        line = (f"{len(found)} triplets in bags {first} to {bag}, a batch takes {needed}: negatives farther than the "
+                f"positive by less than triplet_alpha {self._alpha:g} are rare or gone")
+        if first == 0:
+            raise UserError(line)
+        _logger.info("%s; the run ends", line)
+        return bag, found[:0]
+
+    def _choose(self, bag: int) -> np.ndarray:
+        """The triplets of one bag, int64 (T, 3), images of the set."""
+        began = time.perf_counter()
+        images = self._bags.images(bag)
+        features = self._features(images)
+        embedded = time.perf_counter()
+        if not np.isfinite(features).all():
+            raise UserError(f"bag {bag}: the embeddings are not finite; try a lower --lr")
+        labels = self._bags.labels[images]
+        rows = choose_triplets(features, labels, self._alpha, self._max_ap, (self._bags.seed, bag, _NEGATIVES))
+        _logger.info("bag %d: %d images of %d identities, %d triplets; embedded in %.1f s, chosen in %.1f s", bag,
+                     len(images), len(np.unique(labels)), len(rows), embedded - began, time.perf_counter() - embedded)
+        return images[rows]
+
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings (n, D) of the images as they are."""
+        count = -(-len(images) // self._global_batch)
+        padded = np.resize(images, count * self._global_batch)
+        with self._open(padded, None, BEGINNING) as batches:
+            parts = [self._gather(self._embed(batch.images)) for batch in itertools.islice(batches, count)]
+        return np.concatenate(parts)[:len(images)]
+
+
+def lay_out(triplets: np.ndarray, offset: int, global_batch: int, device_batch: int) -> np.ndarray:
+    """Images of ``triplets`` (T, 3) batch by batch and device by device: anchors, positives, negatives.
+
+    The first ``offset`` images are used up, whatever their layout was; the rest fills whole batches.
+    """
+    used, rest = triplets[:offset // 3], triplets[offset // 3:]
+    whole = len(rest) * 3 // global_batch * global_batch // 3
+    laid = rest[:whole].reshape(-1, device_batch // 3, 3).swapaxes(1, 2)
+    return np.concatenate([used.ravel(), laid.ravel()])

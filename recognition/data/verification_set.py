@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verification sets: ``<target>.bin`` files, which are pickles of (encoded images, issame), read without running them.
+
+A pickle can name any function and have it called. Here the opcodes are looked through first, then every name that the
+pickle asks for is answered with a stand-in of ours that does nothing but keep bytes, or refused.
+"""
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import pickletools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, NamedTuple
+
+import numpy as np
+
+from recognition.data.image import decode_rgb, fit, write_planes
+from recognition.data.recordio import PathLike
+from recognition.errors import UserError
+
+MAX_IMAGES = 1 << 20
+_EXPECTED = "expected a pickle of (encoded images, issame)"
+_OPCODES = frozenset((
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2",
+    "LONG1", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET",
+    "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"))
+_STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+
+
+class VerificationSet(NamedTuple):
+    """Pair p is images 2 p and 2 p + 1."""
+
+    name: str  # the file's name without .bin
+    images: np.ndarray  # uint8 (2 P, 3, H, W) RGB
+    issame: np.ndarray  # bool (P,)
+
+
+def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> VerificationSet:
+    """Read a verification set and decode it to images of ``image_size`` (height, width).
+
+    Images may be bytes, numpy uint8 arrays of encoded bytes, or strings of Python 2. Images of another size are
+    scaled as the recipes do, see :func:`recognition.data.image.fit`.
+    """
+    encoded, issame = _unpickle(Path(path))
+    height, width = image_size
+    images = np.empty((len(encoded), 3, height, width), np.uint8)
+    for i, item in enumerate(encoded):
+        try:
+            write_planes(fit(decode_rgb(_image_bytes(item)), height, width), images[i])
+        except ValueError as error:
+            raise UserError(f"{path}: image {i}: {error}") from error
+    return VerificationSet(Path(path).stem, images, issame)
+
+
+def save_bin(path: PathLike, encoded_images: Sequence[bytes], issame: Sequence[bool]) -> None:
+    """Write a verification set of plain bytes and booleans, which ``pickle.load`` of any Python 3 reads."""
+    if len(encoded_images) != 2 * len(issame):
+        raise ValueError(f"{len(encoded_images)} images for {len(issame)} pairs")
+    target = Path(path)
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            pickle.dump(([bytes(image) for image in encoded_images], [bool(same) for same in issame]), file, protocol=3)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
+    """The 2 P images, still encoded, and issame as bool ``(P,)``."""
+    try:
+        with open(path, "rb") as file:
+            _check_opcodes(file)
+            file.seek(0)
+            content = _Unpickler(file).load()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # a broken pickle fails in any way, within the bounds of what was checked
+        raise UserError(f"{path}: {_one_line(error)}; {_EXPECTED}") from error
+    if not (isinstance(content, (tuple, list)) and len(content) == 2 and isinstance(content[0], (tuple, list))):
+        raise UserError(f"{path}: found {_describe(content)}; {_EXPECTED}")
+    issame = content[1].values() if isinstance(content[1], _Array) else content[1]
+    if not isinstance(issame, (tuple, list)) or any(type(same) not in (bool, int) or same not in (0, 1)
+                                                    for same in issame):
+        raise UserError(f"{path}: issame is {_describe(content[1])}, expected a list of booleans")
+    if not 0 < len(content[0]) == 2 * len(issame) <= MAX_IMAGES:
+        raise UserError(f"{path}: {len(content[0])} images for {len(issame)} pairs, expected two a pair and at most "
+                        f"{MAX_IMAGES} images")
+    return list(content[0]), np.array(issame, bool)
+
+
+def _check_opcodes(file: BinaryIO) -> None:
+    """Refuse opcodes that a verification set has no use for, and memo numbers that would make the memo huge."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name not in _OPCODES:
+            raise ValueError(f"it has the opcode {opcode.name}")
+        if opcode.name in _STORE and int(argument) > count:  # type: ignore[arg-type]
+            raise ValueError(f"it stores memo {argument} after {count} opcodes")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives a stand-in for each of the names that byte strings and numpy arrays need, and refuses all others."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="bytes")
+        self._budget = os.fstat(file.fileno()).st_size
+
+    def find_class(self, module: str, name: str) -> Any:
+        known: dict[str, Callable[..., Any]] = {
+            "numpy.ndarray": _refuse_call,  # only an argument of _reconstruct
+            "numpy.dtype": _DType,
+            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy.core.multiarray.scalar": lambda dtype, data: _Array((), dtype, data).values()[0],
+            "numpy.core.numeric._frombuffer": lambda data, dtype, shape, _: _Array(shape, dtype, data),
+            "_codecs.encode": self._encode,
+            "builtins.bytes": self._bytes,
+            "builtins.bytearray": self._bytes,
+        }
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if full not in known:
+            raise ValueError(f"it asks for {module}.{name}, which was not run")
+        return _StandIn(known[full])
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """How protocol 2 writes bytes. One text can be encoded again and again, so there is a limit on the sum."""
+        if encoding not in ("latin1", b"latin1"):
+            raise ValueError(f"it has text in {encoding!r}")
+        self._budget -= len(text)
+        if self._budget < 0:
+            raise ValueError("it unfolds to more than its own size")
+        return text.encode("latin1")
+
+    @staticmethod
+    def _bytes(data: bytes = b"") -> bytes:
+        if not isinstance(data, (bytes, bytearray)):  # a number would make that many zeros
+            raise ValueError(f"it makes bytes from {_describe(data)}")
+        return bytes(data)
+
+
+class _StandIn:
+    """Can be called, and nothing else: no attribute that a BUILD opcode could set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("it sets the state of a function")
+
+
+def _refuse_call(*_: object) -> None:
+    raise ValueError("it calls numpy.ndarray")
+
+
+class _DType:
+    """Stands for ``numpy.dtype``: uint8 or bool."""
+
+    def __init__(self, name: str | bytes, *_: object):
+        self.name = name.decode("latin1") if isinstance(name, bytes) else name
+        if self.name not in ("u1", "b1"):
+            raise ValueError(f"it has numpy values of type {str(self.name)[:20]!r}")
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and fields, which a type of one byte has not."""
+
+
+class _Array:
+    """Stands for a numpy array of one-byte elements: keeps the bytes of the file, makes no array."""
+
+    def __init__(self, shape: tuple[int, ...] = (0,), dtype: _DType | None = None, data: bytes = b""):
+        self.shape, self.dtype, self.data = shape, dtype, data
+        if dtype is not None:
+            self.__setstate__((1, shape, dtype, False, data))
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
+        _, self.shape, self.dtype, _, self.data = state
+        if not (isinstance(self.dtype, _DType) and isinstance(self.data, (bytes, bytearray)) and len(self.shape) <= 4
+                and all(type(side) is int for side in self.shape) and math.prod(self.shape) == len(self.data)):
+            raise ValueError(f"it has a numpy array of shape {self.shape} with {_describe(self.data)}")
+
+    def values(self) -> list[Any]:
+        """The elements, as bool or int."""
+        return [bool(value) for value in self.data] if self.dtype and self.dtype.name == "b1" else list(self.data)
+
+
+def _image_bytes(item: object) -> bytes:
+    if isinstance(item, _Array) and item.dtype is not None and item.dtype.name == "u1":
+        item = item.data
+    if not isinstance(item, (bytes, bytearray)):
+        raise ValueError(f"found {_describe(item)}, expected bytes or a numpy array of uint8")
+    return bytes(item)
+
+
+def _describe(value: object) -> str:
+    size = f" of {len(value)}" if isinstance(value, (bytes, bytearray, str, tuple, list)) else ""
+    return type(value).__name__.strip("_") + size
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

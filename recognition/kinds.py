@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of values that options take: how each is read from a flag, a config.py or a saved configuration, and what
+is said of one that is not valid."""
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import numbers
+import operator
+import os
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from recognition.devices import parse_devices
+from recognition.errors import UserError
+
+
+def nearest(word: Any, candidates: Iterable[Any]) -> str:
+    """``"; the nearest is 'r50'"`` for the candidate that is most like ``word``, or nothing where none is."""
+    match = difflib.get_close_matches(str(word), [str(candidate) for candidate in candidates], n=1)
+    return f"; the nearest is {match[0]!r}" if match else ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type with its valid values: ``read`` gives the typed value or raises ValueError, TypeError or OverflowError."""
+
+    read: Callable[[Any], Any]
+    expected: str
+    choices: tuple[Any, ...] = ()
+
+    def check(self, value: Any, where: str) -> Any:
+        """The typed value; a :class:`UserError` that begins with ``where`` if ``value`` is not valid."""
+        try:
+            return self.read(value)
+        except (ValueError, TypeError, OverflowError):
+            found, hint = reprlib.repr(value).replace("\n", " "), nearest(value, self.choices)
+            raise UserError(f"{where}: found {found}, expected {self.expected}{hint}") from None
+
+
+def _valid(condition: bool) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _integer(value: Any) -> int:
+    """From a whole number of any type (people write 2e3), or from its digits, as flags give it."""
+    number = int(value)
+    _valid(isinstance(value, str) or (isinstance(value, numbers.Real) and value == number))
+    return number
+
+
+def _real(value: Any) -> float:
+    _valid(isinstance(value, (str, numbers.Real)) and not isinstance(value, bool) and math.isfinite(float(value)))
+    return float(value)
+
+
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def _bounded(read: Callable[[Any], Any], noun: str, **bounds: float) -> Kind:
+    """Numbers within ``bounds``, by the names in BOUNDS."""
+
+    def read_within(value: Any) -> Any:
+        number = read(value)
+        _valid(all(BOUNDS[name][0](number, bound) for name, bound in bounds.items()))
+        return number
+
+    limits = " and ".join(f"{BOUNDS[name][1]} {bound:.10g}" for name, bound in bounds.items())
+    return Kind(read_within, f"{noun} {limits}".strip())
+
+
+integer = functools.partial(_bounded, _integer, "a whole number")
+real = functools.partial(_bounded, _real, "a number")
+
+
+def choice(*values: Any) -> Kind:
+    """One of ``values``, in the type that it has there (1 stands for True)."""
+    return Kind(lambda value: values[values.index(value)], "one of " + ", ".join(map(repr, values)), values)
+
+
+def _text(value: Any) -> str:
+    _valid(isinstance(value, (str, os.PathLike)) and "\0" not in str(value))
+    return str(value)
+
+
+def _filled(value: Any) -> str:
+    _valid(bool(_text(value).strip()))
+    return str(value)
+
+
+def _folder_part(value: Any) -> str:
+    _valid(not set(_text(value)) & set("/\\\r\n"))
+    return str(value)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    """The items of a list, a tuple or a comma-separated text."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",")] if value.strip() else []
+    _valid(isinstance(value, (list, tuple)))
+    return value
+
+
+def _positive_integers(value: Any) -> tuple[int, ...]:
+    found = tuple(_integer(item) for item in _items(value))
+    _valid(all(number >= 1 for number in found))
+    return found
+
+
+def _ascending(value: Any) -> tuple[int, ...]:
+    steps = _positive_integers(value)
+    _valid(all(earlier < later for earlier, later in zip(steps, steps[1:])))
+    return steps
+
+
+def _four(value: Any) -> tuple[int, ...]:
+    blocks = _positive_integers(value)
+    _valid(len(blocks) == 4)
+    return blocks
+
+
+def _image_shape(value: Any) -> tuple[int, int, int]:
+    height, width, channels = _positive_integers(value)
+    _valid(height == width and channels == 3)
+    return height, width, channels
+
+
+boolean = choice(False, True)
+text = Kind(_text, "a text")
+filled_text = Kind(_filled, "a text that is not empty")
+folder_part = Kind(_folder_part, "a text of one line without slashes")
+names = Kind(lambda value: tuple(_filled(item) for item in _items(value)), "names, such as 'lfw,cfp_fp'")
+ascending = Kind(_ascending, "whole numbers above 0 in ascending order, such as '100000,160000,220000'")
+four_counts = Kind(_four, "four whole numbers above 0")
+square_rgb = Kind(_image_shape, "(height, width, 3) with the height equal to the width")
+devices = Kind(parse_devices, "cpu, cpu:N (N devices on the CPU), gpu or gpu:I,J (those GPUs, each once)")

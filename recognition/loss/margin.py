@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The margin of a softmax loss: how the target's logit depends on its similarity.
+
+ArcFace (Deng et al., 2019, eq. 4) writes every published margin as one function of the angle ``theta`` between an
+embedding and the centre of its class: ``psi = cos(m1 * theta + m2) - m3``. The other classes keep ``cos(theta)``.
+Only the target is touched, B values a step, so this runs in float64 on the host whatever computes the logits.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# d psi / d cos = m1 * sin(m1 theta + m2) / sin(theta) has no bound where sin(theta) = 0. A float32 cosine near 1 is
+# known to 6e-8, an angle then to 3.5e-4: below this limit the angle is rounding noise.
+MIN_ANGLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Logits ``s * cos`` of normalised vectors, ``s * psi(cos)`` at the target; or plain inner products.
+
+    With ``normalised`` False (softmax) embeddings and centres keep their norms and ``s``, ``m1``, ``m2``, ``m3`` have
+    no part.
+    """
+
+    s: float = 64.0
+    m1: float = 1.0
+    m2: float = 0.0
+    m3: float = 0.0
+    normalised: bool = True
+
+    @property
+    def scale(self) -> float:
+        """What a similarity is multiplied by to give a logit."""
+        return self.s if self.normalised else 1.0
+
+    def target(self, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of the targets and their derivatives by the similarity.
+
+        :param similarity: (B,) cosines, or inner products if not ``normalised``.
+        :returns: two float64 arrays (B,): the logit ``s * psi`` and ``s * d psi / d cos``.
+        """
+        t = np.asarray(similarity, dtype=np.float64)
+        if not self.normalised:
+            return t, np.ones_like(t)
+        if self.m1 == 1.0 and self.m2 == 0.0:
+            return self.s * (t - self.m3), np.full_like(t, self.s)
+        theta = np.clip(np.arccos(np.clip(t, -1.0, 1.0)), MIN_ANGLE, np.pi - MIN_ANGLE)
+        angle = self.m1 * theta + self.m2
+        return self.s * (np.cos(angle) - self.m3), self.s * self.m1 * np.sin(angle) / np.sin(theta)
+
+
+def margin_of(config: Any) -> Margin:
+    """The margin that a checked configuration asks for (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
+    if config.loss_name == "softmax":
+        return Margin(normalised=False)
+    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backbone on every device of this process: replicas that see different images and take the same step."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from recognition.mxnet_compat import mx
+from recognition.parallel.communicator import Communicator
+
+Arrays = dict[str, np.ndarray]
+UPDATE_GROUP = 32  # parameters per fused update; the operator takes at most 60
+
+
+class Backbone(Protocol):
+    """What the loop knows of a backbone. Images are uint8 (n, 3, H, W) RGB, features float32 (n, D)."""
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        """Features of this process's part of a training batch."""
+
+    def backward(self, d_features: np.ndarray) -> None:
+        """Gradients of the parameters from those of the last features, of the same shape."""
+
+    def step(self, lr: float) -> None:
+        """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Features for verification: no dropout, moving statistics; any number of images."""
+
+    def parameters(self) -> tuple[Arrays, Arrays]:
+        """Parameters and auxiliary states by name, as a checkpoint holds them."""
+
+
+class BackboneState(NamedTuple):
+    """What goes into a training state. Moving statistics belong to a replica: one mapping each."""
+
+    parameters: Arrays
+    momentum: Arrays
+    auxiliary: list[Arrays]
+
+
+class ReplicatedBackbone:
+    """Implements :class:`Backbone` with one bound executor a device and one optimiser state for all of them.
+
+    Batch statistics are those of a replica's own images, as in the legacy code; a checkpoint gets the mean of the
+    replicas' moving statistics, which is what its users always got from ``Module.get_params``.
+    """
+
+    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
+                 batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
+                 wd: float, seed: int = 0) -> None:
+        """:param batch_size: images a device; ``image_shape``: (3, H, W)."""
+        self.batch_size, self.communicator = batch_size, communicator
+        self.mu, self.wd, self.seed = mu, wd, seed
+        self.names = sorted(parameters)
+        self._has_dropout = any(node["op"] == "Dropout" for node in json.loads(symbol.tojson())["nodes"])
+        self.replicas = [Replica(symbol, parameters, auxiliary, device, (batch_size, *image_shape))
+                         for device in devices]
+        lead = self.replicas[0].arguments
+        self._momentum = {name: mx.nd.zeros_like(lead[name]) for name in self.names}
+        self._steps = 0
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        if self._has_dropout:  # a mask is a function of the seed and the step, so that a resumed run draws the same
+            stream = np.random.SeedSequence([self.seed, self._steps, self.communicator.rank])
+            mx.random.seed(int(stream.generate_state(1)[0] >> 1))
+        for replica, part in zip(self.replicas, self._parts(images)):
+            replica.forward(part, is_train=True)
+        return np.concatenate([replica.features() for replica in self.replicas])
+
+    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+        return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
+
+    def backward(self, d_features: np.ndarray) -> None:
+        for replica, part in zip(self.replicas, self._parts(d_features)):
+            replica.backward(part)
+
+    def step(self, lr: float) -> None:
+        lead = self.replicas[0]
+        self._reduce_gradients()
+        for low in range(0, len(self.names), UPDATE_GROUP):
+            names = self.names[low : low + UPDATE_GROUP]
+            weights = [lead.arguments[name] for name in names]
+            triples = [a for name in names for a in (lead.arguments[name], lead.gradients[name], self._momentum[name])]
+            mx.nd.multi_sgd_mom_update(*triples, out=weights, num_weights=len(names), momentum=self.mu,
+                                       lrs=[lr] * len(names), wds=[self.wd] * len(names))
+        for replica in self.replicas[1:]:
+            for name in self.names:
+                lead.arguments[name].copyto(replica.arguments[name])
+        self._steps += 1
+
+    def _reduce_gradients(self) -> None:
+        lead = self.replicas[0]
+        for replica in self.replicas[1:]:
+            for name in self.names:
+                lead.gradients[name] += replica.gradients[name].as_in_context(lead.device)
+        if self.communicator.size > 1:
+            for name in self.names:
+                lead.gradients[name][:] = self.communicator.all_reduce(lead.gradients[name].asnumpy())
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        own = self._statistics()
+        mean = _mean(own)
+        for replica in self.replicas:
+            _fill(replica.auxiliary, mean)
+        size = self.batch_size * len(self.replicas)
+        features = [self._infer(images[low : low + size], size) for low in range(0, len(images), size)]
+        for replica, auxiliary in zip(self.replicas, own):
+            _fill(replica.auxiliary, auxiliary)
+        return np.concatenate(features)
+
+    def _infer(self, images: np.ndarray, size: int) -> np.ndarray:
+        padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
+        for replica, part in zip(self.replicas, self._parts(padded)):
+            replica.forward(part, is_train=False)
+        return np.concatenate([replica.features() for replica in self.replicas])[: len(images)]
+
+    def parameters(self) -> tuple[Arrays, Arrays]:
+        auxiliary = _mean(self._statistics())
+        return _to_host(self.replicas[0].arguments, self.names), auxiliary
+
+    def _statistics(self) -> list[Arrays]:
+        # Batch norm moves its statistics in the backward pass, and a read of them does not wait for it by itself.
+        mx.nd.waitall()
+        return [_to_host(replica.auxiliary) for replica in self.replicas]
+
+    def state(self) -> BackboneState:
+        auxiliary = self._statistics()
+        return BackboneState(_to_host(self.replicas[0].arguments, self.names), _to_host(self._momentum), auxiliary)
+
+    def load(self, state: BackboneState, steps: int) -> None:
+        """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
+        _fill(self._momentum, state.momentum)
+        own = len(state.auxiliary) == len(self.replicas)
+        mean = _mean(state.auxiliary)
+        for i, replica in enumerate(self.replicas):
+            _fill(replica.arguments, state.parameters)
+            _fill(replica.auxiliary, state.auxiliary[i] if own else mean)
+        self._steps = steps
+
+
+class Replica:
+    """The backbone bound to one device for batches of one shape."""
+
+    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
+                 data_shape: tuple[int, int, int, int]) -> None:
+        self.device = device
+        self.arguments = {name: mx.nd.array(value, ctx=device) for name, value in parameters.items()}
+        self.auxiliary = {name: mx.nd.array(value, ctx=device) for name, value in auxiliary.items()}
+        self.gradients = {name: mx.nd.zeros_like(value) for name, value in self.arguments.items()}
+        self._data = mx.nd.zeros(data_shape, ctx=device)
+        self._executor = symbol.bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
+                                     grad_req={"data": "null", **dict.fromkeys(parameters, "write")},
+                                     aux_states=self.auxiliary)
+
+    def forward(self, images: np.ndarray, is_train: bool) -> None:
+        mx.nd.array(images, ctx=self.device, dtype=np.uint8).copyto(self._data)
+        self._executor.forward(is_train=is_train)
+
+    def features(self) -> np.ndarray:
+        return self._executor.outputs[0].asnumpy()
+
+    def backward(self, d_features: np.ndarray) -> None:
+        self._executor.backward([mx.nd.array(d_features, ctx=self.device)])
+
+
+def _to_host(arrays: Mapping[str, mx.nd.NDArray], names: Sequence[str] = ()) -> Arrays:
+    return {name: arrays[name].asnumpy() for name in names or arrays}
+
+
+def _fill(arrays: Mapping[str, mx.nd.NDArray], values: Mapping[str, np.ndarray]) -> None:
+    for name, value in values.items():
+        arrays[name][:] = value
+
+
+def _mean(states: Sequence[Arrays]) -> Arrays:
+    return {name: np.mean([state[name] for state in states], axis=0, dtype=np.float32) for name in states[0]}

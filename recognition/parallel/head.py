@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head in closed form: logits, margin, softmax over all shards, gradients and update, with no autograd graph.
+
+One step, with B features in the global batch and shard i holding C_i classes (docs/architecture.md has the whole):
+features and labels are gathered; every shard computes its (B, C_i) similarities; three numbers a row (maximum, sum of
+exponentials, the target's logit) are exchanged and merged as log-sum-exp; every shard turns its buffer into the
+gradient and contributes (B, D) to that of the features, which is reduce-scattered.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from recognition.loss.margin import Margin
+from recognition.parallel.communicator import Communicator
+from recognition.parallel.kernels import EPSILON
+from recognition.parallel.shard import SGD, Shard
+
+
+class HeadResult(NamedTuple):
+    """Loss and accuracy over the global batch, and the gradient of the mean loss by this process's features."""
+
+    loss: float  # mean cross entropy over all classes, in nats
+    accuracy: float  # share of rows whose target, with its margin, has the largest logit
+    d_features: np.ndarray  # (b, D) float32
+
+
+class Head(Protocol):
+    """What the loop knows of a head."""
+
+    def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
+        """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64."""
+
+    def step(self, lr: float) -> None:
+        """Update the centres by the gradients of the last :meth:`forward_backward`."""
+
+
+@dataclass
+class ShardedHead:
+    """Margin softmax over class centres that are cut by class across devices and processes."""
+
+    shards: Sequence[Shard]
+    margin: Margin
+    communicator: Communicator
+    mu: float = 0.9
+    wd: float = 0.0005
+    lr_mult: float = 1.0
+    wd_mult: float = 1.0
+
+    def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
+        x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
+        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
+        norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + EPSILON)
+        unit = x / norms if self.margin.normalised else x
+
+        # The owner of a row's class knows its similarity: others put -inf, and their maximum is the logit.
+        logits, slopes, statistics = [], [], []
+        for shard in self.shards:
+            logit, slope = self.margin.target(shard.similarities(unit, labels))
+            logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
+            slopes.append(slope)
+            statistics.append(shard.statistics(logit))
+        target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
+
+        d_unit = np.zeros_like(x)
+        d_target = np.expm1(target - log_sum) / len(x)
+        for shard, (maximum, _), slope in zip(self.shards, (s.T for s in statistics), slopes):
+            d_unit += shard.gradient(np.exp(maximum - log_sum) / len(x), d_target * slope)
+        return HeadResult(float(np.mean(log_sum - target)), float(np.mean(target >= highest)),
+                          self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
+
+    def _merge(self, statistics: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Over all shards: the target's logit, log sum exp and maximum of each row; each (B,) float64.
+
+        :param statistics: (shards, B, 2) of this process's shards, ``logits``: (shards, B).
+        """
+        local = np.concatenate([statistics, logits[..., None]], axis=2).transpose(1, 0, 2)  # (B, shards, 3)
+        sums = self._summary(local)[None]
+        highest, total, target = self._summary(self.communicator.all_gather(sums).transpose(1, 0, 2)).T
+        return target, highest + np.log(total), highest
+
+    @staticmethod
+    def _summary(parts: np.ndarray) -> np.ndarray:
+        """Merge (B, parts, 3) rows of maximum, sum of exp(z - maximum) and target's logit to (B, 3)."""
+        highest = parts[:, :, 0].max(axis=1)
+        total = (parts[:, :, 1] * np.exp(parts[:, :, 0] - highest[:, None])).sum(axis=1)
+        return np.stack([highest, total, parts[:, :, 2].max(axis=1)], axis=1)
+
+    def _through_norm(self, d_unit: np.ndarray, unit: np.ndarray, norms: np.ndarray) -> np.ndarray:
+        """Gradient by this process's features from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
+        if not self.margin.normalised:
+            return d_unit
+        mine = slice(self.communicator.rank * len(d_unit), (self.communicator.rank + 1) * len(d_unit))
+        along = (d_unit * unit[mine]).sum(axis=1, keepdims=True)
+        return (d_unit - along * unit[mine]) / norms[mine]
+
+    def step(self, lr: float) -> None:
+        sgd = SGD(lr * self.lr_mult, self.mu, self.wd * self.wd_mult)
+        for shard in self.shards:
+            shard.update(sgd)

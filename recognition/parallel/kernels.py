@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numba loops over a shard of class centres: each is one pass over memory where NumPy would need several."""
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+# Sums may be reordered so that loops vectorise; NaN and infinity keep their meaning, they are looked for later.
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the legacy L2Normalization
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def inverse_norms(centres, inverse):  # type: ignore[no-untyped-def]
+    """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)``; centres (R, D), inverse (R,), float32."""
+    for r in numba.prange(centres.shape[0]):
+        total = np.float32(0)
+        for d in range(centres.shape[1]):
+            total += centres[r, d] * centres[r, d]
+        inverse[r] = np.float32(1) / np.sqrt(total + EPSILON)
+
+
+@numba.njit(fastmath=FAST, cache=True)
+def _scale_row(row, inverse, bias, scale):  # type: ignore[no-untyped-def]
+    """``row = scale * row * inverse + bias`` in place, and its maximum."""
+    highest = np.float32(-np.inf)
+    for c in range(row.shape[0]):
+        value = scale * row[c] * inverse[c] + bias[c]
+        row[c] = value
+        highest = max(highest, value)
+    return highest
+
+
+@numba.njit(cache=True)
+def _keep_nearest(row, sub_centres):  # type: ignore[no-untyped-def]
+    """Leave the largest of each class's sub-centres, -inf at the others: their probability and gradient are 0."""
+    for first in range(0, row.shape[0], sub_centres):
+        best = first
+        for c in range(first + 1, first + sub_centres):
+            if row[c] > row[best]:
+                best = c
+        for c in range(first, first + sub_centres):
+            if c != best:
+                row[c] = -np.inf
+
+
+@numba.njit(fastmath=FAST, cache=True)
+def _exponentials(row, highest):  # type: ignore[no-untyped-def]
+    """``row = exp(row - highest)`` in place, and its sum (blocks in float32, their total in float64)."""
+    total = np.float64(0)
+    for start in range(0, row.shape[0], 4096):
+        part = np.float32(0.0)
+        for c in range(start, min(start + 4096, row.shape[0])):
+            value = np.exp(row[c] - highest)
+            row[c] = value
+            part += value
+        total += part
+    return total
+
+
+@numba.njit(parallel=True, cache=True)
+def row_statistics(logits, inverse, bias, scale, sub_centres, columns, target_logits, statistics):  # type: ignore[no-untyped-def]
+    """From similarities to exponentials in place, with the two numbers a row that the other shards need.
+
+    :param logits: (B, R) float32, in: inner products with the centres; out: ``exp(z - max)``.
+    :param inverse: (R,) float32, inverse norms of the centres; ``bias``: (R,) float32.
+    :param columns: (B,) int64, the column of the row's target, -1 where its class is in another shard.
+    :param target_logits: (B,) float32, the logit with margin that replaces the one at ``columns``.
+    :param statistics: (B, 2) float64, out: the maximum of z and the sum of ``exp(z - max)``.
+    """
+    for b in numba.prange(logits.shape[0]):
+        row, column = logits[b], columns[b]
+        if column >= 0:  # the target's class must not count as one of the others
+            first = column - column % sub_centres
+            row[first : first + sub_centres] = -np.inf
+        highest = _scale_row(row, inverse, bias, scale)
+        if sub_centres > 1:
+            _keep_nearest(row, sub_centres)
+        if column >= 0:
+            row[column] = target_logits[b]
+            highest = max(highest, target_logits[b])
+        statistics[b, 0] = highest
+        statistics[b, 1] = _exponentials(row, highest)
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def similarity_gradient(exponentials, inverse, scale, row_factors, columns, target_gradients):  # type: ignore[no-untyped-def]
+    """From exponentials to the gradient of the mean loss by the inner products, in place.
+
+    :param exponentials: (B, R) float32, as :func:`row_statistics` leaves them.
+    :param row_factors: (B,) float32: ``exp(max_i - log sum exp over all shards) / B``.
+    :param target_gradients: (B,) float32: ``(p_y - 1) / B * d z_y / d similarity``.
+    """
+    for b in numba.prange(exponentials.shape[0]):
+        row = exponentials[b]
+        factor = row_factors[b] * scale
+        for c in range(row.shape[0]):
+            row[c] *= factor * inverse[c]
+        if columns[b] >= 0:
+            row[columns[b]] = target_gradients[b] * inverse[columns[b]]
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def update_centres(centres, momentum, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
+    """Gradient through the norm and SGD with momentum in one pass over a chunk of centres.
+
+    ``gradient`` (R, D) is that by the inner products' centres, already divided by the norms. All float32. The new
+    norms are left to :func:`inverse_norms`: a run that loads W must get the same bits as one that made it.
+    """
+    for r in numba.prange(centres.shape[0]):
+        w, m, g = centres[r], momentum[r], gradient[r]
+        along = np.float32(0)
+        if normalised:
+            for d in range(w.shape[0]):
+                along += g[d] * w[d]
+            along *= inverse[r] * inverse[r]
+        decay = wd - along
+        for d in range(w.shape[0]):
+            m[d] = mu * m[d] - lr * (g[d] + decay * w[d])
+            w[d] += m[d]

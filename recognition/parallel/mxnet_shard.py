@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shard on any MXNet context: the same steps as :mod:`recognition.parallel.cpu_shard`, in MXNet's operators."""
+from __future__ import annotations
+
+import numpy as np
+
+from recognition.mxnet_compat import mx
+from recognition.parallel.kernels import EPSILON
+from recognition.parallel.shard import SGD, ShardState, initial_centres, target_columns
+
+CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
+
+
+class MxnetShard:
+    """Implements :class:`recognition.parallel.shard.Shard` on the device ``context``."""
+
+    def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
+                 sub_centres: int = 1, with_bias: bool = False, seed: int = 0) -> None:
+        self.context = context
+        self.start, self.stop = start, stop
+        self.normalised, self.scale, self.sub_centres, self.with_bias = normalised, scale, sub_centres, with_bias
+        centres = initial_centres(seed, start, stop, sub_centres, dim)
+        rows = len(centres)
+        self.load(ShardState(centres, np.zeros_like(centres), np.zeros(rows, np.float32), np.zeros(rows, np.float32)))
+
+    def _array(self, values: np.ndarray, dtype: str = "float32") -> mx.nd.NDArray:
+        return mx.nd.array(values, ctx=self.context, dtype=dtype)
+
+    def state(self) -> ShardState:
+        return ShardState(*(a.asnumpy() for a in (self._w, self._m, self._bias, self._bias_m)))
+
+    def load(self, state: ShardState) -> None:
+        self._w, self._m, self._bias, self._bias_m = (self._array(values) for values in state)
+        self._inverse = mx.nd.ones(len(state.centres), ctx=self.context)
+        self._norms(slice(0, len(state.centres)))
+
+    def _norms(self, rows: slice) -> None:
+        if self.normalised:
+            self._inverse[rows] = mx.nd.rsqrt(mx.nd.square(self._w[rows]).sum(axis=1) + float(EPSILON))
+
+    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        rows, k = self._w.shape[0], self.sub_centres
+        self._x = self._array(x)
+        self._z = mx.nd.FullyConnected(self._x, self._w, num_hidden=rows, no_bias=True, flatten=False)
+        first = target_columns(labels, self.start, self.stop, k)
+        inside = first >= 0
+        columns = np.maximum(first, 0)[:, None] + np.arange(k)
+        batch = np.repeat(np.arange(len(x)), k)
+        index = self._array(np.stack([batch, columns.ravel()]), "int32")
+        flat = self._array(columns.ravel(), "int32")
+        values = mx.nd.gather_nd(self._z, index) * self._inverse.take(flat) + self._bias.take(flat)
+        values = values.asnumpy().reshape(-1, k)
+        nearest = values.argmax(axis=1)
+        here = np.flatnonzero(inside)
+        self._here = here
+        self._class = self._array(np.stack([np.repeat(here, k), columns[here].ravel()]), "int32")
+        self._target = self._array(np.stack([here, columns[here, nearest[here]]]), "int32")
+        return np.where(inside, values[np.arange(len(x)), nearest], np.float32(0)).astype(np.float32)
+
+    def _put(self, index: mx.nd.NDArray, values: np.ndarray) -> None:
+        if index.shape[1]:
+            mx.nd._internal._scatter_set_nd(lhs=self._z, rhs=self._array(values), indices=index, shape=self._z.shape,
+                                            out=self._z)
+
+    def statistics(self, target_logits: np.ndarray) -> np.ndarray:
+        z, k = self._z, self.sub_centres
+        mx.nd.broadcast_mul(z, (self._inverse * self.scale).expand_dims(0), out=z)
+        mx.nd.broadcast_add(z, self._bias.expand_dims(0), out=z)
+        if len(self._here):
+            self._put(self._class, np.full(self._class.shape[1], -np.inf))
+        if k > 1:
+            grouped = z.reshape((z.shape[0], -1, k))
+            nearest = mx.nd.one_hot(grouped.argmax(axis=2), k)
+            self._z = z = mx.nd.where(nearest, grouped, mx.nd.full(grouped.shape, -np.inf, ctx=self.context)).reshape(
+                z.shape)
+        if len(self._here):
+            self._put(self._target, target_logits[self._here])
+        highest = z.max(axis=1, keepdims=True)
+        mx.nd.broadcast_sub(z, highest, out=z)
+        mx.nd.exp(z, out=z)
+        total = z.sum(axis=1)
+        return np.stack([highest.asnumpy()[:, 0], total.asnumpy()], axis=1).astype(np.float64)
+
+    def gradient(self, row_factors: np.ndarray, target_gradients: np.ndarray) -> np.ndarray:
+        z = self._z
+        mx.nd.broadcast_mul(z, self._array(row_factors * self.scale).expand_dims(1), out=z)
+        if len(self._here):
+            self._put(self._target, target_gradients[self._here])
+        mx.nd.broadcast_mul(z, self._inverse.expand_dims(0), out=z)
+        return mx.nd.dot(z, self._w).asnumpy()
+
+    def update(self, sgd: SGD) -> None:
+        for low in range(0, self._w.shape[0], CHUNK):
+            rows = slice(low, min(low + CHUNK, self._w.shape[0]))
+            w, m = self._w[rows], self._m[rows]
+            gradient = mx.nd.dot(self._z[:, rows], self._x, transpose_a=True)
+            if self.normalised:
+                along = (gradient * w).sum(axis=1) * mx.nd.square(self._inverse[rows])
+                gradient -= w * along.expand_dims(1)
+            mx.nd.sgd_mom_update(w, gradient, m, out=w, lr=sgd.lr, wd=sgd.wd, momentum=sgd.mu)
+            self._norms(rows)
+        if self.with_bias:
+            mx.nd.sgd_mom_update(self._bias, self._z.sum(axis=0), self._bias_m, out=self._bias, lr=sgd.lr, wd=sgd.wd,
+                                 momentum=sgd.mu)

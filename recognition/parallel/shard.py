@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shard of the class centres: the interface that the head works with, and what every kind of shard shares.
+
+A shard holds the rows ``class * K + k`` (K sub-centres a class) of classes ``start .. stop - 1``. In a step the head
+calls, in this order, :meth:`Shard.similarities`, :meth:`Shard.statistics`, :meth:`Shard.gradient` and
+:meth:`Shard.update`; between them one (B, rows) buffer holds the similarities, then their exponentials, then the
+gradient.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+INITIAL_STD = 0.01  # of W, as in the legacy code
+BLOCK = 4096  # classes that share a random stream, so that W does not depend on how it is cut
+
+
+class SGD(NamedTuple):
+    """``m = mu * m - lr * (gradient + wd * w);  w += m``, the update of MXNet's SGD with momentum."""
+
+    lr: float
+    mu: float
+    wd: float
+
+
+class ShardState(NamedTuple):
+    """What goes into a training state: views or copies on the host, float32."""
+
+    centres: np.ndarray  # (rows, D)
+    momentum: np.ndarray  # (rows, D)
+    bias: np.ndarray  # (rows,), zeros where the head has none
+    bias_momentum: np.ndarray  # (rows,)
+
+
+class Shard(Protocol):
+    """Classes ``start .. stop - 1`` of W on one device."""
+
+    start: int
+    stop: int
+
+    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Inner products of x (B, D) float32 with the centres; returns those with the targets, (B,) float32.
+
+        Rows whose label lies in another shard get 0. Centres are normalised if the head's margin is.
+        """
+
+    def statistics(self, target_logits: np.ndarray) -> np.ndarray:
+        """(B, 2) float64: the maximum of the logits and the sum of exp(logit - maximum), with the target's replaced."""
+
+    def gradient(self, row_factors: np.ndarray, target_gradients: np.ndarray) -> np.ndarray:
+        """This shard's part of the gradient of the mean loss by x, (B, D) float32.
+
+        :param row_factors: (B,) ``exp(maximum - log of the sum over all shards) / B``.
+        :param target_gradients: (B,) the gradient by the target's similarity.
+        """
+
+    def update(self, sgd: SGD) -> None:
+        """Step the centres by the gradient of the batch that the last three calls were about."""
+
+    def state(self) -> ShardState:
+        """The shard's arrays for a training state."""
+
+    def load(self, state: ShardState) -> None:
+        """Take over the arrays of :meth:`state`."""
+
+
+def split_classes(num_classes: int, parts: int) -> list[tuple[int, int]]:
+    """Cut classes into ranges ``(start, stop)`` that differ by at most one class, the larger ones first."""
+    base, extra = divmod(num_classes, parts)
+    bounds = [i * base + min(i, extra) for i in range(parts + 1)]
+    return list(zip(bounds[:-1], bounds[1:]))
+
+
+def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> np.ndarray:
+    """Normal(0, 0.01) rows of classes ``start .. stop - 1``: a function of the seed and the class, not of the cut."""
+    rows = np.empty(((stop - start) * sub_centres, dim), np.float32)
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x5743, block])))
+        values = stream.standard_normal((BLOCK, sub_centres, dim), dtype=np.float32) * np.float32(INITIAL_STD)
+        low, high = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK)
+        part = values[low - block * BLOCK : high - block * BLOCK].reshape(-1, dim)
+        rows[(low - start) * sub_centres : (high - start) * sub_centres] = part
+    return rows
+
+
+def target_columns(labels: np.ndarray, start: int, stop: int, sub_centres: int) -> np.ndarray:
+    """(B,) int64: the first column of each label's class in the shard ``start .. stop - 1``, -1 where it has none."""
+    inside = (labels >= start) & (labels < stop)
+    return np.where(inside, (labels - start) * sub_centres, -1)

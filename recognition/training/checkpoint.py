@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Legacy checkpoints: ``PREFIX-symbol.json`` and ``PREFIX-%04d.params``, readable by plain MXNet."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from recognition.mxnet_compat import mx
+from recognition.training.files import replacing
+
+
+def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters: Mapping[str, np.ndarray],
+                    auxiliary: Mapping[str, np.ndarray]) -> Path:
+    """Write a symbol and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays."""
+    arrays: dict[str, mx.nd.NDArray] = {f"arg:{name}": mx.nd.array(value) for name, value in parameters.items()}
+    arrays.update({f"aux:{name}": mx.nd.array(value) for name, value in auxiliary.items()})
+    with replacing(prefix.with_name(f"{prefix.name}-symbol.json")) as path:
+        symbol.save(str(path))
+    target = prefix.with_name(f"{prefix.name}-{number:04d}.params")
+    with replacing(target) as path:
+        mx.nd.save(str(path), arrays)
+    return target

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says while it trains: the legacy lines, a progress bar where a terminal is attached, and the history."""
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from common.verification import VerificationResult
+from recognition.training.history import History
+
+
+class TrainingLog:
+    """Counts batches and prints. Loss and accuracy of a line are means over the batches that it covers."""
+
+    def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
+                 step: int) -> None:
+        """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end."""
+        self._history, self._frequent, self._batch_images = history, frequent, batch_images
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not sys.stderr.isatty(),
+                         dynamic_ncols=True, smoothing=0.05)
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._losses: list[float] = []
+        self._hits: list[float] = []
+        self._busy = 0.0
+        self.resume_clock()
+
+    def pause_clock(self) -> None:
+        """Verification and saving are not training: the speed leaves them out."""
+        self._busy += time.perf_counter() - self._since
+
+    def resume_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None:
+        """After batch ``index`` of an epoch, the ``step``-th of the run."""
+        self._losses.append(loss)
+        self._hits.append(accuracy)
+        self._bar.set_postfix_str(f"epoch {epoch} loss {loss:.3f} lr {lr:g}", refresh=False)
+        self._bar.update()
+        if step % 1000 == 0:
+            self.line(f"lr-batch-epoch: {lr:g} {index} {epoch}")
+        if index and index % self._frequent == 0:
+            self._speed_line(step, epoch, index, lr)
+
+    def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
+        self.pause_clock()
+        count = len(self._losses)
+        loss, accuracy = sum(self._losses) / count, sum(self._hits) / count
+        speed = count * self._batch_images / max(self._busy, 1e-9)
+        with self._clear_of_bar():
+            logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f\tlossvalue=%f", epoch,
+                         index - self._frequent, index, speed, accuracy, loss)
+        self._history.write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
+        self._start_interval()
+
+    def verification(self, step: int, result: VerificationResult) -> None:
+        self.line(f"[{result.name}][{step}]XNorm: {result.xnorm:f}")
+        self.line(f"[{result.name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}")
+        self._history.write("verification", step, target=result.name, accuracy=result.mean, std=result.std,
+                            xnorm=result.xnorm, auc=result.auc)
+
+    def line(self, text: str) -> None:
+        """A plain line on standard output."""
+        with self._clear_of_bar():
+            print(text, flush=True)
+
+    def _clear_of_bar(self):  # type: ignore[no-untyped-def]
+        return tqdm.external_write_mode(file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._history.close()
+
+
+def best_of(results: Sequence[VerificationResult]) -> tuple[float, float]:
+    """What makes a verification the best so far: the last target's accuracy, then the sum over all targets."""
+    return results[-1].mean, sum(result.mean for result in results)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training states: all that a run needs to go on as if it had not stopped, whatever the number of shards.
+
+A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, for shard i of W, ``centres-i.npy``,
+``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``. It is written under another name, forced to disk and
+renamed, so that a folder of that name is whole. The last two are kept.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recognition.errors import UserError
+from recognition.parallel.backbone import BackboneState
+from recognition.parallel.shard import Shard, ShardState
+from recognition.training.files import sync_file, sync_folder
+
+FORMAT = 1
+KEPT = 2
+_WRITING = ".writing"
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its arrays."""
+
+    step: int = 0  # batches done
+    epoch: int = 0
+    offset: int = 0  # images of this epoch consumed
+    verifications: int = 0
+    best: tuple[float, float] = (-1.0, -1.0)  # accuracy of the last target, sum over all targets
+    identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run goes on
+    config: dict[str, Any] = field(default_factory=dict)  # everything it ran with, for the reader
+
+
+def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard]) -> Path:
+    """Write a state below ``folder`` and drop all but the newest two; returns its path."""
+    target = folder / f"step-{progress.step:09d}"
+    if target.exists():  # a run that went on from it and was stopped before its first step
+        return target
+    temporary = folder / f"{target.name}{_WRITING}"
+    discard_unfinished(folder)
+    temporary.mkdir(parents=True)
+    _save_backbone(temporary / "backbone.npz", backbone)
+    for i, shard in enumerate(shards):
+        for name, array in shard.state()._asdict().items():
+            np.save(temporary / f"{name}-{i}.npy", array)
+    manifest = {"format": FORMAT, "shards": [[shard.start, shard.stop] for shard in shards], **asdict(progress)}
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
+    for path in temporary.iterdir():
+        sync_file(path)
+    sync_folder(temporary)
+    os.replace(temporary, target)
+    sync_folder(folder)
+    for old in saved_states(folder)[:-KEPT]:
+        old.rename(f"{old}{_WRITING}")  # half a state must not look whole
+    discard_unfinished(folder)
+    return target
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The whole states below a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.name[5:].isdigit() and (p / "manifest.json").is_file())
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Before a run from nothing: move the states of an earlier run to ``state.1``, ``state.2``, ...; None if none."""
+    if not saved_states(folder):
+        return None
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return folder.rename(kept)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a killed run was writing or removing."""
+    for path in folder.glob(f"step-*{_WRITING}"):
+        shutil.rmtree(path)
+
+
+def _save_backbone(path: Path, state: BackboneState) -> None:
+    arrays = {f"parameter:{name}": value for name, value in state.parameters.items()}
+    arrays.update({f"momentum:{name}": value for name, value in state.momentum.items()})
+    for i, auxiliary in enumerate(state.auxiliary):
+        arrays.update({f"auxiliary{i}:{name}": value for name, value in auxiliary.items()})
+    np.savez(path, **arrays)
+
+
+class SavedState:
+    """A state on disk, opened for reading."""
+
+    def __init__(self, path: Path) -> None:
+        """:raises UserError: if the folder holds no state that this version reads."""
+        self.path = path
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            found = manifest.pop("format")
+            self._ranges: list[list[int]] = manifest.pop("shards")
+            if found != FORMAT:
+                raise UserError(f"{path}: training state of format {found}, expected {FORMAT}")
+            self.progress = Progress(**{**manifest, "best": tuple(manifest["best"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a training state: {error}") from None
+
+    def require_identity(self, identity: dict[str, Any]) -> None:
+        """:raises UserError: if the state is of a run with other identities, images or shapes."""
+        for key, value in identity.items():
+            found = self.progress.identity.get(key)
+            if found != value:
+                raise UserError(f"--resume: {self.path} was saved with {key} {found!r}, this run has {value!r}")
+
+    def backbone(self) -> BackboneState:
+        """The backbone's arrays."""
+        with self._opening("backbone.npz") as arrays:
+            groups: dict[str, dict[str, np.ndarray]] = {}
+            for key in arrays.files:
+                group, name = key.split(":", 1)
+                groups.setdefault(group, {})[name] = arrays[key]
+        replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
+        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas])
+
+    def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
+        """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""
+        parts = []
+        for name in ShardState._fields:
+            pieces = [self._opening(f"{name}-{i}.npy")[(max(start, low) - low) * sub_centres :
+                                                      (min(stop, high) - low) * sub_centres]
+                      for i, (low, high) in enumerate(self._ranges) if low < stop and start < high]
+            parts.append(np.concatenate(pieces))
+        return ShardState(*parts)
+
+    def _opening(self, name: str) -> Any:
+        try:
+            return np.load(self.path / name, mmap_mode="r" if name.endswith(".npy") else None, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / name}: cannot be read: {error}") from None
+
+
+def find_state(folder: Path, resume: str) -> SavedState | None:
+    """The state to go on from: the newest for ``resume`` 'yes', the newest if any for 'auto', None for ''."""
+    if not resume:
+        return None
+    found = saved_states(folder)
+    if found:
+        return SavedState(found[-1])
+    if resume == "auto":
+        return None
+    raise UserError(f"--resume: no training state below {folder}; --resume auto starts anew where there is none")

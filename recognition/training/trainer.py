@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, for every backbone, head and communicator."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Callable
+
+from common.verification import VerificationResult
+from recognition.data.loader import Batch
+from recognition.errors import UserError
+from recognition.parallel.backbone import Backbone
+from recognition.parallel.head import Head
+from recognition.training.log import TrainingLog, best_of
+from recognition.training.schedule import Schedule
+from recognition.training.signals import StopRequest
+from recognition.training.state import Progress
+
+SAVE_NEVER, SAVE_BEST, SAVE_ALWAYS, SAVE_BEST_AS_ONE = range(4)  # --ckpt
+LAST = 0  # the number of the checkpoint that ends a run
+
+
+@dataclass
+class Trainer:
+    """One run: what to train, on what, for how long, and what to do between steps."""
+
+    backbone: Backbone
+    head: Head
+    batches: Iterable[Batch]
+    schedule: Schedule
+    verify: Callable[[], Sequence[VerificationResult]]
+    save_checkpoint: Callable[[int], object]  # by number
+    save_state: Callable[[Progress], object]
+    log: TrainingLog
+    progress: Progress
+    verbose: int  # batches between verifications
+    state_every: int  # batches between training states, 0 never
+    ckpt: int
+    max_steps: int  # 0: no limit
+    end_epoch: int
+
+    def run(self) -> int:
+        """Train to the end or to a signal; returns the exit status."""
+        with StopRequest() as stop:
+            for batch in () if self._done() else self.batches:
+                self._step(batch)
+                if self.progress.step % self.verbose == 0 or (self._done() and self.ckpt != SAVE_NEVER):
+                    self._verify()
+                if self._done() or stop.signal:
+                    break
+                if self.state_every and self.progress.step % self.state_every == 0:
+                    self._save_state()
+            return self._finish(stop)
+
+    def _step(self, batch: Batch) -> None:
+        progress, lr = self.progress, self.schedule(self.progress.step)
+        features = self.backbone.forward(batch.images)
+        result = self.head.forward_backward(features, batch.labels)
+        if not math.isfinite(result.loss):
+            raise UserError(f"step {progress.step + 1}: the loss is {result.loss} at learning rate {lr:g}; nothing was "
+                            "updated in this step. Try a lower --lr, or softmax before a margin")
+        self.backbone.backward(result.d_features)
+        self.head.step(lr)
+        self.backbone.step(lr)
+        progress.step += 1
+        progress.epoch, progress.offset = batch.next_position
+        self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
+
+    def _verify(self) -> None:
+        self.log.pause_clock()
+        results, progress = self.verify(), self.progress
+        for result in results:
+            self.log.verification(progress.step, result)
+        progress.verifications += 1
+        # Without a verification set nothing can be compared, and what can't be compared must not be lost.
+        best = not results or best_of(results) >= progress.best
+        if results and best:
+            progress.best = best_of(results)
+        if self.ckpt == SAVE_ALWAYS or (best and self.ckpt in (SAVE_BEST, SAVE_BEST_AS_ONE)):
+            number = 1 if self.ckpt == SAVE_BEST_AS_ONE else progress.verifications
+            self.log.line(f"saving {number}")
+            self.save_checkpoint(number)
+        if results:
+            self.log.line(f"[{progress.step}]Accuracy-Highest: {progress.best[0]:1.5f}")
+        self.log.resume_clock()
+
+    def _save_state(self) -> None:
+        self.log.pause_clock()
+        self.save_state(self.progress)
+        self.log.resume_clock()
+
+    def _done(self) -> bool:
+        return 0 < self.max_steps <= self.progress.step or self.progress.epoch >= self.end_epoch
+
+    def _finish(self, stop: StopRequest) -> int:
+        if self.state_every:
+            self.save_state(self.progress)
+        if stop.signal and not self._done():
+            went_on = "--resume goes on from here" if self.state_every else "no training state was saved"
+            self.log.line(f"stopped by {stop.signal.name} after step {self.progress.step}; {went_on}")
+            return 128 + stop.signal.value
+        if self.ckpt != SAVE_NEVER:
+            self.save_checkpoint(LAST)
+        return 0

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a virtual environment and install extras of pyproject.toml into it, once; a second call finds it done.
+
+    python scripts/environment.py .venv cpu plot test horovod
+
+The environment is for the interpreter that runs this file. A stamp per extra, written when all of it is installed,
+holds a hash of what it was installed from; a changed pyproject.toml, or a set-up that was stopped, has no valid stamp.
+"""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = ROOT / "pyproject.toml"
+BUILD_TOOLS = ["pip>=22.3", "setuptools>=77,<81", "wheel"]
+# Horovod's setup.py fetches these by itself, as eggs, unless they are there.
+HOROVOD_BUILD_TOOLS = ["cloudpickle", "packaging", "psutil", "pyyaml"]
+HOROVOD_OPTIONS = {
+    "HOROVOD_WITH_MXNET": "1",
+    "HOROVOD_WITHOUT_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_PYTORCH": "1",
+    "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITHOUT_MPI": "1",
+}
+HOROVOD_WORKS = """
+import importlib.metadata, sys
+assert importlib.metadata.version("horovod") == sys.argv[1]
+from recognition.mxnet_compat import mx
+import horovod.mxnet
+"""
+# What `make` and the user's shell set for themselves, and pip or a compiler would take for theirs.
+FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
+
+
+class SetupError(Exception):
+    """What is missing, in one line."""
+
+
+def say(line: str) -> None:
+    print(f"set-up: {line}", file=sys.stderr, flush=True)
+
+
+class Environment:
+    """A virtual environment, its stamps and its log."""
+
+    def __init__(self, venv: Path) -> None:
+        self.venv = venv
+        self.label = os.path.relpath(venv)
+        self.python = venv / "bin" / "python"
+        self.notes = venv / ".setup"
+        self.log = self.notes / "install.log"
+        self.identity = self.notes / "identity"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the environment for this process alone."""
+        self.venv.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.venv.with_name(self.venv.name + ".lock"), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another set-up of {self.label}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def run(self, *arguments: str, python: Path | None = None, **variables: str) -> None:
+        """Run the environment's Python; its output goes to the log, whose end is shown when it fails."""
+        kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        with open(self.log, "a") as log:
+            status = subprocess.call(
+                [str(python or self.python), *arguments], cwd=ROOT, env={**kept, **variables},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )
+        if status:
+            sys.stderr.writelines(f"    {line[:200]}\n" for line in self.log.read_text().splitlines()[-15:])
+            raise SetupError(f"{' '.join(arguments[:3])} ended with status {status}: see above and {self.log}")
+
+    def pip(self, *arguments: str, python: Path | None = None, **variables: str) -> None:
+        self.run("-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", python=python, **variables)
+
+    def make_for(self, identity: str) -> None:
+        """Make the environment anew: there is none, or one of another Python, another MXNet or another place."""
+        if self.venv.exists() and not self.notes.is_dir():
+            raise SetupError(f"{self.label} is there and was not made by this set-up: move it away")
+        shutil.rmtree(self.venv, ignore_errors=True)
+        self.notes.mkdir(parents=True)
+        say(f"making {self.label} for Python {platform.python_version()}")
+        self.run("-m", "venv", str(self.venv), python=base_interpreter())
+        self.pip("install", *BUILD_TOOLS)
+        self.identity.write_text(identity)
+
+    def serves(self, identity: str) -> bool:
+        return self.identity.is_file() and self.identity.read_text() == identity
+
+    def missing(self, extras: Sequence[str]) -> list[str]:
+        """The extras without a valid stamp."""
+        stamps = {extra: self.notes / f"{extra}.stamp" for extra in extras}
+        return [extra for extra, stamp in stamps.items() if not stamp.is_file() or stamp.read_text() != digest(extra)]
+
+    def install(self, extras: Sequence[str]) -> None:
+        """Install the project, editable, with these extras, and stamp them."""
+        say(f"installing {', '.join(extras)} into {self.label}: a few minutes; the log is {self.log}")
+        self.install_project([extra for extra in extras if extra != "horovod"])
+        if "horovod" in extras:
+            self.install_horovod()
+            self.install_project(extras)
+        for extra in extras:
+            (self.notes / f"{extra}.stamp").write_text(digest(extra))
+
+    def install_project(self, extras: Sequence[str]) -> None:
+        self.pip("install", "--no-build-isolation", "-e", f".[{','.join(extras)}]")
+
+    def install_horovod(self) -> None:
+        """Build Horovod against the installed MXNet, unless the one that is there works."""
+        version = horovod_version()
+        with contextlib.suppress(subprocess.CalledProcessError):
+            subprocess.run(
+                [str(self.python), "-c", HOROVOD_WORKS, version], cwd=ROOT, check=True, capture_output=True
+            )
+            return
+        say(f"building Horovod {version} with MXNet and Gloo: about two minutes on two cores")
+        self.pip("install", *HOROVOD_BUILD_TOOLS)
+        with tempfile.TemporaryDirectory(dir=space_free_folder()) as folder:
+            wheel = self.build_horovod(version, Path(folder))
+            self.pip("install", "--force-reinstall", "--no-deps", str(wheel))
+        self.run("-c", HOROVOD_WORKS, version)
+
+    def build_horovod(self, version: str, folder: Path) -> Path:
+        """Build a wheel in ``folder``, whose path must hold no space: Horovod's CMake files cannot take one.
+
+        They get MXNet's folder from the Python that runs them, hence the link. pip's cache is left out of it, since
+        a Horovod that was built elsewhere without MXNet has the same name there.
+        """
+        link = folder / "venv"
+        link.symlink_to(self.venv)
+        self.pip("install", "--target", str(folder / "tools"), "cmake>=3.21,<4")
+        # The build imports MXNet by itself, and that needs numpy.bool: see recognition/mxnet_compat.py.
+        (folder / "sitecustomize.py").write_text("import numpy\nnumpy.bool = bool\n")
+        # Where it runs, MXNet is loaded before: it must not look for it in this folder, which anyone could make again.
+        (folder / "toolchain.cmake").write_text("set(CMAKE_SKIP_RPATH TRUE CACHE BOOL \"\")\n")
+        self.pip(
+            "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--no-binary", "horovod", "--verbose",
+            "--wheel-dir", str(folder), f"horovod=={version}",
+            python=link / "bin" / "python",
+            PYTHONPATH=str(folder), TMPDIR=str(folder), MAKEFLAGS=f"-j{len(os.sched_getaffinity(0))}",
+            HOROVOD_CMAKE=str(folder / "tools" / "cmake" / "data" / "bin" / "cmake"),
+            CMAKE_TOOLCHAIN_FILE=str(folder / "toolchain.cmake"), **HOROVOD_OPTIONS,
+        )
+        return next(folder.glob("horovod-*.whl"))
+
+
+def base_interpreter() -> Path:
+    """The interpreter outside any virtual environment."""
+    return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+
+
+def identity(venv: Path, extras: Sequence[str]) -> str:
+    """What an environment cannot change: its place, its Python, and which MXNet it holds."""
+    mxnet = next((extra for extra in extras if extra in ("cpu", "cu112")), "none")
+    return "\n".join([str(venv), str(base_interpreter()), "{}.{}".format(*sys.version_info), mxnet])
+
+
+def digest(extra: str) -> str:
+    """A hash of everything that decides what is installed for an extra."""
+    return hashlib.sha256(b"\0".join([PROJECT.read_bytes(), Path(__file__).read_bytes(), extra.encode()])).hexdigest()
+
+
+def horovod_version() -> str:
+    found = re.search(r'"horovod==([\w.]+)"', PROJECT.read_text())
+    if not found:
+        raise SetupError(f"{PROJECT} names no exact version of horovod")
+    return found.group(1)
+
+
+def require_compiler() -> None:
+    """Horovod is built from source: refuse before anything is downloaded."""
+    for tool in (os.environ.get("CXX", "c++"), "make"):
+        if not shutil.which(tool):
+            raise SetupError(f"no {tool}, which builds Horovod (on Debian and Ubuntu: apt install g++ make)")
+
+
+def space_free_folder() -> str | None:
+    """Where temporary folders have no space in their path; None is Python's own choice."""
+    return "/tmp" if re.search(r"\s", tempfile.gettempdir()) else None
+
+
+def ensure(environment: Environment, extras: Sequence[str]) -> None:
+    """Make the environment and install the extras where that is not done already."""
+    start = time.monotonic()
+    wanted = identity(environment.venv, extras)
+    with environment.locked():
+        made = environment.serves(wanted)
+        missing = environment.missing(extras) if made else extras
+        if not missing:
+            return
+        if "horovod" in missing:
+            require_compiler()
+        if not made:
+            environment.make_for(wanted)
+        environment.install(extras)
+        say(f"{environment.label} is ready after {time.monotonic() - start:.0f} s")
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        ensure(Environment(Path(arguments[0]).absolute()), arguments[1:])
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

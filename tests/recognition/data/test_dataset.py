@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three forms of a training set, and what is wrong with broken ones."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recognition.data import dataset as dataset_module
+from recognition.data.dataset import Property, open_dataset, read_property
+from recognition.data.recordio import RecordReader, RecordWriter, pack_record
+from recognition.errors import UserError
+
+LABELS = [0, 0, 0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("form, first_key", [("identities", 1), ("sequential", 0), ("shuffled", 0)])
+def test_forms(make_set: Callable[..., Path], make_jpeg: Callable[..., bytes], form: str, first_key: int) -> None:
+    dataset = open_dataset(make_set(form))
+    assert (dataset.form, dataset.num_classes, dataset.image_shape, len(dataset)) == (form, 3, (112, 112, 3), 8)
+    assert [dataset.read(i) for i in range(8)] == [(LABELS[i], make_jpeg(i), i + first_key) for i in range(8)]
+    assert dataset.labels().tolist() == LABELS and dataset.labels().dtype == np.int64
+
+
+def test_shuffled_by_option(make_set: Callable[..., Path]) -> None:
+    folder = make_set("sequential")
+    index = (folder / "train.idx").read_text().splitlines()
+    offsets = [line.split("\t")[1] for line in index]
+    keys = [5, 3, 0, 7, 6, 1, 2, 4]  # an index by key is not in the order of the file
+    (folder / "train.idx").write_text("".join(f"{key}\t{offset}\n" for key, offset in zip(keys, offsets)))
+    assert open_dataset(folder, shuffled=True).labels().tolist() == LABELS
+    assert [open_dataset(folder, shuffled=True).read(i)[2] for i in range(8)] == keys
+    assert [open_dataset(folder).read(i)[2] for i in range(8)] == list(range(8))
+
+
+@pytest.mark.parametrize("form", ["identities", "sequential", "shuffled"])
+@pytest.mark.parametrize("least, labels", [(0, LABELS), (1, LABELS), (3, [0, 0, 0, 2, 2, 2, 2]), (4, [2, 2, 2, 2])])
+def test_images_filter(make_set: Callable[..., Path], form: str, least: int, labels: list[int]) -> None:
+    dataset = open_dataset(make_set(form), images_filter=least)
+    assert dataset.labels().tolist() == [dataset.read(i)[0] for i in range(len(dataset))] == labels
+    assert dataset.num_classes == 3
+
+
+def test_take(make_set: Callable[..., Path]) -> None:
+    dataset = open_dataset(make_set()).take(np.array([7, 0, 0]))
+    assert [dataset.read(i)[::2] for i in range(len(dataset))] == [(2, 8), (0, 1), (0, 1)]
+    assert (dataset.num_classes, dataset.image_shape, dataset.form) == (3, (112, 112, 3), "identities")
+
+
+def test_images_filter_of_everything(make_set: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"train\.rec: no images there, or data_images_filter 5 leaves none"):
+        open_dataset(make_set(), images_filter=5)
+
+
+def test_label_vectors(make_set: Callable[..., Path]) -> None:
+    """The class stands first; two labels on record 0 do not make it a header, for it has an image."""
+    dataset = open_dataset(make_set("sequential", labels={0: (2, 0.5), 3: (1,), 4: (0, 1, 2, 3)}))
+    assert dataset.form == "sequential"
+    assert dataset.labels().tolist() == [dataset.read(i)[0] for i in range(8)] == [2, 0, 0, 1, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize("form", ["identities", "sequential"])
+def test_index_missing(make_set: Callable[..., Path], form: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_set(form)
+    (folder / "train.idx").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert open_dataset(folder).labels().tolist() == LABELS
+    assert "train.idx: not found" in caplog.text
+
+
+@pytest.mark.parametrize("label, shown", [
+    (float("nan"), "nan"), (float("inf"), "inf"), (3, "3"), (-1, "-1"), (0.5, "0.5"), (1e30, "1e[+]30"), ((7, 1), "7")])
+def test_bad_label(make_set: Callable[..., Path], label: float, shown: str) -> None:
+    dataset = open_dataset(make_set(labels={4: label}))
+    message = rf"train\.rec: record 5: label {shown}, expected a whole number from 0 to 2"
+    for read in (lambda: dataset.read(4), dataset.labels):
+        with pytest.raises(UserError, match=message):
+            read()
+
+
+def test_record_without_an_image(make_set: Callable[..., Path]) -> None:
+    dataset = open_dataset(make_set("sequential", bodies={2: b""}))
+    with pytest.raises(UserError, match=r"record 2: it has no image \(flag 0, label \[0.0\]\)"):
+        dataset.read(2)
+    with pytest.raises(UserError, match=r"record 2: its 24 bytes hold no image"):
+        dataset.labels()
+
+
+@pytest.mark.parametrize("at, data, message", [
+    (0, b"?", r"record 3: .*train\.rec: offset \d+: found 0xced7233f"),
+    (4, b"\4\0\0\0", "record 3: (record of|its) 4 bytes"),
+    (8, b"\xff\xff\xff\xff", "record 3: record says 4294967295 labels")])
+def test_damaged_record(make_set: Callable[..., Path], at: int, data: bytes, message: str) -> None:
+    folder = make_set("sequential")
+    dataset = open_dataset(folder)
+    with open(folder / "train.rec", "r+b") as file:
+        file.seek(dataset._offsets[3] + at)
+        file.write(data)
+    with pytest.raises(UserError, match=message):
+        dataset.read(3)
+    if at < 8:
+        with pytest.raises(UserError, match=message.replace("record 3: .*", "")):
+            dataset.labels()
+
+
+def test_an_index_of_another_file(make_set: Callable[..., Path]) -> None:
+    folder = make_set()
+    with open(folder / "train.idx", "a") as file:
+        file.write("99\t999999\n")
+    with pytest.raises(UserError, match=r"train\.idx: line 13: offset 999999, but .*train\.rec has only \d+ bytes"):
+        open_dataset(folder)
+
+
+def test_index_lacks_images(make_set: Callable[..., Path]) -> None:
+    folder = make_set()
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(lines[:4] + lines[5:]))
+    with pytest.raises(UserError, match=r"the index has 7 of the images 1 \.\. 8"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("label", [(0, 5), (9, 5), (float("nan"), 9), (1e30, 2e30), (500, 600)])
+def test_bad_header(tmp_path: Path, label: tuple[float, float]) -> None:
+    with RecordWriter(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+        writer.write(0, pack_record(label))
+        writer.write(1, pack_record(0, b"x"))
+    (tmp_path / "property").write_text("1,112,112")
+    with pytest.raises(UserError, match=r"record 0: header \(.*\) for 2 records, expected"):
+        open_dataset(tmp_path)
+
+
+def test_header_rounded_to_float32(tmp_path: Path) -> None:
+    """More than 2**24 images: the header is off by up to half the spacing of float32, the records tell."""
+    true, count = 2 ** 25 + 2, 12
+    for announced in (true - 2, true, true + 2):
+        with RecordWriter(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
+            for key in range(true - 6, true + 6):
+                writer.write(key, pack_record(0, b"image") if key < true else pack_record((1, 2)))
+        keys = np.arange(true - 6, true - 6 + count)
+        with RecordReader(tmp_path / "train.rec") as reader:
+            assert dataset_module._first_identity(reader, keys, reader.offsets(), announced) == true
+
+
+@pytest.mark.parametrize("name", ["train.rec", "property"])
+def test_missing_file(make_set: Callable[..., Path], name: str) -> None:
+    folder = make_set()
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        open_dataset(folder)
+
+
+def test_empty(tmp_path: Path) -> None:
+    for name in ("train.rec", "train.idx"):
+        (tmp_path / name).touch()
+    (tmp_path / "property").write_text("1,112,112")
+    with pytest.raises(UserError, match="no images there"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("85742,112,112", Property(85742, 112, 112, False)), (" 10, 112 ,96 \r\n\n", Property(10, 112, 96, False)),
+    ("10,112,112\n200\nshuffled\n2020-01-01 10:00:00.123\n", Property(10, 112, 112, True))])
+def test_property(tmp_path: Path, text: str, expected: Property) -> None:
+    (tmp_path / "property").write_text(text)
+    assert read_property(tmp_path / "property") == expected
+
+
+@pytest.mark.parametrize("text", [
+    "", "85742", "85742,112", "85742,112,112,3", "a,112,112", "-5,112,112", "1.5,112,112", "0,112,112", "5,0,112",
+    "99999999,112,112", "10,112,100000", "\n10,112,112", "10,112,112x", "\0\xff\xfe", "1,,2,3"])
+def test_bad_property(tmp_path: Path, text: str) -> None:
+    (tmp_path / "property").write_bytes(text.encode("latin1"))
+    with pytest.raises(UserError, match=r"property: found '.*', expected"):
+        read_property(tmp_path / "property")

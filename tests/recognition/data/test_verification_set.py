@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verification sets as they are found in the wild, and pickles that must not get anything done."""
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recognition.data.image import decode_rgb
+from recognition.data.verification_set import load_bin, save_bin
+from recognition.errors import UserError
+
+
+@pytest.fixture
+def encoded(make_jpeg: Callable[..., bytes]) -> list[bytes]:
+    return [make_jpeg(n) for n in range(6)]
+
+
+def dump(path: Path, content: Any, protocol: int = 3) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+def assert_holds(path: Path, encoded: list[bytes], issame: list[bool]) -> None:
+    found = load_bin(path)
+    assert found.images.dtype == np.uint8 and found.issame.dtype == bool
+    assert found.issame.tolist() == issame
+    np.testing.assert_array_equal(found.images, [decode_rgb(image).transpose(2, 0, 1) for image in encoded])
+
+
+@pytest.mark.parametrize("name, issame", [
+    ("lfw_sample", [True] * 10), ("python2_pickle", [True, False, True, False, True])])
+def test_wild(shared: Path, mx: ModuleType, name: str, issame: list[bool]) -> None:
+    """As the recipes load it: pickle.load and MXNet's decoder, within one level."""
+    path = shared / "data" / "wild" / f"{name}.bin"
+    found = load_bin(path)
+    assert (found.name, found.issame.tolist()) == (name, issame)
+    theirs = pickle.loads(path.read_bytes(), encoding="bytes")[0]
+    assert len(found.images) == len(theirs) == 2 * len(issame)
+    for ours, image in zip(found.images, theirs):
+        expected = mx.image.imdecode(image if isinstance(image, bytes) else image.tobytes()).asnumpy()
+        assert abs(ours.astype(int) - expected.transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("form", [
+    "bytes", "arrays", "columns", "numpy booleans", "boolean array", "tuples", "bytearrays"])
+def test_every_form_and_protocol(tmp_path: Path, encoded: list[bytes], form: str, protocol: int) -> None:
+    issame: Any = [True, False, True]
+    images: Any = encoded
+    if form == "arrays":
+        images = [np.frombuffer(image, np.uint8) for image in encoded]
+    if form == "columns":
+        images = [np.frombuffer(image, np.uint8)[:, None] for image in encoded]
+    if form == "numpy booleans":
+        issame = [np.bool_(same) for same in issame]
+    if form == "boolean array":
+        issame = np.array(issame)
+    if form == "tuples":
+        images, issame = tuple(encoded), (1, 0, 1)
+    if form == "bytearrays":
+        images = [bytearray(image) for image in encoded]
+    assert_holds(dump(tmp_path / "a.bin", (images, issame), protocol), encoded, [True, False, True])
+
+
+def test_images_that_pairs_share(tmp_path: Path, encoded: list[bytes]) -> None:
+    images = [encoded[0], encoded[1]] * 50
+    assert_holds(dump(tmp_path / "a.bin", (images, [False] * 50), 2), images, [False] * 50)
+
+
+def test_save(tmp_path: Path, encoded: list[bytes]) -> None:
+    path = tmp_path / "lfw.bin"
+    save_bin(path, encoded, [True, False, np.bool_(True)])  # type: ignore[list-item]
+    assert pickle.loads(path.read_bytes()) == (encoded, [True, False, True])
+    assert_holds(path, encoded, [True, False, True])
+    assert [file.name for file in tmp_path.iterdir()] == ["lfw.bin"]
+    with pytest.raises(ValueError, match="6 images for 2 pairs"):
+        save_bin(path, encoded, [True, False])
+
+
+def test_other_sizes(tmp_path: Path, make_jpeg: Callable[..., bytes]) -> None:
+    path = dump(tmp_path / "a.bin", ([make_jpeg(0, (128, 128)), make_jpeg(1)], [True]))
+    assert load_bin(path).images.shape == (2, 3, 112, 112)
+    assert load_bin(path, (96, 96)).images.shape == (2, 3, 96, 96)
+    with pytest.raises(UserError, match=r"a\.bin: image 0: the image is 128 x 128, expected 112 x 96"):
+        load_bin(path, (112, 96))
+
+
+@pytest.mark.parametrize("content, message", [
+    (5, "found int; expected a pickle of"), ([], "found list of 0; expected"),
+    ((1, 2, 3), "found tuple of 3; expected"), ((b"ab", [True]), "found tuple of 2; expected"),
+    (([b"a", b"b"], True), "issame is bool, expected a list of booleans"),
+    (([b"a", b"b"], [2]), "issame is list of 1, expected a list of booleans"),
+    (([b"a", b"b"], [None]), "expected a list of booleans"),
+    (([b"a", b"b"], [[]]), "expected a list of booleans"),
+    (([b"a", b"b"], [True, True]), "2 images for 2 pairs, expected two a pair"),
+    (([], []), "0 images for 0 pairs"),
+    (([b"a", b"b"], [True]), "image 0: its 1 bytes are not an image"),
+    (([b"", b"b"], [True]), "image 0: its 0 bytes are not an image"),
+    ((["text", b"b"], [True]), "image 0: found str of 4, expected bytes"),
+    (([None, b"b"], [True]), "image 0: found NoneType, expected bytes"),
+    (([np.zeros(4), b"b"], [True]), "it has numpy values of type 'f8'"),
+    (([np.array([object()]), b"b"], [True]), "it asks for|it has"),
+    (([np.array([True]), b"b"], [True]), "image 0: found Array, expected bytes"),
+    (({}, [True]), "it has the opcode EMPTY_DICT"), (([1.5], [True]), "it has the opcode BINFLOAT"),
+    (([2 ** 9999], [True]), "it has the opcode LONG4")])
+def test_other_content(tmp_path: Path, content: object, message: str) -> None:
+    path = dump(tmp_path / "a.bin", content)
+    with pytest.raises(UserError, match=rf"a\.bin: .*{message}|a\.bin: {message}"):
+        load_bin(path)
+
+
+def test_broken_image_has_its_number(tmp_path: Path, encoded: list[bytes]) -> None:
+    encoded[4] = b"\xff\xd8" + b"junk" * 20
+    with pytest.raises(UserError, match=r"a\.bin: image 4: its 82 bytes are not an image"):
+        load_bin(dump(tmp_path / "a.bin", (encoded, [True] * 3)))
+
+
+class Runs:
+    """Pickles as a call of a function that leaves a trace."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_code_does_not_run(tmp_path: Path, protocol: int) -> None:
+    trace = tmp_path / "trace"
+    for function, arguments in ((os.mkdir, (str(trace),)), (exec, (f"open({str(trace)!r}, 'w')",)),
+                                (eval, ("1",)), (getattr, (1, "real")), (np.load, ("x",)), (bytes, (10,))):
+        path = dump(tmp_path / "a.bin", ([Runs(function, *arguments)], [True]), protocol)
+        with pytest.raises(UserError, match=r"a\.bin: it (asks for .* which was not run|makes bytes from)"):
+            load_bin(path)
+    assert not trace.exists()
+
+
+GLOBAL_DTYPE = b"cnumpy\ndtype\n"
+U1 = GLOBAL_DTYPE + b"(S'u1'\ntR"
+
+
+@pytest.mark.parametrize("code, message", [
+    (GLOBAL_DTYPE + b"(S'x'\nI1\ntb.", "sets the state of a function"),
+    (GLOBAL_DTYPE + b"(N(S'x'\nI1\nttb.", "sets the state of a function"),
+    (b"cnumpy\nndarray\n(I9\ntR.", "calls numpy.ndarray"),
+    (b"cnumpy\nndarray\n)\x81.", "opcode NEWOBJ"),
+    (b"\x80\x02\x82\x01.", "opcode EXT1"), (b"Pname\n.", "opcode PERSID"), (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
+    (b"(ios\ngetcwd\n.", "opcode INST"), (b"(cos\ngetcwd\no.", "opcode OBJ"),
+    (b"Nr\xff\xff\xff\x7f.", "stores memo 2147483647 after 1 opcodes"),
+    (b"Np99999999999999\n.", "stores memo"), (b"Np-1\n.", "."),
+    (b"\x8e" + struct.pack("<Q", 1 << 60) + b"x.", "."), (b"T" + struct.pack("<i", -1) + b".", "."),
+    (b"cnumpy.core.multiarray\n_reconstruct\n)R(I1\n(S'ab'\nL" + b"9" * 60 + b"L\nt" + U1 + b"I00\nS'ab'\ntb.", "."),
+    (b"cnumpy.core.multiarray\n_reconstruct\n)R(I1\n(S'ab'\nI1000000000\nt" + U1 + b"I00\nS'ab'\ntb.", "shape"),
+    (b"cnumpy.core.multiarray\n_reconstruct\n)R(I1\n(I3\nt" + U1 + b"I00\nS'ab'\ntb.", "shape"),
+    (b"c_codecs\nencode\n(Vx\nS'rot13'\ntR.", "text in b'rot13'"),
+    (b"", "."), (b".", "."), (b"(", "."), (b"not a pickle", "."), (b"\x80\xff.", "."), (b"\xff\xd8\xff", ".")])
+def test_hostile_and_broken(tmp_path: Path, code: bytes, message: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(code)
+    with pytest.raises(UserError, match=rf"a\.bin: .*{message}.*; expected a pickle of"):
+        load_bin(path)
+
+
+def test_text_encoded_again_and_again(tmp_path: Path) -> None:
+    text = b"X" + struct.pack("<I", 10000) + b"a" * 10000
+    code = b"\x80\2c_codecs\nencode\nq\0" + text + b"q\1X\6\0\0\0latin1q\2" + b"h\0h\1h\2\x86R" * 50 + b"."
+    (tmp_path / "a.bin").write_bytes(code)
+    with pytest.raises(UserError, match="it unfolds to more than its own size"):
+        load_bin(tmp_path / "a.bin")
+
+
+def test_damage_raises_user_errors_only(tmp_path: Path, shared: Path) -> None:
+    chance = random.Random(2)
+    for name in ("lfw_sample", "python2_pickle"):
+        content = (shared / "data" / "wild" / f"{name}.bin").read_bytes()[:20000]
+        for trial in range(150):
+            damaged = bytearray(content[:chance.randrange(1, len(content))] if trial % 3 == 0 else content)
+            for _ in range(chance.randint(1, 20)):
+                damaged[chance.randrange(len(damaged)) if trial % 2 else chance.randrange(min(200, len(damaged)))] ^= \
+                    1 << chance.randrange(8)
+            (tmp_path / "a.bin").write_bytes(damaged)
+            with pytest.raises(UserError):
+                load_bin(tmp_path / "a.bin")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.bin: cannot be read: No such file"):
+        load_bin(tmp_path / "no.bin")

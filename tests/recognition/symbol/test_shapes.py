@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from recognition.errors import UserError
+from recognition.symbol import fmobilefacenet, fresnet
+from recognition.symbol.shapes import infer_shapes
+
+
+def test_names_and_shapes_are_in_the_symbols_order():
+    symbol = fmobilefacenet.get_symbol()
+    shapes = infer_shapes(symbol, (3, 112, 112), batch=5)
+    assert ["data", *shapes.arguments] == symbol.list_arguments()
+    assert list(shapes.auxiliary) == symbol.list_auxiliary_states()
+    assert shapes.arguments["conv_6dw7_7_conv2d_weight"] == (512, 1, 7, 7)
+    assert shapes.arguments["conv_1_relu_gamma"] == (64,)
+    assert shapes.arguments["pre_fc1_weight"] == (128, 512)
+    assert shapes.auxiliary["fc1_moving_var"] == (128,)
+    assert shapes.output == (5, 128)
+
+
+def test_fully_connected_weights_follow_the_image_size():
+    arguments = infer_shapes(fresnet.get_symbol(num_layers=18), (3, 64, 48)).arguments
+    assert arguments["pre_fc1_weight"] == (512, 512 * 4 * 3)
+
+
+def test_images_that_do_not_fit_are_named_with_the_layer(capfd):
+    with pytest.raises(UserError, match=r"found 96x80x3, .*conv_6dw7_7_conv2d says: kernel size exceed"):
+        infer_shapes(fmobilefacenet.get_symbol(), (3, 96, 80))
+    assert capfd.readouterr() == ("", "")

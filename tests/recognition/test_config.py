@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checked Config, the refusals, and sample_config.py against it and against the contract."""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+
+from recognition.config import NOT_YET, OPTIONS, Config, refuse_not_yet
+from recognition.config_file import ROOT, open_config
+from recognition.errors import UserError
+
+# The contract's presets, written down a second time on purpose.
+NETWORKS = {
+    "r100": {"net_name": "fresnet", "num_layers": 100},
+    "r100fc": {"net_name": "fresnet", "num_layers": 100, "net_output": "FC"},
+    "r50": {"net_name": "fresnet", "num_layers": 50},
+    "r50v1": {"net_name": "fresnet", "num_layers": 50, "net_unit": 1},
+    "d169": {"net_name": "fdensenet", "num_layers": 169, "per_batch_size": 64, "densenet_dropout": 0.0},
+    "d201": {"net_name": "fdensenet", "num_layers": 201, "per_batch_size": 64, "densenet_dropout": 0.0},
+    "y1": {"net_name": "fmobilefacenet", "emb_size": 128, "net_output": "GDC"},
+    "y2": {"net_name": "fmobilefacenet", "emb_size": 256, "net_output": "GDC", "net_blocks": [2, 8, 16, 4]},
+    "m1": {"net_name": "fmobilenet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 1.0},
+    "m05": {"net_name": "fmobilenet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 0.5},
+    "mnas": {"net_name": "fmnasnet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 1.0},
+    "mnas05": {"net_name": "fmnasnet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 0.5},
+    "mnas025": {"net_name": "fmnasnet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 0.25},
+    "vargfacenet": {"net_name": "vargfacenet", "emb_size": 512, "net_output": "J", "net_multiplier": 1.25},
+}
+CLASSES = {"emore": 85742, "retina": 93431, "glint360k": 360232, "webface": 10575, "webface42m": 2059906}
+MARGINS = {"nsoftmax": (64, 1, 0, 0), "arcface": (64, 1, 0.5, 0), "cosface": (64, 1, 0, 0.35),
+           "combined": (64, 1, 0.3, 0.2)}
+TRIPLETS = {"triplet": 0.3, "atriplet": 0.35}
+
+
+@pytest.fixture
+def sample():
+    return open_config(str(ROOT / "sample_config.py"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_presets(sample, name):
+    assert sample.presets("network")[name] == NETWORKS[name]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_dataset_presets(sample, name):
+    preset = sample.presets("dataset")[name]
+    assert preset.num_classes == CLASSES[name]
+    assert preset.image_shape == (112, 112, 3)
+    assert preset.dataset_path.startswith("./datasets/")
+
+
+def test_loss_presets(sample):
+    losses = sample.presets("loss")
+    assert losses["softmax"] == {"loss_name": "softmax"}
+    for name, (s, m1, m2, m3) in MARGINS.items():
+        assert losses[name] == \
+               {"loss_name": "margin_softmax", "loss_s": s, "loss_m1": m1, "loss_m2": m2, "loss_m3": m3}
+    for name, alpha in TRIPLETS.items():
+        assert losses[name] == {"loss_name": name, "images_per_identity": 5, "triplet_alpha": alpha, "lr": 0.05,
+                                "triplet_bag_size": 7200, "triplet_max_ap": 0, "per_batch_size": 60}
+
+
+def test_demo_presets(sample):
+    assert sample.presets("dataset")["demo"].num_classes == 0  # as the property file says
+    assert sample.presets("network")["demo"].net_name == "fmobilefacenet"
+
+
+def test_defaults_stand_in_sample_config_as_they_do_in_config(sample):
+    written = {**sample.module.config, **sample.module.default}
+    assert {key: OPTIONS[key].metadata["kind"].check(value, key) for key, value in written.items()} == \
+           {key: OPTIONS[key].default for key in written}
+
+
+def test_defaults_of_the_contract():
+    config = Config()
+    assert (config.bn_mom, config.workspace, config.emb_size, config.net_blocks) == (0.9, 256, 512, (1, 4, 6, 2))
+    assert (config.lr, config.wd, config.mom, config.lr_steps) == (0.1, 0.0005, 0.9, (100000, 160000, 220000))
+    assert (config.ckpt, config.verbose, config.frequent, config.per_batch_size) == (3, 2000, 20, 128)
+    assert (config.pretrained_epoch, config.end_epoch, config.kvstore) == (1, 10000, "device")
+    assert config.models_root == "./models"
+
+
+def test_every_combination_of_presets_is_valid(sample):
+    for dataset, loss, network in itertools.product(*map(sample.presets, ("dataset", "loss", "network"))):
+        chosen = {"dataset": dataset, "loss": loss, "network": network}
+        Config(**{**sample.lay_presets(chosen, chosen), **chosen})
+
+
+def test_a_config_is_checked_whenever_it_is_made():
+    with pytest.raises(UserError, match=r"^lr: found 0, expected a number above 0$"):
+        Config(lr=0)
+    with pytest.raises(UserError, match=r"^ckpt: found 4"):
+        dataclasses.replace(Config(), ckpt=4)
+    with pytest.raises(UserError, match="loss_s, loss_m1: found -1, 1"):
+        Config(loss_s=-1)
+    assert Config(loss_name="softmax", loss_s=-1, loss_m1=0).loss_s == -1  # so the earliest presets had it
+    with pytest.raises(UserError, match=r"worker_id: found 2, .* \(DMLC_NUM_WORKER\), 2"):
+        Config(worker_id=2, num_workers=2)
+
+
+def test_through_json():
+    config = Config(devices="cpu:2", lr_steps="10,20", image_shape=(224, 224, 3))
+    assert Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_where_checkpoints_go():
+    config = Config(network="y1", loss="softmax", dataset="emore", models_root="out/m")
+    assert (config.output_dir, config.prefix) == ("out/m/y1-softmax-emore", "out/m/y1-softmax-emore/model")
+    assert dataclasses.replace(config, extra_model_name="b").prefix == "out/m/y1-softmax-emore-b/model"
+
+
+def test_what_the_trainer_cannot_do_yet_is_refused_and_the_rest_is_not():
+    refuse_not_yet(Config(devices="cpu:2"))
+    with pytest.raises(UserError, match=r"^sample_ratio: found 0.1, but class centres are not sampled yet$"):
+        refuse_not_yet(Config(sample_ratio=0.1))
+    with pytest.raises(UserError, match=r"^devices: .*train_parall.py runs on several$"):
+        refuse_not_yet(Config(entry="train", devices="cpu:2"))
+    assert all(key in OPTIONS for key, _, _ in NOT_YET)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices and workers from the flag and the environment."""
+from __future__ import annotations
+
+import pytest
+
+from recognition.devices import num_workers, parse_devices, visible_devices
+from recognition.errors import UserError
+
+CPU = (("cpu", 0),)
+
+
+@pytest.mark.parametrize("text, devices", [
+    ("cpu", CPU),
+    ("cpu:1", CPU),
+    (" cpu:3 ", (("cpu", 0), ("cpu", 1), ("cpu", 2))),
+    ("gpu", (("gpu", 0),)),
+    ("gpu:1", (("gpu", 1),)),
+    ("gpu:2,0", (("gpu", 2), ("gpu", 0))),
+    ([["gpu", 0], ["gpu", 1]], (("gpu", 0), ("gpu", 1))),
+])
+def test_devices_of_a_flag_or_a_saved_configuration(text, devices):
+    assert parse_devices(text) == devices
+
+
+@pytest.mark.parametrize("text", ["", "cpu:0", "cpu:-1", "cpu:a", "gpu:0,0", "gpu:-1", "gpu:0,", "tpu", "0,1", [], None,
+                                  3, [["cpu"]], [["cpu", 0], ["gpu", 0]]])
+def test_no_devices(text):
+    with pytest.raises((ValueError, TypeError)):
+        parse_devices(text)
+
+
+@pytest.mark.parametrize("environ, devices", [
+    ({}, CPU),
+    ({"CUDA_VISIBLE_DEVICES": ""}, CPU),
+    ({"CUDA_VISIBLE_DEVICES": "  "}, CPU),
+    ({"CUDA_VISIBLE_DEVICES": "-1"}, CPU),
+    ({"CUDA_VISIBLE_DEVICES": "3"}, (("gpu", 0),)),
+    ({"CUDA_VISIBLE_DEVICES": "5, 2,GPU-0a1b"}, (("gpu", 0), ("gpu", 1), ("gpu", 2))),
+    ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, (("gpu", 0),)),  # as CUDA reads it
+    ({"CUDA_VISIBLE_DEVICES": "0,"}, (("gpu", 0),)),
+])
+def test_visible_devices(environ, devices):
+    assert visible_devices(environ) == devices
+
+
+def test_the_same_gpu_twice_is_refused():
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES: found '0,1,0', expected each GPU once"):
+        visible_devices({"CUDA_VISIBLE_DEVICES": "0,1,0"})
+
+
+def test_number_of_workers():
+    assert num_workers({}) == num_workers({"DMLC_NUM_WORKER": ""}) == 1
+    assert num_workers({"DMLC_NUM_WORKER": "4"}) == 4
+
+
+@pytest.mark.parametrize("text", ["0", "-2", "two", "1.5"])
+def test_no_number_of_workers(text):
+    with pytest.raises(UserError, match=r"^DMLC_NUM_WORKER: found"):
+        num_workers({"DMLC_NUM_WORKER": text})

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small training set of real JPEG records, and the command line that trains on it."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.verification_set import save_bin
+
+ROOT = Path(__file__).resolve().parents[3]
+IDENTITIES, IMAGES = 11, 6  # 11 classes: no number of shards up to 10 divides them
+
+CONFIG = """
+exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
+network.tiny = edict(net_name="fmobilefacenet", emb_size=32, net_output="E", net_multiplier=0.25, net_blocks=[1, 1, 1, 1])
+dataset.tiny = edict(dataset_path={data!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=["tiny"])
+default.network, default.dataset = "tiny", "tiny"
+"""
+
+
+def noisy(base: np.ndarray, random: np.random.RandomState) -> bytes:
+    image = np.clip(base + random.normal(0, 40, base.shape), 0, 255).astype(np.uint8)
+    return bytes(cv2.imencode(".jpg", image)[1])
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of train.rec, train.idx, property and tiny.bin: coloured patches with noise, by identity."""
+    folder = tmp_path_factory.mktemp("tiny")
+    random = np.random.RandomState(0)
+    bases = [cv2.resize(random.randint(0, 256, (5, 5, 3)).astype(np.uint8), (112, 112)) for _ in range(IDENTITIES)]
+    count = IDENTITIES * IMAGES
+    with RecordWriter(folder / "train.rec", folder / "train.idx") as records:
+        records.write(0, pack_record((count + 1, count + 1 + IDENTITIES)))
+        for i in range(count):
+            records.write(i + 1, pack_record(float(i // IMAGES), noisy(bases[i // IMAGES], random), id=i + 1))
+        for i in range(IDENTITIES):
+            records.write(count + 1 + i, pack_record((1 + i * IMAGES, 1 + (i + 1) * IMAGES)))
+    (folder / "property").write_text(f"{IDENTITIES},112,112\n")
+    firsts = random.randint(0, IDENTITIES, 40)
+    issame = [i % 2 == 0 for i in range(40)]
+    seconds = [a if same else (a + 1) % IDENTITIES for a, same in zip(firsts, issame)]
+    save_bin(folder / "tiny.bin", [noisy(bases[i], random) for pair in zip(firsts, seconds) for i in pair], issame)
+    return folder
+
+
+@pytest.fixture
+def start(tiny_set: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
+    """Starts ``train_parall.py`` (or ``entry``) on the small set with checkpoints below ``tmp_path / name``."""
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(tiny_set)))
+
+    def run(name: str, *flags: str, entry: str = "train_parall", loss: str = "arcface") -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / f"{entry}.py"), "--config", str(config), "--loss", loss,
+                   "--models-root", str(tmp_path / name), "--lr", "0.01", "--frequent", "2", *flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+@pytest.fixture
+def train(start: Callable[..., subprocess.Popen]) -> Callable[..., "tuple[int, str, str]"]:
+    """Like ``start``, but waits: exit status, standard output, standard error."""
+
+    def run(*args: str, **options: str) -> "tuple[int, str, str]":
+        process = start(*args, **options)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    return run

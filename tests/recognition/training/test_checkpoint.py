@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recognition.errors import UserError
+from recognition.mxnet_compat import mx
+from recognition.training.checkpoint import save_checkpoint
+from recognition.training.pretrained import read_params, take_over
+
+
+def small_network() -> mx.sym.Symbol:
+    return mx.sym.BatchNorm(mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=3, name="pre_fc1"), name="fc1")
+
+
+def arrays() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    random = np.random.RandomState(0)
+    shapes = {"pre_fc1_weight": (3, 5), "pre_fc1_bias": (3,), "fc1_gamma": (3,), "fc1_beta": (3,)}
+    return ({name: random.rand(*shape).astype(np.float32) for name, shape in shapes.items()},
+            {name: random.rand(3).astype(np.float32) for name in ("fc1_moving_mean", "fc1_moving_var")})
+
+
+def test_plain_mxnet_reads_it(tmp_path: Path) -> None:
+    parameters, auxiliary = arrays()
+    path = save_checkpoint(tmp_path / "run" / "model", 1, small_network(), parameters, auxiliary)
+    assert path == tmp_path / "run" / "model-0001.params"
+    symbol, args, aux = mx.model.load_checkpoint(str(tmp_path / "run" / "model"), 1)
+    assert symbol.list_outputs() == ["fc1_output"]
+    assert all(np.array_equal(args[name].asnumpy(), parameters[name]) for name in parameters)
+    assert all(np.array_equal(aux[name].asnumpy(), auxiliary[name]) for name in auxiliary)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model-0001.params", "model-symbol.json"]
+
+
+def test_every_array_of_a_checkpoint_is_accounted_for(tmp_path: Path) -> None:
+    parameters, auxiliary = arrays()
+    path = save_checkpoint(tmp_path / "model", 1, small_network(), {**parameters, "fc7_weight": parameters["fc1_beta"],
+                                                                   "other_weight": parameters["fc1_beta"]}, auxiliary)
+    zeros = tuple({name: np.zeros_like(a) for name, a in group.items()} for group in (parameters, auxiliary))
+    zeros[0]["new_bias"] = np.zeros(3, np.float32)
+    line = take_over(str(path), read_params(str(path)), zeros)
+    assert "6 arrays loaded, 1 missing (new_bias), 1 left over (other_weight)" in line
+    assert np.array_equal(zeros[0]["pre_fc1_weight"], parameters["pre_fc1_weight"])
+    assert np.array_equal(zeros[1]["fc1_moving_var"], auxiliary["fc1_moving_var"])
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    parameters, auxiliary = arrays()
+    path = str(save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary))
+    with pytest.raises(UserError, match=r"the first is pre_fc1_bias: found \(3,\), expected \(4,\)"):
+        take_over(path, read_params(path), ({"pre_fc1_bias": np.zeros(4)}, {}))
+    with pytest.raises(UserError, match="none of its 6 arrays"):
+        take_over(path, read_params(path), ({"conv0_weight": np.zeros(4)}, {}))
+    (tmp_path / "text.params").write_text("not arrays")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        read_params(str(tmp_path / "text.params"))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recognition.errors import UserError
+from recognition.parallel.backbone import BackboneState
+from recognition.parallel.cpu_shard import CpuShard
+from recognition.parallel.shard import ShardState, split_classes
+from recognition.training.state import KEPT, Progress, SavedState, find_state, save_state, saved_states, set_aside
+
+CLASSES, K, DIM = 11, 2, 4
+
+
+def shards(count: int) -> list[CpuShard]:
+    whole = whole_state()
+    made = []
+    for start, stop in split_classes(CLASSES, count):
+        shard = CpuShard(start, stop, DIM, normalised=True, scale=64, sub_centres=K)
+        shard.load(ShardState(*(array[start * K : stop * K].copy() for array in whole)))
+        made.append(shard)
+    return made
+
+
+def whole_state() -> ShardState:
+    random = np.random.RandomState(0)
+    return ShardState(*(random.standard_normal(shape).astype(np.float32)
+                        for shape in ((CLASSES * K, DIM), (CLASSES * K, DIM), (CLASSES * K,), (CLASSES * K,))))
+
+
+def backbone() -> BackboneState:
+    return BackboneState({"w": np.arange(3, dtype=np.float32)}, {"w": np.ones(3, np.float32)},
+                         [{"m": np.zeros(2, np.float32)}, {"m": np.ones(2, np.float32)}])
+
+
+@pytest.mark.parametrize("saved", [1, 2, 3])
+@pytest.mark.parametrize("loaded", [1, 2, 4])
+def test_saved_with_n_shards_it_loads_with_m(tmp_path: Path, saved: int, loaded: int) -> None:
+    progress = Progress(step=7, epoch=2, offset=64, verifications=3, best=(0.9, 1.7), identity={"images": 5})
+    state = SavedState(save_state(tmp_path, progress, backbone(), shards(saved)))
+    assert state.progress == progress
+    for name, whole in whole_state()._asdict().items():
+        parts = [getattr(state.rows(start, stop, K), name) for start, stop in split_classes(CLASSES, loaded)]
+        assert np.array_equal(np.concatenate(parts), whole)
+    found = state.backbone()
+    assert np.array_equal(found.parameters["w"], [0, 1, 2]) and np.array_equal(found.momentum["w"], [1, 1, 1])
+    assert [a["m"].tolist() for a in found.auxiliary] == [[0, 0], [1, 1]]
+
+
+def test_the_last_states_are_kept_and_leftovers_of_a_kill_go(tmp_path: Path) -> None:
+    (tmp_path / "step-000000001.writing").mkdir()
+    for step in (2, 4, 6):
+        save_state(tmp_path, Progress(step=step), backbone(), shards(1))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-000000004", "step-000000006"]
+    assert len(saved_states(tmp_path)) == KEPT
+    found = find_state(tmp_path, "yes")
+    assert found is not None and found.progress.step == 6
+
+
+def test_a_folder_still_being_written_is_no_state(tmp_path: Path) -> None:
+    save_state(tmp_path, Progress(step=2), backbone(), shards(1)).rename(tmp_path / "step-000000002.writing")
+    assert find_state(tmp_path, "auto") is None
+    assert find_state(tmp_path, "") is None
+    with pytest.raises(UserError, match="no training state"):
+        find_state(tmp_path, "yes")
+
+
+def test_another_run_of_the_same_name_keeps_the_old_states(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert set_aside(folder) is None
+    for number in (1, 2):
+        save_state(folder, Progress(step=2), backbone(), shards(1))
+        assert set_aside(folder) == tmp_path / f"state.{number}"
+    assert find_state(tmp_path / "state.1", "yes") is not None
+
+
+def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
+    path = save_state(tmp_path, Progress(step=2, identity={"images": 5}), backbone(), shards(1))
+    SavedState(path).require_identity({"images": 5})
+    with pytest.raises(UserError, match="images 5, this run has 6"):
+        SavedState(path).require_identity({"images": 6})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(UserError, match="format 99, expected 1"):
+        SavedState(path)
+    (path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="not a training state"):
+        SavedState(path)

@@ -1,0 +1,21 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Train a face recognition network: parallel on x and W, the class centres cut across devices."""
+from __future__ import annotations
+
+import sys
+
+from recognition.cli import parse_args
+from recognition.errors import command
+
+
+@command
+def main() -> int:
+    config = parse_args("train_parall", sys.argv[1:])
+    from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
