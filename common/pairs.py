@@ -34,8 +34,8 @@ def draw_pairs(images_per_identity: Sequence[int], folds: int = 10, pairs_per_fo
     wanted = max(1, min(DEFAULT_PAIRS_PER_FOLD, available)) if pairs_per_fold is None else pairs_per_fold
     if wanted > available:
         raise UserError(f"verification pairs: {sum(counts)} images of {len(counts)} held-out identities make "
-                        f"{same_available} pairs of the same and {different_available} of different identities, expected "
-                        f"at least {folds * wanted} of each for {folds} folds of {wanted}")
+                        f"{same_available} pairs of the same and {different_available} of different identities, "
+                        f"expected at least {folds * wanted} of each for {folds} folds of {wanted}")
     rng = np.random.default_rng(seed)
     starts = np.cumsum([0, *(count for count in images_per_identity if count > 0)])
     same = _same_pairs(counts, starts, folds * wanted, rng).reshape(folds, wanted, 2)
@@ -50,7 +50,7 @@ def _same_pairs(counts: Sequence[int], starts: np.ndarray, total: int, rng: np.r
     pairs = []
     for start, size, share in zip(starts, possible, _shares(possible, total, rng)):
         for number in rng.choice(size, share, replace=False).tolist() if share else ():
-            second = (1 + isqrt(1 + 8 * number)) // 2  # pairs (0, 1), (0, 2), (1, 2), (0, 3), ... are numbered 0, 1, 2, ...
+            second = (1 + isqrt(1 + 8 * number)) // 2  # numbers 0, 1, 2, 3, ... are (0, 1), (0, 2), (1, 2), (0, 3), ...
             pairs.append((start + number - second * (second - 1) // 2, start + second))
     return rng.permutation(np.array(pairs, np.int64))
 

@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     start = time.perf_counter()
     target = make_demo(**vars(args), workers=min(os.cpu_count() or 1, MAX_WORKERS))
-    print(f"{args.output}: {args.identities} people to train on, {args.held_out} others to verify on, {args.images} images "
-          f"of each, drawn in {time.perf_counter() - start:.1f} s")
+    print(f"{args.output}: {args.identities} people to train on, {args.held_out} others to verify on, "
+          f"{args.images} images of each, drawn in {time.perf_counter() - start:.1f} s")
     pixels = pixel_similarity(load_bin(target), args.folds)
     print(f"{target}: {len(pixels.issame)} pairs in {args.folds} folds; plain pixel similarity reaches an accuracy of "
           f"{pixels.mean:.4f}+-{pixels.std:.4f}, area under the ROC curve {pixels.auc:.4f}")

@@ -44,7 +44,7 @@ def _palette(stops: tuple, position: float) -> np.ndarray:
 class Face:
     """One identity: its attributes, static layers, and the relief of its head.
 
-    ``relief`` is float32 ``(SIZE, SIZE, 3)``: height towards the viewer in face units, and its slopes by x and y.
+    ``height`` is float32 ``(SIZE, SIZE)``, towards the viewer, in face units; ``normals`` float32 ``(SIZE, SIZE, 3)``.
     """
 
     def __init__(self, rng: np.random.Generator):
@@ -56,10 +56,13 @@ class Face:
         self.mouth_y = a.nose_length + a.mouth_gap
         self.strands = self._strands(rng)
         self.outline = self._outline()
-        self.back = self._draw_back()
-        self.head = self._draw_head(rng)
+        self.bare = self._draw_back()  # all but eyes, brows, mouth and the hair before the face
+        cv.over(self.bare, self._draw_head(rng))
         self.front_hair = self._draw_front_hair()
-        self.relief = self._relief()
+        self.height = self._relief()
+        slope_y, slope_x = np.gradient(self.height, 1 / cv.SCALE)
+        normals = np.dstack([-slope_x, -slope_y, np.ones_like(slope_x)])
+        self.normals = normals / np.linalg.norm(normals, axis=2, keepdims=True)
 
     # -- what never changes ---------------------------------------------------------------------------------------
 
@@ -68,7 +71,7 @@ class Face:
         noise = rng.normal(1.0, 0.16, (7, 64)).astype(np.float32)
         return cv2.resize(noise, (cv.SIZE, cv.SIZE), interpolation=cv2.INTER_CUBIC)[..., None]
 
-    def _hair_layer(self, points: cv.Points) -> np.ndarray:
+    def _hair_layer(self, points: np.ndarray) -> np.ndarray:
         layer = cv.new_layer()
         cv.fill(layer, points, self.hair)
         layer[..., :3] = np.clip(layer[..., :3] * self.strands, 0, layer[..., 3:])
@@ -127,7 +130,8 @@ class Face:
             wing = [(side * a.nose_width * 0.8, tip - 0.13), (side * a.nose_width, tip - 0.04),
                     (side * a.nose_width * 0.8, tip + 0.02)]
             cv.stroke(head, cv.spline(wing, closed=False), skin * 0.62, 0.025)
-            cv.fill(head, cv.ellipse(side * a.nose_width * 0.48, tip, a.nose_width * 0.22, 0.026, side * -0.2), skin * 0.3)
+            nostril = cv.ellipse(side * a.nose_width * 0.48, tip, a.nose_width * 0.22, 0.026, side * -0.2)
+            cv.fill(head, nostril, skin * 0.3)
         cv.tint(head, cv.mask_of(cv.ellipse(0, 0.5 * tip, 0.035, 0.5 * tip), 0.03) * 0.25, skin * 0.3 + 190)
         cv.tint(head, cv.mask_of(cv.ellipse(0, tip + 0.07, 0.13, 0.05), 0.03) * 0.3, skin * 0.6)
 
@@ -142,10 +146,11 @@ class Face:
             cv.fill(head, cv.ellipse(x, y, r, r, steps=12), skin * 0.3)
         if a.age > 0:
             lines = [[(-0.4, y), (0, y - 0.04), (0.4, y)] for y in (-0.62, -0.5)]
-            lines += [[(s * (a.nose_width + 0.04), a.nose_length - 0.05), (s * (a.mouth_width + 0.05), self.mouth_y - 0.1),
-                       (s * (a.mouth_width + 0.07), self.mouth_y + 0.08)] for s in (-1, 1)]
-            lines += [[(s * (a.eye_spacing - 0.14), 0.13), (s * a.eye_spacing, 0.18), (s * (a.eye_spacing + .15), 0.13)]
-                      for s in (-1, 1)]
+            for s in (-1, 1):
+                lines += [[(s * (a.nose_width + 0.04), a.nose_length - 0.05),
+                           (s * (a.mouth_width + 0.05), self.mouth_y - 0.1),
+                           (s * (a.mouth_width + 0.07), self.mouth_y + 0.08)],
+                          [(s * (a.eye_spacing + x), y) for x, y in ((-0.14, 0.13), (0, 0.18), (0.15, 0.13))]]
             for line in lines:
                 cv.stroke(head, cv.spline(line, closed=False), skin * (1 - 0.4 * a.age), 0.02)
 
@@ -156,7 +161,7 @@ class Face:
         if a.beard > 0:
             w, y = a.face_width, self.mouth_y
             inner = [(0, y + 0.17), (a.mouth_width + 0.08, y + 0.05), (0.8 * w, 0.4), (1.3 * w, 0.15)]
-            area = cv.mask_of(cv.mirror(inner + [(1.3 * w, 2.0), (0, 2.0)]), 0.05)
+            area = cv.mask_of(cv.mirror([*inner, (1.3 * w, 2.0), (0, 2.0)]), 0.05)
             cv.tint(head, np.clip(area * face * stubble * (0.25 + 0.75 * a.beard), 0, 1), self.hair * 0.9)
         if a.moustache > 0:
             tip, y = a.nose_length + 0.06, self.mouth_y
@@ -167,9 +172,9 @@ class Face:
     def _draw_front_hair(self) -> np.ndarray:
         a, w = self.a, self.a.face_width
         part, line = a.parting * 0.6 * w, a.hairline
-        edge = [(w + 0.04, -0.02), (w * 0.95, -0.12), (a.temple * w * 0.93, -0.38), (max(part + 0.3, 0.55 * w), line + 0.12),
-                (part + 0.1, line), (part, line - a.part_height), (part - 0.1, line),
-                (min(part - 0.3, -0.55 * w), line + 0.12), (-a.temple * w * 0.93, -0.38), (-w * 0.95, -0.12), (-w - 0.04, -0.02)]
+        side = [(w + 0.04, -0.02), (w * 0.95, -0.12), (a.temple * w * 0.93, -0.38)]
+        edge = [*side, (max(part + 0.3, 0.55 * w), line + 0.12), (part + 0.1, line), (part, line - a.part_height),
+                (part - 0.1, line), (min(part - 0.3, -0.55 * w), line + 0.12), *((-x, y) for x, y in reversed(side))]
         crown = self._crown()
         top = [(-x, y) for x, y in reversed(crown)] + crown[1:]
         return self._hair_layer(cv.spline(edge + top, steps=5))
@@ -186,9 +191,7 @@ class Face:
         lips = np.exp(-(cv.X / a.mouth_width) ** 4 - ((cv.Y - self.mouth_y) / 0.12) ** 2)
         chin = np.exp(-(cv.X / 0.25) ** 2 - ((cv.Y - a.chin + 0.15) / 0.15) ** 2)
         height += -0.07 * sockets + 0.05 * lips + 0.06 * chin
-        height = cv2.GaussianBlur(height.astype(np.float32), (0, 0), 2.0)
-        slope_y, slope_x = np.gradient(height, cv.SPAN / cv.SIZE)
-        return np.dstack([height, slope_x, slope_y]).astype(np.float32)
+        return cv2.GaussianBlur(height.astype(np.float32), (0, 0), 2.0)
 
     # -- what an expression changes ---------------------------------------------------------------------------------
 
@@ -197,13 +200,11 @@ class Face:
 
         ``smile`` -1..1, ``open_mouth`` 0..1, ``open_eyes`` 0..1.2, ``brows`` (raised) -1..1, ``gaze`` -1 (left)..1.
         """
-        layer = self.back.copy()
-        over = self.head.copy()
-        self._draw_mouth(over, smile, open_mouth)
-        self._draw_eyes(over, open_eyes, gaze)
+        layer = self.bare.copy()
+        self._draw_mouth(layer, smile, open_mouth)
+        self._draw_eyes(layer, open_eyes, gaze)
         for side in (-1, 1):
-            self._draw_brow(over, side, brows)
-        cv.over(layer, over)
+            self._draw_brow(layer, side, brows)
         cv.over(layer, self.front_hair)
         return layer
 
@@ -216,10 +217,11 @@ class Face:
         if gap > 0.01:
             inside = cv.spline([(-w * .95, corner), (0, y - 0.01), (w * .95, corner), (0, y + gap + 0.02)], steps=8)
             cv.fill(layer, inside, (60, 20, 22))
-            cv.fill(layer, [(-0.6 * w, corner + 0.3 * gap * 0.2), (0.6 * w, corner + 0.06 * gap), (0.5 * w, y + 0.4 * gap),
-                            (-0.5 * w, y + 0.4 * gap)], (238, 234, 224))
-        dip = peak * a.cupid
-        upper = [(-w, corner), (-0.22 * w, y - peak), (0, y - peak + dip), (0.22 * w, y - peak), (w, corner), (0, y + 0.005)]
+            teeth = [(-0.6 * w, corner + 0.06 * gap), (0.6 * w, corner + 0.06 * gap),
+                     (0.5 * w, y + 0.4 * gap), (-0.5 * w, y + 0.4 * gap)]
+            cv.fill(layer, teeth, (238, 234, 224))
+        upper = [(-w, corner), (-0.22 * w, y - peak), (0, y - peak * (1 - a.cupid)), (0.22 * w, y - peak), (w, corner),
+                 (0, y + 0.005)]
         lower = [(-w, corner), (0, y + gap), (w, corner), (0.5 * w, y + gap + low * 0.8), (0, y + gap + low),
                  (-0.5 * w, y + gap + low * 0.8)]
         cv.fill(layer, cv.spline(lower, steps=4), lips)
@@ -230,20 +232,21 @@ class Face:
     def _draw_eyes(self, layer: np.ndarray, opened: float, gaze: float) -> None:
         a, w = self.a, self.a.eye_width
         up, down = a.eye_height * opened * 1.25, a.eye_height * (0.45 + 0.35 * opened)
-        eyes, inside = layer.copy(), np.zeros((cv.SIZE, cv.SIZE, 1), np.float32)
+        eyes, inside = layer.copy(), np.zeros((cv.SIZE, cv.SIZE), np.float32)
         lids = []
         for side in (-1, 1):
             x, rise = side * a.eye_spacing, side * a.eye_tilt * w  # the outer corner lies lower where eye_tilt > 0
-            lid = cv.spline([(x - w, -rise), (x - 0.5 * w, -up * 0.8), (x, -up), (x + 0.5 * w, -up * 0.8), (x + w, rise)],
-                            closed=False)
+            lid = cv.spline([(x - w, -rise), (x - 0.5 * w, -up * 0.8), (x, -up), (x + 0.5 * w, -up * 0.8),
+                             (x + w, rise)], closed=False)
             bottom = cv.spline([(x + w, rise), (x, down), (x - w, -rise)], closed=False)
             lids.append((lid, bottom))
             shape = np.vstack([lid, bottom])
-            inside[..., 0] += cv.mask_of(shape)
+            inside += cv.mask_of(shape)
             cv.fill(eyes, shape, (236, 232, 228))
-            for size, colour in ((1.0, self.iris * 0.55), (0.84, self.iris), (0.42, (12, 10, 10))):
-                cv.fill(eyes, cv.ellipse(x + gaze * 0.3 * w, 0, a.iris_size * size, a.iris_size * size, steps=20), colour)
-            cv.fill(eyes, cv.ellipse(x + gaze * 0.3 * w + 0.025, -0.03, 0.014, 0.014, steps=8), (250, 250, 250))
+            x += gaze * 0.3 * w
+            for radius, colour in ((1.0, self.iris * 0.55), (0.84, self.iris), (0.42, np.array([12, 10, 10]))):
+                cv.fill(eyes, cv.ellipse(x, 0, a.iris_size * radius, a.iris_size * radius, steps=20), colour)
+            cv.fill(eyes, cv.ellipse(x + 0.025, -0.03, 0.014, 0.014, steps=8), (250, 250, 250))
         cv.mix(layer, eyes, inside)
         for lid, bottom in lids:
             cv.stroke(layer, lid, self.skin * 0.18, a.lash)

@@ -39,9 +39,11 @@ def _dressed(face: Face, rng: np.random.Generator) -> np.ndarray:
     elif wear < 0.21:
         w, brim = face.a.face_width + 0.12, rng.uniform(-0.72, -0.55)
         colour = rng.uniform(20, 230, 3)
-        cv.fill(layer, cv.spline([(-w, brim), (-0.85 * w, -1.15), (0, -1.5), (0.85 * w, -1.15), (w, brim)], False), colour)
-        cv.fill(layer, cv.spline([(-w, brim - 0.1), (0, brim - 0.2), (w, brim - 0.1), (0.9 * w, brim + 0.06),
-                                  (0, brim + 0.02), (-0.9 * w, brim + 0.06)]), colour * 0.7)
+        cap = [(-w, brim), (-0.85 * w, -1.15), (0, -1.5), (0.85 * w, -1.15), (w, brim)]
+        peak = [(-w, brim - 0.1), (0, brim - 0.2), (w, brim - 0.1), (0.9 * w, brim + 0.06), (0, brim + 0.02),
+                (-0.9 * w, brim + 0.06)]
+        cv.fill(layer, cv.spline(cap, closed=False), colour)
+        cv.fill(layer, cv.spline(peak), colour * 0.7)
     return layer
 
 
@@ -69,21 +71,20 @@ def _pose(face: Face, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
     du, dv = _u - CENTRE[0] - rng.normal(0, 3.0), _v - CENTRE[1] - rng.normal(0, 3.0)
     u = ((np.cos(roll) * du + np.sin(roll) * dv) / zoom).astype(np.float32)
     v = ((np.cos(roll) * dv - np.sin(roll) * du) / zoom).astype(np.float32)
-    height, z = np.ascontiguousarray(face.relief[..., 0]), np.float32(0)
+    z = np.float32(0)
     for _ in range(5):
         x = (u - np.float32(np.sin(yaw)) * z) / np.float32(np.cos(yaw))
         y = (v + np.float32(np.sin(pitch)) * z) / np.float32(np.cos(pitch))
         where = ((x - cv.LEFT) * np.float32(cv.SCALE) - 0.5, (y - cv.TOP) * np.float32(cv.SCALE) - 0.5)
-        z = cv2.remap(height, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        z = cv2.remap(face.height, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return where
 
 
 def _shading(face: Face, where: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Light on the relief, float32 ``(112, 112, 3)``: a coloured lamp from one side over coloured ambient light."""
-    slopes = cv2.remap(face.relief[..., 1:], *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    side, above = rng.uniform(-1.5, 1.5), rng.uniform(-1.0, 0.4)
-    lamp = np.array([side, above, 1.0]) / np.sqrt(1 + side * side + above * above)
-    facing = (lamp[2] - slopes[..., 0] * lamp[0] - slopes[..., 1] * lamp[1]) / np.sqrt(1 + (slopes ** 2).sum(-1))
+    normals = cv2.remap(face.normals, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    lamp = np.array([rng.uniform(-1.5, 1.5), rng.uniform(-1.0, 0.4), 1.0])
+    facing = normals @ (lamp / np.linalg.norm(lamp)).astype(np.float32)
     strength = rng.uniform(0.4, 1.1)
     ambient = (1 - 0.75 * strength) * rng.uniform(0.92, 1.08, 3)
     light = strength * rng.uniform(0.92, 1.08, 3) * 1.15
@@ -113,7 +114,8 @@ def _occluded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         centre, angle = rng.uniform(10, SIZE - 10, 2), rng.uniform(0, np.pi)
         along, across = np.array([np.cos(angle), np.sin(angle)]) * 160, np.array([-np.sin(angle), np.cos(angle)])
         half = across * rng.uniform(3, 7)
-        shapes = [np.array([centre - along - half, centre + along - half, centre + along + half, centre - along + half])]
+        corners = [centre - along - half, centre + along - half, centre + along + half, centre - along + half]
+        shapes = [np.array(corners)]
         colour = rng.uniform(0, 255, 3)
     else:
         shapes, colour = _hand(rng), np.array([1.0, 0.76, 0.6]) * rng.uniform(70, 245)

@@ -81,7 +81,8 @@ class Config:
     loss_m2: float = option(0.5, kinds.real(least=-math.pi, most=math.pi), "margin m2, added to the angle, in radians")
     loss_m3: float = option(0.0, kinds.real(least=-2, most=2), "margin m3, taken from the cosine")
     loss_K: int = option(1, kinds.integer(least=1), "sub-centres a class")
-    sample_ratio: float = option(1.0, kinds.real(above=0, most=1), "share of the class centres in a step")
+    sample_ratio: float = option(1.0, kinds.real(above=0, most=1), "share of the class centres in a step",
+                                 PARALL_ONLY)
     ce_loss: bool = option(True, kinds.boolean, "report the cross entropy")
     fc7_lr_mult: float = option(1.0, kinds.real(least=0), "learning-rate factor of the class centres")
     fc7_wd_mult: float = option(1.0, kinds.real(least=0), "weight-decay factor of the class centres")
@@ -129,9 +130,20 @@ class Config:
             object.__setattr__(self, item.name, check(item.name, getattr(self, item.name), item.name))
         if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
             raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
+        if self.triplets and self.per_batch_size % 3:
+            raise UserError(f"per_batch_size: found {self.per_batch_size}, expected a multiple of 3: {self.loss_name} "
+                            "batches are anchors, positives and negatives in thirds")
+        if self.triplets and self.triplet_bag_size < 2 * self.images_per_identity:
+            raise UserError(f"triplet_bag_size: found {self.triplet_bag_size}, expected at least two identities of "
+                            f"images_per_identity, {2 * self.images_per_identity}")
         if self.worker_id >= self.num_workers:
             raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
                             f"(DMLC_NUM_WORKER), {self.num_workers}")
+
+    @property
+    def triplets(self) -> bool:
+        """Whether the loss is one of triplets: no class centres, no labels, batches in thirds."""
+        return self.loss_name in ("triplet", "atriplet")
 
     @property
     def output_dir(self) -> str:
@@ -164,8 +176,6 @@ class Refusal(NamedTuple):
 NOT_YET = (
     Refusal("net_name", lambda c: c.net_name not in ("fresnet", "fmobilefacenet"),
             "only fresnet and fmobilefacenet are built yet"),
-    Refusal("loss_name", lambda c: "triplet" in c.loss_name, "triplet losses are not trained yet"),
-    Refusal("sample_ratio", lambda c: c.sample_ratio < 1, "class centres are not sampled yet"),
     Refusal("kvstore", lambda c: c.kvstore.startswith("dist"), "only local and device work yet"),
     Refusal("num_workers", lambda c: c.num_workers > 1, "one worker runs yet; unset DMLC_NUM_WORKER"),
     Refusal("devices", lambda c: c.entry == TRAIN and len(c.devices) > 1,

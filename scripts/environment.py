@@ -37,9 +37,11 @@ HOROVOD_OPTIONS = {
 HOROVOD_WORKS = """
 import importlib.metadata, sys
 assert importlib.metadata.version("horovod") == sys.argv[1]
-from recognition.mxnet_compat import mx
 import horovod.mxnet
 """
+# Horovod imports MXNet by itself, when it is built and in horovodrun, and MXNet on Python 3.12 needs numpy.bool first:
+# recognition/mxnet_compat.py says why.
+RESTORE_NUMPY_BOOL = "\nimport numpy\nvars(numpy).setdefault('bool', bool)\n"
 # What `make` and the user's shell set for themselves, and pip or a compiler would take for theirs.
 FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 
@@ -140,19 +142,22 @@ class Environment:
     def build_horovod(self, version: str, folder: Path) -> Path:
         """Build a wheel in ``folder``, whose path must hold no space: Horovod's CMake files cannot take one.
 
-        They get MXNet's folder from the Python that runs them, hence the link. pip's cache is left out of it, since
-        a Horovod that was built elsewhere without MXNet has the same name there.
+        They get MXNet's folder from the Python that runs them, hence the link.
         """
         link = folder / "venv"
         link.symlink_to(self.venv)
         self.pip("install", "--target", str(folder / "tools"), "cmake>=3.21,<4")
-        # The build imports MXNet by itself, and that needs numpy.bool: see recognition/mxnet_compat.py.
-        (folder / "sitecustomize.py").write_text("import numpy\nnumpy.bool = bool\n")
+        self.pip("download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod", "--dest", str(folder),
+                 f"horovod=={version}")
+        source = folder / f"horovod-{version}"
+        shutil.unpack_archive(f"{source}.tar.gz", folder)
+        with open(source / "horovod" / "__init__.py", "a") as file:
+            file.write(RESTORE_NUMPY_BOOL)
+        (folder / "sitecustomize.py").write_text(RESTORE_NUMPY_BOOL)
         # Where it runs, MXNet is loaded before: it must not look for it in this folder, which anyone could make again.
-        (folder / "toolchain.cmake").write_text("set(CMAKE_SKIP_RPATH TRUE CACHE BOOL \"\")\n")
+        (folder / "toolchain.cmake").write_text('set(CMAKE_SKIP_RPATH TRUE CACHE BOOL "")\n')
         self.pip(
-            "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--no-binary", "horovod", "--verbose",
-            "--wheel-dir", str(folder), f"horovod=={version}",
+            "wheel", "--no-deps", "--no-build-isolation", "--verbose", "--wheel-dir", str(folder), str(source),
             python=link / "bin" / "python",
             PYTHONPATH=str(folder), TMPDIR=str(folder), MAKEFLAGS=f"-j{len(os.sched_getaffinity(0))}",
             HOROVOD_CMAKE=str(folder / "tools" / "cmake" / "data" / "bin" / "cmake"),

@@ -57,7 +57,7 @@ class FaceDataset:
         key = int(self._keys[i])
         try:
             record = unpack_record(self._reader.read(int(self._offsets[i])))
-        except (ValueError, UserError) as error:
+        except (ValueError, OSError, UserError) as error:
             raise self.error(key, error) from error
         if not record.body:
             raise self.error(key, f"it has no image (flag {record.flag}, label {record.label[:2].tolist()})")

@@ -77,6 +77,10 @@ class BatchLoader:
             raise StopIteration
         return batch
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What a run needs, beside the position after the last batch, to go on: nothing."""
+        return {}
+
     def close(self) -> None:
         """Drop what is under way and end the threads. May be called twice."""
         self._closed = True  # what waits in the pool sees it and returns; wait() never wakes for a cancelled future

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Callable
 
 import numpy as np
@@ -118,7 +118,7 @@ class TripletLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _generate(self) -> Iterator[Batch]:
+    def _generate(self) -> Generator[Batch, None, None]:
         while True:
             bag, offset = self._position
             if not offset:

@@ -9,7 +9,7 @@ gradient and contributes (B, D) to that of the features, which is reduce-scatter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from recognition.loss.margin import Margin
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.kernels import EPSILON
+from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import SGD, Shard
 
 
@@ -49,6 +50,8 @@ class ShardedHead:
     wd: float = 0.0005
     lr_mult: float = 1.0
     wd_mult: float = 1.0
+    sampler: ClassSampler = field(default_factory=ClassSampler)
+    steps: int = 0  # updates done; the sampler draws by it
 
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
@@ -59,6 +62,7 @@ class ShardedHead:
         # The owner of a row's class knows its similarity: others put -inf, and their maximum is the logit.
         logits, slopes, statistics = [], [], []
         for shard in self.shards:
+            shard.select(self.sampler(labels, self.steps, shard.start, shard.stop))
             logit, slope = self.margin.target(shard.similarities(unit, labels))
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
             slopes.append(slope)
@@ -101,3 +105,4 @@ class ShardedHead:
         sgd = SGD(lr * self.lr_mult, self.mu, self.wd * self.wd_mult)
         for shard in self.shards:
             shard.update(sgd)
+        self.steps += 1

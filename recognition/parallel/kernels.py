@@ -11,13 +11,21 @@ EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the le
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
-def inverse_norms(centres, inverse):  # type: ignore[no-untyped-def]
-    """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)``; centres (R, D), inverse (R,), float32."""
-    for r in numba.prange(centres.shape[0]):
+def inverse_norms(centres, rows, inverse):  # type: ignore[no-untyped-def]
+    """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)`` for r in ``rows``; centres (R, D), inverse (R,), float32."""
+    for i in numba.prange(rows.shape[0]):
+        r = rows[i]
         total = np.float32(0)
         for d in range(centres.shape[1]):
             total += centres[r, d] * centres[r, d]
         inverse[r] = np.float32(1) / np.sqrt(total + EPSILON)
+
+
+@numba.njit(parallel=True, cache=True)
+def gather_rows(centres, rows, gathered):  # type: ignore[no-untyped-def]
+    """``gathered[i] = centres[rows[i]]``."""
+    for i in numba.prange(rows.shape[0]):
+        gathered[i] = centres[rows[i]]
 
 
 @numba.njit(fastmath=FAST, cache=True)
@@ -101,14 +109,15 @@ def similarity_gradient(exponentials, inverse, scale, row_factors, columns, targ
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True)
-def update_centres(centres, momentum, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
-    """Gradient through the norm and SGD with momentum in one pass over a chunk of centres.
+def update_centres(centres, momentum, rows, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
+    """Gradient through the norm and SGD with momentum in one pass over a chunk of the centres, those of ``rows`` (n,).
 
-    ``gradient`` (R, D) is that by the inner products' centres, already divided by the norms. All float32. The new
+    ``gradient`` (n, D) is that by the inner products' centres, already divided by the norms. All float32. The new
     norms are left to :func:`inverse_norms`: a run that loads W must get the same bits as one that made it.
     """
-    for r in numba.prange(centres.shape[0]):
-        w, m, g = centres[r], momentum[r], gradient[r]
+    for i in numba.prange(rows.shape[0]):
+        r = rows[i]
+        w, m, g = centres[r], momentum[r], gradient[i]
         along = np.float32(0)
         if normalised:
             for d in range(w.shape[0]):

@@ -6,7 +6,7 @@ import numpy as np
 
 from recognition.mxnet_compat import mx
 from recognition.parallel.kernels import EPSILON
-from recognition.parallel.shard import SGD, ShardState, initial_centres, target_columns
+from recognition.parallel.shard import SGD, ShardState, initial_centres, rows_of, target_columns
 
 CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
 
@@ -27,22 +27,30 @@ class MxnetShard:
         return mx.nd.array(values, ctx=self.context, dtype=dtype)
 
     def state(self) -> ShardState:
-        return ShardState(*(a.asnumpy() for a in (self._w, self._m, self._bias, self._bias_m)))
+        return ShardState(*(a.asnumpy() for a in (self._centres, self._momentum, self._all_bias, self._all_bias_m)))
 
     def load(self, state: ShardState) -> None:
-        self._w, self._m, self._bias, self._bias_m = (self._array(values) for values in state)
-        self._inverse = mx.nd.ones(len(state.centres), ctx=self.context)
-        self._norms(slice(0, len(state.centres)))
+        arrays = (self._array(values) for values in state)
+        self._centres, self._momentum, self._all_bias, self._all_bias_m = arrays
+        self.select(None)
 
-    def _norms(self, rows: slice) -> None:
+    def select(self, classes: np.ndarray | None) -> None:
+        self._classes = classes
+        self._stored = self._centres, self._momentum, self._all_bias, self._all_bias_m
+        if classes is None:
+            self._w, self._m, self._bias, self._bias_m = self._stored
+        else:
+            self._rows = self._array(rows_of(classes, self.start, self.sub_centres), "int64")
+            self._w, self._m, self._bias, self._bias_m = (array.take(self._rows) for array in self._stored)
+        self._inverse = mx.nd.ones(self._w.shape[0], ctx=self.context)
         if self.normalised:
-            self._inverse[rows] = mx.nd.rsqrt(mx.nd.square(self._w[rows]).sum(axis=1) + float(EPSILON))
+            self._inverse = mx.nd.rsqrt(mx.nd.square(self._w).sum(axis=1) + float(EPSILON))
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         rows, k = self._w.shape[0], self.sub_centres
         self._x = self._array(x)
         self._z = mx.nd.FullyConnected(self._x, self._w, num_hidden=rows, no_bias=True, flatten=False)
-        first = target_columns(labels, self.start, self.stop, k)
+        first = target_columns(labels, self.start, self.stop, k, self._classes)
         inside = first >= 0
         columns = np.maximum(first, 0)[:, None] + np.arange(k)
         batch = np.repeat(np.arange(len(x)), k)
@@ -98,7 +106,9 @@ class MxnetShard:
                 along = (gradient * w).sum(axis=1) * mx.nd.square(self._inverse[rows])
                 gradient -= w * along.expand_dims(1)
             mx.nd.sgd_mom_update(w, gradient, m, out=w, lr=sgd.lr, wd=sgd.wd, momentum=sgd.mu)
-            self._norms(rows)
         if self.with_bias:
             mx.nd.sgd_mom_update(self._bias, self._z.sum(axis=0), self._bias_m, out=self._bias, lr=sgd.lr, wd=sgd.wd,
                                  momentum=sgd.mu)
+        if self._classes is not None:
+            for array, part in zip(self._stored, (self._w, self._m, self._bias, self._bias_m)):
+                mx.nd.contrib.index_copy(array, self._rows, part, out=array)

@@ -2,9 +2,8 @@
 """A shard of the class centres: the interface that the head works with, and what every kind of shard shares.
 
 A shard holds the rows ``class * K + k`` (K sub-centres a class) of classes ``start .. stop - 1``. In a step the head
-calls, in this order, :meth:`Shard.similarities`, :meth:`Shard.statistics`, :meth:`Shard.gradient` and
-:meth:`Shard.update`; between them one (B, rows) buffer holds the similarities, then their exponentials, then the
-gradient.
+calls its methods in the order in which they stand here, from ``select`` to ``update``; between them one (B, rows)
+buffer holds the similarities, then their exponentials, then the gradient.
 """
 from __future__ import annotations
 
@@ -38,6 +37,9 @@ class Shard(Protocol):
 
     start: int
     stop: int
+
+    def select(self, classes: np.ndarray | None) -> None:
+        """Work on these classes alone (ascending int64, the batch's own among them) until the next call; None: all."""
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Inner products of x (B, D) float32 with the centres; returns those with the targets, (B,) float32.
@@ -84,7 +86,17 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
     return rows
 
 
-def target_columns(labels: np.ndarray, start: int, stop: int, sub_centres: int) -> np.ndarray:
-    """(B,) int64: the first column of each label's class in the shard ``start .. stop - 1``, -1 where it has none."""
+def rows_of(classes: np.ndarray, start: int, sub_centres: int) -> np.ndarray:
+    """The rows of a shard's arrays that hold the centres of ``classes``, int64 (len(classes) * K,)."""
+    return ((classes - start)[:, None] * sub_centres + np.arange(sub_centres)).ravel()
+
+
+def target_columns(labels: np.ndarray, start: int, stop: int, sub_centres: int,
+                   classes: np.ndarray | None = None) -> np.ndarray:
+    """(B,) int64: the first column of each label's class in the shard ``start .. stop - 1``, -1 where it has none.
+
+    ``classes``: the ascending selected ones, that of each label in the shard among them, or None if all have columns.
+    """
     inside = (labels >= start) & (labels < stop)
-    return np.where(inside, (labels - start) * sub_centres, -1)
+    place = labels - start if classes is None else np.searchsorted(classes, labels)
+    return np.where(inside, place * sub_centres, -1)

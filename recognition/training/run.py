@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder, Position
+from recognition.data.triplets import Bags, TripletLoader
 from recognition.loss.margin import margin_of
+from recognition.loss.triplet import TripletLoss
 from recognition.mxnet_compat import check_gpu, mx
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import Communicator, SingleProcess
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.head import ShardedHead
 from recognition.parallel.mxnet_shard import MxnetShard
+from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import Shard, split_classes
+from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol
 from recognition.symbol.initialise import initialise
 from recognition.symbol.passes import fast_prelu
@@ -64,16 +69,18 @@ def train(config: Config) -> int:
     progress.config = dataclasses.asdict(config)
 
     global_batch = config.per_batch_size * len(contexts) * communicator.size
-    with make_loader(config, dataset, global_batch, Position(progress.epoch, progress.offset)) as batches:
+    with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
+                     saved.data() if saved else {}) as batches:
         log = TrainingLog(History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
-                          total_steps(config, len(dataset) // global_batch), progress.step)
+                          total_steps(config, math.inf if config.triplets else len(dataset) // global_batch),
+                          progress.step)
         try:
             return Trainer(
                 backbone, head, batches, StepSchedule(config.lr, config.lr_steps),
                 make_verifier(config, backbone, dataset, len(contexts)),
                 lambda number: save_checkpoint(Path(config.prefix), number, symbol,
                                                *with_centres(config, backbone, head)),
-                lambda now: save_state(folder / "state", now, backbone.state(), head.shards),
+                lambda now: save_state(folder / "state", now, backbone.state(), head.shards, batches.state()),
                 log, progress, config.verbose, config.state_every, config.ckpt, config.max_steps, config.end_epoch,
             ).run()
         finally:
@@ -100,8 +107,15 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
                               communicator, mu=config.mom, wd=config.wd, seed=config.seed)
 
 
-def make_head(config: Config, num_classes: int, contexts: list[Any], communicator: Communicator) -> ShardedHead:
-    """Class centres cut across the devices of all processes; ``train.py`` has them whole, softmax with a bias."""
+def make_head(config: Config, num_classes: int, contexts: list[Any],
+              communicator: Communicator) -> ShardedHead | TripletHead:
+    """Class centres cut across the devices of all processes; ``train.py`` has them whole, softmax with a bias.
+
+    A triplet loss has none.
+    """
+    if config.triplets:
+        loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
+        return TripletHead(loss, config.per_batch_size, communicator)
     margin, whole = margin_of(config), config.entry == "train"
     places = contexts[:1] if whole else contexts
     ranges = split_classes(num_classes, len(places) * communicator.size)[communicator.rank * len(places):]
@@ -111,14 +125,24 @@ def make_head(config: Config, num_classes: int, contexts: list[Any], communicato
     shards: list[Shard] = [
         CpuShard(start, stop, config.emb_size, **options) if place.device_type == "cpu" else
         MxnetShard(place, start, stop, config.emb_size, **options) for place, (start, stop) in zip(places, ranges)]
-    return ShardedHead(shards, margin, communicator, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult)
+    return ShardedHead(shards, margin, communicator, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
+                       ClassSampler(config.sample_ratio, config.seed))
 
 
-def make_loader(config: Config, dataset: FaceDataset, global_batch: int, start: Position) -> BatchLoader:
-    order = EpochOrder(len(dataset), config.seed, shuffle=dataset.form != "shuffled")
+def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbone, communicator: Communicator,
+                start: Position, saved: Mapping[str, np.ndarray]) -> BatchLoader | TripletLoader:
+    """This process's part of every batch from ``start`` on; ``saved``: the state of the loader that stood there."""
+    size = config.per_batch_size * len(config.devices)
+    part = (communicator.rank * size, (communicator.rank + 1) * size)
     augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color)
-    return BatchLoader(dataset, order, augmentation, global_batch, start=start, threads=config.decode_threads,
-                       prefetch=PREFETCH)
+    if config.triplets:
+        bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
+        return TripletLoader(dataset, bags, backbone.embed, augmentation, config.triplet_alpha, config.triplet_max_ap,
+                             size * communicator.size, config.per_batch_size, part, start, saved,
+                             config.decode_threads, PREFETCH, communicator.all_gather)
+    order = EpochOrder(len(dataset), config.seed, shuffle=dataset.form != "shuffled")
+    return BatchLoader(dataset, order, augmentation, size * communicator.size, part, start, config.decode_threads,
+                       PREFETCH)
 
 
 def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDataset, replicas: int) -> Verifier:
@@ -129,7 +153,7 @@ def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDat
 
 
 def with_centres(config: Config, backbone: ReplicatedBackbone,
-                 head: ShardedHead) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+                 head: ShardedHead | TripletHead) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What a checkpoint holds: the backbone, and W by its legacy names if ``ckpt_embedding`` is False."""
     parameters, auxiliary = backbone.parameters()
     if not config.ckpt_embedding:
@@ -144,22 +168,26 @@ def with_centres(config: Config, backbone: ReplicatedBackbone,
 def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the shapes of its arrays and the order of its data."""
     return {"num_classes": dataset.num_classes, "images": len(dataset), "network": config.network,
-            "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed}
+            "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
+            "loss_name": config.loss_name}
 
 
-def go_on(saved: SavedState, identity: dict[str, Any], backbone: ReplicatedBackbone, head: ShardedHead) -> Progress:
+def go_on(saved: SavedState, identity: dict[str, Any], backbone: ReplicatedBackbone,
+          head: ShardedHead | TripletHead) -> Progress:
     """Fill backbone and head from a saved state, whatever number of shards wrote it; returns where it stood."""
     progress = saved.progress
     saved.require_identity(identity)
     backbone.load(saved.backbone(), progress.step)
+    if isinstance(head, ShardedHead):
+        head.steps = progress.step
     for shard in head.shards:
         shard.load(saved.rows(shard.start, shard.stop, identity["loss_K"]))
     print(f"going on after step {progress.step} from {saved.path}", flush=True)
     return progress
 
 
-def total_steps(config: Config, batches_an_epoch: int) -> int | None:
-    """Steps until the run ends; None for the legacy default, which never does."""
+def total_steps(config: Config, batches_an_epoch: float) -> int | None:
+    """Steps until the run ends; None if nobody knows, as with the legacy default, which never does."""
     by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < 10000 else math.inf
     total = min(config.max_steps or math.inf, by_epochs)
     return None if total == math.inf else int(total)

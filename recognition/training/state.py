@@ -2,15 +2,16 @@
 """Training states: all that a run needs to go on as if it had not stopped, whatever the number of shards.
 
 A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, for shard i of W, ``centres-i.npy``,
-``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``. It is written under another name, forced to disk and
-renamed, so that a folder of that name is whole. The last two are kept.
+``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``; ``data.npz`` if the position in the data needs arrays.
+It is written under another name, forced to disk and renamed, so that a folder of that name is whole. The last two are
+kept.
 """
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,12 @@ class Progress:
     config: dict[str, Any] = field(default_factory=dict)  # everything it ran with, for the reader
 
 
-def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard]) -> Path:
-    """Write a state below ``folder`` and drop all but the newest two; returns its path."""
+def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard],
+               data: Mapping[str, np.ndarray] | None = None) -> Path:
+    """Write a state below ``folder`` and drop all but the newest two; returns its path.
+
+    :param data: the loader's ``state()``.
+    """
     target = folder / f"step-{progress.step:09d}"
     if target.exists():  # a run that went on from it and was stopped before its first step
         return target
@@ -52,6 +57,8 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     for i, shard in enumerate(shards):
         for name, array in shard.state()._asdict().items():
             np.save(temporary / f"{name}-{i}.npy", array)
+    if data:
+        np.savez(temporary / "data.npz", **data)
     manifest = {"format": FORMAT, "shards": [[shard.start, shard.stop] for shard in shards], **asdict(progress)}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
     for path in temporary.iterdir():
@@ -126,6 +133,13 @@ class SavedState:
                 groups.setdefault(group, {})[name] = arrays[key]
         replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
         return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas])
+
+    def data(self) -> dict[str, np.ndarray]:
+        """The loader's arrays, if it had any."""
+        if not (self.path / "data.npz").exists():
+            return {}
+        with self._opening("data.npz") as arrays:
+            return dict(arrays)
 
     def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
         """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""

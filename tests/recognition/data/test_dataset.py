@@ -106,6 +106,17 @@ def test_damaged_record(make_set: Callable[..., Path], at: int, data: bytes, mes
             dataset.labels()
 
 
+def test_disk_that_fails(make_set: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(make_set())
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("recognition.data.recordio.os.pread", fail)
+    with pytest.raises(UserError, match=r"train\.rec: record 3: .*Input/output error"):
+        dataset.read(2)
+
+
 def test_an_index_of_another_file(make_set: Callable[..., Path]) -> None:
     folder = make_set()
     with open(folder / "train.idx", "a") as file:

@@ -9,7 +9,8 @@ from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.head import HeadResult
 from recognition.parallel.triplet_head import TripletHead
 
-LOSSES = pytest.mark.parametrize("loss", [TripletLoss(0.3), TripletLoss(0.35, angular=True)], ids=["triplet", "atriplet"])
+LOSSES = pytest.mark.parametrize("loss", [TripletLoss(0.3), TripletLoss(0.35, angular=True)],
+                                 ids=["triplet", "atriplet"])
 TRIPLETS, DIM = 12, 8
 
 

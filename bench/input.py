@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images a second from records to batches: ours, MXNet's ImageRecordIter, and the recipes' way, in the same run.
+
+    python -m bench.input [--data FOLDER] [--images 4096] [--batch 128] [--threads 2] [--repeats 3]
+
+Without --data, JPEG records of about 8 KB are made up. The ways take turns, and each figure is the best of all repeats.
+"""
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from recognition.data.augment import Augmentation
+from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.data.loader import BatchLoader
+from recognition.data.order import EpochOrder
+from recognition.data.recordio import RecordWriter, pack_record
+from recognition.mxnet_compat import mx
+
+
+def made_up_jpeg(chance: np.random.RandomState) -> bytes:
+    """Smooth colours with grain: decoding costs what a face of the same size in bytes costs."""
+    colours = chance.randint(0, 256, (10, 10, 3)).astype(np.float32)
+    image = cv2.resize(colours, (112, 112), interpolation=cv2.INTER_CUBIC) + chance.normal(0, 6, (112, 112, 3))
+    encoded = cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+    return encoded.tobytes()
+
+
+def write_records(folder: Path, images: int, source: FaceDataset | None) -> FaceDataset:
+    """A set without header record, which all ways can read."""
+    chance = np.random.RandomState(0)
+    made_up = [made_up_jpeg(chance) for _ in range(200)]
+    with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
+        for n in range(images):
+            body = source.read(n % len(source))[1] if source else made_up[n % len(made_up)]
+            writer.write(n, pack_record(n % 10, body, n))
+    (folder / "property").write_text("10,112,112\n")
+    return open_dataset(folder)
+
+
+def decode_only(dataset: FaceDataset, images: int, threads: int) -> None:
+    """cv2.imdecode of bytes in memory, nothing else: the bound that the loader can come close to."""
+    encoded = [np.frombuffer(dataset.read(i)[1], np.uint8) for i in range(min(images, len(dataset)))]
+
+    def decode(part: list[np.ndarray]) -> None:
+        for data in part:
+            cv2.imdecode(data, cv2.IMREAD_COLOR)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(decode, [encoded[n::threads] for n in range(threads)]))
+
+
+def our_loader(dataset: FaceDataset, images: int, batch: int, threads: int, augmentation: Augmentation | None) -> None:
+    with BatchLoader(dataset, EpochOrder(len(dataset), 0), augmentation, batch, threads=threads) as loader:
+        for _ in islice(loader, images // batch):
+            pass
+
+
+def image_record_iter(dataset: FaceDataset, images: int, batch: int, threads: int) -> None:
+    """As the recipes set it up for shuffled sets."""
+    iterator = mx.io.ImageRecordIter(
+        path_imgrec=str(dataset.path / "train.rec"), data_shape=(3, 112, 112), batch_size=batch, rand_mirror=True,
+        preprocess_threads=threads, shuffle=True, shuffle_chunk_size=1024, verbose=False)
+    for data in islice(iterator, images // batch):
+        data.data[0].wait_to_read()
+
+
+def recipe_iterator(dataset: FaceDataset, images: int, batch: int) -> None:
+    """What the recipes' FaceImageIter does for each image: read_idx, mx.image.imdecode, flip, transpose, copy."""
+    records = mx.recordio.MXIndexedRecordIO(str(dataset.path / "train.idx"), str(dataset.path / "train.rec"), "r")
+    keys = list(records.keys)
+    random.Random(0).shuffle(keys)
+    for first in range(0, images // batch * batch, batch):
+        data, labels = mx.nd.empty((batch, 3, 112, 112)), mx.nd.empty((batch,))
+        for row, key in enumerate(keys[first:first + batch]):
+            header, encoded = mx.recordio.unpack(records.read_idx(key))
+            image = mx.image.imdecode(encoded)
+            if row % 2:
+                image = mx.nd.flip(image, axis=1)
+            data[row][:] = mx.nd.transpose(image, axes=(2, 0, 1))
+            labels[row][:] = header.label
+        data.wait_to_read()
+
+
+def measure(ways: dict[str, Callable[[], None]], images: int, repeats: int) -> dict[str, float]:
+    """Images a second of each way, the best of ``repeats`` rounds in which they take turns."""
+    rates = dict.fromkeys(ways, 0.0)
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            rates[name] = max(rates[name], images / (time.perf_counter() - start))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of a training set of 112 x 112 images to take them from")
+    parser.add_argument("--images", type=int, default=4096, help="images that each way reads in a round")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    images, batch, threads = args.images // args.batch * args.batch, args.batch, args.threads
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = write_records(Path(folder), images, open_dataset(args.data) if args.data else None)
+        augmentations = {
+            "no augmentation": None, "mirror": Augmentation(), "mirror, cutoff 32": Augmentation(cutoff=32),
+            "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2)}
+        ways: dict[str, Callable[[], None]] = {
+            "recipe, mx.image": lambda: recipe_iterator(dataset, images, batch),
+            "ImageRecordIter": lambda: image_record_iter(dataset, images, batch, threads),
+            "cv2.imdecode only, 1 thread": lambda: decode_only(dataset, images, 1),
+            f"cv2.imdecode only, {threads} threads": lambda: decode_only(dataset, images, threads),
+        }
+        for name, augmentation in augmentations.items():
+            ways[f"BatchLoader, {name}"] = partial(our_loader, dataset, images, batch, threads, augmentation)
+        rates = measure(ways, images, args.repeats)
+        size = (dataset.path / "train.rec").stat().st_size / images
+    print(f"{images} JPEG records of {size:.0f} bytes, batches of {batch}, {threads} threads, OpenCV {cv2.__version__}")
+    print(f"{'':40s}{'images/s':>10s}{'ratio':>8s}")
+    for name, rate in rates.items():
+        print(f"{name:40s}{rate:10.0f}{rate / rates['recipe, mx.image']:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

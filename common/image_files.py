@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files: read with care, many at a time, and looked through for what is broken or there twice."""
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Callable, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from common.image_sources import Identity
+from recognition.data.image import decode_rgb
+from recognition.errors import UserError
+
+T = TypeVar("T")
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def is_jpeg(encoded: bytes) -> bool:
+    return encoded.startswith(b"\xff\xd8")
+
+
+def read_image(path: Path) -> tuple[bytes, np.ndarray]:
+    """The bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB. Raises UserError for a broken one."""
+    encoded = read_file(path)
+    try:
+        image = decode_rgb(encoded)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    # OpenCV paints what a cut JPEG lacks in grey: its end marker must come after the start of its last scan.
+    if is_jpeg(encoded) and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda"):
+        raise UserError(f"{path}: the JPEG is cut short, it has no end marker after its last scan")
+    return encoded, image
+
+
+def in_order(function: Callable[[Path], T], paths: Iterable[Path]) -> Iterator[T]:
+    """``map`` in threads, never far ahead of who takes the results."""
+    threads = min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        for path in paths:
+            waiting.append(pool.submit(function, path))
+            if len(waiting) > 8 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> list[Identity]:
+    """The identities without images that repeat another of the same person pixel by pixel (a verification pair of such
+    two shows nothing), and a line that says how many; another line if two people share an image.
+
+    A broken image is a UserError; with ``skip_broken`` it is left out with a line.
+    """
+    paths = [image for identity in identities for image in identity.images]
+    owners = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities])
+    digests, kept = np.zeros(len(paths), np.uint64), np.ones(len(paths), bool)
+    for i, found in enumerate(tqdm(in_order(_digest, paths), "checking", len(paths), unit=" images", disable=None)):
+        if isinstance(found, int):
+            digests[i] = found
+        elif skip_broken:
+            kept[i] = False
+            tqdm.write(f"left out: {found}")
+        else:
+            raise found
+    repeats = _repeats(np.flatnonzero(kept), digests, owners)
+    if repeats.size:
+        kept[repeats] = False
+        print(f"left out: {repeats.size} images that repeat another of the same person, such as {paths[repeats[0]]}")
+    shared = _repeats(np.flatnonzero(kept), digests)
+    if shared.size:
+        print(f"mind: {shared.size} images are there under more than one person, such as {paths[shared[0]]}")
+    if not kept.any():
+        raise UserError(f"none of the {len(paths)} images can be used")
+    usable: list[list[Path]] = [[] for _ in identities]
+    for i in np.flatnonzero(kept).tolist():
+        usable[owners[i]].append(paths[i])
+    return [Identity(identity.name, images) for identity, images in zip(identities, usable) if images]
+
+
+def _digest(path: Path) -> int | UserError:
+    """64 bits that tell pixels apart, or what is wrong with the file."""
+    try:
+        _, image = read_image(path)
+    except UserError as error:
+        return error
+    return int.from_bytes(blake2b(image.data, digest_size=8, key=repr(image.shape).encode()).digest(), "little")
+
+
+def _repeats(indices: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Those of the rising ``indices`` at which all ``keys`` are as at one before, in rising order."""
+    order = indices[np.lexsort([key[indices] for key in keys])]  # stable: the first of equals stays in front
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for key in keys:
+        same &= key[order[1:]] == key[order[:-1]]
+    return np.sort(order[1:][same])

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images of which people there are: a folder of folders, or a list file."""
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from recognition.errors import UserError
+
+EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_EXPECTED = "expected 'path<TAB>label' or 'flag<TAB>path<TAB>label' (flag 1: the image is aligned)"
+
+
+class Identity(NamedTuple):
+    """A person: the folder's name or the list's label, and the image files."""
+
+    name: str
+    images: list[Path]
+
+
+def read_identities(source: Path) -> list[Identity]:
+    """The identities in ``source``, a folder of folders or a list file, and their images, both in natural order."""
+    found = _read_folder(source) if source.is_dir() else _read_list(source)
+    if not found:
+        kinds = " ".join(sorted(EXTENSIONS))
+        raise UserError(f"{source}: no images there, expected a folder of images ({kinds}) for each person"
+                        if source.is_dir() else f"{source}: no lines there, {_EXPECTED}")
+    return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
+
+
+def _natural(name: str) -> tuple[list, str]:
+    """Sorts s2 before s10; the digits stand at the odd places of the split."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _read_folder(source: Path) -> dict[str, list[Path]]:
+    """Images at any depth below each folder of ``source``; names that begin with a dot are left out."""
+    found = {}
+    for folder in source.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            images = [Path(root, name) for root, _, names in os.walk(folder) for name in names
+                      if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
+            if images:
+                found[folder.name] = sorted(images, key=lambda path: _natural(str(path)))
+    return found
+
+
+def _read_list(source: Path) -> dict[str, list[Path]]:
+    """Lines ``path label`` (label: any word) or, as InsightFace's .lst has them, ``flag<TAB>path<TAB>label``.
+
+    Paths count from the list's folder; images keep the list's order.
+    """
+    try:
+        text = source.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from error
+    found: dict[str, list[Path]] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            path, label = _parse_line(source, number, line.strip("\r"))
+            found.setdefault(label, []).append(source.parent / path)
+    for image, times in Counter(image for images in found.values() for image in images).most_common(1):
+        if times > 1:
+            raise UserError(f"{source}: {image} is listed {times} times, expected once")
+    return found
+
+
+def _parse_line(source: Path, number: int, line: str) -> tuple[str, str]:
+    fields = line.split("\t") if "\t" in line else line.rsplit(None, 1)
+    fields = [field.strip() for field in fields]
+    where = f"{source}: line {number}"
+    if len(fields) == 2 and all(fields):
+        return fields[0], fields[1]
+    if len(fields) < 3 or not fields[2].isdecimal() or fields[0] not in ("0", "1"):
+        raise UserError(f"{where}: found {line[:80]!r}, {_EXPECTED}")
+    if fields[0] == "0":
+        raise UserError(f"{where}: flag 0, {fields[1]} is not aligned yet; expected aligned images, flag 1")
+    return fields[1], fields[2]

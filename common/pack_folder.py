@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packs images to a training set, and pairs of people held out to a verification set.
+
+    python -m common.pack_folder photographs datasets/mine --held-out 0.1
+
+The images are a folder of folders, one a person, or a list file. The new folder gets train.rec, train.idx, property
+and identities.txt, whose lines name the classes 0, 1, ...; with --held-out also TARGET.bin and TARGET.txt, which names
+the people held out and can be given to --held-out again. All images are checked first: a broken one stops the work,
+one that repeats another of the same person pixel by pixel is left out.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Callable
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from common.image_files import in_order, is_jpeg, read_file, read_image, usable_images
+from common.image_sources import Identity, read_identities
+from common.output_folder import new_folder
+from common.pairs import draw_pairs
+from common.training_set import write_training_set
+from recognition.data.verification_set import save_bin
+from recognition.errors import UserError, command
+
+FITS = ("pad", "crop", "stretch")
+
+
+def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 95) -> bytes:
+    """The image as a JPEG of ``size`` x ``size`` pixels. A JPEG that has the size stays as it is, byte for byte."""
+    encoded, image = read_image(path)
+    if is_jpeg(encoded) and image.shape[:2] == (size, size):
+        return encoded
+    fitted = cv2.cvtColor(fit_square(image, size, fit), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def fit_square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` to ``(size, size, 3)``.
+
+    ``pad`` scales the longer side to ``size`` and centres the image on black: 112 x 96 crops get the columns that the
+    112 x 112 template adds. ``crop`` scales the shorter side and cuts the middle out. ``stretch`` scales both.
+    """
+    height, width = image.shape[:2]
+    new_height, new_width = size, size
+    if fit != "stretch":
+        scale = size / (max(height, width) if fit == "pad" else min(height, width))
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    if (new_height, new_width) != (height, width):
+        shrinks = new_height * new_width < height * width
+        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if fit == "pad":
+        top, left = (size - new_height) // 2, (size - new_width) // 2
+        return cv2.copyMakeBorder(image, top, size - new_height - top, left, size - new_width - left,
+                                  cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    return image[top:top + size, left:left + size]
+
+
+def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -> tuple[list[Identity], list[Identity]]:
+    """Those to train on and those held out: a share below 1, a number of people, or a file with a name a line."""
+    names = _held_out_names([identity.name for identity in identities], held_out, seed)
+    parts: tuple[list[Identity], list[Identity]] = ([], [])
+    for identity in identities:
+        parts[identity.name in names].append(identity)
+    if not parts[0]:
+        raise UserError(f"--held-out {held_out}: all {len(identities)} people are held out, none is left to train on")
+    return parts
+
+
+def _held_out_names(names: Sequence[str], held_out: str, seed: int) -> set[str]:
+    try:
+        share = float(held_out)
+    except ValueError:
+        asked = set(filter(None, read_file(Path(held_out)).decode("utf-8", "surrogateescape").splitlines()))
+        for name in sorted(asked.difference(names))[:1]:
+            raise UserError(f"{held_out}: {name!r} is none of the {len(names)} people") from None
+        return asked
+    count = max(1, round(share * len(names))) if 0 < share < 1 else share
+    if not 0 <= count <= len(names) or count != int(count):
+        raise UserError(f"--held-out: found {held_out}, expected a share below 1, a number of people up to "
+                        f"{len(names)}, or a file of names")
+    return {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:int(count)]}
+
+
+def pack(identities: Sequence[Identity], folder: Path, encode: Callable[[Path], bytes], size: int = 112) -> None:
+    """Write the training set and ``identities.txt`` to ``folder``."""
+    images = [image for identity in identities for image in identity.images]
+    encoded = tqdm(in_order(encode, images), "packing", len(images), unit=" images", disable=None)
+    write_training_set(folder, [len(identity.images) for identity in identities], encoded, size)
+    _write_names(folder / "identities.txt", identities)
+
+
+def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[Path], bytes], folds: int = 10,
+               pairs_per_fold: int | None = None, seed: int = 0) -> int:
+    """Write ``target``, a ``.bin`` of pairs drawn from the identities, and their names beside it; returns P."""
+    pairs = draw_pairs([len(identity.images) for identity in identities], folds, pairs_per_fold, seed)
+    images = [image for identity in identities for image in identity.images]
+    needed = np.unique(pairs.images).tolist()
+    encoded = dict(zip(needed, in_order(encode, [images[i] for i in needed])))
+    save_bin(target, [encoded[i] for i in pairs.images.ravel().tolist()], pairs.issame.tolist())
+    _write_names(target.with_suffix(".txt"), identities)
+    return len(pairs.issame)
+
+
+def _write_names(path: Path, identities: Iterable[Identity]) -> None:
+    path.write_text("".join(f"{identity.name}\n" for identity in identities), "utf-8", "surrogateescape")
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m common.pack_folder", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", type=Path, help="a folder with a folder of images for each person, or a list file: path<TAB or space>"
+        "label, or InsightFace's flag<TAB>path<TAB>label; its paths count from its folder")
+    add("output", type=Path, help="a new folder")
+    add("--held-out", default="0", metavar="SHARE|N|FILE", help="people kept out of the training set, to verify on: a "
+        "share such as 0.1, a number, or a file with a name a line (default: none)")
+    add("--target", help="name of the verification set (default: the output folder's)")
+    add("--folds", type=int, default=10, help="folds of the verification set (default 10, which the protocol expects)")
+    add("--pairs-per-fold", type=int, metavar="N", help="pairs of one person, and as many of two, in each fold "
+        "(default: 300 as in LFW, or as many as the images allow)")
+    add("--size", type=int, default=112, help="side of the packed images in pixels (default 112)")
+    add("--fit", choices=FITS, default="pad", help="images of another shape: scaled whole onto black (pad, the "
+        "default), the middle cut out (crop), or scaled out of shape (stretch)")
+    add("--quality", type=int, default=95, help="of JPEGs written (default 95); JPEGs of the right size are copied")
+    add("--skip-broken", action="store_true", help="leave broken images out, with a line each, instead of stopping at "
+        "the first")
+    add("--seed", type=int, default=0, help="of who is held out and of the pairs (default 0)")
+    args = parser.parse_args(argv)
+    for name, low, high in (("folds", 1, 1000), ("size", 1, 4096), ("quality", 1, 100), ("seed", 0, 2 ** 63),
+                            ("pairs_per_fold", 1, 10 ** 6)):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected {low} to {high}")
+    args.target = args.target or args.output.resolve().name
+    if Path(args.target).name != args.target:
+        raise UserError(f"--target: found {args.target!r}, expected a name")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    encode = partial(encode_image, size=args.size, fit=args.fit, quality=args.quality)
+    with new_folder(args.output) as folder:
+        identities = usable_images(read_identities(args.source), args.skip_broken)
+        trained, held_out = split_identities(identities, args.held_out, args.seed)
+        pairs = pack_pairs(held_out, folder / f"{args.target}.bin", encode, args.folds, args.pairs_per_fold,
+                           args.seed) if held_out else 0
+        pack(trained, folder, encode, args.size)
+    images = sum(len(identity.images) for identity in trained)
+    print(f"{args.output}: {images} images of {len(trained)} people to train on")
+    if held_out:
+        print(f"{args.output / args.target}.bin: {pairs} pairs of {len(held_out)} other people, half of them of the "
+              f"same person, in {args.folds} folds")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

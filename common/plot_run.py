@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws a training run: loss and verification accuracy over the steps, and the ROC curve of the last verification.
+
+    python -m common.plot_run models/demo-arcface-demo
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recognition.errors import UserError, command
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0b6fb8", "#d1622b", "#2f8f5b", "#8a4fa3", "#b3892a", "#4c5a67")
+INK, FAINT = "#30363d", "#8b949e"
+FORMATS = (".png", ".svg", ".pdf")
+MAX_SMOOTHED = 50  # points of the smoothed loss that a window spans at most
+
+
+def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Records of ``history.jsonl`` by kind, "train" and "verification". A last line that a kill cut short is left."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; expected the history of a training run") from error
+    records: dict[str, list[dict[str, Any]]] = {"train": [], "verification": []}
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line)
+            records.setdefault(record["kind"], []).append(record)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: line {number}: found {line[:60]!r}, expected an object with a kind") from error
+    if not records["train"] and not records["verification"]:
+        raise UserError(f"{path}: nothing to draw yet, the run has not logged a step")
+    return records
+
+
+def read_roc(path: Path) -> dict[str, np.ndarray]:
+    """``fpr`` and ``tpr``, and ``pixel_fpr`` and ``pixel_tpr`` where they are there: float64 of one axis."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            curves = {name: np.asarray(content[name], np.float64) for name in content.files if name.endswith("pr")}
+        if curves["fpr"].shape != curves["tpr"].shape or curves["fpr"].ndim != 1:
+            raise ValueError(f"fpr of shape {curves['fpr'].shape} with tpr of shape {curves['tpr'].shape}")
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: {error}; expected the arrays fpr and tpr") from error
+    return curves
+
+
+def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
+    """The loss as it was logged, faint, its running mean, and where the learning rate changed."""
+    _style(axes, "Training loss", "step")
+    if not train:
+        return _say(axes, "no step logged yet")
+    steps, loss = (np.array([record[name] for record in train], np.float64) for name in ("step", "loss"))
+    window = min(MAX_SMOOTHED, 1 + len(loss) // 20)
+    axes.plot(steps, loss, color=COLOURS[0], alpha=0.3 if window > 1 else 1, linewidth=1)
+    if window > 1:
+        mean = np.convolve(loss, np.full(window, 1 / window), mode="valid")
+        axes.plot(steps[window - 1:], mean, color=COLOURS[0], linewidth=1.8)
+    axes.set_ylim(bottom=0)
+    for before, after in zip(train, train[1:]):
+        if before["lr"] != after["lr"]:
+            axes.axvline(after["step"], color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.annotate(f"lr {after['lr']:g}", (after["step"], 1), (3, -4), xycoords=axes.get_xaxis_transform(),
+                          textcoords="offset points", rotation=90, va="top", fontsize=7, color=FAINT)
+
+
+def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
+    """Accuracy of each target over the steps, with the standard deviation of its folds as a band."""
+    _style(axes, "Verification accuracy", "step")
+    if not verifications:
+        return _say(axes, "no verification yet")
+    for colour, target in zip(_cycle(), _targets(verifications)):
+        records = [record for record in verifications if record["target"] == target]
+        steps, mean, std = (np.array([record[name] for record in records], np.float64)
+                            for name in ("step", "accuracy", "std"))
+        axes.fill_between(steps, mean - std, np.minimum(mean + std, 1), color=colour, alpha=0.14, linewidth=0)
+        axes.plot(steps, mean, color=colour, marker="o", markersize=3, linewidth=1.6, label=f"{target}  {mean[-1]:.4f}")
+    axes.set_ylim(top=1.005)
+    _legend(axes)
+
+
+def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[str, float]) -> None:
+    """True accept rate at each false accept rate, on the field's logarithmic axis; pixel similarity dashed."""
+    _style(axes, "ROC curve of the last verification", "false accept rate")
+    if not curves:
+        return _say(axes, "no verification yet")
+    floor = min(curve["fpr"][curve["fpr"] > 0].min(initial=1) for curve in curves.values())
+    for colour, (target, curve) in zip(_cycle(), curves.items()):
+        area = f"  AUC {areas[target]:.4f}" if target in areas else ""
+        axes.step(np.maximum(curve["fpr"], floor), curve["tpr"], where="post", color=colour, linewidth=1.6,
+                  label=target + area)
+        if {"pixel_fpr", "pixel_tpr"} <= curve.keys():
+            axes.step(np.maximum(curve["pixel_fpr"], floor), curve["pixel_tpr"], where="post", color=colour,
+                      linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.75, label=f"{target}, pixel similarity")
+    axes.set_xscale("log")
+    axes.set_xlim(min(floor, 0.1), 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("true accept rate", color=INK, fontsize=9)
+    _legend(axes)
+
+
+def draw_run(folder: Path, output: Path) -> None:
+    """Draw the run whose history and ROC curves lie in ``folder`` to ``output``, a .png, .svg or .pdf."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("matplotlib is not installed: pip install 'matplotlib>=3.8'") from error
+    history = read_history(folder / "history.jsonl")
+    last = {record["target"]: record for record in history["verification"]}
+    paths = {target: folder / f"roc-{target}.npz" for target in _targets(history["verification"])}
+    curves = {target: read_roc(path) for target, path in paths.items() if path.exists()}
+    figure = Figure(figsize=(15, 4.4), dpi=120, layout="constrained", facecolor="white")
+    loss, accuracy, roc = figure.subplots(1, 3)
+    figure.suptitle(folder.resolve().name, color=INK, fontsize=12, x=0.01, ha="left", weight="bold")
+    draw_loss(loss, history["train"])
+    draw_accuracy(accuracy, history["verification"])
+    draw_roc(roc, curves, {target: record["auc"] for target, record in last.items() if "auc" in record})
+    temporary = output.with_name(f".{output.name}.writing")
+    try:
+        figure.savefig(temporary, format=output.suffix[1:].lower())
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _targets(verifications: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(record["target"] for record in verifications))
+
+
+def _cycle() -> list[str]:
+    return [*COLOURS] * 8
+
+
+def _style(axes: Axes, title: str, x_label: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=10.5)
+    axes.set_xlabel(x_label, color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=8, length=3)
+    axes.grid(True, color="#e6e9ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="lower right", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
+
+
+def _say(axes: Axes, what: str) -> None:
+    axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=FAINT)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m common.plot_run", description="Draw a training run.")
+    parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="the folder of the run's checkpoints")
+    parser.add_argument("--output", type=Path, help="picture: .png, .svg or .pdf (default: MODEL_DIR/run.png)")
+    args = parser.parse_args(argv)
+    output = args.output or args.folder / "run.png"
+    if output.suffix.lower() not in FORMATS:
+        raise UserError(f"--output: found {str(output)!r}, expected a name that ends with {', '.join(FORMATS)}")
+    draw_run(args.folder, output)
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
