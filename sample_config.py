@@ -61,8 +61,8 @@ network.mnas = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_mu
 network.mnas05 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_multiplier=0.5)
 network.mnas025 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_multiplier=0.25)
 network.vargfacenet = edict(net_name="vargfacenet", emb_size=512, net_output="J", net_multiplier=1.25)
-network.demo = edict(net_name="fmobilefacenet", emb_size=128, net_output="GDC", net_multiplier=0.5,
-                     net_blocks=[1, 2, 2, 1])
+network.demo = edict(net_name="fmobilefacenet", emb_size=128, net_output="GDC", net_multiplier=0.25,
+                     net_blocks=[1, 2, 2, 1], net_act="relu")  # for two CPU cores
 
 # Datasets: folders of train.rec, train.idx, property, and <target>.bin for verification.
 dataset = edict()

@@ -3,15 +3,18 @@
 """Train a face recognition network: parallel on x and W, the class centres cut across devices."""
 from __future__ import annotations
 
+import os
 import sys
 
 from recognition.cli import parse_args
+from recognition.devices import share_processors
 from recognition.errors import command
 
 
 @command
 def main() -> int:
     config = parse_args("train_parall", sys.argv[1:])
+    share_processors(config.devices, os.environ)
     from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
 
     return train(config)

@@ -3,13 +3,15 @@
 
     OMP_NUM_THREADS=2 python -m bench.triplets --bags 1800 3600 7200 --repeats 3
 
-Embeddings are random vectors around 1,440 centres or fewer, five images an identity, so spread that nearly every positive pair has
-negatives to choose from: the dear case. Each time is the least of the repeats. The legacy code took distances anchor by
-anchor, and looked for the negatives of one pair after the other; ``--loops 0`` leaves this column out.
+Embeddings are random vectors around the centres of identities of five images, so spread that nearly every positive pair
+has negatives to choose from: the dear case. Each time is the least of the repeats. The legacy code took the distances
+from one anchor after the other and looked for the negatives of one pair after the other; ``--loops 0`` leaves this
+column out.
 """
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
 import tracemalloc
@@ -75,12 +77,9 @@ def main() -> None:
     print(f"{'bag':>8}{'pairs':>8}{'triplets':>10}{'seconds':>10}{'MB':>8}{'loops, s':>10}")
     for size in options.bags:
         embeddings, labels = make_bag(size, options.dim)
-
-        def choose(bag: tuple[np.ndarray, np.ndarray] = (embeddings, labels)) -> np.ndarray:
-            return choose_triplets(*bag, ALPHA, 0.0, (0,))
-
+        choose = functools.partial(choose_triplets, embeddings, labels, ALPHA, 0.0, (0,))
         triplets, seconds = len(choose()), least(choose, options.repeats)
-        loops = [least(lambda bag=(embeddings, labels): by_loops(*bag), options.loops)] if options.loops else []
+        loops = [least(functools.partial(by_loops, embeddings, labels), options.loops)] if options.loops else []
         print(f"{size:8}{len(positive_pairs(labels)[0]):8}{triplets:10}{seconds:10.2f}{peak_memory(choose) / 1e6:8.0f}"
               + "".join(f"{value:10.1f}" for value in loops), flush=True)
 

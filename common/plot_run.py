@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 COLOURS = ("#0b6fb8", "#d1622b", "#2f8f5b", "#8a4fa3", "#b3892a", "#4c5a67")
 INK, FAINT = "#30363d", "#8b949e"
 FORMATS = (".png", ".svg", ".pdf")
-MAX_SMOOTHED = 50  # points of the smoothed loss that a window spans at most
+WINDOW = 50  # points that the running mean of the loss spans at most
+RATES = ("fpr", "tpr", "pixel_fpr", "pixel_tpr")
+KEYS = {"train": ("step", "loss", "lr"), "verification": ("step", "target", "accuracy", "std")}
 
 
 def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -31,14 +34,18 @@ def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}; expected the history of a training run") from error
-    records: dict[str, list[dict[str, Any]]] = {"train": [], "verification": []}
+    records: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KEYS}
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-            records.setdefault(record["kind"], []).append(record)
+            kind = record["kind"]
+            if not set(KEYS.get(kind, ())) <= record.keys():
+                raise KeyError(kind)
+            records.setdefault(kind, []).append(record)
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: line {number}: found {line[:60]!r}, expected an object with a kind") from error
-    if not records["train"] and not records["verification"]:
+            kinds = " or ".join(f"{kind} with {', '.join(keys)}" for kind, keys in KEYS.items())
+            raise UserError(f"{path}: line {number}: found {line[:60]!r}, expected an object of {kinds}") from error
+    if not any(records.values()):
         raise UserError(f"{path}: nothing to draw yet, the run has not logged a step")
     return records
 
@@ -47,10 +54,10 @@ def read_roc(path: Path) -> dict[str, np.ndarray]:
     """``fpr`` and ``tpr``, and ``pixel_fpr`` and ``pixel_tpr`` where they are there: float64 of one axis."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            curves = {name: np.asarray(content[name], np.float64) for name in content.files if name.endswith("pr")}
+            curves = {name: np.asarray(content[name], np.float64) for name in RATES if name in content.files}
         if curves["fpr"].shape != curves["tpr"].shape or curves["fpr"].ndim != 1:
             raise ValueError(f"fpr of shape {curves['fpr'].shape} with tpr of shape {curves['tpr'].shape}")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"{path}: {error}; expected the arrays fpr and tpr") from error
     return curves
 
@@ -61,12 +68,13 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
     if not train:
         return _say(axes, "no step logged yet")
     steps, loss = (np.array([record[name] for record in train], np.float64) for name in ("step", "loss"))
-    window = min(MAX_SMOOTHED, 1 + len(loss) // 20)
+    window = min(WINDOW, 1 + len(loss) // 20)
     axes.plot(steps, loss, color=COLOURS[0], alpha=0.3 if window > 1 else 1, linewidth=1)
     if window > 1:
         mean = np.convolve(loss, np.full(window, 1 / window), mode="valid")
-        axes.plot(steps[window - 1:], mean, color=COLOURS[0], linewidth=1.8)
+        axes.plot(steps[window // 2:window // 2 + len(mean)], mean, color=COLOURS[0], linewidth=1.8)
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     for before, after in zip(train, train[1:]):
         if before["lr"] != after["lr"]:
             axes.axvline(after["step"], color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
@@ -86,6 +94,7 @@ def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
         axes.fill_between(steps, mean - std, np.minimum(mean + std, 1), color=colour, alpha=0.14, linewidth=0)
         axes.plot(steps, mean, color=colour, marker="o", markersize=3, linewidth=1.6, label=f"{target}  {mean[-1]:.4f}")
     axes.set_ylim(top=1.005)
+    axes.set_xlim(left=0)
     _legend(axes)
 
 

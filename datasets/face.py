@@ -15,18 +15,18 @@ from datasets import canvas as cv
 #: range of each attribute of an identity, in face units where it is a length; drawn uniformly and independently
 ATTRIBUTES = {
     "skin_tone": (0.0, 1.0), "skin_warmth": (-1.0, 1.0), "hair_tone": (0.0, 1.0), "hair_warmth": (-1.0, 1.0),
-    "face_width": (0.70, 0.94), "cheek": (0.88, 1.03), "jaw": (0.62, 0.98), "chin_width": (0.16, 0.40),
-    "chin": (1.12, 1.42), "ear_size": (0.8, 1.35), "ear_out": (-0.04, 0.10),
-    "eye_spacing": (0.30, 0.44), "eye_width": (0.13, 0.21), "eye_height": (0.055, 0.115), "eye_tilt": (-0.16, 0.16),
+    "face_width": (0.66, 0.97), "cheek": (0.88, 1.03), "jaw": (0.55, 1.0), "chin_width": (0.12, 0.46),
+    "chin": (1.06, 1.46), "ear_size": (0.7, 1.5), "ear_out": (-0.04, 0.10),
+    "eye_spacing": (0.28, 0.46), "eye_width": (0.12, 0.23), "eye_height": (0.05, 0.125), "eye_tilt": (-0.24, 0.24),
     "iris_tone": (0.0, 1.0), "iris_size": (0.06, 0.085), "lash": (0.012, 0.04), "lid": (0.03, 0.09),
-    "brow_height": (0.15, 0.31), "brow_width": (0.20, 0.31), "brow_thick": (0.02, 0.085), "brow_arch": (-0.02, 0.11),
+    "brow_height": (0.15, 0.34), "brow_width": (0.18, 0.32), "brow_thick": (0.02, 0.11), "brow_arch": (-0.03, 0.13),
     "brow_tilt": (-0.09, 0.09), "brow_fade": (0.0, 0.5),
-    "nose_length": (0.36, 0.62), "nose_width": (0.11, 0.24), "nose_bridge": (0.05, 0.11), "nose_height": (0.10, 0.20),
-    "mouth_gap": (0.20, 0.34), "mouth_width": (0.21, 0.40), "upper_lip": (0.025, 0.085), "lower_lip": (0.035, 0.11),
-    "lip_colour": (0.1, 0.9), "cupid": (0.0, 0.5),
+    "nose_length": (0.34, 0.64), "nose_width": (0.10, 0.27), "nose_bridge": (0.05, 0.11), "nose_height": (0.10, 0.20),
+    "mouth_gap": (0.19, 0.34), "mouth_width": (0.18, 0.43), "upper_lip": (0.02, 0.10), "lower_lip": (0.03, 0.13),
+    "lip_colour": (0.0, 1.3), "cupid": (0.0, 0.5),
     "hairline": (-0.98, -0.50), "parting": (-0.75, 0.75), "part_height": (0.0, 0.22), "temple": (0.76, 1.0),
     "hair_volume": (0.03, 0.42), "hair_side": (0.0, 0.26), "hair_length": (-0.45, 1.75), "hair_wave": (0.0, 0.07),
-    "beard": (-1.6, 1.0), "moustache": (-1.6, 1.0), "freckles": (-1.0, 1.0), "age": (-0.6, 1.0), "blush": (0.0, 0.5),
+    "beard": (-1.2, 1.0), "moustache": (-1.2, 1.0), "freckles": (-1.0, 1.0), "age": (-0.6, 1.0), "blush": (0.0, 0.5),
     "socket": (0.0, 0.45),
 }
 _SKIN = ((242, 212, 192), (228, 188, 158), (214, 162, 122), (166, 110, 74), (112, 70, 46), (70, 44, 32))
@@ -141,8 +141,8 @@ class Face:
         for _ in range(round(max(a.freckles, 0) * 60)):
             x, y = np.clip(rng.normal((0, 0.32), (0.32, 0.15)), (-0.6, -0.1), (0.6, 0.8))
             cv.fill(head, cv.ellipse(x, y, 0.012, 0.012, steps=8), skin * rng.uniform(0.66, 0.85))
-        for _ in range(rng.poisson(1.2)):
-            x, y, r = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.95), rng.uniform(0.014, 0.034)
+        for _ in range(rng.poisson(1.5)):
+            x, y, r = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.95), rng.uniform(0.016, 0.042)
             cv.fill(head, cv.ellipse(x, y, r, r, steps=12), skin * 0.3)
         if a.age > 0:
             lines = [[(-0.4, y), (0, y - 0.04), (0.4, y)] for y in (-0.62, -0.5)]

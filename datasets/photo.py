@@ -36,7 +36,7 @@ def _dressed(face: Face, rng: np.random.Generator) -> np.ndarray:
     wear = rng.random()
     if wear < 0.18:
         _draw_glasses(layer, face, rng, dark=wear < 0.02)
-    elif wear < 0.21:
+    elif wear < 0.195:
         w, brim = face.a.face_width + 0.12, rng.uniform(-0.72, -0.55)
         colour = rng.uniform(20, 230, 3)
         cap = [(-w, brim), (-0.85 * w, -1.15), (0, -1.5), (0.85 * w, -1.15), (w, brim)]
@@ -66,9 +66,9 @@ def _pose(face: Face, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
     Orthographic: u = x cos(yaw) + z sin(yaw), v = y cos(pitch) - z sin(pitch); solved for (x, y) by fixed-point
     steps, which converge since the relief's slopes are well below 1 / tan(yaw).
     """
-    yaw, pitch = np.clip(rng.normal(0, (0.26, 0.14)), (-0.52, -0.3), (0.52, 0.3))
-    roll, zoom = rng.normal(0, 0.13), SCALE * rng.uniform(0.87, 1.13)
-    du, dv = _u - CENTRE[0] - rng.normal(0, 3.0), _v - CENTRE[1] - rng.normal(0, 3.0)
+    yaw, pitch = np.clip(rng.normal(0, (0.24, 0.13)), (-0.52, -0.3), (0.52, 0.3))
+    roll, zoom = rng.normal(0, 0.11), SCALE * rng.uniform(0.87, 1.13)
+    du, dv = _u - CENTRE[0] - rng.normal(0, 2.7), _v - CENTRE[1] - rng.normal(0, 2.7)
     u = ((np.cos(roll) * du + np.sin(roll) * dv) / zoom).astype(np.float32)
     v = ((np.cos(roll) * dv - np.sin(roll) * du) / zoom).astype(np.float32)
     z = np.float32(0)
@@ -113,7 +113,7 @@ def _occluded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if kind < 0.04:
         centre, angle = rng.uniform(10, SIZE - 10, 2), rng.uniform(0, np.pi)
         along, across = np.array([np.cos(angle), np.sin(angle)]) * 160, np.array([-np.sin(angle), np.cos(angle)])
-        half = across * rng.uniform(3, 7)
+        half = across * rng.uniform(3, 6)
         corners = [centre - along - half, centre + along - half, centre + along + half, centre - along + half]
         shapes = [np.array(corners)]
         colour = rng.uniform(0, 255, 3)
@@ -137,11 +137,11 @@ def _hand(rng: np.random.Generator) -> list[np.ndarray]:
 
 def _developed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Exposure, colour balance and contrast of the camera, blur, noise: uint8."""
-    exposure = np.exp(rng.normal(0, 0.13)) * np.exp(rng.normal(0, 0.04, 3))
+    exposure = np.exp(rng.normal(0, 0.11)) * np.exp(rng.normal(0, 0.04, 3))
     image = 280 * np.tanh(image * (exposure / 260).astype(np.float32))  # highlights fade rather than clip
     contrast = rng.uniform(0.75, 1.1)
     image = (image - 120) * np.float32(contrast) + 120 + np.float32(rng.normal(0, 6))
     if rng.random() < 0.35:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
-    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 7.0))
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.2))
+    image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 6.0))
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)

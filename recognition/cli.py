@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_not_yet
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
-from recognition.devices import num_workers, visible_devices
+from recognition.devices import num_workers, processors, visible_devices
 from recognition.errors import UserError
 from recognition.kinds import nearest
 
@@ -85,10 +85,9 @@ def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
 
 def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """The DERIVED options that ``values`` lacks."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     derive = {
         "devices": lambda: visible_devices(environ),
-        "decode_threads": lambda: min(processors, MOST_DECODE_THREADS),
+        "decode_threads": lambda: min(processors(), MOST_DECODE_THREADS),
         "state_every": lambda: values["verbose"] if values["ckpt"] else 0,
     }
     return {key: derive[key]() for key in DERIVED if key not in values}

@@ -131,8 +131,9 @@ class Config:
         if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
             raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
         if self.triplets and self.per_batch_size % 3:
-            raise UserError(f"per_batch_size: found {self.per_batch_size}, expected a multiple of 3: {self.loss_name} "
-                            "batches are anchors, positives and negatives in thirds")
+            raise UserError(f"per_batch_size: found {self.per_batch_size}, expected a multiple of 3 such as "
+                            f"{self.per_batch_size // 3 * 3 or 3}: a {self.loss_name} batch is anchors, positives and "
+                            "negatives in thirds")
         if self.triplets and self.triplet_bag_size < 2 * self.images_per_identity:
             raise UserError(f"triplet_bag_size: found {self.triplet_bag_size}, expected at least two identities of "
                             f"images_per_identity, {2 * self.images_per_identity}")

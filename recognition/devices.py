@@ -3,7 +3,8 @@
 whether a GPU exists is found out by who first computes on it."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from recognition.errors import UserError
@@ -39,6 +40,24 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[Device, ...]:
     if len(set(entries[:end])) < end:
         raise UserError(f"CUDA_VISIBLE_DEVICES: found {','.join(entries)!r}, expected each GPU once")
     return tuple(("gpu", index) for index in range(end)) or CPU
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str]) -> None:
+    """Give each CPU device its share of the processors, and the products of the head all of them.
+
+    To be called before NumPy and MXNet are imported, which read these variables then. MXNet gives every device as many
+    threads as there are processors: two devices on two processors were half as fast so, waiting for each other. What
+    the user has set stays.
+    """
+    count = sum(kind == "cpu" for kind, _ in devices)
+    if count > 1:
+        environ.setdefault("OPENBLAS_NUM_THREADS", environ.get("OMP_NUM_THREADS", str(processors())))
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // count)))
 
 
 def num_workers(environ: Mapping[str, str]) -> int:

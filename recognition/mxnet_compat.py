@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,10 @@ CUDA_LIBRARIES = {
 }
 # The wheels hold code for sm_50, 60, 70, 80 and 86, which runs within its major version, and none to compile from.
 LOWEST_CAPABILITY, CAPABILITY_END = (5, 0), (9, 0)
+
+# MXNet writes lines to stderr unless these are 0: for every executor that oneDNN is in use, and that cuDNN and CUDA are
+# not the very versions that the wheel was compiled with, which the packages above never are.
+QUIET = ("MXNET_SUBGRAPH_VERBOSE", "MXNET_CUDNN_LIB_CHECKING", "MXNET_CUDA_LIB_CHECKING")
 
 # Attributes of cuDeviceGetAttribute, from cuda.h.
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
@@ -140,6 +145,8 @@ def _import_mxnet() -> Any:
     check_numpy(np.__version__)
     if _is_cuda_wheel():
         preload_libraries(CUDA_LIBRARIES, _wheel_library_folders())
+    for variable in QUIET:
+        os.environ.setdefault(variable, "0")
     vars(np).setdefault("bool", bool)  # MXNet names it at import and later; NumPy 1.20 deprecated it, 1.24 dropped it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in NumPy and Python that are old by now

@@ -16,7 +16,7 @@ EPSILON = 1e-10  # under the square root of every norm, as in the legacy L2Norma
 # d arccos(t) / dt = -1 / sin has no bound at sin = 0, where an image meets its copy; a float64 cosine gives a sine of
 # this size to three digits.
 MIN_SINE = 1e-6
-PAIRS = 512  # positive pairs whose negatives are looked for together: 27 bytes of memory for each and image of the bag
+PAIRS = 512  # positive pairs whose negatives are looked for together: about 15 bytes for each and image of the bag
 
 
 @dataclass(frozen=True)

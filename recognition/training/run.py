@@ -103,7 +103,9 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
     if config.pretrained:
         path = f"{config.pretrained}-{config.pretrained_epoch:04d}.params"
         print(take_over(path, read_params(path), start), flush=True)
-    return ReplicatedBackbone(fast_prelu(symbol), *start, contexts, config.per_batch_size, (channels, height, width),
+    if all(context.device_type == "cpu" for context in contexts):
+        symbol = fast_prelu(symbol, (channels, height, width))
+    return ReplicatedBackbone(symbol, *start, contexts, config.per_batch_size, (channels, height, width),
                               communicator, mu=config.mom, wd=config.wd, seed=config.seed)
 
 

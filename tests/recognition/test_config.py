@@ -87,7 +87,12 @@ def test_defaults_of_the_contract():
 def test_every_combination_of_presets_is_valid(sample):
     for dataset, loss, network in itertools.product(*map(sample.presets, ("dataset", "loss", "network"))):
         chosen = {"dataset": dataset, "loss": loss, "network": network}
-        Config(**{**sample.lay_presets(chosen, chosen), **chosen})
+        values = {**sample.lay_presets(chosen, chosen), **chosen}
+        if (loss, network) in itertools.product(TRIPLETS, ("d169", "d201")):  # the network's batch of 64 wins
+            with pytest.raises(UserError, match="per_batch_size: found 64, expected a multiple of 3 such as 63: "):
+                Config(**values)
+            values["per_batch_size"] = 63
+        Config(**values)
 
 
 def test_a_config_is_checked_whenever_it_is_made():
@@ -98,6 +103,10 @@ def test_a_config_is_checked_whenever_it_is_made():
     with pytest.raises(UserError, match="loss_s, loss_m1: found -1, 1"):
         Config(loss_s=-1)
     assert Config(loss_name="softmax", loss_s=-1, loss_m1=0).loss_s == -1  # so the earliest presets had it
+    with pytest.raises(UserError, match="per_batch_size: found 128, expected a multiple of 3"):
+        Config(loss_name="atriplet")
+    with pytest.raises(UserError, match=r"triplet_bag_size: found 9, .* 10$"):
+        Config(loss_name="triplet", per_batch_size=60, triplet_bag_size=9)
     with pytest.raises(UserError, match=r"worker_id: found 2, .* \(DMLC_NUM_WORKER\), 2"):
         Config(worker_id=2, num_workers=2)
 
@@ -115,8 +124,8 @@ def test_where_checkpoints_go():
 
 def test_what_the_trainer_cannot_do_yet_is_refused_and_the_rest_is_not():
     refuse_not_yet(Config(devices="cpu:2"))
-    with pytest.raises(UserError, match=r"^sample_ratio: found 0.1, but class centres are not sampled yet$"):
-        refuse_not_yet(Config(sample_ratio=0.1))
+    with pytest.raises(UserError, match=r"^memonger: found True, but activations are not recomputed yet$"):
+        refuse_not_yet(Config(memonger=True))
     with pytest.raises(UserError, match=r"^devices: .*train_parall.py runs on several$"):
         refuse_not_yet(Config(entry="train", devices="cpu:2"))
     assert all(key in OPTIONS for key, _, _ in NOT_YET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recognition.devices import num_workers, parse_devices, visible_devices
+from recognition.devices import num_workers, parse_devices, processors, share_processors, visible_devices
 from recognition.errors import UserError
 
 CPU = (("cpu", 0),)
@@ -58,3 +58,15 @@ def test_number_of_workers():
 def test_no_number_of_workers(text):
     with pytest.raises(UserError, match=r"^DMLC_NUM_WORKER: found"):
         num_workers({"DMLC_NUM_WORKER": text})
+
+
+def test_cpu_devices_share_the_processors_and_the_user_has_the_last_word() -> None:
+    environ: dict[str, str] = {}
+    share_processors([("cpu", 0)], environ)
+    share_processors([("gpu", 0), ("gpu", 1)], environ)
+    assert environ == {}
+    share_processors([("cpu", 0), ("cpu", 1)], environ)
+    assert environ == {"OPENBLAS_NUM_THREADS": str(processors()), "OMP_NUM_THREADS": str(max(1, processors() // 2))}
+    chosen = {"OMP_NUM_THREADS": "3"}
+    share_processors([("cpu", 0), ("cpu", 1)], chosen)
+    assert chosen == {"OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}

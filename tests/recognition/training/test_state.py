@@ -51,6 +51,13 @@ def test_saved_with_n_shards_it_loads_with_m(tmp_path: Path, saved: int, loaded:
     assert [a["m"].tolist() for a in found.auxiliary] == [[0, 0], [1, 1]]
 
 
+def test_the_arrays_of_the_loader_are_kept_if_there_are_any(tmp_path: Path) -> None:
+    triplets = np.arange(6).reshape(2, 3)
+    found = SavedState(save_state(tmp_path, Progress(step=1), backbone(), [], {"triplets": triplets})).data()
+    assert list(found) == ["triplets"] and np.array_equal(found["triplets"], triplets)
+    assert SavedState(save_state(tmp_path, Progress(step=2), backbone(), [], {})).data() == {}
+
+
 def test_the_last_states_are_kept_and_leftovers_of_a_kill_go(tmp_path: Path) -> None:
     (tmp_path / "step-000000001.writing").mkdir()
     for step in (2, 4, 6):
