@@ -80,6 +80,7 @@ dataset.glint360k = _dataset("glint360k", 360232)
 dataset.webface = _dataset("faces_webface_112x112", 10575)      # CASIA-WebFace
 dataset.webface42m = _dataset("webface42m", 2059906)
 dataset.demo = _dataset("demo", 0, ["demo"])                    # synthetic faces, drawn by make demo
+dataset.demo.loss_s = 32.0                                      # 64 is for many thousands of identities
 
 # Losses. Glint360K recipes take cosface with loss_m3 = 0.4.
 loss = edict()

@@ -118,8 +118,11 @@ def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[s
     _legend(axes)
 
 
-def draw_run(folder: Path, output: Path) -> None:
-    """Draw the run whose history and ROC curves lie in ``folder`` to ``output``, a .png, .svg or .pdf."""
+def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
+    """Draw the run whose history and ROC curves lie in ``folder`` to ``output``, a .png, .svg or .pdf.
+
+    Returns the last verification of each target.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -142,6 +145,7 @@ def draw_run(folder: Path, output: Path) -> None:
         raise UserError(f"{output}: cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return last
 
 
 def _targets(verifications: Sequence[dict[str, Any]]) -> list[str]:
@@ -180,8 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = args.output or args.folder / "run.png"
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"--output: found {str(output)!r}, expected a name that ends with {', '.join(FORMATS)}")
-    draw_run(args.folder, output)
-    print(output)
+    for target, record in draw_run(args.folder, output).items():
+        area = f", area under the ROC curve {record['auc']:.4f}" if "auc" in record else ""
+        print(f"{target}: accuracy {record['accuracy']:.5f}+-{record['std']:.5f} after step {record['step']}{area}")
+    print(f"picture: {output}")
     return 0
 
 

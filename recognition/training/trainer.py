@@ -43,6 +43,8 @@ class Trainer:
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
         with StopRequest() as stop:
+            if self._done():
+                self.log.line(f"nothing to do: step {self.progress.step} of epoch {self.progress.epoch} is the end")
             for batch in () if self._done() else self.batches:
                 self._step(batch)
                 if self.progress.step % self.verbose == 0 or (self._done() and self.ckpt != SAVE_NEVER):
