@@ -26,7 +26,7 @@ exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
 dataset.orl = edict(dataset_path={data!r}, num_classes=25, image_shape=(112, 112, 3), val_targets=["orl"])
 loss.arcface_small = edict(loss.arcface, loss_s=16.0, loss_m2=0.3)
 config.data_cutoff, config.data_color = 40, 1
-default.network, default.dataset, default.verbose, default.ckpt = "demo", "orl", 50, 1
+default.network, default.dataset, default.verbose, default.ckpt = "demo", "orl", 200, 1
 """
 COMMON = ["--per-batch-size", "16", "--devices", "cpu:2", "--frequent", "5", "--state-every", "0"]
 
@@ -45,7 +45,8 @@ RECIPES = {
     "softmax": [Stage("softmax", 400, 0.05, "250,350")],
     "ArcFace from nothing (s = 64, m = 0.5)": [Stage("arcface", 400, 0.05, "250,350")],
     "ArcFace from nothing (s = 16, m = 0.3)": [Stage("arcface_small", 400, 0.05, "250,350")],
-    "softmax, then ArcFace (s = 64, m = 0.5)": [Stage("softmax", 250, 0.05, "200"), Stage("arcface", 150, 0.005, "100")],
+    "softmax, then ArcFace (s = 64, m = 0.5)": [Stage("softmax", 250, 0.05, "200"),
+                                                Stage("arcface", 150, 0.005, "100")],
     "softmax, then ArcFace (s = 16, m = 0.3)": [Stage("softmax", 250, 0.05, "200"),
                                                 Stage("arcface_small", 150, 0.01, "100")],
 }
@@ -65,10 +66,11 @@ def train(data: Path, stages: list[Stage], folder: Path) -> tuple[float, float, 
     folder.mkdir()
     config = folder / "config.py"
     config.write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(data)))
-    speeds, pretrained = [], []
+    speeds: list[float] = []
+    pretrained: list[str] = []
     for stage in stages:
-        subprocess.run([sys.executable, "train_parall.py", "--config", str(config), "--models-root", str(folder), *COMMON,
-                        "--loss", stage.loss, "--lr", str(stage.lr), "--lr-steps", stage.falls, "--max-steps",
+        subprocess.run([sys.executable, "train_parall.py", "--config", str(config), "--models-root", str(folder),
+                        *COMMON, "--loss", stage.loss, "--lr", str(stage.lr), "--lr-steps", stage.falls, "--max-steps",
                         str(stage.steps), *pretrained], check=True, cwd=ROOT, capture_output=True)
         model = folder / f"demo-{stage.loss}-orl"
         records = [json.loads(line) for line in (model / "history.jsonl").read_text().splitlines()]

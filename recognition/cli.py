@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_not_yet
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
-from recognition.devices import num_workers, processors, visible_devices
+from recognition.devices import num_workers, own_devices, processors, visible_devices
 from recognition.errors import UserError
 from recognition.kinds import nearest
 
@@ -130,6 +130,7 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
         _parser(entry, _described(file, values)).print_help()
         raise SystemExit(0)
     values.update(_derived(values, environ), num_workers=num_workers(environ), entry=entry, config_file=file.path)
+    values["devices"] = own_devices(values["devices"], environ)
     config = Config(**values)
     refuse_not_yet(config)
     if not config.pretrained:

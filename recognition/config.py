@@ -15,7 +15,7 @@ from recognition import kinds
 from recognition.devices import CPU, Device
 from recognition.errors import UserError
 
-ENTRIES = PARALL, TRAIN = ("train_parall", "train")
+ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
 
 
@@ -55,8 +55,8 @@ class Config:
     flip_noise_prob: float = option(0.0, kinds.real(least=0, most=1), "share of labels to make wrong")
 
     # network
-    net_name: str = option("fresnet", kinds.choice(
-        "fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet"), "family of the network")
+    net_name: str = option("fresnet", kinds.filled_text,
+                           "family of the network, or a Python file of your own beside config.py")
     num_layers: int = option(0, kinds.integer(least=0), "depth, for the families that have one")
     emb_size: int = option(512, kinds.integer(least=1), "length of an embedding")
     net_se: int = option(0, kinds.choice(0, 1), "1: squeeze and excitation")
@@ -72,7 +72,7 @@ class Config:
     workspace: int = option(256, kinds.integer(least=0), "workspace of a convolution, in MB")
     memonger: bool = option(False, kinds.boolean, "recompute activations to save memory")
     count_flops: bool = option(True, kinds.boolean, "print the network's FLOPs at the start")
-    fp16: bool = option(False, kinds.boolean, "float16 backbone")
+    fp16: bool = option(False, kinds.boolean, "float16 backbone; bfloat16 on a CPU that has it")
 
     # loss
     loss_name: str = option("margin_softmax", kinds.choice("softmax", "margin_softmax", "triplet", "atriplet"), "loss")
@@ -83,7 +83,7 @@ class Config:
     loss_K: int = option(1, kinds.integer(least=1), "sub-centres a class")
     sample_ratio: float = option(1.0, kinds.real(above=0, most=1), "share of the class centres in a step",
                                  PARALL_ONLY)
-    ce_loss: bool = option(True, kinds.boolean, "report the cross entropy")
+    ce_loss: bool = option(True, kinds.boolean, "tell the cross entropy in speed lines")
     fc7_lr_mult: float = option(1.0, kinds.real(least=0), "learning-rate factor of the class centres")
     fc7_wd_mult: float = option(1.0, kinds.real(least=0), "weight-decay factor of the class centres")
     fc7_no_bias: bool = option(False, kinds.boolean, "softmax without a bias")
@@ -96,6 +96,15 @@ class Config:
     models_root: str = option("./models", kinds.filled_text, "folder of all checkpoints", ENTRIES)
     pretrained: str = option("", kinds.text, "checkpoint to start from: PREFIX, FOLDER, or either with ,EPOCH", ENTRIES)
     pretrained_epoch: int = option(1, kinds.integer(least=0), "its number, unless --pretrained ends in ,EPOCH", ENTRIES)
+    centres_from: str = option("checkpoint", kinds.choice("checkpoint", "embeddings", "random"),
+                               "with --pretrained, what the class centres start from: its own if the classes are as "
+                               "many; the mean embedding of each class; random numbers", ENTRIES)
+    freeze: tuple[str, ...] = option((), kinds.names, "parameters that stay as they are, by patterns of their names, "
+                                     "such as 'conv0*,stage1*'", ENTRIES)
+    freeze_steps: int = option(0, kinds.integer(least=0), "batches that they stay so; 0: always", ENTRIES)
+    lr_factor: tuple[tuple[str, float], ...] = option(
+        (), kinds.factors, "factors of the learning rate by patterns of parameters' names, such as "
+        "'stage1*=0.1,pre_fc1*=10'; the last that matches counts", ENTRIES)
     ckpt: int = option(3, kinds.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
                        "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
     ckpt_embedding: bool = option(True, kinds.boolean, "leave the class centres out of the checkpoint")
@@ -116,7 +125,7 @@ class Config:
     num_workers: int = option(1, kinds.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
     worker_id: int = option(0, kinds.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
     extra_model_name: str = option("", kinds.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)
-    fp16_scale: float = option(0.0, kinds.real(least=0), "loss scale; above 0 turns float16 on", PARALL_ONLY)
+    fp16_scale: float = option(0.0, kinds.real(least=0), "loss scale; above 0 turns fp16 on", PARALL_ONLY)
     seed: int = option(0, kinds.integer(least=0, most=2**31 - 1), "seed of all that is random", ENTRIES)
     resume: str = option("", kinds.choice("", "yes", "auto"), "go on from the saved training state; auto: if there is "
                          "one, else from the start", ENTRIES)
@@ -137,6 +146,9 @@ class Config:
         if self.triplets and self.triplet_bag_size < 2 * self.images_per_identity:
             raise UserError(f"triplet_bag_size: found {self.triplet_bag_size}, expected at least two identities of "
                             f"images_per_identity, {2 * self.images_per_identity}")
+        if self.centres_from == "embeddings" and (self.triplets or not self.pretrained):
+            raise UserError("centres_from: found 'embeddings', expected it with --pretrained, and with a loss that has "
+                            "class centres")
         if self.worker_id >= self.num_workers:
             raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
                             f"(DMLC_NUM_WORKER), {self.num_workers}")
@@ -175,15 +187,11 @@ class Refusal(NamedTuple):
 
 
 NOT_YET = (
-    Refusal("net_name", lambda c: c.net_name not in ("fresnet", "fmobilefacenet"),
-            "only fresnet and fmobilefacenet are built yet"),
-    Refusal("kvstore", lambda c: c.kvstore.startswith("dist"), "only local and device work yet"),
-    Refusal("num_workers", lambda c: c.num_workers > 1, "one worker runs yet; unset DMLC_NUM_WORKER"),
-    Refusal("devices", lambda c: c.entry == TRAIN and len(c.devices) > 1,
-            "train.py runs on one device yet; train_parall.py runs on several"),
-    Refusal("fp16", lambda c: c.fp16, "training is in float32 yet"),
-    Refusal("fp16_scale", lambda c: c.fp16_scale > 0, "training is in float32 yet"),
-    Refusal("memonger", lambda c: c.memonger, "activations are not recomputed yet"),
+    Refusal("num_workers", lambda c: c.num_workers > 1 and not c.kvstore.startswith("dist"),
+            "several workers need --kvstore dist_sync; unset DMLC_NUM_WORKER for one"),
+    Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
+            "a triplet loss has no class centres to sample"),
+    Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
 )
 

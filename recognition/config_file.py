@@ -3,18 +3,14 @@
 function ``generate_config`` that lays presets over ``config`` and ``default``. Such a file is code and is run."""
 from __future__ import annotations
 
-import contextlib
-import traceback
-from collections.abc import Iterator, Mapping
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, ModuleType
 from typing import Any
 
 from recognition.config import OPTIONS
 from recognition.errors import UserError
 from recognition.kinds import nearest
+from recognition.user_code import errors_in_one_line, run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("loss", "network", "dataset")
@@ -23,51 +19,19 @@ NEEDED = (("loss", "loss_name"), ("network", "net_name"), ("dataset", "dataset_p
 KEYS = [key for key in OPTIONS if key not in ("entry", "config_file")]
 
 
-class _SourceLoader(SourceFileLoader):
-    """Compiles the file as it is now: Python's cache mistakes an edit within a second that keeps the size."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 class ConfigFile:
     """One config.py, run once. ``name`` stands for it in messages."""
 
     def __init__(self, path: Path, name: str):
         self.path = path
         self.name = name
-        self.module = self._load()
+        self.module = run_file(path, name)
         for key in ("config", "default", *PRESETS):
             if not isinstance(getattr(self.module, key, None), Mapping):
                 raise UserError(f"{name}: found no EasyDict named {key}, expected config, network, dataset, loss, "
                                 "default and generate_config, as in sample_config.py")
         if not callable(getattr(self.module, "generate_config", None)):
             raise UserError(f"{name}: found no function generate_config(network, dataset, loss)")
-
-    def _load(self) -> ModuleType:
-        if not self.path.is_file():
-            raise UserError(f"{self.name}: no such file")
-        loader = _SourceLoader("recognition_user_config", str(self.path))
-        spec = spec_from_file_location(loader.name, self.path, loader=loader)
-        assert spec is not None
-        module = module_from_spec(spec)
-        with self._errors_in_one_line():
-            loader.exec_module(module)
-        return module
-
-    @contextlib.contextmanager
-    def _errors_in_one_line(self) -> Iterator[None]:
-        """Whatever the file's code raises becomes a UserError with the line of the file."""
-        try:
-            yield
-        except (Exception, SystemExit) as error:
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                     if frame.filename == str(self.path)]
-            if isinstance(error, SyntaxError) and error.filename == str(self.path):
-                lines.append(error.lineno)
-            at = f", line {lines[-1]}" if lines else ""
-            reason = " ".join(traceback.format_exception_only(type(error), error)[-1].split())
-            raise UserError(f"{self.name}{at}: {reason}") from error
 
     def default(self, key: str) -> Any:
         """The value of ``key`` before any preset: the file's ``default``, else the program's."""
@@ -88,7 +52,7 @@ class ConfigFile:
             if chosen[kind] not in known:
                 raise UserError(f"{where[kind]}: found {chosen[kind]!r}, expected a {kind} preset of {self.name}: "
                                 f"{', '.join(known)}{nearest(chosen[kind], known)}")
-        with self._errors_in_one_line():
+        with errors_in_one_line(self.path, self.name):
             self.module.generate_config(chosen["network"], chosen["dataset"], chosen["loss"])
         config, default = dict(self.module.config), dict(self.module.default)
         for key in (*config, *default):

@@ -47,17 +47,47 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+# How launchers tell a process its place among those of its host: horovodrun, launch for servers, Open MPI.
+LOCAL_PLACES = ("HOROVOD_LOCAL_", "RECOGNITION_LOCAL_", "OMPI_COMM_WORLD_LOCAL_")
+
+
+def local_place(environ: Mapping[str, str]) -> tuple[int, int]:
+    """This process's number among the processes of the run on this host, and their number."""
+    for prefix in LOCAL_PLACES:
+        if f"{prefix}SIZE" in environ:
+            return int(environ[f"{prefix}RANK"]), int(environ[f"{prefix}SIZE"])
+    return 0, 1
+
+
+def own_devices(devices: Sequence[Device], environ: Mapping[str, str]) -> tuple[Device, ...]:
+    """This process's devices: GPUs are dealt out among the processes of a host, CPU devices are each one's own.
+
+    :raises UserError: if they cannot be dealt out evenly, as every process needs the same number.
+    """
+    rank, size = local_place(environ)
+    if devices[0][0] == "cpu" or size == 1:
+        return tuple(devices)
+    each, rest = divmod(len(devices), size)
+    if rest or not each:
+        raise UserError(f"devices: found {len(devices)} GPUs for {size} processes on this host, expected as many for "
+                        "each")
+    return tuple(devices[rank * each : (rank + 1) * each])
+
+
 def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str]) -> None:
-    """Give each CPU device its share of the processors, and the products of the head all of them.
+    """Give each CPU device of each process its share of the processors, and the products of the head its process's.
 
     To be called before NumPy and MXNet are imported, which read these variables then. MXNet gives every device as many
     threads as there are processors: two devices on two processors were half as fast so, waiting for each other. What
     the user has set stays.
     """
-    count = sum(kind == "cpu" for kind, _ in devices)
-    if count > 1:
-        environ.setdefault("OPENBLAS_NUM_THREADS", environ.get("OMP_NUM_THREADS", str(processors())))
-        environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // count)))
+    count, (_, processes) = sum(kind == "cpu" for kind, _ in devices), local_place(environ)
+    mine = max(1, processors() // processes)
+    if processes > 1:
+        environ.setdefault("NUMBA_NUM_THREADS", str(mine))
+    if count * processes > 1:
+        environ.setdefault("OPENBLAS_NUM_THREADS", environ.get("OMP_NUM_THREADS", str(mine)))
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, mine // max(1, count))))
 
 
 def num_workers(environ: Mapping[str, str]) -> int:

@@ -10,9 +10,17 @@ from typing import Any, Callable
 class UserError(Exception):
     """Bad input: one line that names the file, key or flag, what was found and what was expected."""
 
+    status = 2
+
+
+class LostProcess(UserError):
+    """Another process of the run is gone: nothing is wrong with this one, and its status says so."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
+
 
 def command(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap a command's ``main`` so that a :class:`UserError` ends it with its line on stderr and status 2."""
+    """Wrap a command's ``main`` so that a :class:`UserError` ends it with its line on stderr and its status, 2."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
@@ -20,6 +28,6 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return 2
+            return error.status
 
     return run

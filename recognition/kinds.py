@@ -10,7 +10,7 @@ import numbers
 import operator
 import os
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -134,11 +134,21 @@ def _image_shape(value: Any) -> tuple[int, int, int]:
     return height, width, channels
 
 
+def _factors(value: Any) -> tuple[tuple[str, float], ...]:
+    if isinstance(value, str):
+        value = [item.rsplit("=", 1) for item in _items(value)]
+    pairs = value.items() if isinstance(value, Mapping) else value
+    found = tuple((_filled(pattern), _real(factor)) for pattern, factor in pairs)
+    _valid(all(factor >= 0 for _, factor in found))
+    return found
+
+
 boolean = choice(False, True)
 text = Kind(_text, "a text")
 filled_text = Kind(_filled, "a text that is not empty")
 folder_part = Kind(_folder_part, "a text of one line without slashes")
 names = Kind(lambda value: tuple(_filled(item) for item in _items(value)), "names, such as 'lfw,cfp_fp'")
+factors = Kind(_factors, "patterns of names with numbers from 0 on, such as 'stage1*=0.1,pre_fc1*=10'")
 ascending = Kind(_ascending, "whole numbers above 0 in ascending order, such as '100000,160000,220000'")
 four_counts = Kind(_four, "four whole numbers above 0")
 square_rgb = Kind(_image_shape, "(height, width, 3) with the height equal to the width")

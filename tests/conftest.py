@@ -2,6 +2,8 @@
 """Fixtures that every room's tests share."""
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no golden files and photographs at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def horovod() -> None:
+    """For tests that need Horovod: skips where it is not installed, unless the run must not go without it."""
+    if importlib.util.find_spec("horovod") is None:
+        if os.environ.get("REQUIRE_HOROVOD") or os.environ.get("CI"):
+            pytest.fail("Horovod is not installed, and this run must not go without it")
+        pytest.skip("Horovod is not installed: `make test` builds it")

@@ -20,6 +20,7 @@ import numpy as np
 from recognition.data.recordio import PathLike, RecordReader, read_index, unpack_record
 from recognition.errors import UserError
 
+LABELS_CHECKED = 1000  # before training; the others when their images are read
 MAX_CLASSES = 1 << 24  # labels are float32, which holds every whole number up to here
 _MAX_SIDE = 4096
 _LABELS = struct.Struct("<IfQQf")  # header of a record and the first of its further labels
@@ -78,6 +79,13 @@ class FaceDataset:
             self._class(int(self._keys[i]), float(found[i]))
         return labels
 
+    def check_labels(self) -> None:
+        """Look at up to 1000 labels, so that a property file that is not of this set shows before training does.
+
+        Labels mostly rise with the record, and the last one is among these.
+        """
+        self.take(np.linspace(0, len(self) - 1, min(len(self), LABELS_CHECKED)).astype(np.int64)).labels()
+
     def without_small_identities(self, min_images: int) -> FaceDataset:
         """The same set without the identities of fewer than ``min_images`` images. Labels stay as they are."""
         labels = self.labels()
@@ -102,7 +110,8 @@ class FaceDataset:
 
     def _class(self, key: int, label: float) -> int:
         if not 0 <= label < self.num_classes or label != int(label):
-            raise self.error(key, f"label {label:g}, expected a whole number from 0 to {self.num_classes - 1}")
+            raise self.error(key, f"label {label:g}, expected a whole number from 0 to {self.num_classes - 1}, as "
+                             f"{self.path / 'property'} says")
         return int(label)
 
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backbone on every device of this process: replicas that see different images and take the same step."""
+"""The backbone on every device of this process: replicas that see different images and take the same step, as do those
+of all other processes."""
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Callable, NamedTuple, Protocol
 
 import numpy as np
 
 from recognition.mxnet_compat import mx
 from recognition.parallel.communicator import Communicator
+from recognition.parallel.loss_scale import LossScale
+from recognition.parallel.rates import Rates
 
 Arrays = dict[str, np.ndarray]
 UPDATE_GROUP = 32  # parameters per fused update; the operator takes at most 60
@@ -35,27 +38,35 @@ class Backbone(Protocol):
 
 
 class BackboneState(NamedTuple):
-    """What goes into a training state. Moving statistics belong to a replica: one mapping each."""
+    """What goes into a training state. Moving statistics belong to a replica: one mapping for each of all processes."""
 
     parameters: Arrays
     momentum: Arrays
     auxiliary: list[Arrays]
+    loss_scale: np.ndarray | None = None  # that of float16
 
 
 class ReplicatedBackbone:
     """Implements :class:`Backbone` with one bound executor a device and one optimiser state for all of them.
 
     Batch statistics are those of a replica's own images, as in the legacy code; a checkpoint gets the mean of the
-    replicas' moving statistics, which is what its users always got from ``Module.get_params``.
+    moving statistics of all replicas of all processes, as its users always got it from ``Module.get_params``. So
+    ``embed``, ``parameters`` and ``state`` are collective: all processes call them together.
     """
 
     def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
-                 wd: float, seed: int = 0) -> None:
-        """:param batch_size: images a device; ``image_shape``: (3, H, W)."""
+                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], Rates] = Rates,
+                 loss_scale: LossScale | None = None) -> None:
+        """:param batch_size: images a device; ``image_shape``: (3, H, W).
+        :param rates: the factors of the learning rate, made for the names of the parameters.
+        :param loss_scale: for float16; a step whose gradients overflow then changes no parameter.
+        """
         self.batch_size, self.communicator = batch_size, communicator
         self.mu, self.wd, self.seed = mu, wd, seed
         self.names = sorted(parameters)
+        self._rates, self._loss_scale = rates(self.names), loss_scale
+        self._backward_order = [name for name in reversed(symbol.list_arguments()) if name in parameters]
         self._has_dropout = any(node["op"] == "Dropout" for node in json.loads(symbol.tojson())["nodes"])
         self.replicas = [Replica(symbol, parameters, auxiliary, device, (batch_size, *image_shape))
                          for device in devices]
@@ -75,35 +86,40 @@ class ReplicatedBackbone:
         return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
 
     def backward(self, d_features: np.ndarray) -> None:
+        if self._loss_scale:
+            d_features = d_features * np.float32(self._loss_scale.value)
         for replica, part in zip(self.replicas, self._parts(d_features)):
             replica.backward(part)
+        self._reduce_gradients()
 
     def step(self, lr: float) -> None:
-        lead = self.replicas[0]
-        self._reduce_gradients()
-        for low in range(0, len(self.names), UPDATE_GROUP):
-            names = self.names[low : low + UPDATE_GROUP]
+        lead, rates = self.replicas[0], self._rates(self._steps)
+        moving, scale = list(rates), self._loss_scale.value if self._loss_scale else 1.0
+        self._steps += 1
+        if self._loss_scale and not self._loss_scale.accepts([lead.gradients[name] for name in moving]):
+            return
+        for low in range(0, len(moving), UPDATE_GROUP):
+            names = moving[low : low + UPDATE_GROUP]
             weights = [lead.arguments[name] for name in names]
             triples = [a for name in names for a in (lead.arguments[name], lead.gradients[name], self._momentum[name])]
             mx.nd.multi_sgd_mom_update(*triples, out=weights, num_weights=len(names), momentum=self.mu,
-                                       lrs=[lr] * len(names), wds=[self.wd] * len(names))
+                                       lrs=[lr * rates[name] for name in names], wds=[self.wd] * len(names),
+                                       rescale_grad=1 / scale)
         for replica in self.replicas[1:]:
-            for name in self.names:
+            for name in moving:
                 lead.arguments[name].copyto(replica.arguments[name])
-        self._steps += 1
 
     def _reduce_gradients(self) -> None:
+        """Queue the sums over replicas and processes; each is taken while the rest of the backward pass runs."""
         lead = self.replicas[0]
         for replica in self.replicas[1:]:
-            for name in self.names:
+            for name in self._backward_order:
                 lead.gradients[name] += replica.gradients[name].as_in_context(lead.device)
-        if self.communicator.size > 1:
-            for name in self.names:
-                lead.gradients[name][:] = self.communicator.all_reduce(lead.gradients[name].asnumpy())
+        self.communicator.sum_in_place("gradient", [lead.gradients[name] for name in self._backward_order])
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        own = self._statistics()
-        mean = _mean(own)
+        own = self._own_statistics()
+        mean = _mean(self._gathered(own))
         for replica in self.replicas:
             _fill(replica.auxiliary, mean)
         size = self.batch_size * len(self.replicas)
@@ -119,26 +135,40 @@ class ReplicatedBackbone:
         return np.concatenate([replica.features() for replica in self.replicas])[: len(images)]
 
     def parameters(self) -> tuple[Arrays, Arrays]:
-        auxiliary = _mean(self._statistics())
+        auxiliary = _mean(self._gathered(self._own_statistics()))
         return _to_host(self.replicas[0].arguments, self.names), auxiliary
 
-    def _statistics(self) -> list[Arrays]:
+    def _own_statistics(self) -> list[Arrays]:
         # Batch norm moves its statistics in the backward pass, and a read of them does not wait for it by itself.
         mx.nd.waitall()
         return [_to_host(replica.auxiliary) for replica in self.replicas]
 
+    def _gathered(self, own: list[Arrays]) -> list[Arrays]:
+        """The statistics of all processes' replicas, in the order of ranks."""
+        if self.communicator.size == 1 or not own[0]:
+            return own * self.communicator.size
+        names = sorted(own[0])
+        flat = np.stack([np.concatenate([arrays[name].ravel() for name in names]) for arrays in own])
+        ends = np.cumsum([own[0][name].size for name in names])
+        return [{name: part.reshape(own[0][name].shape) for name, part in zip(names, np.split(row, ends[:-1]))}
+                for row in self.communicator.all_gather(flat)]
+
     def state(self) -> BackboneState:
-        auxiliary = self._statistics()
-        return BackboneState(_to_host(self.replicas[0].arguments, self.names), _to_host(self._momentum), auxiliary)
+        auxiliary = self._gathered(self._own_statistics())
+        return BackboneState(_to_host(self.replicas[0].arguments, self.names), _to_host(self._momentum), auxiliary,
+                             self._loss_scale.state() if self._loss_scale else None)
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
         _fill(self._momentum, state.momentum)
-        own = len(state.auxiliary) == len(self.replicas)
+        if self._loss_scale and state.loss_scale is not None:
+            self._loss_scale.load(state.loss_scale)
+        own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
+        first = self.communicator.rank * len(self.replicas)
         mean = _mean(state.auxiliary)
         for i, replica in enumerate(self.replicas):
             _fill(replica.arguments, state.parameters)
-            _fill(replica.auxiliary, state.auxiliary[i] if own else mean)
+            _fill(replica.auxiliary, state.auxiliary[first + i] if own else mean)
         self._steps = steps
 
 
@@ -177,4 +207,5 @@ def _fill(arrays: Mapping[str, mx.nd.NDArray], values: Mapping[str, np.ndarray])
 
 
 def _mean(states: Sequence[Arrays]) -> Arrays:
-    return {name: np.mean([state[name] for state in states], axis=0, dtype=np.float32) for name in states[0]}
+    return {name: np.mean([state[name] for state in states], axis=0, dtype=np.float32)
+            for name in (states[0] if states else ())}

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels between processes: features, row statistics and gradients, never anything that is C wide."""
+"""What travels between processes: features, row statistics and gradients, never anything that is C wide.
+
+The kinds of communicator are this module's :class:`SingleProcess`, and those of ``horovod_communicator`` and
+``kvstore_communicator``; ``processes`` says which one a run has.
+"""
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 
 
 class Communicator(Protocol):
-    """Collectives over host arrays. Every process calls the same ones in the same order with the same shapes."""
+    """Collectives over host arrays. Every process calls the same ones in the same order with the same shapes.
+
+    As a context it ends with the run: after an error it lets the other processes go, rather than wait for them.
+    """
 
     rank: int
     size: int
+    bytes_sent: int  # by this process until now, as the kind's own formula counts them
+    exchanges: int  # collectives begun until now: the process that others wait for has begun fewer
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         """Stack the arrays (n, ...) of all processes, in the order of ranks, to (size * n, ...)."""
@@ -22,12 +33,25 @@ class Communicator(Protocol):
     def reduce_scatter(self, array: np.ndarray) -> np.ndarray:
         """The sum of the arrays (size * n, ...) of all processes, of which this process gets its (n, ...) rows."""
 
+    def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
+        """Replace MXNet arrays, on whichever device, by their sums over all processes, each once it is computed.
+
+        Returns at once; who reads an array waits for its sum. ``name`` tells calls apart that are under way together.
+        """
+
+    def __enter__(self) -> Communicator: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None: ...
+
 
 class SingleProcess:
     """The communicator of a run in one process: everything is here already."""
 
     rank = 0
     size = 1
+    bytes_sent = 0
+    exchanges = 0
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         return array
@@ -37,3 +61,17 @@ class SingleProcess:
 
     def reduce_scatter(self, array: np.ndarray) -> np.ndarray:
         return array
+
+    def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
+        """Nothing: the sum of one."""
+
+    def __enter__(self) -> SingleProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+
+def largest(communicator: Communicator, number: int) -> int:
+    """The largest of the numbers of all processes."""
+    return int(communicator.all_gather(np.array([number], np.int64)).max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from recognition.parallel import kernels
+from recognition.parallel.communicator import Communicator
 from recognition.parallel.shard import SGD, ShardState, initial_centres, rows_of, target_columns
 
 CHUNK = 4096  # rows whose gradient is held at once: 8 MB at D = 512, so that it stays near the processor
@@ -78,15 +79,16 @@ class CpuShard:
                                     self._columns, target_gradients.astype(np.float32))
         return np.dot(self._buffer, self._w)
 
-    def update(self, sgd: SGD) -> None:
+    def update(self, sgd: SGD, replicas: Communicator) -> None:
         lr, mu, wd = (np.float32(value) for value in sgd)
         for low in range(0, len(self._rows), CHUNK):
             part = slice(low, low + CHUNK)
-            gradient, rows = np.dot(self._buffer[:, part].T, self._x), self._rows[part]
+            gradient, rows = replicas.all_reduce(np.dot(self._buffer[:, part].T, self._x)), self._rows[part]
             kernels.update_centres(self.centres, self.momentum, rows, gradient, self._inverse, self.normalised,
                                    lr, mu, wd)
             self._renew_norms(rows)
         if self.with_bias:
-            step = mu * self.bias_momentum[self._rows] - lr * (self._buffer.sum(axis=0) + wd * self.bias[self._rows])
+            gradient = replicas.all_reduce(self._buffer.sum(axis=0))
+            step = mu * self.bias_momentum[self._rows] - lr * (gradient + wd * self.bias[self._rows])
             self.bias_momentum[self._rows] = step
             self.bias[self._rows] += step

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from recognition.loss.margin import Margin
-from recognition.parallel.communicator import Communicator
+from recognition.parallel.communicator import Communicator, SingleProcess
 from recognition.parallel.kernels import EPSILON
 from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import SGD, Shard
@@ -41,7 +41,11 @@ class Head(Protocol):
 
 @dataclass
 class ShardedHead:
-    """Margin softmax over class centres that are cut by class across devices and processes."""
+    """Margin softmax over class centres that are cut by class across devices and processes.
+
+    With ``replicas`` the other processes hold the same shards and have other images: data parallel. Then their part in
+    a step is the sum of the gradients of W, chunk by chunk, which does grow with the number of classes.
+    """
 
     shards: Sequence[Shard]
     margin: Margin
@@ -52,17 +56,19 @@ class ShardedHead:
     wd_mult: float = 1.0
     sampler: ClassSampler = field(default_factory=ClassSampler)
     steps: int = 0  # updates done; the sampler draws by it
+    replicas: Communicator = field(default_factory=SingleProcess)
 
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
         labels = self.communicator.all_gather(np.asarray(labels, np.int64))
         norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + EPSILON)
         unit = x / norms if self.margin.normalised else x
+        count, positives = len(x) * self.replicas.size, self.replicas.all_gather(labels)
 
         # The owner of a row's class knows its similarity: others put -inf, and their maximum is the logit.
         logits, slopes, statistics = [], [], []
         for shard in self.shards:
-            shard.select(self.sampler(labels, self.steps, shard.start, shard.stop))
+            shard.select(self.sampler(positives, self.steps, shard.start, shard.stop))
             logit, slope = self.margin.target(shard.similarities(unit, labels))
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
             slopes.append(slope)
@@ -70,10 +76,11 @@ class ShardedHead:
         target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
 
         d_unit = np.zeros_like(x)
-        d_target = np.expm1(target - log_sum) / len(x)
+        d_target = np.expm1(target - log_sum) / count
         for shard, (maximum, _), slope in zip(self.shards, (s.T for s in statistics), slopes):
-            d_unit += shard.gradient(np.exp(maximum - log_sum) / len(x), d_target * slope)
-        return HeadResult(float(np.mean(log_sum - target)), float(np.mean(target >= highest)),
+            d_unit += shard.gradient(np.exp(maximum - log_sum) / count, d_target * slope)
+        loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest)]))
+        return HeadResult(float(loss / count), float(hits / count),
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
 
     def _merge(self, statistics: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,5 +111,5 @@ class ShardedHead:
     def step(self, lr: float) -> None:
         sgd = SGD(lr * self.lr_mult, self.mu, self.wd * self.wd_mult)
         for shard in self.shards:
-            shard.update(sgd)
+            shard.update(sgd, self.replicas)
         self.steps += 1

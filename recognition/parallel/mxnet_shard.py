@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from recognition.mxnet_compat import mx
+from recognition.parallel.communicator import Communicator
 from recognition.parallel.kernels import EPSILON
 from recognition.parallel.shard import SGD, ShardState, initial_centres, rows_of, target_columns
 
@@ -97,17 +98,20 @@ class MxnetShard:
         mx.nd.broadcast_mul(z, self._inverse.expand_dims(0), out=z)
         return mx.nd.dot(z, self._w).asnumpy()
 
-    def update(self, sgd: SGD) -> None:
+    def update(self, sgd: SGD, replicas: Communicator) -> None:
         for low in range(0, self._w.shape[0], CHUNK):
             rows = slice(low, min(low + CHUNK, self._w.shape[0]))
             w, m = self._w[rows], self._m[rows]
             gradient = mx.nd.dot(self._z[:, rows], self._x, transpose_a=True)
+            replicas.sum_in_place(f"centres {self.start} {low}", [gradient])
             if self.normalised:
                 along = (gradient * w).sum(axis=1) * mx.nd.square(self._inverse[rows])
                 gradient -= w * along.expand_dims(1)
             mx.nd.sgd_mom_update(w, gradient, m, out=w, lr=sgd.lr, wd=sgd.wd, momentum=sgd.mu)
         if self.with_bias:
-            mx.nd.sgd_mom_update(self._bias, self._z.sum(axis=0), self._bias_m, out=self._bias, lr=sgd.lr, wd=sgd.wd,
+            gradient = self._z.sum(axis=0)
+            replicas.sum_in_place(f"bias {self.start}", [gradient])
+            mx.nd.sgd_mom_update(self._bias, gradient, self._bias_m, out=self._bias, lr=sgd.lr, wd=sgd.wd,
                                  momentum=sgd.mu)
         if self._classes is not None:
             for array, part in zip(self._stored, (self._w, self._m, self._bias, self._bias_m)):

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from recognition.parallel.communicator import Communicator
+
 INITIAL_STD = 0.01  # of W, as in the legacy code
 BLOCK = 4096  # classes that share a random stream, so that W does not depend on how it is cut
 
@@ -37,6 +39,7 @@ class Shard(Protocol):
 
     start: int
     stop: int
+    with_bias: bool
 
     def select(self, classes: np.ndarray | None) -> None:
         """Work on these classes alone (ascending int64, the batch's own among them) until the next call; None: all."""
@@ -57,8 +60,11 @@ class Shard(Protocol):
         :param target_gradients: (B,) the gradient by the target's similarity.
         """
 
-    def update(self, sgd: SGD) -> None:
-        """Step the centres by the gradient of the batch that the last three calls were about."""
+    def update(self, sgd: SGD, replicas: Communicator) -> None:
+        """Step the centres by the gradient of the batch that the last three calls were about.
+
+        :param replicas: the processes that hold the same classes, over which the gradient is summed.
+        """
 
     def state(self) -> ShardState:
         """The shard's arrays for a training state."""

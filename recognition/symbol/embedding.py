@@ -24,22 +24,33 @@ from recognition import kinds
 from recognition.mxnet_compat import mx
 from recognition.symbol.blocks import Blocks, linear
 
+LEGACY_CHANNELS = 512  # what the public recipes take a map to have where a network does not say
+
 
 class Head(NamedTuple):
-    """What the steps of an output share: layer builders, size of the embedding, channels of the backbone's last map."""
+    """What the steps of an output share.
+
+    Layer builders, size of the embedding, channels of the backbone's last map, and filters of a layer with few weights
+    a channel, which read ``channels / filters`` channels each.
+    """
 
     blocks: Blocks
     emb_size: int
     channels: int
+    filters: int
 
 
 Step = Callable[[Head, mx.sym.Symbol], mx.sym.Symbol]
 
 
-def embed(blocks: Blocks, data: mx.sym.Symbol, net_output: str, emb_size: int, channels: int = 512) -> mx.sym.Symbol:
-    """The embedding ``fc1_output`` (N, emb_size) of a feature map ``data`` (N, channels, H, W) by ``net_output``."""
+def embed(blocks: Blocks, data: mx.sym.Symbol, net_output: str, emb_size: int, channels: int = LEGACY_CHANNELS,
+          filters: int | None = None) -> mx.sym.Symbol:
+    """The embedding ``fc1_output`` (N, emb_size) of a feature map ``data`` (N, channels, H, W) by ``net_output``.
+
+    ``filters`` is the number of filters of GDC's and SFC's grouped convolutions; not given, one a channel.
+    """
     kinds.choice(*OUTPUTS).check(net_output, "net_output")
-    head = Head(blocks, emb_size, channels)
+    head = Head(blocks, emb_size, channels, filters or channels)
     for step in OUTPUTS[net_output]:
         data = step(head, data)
     return data
@@ -75,21 +86,21 @@ def _project(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
 
 
 def _depthwise_map(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    return linear(data, "conv_6dw7_7", head.channels, head.blocks.bn_mom, kernel=7, groups=head.channels)
+    return linear(data, "conv_6dw7_7", head.filters, head.blocks.bn_mom, kernel=7, groups=head.filters)
 
 
 def _separable(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    blocks, channels = head.blocks, head.channels
-    data = mx.sym.Convolution(data, num_filter=channels, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True,
-                              num_group=channels, name="convf")
+    blocks, filters = head.blocks, head.filters
+    data = mx.sym.Convolution(data, num_filter=filters, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True,
+                              num_group=filters, name="convf")
     data = blocks.activation(blocks.batch_norm(data, "bnf"), "reluf")
-    data = mx.sym.Convolution(data, num_filter=channels, kernel=(1, 1), stride=(1, 1), pad=(0, 0), name="convf2")
+    data = mx.sym.Convolution(data, num_filter=filters, kernel=(1, 1), stride=(1, 1), pad=(0, 0), name="convf2")
     return blocks.activation(blocks.batch_norm(data, "bnf2"), "reluf2")
 
 
 def _norm_aware_mean(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
     blocks, channels = head.blocks, head.channels
-    if head.emb_size > channels:
+    if head.emb_size > min(channels, LEGACY_CHANNELS):
         channels = head.emb_size
         data = mx.sym.Convolution(data, num_filter=channels, kernel=(1, 1), stride=(1, 1), pad=(0, 0), no_bias=True,
                                   name="convx")

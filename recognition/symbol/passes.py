@@ -82,7 +82,7 @@ def fast_prelu(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 11
 
     def rule(graph: Graph, node: Node, inputs: list[Entry]) -> Entry | None:
         shape = shapes[node["name"] + "_output"]
-        if node["attrs"].get("act_type") != "prelu" or len(shape) != 4:
+        if node.get("attrs", {}).get("act_type") != "prelu" or len(shape) != 4:
             return None
         data, gamma = inputs
         slopes = graph.nodes[gamma.node]

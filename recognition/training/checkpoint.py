@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from recognition.files import replacing
 from recognition.mxnet_compat import mx
-from recognition.training.files import replacing
 
 
 def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters: Mapping[str, np.ndarray],
@@ -22,3 +22,10 @@ def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters
     with replacing(target) as path:
         mx.nd.save(str(path), arrays)
     return target
+
+
+def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray) -> None:
+    """Write a process's rows of W and its momentum as Partial FC does: ``<rank>_centers.param``, ``_centers_mom``."""
+    for name, array in (("centers", centres), ("centers_mom", momentum)):
+        with replacing(folder / f"{rank}_{name}.param") as path:
+            mx.nd.save(str(path), mx.nd.array(array))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recognition.training.files import replacing
+from recognition.files import replacing
 
 
 class History:

@@ -17,8 +17,11 @@ class TrainingLog:
     """Counts batches and prints. Loss and accuracy of a line are means over the batches that it covers."""
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
-                 step: int) -> None:
-        """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end."""
+                 step: int, with_loss: bool = True) -> None:
+        """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end.
+        :param with_loss: whether speed lines tell the loss (``ce_loss``).
+        """
+        self._with_loss = with_loss
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True, smoothing=0.05)
@@ -54,8 +57,8 @@ class TrainingLog:
         loss, accuracy = sum(self._losses) / count, sum(self._hits) / count
         speed = count * self._batch_images / max(self._busy, 1e-9)
         with self._clear_of_bar():
-            logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f\tlossvalue=%f", epoch,
-                         index - self._frequent, index, speed, accuracy, loss)
+            logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
+                         index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
         self._history.write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
         self._start_interval()
 
@@ -76,6 +79,22 @@ class TrainingLog:
     def close(self) -> None:
         self._bar.close()
         self._history.close()
+
+
+class SilentLog:
+    """What all processes but the first say."""
+
+    def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None: ...
+
+    def verification(self, step: int, result: VerificationResult) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+    def pause_clock(self) -> None: ...
+
+    def resume_clock(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def best_of(results: Sequence[VerificationResult]) -> tuple[float, float]:

@@ -2,54 +2,68 @@
 """Starting from a checkpoint: which of its arrays the network takes, and an account of all of them."""
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Callable
+
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
+from recognition.parallel.saved_centres import is_of_centres
+from recognition.params_file import read_arrays
 
 Arrays = dict[str, np.ndarray]
 
 
-def read_params(path: str) -> tuple[Arrays, Arrays]:
-    """Parameters and auxiliary states of a ``.params`` file.
+def checkpoint_path(prefix: str, number: int) -> Path:
+    """``PREFIX-%04d.params``."""
+    return Path(f"{prefix}-{number:04d}.params")
 
-    :raises UserError: if MXNet can't read it as a dictionary of arrays.
+
+def read_params(path: Path) -> tuple[Arrays, Arrays]:
+    """Parameters and auxiliary states of a ``.params`` file, without those of the class centres: views of the file.
+
+    :raises UserError: if it is no file of named arrays.
     """
-    try:
-        arrays = mx.nd.load(path)
-        groups: dict[str, Arrays] = {"arg": {}, "aux": {}}
-        for key, value in arrays.items():
-            group, name = key.split(":", 1)
-            groups[group][name] = value.asnumpy()
-    except (mx.MXNetError, OSError, AttributeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: not a checkpoint, which holds arrays named arg:... and aux:... ({reason})") from None
+    file = read_arrays(path)
+    groups: dict[str, Arrays] = {"arg": {}, "aux": {}}
+    for key, value in zip(file.names, file.arrays):
+        group, _, name = key.partition(":")
+        if group not in groups:
+            raise UserError(f"{path}: not a checkpoint: found an array named {key!r}, expected arg:... and aux:...")
+        if not is_of_centres(key):
+            groups[group][name] = value
+    if not file.names:
+        raise UserError(f"{path}: not a checkpoint: found arrays without names, expected arg:... and aux:...")
     return groups["arg"], groups["aux"]
 
 
-def take_over(path: str, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Arrays]) -> str:
+def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Arrays],
+              advice: Callable[[dict[str, tuple[int, ...]]], str]) -> str:
     """Copy what fits from ``found`` into ``wanted`` (both: parameters, auxiliary states); returns a line that sums up.
 
-    Arrays of the class centres (``fc7_...``) are none of the backbone's and are not counted as left over.
-
+    :param advice: says which network has arrays of these shapes; asked if it is not just this one.
     :raises UserError: if nothing fits or a shape differs: the network is another than the checkpoint's.
     """
-    have = {name: value for group in found for name, value in group.items() if not name.startswith("fc7_")}
+    have = {name: value for group in found for name, value in group.items()}
     need = {name: value for group in wanted for name, value in group.items()}
-    differ = [name for name in need if name in have and have[name].shape != need[name].shape]
+    shapes = {name: value.shape for name, value in have.items()}
+    differ = [name for name in need if name in have and shapes[name] != need[name].shape]
+    loaded = [name for name in need if name in have and name not in differ]
+    missing, left = [n for n in need if n not in have], [n for n in have if n not in need]
     if differ:
         name = differ[0]
-        raise UserError(f"{path}: {len(differ)} arrays do not fit the network, the first is {name}: found "
-                        f"{have[name].shape}, expected {need[name].shape}; choose the checkpoint's own --network")
-    loaded = [name for name in need if name in have]
+        raise UserError(f"{path}: the network is another: {len(differ)} of its arrays have a wrong shape (the first, "
+                        f"{name}: found {shapes[name]}, expected {need[name].shape}), {len(loaded)} would fit, "
+                        f"{len(missing)} are missing{_listed(missing)}, {len(left)} left over{_listed(left)}; "
+                        f"{advice(shapes)}")
     if not loaded:
         raise UserError(f"{path}: none of its {len(have)} arrays ({_few(list(have))}) is one of the network's "
-                        f"({_few(list(need))}); choose the checkpoint's own --network")
+                        f"({_few(list(need))}); {advice(shapes)}")
     for name in loaded:
         need[name][...] = have[name]
-    missing, left = [n for n in need if n not in have], [n for n in have if n not in need]
+    other = f"; {advice(shapes)}" if missing or left else ""
     return (f"{path}: {len(loaded)} arrays loaded, {len(missing)} missing{_listed(missing)}, "
-            f"{len(left)} left over{_listed(left)}")
+            f"{len(left)} left over{_listed(left)}{other}")
 
 
 def _few(names: list[str]) -> str:

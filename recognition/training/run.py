@@ -2,10 +2,14 @@
 """From a checked configuration to a run: makes the parts that the loop works with, and puts them together."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +21,33 @@ from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder, Position
 from recognition.data.triplets import Bags, TripletLoader
+from recognition.errors import UserError
 from recognition.loss.margin import margin_of
 from recognition.loss.triplet import TripletLoss
 from recognition.mxnet_compat import check_gpu, mx
 from recognition.parallel.backbone import ReplicatedBackbone
-from recognition.parallel.communicator import Communicator, SingleProcess
+from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.head import ShardedHead
 from recognition.parallel.mxnet_shard import MxnetShard
+from recognition.parallel.processes import make_communicator
+from recognition.parallel.rates import Rates
 from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import Shard, split_classes
 from recognition.parallel.triplet_head import TripletHead
-from recognition.symbol import build_symbol
+from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
-from recognition.training.checkpoint import save_checkpoint
+from recognition.training.checkpoint import save_centres, save_checkpoint
+from recognition.training.first_centres import start_centres
+from recognition.training.fitting import advice
 from recognition.training.history import History
-from recognition.training.log import TrainingLog
-from recognition.training.pretrained import read_params, take_over
+from recognition.training.log import SilentLog, TrainingLog
+from recognition.training.prepare import introduction, make_loss_scale, prepare
+from recognition.training.pretrained import checkpoint_path, read_params, take_over
 from recognition.training.schedule import StepSchedule
 from recognition.training.state import Progress, SavedState, find_state, save_state, set_aside
 from recognition.training.trainer import Trainer
-from recognition.training.verify import Verifier, load_targets
+from recognition.training.verify import Verifier, load_targets, shared
 
 PREFETCH = 3  # batches decoded ahead
 
@@ -48,43 +57,66 @@ def train(config: Config) -> int:
 
     :raises UserError: on anything that the user can mend.
     """
-    logging.basicConfig(level=logging.INFO)
-    communicator = SingleProcess()
-    folder = Path(config.output_dir)
+    with make_communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
+        first = communicator.rank == 0
+        logging.basicConfig(level=logging.INFO if first else logging.WARNING)
+        with contextlib.redirect_stdout(sys.stdout if first else nowhere):
+            return train_together(config, communicator)
+
+
+def train_together(config: Config, communicator: Communicator) -> int:
+    """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
+    folder, first = Path(config.output_dir), communicator.rank == 0
     saved = find_state(folder / "state", config.resume)
+    require_same_state(saved, communicator)
     contexts = make_contexts(config)
     dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter)
     if config.num_classes not in (0, dataset.num_classes):
         print(f"{dataset.path}: {dataset.num_classes} identities by its property file; the preset's "
               f"{config.num_classes} are not used", flush=True)
+    require_same_size(config, dataset)
+    dataset.check_labels()
 
     symbol = build_symbol(config)
-    backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator)
+    checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
+    backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator, checkpoint)
     head = make_head(config, dataset.num_classes, contexts, communicator)
     progress = Progress(identity=identity_of(config, dataset))
     if saved:
         progress = go_on(saved, progress.identity, backbone, head)
-    elif kept := set_aside(folder / "state"):
+    elif first and (kept := set_aside(folder / "state")):
         print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
+    if line := "" if saved else start_centres(config, checkpoint, dataset, head.shards, backbone.embed, communicator):
+        print(line, flush=True)
     progress.config = dataclasses.asdict(config)
 
     global_batch = config.per_batch_size * len(contexts) * communicator.size
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
-        log = TrainingLog(History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
-                          total_steps(config, math.inf if config.triplets else len(dataset) // global_batch),
-                          progress.step)
+        log = SilentLog() if not first else TrainingLog(
+            History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
+            total_steps(config, math.inf if config.triplets else len(dataset) // global_batch), progress.step,
+            config.ce_loss)
         try:
             return Trainer(
                 backbone, head, batches, StepSchedule(config.lr, config.lr_steps),
-                make_verifier(config, backbone, dataset, len(contexts)),
-                lambda number: save_checkpoint(Path(config.prefix), number, symbol,
-                                               *with_centres(config, backbone, head)),
-                lambda now: save_state(folder / "state", now, backbone.state(), head.shards, batches.state()),
+                make_verifier(config, backbone, dataset, communicator),
+                lambda number: save_together(config, number, symbol, backbone, head, communicator),
+                lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
+                                       batches.state(), communicator),
+                lambda number: largest(communicator, number),
                 log, progress, config.verbose, config.state_every, config.ckpt, config.max_steps, config.end_epoch,
             ).run()
         finally:
             log.close()
+
+
+def require_same_size(config: Config, dataset: FaceDataset) -> None:
+    """:raises UserError: if the images of the set are not of the size that the network is built for."""
+    if config.image_shape != dataset.image_shape:
+        built, found = ("x".join(map(str, shape)) for shape in (config.image_shape, dataset.image_shape))
+        raise UserError(f"image_shape: found {built}, but {dataset.path / 'property'} says {found}, expected the same; "
+                        "set image_shape in the dataset preset or mend the property file")
 
 
 def make_contexts(config: Config) -> list[Any]:
@@ -96,39 +128,40 @@ def make_contexts(config: Config) -> list[Any]:
 
 
 def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], contexts: list[Any],
-                  communicator: Communicator) -> ReplicatedBackbone:
-    """The backbone on every device, with parameters drawn from the seed or taken from ``--pretrained``."""
+                  communicator: Communicator, checkpoint: Path | None = None) -> ReplicatedBackbone:
+    """The backbone on every device, with parameters drawn from the seed or taken from a checkpoint."""
     height, width, channels = image_shape
-    start = initialise(symbol, (channels, height, width), config.seed)
-    if config.pretrained:
-        path = f"{config.pretrained}-{config.pretrained_epoch:04d}.params"
-        print(take_over(path, read_params(path), start), flush=True)
-    if all(context.device_type == "cpu" for context in contexts):
-        symbol = fast_prelu(symbol, (channels, height, width))
-    return ReplicatedBackbone(symbol, *start, contexts, config.per_batch_size, (channels, height, width),
-                              communicator, mu=config.mom, wd=config.wd, seed=config.seed)
+    for line in introduction(config, symbol, (channels, height, width)):
+        print(line, flush=True)
+    start = initialise(symbol, (channels, height, width), config.seed, first_weights(config.net_name))
+    if checkpoint:
+        print(take_over(checkpoint, read_params(checkpoint), start, lambda shapes: advice(shapes, config)), flush=True)
+    rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor)
+    return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
+                              config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
+                              wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config))
 
 
 def make_head(config: Config, num_classes: int, contexts: list[Any],
               communicator: Communicator) -> ShardedHead | TripletHead:
-    """Class centres cut across the devices of all processes; ``train.py`` has them whole, softmax with a bias.
+    """Class centres cut across the devices of all processes; a triplet loss has none.
 
-    A triplet loss has none.
+    ``train.py`` has all of them in each process, cut across its devices, and a bias with softmax.
     """
     if config.triplets:
         loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
         return TripletHead(loss, config.per_batch_size, communicator)
     margin, whole = margin_of(config), config.entry == "train"
-    places = contexts[:1] if whole else contexts
-    ranges = split_classes(num_classes, len(places) * communicator.size)[communicator.rank * len(places):]
+    across, replicas = (SingleProcess(), communicator) if whole else (communicator, SingleProcess())
+    ranges = split_classes(num_classes, len(contexts) * across.size)[across.rank * len(contexts):]
     options: dict[str, Any] = {
         "normalised": margin.normalised, "scale": margin.scale, "sub_centres": config.loss_K, "seed": config.seed,
         "with_bias": whole and config.loss_name == "softmax" and not config.fc7_no_bias}
     shards: list[Shard] = [
         CpuShard(start, stop, config.emb_size, **options) if place.device_type == "cpu" else
-        MxnetShard(place, start, stop, config.emb_size, **options) for place, (start, stop) in zip(places, ranges)]
-    return ShardedHead(shards, margin, communicator, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
-                       ClassSampler(config.sample_ratio, config.seed))
+        MxnetShard(place, start, stop, config.emb_size, **options) for place, (start, stop) in zip(contexts, ranges)]
+    return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
+                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas)
 
 
 def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbone, communicator: Communicator,
@@ -147,24 +180,50 @@ def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbo
                        PREFETCH)
 
 
-def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDataset, replicas: int) -> Verifier:
+def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDataset,
+                  communicator: Communicator) -> Verifier:
     sets = load_targets(dataset.path, config.val_targets, dataset.image_shape[:2])
     if not sets:
         print(f"{dataset.path}: no verification set there ({', '.join(config.val_targets)}: .bin)", flush=True)
-    return Verifier(backbone.embed, sets, config.per_batch_size * replicas, Path(config.output_dir))
+    images = config.per_batch_size * len(config.devices) * communicator.size
+    return Verifier(shared(backbone.embed, communicator), sets, images,
+                    Path(config.output_dir) if communicator.rank == 0 else None)
 
 
-def with_centres(config: Config, backbone: ReplicatedBackbone,
-                 head: ShardedHead | TripletHead) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What a checkpoint holds: the backbone, and W by its legacy names if ``ckpt_embedding`` is False."""
+def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
+                  head: ShardedHead | TripletHead, communicator: Communicator) -> None:
+    """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False.
+
+    One process has all of W and writes it with the backbone; of several each writes its own, as Partial FC does.
+    """
     parameters, auxiliary = backbone.parameters()
-    if not config.ckpt_embedding:
-        for i, shard in enumerate(head.shards):
-            centres, _, bias, _ = shard.state()
-            parameters["fc7_weight" if config.entry == "train" else f"fc7_{i}_weight"] = centres
-            if config.entry == "train" and config.loss_name == "softmax" and not config.fc7_no_bias:
-                parameters["fc7_bias"] = bias
-    return parameters, auxiliary
+    if head.shards and not config.ckpt_embedding:
+        states = [shard.state() for shard in head.shards]
+        if config.entry == "train":
+            parameters["fc7_weight"] = np.concatenate([state.centres for state in states])
+            if config.loss_name == "softmax" and not config.fc7_no_bias:
+                parameters["fc7_bias"] = np.concatenate([state.bias for state in states])
+        elif communicator.size == 1:
+            parameters.update({f"fc7_{i}_weight": state.centres for i, state in enumerate(states)})
+        else:
+            save_centres(Path(config.output_dir), communicator.rank, np.concatenate([s.centres for s in states]),
+                         np.concatenate([s.momentum for s in states]))
+    if communicator.rank == 0:
+        save_checkpoint(Path(config.prefix), number, symbol, parameters, auxiliary)
+
+
+def own_shards(head: ShardedHead | TripletHead, communicator: Communicator) -> Sequence[Shard]:
+    """The shards that this process is to save: where all processes hold the same, the first does."""
+    replicated = isinstance(head, ShardedHead) and head.replicas.size > 1
+    return () if replicated and communicator.rank else head.shards
+
+
+def require_same_state(saved: SavedState | None, communicator: Communicator) -> None:
+    """:raises UserError: if the processes do not see the same training state."""
+    steps = communicator.all_gather(np.array([saved.progress.step if saved else -1]))
+    if len(set(steps.tolist())) > 1:
+        raise UserError(f"--resume: the processes see training states of steps {steps.tolist()} (-1: none); all need "
+                        "--models-root on a file system that they share")
 
 
 def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:

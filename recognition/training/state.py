@@ -4,7 +4,8 @@
 A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, for shard i of W, ``centres-i.npy``,
 ``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``; ``data.npz`` if the position in the data needs arrays.
 It is written under another name, forced to disk and renamed, so that a folder of that name is whole. The last two are
-kept.
+kept. With several processes each writes its own shards, and the first the rest and the new name, once all are done: the
+folder is on a file system that they share.
 """
 from __future__ import annotations
 
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.files import sync_file, sync_folder
 from recognition.parallel.backbone import BackboneState
+from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.shard import Shard, ShardState
-from recognition.training.files import sync_file, sync_folder
 
 FORMAT = 1
 KEPT = 2
+SINGLE = SingleProcess()
 _WRITING = ".writing"
 
 
@@ -42,34 +45,70 @@ class Progress:
 
 
 def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard],
-               data: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Write a state below ``folder`` and drop all but the newest two; returns its path.
+               data: Mapping[str, np.ndarray] | None = None,
+               communicator: Communicator = SINGLE) -> Path:
+    """Write a state below ``folder`` and drop all but the newest two; returns its path. All processes call it together.
 
+    :param shards: those that this process is to save.
     :param data: the loader's ``state()``.
     """
     target = folder / f"step-{progress.step:09d}"
-    if target.exists():  # a run that went on from it and was stopped before its first step
+    if largest(communicator, target.exists()):  # a run that went on from it and was stopped before its first step
         return target
-    temporary = folder / f"{target.name}{_WRITING}"
-    discard_unfinished(folder)
-    temporary.mkdir(parents=True)
-    _save_backbone(temporary / "backbone.npz", backbone)
-    for i, shard in enumerate(shards):
+    temporary, first = folder / f"{target.name}{_WRITING}", communicator.rank == 0
+    if first:
+        discard_unfinished(folder)
+        temporary.mkdir(parents=True)
+    numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
+    if not temporary.is_dir():
+        raise UserError(f"{temporary}: process {communicator.rank} does not see the folder that process 0 made; all "
+                        "need --models-root on a file system that they share")
+    for number, shard in zip(numbers, shards):
         for name, array in shard.state()._asdict().items():
-            np.save(temporary / f"{name}-{i}.npy", array)
+            with open(temporary / f"{name}-{number}.npy", "wb") as file:
+                np.save(file, array)
+                os.fsync(file.fileno())
+    if first:
+        _save_rest(temporary, progress, backbone, ranges, data)
+    largest(communicator, 0)  # all have written
+    if first:
+        _commit(temporary, target)
+    largest(communicator, 0)  # nobody ends, and takes the others down, before the state has its name
+    return target
+
+
+def _number_shards(shards: Sequence[Shard], communicator: Communicator) -> tuple[range, list[list[int]]]:
+    """The numbers of this process's shards among those of all processes, and the (start, stop) of all."""
+    counts = communicator.all_gather(np.array([len(shards)]))
+    mine = np.full((max(1, int(counts.max())), 2), -1)
+    mine[: len(shards)] = np.reshape([(shard.start, shard.stop) for shard in shards], (-1, 2))
+    before = int(counts[: communicator.rank].sum())
+    ranges = [pair for pair in communicator.all_gather(mine).tolist() if pair[0] >= 0]
+    return range(before, before + len(shards)), ranges
+
+
+def _save_rest(folder: Path, progress: Progress, backbone: BackboneState, ranges: list[list[int]],
+               data: Mapping[str, np.ndarray] | None) -> None:
+    """Write what is not a shard."""
+    _save_backbone(folder / "backbone.npz", backbone)
     if data:
-        np.savez(temporary / "data.npz", **data)
-    manifest = {"format": FORMAT, "shards": [[shard.start, shard.stop] for shard in shards], **asdict(progress)}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
-    for path in temporary.iterdir():
-        sync_file(path)
+        np.savez(folder / "data.npz", **data)
+    manifest = {"format": FORMAT, "shards": ranges, **asdict(progress)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
+    for path in folder.iterdir():
+        if path.suffix != ".npy":  # of a shard: its process sees to it
+            sync_file(path)
+
+
+def _commit(temporary: Path, target: Path) -> None:
+    """Give a complete state its name, and drop those that are too old."""
+    folder = target.parent
     sync_folder(temporary)
     os.replace(temporary, target)
     sync_folder(folder)
     for old in saved_states(folder)[:-KEPT]:
         old.rename(f"{old}{_WRITING}")  # half a state must not look whole
     discard_unfinished(folder)
-    return target
 
 
 def saved_states(folder: Path) -> list[Path]:
@@ -98,6 +137,8 @@ def _save_backbone(path: Path, state: BackboneState) -> None:
     arrays.update({f"momentum:{name}": value for name, value in state.momentum.items()})
     for i, auxiliary in enumerate(state.auxiliary):
         arrays.update({f"auxiliary{i}:{name}": value for name, value in auxiliary.items()})
+    if state.loss_scale is not None:
+        arrays["loss_scale:"] = state.loss_scale
     np.savez(path, **arrays)
 
 
@@ -132,7 +173,8 @@ class SavedState:
                 group, name = key.split(":", 1)
                 groups.setdefault(group, {})[name] = arrays[key]
         replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
-        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas])
+        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas],
+                             groups.get("loss_scale", {}).get(""))
 
     def data(self) -> dict[str, np.ndarray]:
         """The loader's arrays, if it had any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from signal import Signals
 from typing import Callable
 
 from common.verification import VerificationResult
@@ -12,7 +13,7 @@ from recognition.data.loader import Batch
 from recognition.errors import UserError
 from recognition.parallel.backbone import Backbone
 from recognition.parallel.head import Head
-from recognition.training.log import TrainingLog, best_of
+from recognition.training.log import SilentLog, TrainingLog, best_of
 from recognition.training.schedule import Schedule
 from recognition.training.signals import StopRequest
 from recognition.training.state import Progress
@@ -32,7 +33,8 @@ class Trainer:
     verify: Callable[[], Sequence[VerificationResult]]
     save_checkpoint: Callable[[int], object]  # by number
     save_state: Callable[[Progress], object]
-    log: TrainingLog
+    agree: Callable[[int], int]  # the largest of all processes' numbers: what one decides, all do
+    log: TrainingLog | SilentLog
     progress: Progress
     verbose: int  # batches between verifications
     state_every: int  # batches between training states, 0 never
@@ -42,18 +44,20 @@ class Trainer:
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
+        stopped = 0  # the signal that stops the run
         with StopRequest() as stop:
             if self._done():
                 self.log.line(f"nothing to do: step {self.progress.step} of epoch {self.progress.epoch} is the end")
             for batch in () if self._done() else self.batches:
                 self._step(batch)
+                stopped = self.agree(stop.signal or 0)
                 if self.progress.step % self.verbose == 0 or (self._done() and self.ckpt != SAVE_NEVER):
                     self._verify()
-                if self._done() or stop.signal:
+                if self._done() or stopped:
                     break
                 if self.state_every and self.progress.step % self.state_every == 0:
                     self._save_state()
-            return self._finish(stop)
+            return self._finish(stopped)
 
     def _step(self, batch: Batch) -> None:
         progress, lr = self.progress, self.schedule(self.progress.step)
@@ -76,7 +80,7 @@ class Trainer:
             self.log.verification(progress.step, result)
         progress.verifications += 1
         # Without a verification set nothing can be compared, and what can't be compared must not be lost.
-        best = not results or best_of(results) >= progress.best
+        best = bool(self.agree(not results or best_of(results) >= progress.best))
         if results and best:
             progress.best = best_of(results)
         if self.ckpt == SAVE_ALWAYS or (best and self.ckpt in (SAVE_BEST, SAVE_BEST_AS_ONE)):
@@ -95,13 +99,13 @@ class Trainer:
     def _done(self) -> bool:
         return 0 < self.max_steps <= self.progress.step or self.progress.epoch >= self.end_epoch
 
-    def _finish(self, stop: StopRequest) -> int:
+    def _finish(self, stopped: int) -> int:
         if self.state_every:
             self.save_state(self.progress)
-        if stop.signal and not self._done():
+        if stopped and not self._done():
             went_on = "--resume goes on from here" if self.state_every else "no training state was saved"
-            self.log.line(f"stopped by {stop.signal.name} after step {self.progress.step}; {went_on}")
-            return 128 + stop.signal.value
+            self.log.line(f"stopped by {Signals(stopped).name} after step {self.progress.step}; {went_on}")
+            return 128 + stopped
         if self.ckpt != SAVE_NEVER:
             self.save_checkpoint(LAST)
         return 0

@@ -11,7 +11,8 @@ import numpy as np
 from common.roc import Roc
 from common.verification import VerificationResult, check_pairs, pixel_similarity, verify
 from recognition.data.verification_set import VerificationSet, load_bin
-from recognition.training.files import replacing
+from recognition.files import replacing
+from recognition.parallel.communicator import Communicator
 
 
 def load_targets(folder: Path, targets: Sequence[str], image_size: tuple[int, int]) -> list[VerificationSet]:
@@ -23,6 +24,18 @@ def load_targets(folder: Path, targets: Sequence[str], image_size: tuple[int, in
     return sets
 
 
+def shared(embed: Callable[[np.ndarray], np.ndarray],
+           communicator: Communicator) -> Callable[[np.ndarray], np.ndarray]:
+    """``embed`` for images that all processes have: each embeds its part of them, and all get the whole."""
+
+    def embed_together(images: np.ndarray) -> np.ndarray:
+        part = -(-len(images) // communicator.size)
+        mine = np.arange(communicator.rank * part, (communicator.rank + 1) * part) % len(images)
+        return communicator.all_gather(embed(images[mine]))[: len(images)]
+
+    return embed if communicator.size == 1 else embed_together
+
+
 class Verifier:
     """Callable that embeds every set, writes its ROC curve as ``roc-<target>.npz`` and returns the results.
 
@@ -30,19 +43,21 @@ class Verifier:
     """
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], sets: Sequence[VerificationSet], batch_size: int,
-                 folder: Path) -> None:
+                 folder: Path | None) -> None:
+        """:param folder: None for a process that leaves the curves to another."""
         self._embed, self._sets, self._batch_size, self._folder = embed, sets, batch_size, folder
         self._pixels: dict[str, Roc] = {}
 
     def __call__(self) -> list[VerificationResult]:
         results = [verify(self._embed, chosen, self._batch_size) for chosen in self._sets]
-        if not self._pixels:
-            self._pixels = {chosen.name: pixel_similarity(chosen).roc for chosen in self._sets}
-        for result in results:
-            self._write_curve(result)
+        if self._folder is not None:
+            if not self._pixels:
+                self._pixels = {chosen.name: pixel_similarity(chosen).roc for chosen in self._sets}
+            for result in results:
+                self._write_curve(result, self._folder)
         return results
 
-    def _write_curve(self, result: VerificationResult) -> None:
-        with replacing(self._folder / f"roc-{result.name}.npz") as path, open(path, "wb") as file:
+    def _write_curve(self, result: VerificationResult, folder: Path) -> None:
+        with replacing(folder / f"roc-{result.name}.npz") as path, open(path, "wb") as file:
             pixels = self._pixels[result.name]
             np.savez(file, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr)

@@ -114,7 +114,6 @@ def test_abbreviated_flags_work_as_they_did(parse):
                            "(those GPUs, each once)"),
     (["stray"], "unexpected argument 'stray'; train_parall.py --help lists the flags"),
     (["--extra-model-name", "../x"], "--extra-model-name: found '../x', expected a text of one line without slashes"),
-    (["--kvstore", "dist_sync"], "kvstore: found 'dist_sync', but only local and device work yet"),
 ])
 def test_bad_flags(refusal, argv, message):
     assert refusal(*argv) == message

@@ -124,8 +124,21 @@ def test_where_checkpoints_go():
 
 def test_what_the_trainer_cannot_do_yet_is_refused_and_the_rest_is_not():
     refuse_not_yet(Config(devices="cpu:2"))
-    with pytest.raises(UserError, match=r"^memonger: found True, but activations are not recomputed yet$"):
-        refuse_not_yet(Config(memonger=True))
-    with pytest.raises(UserError, match=r"^devices: .*train_parall.py runs on several$"):
-        refuse_not_yet(Config(entry="train", devices="cpu:2"))
+    refuse_not_yet(Config(memonger=True, fp16_scale=128))
+    for key, value in (("loss_K", 3), ("sample_ratio", 0.5)):
+        refuse_not_yet(Config(**{key: value}))
+        with pytest.raises(UserError, match=rf"^{key}: found {value}, but a triplet loss has no class centres"):
+            refuse_not_yet(Config(loss_name="triplet", per_batch_size=60, **{key: value}))
+    with pytest.raises(UserError, match=r"^flip_noise_prob: found 0.1, but labels are not made wrong on purpose$"):
+        refuse_not_yet(Config(flip_noise_prob=0.1))
+    refuse_not_yet(Config(kvstore="dist_sync", num_workers=2))
+    with pytest.raises(UserError, match=r"^num_workers: found 2, but several workers need --kvstore dist_sync"):
+        refuse_not_yet(Config(num_workers=2))
     assert all(key in OPTIONS for key, _, _ in NOT_YET)
+
+
+def test_centres_from_embeddings_needs_a_network_that_gives_some() -> None:
+    assert Config(centres_from="embeddings", pretrained="model").centres_from == "embeddings"
+    for options in ({}, {"pretrained": "model", "loss_name": "triplet", "per_batch_size": 3}):
+        with pytest.raises(UserError, match="centres_from: found 'embeddings', expected it with --pretrained"):
+            Config(centres_from="embeddings", **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recognition.devices import num_workers, parse_devices, processors, share_processors, visible_devices
+from recognition.devices import num_workers, own_devices, parse_devices, processors, share_processors, visible_devices
 from recognition.errors import UserError
 
 CPU = (("cpu", 0),)
@@ -70,3 +70,16 @@ def test_cpu_devices_share_the_processors_and_the_user_has_the_last_word() -> No
     chosen = {"OMP_NUM_THREADS": "3"}
     share_processors([("cpu", 0), ("cpu", 1)], chosen)
     assert chosen == {"OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}
+
+
+@pytest.mark.parametrize("prefix", ["HOROVOD_LOCAL_", "RECOGNITION_LOCAL_", "OMPI_COMM_WORLD_LOCAL_"])
+def test_gpus_are_dealt_out_among_the_processes_of_a_host(prefix):
+    gpus = parse_devices("gpu:0,1,2,3")
+    environ = {f"{prefix}RANK": "1", f"{prefix}SIZE": "2"}
+    assert own_devices(gpus, environ) == (("gpu", 2), ("gpu", 3))
+    assert own_devices(gpus, {}) == gpus
+    assert own_devices(parse_devices("cpu:2"), environ) == parse_devices("cpu:2")
+    with pytest.raises(UserError, match=r"^devices: found 3 GPUs for 2 processes on this host"):
+        own_devices(gpus[:3], environ)
+    with pytest.raises(UserError, match=r"^devices: found 1 GPUs"):
+        own_devices(gpus[:1], environ)

@@ -85,3 +85,13 @@ def test_any_value_is_read_or_refused_in_one_line_and_reading_twice_changes_noth
         assert len(str(error).splitlines()) == 1
     else:
         assert kind.check(read, "key") == read
+
+
+def test_factors_from_a_flag_a_config_and_a_saved_configuration() -> None:
+    expected = (("stage1*", 0.1), ("pre_fc1*", 10.0))
+    for value in ("stage1*=0.1, pre_fc1*=10", {"stage1*": 0.1, "pre_fc1*": 10}, [["stage1*", 0.1], ["pre_fc1*", 10]]):
+        assert kinds.factors.check(value, "x") == expected
+    assert kinds.factors.check("", "x") == ()
+    for value in ("stage1*", "stage1*=fast", "=1", "a=-1", "a=nan", 3, [1, 2]):
+        with pytest.raises(UserError, match=r"x: found .* expected patterns of names with numbers"):
+            kinds.factors.check(value, "x")

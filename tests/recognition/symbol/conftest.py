@@ -10,7 +10,7 @@ import pytest
 DEFAULTS: dict[str, Any] = {
     "net_name": "fresnet", "num_layers": 0, "emb_size": 512, "net_output": "E", "net_unit": 3, "net_input": 1,
     "net_act": "prelu", "net_se": 0, "net_blocks": [1, 4, 6, 2], "net_multiplier": 1.0, "bn_mom": 0.9, "workspace": 256,
-    "image_shape": (112, 112, 3),
+    "image_shape": (112, 112, 3), "densenet_dropout": 0.0, "config_file": "",
 }
 MOBILE = {"net_name": "fmobilefacenet", "net_output": "GDC"}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -22,6 +22,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "r100fc": {"num_layers": 100, "net_output": "FC"},
     "y1": {**MOBILE, "emb_size": 128},
     "y2": {**MOBILE, "emb_size": 256, "net_blocks": [2, 8, 16, 4]},
+    "m1": {"net_name": "fmobilenet", "emb_size": 256, "net_output": "GDC"},
+    "m05": {"net_name": "fmobilenet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 0.5},
+    "mnas": {"net_name": "fmnasnet", "emb_size": 256, "net_output": "GDC"},
+    "mnas05": {"net_name": "fmnasnet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 0.5},
+    "mnas025": {"net_name": "fmnasnet", "emb_size": 256, "net_output": "GDC", "net_multiplier": 0.25},
+    "d169": {"net_name": "fdensenet", "num_layers": 169},
+    "d201": {"net_name": "fdensenet", "num_layers": 201},
+    "vargfacenet": {"net_name": "vargfacenet", "net_output": "J", "net_multiplier": 1.25},
 }
 
 

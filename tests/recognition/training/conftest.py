@@ -19,7 +19,8 @@ IDENTITIES, IMAGES = 11, 6  # 11 classes: no number of shards up to 10 divides t
 
 CONFIG = """
 exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
-network.tiny = edict(net_name="fmobilefacenet", emb_size=32, net_output="E", net_multiplier=0.25, net_blocks=[1, 1, 1, 1])
+network.tiny = edict(net_name="fmobilefacenet", emb_size=32, net_output="E", net_multiplier=0.25)
+network.tiny.net_blocks = [1, 1, 1, 1]
 dataset.tiny = edict(dataset_path={data!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=["tiny"])
 default.network, default.dataset = "tiny", "tiny"
 """
@@ -66,10 +67,10 @@ def start(tiny_set: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
 
 
 @pytest.fixture
-def train(start: Callable[..., subprocess.Popen]) -> Callable[..., "tuple[int, str, str]"]:
+def train(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, str, str]]:
     """Like ``start``, but waits: exit status, standard output, standard error."""
 
-    def run(*args: str, **options: str) -> "tuple[int, str, str]":
+    def run(*args: str, **options: str) -> tuple[int, str, str]:
         process = start(*args, **options)
         out, err = process.communicate(timeout=120)
         return process.returncode, out, err

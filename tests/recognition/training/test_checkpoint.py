@@ -34,25 +34,41 @@ def test_plain_mxnet_reads_it(tmp_path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["model-0001.params", "model-symbol.json"]
 
 
+def no_advice(shapes: dict[str, tuple[int, ...]]) -> str:
+    return f"{len(shapes)} shapes"
+
+
 def test_every_array_of_a_checkpoint_is_accounted_for(tmp_path: Path) -> None:
     parameters, auxiliary = arrays()
     path = save_checkpoint(tmp_path / "model", 1, small_network(), {**parameters, "fc7_weight": parameters["fc1_beta"],
                                                                    "other_weight": parameters["fc1_beta"]}, auxiliary)
-    zeros = tuple({name: np.zeros_like(a) for name, a in group.items()} for group in (parameters, auxiliary))
+    zeros = ({name: np.zeros_like(a) for name, a in parameters.items()},
+             {name: np.zeros_like(a) for name, a in auxiliary.items()})
     zeros[0]["new_bias"] = np.zeros(3, np.float32)
-    line = take_over(str(path), read_params(str(path)), zeros)
-    assert "6 arrays loaded, 1 missing (new_bias), 1 left over (other_weight)" in line
+    line = take_over(path, read_params(path), zeros, no_advice)
+    assert "6 arrays loaded, 1 missing (new_bias), 1 left over (other_weight); 7 shapes" in line
     assert np.array_equal(zeros[0]["pre_fc1_weight"], parameters["pre_fc1_weight"])
     assert np.array_equal(zeros[1]["fc1_moving_var"], auxiliary["fc1_moving_var"])
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     parameters, auxiliary = arrays()
-    path = str(save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary))
-    with pytest.raises(UserError, match=r"the first is pre_fc1_bias: found \(3,\), expected \(4,\)"):
-        take_over(path, read_params(path), ({"pre_fc1_bias": np.zeros(4)}, {}))
-    with pytest.raises(UserError, match="none of its 6 arrays"):
-        take_over(path, read_params(path), ({"conv0_weight": np.zeros(4)}, {}))
+    path = save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary)
+    found = read_params(path)
+    with pytest.raises(UserError, match=r"1 of its arrays have a wrong shape \(the first, pre_fc1_bias: found "
+                                        r"\(3,\), expected \(4,\)\), 0 would fit, 1 are missing \(new\), 5 left "
+                                        r"over .*; 6 shapes"):
+        take_over(path, found, ({"pre_fc1_bias": np.zeros(4), "new": np.zeros(1)}, {}), no_advice)
+    with pytest.raises(UserError, match=r"none of its 6 arrays .*; 6 shapes"):
+        take_over(path, found, ({"conv0_weight": np.zeros(4)}, {}), no_advice)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.params").write_text("not arrays")
-    with pytest.raises(UserError, match="not a checkpoint"):
-        read_params(str(tmp_path / "text.params"))
+    with pytest.raises(UserError, match="not a file of MXNet's arrays"):
+        read_params(tmp_path / "text.params")
+    for saved, words in [({"weight": mx.nd.ones(2)}, "an array named 'weight', expected arg"),
+                         ([mx.nd.ones(2)], "arrays without names")]:
+        mx.nd.save(str(tmp_path / "model.params"), saved)
+        with pytest.raises(UserError, match=words):
+            read_params(tmp_path / "model.params")

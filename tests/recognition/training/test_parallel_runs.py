@@ -23,16 +23,17 @@ from recognition.symbol.initialise import initialise
 GLOBAL_BATCH, DIM = 12, 16
 
 
-def network() -> "mx.sym.Symbol":
+def network() -> mx.sym.Symbol:
     """No batch norm and no dropout: what a replica computes does not depend on the images of the others."""
     x = (mx.sym.Variable("data") - 127.5) * 0.0078125
     x = mx.sym.Convolution(x, num_filter=8, kernel=(5, 5), stride=(4, 4), name="conv0")
-    x = mx.sym.LeakyReLU(x, act_type="prelu", name="relu0", gamma=mx.sym.Variable("relu0_gamma", init=mx.init.Constant(0.25)))
+    gamma = mx.sym.Variable("relu0_gamma", init=mx.init.Constant(0.25))
+    x = mx.sym.LeakyReLU(x, act_type="prelu", name="relu0", gamma=gamma)
     x = mx.sym.Convolution(x, num_filter=16, kernel=(3, 3), stride=(3, 3), name="conv1")
     return mx.sym.FullyConnected(x, num_hidden=DIM, name="fc1")
 
 
-def run(tiny_set: Path, devices: int, margin: Margin, steps: int = 6) -> "tuple[list[float], dict[str, np.ndarray]]":
+def run(tiny_set: Path, devices: int, margin: Margin, steps: int = 6) -> tuple[list[float], dict[str, np.ndarray]]:
     dataset = open_dataset(tiny_set)
     symbol = network()
     backbone = ReplicatedBackbone(symbol, *initialise(symbol, (3, 112, 112), 1), [mx.cpu(i) for i in range(devices)],

@@ -20,7 +20,7 @@ Train = Callable[..., "tuple[int, str, str]"]
 RUN = ["--devices", "cpu:2", "--per-batch-size", "4", "--max-steps", "12", "--verbose", "6", "--state-every", "3"]
 
 
-def final_arrays(folder: Path) -> "dict[str, np.ndarray]":
+def final_arrays(folder: Path) -> dict[str, np.ndarray]:
     """Every array that a run ends with: the backbone's, its momentum and statistics, W and its momentum."""
     saved = SavedState(saved_states(folder / "state")[-1])
     backbone = saved.backbone()
@@ -38,7 +38,7 @@ def assert_same_bits(left: Path, right: Path) -> None:
     assert (left / "model-0000.params").read_bytes() == (right / "model-0000.params").read_bytes()
 
 
-def records(folder: Path) -> "list[dict]":
+def records(folder: Path) -> list[dict]:
     found = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k != "images_per_second"} for record in found]
 
@@ -115,10 +115,11 @@ def test_the_legacy_lines_and_files(train: Train, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["softmax", "nsoftmax", "cosface", "combined"])
 def test_every_loss_trains(train: Train, tmp_path: Path, loss: str) -> None:
-    status, _, err = train("x", "--max-steps", "3", "--verbose", "100", "--ckpt", "0", "--per-batch-size", "8", "--devices",
-                           "cpu:2", loss=loss)
+    status, _, err = train("x", "--max-steps", "3", "--verbose", "100", "--ckpt", "0", "--per-batch-size", "8",
+                           "--devices", "cpu:2", loss=loss)
     assert status == 0, err
-    assert not list((tmp_path / "x").glob("*/*.params")) and not (tmp_path / "x" / f"tiny-{loss}-tiny" / "state").exists()
+    folder = tmp_path / "x" / f"tiny-{loss}-tiny"
+    assert not list(folder.glob("*.params")) and not (folder / "state").exists()
 
 
 def test_train_has_the_whole_of_w_with_a_bias(train: Train, tmp_path: Path) -> None:

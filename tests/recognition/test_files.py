@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recognition.training.files import replacing
+from recognition.files import replacing
 
 
 def test_a_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that a process sends in a step, for numbers of processes and of classes: they do not grow with the classes.
+
+    python -m bench.exchange --processes 1 2 4 --classes 1000 100000
+
+Real processes do the steps of a run, through Horovod, with random features and a flat array for the backbone's
+gradients. ``counted`` is what the communicator says, ``formula`` that of docs/architecture.md, and ``network`` what the
+kernel counts on the loopback interface, divided by the processes: it holds headers and Horovod's own agreements too.
+"""
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+FLOAT, DOUBLE, INTEGER = 4, 8, 8
+
+
+def formula(processes: int, batch: int, dim: int, parameters: int) -> int:
+    """Bytes that one of P processes sends in a step over rings, with B images in all and N backbone parameters.
+
+    (P - 1) (2 b D 4 + b 8 + B 3 8 + 8) + 2 (P - 1) / P N 4, with b = B / P: features and their gradients, labels, row
+    statistics, whether to stop; the gradients of the backbone.
+    """
+    own = batch // processes
+    gathered = 2 * own * dim * FLOAT + own * INTEGER + batch * 3 * DOUBLE + INTEGER
+    return (processes - 1) * gathered + round(2 * (processes - 1) / processes * parameters * FLOAT)
+
+
+def loopback_bytes() -> int:
+    """Bytes received on the loopback interface since the machine started; 0 where there is no /proc."""
+    path = Path("/proc/net/dev")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:")), 0)
+
+
+def work(options: argparse.Namespace) -> None:
+    """What each process does: steps of the head and of the exchange of gradients."""
+    from recognition.loss.margin import Margin
+    from recognition.mxnet_compat import mx
+    from recognition.parallel.communicator import largest
+    from recognition.parallel.cpu_shard import CpuShard
+    from recognition.parallel.head import ShardedHead
+    from recognition.parallel.processes import make_communicator
+    from recognition.parallel.shard import split_classes
+
+    with make_communicator("device") as communicator:
+        margin = Margin(64, 1, 0.5)
+        start, stop = split_classes(options.classes[0], communicator.size)[communicator.rank]
+        head = ShardedHead([CpuShard(start, stop, options.dim, normalised=True, scale=margin.s)], margin, communicator)
+        gradient, own = mx.nd.ones(options.parameters), options.batch // communicator.size
+        random = np.random.RandomState(communicator.rank)
+
+        def step() -> None:
+            head.forward_backward(random.standard_normal((own, options.dim)).astype(np.float32),
+                                  random.randint(0, options.classes[0], own))
+            communicator.sum_in_place("gradient", [gradient])
+            head.step(0.1)
+            gradient.wait_to_read()
+            largest(communicator, 0)
+
+        step()
+        counted, network = communicator.bytes_sent, loopback_bytes()
+        for _ in range(options.steps):
+            step()
+        counted, network = communicator.bytes_sent - counted, loopback_bytes() - network
+        largest(communicator, 0)
+        if communicator.rank == 0:
+            print("RESULT", counted // options.steps, network // options.steps // communicator.size, flush=True)
+
+
+def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[int, int]:
+    """Bytes a process and step, counted and by the kernel."""
+    flags = [f"--{name}={getattr(options, name)}" for name in ("batch", "dim", "parameters", "steps")]
+    run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(processes), "--", sys.executable, "-m",
+                          "bench.exchange", "--work", f"--classes={classes}", *flags], capture_output=True, text=True)
+    found = next((line.split() for line in run.stdout.splitlines() if "RESULT" in line), None)
+    if run.returncode or found is None:
+        sys.exit(run.stdout + run.stderr)
+    return int(found[-2]), int(found[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--classes", type=int, nargs="*", default=[1000, 100000])
+    parser.add_argument("--batch", type=int, default=64, help="images of all processes")
+    parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
+    parser.add_argument("--parameters", type=int, default=1000000, help="of the backbone")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        return work(options)
+    print(f"batch {options.batch}, dim {options.dim}, {options.parameters} backbone parameters; bytes a process and "
+          f"step\n\n{'processes':>10}{'classes':>10}{'counted':>12}{'formula':>12}{'network':>12}")
+    for processes in options.processes:
+        for classes in options.classes:
+            counted, network = measure(options, processes, classes)
+            wanted = formula(processes, options.batch, options.dim, options.parameters)
+            print(f"{processes:10}{classes:10}{counted:12}{wanted:12}{network:12}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

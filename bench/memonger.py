@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``memonger`` saves and costs: memory and time of a training step, with and without recomputation.
+
+    OMP_NUM_THREADS=2 python -m bench.memonger --batch 8 --networks y1 r50 r100
+
+``maps`` is what MXNet's executor sets aside for maps and gradients between layers, ``peak`` the most that the process
+held while it trained, less what it held once MXNet and the parameters were loaded, both in MB. Each case runs in a
+process of its own. Times are the least of the repeats, in processor time divided by the threads.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from recognition.mxnet_compat import mx
+from recognition.symbol import fmobilefacenet, fresnet
+from recognition.symbol.initialise import initialise
+from recognition.symbol.passes import fast_prelu
+from recognition.symbol.precision import low_precision
+from recognition.symbol.recompute import recompute
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+CASES = ("kept", "memonger", "bfloat16", "bfloat16 and memonger")
+
+
+def network(name: str) -> mx.sym.Symbol:
+    if name.startswith("r"):
+        return fresnet.get_symbol(num_layers=int(name[1:]))
+    return fmobilefacenet.get_symbol()
+
+
+def held() -> float:
+    """Memory of this process in MB."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else 0
+
+
+def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float, float]:
+    """MB for maps, MB at the peak, and milliseconds of a step."""
+    symbol = fast_prelu(network(name))
+    if "bfloat16" in case:
+        symbol = low_precision(symbol, "bfloat16")
+    if "memonger" in case:
+        symbol = recompute(symbol)
+    parameters, statistics = initialise(symbol, (3, 112, 112), 0)
+    arguments = {key: mx.nd.array(value) for key, value in parameters.items()}
+    arguments["data"] = mx.nd.random.uniform(0, 255, (batch, 3, 112, 112))
+    auxiliary = {key: mx.nd.array(value) for key, value in statistics.items()}
+    gradients = {key: mx.nd.zeros_like(value) for key, value in arguments.items() if key != "data"}
+    mx.nd.waitall()
+    before = held()
+    executor = symbol.bind(mx.cpu(), arguments, gradients, dict.fromkeys(gradients, "write"), auxiliary)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        executor.backward(executor.forward(is_train=True))
+        mx.nd.waitall()
+        best = min(best, (time.process_time() - start) / THREADS)
+    planned = re.search(r"Total (\d+) MB allocated", executor.debug_str())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(planned[1]) if planned else 0, peak - before, 1e3 * best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--repeats", type=int, default=3, help="steps; the least time counts")
+    parser.add_argument("--networks", nargs="*", default=["y1", "r50", "r100"])
+    parser.add_argument("--cases", nargs="*", default=CASES[:2], choices=CASES)
+    parser.add_argument("--one", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, case = options.one
+        print(*measure(name, case, options.batch, options.repeats))
+        return
+    print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
+    print(f"{'network':10}{'case':24}{'maps, MB':>10}{'peak, MB':>10}{'step, ms':>10}")
+    for name in options.networks:
+        for case in options.cases:
+            command = [sys.executable, "-m", "bench.memonger", "--one", name, case, "--batch", str(options.batch),
+                       "--repeats", str(options.repeats)]
+            maps, peak, step = map(float, subprocess.check_output(command, text=True).split()[-3:])
+            print(f"{name:10}{case:24}{maps:10.0f}{peak:10.0f}{step:10.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start a run of several processes, on this host or on several over ssh, and see to it that they end together.
+
+    python -m recognition.launch -np 4 -- python train_parall.py --dataset emore ...
+    python -m recognition.launch -np 4 --hosts a:2,b:2 --restarts 3 -- python train_parall.py ...
+    python -m recognition.launch -np 2 -- python train.py --kvstore dist_sync ...
+
+The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_device_sync`` in the command, or with
+``--servers``, through MXNet's parameter servers, which are started too. Other hosts need ssh without a password, the
+same folder, and the same Python; models go to a file system that all share.
+
+A process that dies ends all others within 10 seconds, one that hangs after ``--stall-timeout`` more, with a line that
+says which; the status is then not 0, and no process is left. With ``--restarts`` all start again with
+``--resume auto``, unless the status is 2: bad input stays bad. SIGTERM and Ctrl-C go to the workers, which save and
+stop; a second one ends them at once.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from recognition.errors import LostProcess, UserError, command
+from recognition.nodes import LOCAL, Node, Place, assign, end_all, parse_hosts
+
+POLL = 0.05
+SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
+STOPPING = 10.0  # the same for a process that was told to stop, which tells the others
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; python -m recognition.launch --help lists the flags")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, and the command to start as ``command``."""
+    parser = _Parser(prog="python -m recognition.launch", description=__doc__,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-np", "--workers", type=int, required=True, metavar="N", help="worker processes")
+    parser.add_argument("--hosts", default="", metavar="A:2,B:2", help="hosts and how many workers each takes")
+    parser.add_argument("--servers", type=int, metavar="S", help="parameter servers; 0 for Horovod "
+                        "(default: one a host if the command says --kvstore dist_..., else 0)")
+    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="how often to start again (default: 0)")
+    parser.add_argument("--stall-timeout", type=float, default=300, metavar="SECONDS",
+                        help="without any exchange, after which a run counts as hung (default: 300)")
+    parser.add_argument("--address", metavar="HOST", help="this host's address as the other hosts see it")
+    parser.add_argument("--interface", metavar="NAME", help="network interface of every host to use")
+    parser.add_argument("--ssh", default="ssh -o BatchMode=yes", metavar="COMMAND", help="how to reach another host")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
+    options = parser.parse_args(argv)
+    options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if options.workers < 1 or not options.command:
+        parser.error(f"found {options.workers} workers and the command {options.command}, expected one or more and "
+                     "-- python train_parall.py ...")
+    return options
+
+
+def wants_servers(arguments: Sequence[str]) -> bool:
+    """Whether a command line says ``--kvstore dist_...``."""
+    pairs = zip(arguments, [*arguments[1:], ""])
+    return any(argument.startswith("--kvstore=dist") or (argument == "--kvstore" and following.startswith("dist"))
+               for argument, following in pairs)
+
+
+def own_address(hosts: Sequence[str]) -> str:
+    """This host's address on the way to the first of the hosts that is another."""
+    others = [host for host in hosts if host not in LOCAL]
+    if not others:
+        return "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((others[0].rpartition("@")[2], 9))  # sends nothing
+        except OSError as error:
+            raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
+        return str(probe.getsockname()[0])
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Monitor:
+    """Hears the workers' signs of life: ``token worker rank exchanges`` in a datagram."""
+
+    address: str
+    token: str = field(default_factory=functools.partial(secrets.token_hex, 8))
+    exchanges: dict[int, int] = field(default_factory=dict)  # by worker
+    ranks: dict[int, int] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((self.address, 0))
+        self.socket.setblocking(False)
+        self.moved = time.monotonic()  # when a worker last went on
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.address}:{self.socket.getsockname()[1]}:{self.token}"
+
+    def listen(self) -> None:
+        """Take in what has come."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                words = self.socket.recv(200).decode(errors="replace").split()
+                if len(words) != 4 or words[0] != self.token:
+                    continue
+                worker, rank, exchanges = map(int, words[1:])
+                if exchanges != self.exchanges.get(worker):
+                    self.moved = time.monotonic()
+                self.exchanges[worker], self.ranks[worker] = exchanges, rank
+                self.heard[worker] = time.monotonic()
+
+    def hung(self, timeout: float) -> int | None:
+        """The worker that the others wait for, if none has gone on for so long."""
+        if not self.exchanges or time.monotonic() - self.moved < timeout:
+            return None
+        # Of those that have begun the fewest exchanges, the one not heard for longest: it may be stopped.
+        return min(self.exchanges, key=lambda worker: (self.exchanges[worker], self.heard[worker]))
+
+
+@contextlib.contextmanager
+def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> Iterator[dict[str, str]]:
+    """Run the server at which Horovod's processes find each other; yields the variables that lead to it."""
+    try:
+        from horovod.runner.http.http_server import RendezvousServer
+    except ImportError as error:
+        raise UserError(f"several workers need Horovod, or servers with --kvstore dist_sync: {error}") from None
+    server = RendezvousServer()
+    port = server.start()
+    server.init(list(places))
+    variables = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+                 "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    if interface:
+        variables.update(HOROVOD_GLOO_IFACE=interface, NCCL_SOCKET_IFNAME=interface)
+    try:
+        yield variables
+    finally:
+        server.stop()
+
+
+def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
+    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank), "PYTHONUNBUFFERED": "1"}
+
+
+def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
+                  ssh: Sequence[str]) -> list[Node]:
+    """One worker for each place."""
+    names = ("rank", "size", "local_rank", "local_size", "cross_rank", "cross_size")
+    return [Node(f"rank {place.rank}", place.hostname,
+                 {**common, **worker_variables(place, monitor), "HOROVOD_HOSTNAME": place.hostname,
+                  **{f"HOROVOD_{name.upper()}": str(getattr(place, name)) for name in names}}, ssh, place.rank)
+            for place in places]
+
+
+def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, address: str, interface: str | None,
+                 ssh: Sequence[str]) -> list[Node]:
+    """The scheduler on this host, servers over all hosts in turn, and workers, which get their ranks as they come."""
+    hosts = list(dict.fromkeys(place.hostname for place in places))
+    common = {"DMLC_PS_ROOT_URI": address, "DMLC_PS_ROOT_PORT": str(free_port(address)),
+              "DMLC_NUM_SERVER": str(servers), "DMLC_NUM_WORKER": str(len(places))}
+    if all(host in LOCAL for host in hosts):
+        common["DMLC_NODE_HOST"] = address
+    elif interface:
+        common["DMLC_INTERFACE"] = interface
+    nodes = [Node("scheduler", "localhost", {**common, "DMLC_ROLE": "scheduler"})]
+    nodes += [Node(f"server {i}", hosts[i % len(hosts)], {**common, "DMLC_ROLE": "server"}, ssh)
+              for i in range(servers)]
+    return nodes + [Node(f"worker {place.rank}", place.hostname,
+                         {**common, **worker_variables(place, monitor), "DMLC_ROLE": "worker",
+                          "RECOGNITION_LOCAL_RANK": str(place.local_rank),
+                          "RECOGNITION_LOCAL_SIZE": str(place.local_size)}, ssh, place.rank) for place in places]
+
+
+class Stop:
+    """Notes SIGTERM and Ctrl-C, and how many came."""
+
+    def __init__(self) -> None:
+        self.number, self.count = 0, 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.number, self.count = number, self.count + 1
+
+
+def say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: float) -> int:
+    """Wait until all workers have ended, or end them all after the first that fails; the run's status."""
+    workers, forwarded = [node for node in nodes if node.worker is not None], 0
+    while any(node.status is None for node in workers):
+        time.sleep(POLL)
+        monitor.listen()
+        if stop.count > forwarded:
+            forwarded = stop.count
+            for node in workers:
+                node.signal(stop.number)
+            if forwarded > 1:
+                say("ending all processes at once")
+                return 128 + stop.number
+        asked = (0, 128 + stop.number) if forwarded else (0,)
+        if any(node.status not in (None, *asked) for node in nodes):
+            return settle(nodes, monitor, asked)
+        worker = monitor.hung(timeout)
+        if worker is not None:
+            others = max(monitor.exchanges.values()) - monitor.exchanges[worker]
+            say(f"{describe(workers[worker], monitor)} hangs: no worker went on for {timeout:g} s, and it is "
+                f"{others} exchanges behind the others; ending all others")
+            return 1
+    return max((node.status or 0 for node in workers), default=0)
+
+
+def settle(nodes: Sequence[Node], monitor: Monitor, asked: Sequence[int]) -> int:
+    """Say which process failed first, once those are known that failed with it; its status."""
+    began = time.monotonic()
+    while any(node.status is None for node in nodes):
+        gone = {node.status for node in nodes} - {None, *asked}
+        if time.monotonic() - began > (STOPPING if gone <= set(STOPPED) else SETTLE):
+            break
+        time.sleep(POLL)
+    failed = [node for node in nodes if node.status not in (None, *asked)]
+    # Its own error or a signal comes before having lost another process.
+    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, node.status in STOPPED))
+    status = culprit.status or 1
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    say(f"{describe(culprit, monitor)} {how}; ending all others")
+    return 128 - status if status < 0 else status
+
+
+def describe(node: Node, monitor: Monitor) -> str:
+    rank = monitor.ranks.get(node.worker, node.worker) if node.worker is not None else None
+    known_as = f" (rank {rank})" if rank != node.worker else ""
+    return f"{node.name}{known_as} on {node.host}"
+
+
+def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) -> int:
+    """Start everything, wait for its end, leave nothing behind; the status."""
+    hosts = parse_hosts(options.hosts) if options.hosts else [("localhost", options.workers)]
+    places, ssh = assign(hosts, options.workers), shlex.split(options.ssh)
+    used = list(dict.fromkeys(place.hostname for place in places))
+    address = options.address or own_address(used)
+    interface = options.interface or ("lo" if all(host in LOCAL for host in used) and sys.platform == "linux" else None)
+    servers = options.servers
+    if servers is None:
+        servers = len(used) if wants_servers(arguments) else 0
+    with contextlib.ExitStack() as stack:
+        monitor = Monitor(address)
+        stack.callback(monitor.socket.close)
+        if servers:
+            nodes = server_nodes(places, servers, monitor, address, interface, ssh)
+        else:
+            nodes = horovod_nodes(places, monitor, stack.enter_context(rendezvous(places, address, interface)), ssh)
+        stack.callback(end_all, nodes)
+        for node in nodes:
+            try:
+                node.start(arguments)
+            except OSError as error:
+                raise UserError(f"{arguments[0]}: cannot be started: {error}") from None
+        return supervise(nodes, monitor, stop, options.stall_timeout)
+
+
+@command
+def main() -> int:
+    options, stop = parse(sys.argv[1:]), Stop()
+    status = run_once(options, options.command, stop)
+    for attempt in range(options.restarts):
+        if status in (0, UserError.status) or stop.count:
+            break
+        say(f"starting again with --resume auto, {attempt + 1} of {options.restarts}")
+        status = run_once(options, [*options.command, "--resume", "auto"], stop)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

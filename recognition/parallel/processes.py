@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which processes a run is made of, as its environment says, and the signs of life that ``launch`` asks for."""
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+
+from recognition.errors import UserError
+from recognition.parallel.communicator import Communicator, SingleProcess
+
+# What mpirun of Open MPI and of MPICH's family set; horovodrun and launch set HOROVOD_SIZE.
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+MONITOR, WORKER = "RECOGNITION_MONITOR", "RECOGNITION_WORKER"  # host:port:token of launch; this process's number
+INTERVAL = 1.0  # seconds between signs of life
+
+
+def make_communicator(kvstore: str, environ: Mapping[str, str] = os.environ) -> Communicator:
+    """Servers for a ``dist_*`` kvstore, Horovod if this process was started for it, else this process alone.
+
+    :raises UserError: if the environment does not go with ``kvstore``, or what it asks for is not installed.
+    """
+    communicator = _choose(kvstore, environ)
+    if MONITOR in environ:
+        host, port, token = environ[MONITOR].rsplit(":", 2)
+        arguments = (communicator, (host, int(port)), f"{token} {environ[WORKER]} {communicator.rank}")
+        threading.Thread(target=_beat, args=arguments, name="signs of life", daemon=True).start()
+    return communicator
+
+
+def _choose(kvstore: str, environ: Mapping[str, str]) -> Communicator:
+    mpi_size = next((int(environ[name]) for name in MPI_SIZES if name in environ), 1)
+    horovod = "HOROVOD_SIZE" in environ or mpi_size > 1
+    if kvstore.startswith("dist"):
+        if horovod:
+            raise UserError(f"kvstore: found {kvstore}, but Horovod or MPI started this process: one of the two")
+        if environ.get("DMLC_ROLE") != "worker":
+            raise UserError(f"kvstore: {kvstore} needs servers, which `python -m recognition.launch -np N -- python "
+                            "train.py ...` starts; found no DMLC_ROLE=worker in the environment")
+        from recognition.parallel.kvstore_communicator import KVStoreCommunicator
+
+        return KVStoreCommunicator(kvstore)
+    if not horovod:
+        return SingleProcess()
+    from recognition.parallel.horovod_communicator import HorovodCommunicator
+
+    communicator = HorovodCommunicator()
+    if mpi_size > 1 and communicator.size != mpi_size:
+        raise UserError(f"mpirun started {mpi_size} processes, but this Horovod is built without MPI: start them with "
+                        "horovodrun or `python -m recognition.launch`")
+    return communicator
+
+
+def _beat(communicator: Communicator, monitor: tuple[str, int], who: str) -> None:
+    """Tell the monitor, over UDP, how many exchanges this process has begun, for as long as it lives."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        while True:
+            with contextlib.suppress(OSError):  # the next one may arrive
+                sender.sendto(f"{who} {communicator.exchanges}".encode(), monitor)
+            time.sleep(INTERVAL)

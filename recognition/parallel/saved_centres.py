@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class centres W in files, by the names that the MXNet recipes give them, cut into any number of shards.
+
+``fc7_weight`` (and ``fc7_bias``) or ``fc7_<i>_weight`` stand in a checkpoint, ``<i>_centers.param`` and
+``<i>_centers_mom.param`` (Partial FC, one array each) in its folder. Shard i holds the i-th range of classes, rows
+``class * K + k``. The recipes make all shards equally large, so the last rows may be of no class: as many as
+``shards * ceil(C / shards)`` exceeds C.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recognition.errors import UserError
+from recognition.params_file import ParamsFile, Pieces, read_arrays
+
+
+@dataclass(frozen=True)
+class SavedCentres:
+    """W, its momentum and its bias in shards: views of mapped files, empty lists for what there is none of."""
+
+    where: str  # for messages
+    centres: list[np.ndarray]  # (rows, D) each
+    momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each
+    bias: list[np.ndarray] = field(default_factory=list)  # (rows,) each
+    missing: str = ""  # the first shard that is not there though a later one is
+
+    def __post_init__(self) -> None:
+        widths = sorted({array.shape[1:] for array in self.centres})
+        if len(widths) != 1 or len(widths[0]) != 1:
+            shapes = " and ".join(str(array.shape) for array in self.centres)
+            raise UserError(f"{self.where}: found shards of {shapes}, expected rows of one length")
+        if self.momentum and [m.shape for m in self.momentum] != [c.shape for c in self.centres]:
+            raise UserError(f"{self.where}: the momentum has other shapes than the centres")
+        if self.bias and sum(map(len, self.bias)) != self.rows:
+            raise UserError(f"{self.where}: found {sum(map(len, self.bias))} biases for {self.rows} rows")
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return sum(map(len, self.centres))
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a centre."""
+        return self.centres[0].shape[1]
+
+    def misfit(self, num_classes: int, sub_centres: int) -> str:
+        """Why this is not W of so many classes, in words; empty if it is."""
+        if self.missing:
+            return f"found no {self.missing}, expected all shards from 0 on"
+        wanted = num_classes * sub_centres
+        padded = len(self.centres) * -(-num_classes // len(self.centres)) * sub_centres
+        equal = len({len(array) for array in self.centres}) == 1
+        if self.rows == wanted or (equal and self.rows == padded):
+            return ""
+        return (f"found {self.rows} rows in {_count(len(self.centres), 'shard')}, expected {wanted} for "
+                f"{_count(num_classes, 'class')}" + (f" of {sub_centres} centres" if sub_centres > 1 else ""))
+
+
+def rows_between(shards: Pieces, start: int, stop: int) -> list[np.ndarray]:
+    """The rows ``start .. stop - 1`` of all shards together, in pieces."""
+    bounds = np.cumsum([0, *map(len, shards)]).tolist()
+    return [shard[max(start - low, 0) : stop - low] for shard, low, high in zip(shards, bounds, bounds[1:])
+            if start < high and low < stop]
+
+
+def find_centres(path: Path) -> SavedCentres | None:
+    """W of a checkpoint ``<prefix>-<number>.params``: in the file, else in its folder; None if there is none.
+
+    :raises UserError: if a file cannot be read or the shards do not go together.
+    """
+    return centres_in_file(path, read_arrays(path)) or centres_in_folder(path.parent)
+
+
+def is_of_centres(name: str) -> bool:
+    """Whether an array of a checkpoint is of W."""
+    return re.fullmatch(r"(?:arg:)?fc7_(?:(?:\d+_)?weight|bias)", name) is not None
+
+
+def centres_in_file(path: Path, file: ParamsFile) -> SavedCentres | None:
+    """W of a checkpoint by ``fc7_...``; None if it holds none."""
+    named = {name[4:]: array for name, array in zip(file.names, file.arrays) if name.startswith("arg:fc7_")}
+    numbers = sorted(int(match[1]) for match in (re.fullmatch(r"fc7_(\d+)_weight", name) for name in named) if match)
+    names = ["fc7_weight"] if "fc7_weight" in named else [f"fc7_{number}_weight" for number in numbers]
+    if not names:
+        return None
+    where = f"{path}: {names[0]}" + (f" .. {names[-1]}" if len(names) > 1 else "")
+    return SavedCentres(where, [named[name] for name in names], bias=[named["fc7_bias"]] if "fc7_bias" in named else [],
+                        missing="" if "fc7_weight" in named else _missing(numbers, "fc7_{}_weight"))
+
+
+def centres_in_folder(folder: Path) -> SavedCentres | None:
+    """W by ``<i>_centers.param``, as Partial FC writes it, or by ``centres-<i>.npy``, as a training state holds it."""
+    if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
+        centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
+        return SavedCentres(f"{folder}: centres-*.npy", centres, momentum, bias)
+    numbers = _numbers(folder, "*_centers.param")
+    if not numbers:
+        return None
+    with_momentum = _numbers(folder, "*_centers_mom.param") == numbers
+    return SavedCentres(f"{folder}: *_centers.param", [_only_array(folder / f"{i}_centers.param") for i in numbers],
+                        [_only_array(folder / f"{i}_centers_mom.param") for i in numbers if with_momentum],
+                        missing=_missing(numbers, "{}_centers.param"))
+
+
+def _numbers(folder: Path, pattern: str) -> list[int]:
+    return sorted(int(path.name.split("_")[0]) for path in folder.glob(pattern) if path.name.split("_")[0].isdigit())
+
+
+def _npy_shards(folder: Path, name: str) -> list[np.ndarray]:
+    paths = [folder / f"{name}-{i}.npy" for i in range(len(list(folder.glob(f"{name}-*.npy"))))]
+    try:
+        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {name}-*.npy cannot be read: {error}") from None
+
+
+def _only_array(path: Path) -> np.ndarray:
+    arrays = read_arrays(path).arrays
+    if len(arrays) != 1:
+        raise UserError(f"{path}: found {_count(len(arrays), 'array')}, expected one, the centres of a shard")
+    return arrays[0]
+
+
+def _missing(numbers: list[int], form: str) -> str:
+    gaps = sorted(set(range(len(numbers))) - set(numbers))
+    return form.format(gaps[0]) if gaps else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MXNet's files of arrays (``.params``, ``.param``), read and written without MXNet, and no more of them than is used.
+
+The format, little endian: u64 0x112, u64 0, u64 count, the arrays, u64 count of names (0 for a list), each u64 length
+and bytes. An array: u32 magic, i32 storage type, i32 dimensions, i64 each, i32 device type, i32 device number, i32
+element type, values. Files of MXNet before 0.12 have no storage type, those before 0.10 u32 dimensions and no magic.
+"""
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recognition.errors import UserError
+from recognition.files import replacing
+
+_LIST_MAGIC = 0x112
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+_DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8, 6: np.int64, 7: np.bool_}
+_MOST_DIMENSIONS = 32
+_CHUNK = 1 << 22  # values converted and written at once: 16 MB
+
+Pieces = Sequence[np.ndarray]  # one array cut along its first axis
+
+
+class ParamsFile(NamedTuple):
+    """The arrays of a file, read-only views of the mapped file. ``names`` is empty if they were saved as a list."""
+
+    arrays: list[np.ndarray]
+    names: list[str]
+
+
+def read_arrays(path: Path) -> ParamsFile:
+    """Map a file of arrays into memory; values are read when they are used.
+
+    :raises UserError: if it is no such file, is cut short, or holds sparse arrays or elements that NumPy lacks.
+    """
+    try:
+        reader = _Reader(np.memmap(path, np.uint8, "r"))
+        magic, _, count = reader.take("QQQ")
+        if magic != _LIST_MAGIC:
+            raise ValueError("it does not begin as one")
+        arrays = [reader.array() for _ in range(count)]
+        names = [reader.text() for _ in range(*reader.take("Q"))]
+        if names and len(names) != len(arrays):
+            raise ValueError(f"{len(arrays)} arrays and {len(names)} names")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: not a file of MXNet's arrays that can be read: {reason}") from None
+    return ParamsFile(arrays, names)
+
+
+class _Reader:
+    def __init__(self, data: np.memmap) -> None:
+        self._data, self._place = data, 0
+
+    def take(self, form: str) -> tuple[Any, ...]:
+        return struct.unpack(f"<{form}", self.bytes(struct.calcsize(f"<{form}")).data)
+
+    def bytes(self, count: int) -> np.ndarray:
+        if count > len(self._data) - self._place:
+            raise ValueError(f"it ends at byte {len(self._data)}, where {count} more are expected")
+        self._place += count
+        return self._data[self._place - count : self._place]
+
+    def text(self) -> str:
+        return self.bytes(*self.take("Q")).tobytes().decode()
+
+    def array(self) -> np.ndarray:
+        shape = self._shape()
+        if shape is None:  # an array that was never filled
+            return np.empty(0, np.float32)
+        _, _, kind = self.take("iii")
+        if kind not in _DTYPES:
+            raise ValueError(f"an array has elements of MXNet's type {kind}")
+        dtype = np.dtype(_DTYPES[kind]).newbyteorder("<")
+        return self.bytes(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+    def _shape(self) -> tuple[int, ...] | None:
+        (magic,) = self.take("I")
+        if magic in (_V2, _V3):
+            (storage,) = self.take("i")
+            if storage > 0:
+                raise ValueError("an array is sparse")
+        dimensions = self.take("i")[0] if magic in (_V1, _V2, _V3) else magic
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(f"an array has {dimensions} dimensions")
+        if dimensions < 0 or (dimensions == 0 and magic != _V3):
+            return None
+        shape = self.take(f"{dimensions}{'q' if magic in (_V1, _V2, _V3) else 'I'}")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"an array has the shape {shape}")
+        return shape
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Pieces] | Sequence[Pieces]) -> None:
+    """Write arrays by name, or a list of them, as ``mx.nd.load`` reads them: float32, dense.
+
+    Each is given in pieces, which are joined as they are written, so that what is larger than memory can be copied.
+    """
+    names = list(arrays) if isinstance(arrays, Mapping) else []
+    values = list(arrays.values()) if isinstance(arrays, Mapping) else list(arrays)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<QQQ", _LIST_MAGIC, 0, len(values)))
+        for pieces in values:
+            shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+            file.write(struct.pack(f"<IiI{len(shape)}qiii", _V2, 0, len(shape), *shape, 1, 0, 0))
+            for piece in pieces:
+                rows = max(1, _CHUNK // max(1, math.prod(piece.shape[1:])))
+                for low in range(0, len(piece), rows):
+                    file.write(np.ascontiguousarray(piece[low : low + rows], "<f4").data)
+        file.write(struct.pack("<Q", len(names)))
+        for name in names:
+            file.write(struct.pack("<Q", len(name.encode())) + name.encode())

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python files that a user names: a config.py, a network of their own. Such a file is code and is run."""
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from recognition.errors import UserError
+
+
+class _SourceLoader(SourceFileLoader):
+    """Compiles the file as it is now: Python's cache mistakes an edit within a second that keeps the size."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def run_file(path: Path, name: str) -> ModuleType:
+    """The module that the file makes. It is not entered in ``sys.modules``; ``name`` stands for it in messages.
+
+    :raises UserError: if there is no such file, or on whatever its code raises.
+    """
+    if not path.is_file():
+        raise UserError(f"{name}: no such file")
+    loader = _SourceLoader("recognition_user_" + path.stem, str(path))
+    spec = spec_from_file_location(loader.name, path, loader=loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    with errors_in_one_line(path, name):
+        loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def errors_in_one_line(path: Path, name: str) -> Iterator[None]:
+    """Whatever the file's code raises becomes a UserError with the line of the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines.append(error.lineno)
+        at = f", line {lines[-1]}" if lines else ""
+        reason = " ".join(traceback.format_exception_only(type(error), error)[-1].split())
+        raise UserError(f"{name}{at}: {reason}") from error

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher with real processes: what they get, and that they end together."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from recognition.errors import UserError
+from recognition.launch import Monitor, own_address, parse, wants_servers
+from recognition.nodes import Place, assign, parse_hosts
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 10.0  # seconds from a death to the end of all, as the help says
+# Each worker leaves its process id, then does what the test is about.
+WORKER = """
+import json, os, pathlib, signal, sys, time
+rank = int(os.environ["RECOGNITION_WORKER"])
+pathlib.Path("pids", str(rank)).write_text(str(os.getpid()))
+def wait(condition):
+    while not condition():
+        time.sleep(0.02)
+wait(lambda: len(list(pathlib.Path("pids").iterdir())) == int(os.environ["HOROVOD_SIZE"]))
+"""
+
+
+@pytest.fixture
+def launched(horovod: None, tmp_path: Path) -> Callable[..., subprocess.Popen]:
+    """Starts workers, three unless a flag says otherwise, that run WORKER and then ``body``."""
+    (tmp_path / "pids").mkdir()
+
+    def start(body: str, *flags: str, arguments: tuple[str, ...] = ()) -> subprocess.Popen:
+        (tmp_path / "worker.py").write_text(WORKER + body)
+        return subprocess.Popen(
+            [sys.executable, "-m", "recognition.launch", "-np", "3", *flags, "--", sys.executable, "worker.py",
+             *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def pids(folder: Path, workers: int = 3) -> list[int]:
+    while len(list((folder / "pids").iterdir())) < workers:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    return [int(path.read_text()) for path in sorted((folder / "pids").iterdir())]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    assert not any(alive(pid) for pid in pids(folder, 1)), "a process is left"
+    return process.returncode, out, err
+
+
+def test_what_a_worker_gets(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    body = "print(json.dumps({k: v for k, v in os.environ.items() if 'HOROVOD' in k}), sys.argv[1:], flush=True)"
+    status, out, err = ended(launched(body, arguments=("--lr", "0.1")), tmp_path)
+    assert status == 0, err
+    lines = sorted(out.splitlines())
+    assert [line[:8] for line in lines] == ["[rank 0]", "[rank 1]", "[rank 2]"]
+    assert all(line.endswith(" ['--lr', '0.1']") for line in lines)
+    found = json.loads(lines[2][9:].rpartition(" [")[0])
+    assert (found["HOROVOD_RANK"], found["HOROVOD_SIZE"], found["HOROVOD_LOCAL_SIZE"]) == ("2", "3", "3")
+
+
+@pytest.mark.parametrize("death, how, others, expected", [
+    ("sys.exit(3)", "ended with status 3", "SIG_DFL", 3),
+    ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL", "SIG_IGN", 137),
+])
+def test_a_death_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path, death: str, how: str, others: str,
+                          expected: int) -> None:
+    """The others may not listen to SIGTERM, and one of them ends first, as who has lost a process."""
+    body = f"""
+signal.signal(signal.SIGTERM, signal.{others})
+if rank == 1: {death}
+if rank == 0: sys.exit(75)
+time.sleep(100)
+"""
+    process = launched(body)
+    pids(tmp_path)
+    began = time.monotonic()
+    status, _, err = ended(process, tmp_path)
+    assert (status, time.monotonic() - began < LIMIT) == (expected, True)
+    assert f"launch: rank 1 on localhost {how}; ending all others" in err
+
+
+def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    """A stopped process neither dies nor answers; Horovod's processes tell how far they have come."""
+    body = """
+from recognition.parallel.communicator import largest
+from recognition.parallel.processes import make_communicator
+with make_communicator("device") as communicator:
+    for i in range(1000):
+        largest(communicator, i)
+        time.sleep(0.01)
+        if rank == 1 and i == 200: os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "2"), tmp_path)
+    assert status == 1
+    assert "launch: rank 1 on localhost hangs: no worker went on for 2 s" in err
+
+
+def test_a_failed_run_starts_again_and_a_bad_flag_does_not(launched: Callable[..., subprocess.Popen],
+                                                           tmp_path: Path) -> None:
+    body = """
+if rank == 0: print(*sys.argv[1:], flush=True)
+if "--resume" not in sys.argv: sys.exit(1)
+"""
+    status, out, err = ended(launched(body, "--restarts", "2"), tmp_path)
+    assert (status, out) == (0, "[rank 0] \n[rank 0] --resume auto\n")
+    assert "launch: starting again with --resume auto, 1 of 2" in err and "2 of 2" not in err
+    status, _, err = ended(launched("sys.exit(2)", "--restarts", "2"), tmp_path)
+    assert status == 2 and "starting again" not in err
+
+
+def test_a_signal_to_the_launcher_reaches_the_workers(launched: Callable[..., subprocess.Popen],
+                                                      tmp_path: Path) -> None:
+    body = """
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(f"ready{rank}").touch()
+time.sleep(100)
+"""
+    process = launched(body, "--restarts", "1")
+    while len(list(tmp_path.glob("ready*"))) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    status, out, err = ended(process, tmp_path)
+    assert (status, out.count("saved"), "starting again" in err) == (143, 3, False)
+
+
+def test_workers_die_with_a_killed_launcher(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    process = launched("time.sleep(100)")
+    found = pids(tmp_path)
+    process.kill()
+    process.communicate()
+    time.sleep(0.5)
+    assert not any(alive(pid) for pid in found)
+
+
+def test_other_hosts_through_a_stand_in_for_ssh(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    """There is no other host here: the stand-in runs the shell line that ssh would hand to one."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nhost=$1; shift\nexec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    flags = ("--hosts", "a:2,b:1", "--ssh", str(ssh), "--address", "127.0.0.1")
+    body = "print(*(os.environ[f'HOROVOD_{n}'] for n in ('HOSTNAME', 'LOCAL_RANK', 'CROSS_RANK')), flush=True)\n"
+    status, out, err = ended(launched(body, *flags), tmp_path)
+    assert (status, sorted(out.splitlines())) == (0, ["[rank 0] a 0 0", "[rank 1] a 1 0", "[rank 2] b 0 1"]), err
+    began = time.monotonic()
+    status, _, err = ended(launched("if rank == 2: sys.exit(7)\ntime.sleep(100)", *flags), tmp_path)
+    assert (status, time.monotonic() - began < LIMIT + 5) == (7, True)
+    assert "rank 2 on b ended with status 7" in err
+
+
+def test_hosts() -> None:
+    assert parse_hosts("a:2, user@b:1") == [("a", 2), ("user@b", 1)]
+    for text in ("a", "a:0", ":2", "a:x", "a:1,a:2", "-oProxyCommand=x:1", ""):
+        with pytest.raises(UserError, match=r"^--hosts: found"):
+            parse_hosts(text)
+    assert assign([("a", 2), ("b", 2), ("c", 9)], 3) == [
+        Place("a", 0, 3, 0, 2, 0, 2), Place("a", 1, 3, 1, 2, 0, 1), Place("b", 2, 3, 0, 1, 1, 2)]
+    with pytest.raises(UserError, match="places for 2 workers, expected 3"):
+        assign([("a", 2)], 3)
+    assert own_address(["localhost"]) == "127.0.0.1"
+
+
+def test_flags() -> None:
+    options = parse(["-np", "2", "--", "python", "train.py", "--kvstore", "dist_sync"])
+    assert options.command == ["python", "train.py", "--kvstore", "dist_sync"] and wants_servers(options.command)
+    assert wants_servers(["--kvstore=dist_device_sync"]) and not wants_servers(["--kvstore", "device"])
+    for argv in (["-np", "2"], ["-np", "0", "--", "x"], ["--", "x"], ["-np", "two", "--", "x"]):
+        with pytest.raises(UserError):
+            parse(argv)
+
+
+def test_the_monitor_names_who_is_behind() -> None:
+    monitor = Monitor("127.0.0.1")
+    monitor.exchanges, monitor.heard = {0: 5, 1: 4, 2: 4}, {0: 1.0, 1: 9.0, 2: 3.0}
+    assert monitor.hung(1000) is None
+    monitor.moved -= 1000
+    assert monitor.hung(1000) == 2
+    monitor.socket.close()

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recognition.config import Config
+from recognition.data.dataset import open_dataset
+from recognition.data.image import decode_rgb
+from recognition.parallel.communicator import SingleProcess
+from recognition.parallel.cpu_shard import CpuShard
+from recognition.parallel.shard import initial_centres, split_classes
+from recognition.params_file import write_arrays
+from recognition.training.first_centres import MOST_IMAGES, choose_images, from_checkpoint, start_centres
+
+CLASSES, K, DIM = 11, 2, 3
+W = np.random.RandomState(0).rand(CLASSES * K, DIM).astype(np.float32)
+
+
+def make_shards(parts: int, with_bias: bool = False, sub_centres: int = K) -> list[CpuShard]:
+    return [CpuShard(start, stop, DIM, normalised=True, scale=64.0, sub_centres=sub_centres, with_bias=with_bias)
+            for start, stop in split_classes(CLASSES, parts)]
+
+
+def joined(shards: list[CpuShard], name: str) -> np.ndarray:
+    return np.concatenate([getattr(shard.state(), name) for shard in shards])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("saved", [1, 3, 4])
+def test_w_of_any_number_of_contexts_fills_any_number_of_shards(tmp_path: Path, parts: int, saved: int) -> None:
+    padded = np.zeros((saved * -(-CLASSES // saved) * K, DIM), np.float32)  # as the recipes cut
+    padded[: len(W)] = W
+    path = tmp_path / "model-0001.params"
+    write_arrays(path, {f"arg:fc7_{i}_weight": [part] for i, part in enumerate(np.split(padded, saved))})
+    shards = make_shards(parts)
+    assert "class centres of 11 classes loaded" in from_checkpoint(path, shards, CLASSES, K, DIM)
+    assert np.array_equal(joined(shards, "centres"), W)
+    assert not joined(shards, "momentum").any()
+    shards[0].centres += 1  # its own memory, not the file's
+
+
+def test_partial_fc_brings_its_momentum_and_softmax_its_bias(tmp_path: Path) -> None:
+    path = tmp_path / "model-0001.params"
+    write_arrays(path, {"arg:x": [W]})
+    for i, part in enumerate(np.split(W, [12])):
+        write_arrays(tmp_path / f"{i}_centers.param", [[part]])
+        write_arrays(tmp_path / f"{i}_centers_mom.param", [[part + 1]])
+    shards = make_shards(3)
+    assert "class centres and their momentum of 11" in from_checkpoint(path, shards, CLASSES, K, DIM)
+    assert np.array_equal(joined(shards, "centres"), W) and np.array_equal(joined(shards, "momentum"), W + 1)
+    write_arrays(path, {"arg:fc7_weight": [W], "arg:fc7_bias": [W[:, 0]]})
+    shards = make_shards(2, with_bias=True)
+    assert "class centres and their bias of 11" in from_checkpoint(path, shards, CLASSES, K, DIM)
+    assert np.array_equal(joined(shards, "bias"), W[:, 0])
+    shards = make_shards(2)
+    assert "their bias left out" in from_checkpoint(path, shards, CLASSES, K, DIM)
+    assert not joined(shards, "bias").any()
+
+
+def test_w_that_does_not_fit_starts_anew_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "model-0001.params"
+    for arrays, words in [({"arg:x": [W]}, "no class centres there; they start anew"),
+                          ({"arg:fc7_weight": [W[:10]]}, "found 10 rows in 1 shard, expected 22 for 11 classes of 2"),
+                          ({"arg:fc7_weight": [W[:, :2]]}, "found centres of 2 numbers, expected 3"),
+                          ({"arg:fc7_1_weight": [W]}, "found no fc7_0_weight, expected all")]:
+        write_arrays(path, arrays)
+        shards = make_shards(2)
+        line = from_checkpoint(path, shards, CLASSES, K, DIM)
+        assert words in line and line.endswith("start anew")
+        assert np.array_equal(joined(shards, "centres"), initial_centres(0, 0, CLASSES, K, DIM))
+
+
+def test_images_are_bounded_and_shared_out_to_sub_centres() -> None:
+    labels = np.array([2, 0, 0, 2, 0] + [1] * 50)
+    images, rows = choose_images(labels, 2)
+    assert np.array_equal(images[:3], [1, 2, 4]) and np.array_equal(rows[:3], [0, 1, 0])
+    assert (rows // 2 == labels[images]).all()
+    assert np.bincount(rows).tolist() == [2, 1, MOST_IMAGES, MOST_IMAGES, 1, 1]
+
+
+def mean_colour(images: np.ndarray) -> np.ndarray:
+    return images.mean(axis=(2, 3)).astype(np.float32)
+
+
+class Two(SingleProcess):
+    """One of two processes that are threads."""
+
+    size = 2
+
+    def __init__(self, rank: int, table: list[np.ndarray], barrier: threading.Barrier) -> None:
+        self.rank, self._table, self._barrier = rank, table, barrier
+
+    def all_gather(self, array: np.ndarray) -> np.ndarray:
+        self._table[self.rank] = array
+        self._barrier.wait(10)
+        gathered = np.concatenate(self._table)
+        self._barrier.wait(10)
+        return gathered
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_mean_embeddings(tiny_set: Path, parts: int, processes: int) -> None:
+    """Against the definition, for shards of one process and for those cut over two; 66 is no multiple of a batch."""
+    dataset = open_dataset(tiny_set)
+    config = Config(centres_from="embeddings", pretrained="x", emb_size=DIM, per_batch_size=4,
+                    devices=(("cpu", 0), ("cpu", 1)))
+    shards, table, barrier = make_shards(parts, sub_centres=1), [W] * processes, threading.Barrier(processes)
+
+    def run(rank: int) -> str:
+        communicator = Two(rank, table, barrier) if processes == 2 else SingleProcess()
+        return start_centres(config, Path("x"), dataset, shards[rank::processes], mean_colour, communicator)
+
+    with ThreadPoolExecutor(processes) as pool:
+        line, *_ = pool.map(run, range(processes))
+    assert line == "class centres: the mean embeddings of 66 images, at most 10 of a class"
+    sums = np.zeros((CLASSES, DIM))
+    for i in range(len(dataset)):
+        label, body, _ = dataset.read(i)
+        feature = mean_colour(decode_rgb(body).transpose(2, 0, 1)[None])[0].astype(np.float64)
+        sums[label] += feature / np.linalg.norm(feature)
+    expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    np.testing.assert_allclose(joined(shards, "centres"), expected, rtol=1e-5)  # float32 sums of six
+
+
+def test_nothing_is_done_where_nothing_is_asked(tiny_set: Path) -> None:
+    path, dataset = tiny_set / "none.params", open_dataset(tiny_set)
+    for centres_from, checkpoint, parts in (("random", path, 1), ("checkpoint", None, 1), ("checkpoint", path, 0)):
+        shards = make_shards(parts) if parts else []
+        assert start_centres(Config(centres_from=centres_from), checkpoint, dataset, shards, mean_colour,
+                             SingleProcess()) == ""

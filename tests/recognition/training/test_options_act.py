@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options from the command line to their effect, and bad data sets to their one line."""
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+
+from recognition.data.recordio import RecordWriter, pack_record
+from recognition.errors import UserError
+from recognition.mxnet_compat import mx
+from recognition.training.prepare import require_bfloat16
+
+Train = Callable[..., "tuple[int, str, str]"]
+SHORT = ["--max-steps", "3", "--verbose", "100", "--per-batch-size", "8", "--val-targets", "none"]
+SPEED = r"^INFO:root:Epoch\[0\] Batch \[0-2\]\tSpeed: \d+\.\d\d samples/sec\tacc=\d\.\d{6}"
+
+
+def add(config: Path, text: str) -> None:
+    config.write_text(config.read_text() + text + "\n")
+
+
+def last(folder: Path) -> dict[str, np.ndarray]:
+    _, parameters, auxiliary = mx.model.load_checkpoint(str(folder / "tiny-arcface-tiny" / "model"), 0)
+    return {name: value.asnumpy() for group in (parameters, auxiliary) for name, value in group.items()}
+
+
+def test_memonger_trains_to_the_same_bits_and_flops_and_loss_can_be_left_out(train: Train, tmp_path: Path) -> None:
+    status, out, err = train("plain", *SHORT)
+    assert status == 0 and re.search(SPEED + r"\tlossvalue=\d+\.\d{6}$", err, re.M)
+    assert re.search(r"^Network FLOPs: 17\.5M \(.*; 233\.8K parameters\)$", out, re.M)
+    add(tmp_path / "config.py", "config.memonger, config.count_flops, config.ce_loss = True, False, False")
+    status, out, err = train("again", *SHORT)
+    assert status == 0 and re.search(SPEED + "$", err, re.M) and "FLOPs" not in out
+    plain, again = last(tmp_path / "plain"), last(tmp_path / "again")
+    assert [name for name in plain if plain[name].tobytes() != again[name].tobytes()] == []
+
+
+def test_fp16_scale_on_a_cpu_is_bfloat16_with_float32_masters(train: Train, tmp_path: Path) -> None:
+    try:
+        require_bfloat16()
+    except UserError as reason:
+        pytest.skip(str(reason))
+    status, out, err = train("low", *SHORT, "--fp16-scale", "128")
+    assert status == 0, err
+    assert re.search("^bfloat16 in place of float16, which needs a GPU; .* float32 master weights$", out, re.M)
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in last(tmp_path / "low").values())
+    symbol = (tmp_path / "low" / "tiny-arcface-tiny" / "model-symbol.json").read_text()
+    assert "amp_cast" not in symbol
+
+
+@pytest.fixture
+def folder(tiny_set: Path, tmp_path: Path) -> Path:
+    """A copy of the small set, which config.py names."""
+    copy = tmp_path / "set"
+    shutil.copytree(tiny_set, copy)
+    add(tmp_path / "config.py", f"dataset.tiny.dataset_path = {str(copy)!r}")
+    return copy
+
+
+def one_line(result: tuple[int, str, str]) -> str:
+    status, _, err = result
+    assert status == 2 and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
+    return err.strip()
+
+
+def test_a_folder_without_records(train: Train, folder: Path) -> None:
+    (folder / "train.rec").unlink()
+    assert one_line(train("x", *SHORT)).startswith(f"error: {folder}: no train.rec there, expected a folder of ")
+
+
+def test_a_property_file_that_disagrees_with_the_labels(train: Train, folder: Path) -> None:
+    (folder / "property").write_text("5,112,112\n")
+    assert one_line(train("x", *SHORT)) == (f"error: {folder}/train.rec: record 31: label 5, expected a whole number "
+                                            f"from 0 to 4, as {folder}/property says")
+
+
+def test_a_label_out_of_range(train: Train, folder: Path) -> None:
+    with RecordWriter(folder / "train.rec", folder / "train.idx") as records:
+        for key, label in enumerate((0, 1, 2, 99, 4, 5)):
+            records.write(key, pack_record(float(label), b"image"))
+    assert f"{folder}/train.rec: record 3: label 99, expected" in one_line(train("x", *SHORT))
+
+
+def test_images_of_another_size_than_the_network_is_built_for(train: Train, folder: Path) -> None:
+    (folder / "property").write_text("11,96,96\n")
+    assert "image_shape: found 112x112x3, but" in one_line(train("x", *SHORT))
+
+
+def test_another_number_of_classes_is_said_and_the_property_file_wins(train: Train, folder: Path,
+                                                                     tmp_path: Path) -> None:
+    add(tmp_path / "config.py", "dataset.tiny.num_classes = 12")
+    status, out, _ = train("x", *SHORT)
+    assert status == 0
+    assert f"{folder}: 11 identities by its property file; the preset's 12 are not used" in out.splitlines()
+
+
+def test_lr_steps_out_of_order(train: Train) -> None:
+    assert one_line(train("x", "--lr-steps", "5,3")).startswith("error: --lr-steps: found '5,3', expected whole ")

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of several processes against one of one process, of one and of several devices."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+
+from recognition.mxnet_compat import mx
+from recognition.training.state import SavedState, saved_states
+
+ROOT = Path(__file__).resolve().parents[3]
+NETWORK = '''
+import mxnet as mx
+
+def get_symbol(emb_size):
+    """No batch norm and no dropout: what a replica computes does not depend on the images of the others."""
+    x = (mx.sym.Variable("data") - 127.5) * 0.0078125
+    x = mx.sym.Convolution(x, num_filter=8, kernel=(5, 5), stride=(4, 4), name="conv0")
+    x = mx.sym.LeakyReLU(x, act_type="prelu", name="relu0")
+    x = mx.sym.Convolution(x, num_filter=16, kernel=(3, 3), stride=(3, 3), name="conv1")
+    return mx.sym.FullyConnected(x, num_hidden=emb_size, name="fc1")
+'''
+CONFIG = """
+exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
+network.plain = edict(net_name="plain", emb_size=16)
+network.tiny = edict(net_name="fmobilefacenet", emb_size=32, net_multiplier=0.25, net_blocks=[1, 1, 1, 1])
+dataset.tiny = edict(dataset_path={data!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=["tiny"])
+default.network, default.dataset = "plain", "tiny"
+"""
+FLAGS = ["--max-steps", "5", "--verbose", "3", "--frequent", "2"]
+HOROVODRUN = ["horovod.runner.launch", "--gloo", "-np", "2", "--network-interface", "lo"]
+LAUNCH = ["recognition.launch", "-np", "2", "--"]
+Start = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "plain.py").write_text(NETWORK)
+    (folder / "config.py").write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(tiny_set)))
+    return folder
+
+
+def start(folder: Path, name: str, launcher: list[str], *flags: str, entry: str = "train_parall") -> subprocess.Popen:
+    """A run with checkpoints below ``folder / name``; 12 images in a global batch are for the flags to see to."""
+    before = [sys.executable, "-m", *launcher] if launcher else []
+    return subprocess.Popen(
+        [*before, sys.executable, str(ROOT / f"{entry}.py"), "--config", str(folder / "config.py"), "--lr", "0.01",
+         "--models-root", str(folder / name), *flags], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def run(folder: Path, name: str, launcher: list[str], *flags: str, entry: str = "train_parall",
+        loss: str = "arcface") -> tuple[dict[str, np.ndarray], float, str]:
+    """Every array of the last state, W joined; the loss of the history; what was printed."""
+    name = f"{name}-{entry}-{loss}"
+    status, out, err = finished(start(folder, name, launcher, *FLAGS, "--loss", loss, *flags, entry=entry))
+    assert status == 0, out + err
+    (below,) = (folder / name).iterdir()
+    saved = SavedState(saved_states(below / "state")[-1])
+    assert saved.progress.step == 5
+    backbone, losses = saved.backbone(), [json.loads(line) for line in (below / "history.jsonl").open()]
+    arrays = {**backbone.parameters, **{f"momentum {name}": array for name, array in backbone.momentum.items()},
+              **saved.rows(0, 11, 1)._asdict()}
+    return arrays, next(line["loss"] for line in losses if line["kind"] == "train"), out
+
+
+def assert_close(found: tuple[dict[str, np.ndarray], float, str],
+                 wanted: tuple[dict[str, np.ndarray], float, str]) -> None:
+    """Sums over the batch are taken in another order: 1e-6 a step, which ArcFace's s = 64 amplifies."""
+    assert found[1] == pytest.approx(wanted[1], rel=1e-4)
+    assert found[0].keys() == wanted[0].keys()
+    for name, array in wanted[0].items():
+        np.testing.assert_allclose(found[0][name], array, rtol=0, atol=2e-4 * np.abs(array).max(), err_msg=name)
+
+
+def test_parallel_on_x_and_w_over_processes_and_devices(horovod: None, folder: Path) -> None:
+    """11 classes on 1, 2 and 4 shards, 1 x 1, 2 x 1 and 2 x 2 processes and devices."""
+    one = run(folder, "one", [], "--per-batch-size", "12")
+    two = run(folder, "two", HOROVODRUN, "--per-batch-size", "6")
+    assert_close(two, one)
+    assert two[2].count("Accuracy-Highest") == one[2].count("Accuracy-Highest") == 2  # one process speaks for all
+    four = run(folder, "four", LAUNCH, "--per-batch-size", "3", "--devices", "cpu:2")
+    assert_close(four, one)
+    (state,) = (folder / "four-train_parall-arcface").glob("*/state/step-000000005")
+    assert json.loads((state / "manifest.json").read_text())["shards"] == [[0, 3], [3, 6], [6, 9], [9, 11]]
+
+
+def test_data_parallel_over_devices_and_workers(folder: Path) -> None:
+    """W whole in each process, softmax with its bias."""
+    one = run(folder, "one", [], "--per-batch-size", "12", entry="train", loss="softmax")
+    assert np.abs(one[0]["bias"]).max() > 0
+    two = run(folder, "two", [], "--per-batch-size", "6", "--devices", "cpu:2", entry="train", loss="softmax")
+    assert_close(two, one)
+    workers = run(folder, "workers", LAUNCH, "--per-batch-size", "6", "--kvstore", "dist_sync", entry="train",
+                  loss="softmax")
+    assert_close(workers, one)
+
+
+def test_both_entry_points_and_both_ways_to_exchange_agree(folder: Path) -> None:
+    """A margin has no bias, and then the mathematics of the two entry points is the same."""
+    one = run(folder, "one", [], "--per-batch-size", "12", entry="train")
+    parall = run(folder, "servers", LAUNCH, "--per-batch-size", "6", "--kvstore", "dist_device_sync")
+    assert_close(parall, one)
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that a launcher has started, in the order of ranks."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return sorted(map(int, children.stdout.split()))
+
+
+def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: Path) -> None:
+    """SIGTERM to a worker of two; a checkpoint's statistics are the mean of the four replicas of both."""
+    flags = ["--network", "tiny", "--verbose", "100", "--frequent", "1"]
+    process = start(folder, "stopped", LAUNCH, *flags, "--devices", "cpu:2", "--per-batch-size", "3",
+                    "--ckpt", "2", "--state-every", "1000")
+    below = folder / "stopped" / "tiny-arcface-tiny"
+    while process.poll() is None and not (below / "history.jsonl").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(workers_of(process)[1], signal.SIGTERM)
+    status, out, err = finished(process)
+    assert status == 128 + signal.SIGTERM, out + err
+    stopped = re.search(r"^\[rank 0\] stopped by SIGTERM after step (\d+); --resume", out, re.M)
+    assert stopped is not None
+    (state,) = saved_states(below / "state")
+    assert state.name == f"step-{int(stopped[1]):09d}"
+    replicas = SavedState(state).backbone().auxiliary
+    assert len(replicas) == 4 and len({array["conv_1_batchnorm_moving_mean"].tobytes() for array in replicas}) == 4
+
+    for launcher, images, devices in ((LAUNCH, "3", "cpu:2"), ([], "12", "cpu")):
+        status, out, err = finished(start(folder, "stopped", launcher, *flags, "--resume", "--per-batch-size", images,
+                                          "--devices", devices, "--max-steps", stopped[1]))
+        assert status == 0 and "going on after step" in out, out + err
+        _, _, auxiliary = mx.model.load_checkpoint(str(below / "model"), 0)
+        (below / "model-0000.params").unlink()
+        for name, array in auxiliary.items():
+            mean = np.mean([statistics[name] for statistics in replicas], axis=0, dtype=np.float32)
+            np.testing.assert_array_equal(array.asnumpy(), mean, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path) -> None:
+    """SIGKILL to one of two in the middle; the network has batch norm and dropout, each process two replicas."""
+    flags = ["--network", "tiny", "--max-steps", "24", "--verbose", "8", "--state-every", "4", "--devices", "cpu:2",
+             "--per-batch-size", "3"]
+    assert finished(start(folder, "whole", LAUNCH, *flags))[0] == 0
+    process = start(folder, "killed", [*LAUNCH[:-1], "--restarts", "1", "--"], *flags)
+    below = folder / "killed" / "tiny-arcface-tiny"
+    while process.poll() is None and not saved_states(below / "state"):
+        time.sleep(0.05)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    status, out, err = finished(process)
+    assert status == 0, out + err
+    assert "launch: rank 1 on localhost was ended by SIGKILL" in err and "[rank 0] going on after step" in out
+    whole = folder / "whole" / "tiny-arcface-tiny"
+    for path in [whole / "model-0000.params", *whole.glob("state/step-000000024/*.npy")]:
+        assert path.read_bytes() == (below / path.relative_to(whole)).read_bytes(), path.name
