@@ -72,7 +72,7 @@ def train(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, st
 
     def run(*args: str, **options: str) -> tuple[int, str, str]:
         process = start(*args, **options)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     return run
