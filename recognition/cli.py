@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_not_yet
+from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
 from recognition.devices import num_workers, own_devices, processors, visible_devices
 from recognition.errors import UserError
@@ -132,7 +132,7 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     values.update(_derived(values, environ), num_workers=num_workers(environ), entry=entry, config_file=file.path)
     values["devices"] = own_devices(values["devices"], environ)
     config = Config(**values)
-    refuse_not_yet(config)
+    refuse_unsupported(config)
     if not config.pretrained:
         return config
     prefix, epoch = find_pretrained(config.pretrained, config.pretrained_epoch)

@@ -179,14 +179,14 @@ def check(key: str, value: Any, where: str) -> Any:
 
 
 class Refusal(NamedTuple):
-    """An option whose value the trainer cannot honour yet, and why."""
+    """An option whose value the trainer does not honour, and why."""
 
     key: str
     refused: Callable[[Config], bool]
     reason: str
 
 
-NOT_YET = (
+REFUSALS = (
     Refusal("num_workers", lambda c: c.num_workers > 1 and not c.kvstore.startswith("dist"),
             "several workers need --kvstore dist_sync; unset DMLC_NUM_WORKER for one"),
     Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
@@ -196,8 +196,8 @@ NOT_YET = (
 )
 
 
-def refuse_not_yet(config: Config) -> None:
-    """Stop a run that asks for what NOT_YET lists, rather than train something else in silence."""
-    for key, refused, reason in NOT_YET:
+def refuse_unsupported(config: Config) -> None:
+    """Stop a run that asks for what REFUSALS lists, rather than train something else in silence."""
+    for key, refused, reason in REFUSALS:
         if refused(config):
             raise UserError(f"{key}: found {getattr(config, key)!r}, but {reason}")

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from recognition.config import NOT_YET, OPTIONS, Config, refuse_not_yet
+from recognition.config import OPTIONS, REFUSALS, Config, refuse_unsupported
 from recognition.config_file import ROOT, open_config
 from recognition.errors import UserError
 
@@ -122,19 +122,19 @@ def test_where_checkpoints_go():
     assert dataclasses.replace(config, extra_model_name="b").prefix == "out/m/y1-softmax-emore-b/model"
 
 
-def test_what_the_trainer_cannot_do_yet_is_refused_and_the_rest_is_not():
-    refuse_not_yet(Config(devices="cpu:2"))
-    refuse_not_yet(Config(memonger=True, fp16_scale=128))
+def test_what_the_trainer_does_not_honour_is_refused_and_the_rest_is_not():
+    refuse_unsupported(Config(devices="cpu:2"))
+    refuse_unsupported(Config(memonger=True, fp16_scale=128))
     for key, value in (("loss_K", 3), ("sample_ratio", 0.5)):
-        refuse_not_yet(Config(**{key: value}))
+        refuse_unsupported(Config(**{key: value}))
         with pytest.raises(UserError, match=rf"^{key}: found {value}, but a triplet loss has no class centres"):
-            refuse_not_yet(Config(loss_name="triplet", per_batch_size=60, **{key: value}))
+            refuse_unsupported(Config(loss_name="triplet", per_batch_size=60, **{key: value}))
     with pytest.raises(UserError, match=r"^flip_noise_prob: found 0.1, but labels are not made wrong on purpose$"):
-        refuse_not_yet(Config(flip_noise_prob=0.1))
-    refuse_not_yet(Config(kvstore="dist_sync", num_workers=2))
+        refuse_unsupported(Config(flip_noise_prob=0.1))
+    refuse_unsupported(Config(kvstore="dist_sync", num_workers=2))
     with pytest.raises(UserError, match=r"^num_workers: found 2, but several workers need --kvstore dist_sync"):
-        refuse_not_yet(Config(num_workers=2))
-    assert all(key in OPTIONS for key, _, _ in NOT_YET)
+        refuse_unsupported(Config(num_workers=2))
+    assert all(key in OPTIONS for key, _, _ in REFUSALS)
 
 
 def test_centres_from_embeddings_needs_a_network_that_gives_some() -> None:
