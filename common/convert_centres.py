@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common.output_folder import new_folder
+from recognition.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.parallel.saved_centres import (
     SavedCentres,
@@ -118,8 +119,8 @@ def _write_folder(path: Path, centres: SavedCentres, ranges: list[tuple[int, int
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(prog="python -m common.convert_centres", description=lines[0],
-                                     epilog="\n".join(lines[1:]), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.convert_centres", description=lines[0],
+                    epilog="\n".join(lines[1:]), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=".params file or folder")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help=".params file or new folder")
     parser.add_argument("--shards", type=int, default=1, help="shards to cut W into (default: 1)")

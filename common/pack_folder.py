@@ -25,6 +25,7 @@ from common.image_sources import Identity, read_identities
 from common.output_folder import new_folder
 from common.pairs import draw_pairs
 from common.training_set import write_training_set
+from recognition.command_line import Parser
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 
@@ -113,8 +114,8 @@ def _write_names(path: Path, identities: Iterable[Identity]) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m common.pack_folder", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.pack_folder", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("source", type=Path, help="a folder with a folder of images for each person, or a list file: path<TAB or space>"
         "label, or InsightFace's flag<TAB>path<TAB>label; its paths count from its folder")

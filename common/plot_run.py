@@ -5,7 +5,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from recognition.command_line import Parser
 from recognition.errors import UserError, command
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0b6fb8", "#d1622b", "#2f8f5b", "#8a4fa3", "#b3892a", "#4c5a67")
 INK, FAINT = "#30363d", "#8b949e"
 FORMATS = (".png", ".svg", ".pdf")
-WINDOW = 50  # points that the running mean of the loss spans at most
+WINDOW = 51  # points that the running mean of the loss spans at most; odd, so that one of them is its middle
 RATES = ("fpr", "tpr", "pixel_fpr", "pixel_tpr")
 KEYS = {"train": ("step", "loss", "lr"), "verification": ("step", "target", "accuracy", "std")}
 
@@ -63,12 +63,12 @@ def read_roc(path: Path) -> dict[str, np.ndarray]:
 
 
 def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
-    """The loss as it was logged, faint, its running mean, and where the learning rate changed."""
+    """The loss as it was logged, faint, its running mean, and the last step before each change of the learning rate."""
     _style(axes, "Training loss", "step")
     if not train:
         return _say(axes, "no step logged yet")
     steps, loss = (np.array([record[name] for record in train], np.float64) for name in ("step", "loss"))
-    window = min(WINDOW, 1 + len(loss) // 20)
+    window = min(WINDOW, 1 + len(loss) // 20 | 1)
     axes.plot(steps, loss, color=COLOURS[0], alpha=0.3 if window > 1 else 1, linewidth=1)
     if window > 1:
         mean = np.convolve(loss, np.full(window, 1 / window), mode="valid")
@@ -77,8 +77,8 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
     axes.set_xlim(left=0)
     for before, after in zip(train, train[1:]):
         if before["lr"] != after["lr"]:
-            axes.axvline(after["step"], color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
-            axes.annotate(f"lr {after['lr']:g}", (after["step"], 1), (3, -4), xycoords=axes.get_xaxis_transform(),
+            axes.axvline(before["step"], color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.annotate(f"lr {after['lr']:g}", (before["step"], 1), (3, -4), xycoords=axes.get_xaxis_transform(),
                           textcoords="offset points", rotation=90, va="top", fontsize=7, color=FAINT)
 
 
@@ -177,7 +177,7 @@ def _say(axes: Axes, what: str) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m common.plot_run", description="Draw a training run.")
+    parser = Parser(prog="python -m common.plot_run", description="Draw a training run.")
     parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="the folder of the run's checkpoints")
     parser.add_argument("--output", type=Path, help="picture: .png, .svg or .pdf (default: MODEL_DIR/run.png)")
     args = parser.parse_args(argv)

@@ -26,6 +26,7 @@ from common.training_set import write_training_set
 from common.verification import pixel_similarity
 from datasets.face import Face
 from datasets.photo import photograph
+from recognition.command_line import Parser
 from recognition.data.recordio import PathLike
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import UserError, command
@@ -70,8 +71,8 @@ def _mapper(workers: int) -> Iterator[Callable]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m datasets.demo", description="Draw the demo set.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m datasets.demo", description="Draw the demo set.",
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", default="datasets/demo", help="a new folder")
     parser.add_argument("--identities", type=int, default=360, help="people to train on")
     parser.add_argument("--held-out", type=int, default=60, help="other people, to verify on")

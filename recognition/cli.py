@@ -11,8 +11,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from recognition.command_line import Parser
 from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
 from recognition.devices import num_workers, own_devices, processors, visible_devices
@@ -22,13 +23,6 @@ from recognition.kinds import nearest
 MOST_DECODE_THREADS = 8
 # Options that follow from the machine and from other options where nobody sets them.
 DERIVED = ("devices", "decode_threads", "state_every")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports bad flags as a :class:`UserError`, like any other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def flag_name(key: str) -> str:
@@ -41,11 +35,11 @@ def flag_keys(entry: str) -> list[str]:
     return [key for key, item in OPTIONS.items() if entry in item.metadata["flag"]]
 
 
-def _parser(entry: str, shown: Mapping[str, str]) -> _Parser:
+def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
     """All flags of ``entry``, as text: the options' kinds read and check it. ``shown`` adds to a flag's help."""
-    parser = _Parser(prog=f"{entry}.py", add_help=False, argument_default=argparse.SUPPRESS,
-                     description="Train a face recognition network"
-                                 + (", parallel on x and W." if entry == "train_parall" else "."))
+    parser = Parser(prog=f"{entry}.py", add_help=False, argument_default=argparse.SUPPRESS,
+                    description="Train a face recognition network"
+                                + (", parallel on x and W." if entry == "train_parall" else "."))
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     parser.add_argument("--config", metavar="FILE",
                         help="presets and options; default: config.py beside this program, else sample_config.py")

@@ -48,7 +48,7 @@ class Config:
         ("lfw", "cfp_fp", "agedb_30"), kinds.names, "verification sets, those of TARGET.bin that the data folder holds",
         ENTRIES)
     data_rand_mirror: bool = option(True, kinds.boolean, "mirror a random half of the images")
-    data_cutoff: int = option(0, kinds.integer(least=0), "side in pixels of a square greyed in half of the images")
+    data_cutoff: int = option(0, kinds.side, "side in pixels of a square greyed in half of the images")
     data_color: int = option(0, kinds.integer(least=0), "1: colour jitter; 2: recompression as well")
     data_images_filter: int = option(0, kinds.integer(least=0), "leave out identities of fewer images")
     is_shuffled_rec: bool = option(False, kinds.boolean, "the record file is shuffled and read in its own order")

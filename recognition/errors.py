@@ -29,5 +29,8 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return error.status
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+            return 130  # 128 + SIGINT, as a shell has it
 
     return run

@@ -20,7 +20,8 @@ from recognition.errors import UserError
 
 def nearest(word: Any, candidates: Iterable[Any]) -> str:
     """``"; the nearest is 'r50'"`` for the candidate that is most like ``word``, or nothing where none is."""
-    match = difflib.get_close_matches(str(word), [str(candidate) for candidate in candidates], n=1)
+    cutoff = 0.5 if len(str(word)) <= 3 else 0.6  # one wrong letter in two still makes a hint: y3 for y2
+    match = difflib.get_close_matches(str(word), [str(candidate) for candidate in candidates], n=1, cutoff=cutoff)
     return f"; the nearest is {match[0]!r}" if match else ""
 
 
@@ -51,6 +52,13 @@ def _integer(value: Any) -> int:
     number = int(value)
     _valid(isinstance(value, str) or (isinstance(value, numbers.Real) and value == number))
     return number
+
+
+def _side(value: Any) -> int:
+    _valid(str(value) != "True")  # a whole number to Python, and to NumPy's truth values
+    side = _integer(value)
+    _valid(side >= 0)
+    return side
 
 
 def _real(value: Any) -> float:
@@ -144,6 +152,7 @@ def _factors(value: Any) -> tuple[tuple[str, float], ...]:
 
 
 boolean = choice(False, True)
+side = Kind(_side, "a side in pixels, 0 or False for none")
 text = Kind(_text, "a text")
 filled_text = Kind(_filled, "a text that is not empty")
 folder_part = Kind(_folder_part, "a text of one line without slashes")

@@ -27,8 +27,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
+from recognition.command_line import Parser
 from recognition.errors import LostProcess, UserError, command
 from recognition.nodes import LOCAL, Node, Place, assign, end_all, parse_hosts
 
@@ -38,15 +39,10 @@ STOPPING = 10.0  # the same for a process that was told to stop, which tells the
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; python -m recognition.launch --help lists the flags")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options, and the command to start as ``command``."""
-    parser = _Parser(prog="python -m recognition.launch", description=__doc__,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m recognition.launch", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-np", "--workers", type=int, required=True, metavar="N", help="worker processes")
     parser.add_argument("--hosts", default="", metavar="A:2,B:2", help="hosts and how many workers each takes")
     parser.add_argument("--servers", type=int, metavar="S", help="parameter servers; 0 for Horovod "

@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from recognition.errors import UserError
 
-__all__ = ["mx", "require_devices"]
+__all__ = ["check_gpu", "mx"]
 
 CUDA_WHEEL = "mxnet-cu112"
 CUDA_DRIVER = "libcuda.so.1"
@@ -104,17 +104,6 @@ def check_capability(index: int, capability: tuple[int, int]) -> None:
             f"gpu {index} has compute capability {capability[0]}.{capability[1]}, and MXNet's published wheels hold "
             "code for 5.0 to 8.9 only (Maxwell to Ada): use another GPU, or --devices cpu"
         )
-
-
-def require_devices(devices: Sequence[tuple[str, int]]) -> list[Any]:
-    """MXNet contexts for devices like ``("cpu", 0)`` or ``("gpu", 1)``.
-
-    :raises UserError: for a GPU that is not there or that the installed MXNet cannot use, before anything runs on it.
-    """
-    for kind, index in devices:
-        if kind == "gpu":
-            check_gpu(index)
-    return [mx.Context(kind, index) for kind, index in devices]
 
 
 def check_gpu(index: int) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,3 +29,19 @@ def horovod() -> None:
         if os.environ.get("REQUIRE_HOROVOD") or os.environ.get("CI"):
             pytest.fail("Horovod is not installed, and this run must not go without it")
         pytest.skip("Horovod is not installed: `make test` builds it")
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """``with full_disk(n)``: no file can grow beyond n bytes, an OSError as from a disk without space."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

@@ -130,6 +130,8 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     keys, offsets = _index(folder / "train.idx", reader, by_offset=shuffled)
     images = slice(0, None) if shuffled else _images(reader, keys, offsets)
     form = "shuffled" if shuffled else "identities" if images.start else "sequential"
+    if form != "identities":  # those have a header that says how many there are
+        _check_last(folder / "train.idx", reader, offsets)
     dataset = FaceDataset(folder, form, prop, reader, keys[images], offsets[images])
     if images_filter > 1:
         dataset = dataset.without_small_identities(images_filter)
@@ -168,6 +170,14 @@ def _index(path: Path, reader: RecordReader, by_offset: bool) -> tuple[np.ndarra
                         f"{reader.size} bytes")
     order = np.argsort(offsets if by_offset else keys, kind="stable")
     return keys[order], offsets[order]
+
+
+def _check_last(path: Path, reader: RecordReader, offsets: np.ndarray) -> None:
+    """Raise a UserError for an index that stops before its record file does."""
+    end = reader.end(int(offsets.max())) if len(offsets) else 0
+    if end != reader.size:
+        raise UserError(f"{path}: its last record ends at byte {end}, but {reader.path} has {reader.size}, expected an "
+                        "index of all records; without an index the records are found by a scan")
 
 
 def _images(reader: RecordReader, keys: np.ndarray, offsets: np.ndarray) -> slice:

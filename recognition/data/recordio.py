@@ -116,6 +116,12 @@ class RecordReader:
                 offset = _after(payload_offset, length)
         return np.frombuffer(found, np.int64)
 
+    def end(self, offset: int) -> int:
+        """The offset after the record at ``offset``: that of the next record, or the file's size."""
+        for payload_offset, length in self._parts(offset, b"", offset):
+            pass
+        return _after(payload_offset, length)
+
     def close(self) -> None:
         self._file.close()
 

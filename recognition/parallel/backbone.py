@@ -158,6 +158,18 @@ class ReplicatedBackbone:
         return BackboneState(_to_host(self.replicas[0].arguments, self.names), _to_host(self._momentum), auxiliary,
                              self._loss_scale.state() if self._loss_scale else None)
 
+    def difference(self, state: BackboneState) -> str:
+        """Why a state is not of this network: the first name or shape that differs; '' if none does."""
+        lead = self.replicas[0]
+        for have, wanted in ((state.parameters, {name: lead.arguments[name] for name in self.names}),
+                             (state.momentum, self._momentum), (state.auxiliary[0], lead.auxiliary)):
+            if odd := sorted(have.keys() ^ wanted.keys()):
+                return f"{odd[0]} is in one of them alone"
+            for name, array in wanted.items():
+                if have[name].shape != array.shape:
+                    return f"{name} has the shape {have[name].shape} there and {array.shape} here"
+        return ""
+
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
         _fill(self._momentum, state.momentum)

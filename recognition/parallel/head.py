@@ -58,6 +58,7 @@ class ShardedHead:
     steps: int = 0  # updates done; the sampler draws by it
     replicas: Communicator = field(default_factory=SingleProcess)
 
+    @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
         labels = self.communicator.all_gather(np.asarray(labels, np.int64))
@@ -97,7 +98,8 @@ class ShardedHead:
     def _summary(parts: np.ndarray) -> np.ndarray:
         """Merge (B, parts, 3) rows of maximum, sum of exp(z - maximum) and target's logit to (B, 3)."""
         highest = parts[:, :, 0].max(axis=1)
-        total = (parts[:, :, 1] * np.exp(parts[:, :, 0] - highest[:, None])).sum(axis=1)
+        against = np.where(highest == -np.inf, 0, highest)  # shards without a class have no maximum
+        total = (parts[:, :, 1] * np.exp(parts[:, :, 0] - against[:, None])).sum(axis=1)
         return np.stack([highest, total, parts[:, :, 2].max(axis=1)], axis=1)
 
     def _through_norm(self, d_unit: np.ndarray, unit: np.ndarray, norms: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 """Numba loops over a shard of class centres: each is one pass over memory where NumPy would need several."""
 from __future__ import annotations
 
+from typing import Any, Callable
+
 import numba
 import numpy as np
 
@@ -10,7 +12,19 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the legacy L2Normalization
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True)
+def _compiled(**options: Any) -> Callable[[Any], Any]:
+    """``numba.njit`` that keeps what it compiles on disk, if Numba finds a folder that it may write to."""
+
+    def compile_function(function: Any) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither __pycache__ nor the user's cache: compiled anew in every run
+            return numba.njit(**options)(function)
+
+    return compile_function
+
+
+@_compiled(parallel=True, fastmath=FAST)
 def inverse_norms(centres, rows, inverse):  # type: ignore[no-untyped-def]
     """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)`` for r in ``rows``; centres (R, D), inverse (R,), float32."""
     for i in numba.prange(rows.shape[0]):
@@ -21,14 +35,14 @@ def inverse_norms(centres, rows, inverse):  # type: ignore[no-untyped-def]
         inverse[r] = np.float32(1) / np.sqrt(total + EPSILON)
 
 
-@numba.njit(parallel=True, cache=True)
+@_compiled(parallel=True)
 def gather_rows(centres, rows, gathered):  # type: ignore[no-untyped-def]
     """``gathered[i] = centres[rows[i]]``."""
     for i in numba.prange(rows.shape[0]):
         gathered[i] = centres[rows[i]]
 
 
-@numba.njit(fastmath=FAST, cache=True)
+@_compiled(fastmath=FAST)
 def _scale_row(row, inverse, bias, scale):  # type: ignore[no-untyped-def]
     """``row = scale * row * inverse + bias`` in place, and its maximum."""
     highest = np.float32(-np.inf)
@@ -39,7 +53,7 @@ def _scale_row(row, inverse, bias, scale):  # type: ignore[no-untyped-def]
     return highest
 
 
-@numba.njit(cache=True)
+@_compiled()
 def _keep_nearest(row, sub_centres):  # type: ignore[no-untyped-def]
     """Leave the largest of each class's sub-centres, -inf at the others: their probability and gradient are 0."""
     for first in range(0, row.shape[0], sub_centres):
@@ -52,7 +66,7 @@ def _keep_nearest(row, sub_centres):  # type: ignore[no-untyped-def]
                 row[c] = -np.inf
 
 
-@numba.njit(fastmath=FAST, cache=True)
+@_compiled(fastmath=FAST)
 def _exponentials(row, highest):  # type: ignore[no-untyped-def]
     """``row = exp(row - highest)`` in place, and its sum (blocks in float32, their total in float64)."""
     total = np.float64(0)
@@ -66,7 +80,7 @@ def _exponentials(row, highest):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(parallel=True, cache=True)
+@_compiled(parallel=True)
 def row_statistics(logits, inverse, bias, scale, sub_centres, columns, target_logits, statistics):  # type: ignore[no-untyped-def]
     """From similarities to exponentials in place, with the two numbers a row that the other shards need.
 
@@ -91,7 +105,7 @@ def row_statistics(logits, inverse, bias, scale, sub_centres, columns, target_lo
         statistics[b, 1] = _exponentials(row, highest)
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True)
+@_compiled(parallel=True, fastmath=FAST)
 def similarity_gradient(exponentials, inverse, scale, row_factors, columns, target_gradients):  # type: ignore[no-untyped-def]
     """From exponentials to the gradient of the mean loss by the inner products, in place.
 
@@ -108,7 +122,7 @@ def similarity_gradient(exponentials, inverse, scale, row_factors, columns, targ
             row[columns[b]] = target_gradients[b] * inverse[columns[b]]
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True)
+@_compiled(parallel=True, fastmath=FAST)
 def update_centres(centres, momentum, rows, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
     """Gradient through the norm and SGD with momentum in one pass over a chunk of the centres, those of ``rows`` (n,).
 

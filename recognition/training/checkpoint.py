@@ -9,23 +9,25 @@ import numpy as np
 
 from recognition.files import replacing
 from recognition.mxnet_compat import mx
+from recognition.params_file import write_arrays
 
 
 def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters: Mapping[str, np.ndarray],
                     auxiliary: Mapping[str, np.ndarray]) -> Path:
-    """Write a symbol and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays."""
-    arrays: dict[str, mx.nd.NDArray] = {f"arg:{name}": mx.nd.array(value) for name, value in parameters.items()}
-    arrays.update({f"aux:{name}": mx.nd.array(value) for name, value in auxiliary.items()})
+    """Write a symbol and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays.
+
+    Not with MXNet's own ``save``, which does not say so when the end of a file no longer fits on the disk.
+    """
+    arrays = {f"arg:{name}": [value] for name, value in parameters.items()}
+    arrays.update({f"aux:{name}": [value] for name, value in auxiliary.items()})
     with replacing(prefix.with_name(f"{prefix.name}-symbol.json")) as path:
-        symbol.save(str(path))
+        path.write_text(symbol.tojson())
     target = prefix.with_name(f"{prefix.name}-{number:04d}.params")
-    with replacing(target) as path:
-        mx.nd.save(str(path), arrays)
+    write_arrays(target, arrays)
     return target
 
 
 def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray) -> None:
     """Write a process's rows of W and its momentum as Partial FC does: ``<rank>_centers.param``, ``_centers_mom``."""
     for name, array in (("centers", centres), ("centers_mom", momentum)):
-        with replacing(folder / f"{rank}_{name}.param") as path:
-            mx.nd.save(str(path), mx.nd.array(array))
+        write_arrays(folder / f"{rank}_{name}.param", [[array]])

@@ -6,34 +6,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recognition.files import replacing
+from recognition.files import replacing, writing
 
 
 class History:
     """Appends records to a file. A run that goes on from step n drops what was written after n first."""
 
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step] if step else []
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
-        self._file = open(path, "a")  # noqa: SIM115 (closed by close)
+        self._path = path
+        with writing(path):
+            kept = _lines_up_to(path, step) if step and path.exists() else []
+            with replacing(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """Lines up to the first that a kill cut short."""
-    lines = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The lines of steps up to ``step``, before the first that a kill cut short or that is no record."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            json.loads(line)
-        except ValueError:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):
             break
-        lines.append(line)
-    return lines
+    return kept

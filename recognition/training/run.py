@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,6 +69,8 @@ def train(config: Config) -> int:
 def train_together(config: Config, communicator: Communicator) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
+    if first:
+        require_writable(folder)
     saved = find_state(folder / "state", config.resume)
     require_same_state(saved, communicator)
     contexts = make_contexts(config)
@@ -83,9 +87,7 @@ def train_together(config: Config, communicator: Communicator) -> int:
     head = make_head(config, dataset.num_classes, contexts, communicator)
     progress = Progress(identity=identity_of(config, dataset))
     if saved:
-        progress = go_on(saved, progress.identity, backbone, head)
-    elif first and (kept := set_aside(folder / "state")):
-        print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
+        progress = go_on(saved, progress.identity, config, backbone, head)
     if line := "" if saved else start_centres(config, checkpoint, dataset, head.shards, backbone.embed, communicator):
         print(line, flush=True)
     progress.config = dataclasses.asdict(config)
@@ -93,6 +95,9 @@ def train_together(config: Config, communicator: Communicator) -> int:
     global_batch = config.per_batch_size * len(contexts) * communicator.size
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
+        verifier = make_verifier(config, backbone, dataset, communicator)
+        if first and not saved and config.state_every and (kept := set_aside(folder / "state")):
+            print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
         log = SilentLog() if not first else TrainingLog(
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
             total_steps(config, math.inf if config.triplets else len(dataset) // global_batch), progress.step,
@@ -100,7 +105,7 @@ def train_together(config: Config, communicator: Communicator) -> int:
         try:
             return Trainer(
                 backbone, head, batches, StepSchedule(config.lr, config.lr_steps),
-                make_verifier(config, backbone, dataset, communicator),
+                verifier,
                 lambda number: save_together(config, number, symbol, backbone, head, communicator),
                 lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
                                        batches.state(), communicator),
@@ -109,6 +114,16 @@ def train_together(config: Config, communicator: Communicator) -> int:
             ).run()
         finally:
             log.close()
+
+
+def require_writable(folder: Path) -> None:
+    """:raises UserError: if no file can be written in the folder of the run, before hours are spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--models-root: {folder} cannot be written to: {error.strerror}") from None
 
 
 def require_same_size(config: Config, dataset: FaceDataset) -> None:
@@ -156,7 +171,7 @@ def make_head(config: Config, num_classes: int, contexts: list[Any],
     ranges = split_classes(num_classes, len(contexts) * across.size)[across.rank * len(contexts):]
     options: dict[str, Any] = {
         "normalised": margin.normalised, "scale": margin.scale, "sub_centres": config.loss_K, "seed": config.seed,
-        "with_bias": whole and config.loss_name == "softmax" and not config.fc7_no_bias}
+        "with_bias": has_bias(config)}
     shards: list[Shard] = [
         CpuShard(start, stop, config.emb_size, **options) if place.device_type == "cpu" else
         MxnetShard(place, start, stop, config.emb_size, **options) for place, (start, stop) in zip(contexts, ranges)]
@@ -201,7 +216,7 @@ def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: 
         states = [shard.state() for shard in head.shards]
         if config.entry == "train":
             parameters["fc7_weight"] = np.concatenate([state.centres for state in states])
-            if config.loss_name == "softmax" and not config.fc7_no_bias:
+            if has_bias(config):
                 parameters["fc7_bias"] = np.concatenate([state.bias for state in states])
         elif communicator.size == 1:
             parameters.update({f"fc7_{i}_weight": state.centres for i, state in enumerate(states)})
@@ -230,21 +245,39 @@ def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the shapes of its arrays and the order of its data."""
     return {"num_classes": dataset.num_classes, "images": len(dataset), "network": config.network,
             "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
-            "loss_name": config.loss_name}
+            "loss_name": config.loss_name, "bias": has_bias(config)}
 
 
-def go_on(saved: SavedState, identity: dict[str, Any], backbone: ReplicatedBackbone,
+def has_bias(config: Config) -> bool:
+    """Whether the class centres have a bias: softmax in ``train.py`` alone, as ever."""
+    return config.entry == "train" and config.loss_name == "softmax" and not config.fc7_no_bias
+
+
+def go_on(saved: SavedState, identity: dict[str, Any], config: Config, backbone: ReplicatedBackbone,
           head: ShardedHead | TripletHead) -> Progress:
     """Fill backbone and head from a saved state, whatever number of shards wrote it; returns where it stood."""
     progress = saved.progress
     saved.require_identity(identity)
-    backbone.load(saved.backbone(), progress.step)
+    state = saved.backbone()
+    if difference := backbone.difference(state):
+        raise UserError(f"--resume: {saved.path} is of a network of other options than this run's: {difference}")
+    backbone.load(state, progress.step)
     if isinstance(head, ShardedHead):
         head.steps = progress.step
     for shard in head.shards:
         shard.load(saved.rows(shard.start, shard.stop, identity["loss_K"]))
     print(f"going on after step {progress.step} from {saved.path}", flush=True)
+    if changed := changes(progress.config, config):
+        print(f"changed since then: {', '.join(changed)}", flush=True)
     return progress
+
+
+def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+    """``key old -> new`` for the options that differ from those that a state was saved with."""
+    now = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as a manifest holds them
+    passing = {"resume", "config_file", "pretrained", "pretrained_epoch", "decode_threads"}
+    return [f"{key} {before[key]} -> {value}" for key, value in now.items()
+            if key not in passing and key in before and before[key] != value]
 
 
 def total_steps(config: Config, batches_an_epoch: float) -> int | None:

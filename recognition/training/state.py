@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,6 +55,11 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     :param data: the loader's ``state()``.
     """
     target = folder / f"step-{progress.step:09d}"
+    states = [shard.state() for shard in shards]
+    if largest(communicator, not all(_finite(array) for state in states for array in state)
+               or not all(map(_finite, backbone.parameters.values()))):
+        raise UserError(f"step {progress.step}: parameters or class centres are no longer finite, and are not saved; "
+                        f"{_last_good(folder)}. Try a lower --lr")
     if largest(communicator, target.exists()):  # a run that went on from it and was stopped before its first step
         return target
     temporary, first = folder / f"{target.name}{_WRITING}", communicator.rank == 0
@@ -63,8 +70,8 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     if not temporary.is_dir():
         raise UserError(f"{temporary}: process {communicator.rank} does not see the folder that process 0 made; all "
                         "need --models-root on a file system that they share")
-    for number, shard in zip(numbers, shards):
-        for name, array in shard.state()._asdict().items():
+    for number, state in zip(numbers, states):
+        for name, array in state._asdict().items():
             with open(temporary / f"{name}-{number}.npy", "wb") as file:
                 np.save(file, array)
                 os.fsync(file.fileno())
@@ -75,6 +82,16 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
         _commit(temporary, target)
     largest(communicator, 0)  # nobody ends, and takes the others down, before the state has its name
     return target
+
+
+def _finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array.sum(dtype=np.float64)))
+
+
+def _last_good(folder: Path, but: Path | None = None) -> str:
+    """Where one could go on from instead, for the end of an error."""
+    others = [path for path in saved_states(folder) if path != but]
+    return f"the last good state is {others[-1]}" if others else "there is no other state"
 
 
 def _number_shards(shards: Sequence[Shard], communicator: Communicator) -> tuple[range, list[list[int]]]:
@@ -117,12 +134,15 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Before a run from nothing: move the states of an earlier run to ``state.1``, ``state.2``, ...; None if none."""
+    """Move the states of an earlier run to ``state.1``, ``state.2``, ..., its history with them; None if none."""
     if not saved_states(folder):
         return None
     number = 1
     while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
+    history = folder.with_name("history.jsonl")
+    if history.exists():
+        os.replace(history, folder / history.name)
     return folder.rename(kept)
 
 
@@ -167,37 +187,38 @@ class SavedState:
 
     def backbone(self) -> BackboneState:
         """The backbone's arrays."""
-        with self._opening("backbone.npz") as arrays:
-            groups: dict[str, dict[str, np.ndarray]] = {}
-            for key in arrays.files:
-                group, name = key.split(":", 1)
-                groups.setdefault(group, {})[name] = arrays[key]
+        groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
+        for key, array in self._read("backbone.npz").items():
+            group, _, name = key.partition(":")
+            groups.setdefault(group, {})[name] = array
         replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
-        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas],
+        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas] or [{}],
                              groups.get("loss_scale", {}).get(""))
 
     def data(self) -> dict[str, np.ndarray]:
         """The loader's arrays, if it had any."""
-        if not (self.path / "data.npz").exists():
-            return {}
-        with self._opening("data.npz") as arrays:
-            return dict(arrays)
+        return self._read("data.npz") if (self.path / "data.npz").exists() else {}
 
     def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
         """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""
         parts = []
         for name in ShardState._fields:
-            pieces = [self._opening(f"{name}-{i}.npy")[(max(start, low) - low) * sub_centres :
-                                                      (min(stop, high) - low) * sub_centres]
+            pieces = [self._read(f"{name}-{i}.npy")[(max(start, low) - low) * sub_centres :
+                                                   (min(stop, high) - low) * sub_centres]
                       for i, (low, high) in enumerate(self._ranges) if low < stop and start < high]
             parts.append(np.concatenate(pieces))
         return ShardState(*parts)
 
-    def _opening(self, name: str) -> Any:
+    def _read(self, name: str) -> Any:
+        """The arrays of an .npz by name, or the one of an .npy, mapped."""
         try:
-            return np.load(self.path / name, mmap_mode="r" if name.endswith(".npy") else None, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / name}: cannot be read: {error}") from None
+            if name.endswith(".npy"):
+                return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+            with np.load(self.path / name, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            raise UserError(f"{self.path / name}: cannot be read ({error}); "
+                            f"{_last_good(self.path.parent, self.path)}") from None
 
 
 def find_state(folder: Path, resume: str) -> SavedState | None:
@@ -209,4 +230,6 @@ def find_state(folder: Path, resume: str) -> SavedState | None:
         return SavedState(found[-1])
     if resume == "auto":
         return None
-    raise UserError(f"--resume: no training state below {folder}; --resume auto starts anew where there is none")
+    kept = sorted(path.name for path in folder.parent.glob(f"{folder.name}.*") if path.is_dir())
+    aside = f", but {', '.join(kept)} beside it, of earlier runs: rename one to {folder.name}" if kept else ""
+    raise UserError(f"--resume: no training state below {folder}{aside}; --resume auto starts anew where there is none")

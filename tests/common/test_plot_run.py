@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from common.plot_run import main
+from matplotlib.figure import Figure
+
+from common.plot_run import draw_loss, main
 
 
 @pytest.fixture
@@ -83,3 +85,24 @@ def test_what_cannot_be_drawn(run, capsys):
 def test_pickled_arrays_are_refused(run, capsys):
     np.savez(run / "roc-demo.npz", fpr=np.array([{}], object), tpr=np.zeros(1))
     assert "roc-demo.npz" in fails(capsys, run)
+
+
+@pytest.mark.parametrize("count", [20, 40, 60, 999, 2000])
+def test_the_running_mean_of_a_line_lies_on_it(count):
+    axes = Figure().subplots()
+    draw_loss(axes, [{"step": 20 * i, "loss": 3.0 * i, "lr": 0.1} for i in range(1, count)] +
+              [{"step": 20 * count, "loss": 3.0 * count, "lr": 0.1}])
+    steps, mean = axes.lines[1].get_data()
+    np.testing.assert_allclose(mean, steps * 3 / 20, rtol=1e-12)  # sums of up to 51 numbers in another order
+    assert steps[0] - 20 == 20 * count - steps[-1]  # as many points on both sides
+
+
+def test_the_learning_rate_is_marked_at_the_last_step_before_its_change():
+    axes = Figure().subplots()
+    draw_loss(axes, [{"step": step, "loss": 1.0, "lr": 0.1 if step < 60 else 0.01} for step in (20, 40, 60, 80)])
+    assert list(axes.lines[-1].get_xdata()) == [40, 40]
+    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("lr 0.01", 40)]
+
+
+def test_bad_flags_are_one_line(run, capsys):
+    assert "unrecognized arguments: --outptu" in fails(capsys, run, "--outptu", "x.png")

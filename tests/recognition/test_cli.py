@@ -104,7 +104,7 @@ def test_abbreviated_flags_work_as_they_did(parse):
 
 @pytest.mark.parametrize("argv, message", [
     (["--netwrk", "y1"], "--netwrk: unknown flag; the nearest is '--network'; train_parall.py --help lists them"),
-    (["--lr"], "argument --lr: expected one argument"),
+    (["--lr"], "argument --lr: expected one argument; train_parall.py --help lists the flags"),
     (["--lr", "-1"], "--lr: found '-1', expected a number above 0"),
     (["--lr=fast"], "--lr: found 'fast', expected a number above 0"),
     (["--lr-steps", "3,2"], "--lr-steps: found '3,2', expected whole numbers above 0 in ascending order, "

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from recognition.files import replacing
+from recognition.errors import UserError
+from recognition.files import replacing, sync_file, sync_folder
 
 
 def test_a_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -23,5 +25,29 @@ def test_an_error_leaves_the_file_before_and_nothing_else(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError), replacing(target) as path:
         path.write_text("half")
         raise RuntimeError
+    assert target.read_text() == "good"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """A file where a folder should be, for nothing else keeps root from writing."""
+    blocked = tmp_path / "file"
+    blocked.write_text("good")
+    with pytest.raises(UserError, match=r"file/new: cannot be written: ") as error, replacing(blocked / "new"):
+        pass
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"absent: cannot be written: No such file"):
+        sync_file(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"absent: cannot be written: No such file"):
+        sync_folder(tmp_path / "absent")
+    assert list(tmp_path.iterdir()) == [blocked] and blocked.read_text() == "good"
+
+
+def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path: Path, full_disk: Callable) -> None:
+    target = tmp_path / "file"
+    target.write_text("good")
+    with pytest.raises(UserError, match=r"file: cannot be written: File too large"), full_disk(100), \
+            replacing(target) as path:
+        path.write_text("long" * 1000)
     assert target.read_text() == "good"
     assert list(tmp_path.iterdir()) == [target]

@@ -22,6 +22,8 @@ from recognition.errors import UserError
     (kinds.real(), "1e-3", 0.001),
     (kinds.real(), 3, 3.0),
     (kinds.real(), np.float64(0.5), 0.5),
+    (kinds.side, "40", 40),
+    (kinds.side, False, 0),
     (kinds.boolean, 0, False),
     (kinds.boolean, np.bool_(True), True),
     (kinds.choice(1, 2), 2.0, 2),
@@ -45,6 +47,7 @@ def test_valid(kind, value, read):
     (kinds.integer(), float("nan")), (kinds.integer(), b"3"), (kinds.integer(least=1), 0), (kinds.integer(most=3), "4"),
     (kinds.real(), "nan"), (kinds.real(), float("inf")), (kinds.real(), True), (kinds.real(), "fast"),
     (kinds.real(above=0), 0), (kinds.real(least=0, below=1), 1),
+    (kinds.side, True), (kinds.side, np.bool_(True)), (kinds.side, -1), (kinds.side, 1.5),
     (kinds.boolean, "yes"), (kinds.boolean, None), (kinds.boolean, 2),
     (kinds.choice("a", "b"), "c"), (kinds.choice("a"), ["a"]), (kinds.choice(1), np.arange(3)),
     (kinds.text, 3), (kinds.text, b"x"), (kinds.text, "a\0b"), (kinds.filled_text, " "),
@@ -72,7 +75,7 @@ def test_a_message_names_place_value_valid_ones_and_the_nearest():
 
 KINDS = [kinds.integer(least=0), kinds.real(above=0), kinds.boolean, kinds.choice("a", 1), kinds.text,
          kinds.filled_text, kinds.folder_part, kinds.names, kinds.ascending, kinds.four_counts,
-         kinds.square_rgb, kinds.devices]
+         kinds.square_rgb, kinds.devices, kinds.side]
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
                       lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner))
 
@@ -95,3 +98,10 @@ def test_factors_from_a_flag_a_config_and_a_saved_configuration() -> None:
     for value in ("stage1*", "stage1*=fast", "=1", "a=-1", "a=nan", 3, [1, 2]):
         with pytest.raises(UserError, match=r"x: found .* expected patterns of names with numbers"):
             kinds.factors.check(value, "x")
+
+
+def test_short_words_have_a_nearest_one_too() -> None:
+    names = ["r100", "r50", "d169", "y1", "y2", "m1", "mnas"]
+    assert kinds.nearest("y3", names) in ("; the nearest is 'y1'", "; the nearest is 'y2'")
+    assert kinds.nearest("r5", names) == "; the nearest is 'r50'"
+    assert [kinds.nearest(word, names) for word in ("zz", "q", "xyz", "nonsense")] == [""] * 4

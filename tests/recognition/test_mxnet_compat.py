@@ -17,11 +17,11 @@ import pytest
 from recognition.errors import UserError
 from recognition.mxnet_compat import (
     check_capability,
+    check_gpu,
     check_numpy,
     compute_capability,
     mx,
     preload_libraries,
-    require_devices,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,8 +157,4 @@ def test_capability_comes_from_the_driver(compile_library: Compile) -> None:
 @pytest.mark.skipif(mx.runtime.Features().is_enabled("CUDA"), reason="this MXNet is built for GPUs")
 def test_gpu_asked_of_an_mxnet_for_the_cpu() -> None:
     with pytest.raises(UserError, match=r"gpu 1: .* for the CPU only: pip install -e '\.\[cu112\]'"):
-        require_devices([("cpu", 0), ("gpu", 1)])
-
-
-def test_devices_of_the_cpu() -> None:
-    assert require_devices([("cpu", 0), ("cpu", 1)]) == [mx.cpu(0), mx.cpu(1)]
+        check_gpu(1)

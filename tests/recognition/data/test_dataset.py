@@ -133,6 +133,17 @@ def test_index_lacks_images(make_set: Callable[..., Path]) -> None:
         open_dataset(folder)
 
 
+@pytest.mark.parametrize("form", ["sequential", "shuffled"])
+def test_an_index_that_stops_before_the_records_do(make_set: Callable[..., Path], form: str) -> None:
+    folder = make_set("sequential")
+    index, size = folder / "train.idx", (folder / "train.rec").stat().st_size
+    lines = index.read_text().splitlines(keepends=True)
+    for kept in (lines[:5], []):
+        index.write_text("".join(kept))
+        with pytest.raises(UserError, match=rf"train\.idx: its last record ends at byte \d+, but .*train\.rec has {size}"):
+            open_dataset(folder, shuffled=form == "shuffled")
+
+
 @pytest.mark.parametrize("label", [(0, 5), (9, 5), (float("nan"), 9), (1e30, 2e30), (500, 600)])
 def test_bad_header(tmp_path: Path, label: tuple[float, float]) -> None:
     with RecordWriter(tmp_path / "train.rec", tmp_path / "train.idx") as writer:

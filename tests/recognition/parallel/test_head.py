@@ -195,3 +195,9 @@ def test_accuracy_counts_targets_that_win_in_spite_of_their_margin() -> None:
     result = make_head(on_cpu, w, ARCFACE).forward_backward(x, np.array([0, 0, 2]))
     assert result.accuracy == pytest.approx(1 / 3)  # the second is nearest to class 0, but not by the margin
     assert make_head(on_cpu, w, NSOFTMAX).forward_backward(x, np.array([0, 0, 2])).accuracy == pytest.approx(2 / 3)
+
+
+def test_shards_without_a_class_add_nothing() -> None:
+    empty, some = [-np.inf, 0.0, -np.inf], [2.0, 1.5, 1.0]
+    assert ShardedHead._summary(np.array([[empty, some]])).tolist() == [some]
+    assert ShardedHead._summary(np.array([[empty, empty]])).tolist() == [empty]

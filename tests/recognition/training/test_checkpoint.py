@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
-from recognition.training.checkpoint import save_checkpoint
+from recognition.training.checkpoint import save_centres, save_checkpoint
 from recognition.training.pretrained import read_params, take_over
 
 
@@ -32,6 +33,34 @@ def test_plain_mxnet_reads_it(tmp_path: Path) -> None:
     assert all(np.array_equal(args[name].asnumpy(), parameters[name]) for name in parameters)
     assert all(np.array_equal(aux[name].asnumpy(), auxiliary[name]) for name in auxiliary)
     assert sorted(p.name for p in path.parent.iterdir()) == ["model-0001.params", "model-symbol.json"]
+
+
+def test_the_files_are_those_that_mxnet_writes(tmp_path: Path) -> None:
+    parameters, auxiliary = arrays()
+    path = save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary)
+    mx.nd.save(str(tmp_path / "theirs"), {**{f"arg:{name}": mx.nd.array(value) for name, value in parameters.items()},
+                                          **{f"aux:{name}": mx.nd.array(value) for name, value in auxiliary.items()}})
+    assert path.read_bytes() == (tmp_path / "theirs").read_bytes()
+    small_network().save(str(tmp_path / "theirs"))
+    assert (tmp_path / "model-symbol.json").read_bytes() == (tmp_path / "theirs").read_bytes()
+    save_centres(tmp_path, 3, np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32))
+    mx.nd.save(str(tmp_path / "theirs"), mx.nd.ones((4, 2)))
+    assert (tmp_path / "3_centers.param").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, full_disk: Callable) -> None:
+    parameters, auxiliary = arrays()
+    path = save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary)
+    before = path.read_bytes()
+    parameters["pre_fc1_weight"] = np.ones((100, 100), np.float32)
+    with full_disk(20000), pytest.raises(UserError, match=r"model-0001\.params: cannot be written: File too large"):
+        save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary)
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model-0001.params", "model-symbol.json"]
+    with pytest.raises(UserError, match=r"model-symbol\.json: cannot be written: "):
+        save_checkpoint(path / "model", 1, small_network(), parameters, auxiliary)
+    with pytest.raises(UserError, match=r"0_centers\.param: cannot be written: "):
+        save_centres(path, 0, np.ones((4, 2)), np.ones((4, 2)))
 
 
 def no_advice(shapes: dict[str, tuple[int, ...]]) -> str:

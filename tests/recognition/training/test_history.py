@@ -2,8 +2,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from recognition.errors import UserError
 from recognition.training.history import History
 
 
@@ -29,3 +33,39 @@ def test_a_run_from_nothing_starts_a_new_history(tmp_path: Path) -> None:
     path.write_text('{"kind": "train", "step": 20}\n')
     History(path, 0).close()
     assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "7", "null", '"step"', '{"step": "20"}', '{"step": null}', "\0\0\0"])
+def test_a_line_that_is_no_record_ends_what_is_kept(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"kind": "train", "step": 20}\n' + line + '\n{"kind": "train", "step": 30}\n')
+    History(path, 40).close()
+    assert steps(path) == [20]
+
+
+def test_a_last_line_without_its_end_is_not_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"kind": "train", "step": 20}\n{"kind": "train", "step": 30}')
+    history = History(path, 40)
+    history.write("train", 50)
+    history.close()
+    assert steps(path) == [20, 50]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, full_disk: Callable) -> None:
+    path = tmp_path / "history.jsonl"
+    history = History(path, 0)
+    history.write("train", 20)
+    with full_disk(100):
+        with pytest.raises(UserError, match=r"history\.jsonl: cannot be written: File too large"):
+            history.write("train", 40, text="x" * 200)
+        with pytest.raises(UserError, match=r"history\.jsonl: cannot be written: File too large"):
+            history.close()
+    History(path, 40).close()
+    assert steps(path) == [20]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"history\.jsonl: cannot be written: "):
+        History(tmp_path / "file" / "history.jsonl", 40)

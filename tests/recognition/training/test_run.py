@@ -158,4 +158,35 @@ def test_a_loss_that_is_not_finite_stops_the_run(train: Train) -> None:
     status, _, err = train("nan", "--max-steps", "40", "--verbose", "100", "--per-batch-size", "8", "--lr", "1e30",
                            loss="softmax")
     assert status == 2
-    assert re.search(r"^error: step \d+: the loss is (nan|inf) at learning rate 1e\+30", err, re.M)
+    assert re.match(r"error: step \d+: the loss is (nan|inf) at learning rate 1e\+30.*\n$", err), err
+
+
+def test_resume_refuses_another_network_or_head_and_says_what_else_changed(train: Train, tmp_path: Path) -> None:
+    flags = ["--max-steps", "2", "--verbose", "100", "--per-batch-size", "8"]
+    assert train("x", *flags, entry="train", loss="softmax")[0] == 0
+    status, _, err = train("x", *flags, "--resume", loss="softmax")
+    assert status == 2 and "was saved with bias True, this run has False" in err
+    status, out, err = train("x", "--max-steps", "3", *flags[2:], "--lr-steps", "2", "--resume", entry="train",
+                             loss="softmax")
+    assert status == 0 and "changed since then: " in out and "max_steps 2 -> 3" in out, err
+    config = tmp_path / "config.py"
+    config.write_text(config.read_text() + "network.tiny.net_blocks = [1, 2, 1, 1]\n")
+    status, _, err = train("x", *flags, "--resume", entry="train", loss="softmax")
+    assert status == 2 and "is of a network of other options than this run's: " in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_start_that_fails_leaves_the_state_where_it_is(train: Train, tmp_path: Path) -> None:
+    flags = ["--max-steps", "2", "--verbose", "100"]
+    assert train("x", *flags, "--per-batch-size", "8")[0] == 0
+    assert train("x", *flags, "--per-batch-size", "1000")[0] == 2
+    assert train("x", *flags, "--per-batch-size", "8", "--ckpt", "0")[0] == 0
+    folder = tmp_path / "x" / "tiny-arcface-tiny"
+    assert saved_states(folder / "state") and not (folder / "state.1").exists()
+
+
+def test_a_models_folder_that_cannot_be_written_to(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", Path("/proc/x")):
+        status, _, err = train("x", "--models-root", str(root))
+        assert status == 2 and re.match(rf"error: --models-root: {root}\S* cannot be written to: .+\n$", err), err

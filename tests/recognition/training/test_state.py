@@ -97,3 +97,30 @@ def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     (path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="not a training state"):
         SavedState(path)
+
+
+def test_what_is_not_finite_is_not_saved_and_the_state_before_stays(tmp_path: Path) -> None:
+    good = save_state(tmp_path, Progress(step=2), backbone(), shards(2))
+    broken = shards(2)
+    broken[1].centres[3, 1] = np.nan
+    with pytest.raises(UserError, match=f"step 4: .* no longer finite, .* last good state is {good}"):
+        save_state(tmp_path, Progress(step=4), backbone(), broken)
+    infinite = backbone()._replace(parameters={"w": np.array([1, np.inf], np.float32)})
+    with pytest.raises(UserError, match="no longer finite"):
+        save_state(tmp_path, Progress(step=4), infinite, shards(2))
+    assert saved_states(tmp_path) == [good] and sorted(tmp_path.iterdir()) == [good]
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_file_is_named_with_the_state_before(tmp_path: Path, size: int) -> None:
+    good, last = (save_state(tmp_path, Progress(step=step), backbone(), shards(1)) for step in (2, 4))
+    for name, read in (("backbone.npz", SavedState.backbone), ("centres-0.npy", lambda s: s.rows(0, CLASSES, K))):
+        with open(last / name, "r+b") as file:
+            file.truncate(size)
+        with pytest.raises(UserError, match=f"{name}: cannot be read .* the last good state is {good}"):
+            read(SavedState(last))
+
+
+def test_a_network_without_statistics_loads(tmp_path: Path) -> None:
+    saved = save_state(tmp_path, Progress(step=2), backbone()._replace(auxiliary=[{}]), shards(1))
+    assert SavedState(saved).backbone().auxiliary == [{}]

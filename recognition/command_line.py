@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser of every command's flags."""
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from recognition.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad flags as a :class:`UserError`, like any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recognition.parallel import kernels
+
+USE = ("import numpy as np, kernels\nout = np.zeros((1, 2), np.float32)\n"
+       "kernels.gather_rows(np.arange(6, dtype=np.float32).reshape(3, 2), np.array([2]), out)\nprint(out.tolist())")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_kernels_compile_where_no_cache_can_be_kept(tmp_path: Path, writable: bool) -> None:
+    """Files stand where Numba would make its folders, for nothing else keeps root from writing."""
+    shutil.copy(kernels.__file__, tmp_path / "kernels.py")
+    if not writable:
+        (tmp_path / "__pycache__").write_text("")
+        (tmp_path / "home").write_text("")
+    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env={**kept, "HOME": str(tmp_path / "home")})
+    assert (done.stdout.strip(), done.stderr) == ("[[4.0, 5.0]]", "")
+    assert any((tmp_path / "__pycache__").glob("kernels.gather_rows*.nbi")) == writable
