@@ -10,6 +10,7 @@ from recognition.config_file import open_config
 from recognition.errors import UserError
 from recognition.symbol import build_symbol
 from recognition.symbol.shapes import Shape, infer_shapes
+from recognition.training.pretrained import FITS
 
 # What a network preset says about the graph.
 _KEYS = [key for key in OPTIONS if key.startswith("net_")] + ["num_layers", "emb_size", "densenet_dropout"]
@@ -38,4 +39,4 @@ def advice(shapes: Mapping[str, Shape], config: Config) -> str:
         fits = fitting_networks(shapes, config)
     except UserError:
         fits = []
-    return f"it fits --network {' or '.join(fits)}" if fits else "it fits no network preset of the configuration"
+    return FITS + " or ".join(fits) if fits else "it fits no network preset of the configuration"

@@ -11,6 +11,7 @@ from recognition.errors import UserError
 from recognition.parallel.saved_centres import is_of_centres
 from recognition.params_file import read_arrays
 
+FITS = "it fits --network "  # how advice begins that knows the checkpoint's own network
 Arrays = dict[str, np.ndarray]
 
 
@@ -42,7 +43,8 @@ def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Ar
     """Copy what fits from ``found`` into ``wanted`` (both: parameters, auxiliary states); returns a line that sums up.
 
     :param advice: says which network has arrays of these shapes; asked if it is not just this one.
-    :raises UserError: if nothing fits or a shape differs: the network is another than the checkpoint's.
+    :raises UserError: if nothing fits, a shape differs, or arrays are missing and another network has just these: the
+        network is not the checkpoint's.
     """
     have = {name: value for group in found for name, value in group.items()}
     need = {name: value for group in wanted for name, value in group.items()}
@@ -59,11 +61,14 @@ def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Ar
     if not loaded:
         raise UserError(f"{path}: none of its {len(have)} arrays ({_few(list(have))}) is one of the network's "
                         f"({_few(list(need))}); {advice(shapes)}")
+    other = f"; {advice(shapes)}" if missing or left else ""
+    account = (f"{len(loaded)} arrays loaded, {len(missing)} missing{_listed(missing)}, "
+               f"{len(left)} left over{_listed(left)}{other}")
+    if missing and FITS in other:  # a deeper network of the same family agrees in all that the checkpoint has
+        raise UserError(f"{path}: the network is another, it would be {account}")
     for name in loaded:
         need[name][...] = have[name]
-    other = f"; {advice(shapes)}" if missing or left else ""
-    return (f"{path}: {len(loaded)} arrays loaded, {len(missing)} missing{_listed(missing)}, "
-            f"{len(left)} left over{_listed(left)}{other}")
+    return f"{path}: {account}"
 
 
 def _few(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 """The verification inside the training loop: every ``<target>.bin`` of the training set's folder that is there."""
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
@@ -58,6 +59,7 @@ class Verifier:
         return results
 
     def _write_curve(self, result: VerificationResult, folder: Path) -> None:
-        with replacing(folder / f"roc-{result.name}.npz") as path, open(path, "wb") as file:
-            pixels = self._pixels[result.name]
-            np.savez(file, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr)
+        pixels, content = self._pixels[result.name], io.BytesIO()  # a zip file cut by a full disk complains when freed
+        np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr)
+        with replacing(folder / f"roc-{result.name}.npz") as path:
+            path.write_bytes(content.getbuffer())

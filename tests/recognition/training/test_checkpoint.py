@@ -101,3 +101,14 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         mx.nd.save(str(tmp_path / "model.params"), saved)
         with pytest.raises(UserError, match=words):
             read_params(tmp_path / "model.params")
+
+
+def test_a_deeper_network_of_the_same_family_is_another(tmp_path: Path) -> None:
+    """All that the checkpoint has would fit, by name and shape, and the rest would stay at random values."""
+    parameters, auxiliary = arrays()
+    path = save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary)
+    zeros = tuple({name: np.zeros_like(a) for name, a in group.items()} for group in (parameters, auxiliary))
+    zeros[0]["stage5_weight"] = np.zeros(3, np.float32)
+    with pytest.raises(UserError, match=r"would be 6 arrays loaded, 1 missing \(stage5_weight\).*fits --network small"):
+        take_over(path, read_params(path), zeros, lambda shapes: "it fits --network small")
+    assert not zeros[0]["pre_fc1_weight"].any()
