@@ -118,8 +118,7 @@ class RecordReader:
 
     def end(self, offset: int) -> int:
         """The offset after the record at ``offset``: that of the next record, or the file's size."""
-        for payload_offset, length in self._parts(offset, b"", offset):
-            pass
+        *_, (payload_offset, length) = self._parts(offset, b"", offset)
         return _after(payload_offset, length)
 
     def close(self) -> None:

@@ -183,6 +183,7 @@ def test_any_shape_fits(shape, fit):
     (("--held-out", "absent.txt"), "absent.txt"),
     (("--held-out", "2", "--pairs-per-fold", "2"), "2 held-out identities make 12 pairs"),
     (("--held-out", "1"), "0 of different identities"), (("--quality", "0"), "--quality: found 0"),
+    (("--quality", "x"), "argument --quality: invalid int value: 'x'; python -m common.pack_folder --help"),
     (("--target", "a/b"), "--target")])
 def test_bad_options(photographs, tmp_path, capsys, options, what):
     assert what in fails(capsys, photographs, tmp_path / "set", *options)

@@ -73,6 +73,7 @@ def test_command(tmp_path, capsys):
 
 @pytest.mark.parametrize(("options", "what"), [
     (["--identities", "0"], "--identities: found 0"), (["--seed", "-1"], "--seed: found -1"),
+    (["--seed", "x"], "error: argument --seed: invalid int value: 'x'"),
     (["--held-out", "2", "--images", "3"], "6 pairs of the same")])
 def test_bad_options_leave_nothing(tmp_path, capsys, options, what):
     assert main(["--output", str(tmp_path / "demo"), *options]) == 2
