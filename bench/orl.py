@@ -22,7 +22,9 @@ from recognition.data.verification_set import load_bin
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = {"1": [f"s{i}" for i in range(26, 31)], "2": [f"s{i}" for i in range(1, 6)]}
 CONFIG = """
-exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
+import sys
+sys.path.insert(0, {root!r})
+from sample_config import *
 dataset.orl = edict(dataset_path={data!r}, num_classes=25, image_shape=(112, 112, 3), val_targets=["orl"])
 loss.arcface_small = edict(loss.arcface, loss_s=16.0, loss_m2=0.3)
 config.data_cutoff, config.data_color = 40, 1
@@ -65,7 +67,7 @@ def train(data: Path, stages: list[Stage], folder: Path) -> tuple[float, float, 
     """Accuracy and area under the ROC curve of the last verification, and the median images per second."""
     folder.mkdir()
     config = folder / "config.py"
-    config.write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(data)))
+    config.write_text(CONFIG.format(root=str(ROOT), data=str(data)))
     speeds: list[float] = []
     pretrained: list[str] = []
     for stage in stages:

@@ -7,8 +7,8 @@ from typing import Any, Callable
 import numba
 import numpy as np
 
-# Sums may be reordered so that loops vectorise; NaN and infinity keep their meaning, they are looked for later.
-FAST = {"reassoc", "contract", "arcp", "nsz"}
+# No fastmath: where sums may be reordered and products fused, Numba's code fresh from the compiler and that from its
+# cache gave different bits, and a run that goes on must get those of the run that stopped.
 EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the legacy L2Normalization
 
 
@@ -24,7 +24,7 @@ def _compiled(**options: Any) -> Callable[[Any], Any]:
     return compile_function
 
 
-@_compiled(parallel=True, fastmath=FAST)
+@_compiled(parallel=True)
 def inverse_norms(centres, rows, inverse):  # type: ignore[no-untyped-def]
     """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)`` for r in ``rows``; centres (R, D), inverse (R,), float32."""
     for i in numba.prange(rows.shape[0]):
@@ -42,7 +42,7 @@ def gather_rows(centres, rows, gathered):  # type: ignore[no-untyped-def]
         gathered[i] = centres[rows[i]]
 
 
-@_compiled(fastmath=FAST)
+@_compiled()
 def _scale_row(row, inverse, bias, scale):  # type: ignore[no-untyped-def]
     """``row = scale * row * inverse + bias`` in place, and its maximum."""
     highest = np.float32(-np.inf)
@@ -66,7 +66,7 @@ def _keep_nearest(row, sub_centres):  # type: ignore[no-untyped-def]
                 row[c] = -np.inf
 
 
-@_compiled(fastmath=FAST)
+@_compiled()
 def _exponentials(row, highest):  # type: ignore[no-untyped-def]
     """``row = exp(row - highest)`` in place, and its sum (blocks in float32, their total in float64)."""
     total = np.float64(0)
@@ -105,7 +105,7 @@ def row_statistics(logits, inverse, bias, scale, sub_centres, columns, target_lo
         statistics[b, 1] = _exponentials(row, highest)
 
 
-@_compiled(parallel=True, fastmath=FAST)
+@_compiled(parallel=True)
 def similarity_gradient(exponentials, inverse, scale, row_factors, columns, target_gradients):  # type: ignore[no-untyped-def]
     """From exponentials to the gradient of the mean loss by the inner products, in place.
 
@@ -122,7 +122,7 @@ def similarity_gradient(exponentials, inverse, scale, row_factors, columns, targ
             row[columns[b]] = target_gradients[b] * inverse[columns[b]]
 
 
-@_compiled(parallel=True, fastmath=FAST)
+@_compiled(parallel=True)
 def update_centres(centres, momentum, rows, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
     """Gradient through the norm and SGD with momentum in one pass over a chunk of the centres, those of ``rows`` (n,).
 
