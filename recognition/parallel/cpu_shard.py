@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shard in host memory: NumPy's BLAS for the three products, Numba loops for what lies between them."""
+"""A shard in host memory: the passes of :mod:`recognition.parallel.kernels` over W, its momentum and one buffer."""
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable
+
+import numba
 import numpy as np
 
 from recognition.parallel import kernels
 from recognition.parallel.communicator import Communicator
-from recognition.parallel.shard import SGD, ShardState, initial_centres, rows_of, target_columns
+from recognition.parallel.shard import SGD, ShardState, initial_centres, merged_statistics, rows_of, target_columns
 
-CHUNK = 4096  # rows whose gradient is held at once: 8 MB at D = 512, so that it stays near the processor
+PIECE = 384  # rows whose gradient a thread holds at once: 0.8 MB at D = 512, so that it stays near the processor
+PIECES = 16  # of a gradient that is summed over processes
 
 
 class CpuShard:
-    """Implements :class:`recognition.parallel.shard.Shard`; holds W, its momentum and one (B, rows) buffer.
+    """Implements :class:`recognition.parallel.shard.Shard`; holds W, its momentum and one (rows, B) buffer.
 
-    In a step on a sample of the classes their centres are gathered for the products; the update works in place.
+    Its rows are cut into groups (:func:`kernels.bounds_of`), which NUMBA_NUM_THREADS threads take one after the other.
+    In a step on a sample of the classes their centres are read and updated where they are.
     """
 
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
-                 with_bias: bool = False, seed: int = 0) -> None:
+                 with_bias: bool = False, seed: int = 0, ceiling: float = np.inf) -> None:
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, np.float32(scale), sub_centres
-        self.with_bias = with_bias
+        self.with_bias, self.ceiling = with_bias, np.float32(ceiling)
+        self._threads = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS)
         centres = initial_centres(seed, start, stop, sub_centres, dim)
         rows = len(centres)
         self.load(ShardState(centres, np.zeros_like(centres), np.zeros(rows, np.float32), np.zeros(rows, np.float32)))
-        self._buffer = self._gathered = np.empty((0, 0), np.float32)
+        self._logits = np.empty((0, 0), np.float32)
 
     def state(self) -> ShardState:
         return ShardState(self.centres, self.momentum, self.bias, self.bias_momentum)
@@ -35,60 +43,94 @@ class CpuShard:
         self.centres, self.momentum, self.bias, self.bias_momentum = arrays
         self._inverse = np.ones(len(self.centres), np.float32)
         self._all_rows = np.arange(len(self.centres))
-        self._renew_norms(self._all_rows)
         self.select(None)
-
-    def _renew_norms(self, rows: np.ndarray) -> None:
         if self.normalised:
-            kernels.inverse_norms(self.centres, rows, self._inverse)
+            self._each(lambda _, low, high: kernels.inverse_norms(self.centres[low:high], self._inverse[low:high]))
+
+    def _each(self, work: Callable[[int, int, int], Any]) -> None:
+        """``work(group, low, high)`` for every group of the selected rows, on several threads."""
+        groups = range(len(self._bounds) - 1)
+        run: Callable[..., Iterable[Any]] = map if len(groups) == 1 else self._threads.map
+        for _ in run(work, groups, self._bounds[:-1], self._bounds[1:]):
+            pass
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes = classes
-        if classes is None:
-            self._rows, self._w, self._scales, self._b = self._all_rows, self.centres, self._inverse, self.bias
-            return
-        self._rows = rows_of(classes, self.start, self.sub_centres)
-        if len(self._gathered) < len(self._rows):
-            self._gathered = np.empty((len(self._rows), self.centres.shape[1]), np.float32)
-        self._w = self._gathered[: len(self._rows)]
-        kernels.gather_rows(self.centres, self._rows, self._w)
-        self._scales, self._b = self._inverse[self._rows], self.bias[self._rows]
+        self._rows, self._scales, self._b = self._all_rows, self._inverse, self.bias
+        if classes is not None:
+            self._rows = rows_of(classes, self.start, self.sub_centres)
+            self._scales, self._b = self._inverse[self._rows], self.bias[self._rows]
+        self._bounds = kernels.bounds_of(len(self._rows), self.sub_centres)
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        if self._buffer.shape != (len(x), len(self._rows)):
-            self._buffer = np.empty((len(x), len(self._rows)), np.float32)
-        np.dot(x, self._w.T, out=self._buffer)
-        self._x = x
+        batch, dim = x.shape
+        self._x = np.zeros((kernels.padded(batch), dim), np.float32)
+        self._x[:batch] = x
+        self._identity = np.arange(max(*self._x.shape, PIECE))
         self._columns = target_columns(labels, self.start, self.stop, self.sub_centres, self._classes)
-        batch = np.flatnonzero(self._columns >= 0)
-        candidates = self._columns[batch, None] + np.arange(self.sub_centres)
-        values = self._buffer[batch[:, None], candidates] * self._scales[candidates] + self._b[candidates]
-        nearest, target = values.argmax(axis=1), np.zeros(len(x), np.float32)
-        self._columns[batch] += nearest
-        target[batch] = values[np.arange(len(batch)), nearest]
+        here = np.flatnonzero(self._columns >= 0)
+        candidates = self._columns[here, None] + np.arange(self.sub_centres)
+        values = np.empty(candidates.shape, np.float32)
+        kernels.similarities_at(self._x[here], self.centres, self._rows[candidates], values)
+        values = values * self._scales[candidates] + self._b[candidates]
+        nearest, target = values.argmax(axis=1), np.zeros(batch, np.float32)
+        self._columns[here] += nearest
+        target[here] = values[np.arange(len(here)), nearest]
         return target
 
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
-        statistics = np.empty((len(self._buffer), 2))
-        kernels.row_statistics(self._buffer, self._scales, self._b, self.scale, self.sub_centres, self._columns,
-                               target_logits.astype(np.float32), statistics)
-        return statistics
+        if self._logits.shape != (len(self._rows), len(self._x)):
+            self._logits = np.empty((len(self._rows), len(self._x)), np.float32)
+        blocks, targets = kernels.panels(self._x.T), target_logits.astype(np.float32)
+        groups = np.empty((len(self._bounds) - 1, 2, len(self._x)))
+        self._each(lambda group, low, high: kernels.logit_statistics(
+            self.centres, self._rows, blocks, self._scales, self._b, self.scale, self.sub_centres, self.ceiling,
+            self._columns, targets, low, high, self._identity, self._logits, groups[group]))
+        return merged_statistics(*groups[:, :, : len(targets)].transpose(1, 0, 2))
 
-    def gradient(self, row_factors: np.ndarray, target_gradients: np.ndarray) -> np.ndarray:
-        kernels.similarity_gradient(self._buffer, self._scales, self.scale, row_factors.astype(np.float32),
-                                    self._columns, target_gradients.astype(np.float32))
-        return np.dot(self._buffer, self._w)
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+        ends = np.full(len(self._x), np.inf, np.float32)
+        ends[: len(log_sums)] = log_sums
+        targets, factor = target_gradients.astype(np.float32), np.float32(self.scale / count)
+        parts = np.empty((len(self._bounds) - 1, *self._x.shape), np.float32)
+        self._each(lambda group, low, high: kernels.feature_gradient(
+            self.centres, self._rows, self._scales, factor, ends, self._columns, targets, low, high, self._identity,
+            self._logits, parts[group]))
+        return parts.sum(axis=0)[: len(log_sums)]
 
     def update(self, sgd: SGD, replicas: Communicator) -> None:
         lr, mu, wd = (np.float32(value) for value in sgd)
-        for low in range(0, len(self._rows), CHUNK):
-            part = slice(low, low + CHUNK)
-            gradient, rows = replicas.all_reduce(np.dot(self._buffer[:, part].T, self._x)), self._rows[part]
-            kernels.update_centres(self.centres, self.momentum, rows, gradient, self._inverse, self.normalised,
-                                   lr, mu, wd)
-            self._renew_norms(rows)
+        blocks = kernels.panels(self._x)
+
+        def gradient(low: int, high: int) -> np.ndarray:
+            part = np.empty((high - low, self._x.shape[1]), np.float32)
+            kernels.centre_gradients(self._logits[low:high], blocks, self._identity, part)
+            return part
+
+        def step(low: int, high: int, part: np.ndarray) -> None:
+            kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
+                                   self.normalised, lr, mu, wd)
+
+        def whole_group(_: int, low: int, high: int) -> None:
+            for first in range(low, high, PIECE):
+                last = min(first + PIECE, high)
+                step(first, last, gradient(first, last))
+
+        if replicas.size == 1:
+            self._each(whole_group)
+        else:
+            self._step_together(gradient, step, replicas)
         if self.with_bias:
-            gradient = replicas.all_reduce(self._buffer.sum(axis=0))
-            step = mu * self.bias_momentum[self._rows] - lr * (gradient + wd * self.bias[self._rows])
-            self.bias_momentum[self._rows] = step
-            self.bias[self._rows] += step
+            bias_gradient = replicas.all_reduce(self._logits.sum(axis=1))
+            move = mu * self.bias_momentum[self._rows] - lr * (bias_gradient + wd * self.bias[self._rows])
+            self.bias_momentum[self._rows] = move
+            self.bias[self._rows] += move
+
+    def _step_together(self, gradient: Callable[[int, int], np.ndarray],
+                       step: Callable[[int, int, np.ndarray], None], replicas: Communicator) -> None:
+        """``step`` on the sum of all replicas' gradients, so many rows at once that an exchange is worth its while."""
+        for first in range(0, len(self._rows), PIECE * PIECES):
+            lows = np.arange(first, min(first + PIECE * PIECES, len(self._rows)), PIECE)
+            highs = np.minimum(lows + PIECE, len(self._rows))
+            parts = replicas.all_reduce(np.concatenate(list(self._threads.map(gradient, lows, highs))))
+            list(self._threads.map(step, lows, highs, np.split(parts, lows[1:] - first)))

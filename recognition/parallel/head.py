@@ -18,7 +18,7 @@ from recognition.loss.margin import Margin
 from recognition.parallel.communicator import Communicator, SingleProcess
 from recognition.parallel.kernels import EPSILON
 from recognition.parallel.sampling import ClassSampler
-from recognition.parallel.shard import SGD, Shard
+from recognition.parallel.shard import SGD, Shard, merged_statistics
 
 
 class HeadResult(NamedTuple):
@@ -78,8 +78,8 @@ class ShardedHead:
 
         d_unit = np.zeros_like(x)
         d_target = np.expm1(target - log_sum) / count
-        for shard, (maximum, _), slope in zip(self.shards, (s.T for s in statistics), slopes):
-            d_unit += shard.gradient(np.exp(maximum - log_sum) / count, d_target * slope)
+        for shard, slope in zip(self.shards, slopes):
+            d_unit += shard.gradient(log_sum, count, d_target * slope)
         loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest)]))
         return HeadResult(float(loss / count), float(hits / count),
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
@@ -97,10 +97,8 @@ class ShardedHead:
     @staticmethod
     def _summary(parts: np.ndarray) -> np.ndarray:
         """Merge (B, parts, 3) rows of maximum, sum of exp(z - maximum) and target's logit to (B, 3)."""
-        highest = parts[:, :, 0].max(axis=1)
-        against = np.where(highest == -np.inf, 0, highest)  # shards without a class have no maximum
-        total = (parts[:, :, 1] * np.exp(parts[:, :, 0] - against[:, None])).sum(axis=1)
-        return np.stack([highest, total, parts[:, :, 2].max(axis=1)], axis=1)
+        softmax = merged_statistics(parts[:, :, 0].T, parts[:, :, 1].T)
+        return np.column_stack([softmax, parts[:, :, 2].max(axis=1)])
 
     def _through_norm(self, d_unit: np.ndarray, unit: np.ndarray, norms: np.ndarray) -> np.ndarray:
         """Gradient by this process's features from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""

@@ -88,11 +88,13 @@ class MxnetShard:
         mx.nd.broadcast_sub(z, highest, out=z)
         mx.nd.exp(z, out=z)
         total = z.sum(axis=1)
-        return np.stack([highest.asnumpy()[:, 0], total.asnumpy()], axis=1).astype(np.float64)
+        self._highest = highest.asnumpy()[:, 0].astype(np.float64)
+        return np.stack([self._highest, total.asnumpy()], axis=1)
 
-    def gradient(self, row_factors: np.ndarray, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
         z = self._z
-        mx.nd.broadcast_mul(z, self._array(row_factors * self.scale).expand_dims(1), out=z)
+        factors = self._array(np.exp(self._highest - log_sums) / count * self.scale)
+        mx.nd.broadcast_mul(z, factors.expand_dims(1), out=z)
         if len(self._here):
             self._put(self._target, target_gradients[self._here])
         mx.nd.broadcast_mul(z, self._inverse.expand_dims(0), out=z)

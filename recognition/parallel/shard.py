@@ -2,8 +2,8 @@
 """A shard of the class centres: the interface that the head works with, and what every kind of shard shares.
 
 A shard holds the rows ``class * K + k`` (K sub-centres a class) of classes ``start .. stop - 1``. In a step the head
-calls its methods in the order in which they stand here, from ``select`` to ``update``; between them one (B, rows)
-buffer holds the similarities, then their exponentials, then the gradient.
+calls its methods in the order in which they stand here, from ``select`` to ``update``; between them one buffer of
+B x rows holds the logits or their exponentials, then the gradient.
 """
 from __future__ import annotations
 
@@ -53,10 +53,11 @@ class Shard(Protocol):
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
         """(B, 2) float64: the maximum of the logits and the sum of exp(logit - maximum), with the target's replaced."""
 
-    def gradient(self, row_factors: np.ndarray, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
         """This shard's part of the gradient of the mean loss by x, (B, D) float32.
 
-        :param row_factors: (B,) ``exp(maximum - log of the sum over all shards) / B``.
+        :param log_sums: (B,) log of the sum of exp(logit) over all shards.
+        :param count: the number of rows that the loss is the mean of.
         :param target_gradients: (B,) the gradient by the target's similarity.
         """
 
@@ -95,6 +96,13 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
 def rows_of(classes: np.ndarray, start: int, sub_centres: int) -> np.ndarray:
     """The rows of a shard's arrays that hold the centres of ``classes``, int64 (len(classes) * K,)."""
     return ((classes - start)[:, None] * sub_centres + np.arange(sub_centres)).ravel()
+
+
+def merged_statistics(maxima: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """(B, 2) float64: maximum and sum of exp(z - maximum) of a row, from those of its parts, (parts, B) each."""
+    highest = maxima.max(axis=0)
+    against = np.where(highest == -np.inf, 0, highest)  # parts without a class have no maximum
+    return np.stack([highest, (sums * np.exp(maxima - against)).sum(axis=0)], axis=1)
 
 
 def target_columns(labels: np.ndarray, start: int, stop: int, sub_centres: int,

@@ -162,11 +162,13 @@ def test_the_number_of_shards_does_not_matter(kind: Callable[..., Any], margin: 
             np.testing.assert_allclose(centres_of(head), centres_of(heads[0]), rtol=0, atol=1e-5)
 
 
-def test_both_kinds_of_shard_agree_on_a_larger_problem() -> None:
+@pytest.mark.parametrize("batch, dim, sub_centres", [(16, 32, 1), (70, 91, 1), (131, 128, 3)])
+def test_both_kinds_of_shard_agree_on_a_larger_problem(batch: int, dim: int, sub_centres: int) -> None:
+    """More rows than a group or a piece of the CPU shard, batches and lengths that fill no tile."""
     random = np.random.RandomState(6)
-    w = (0.01 * random.standard_normal((20011, 32))).astype(np.float32)  # more rows than a chunk of the CPU shard
-    x, labels = random.standard_normal((16, 32)).astype(np.float32), random.randint(0, 20011, 16)
-    heads = [make_head(kind, w, ARCFACE, 2) for kind in (on_cpu, on_context)]
+    w = (0.01 * random.standard_normal((20011 * sub_centres, dim))).astype(np.float32)
+    x, labels = random.standard_normal((batch, dim)).astype(np.float32), random.randint(0, 20011, batch)
+    heads = [make_head(kind, w, ARCFACE, 2, sub_centres) for kind in (on_cpu, on_context)]
     results = [head.forward_backward(x, labels) for head in heads]
     for head in heads:
         head.step(0.1)
