@@ -83,6 +83,14 @@ class Config:
     loss_K: int = option(1, kinds.integer(least=1), "sub-centres a class")
     sample_ratio: float = option(1.0, kinds.real(above=0, most=1), "share of the class centres in a step",
                                  PARALL_ONLY)
+    centers_on: str = option("device", kinds.choice("device", "cpu"), "where the class centres live: on the devices, "
+                             "or in host memory, from where the devices get those of a step", PARALL_ONLY)
+    interclass_filtering_threshold: float = option(
+        0.0, kinds.real(least=0, below=1), "a cosine: classes nearer than it to an image of another class are left out "
+        "of that image's loss, as their labels may be wrong; 0: none")
+    target_gradient: str = option(
+        "exact", kinds.choice("exact", "straight_through"), "derivative of the target's logit: of the margin, or of "
+        "the plain cosine as in the PyTorch recipe")
     ce_loss: bool = option(True, kinds.boolean, "tell the cross entropy in speed lines")
     fc7_lr_mult: float = option(1.0, kinds.real(least=0), "learning-rate factor of the class centres")
     fc7_wd_mult: float = option(1.0, kinds.real(least=0), "weight-decay factor of the class centres")
@@ -191,6 +199,12 @@ REFUSALS = (
             "several workers need --kvstore dist_sync; unset DMLC_NUM_WORKER for one"),
     Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
             "a triplet loss has no class centres to sample"),
+    Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
+    Refusal("interclass_filtering_threshold",
+            lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
+            "only a margin loss has cosines with class centres"),
+    Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
+            "only a margin loss has a margin"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
 )

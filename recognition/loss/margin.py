@@ -22,7 +22,8 @@ class Margin:
     """Logits ``s * cos`` of normalised vectors, ``s * psi(cos)`` at the target; or plain inner products.
 
     With ``normalised`` False (softmax) embeddings and centres keep their norms and ``s``, ``m1``, ``m2``, ``m3`` have
-    no part.
+    no part. With ``straight_through`` the derivative at the target is that without a margin, s, as in the PyTorch
+    recipe (arcface_torch), which moves the target's logit outside of its graph.
     """
 
     s: float = 64.0
@@ -30,6 +31,7 @@ class Margin:
     m2: float = 0.0
     m3: float = 0.0
     normalised: bool = True
+    straight_through: bool = False
 
     @property
     def scale(self) -> float:
@@ -49,11 +51,13 @@ class Margin:
             return self.s * (t - self.m3), np.full_like(t, self.s)
         theta = np.clip(np.arccos(np.clip(t, -1.0, 1.0)), MIN_ANGLE, np.pi - MIN_ANGLE)
         angle = self.m1 * theta + self.m2
-        return self.s * (np.cos(angle) - self.m3), self.s * self.m1 * np.sin(angle) / np.sin(theta)
+        slope = np.ones_like(t) if self.straight_through else self.m1 * np.sin(angle) / np.sin(theta)
+        return self.s * (np.cos(angle) - self.m3), self.s * slope
 
 
 def margin_of(config: Any) -> Margin:
     """The margin that a checked configuration asks for (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
     if config.loss_name == "softmax":
         return Margin(normalised=False)
-    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3)
+    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
+                  straight_through=config.target_gradient == "straight_through")

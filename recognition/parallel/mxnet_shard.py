@@ -2,6 +2,9 @@
 """A shard on any MXNet context: the same steps as :mod:`recognition.parallel.cpu_shard`, in MXNet's operators."""
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from recognition.mxnet_compat import mx
@@ -13,13 +16,19 @@ CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
 
 
 class MxnetShard:
-    """Implements :class:`recognition.parallel.shard.Shard` on the device ``context``."""
+    """Implements :class:`recognition.parallel.shard.Shard` on the device ``context``.
+
+    With ``on_host`` W and its momentum stay in the host's memory: a step on a sample of the classes moves those rows to
+    the device and back, so that a shard may be many times as large as the device's memory.
+    """
 
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
-                 sub_centres: int = 1, with_bias: bool = False, seed: int = 0) -> None:
-        self.context = context
+                 sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
+                 on_host: bool = False) -> None:
+        self.context, self.on_host = context, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres, self.with_bias = normalised, scale, sub_centres, with_bias
+        self.ceiling = ceiling
         centres = initial_centres(seed, start, stop, sub_centres, dim)
         rows = len(centres)
         self.load(ShardState(centres, np.zeros_like(centres), np.zeros(rows, np.float32), np.zeros(rows, np.float32)))
@@ -28,24 +37,42 @@ class MxnetShard:
         return mx.nd.array(values, ctx=self.context, dtype=dtype)
 
     def state(self) -> ShardState:
-        return ShardState(*(a.asnumpy() for a in (self._centres, self._momentum, self._all_bias, self._all_bias_m)))
+        return ShardState(*(self._stored if self.on_host else (array.asnumpy() for array in self._stored)))
 
     def load(self, state: ShardState) -> None:
-        arrays = (self._array(values) for values in state)
-        self._centres, self._momentum, self._all_bias, self._all_bias_m = arrays
+        keep: Any = partial(np.ascontiguousarray, dtype=np.float32) if self.on_host else self._array
+        self._stored: tuple[Any, ...] = tuple(keep(values) for values in state)
         self.select(None)
 
     def select(self, classes: np.ndarray | None) -> None:
-        self._classes = classes
-        self._stored = self._centres, self._momentum, self._all_bias, self._all_bias_m
-        if classes is None:
+        self._classes, self._whole = classes, classes is None and not self.on_host
+        if self._whole:
             self._w, self._m, self._bias, self._bias_m = self._stored
         else:
-            self._rows = self._array(rows_of(classes, self.start, self.sub_centres), "int64")
-            self._w, self._m, self._bias, self._bias_m = (array.take(self._rows) for array in self._stored)
+            chosen = np.arange(self.start, self.stop) if classes is None else classes
+            self._host_rows = rows_of(chosen, self.start, self.sub_centres)
+            self._rows = self._array(self._host_rows, "int64")
+            self._w, self._m, self._bias, self._bias_m = (self._taken(array) for array in self._stored)
         self._inverse = mx.nd.ones(self._w.shape[0], ctx=self.context)
         if self.normalised:
-            self._inverse = mx.nd.rsqrt(mx.nd.square(self._w).sum(axis=1) + float(EPSILON))
+            for rows in self._chunks():
+                norms = mx.nd.square(self._w[rows]).sum(axis=1)
+                self._inverse[rows] = mx.nd.rsqrt(norms + float(EPSILON))
+
+    def _taken(self, array: Any) -> mx.nd.NDArray:
+        """The selected rows of a stored array, on the device."""
+        return self._array(array[self._host_rows]) if self.on_host else array.take(self._rows)
+
+    def _put_back(self) -> None:
+        for array, part in zip(self._stored, (self._w, self._m, self._bias, self._bias_m)):
+            if self.on_host:
+                array[self._host_rows] = part.asnumpy()
+            else:
+                mx.nd.contrib.index_copy(array, self._rows, part, out=array)
+
+    def _chunks(self) -> list[slice]:
+        """The selected rows in pieces whose temporaries are small beside W."""
+        return [slice(low, min(low + CHUNK, self._w.shape[0])) for low in range(0, self._w.shape[0], CHUNK)]
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         rows, k = self._w.shape[0], self.sub_centres
@@ -82,6 +109,8 @@ class MxnetShard:
             nearest = mx.nd.one_hot(grouped.argmax(axis=2), k)
             self._z = z = mx.nd.where(nearest, grouped, mx.nd.full(grouped.shape, -np.inf, ctx=self.context)).reshape(
                 z.shape)
+        if self.ceiling < np.inf:  # a comparison writes ones and zeros of z's type: no second buffer stays
+            self._z = z = mx.nd.where(z > self.ceiling, mx.nd.full(z.shape, -np.inf, ctx=self.context), z)
         if len(self._here):
             self._put(self._target, target_logits[self._here])
         highest = z.max(axis=1, keepdims=True)
@@ -101,11 +130,10 @@ class MxnetShard:
         return mx.nd.dot(z, self._w).asnumpy()
 
     def update(self, sgd: SGD, replicas: Communicator) -> None:
-        for low in range(0, self._w.shape[0], CHUNK):
-            rows = slice(low, min(low + CHUNK, self._w.shape[0]))
+        for rows in self._chunks():
             w, m = self._w[rows], self._m[rows]
             gradient = mx.nd.dot(self._z[:, rows], self._x, transpose_a=True)
-            replicas.sum_in_place(f"centres {self.start} {low}", [gradient])
+            replicas.sum_in_place(f"centres {self.start} {rows.start}", [gradient])
             if self.normalised:
                 along = (gradient * w).sum(axis=1) * mx.nd.square(self._inverse[rows])
                 gradient -= w * along.expand_dims(1)
@@ -115,6 +143,5 @@ class MxnetShard:
             replicas.sum_in_place(f"bias {self.start}", [gradient])
             mx.nd.sgd_mom_update(self._bias, gradient, self._bias_m, out=self._bias, lr=sgd.lr, wd=sgd.wd,
                                  momentum=sgd.mu)
-        if self._classes is not None:
-            for array, part in zip(self._stored, (self._w, self._m, self._bias, self._bias_m)):
-                mx.nd.contrib.index_copy(array, self._rows, part, out=array)
+        if not self._whole:
+            self._put_back()

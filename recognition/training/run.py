@@ -171,10 +171,14 @@ def make_head(config: Config, num_classes: int, contexts: list[Any],
     ranges = split_classes(num_classes, len(contexts) * across.size)[across.rank * len(contexts):]
     options: dict[str, Any] = {
         "normalised": margin.normalised, "scale": margin.scale, "sub_centres": config.loss_K, "seed": config.seed,
-        "with_bias": has_bias(config)}
-    shards: list[Shard] = [
-        CpuShard(start, stop, config.emb_size, **options) if place.device_type == "cpu" else
-        MxnetShard(place, start, stop, config.emb_size, **options) for place, (start, stop) in zip(contexts, ranges)]
+        "with_bias": has_bias(config),
+        "ceiling": config.interclass_filtering_threshold * margin.scale or math.inf}
+    on_host = config.centers_on == "cpu"
+    shards: list[Shard] = [  # all of W would have to travel in each step: then the host computes, too
+        CpuShard(start, stop, config.emb_size, **options)
+        if place.device_type == "cpu" or (on_host and config.sample_ratio == 1) else
+        MxnetShard(place, start, stop, config.emb_size, on_host=on_host, **options)
+        for place, (start, stop) in zip(contexts, ranges)]
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
                        ClassSampler(config.sample_ratio, config.seed), replicas=replicas)
 

@@ -129,6 +129,10 @@ def test_what_the_trainer_does_not_honour_is_refused_and_the_rest_is_not():
         refuse_unsupported(Config(**{key: value}))
         with pytest.raises(UserError, match=rf"^{key}: found {value}, but a triplet loss has no class centres"):
             refuse_unsupported(Config(loss_name="triplet", per_batch_size=60, **{key: value}))
+    for key, value in (("target_gradient", "straight_through"), ("interclass_filtering_threshold", 0.4)):
+        refuse_unsupported(Config(**{key: value}))
+        with pytest.raises(UserError, match=rf"^{key}: found '?{value}'?, but only a margin loss has"):
+            refuse_unsupported(Config(loss_name="softmax", **{key: value}))
     with pytest.raises(UserError, match=r"^flip_noise_prob: found 0.1, but labels are not made wrong on purpose$"):
         refuse_unsupported(Config(flip_noise_prob=0.1))
     refuse_unsupported(Config(kvstore="dist_sync", num_workers=2))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,13 @@ def test_slopes_stay_bounded_where_the_angle_is_0_or_pi(margin: Margin) -> None:
     assert (np.abs(slope) <= margin.s * max(margin.m1, 1) / np.sin(MIN_ANGLE)).all()
 
 
+@pytest.mark.parametrize("margin", ALL)
+def test_straight_through_has_the_logits_of_the_margin_and_the_slope_of_the_cosine(margin: Margin) -> None:
+    cos, straight = np.linspace(-1, 1, 21), dataclasses.replace(margin, straight_through=True)
+    np.testing.assert_array_equal(straight.target(cos)[0], margin.target(cos)[0])
+    np.testing.assert_array_equal(straight.target(cos)[1], np.full(21, margin.s))
+
+
 def test_softmax_leaves_inner_products_alone() -> None:
     margin = margin_of(SimpleNamespace(loss_name="softmax"))
     logit, slope = margin.target(np.array([-30.0, 0.0, 12.5]))
@@ -44,5 +52,6 @@ def test_softmax_leaves_inner_products_alone() -> None:
 
 
 def test_a_configuration_gives_its_margins() -> None:
-    config = SimpleNamespace(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss_m2=0.3, loss_m3=0.2)
+    config = SimpleNamespace(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss_m2=0.3, loss_m3=0.2,
+                             target_gradient="exact")
     assert margin_of(config) == COMBINED

@@ -2,6 +2,8 @@
 """The head against the legacy goldens, against float64 finite differences, and N shards against one."""
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -32,11 +34,11 @@ KINDS = pytest.mark.parametrize("kind", [on_cpu, on_context], ids=["numba", "mxn
 
 
 def make_head(kind: Callable[..., Any], centres: np.ndarray, margin: Margin, shards: int = 1, sub_centres: int = 1,
-              bias: np.ndarray | None = None, **sgd: float) -> ShardedHead:
+              bias: np.ndarray | None = None, ceiling: float = np.inf, **sgd: float) -> ShardedHead:
     made: list[Any] = []
     for start, stop in split_classes(len(centres) // sub_centres, shards):
         shard = kind(start, stop, centres.shape[1], normalised=margin.normalised, scale=margin.scale,
-                     sub_centres=sub_centres, with_bias=bias is not None)
+                     sub_centres=sub_centres, with_bias=bias is not None, ceiling=ceiling)
         rows = slice(start * sub_centres, stop * sub_centres)
         zeros = np.zeros(rows.stop - rows.start, np.float32)
         shard.load(ShardState(centres[rows].copy(), np.zeros_like(centres[rows]),
@@ -78,7 +80,7 @@ def test_four_steps_of_the_legacy_head(golden: dict[str, np.ndarray], kind: Call
 
 
 def mean_cross_entropy(x: np.ndarray, w: np.ndarray, labels: np.ndarray, margin: Margin, sub_centres: int = 1,
-                       bias: np.ndarray | None = None) -> float:
+                       bias: np.ndarray | None = None, without: np.ndarray | None = None) -> float:
     """The loss in float64, dense, written for this test alone."""
     if margin.normalised:
         x = x / np.sqrt((x * x).sum(1, keepdims=True) + 1e-10)
@@ -90,6 +92,8 @@ def mean_cross_entropy(x: np.ndarray, w: np.ndarray, labels: np.ndarray, margin:
         theta = np.arccos(z[rows, labels])
         z = margin.s * z
         z[rows, labels] = margin.s * (np.cos(margin.m1 * theta + margin.m2) - margin.m3)
+    if without is not None:
+        z[without] = -np.inf
     shifted = z - z.max(axis=1, keepdims=True)
     return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, labels]))
 
@@ -125,6 +129,55 @@ def test_loss_and_gradients_against_finite_differences(kind: Callable[..., Any],
     np.testing.assert_allclose(result.d_features, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     expected = numeric_gradient(lambda v: mean_cross_entropy(x64, v, labels, margin, sub_centres), w64)
     np.testing.assert_allclose(w - centres_of(head), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@KINDS
+@pytest.mark.parametrize("sub_centres", [1, 3])
+def test_conflicting_negatives_are_left_out_of_the_loss(kind: Callable[..., Any], sub_centres: int) -> None:
+    """Against the dense loss with their logits at -inf. Tolerances as for the gradients without the filter."""
+    random = np.random.RandomState(8)
+    w = random.standard_normal((9 * sub_centres, 6)).astype(np.float32)
+    x, labels = random.standard_normal((5, 6)).astype(np.float32), np.array([0, 6, 3, 3, 5])
+    threshold = 0.3
+    head = make_head(kind, w, ARCFACE, 2, sub_centres, ceiling=64 * threshold, mu=0.0, wd=0.0)
+    result = head.forward_backward(x, labels)
+    head.step(1.0)
+
+    x64, w64 = x.astype(np.float64), w.astype(np.float64)
+    unit_x, unit_w = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x64, w64))
+    cos = (unit_x @ unit_w.T).reshape(5, 9, sub_centres).max(axis=2)
+    conflict = (cos > threshold) & (np.arange(9) != labels[:, None])
+    assert 5 < conflict.sum() < 40
+    reference = partial(mean_cross_entropy, labels=labels, margin=ARCFACE, sub_centres=sub_centres, without=conflict)
+    assert result.loss == pytest.approx(reference(x64, w64), rel=1e-5)
+    expected = numeric_gradient(lambda v: reference(v, w64), x64)
+    np.testing.assert_allclose(result.d_features, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    expected = numeric_gradient(lambda v: reference(x64, v), w64)
+    np.testing.assert_allclose(w - centres_of(head), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@KINDS
+def test_straight_through_is_the_gradient_with_the_margin_taken_as_a_constant(kind: Callable[..., Any]) -> None:
+    """The target's logit is s cos + (s psi - s cos), with the bracket held where it was."""
+    random = np.random.RandomState(9)
+    w, x = (random.standard_normal((n, 6)).astype(np.float32) for n in (7, 5))
+    labels, rows = np.array([0, 6, 3, 3, 5]), np.arange(5)
+    straight = dataclasses.replace(ARCFACE, straight_through=True)
+    result = make_head(kind, w, straight, 2).forward_backward(x, labels)
+
+    def similarity(v: np.ndarray) -> np.ndarray:
+        return (v / np.linalg.norm(v, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
+
+    cos = similarity(x.astype(np.float64))[rows, labels]
+    shift = 64 * (np.cos(np.arccos(cos) + 0.5) - cos)
+
+    def loss(v: np.ndarray) -> float:
+        z = 64 * similarity(v)
+        z[rows, labels] += shift
+        return float(np.mean(np.log(np.exp(z - z.max()).sum(axis=1)) + z.max() - z[rows, labels]))
+
+    expected = numeric_gradient(loss, x.astype(np.float64))
+    np.testing.assert_allclose(result.d_features, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @KINDS

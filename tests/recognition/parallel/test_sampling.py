@@ -18,7 +18,9 @@ from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import ShardState, split_classes
 
 ARCFACE = Margin(64, 1, 0.5)
-KINDS = pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu())], ids=["numba", "mxnet"])
+KINDS = pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu()),
+                                         functools.partial(MxnetShard, mx.cpu(), on_host=True)],
+                                ids=["numba", "mxnet", "mxnet, W on the host"])
 
 
 def test_a_sample_holds_the_batch_and_as_many_negatives_as_the_ratio_leaves() -> None:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the options of the class centres make of a head."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recognition.config import Config
+from recognition.mxnet_compat import mx
+from recognition.parallel.communicator import SingleProcess
+from recognition.parallel.cpu_shard import CpuShard
+from recognition.parallel.head import HeadResult, ShardedHead
+from recognition.parallel.mxnet_shard import MxnetShard
+from recognition.training import run
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What looks like a GPU's context; shards on it have their arrays in host memory."""
+    monkeypatch.setattr(run, "MxnetShard", lambda _, *place, **options: MxnetShard(mx.cpu(), *place, **options))
+    return SimpleNamespace(device_type="gpu")
+
+
+def head_of(context: Any, **options: object) -> ShardedHead:
+    made = run.make_head(Config(emb_size=8, **options), 40, [context], SingleProcess())
+    assert isinstance(made, ShardedHead)
+    return made
+
+
+def two_steps(head: ShardedHead) -> tuple[list[HeadResult], np.ndarray]:
+    random, results = np.random.RandomState(0), []
+    for _ in range(2):
+        x, labels = random.standard_normal((6, 8)).astype(np.float32), random.randint(0, 40, 6)
+        results.append(head.forward_backward(x, labels))
+        head.step(0.1)
+    return results, head.shards[0].state().centres
+
+
+def test_where_the_centres_live(gpu: Any) -> None:
+    """On a device, on the host with sampled rows moved, on the host with the sums made there: rounding apart."""
+    for ratio in (0.5, 1.0):
+        heads = {place: head_of(gpu, centers_on=place, sample_ratio=ratio) for place in ("device", "cpu")}
+        assert isinstance(heads["device"].shards[0], MxnetShard)
+        assert isinstance(heads["cpu"].shards[0], MxnetShard if ratio < 1 else CpuShard)
+        if ratio < 1:
+            assert isinstance(heads["cpu"].shards[0].state().centres, np.ndarray)
+            assert heads["cpu"].shards[0].on_host and not heads["device"].shards[0].on_host
+        (first, w), (second, v) = (two_steps(head) for head in heads.values())
+        assert [r.loss for r in first] == [r.loss for r in second] or ratio == 1
+        np.testing.assert_allclose([r.loss for r in first], [r.loss for r in second], rtol=1e-5)
+        np.testing.assert_allclose(w, v, rtol=0, atol=1e-5 * np.abs(w).max())
+
+
+def test_the_filter_of_conflicting_negatives() -> None:
+    """At a threshold that most cosines exceed nearly nothing is left to be wrong about; at 0 it is off."""
+    off, on = (two_steps(head_of(mx.cpu(), interclass_filtering_threshold=value))[0] for value in (0, 0.001))
+    assert on[0].loss < off[0].loss
+    assert two_steps(head_of(mx.cpu()))[0][0].loss == off[0].loss
+
+
+def test_the_derivative_at_the_target() -> None:
+    exact, straight = (two_steps(head_of(mx.cpu(), target_gradient=value))[0]
+                       for value in ("exact", "straight_through"))
+    assert exact[0].loss == straight[0].loss
+    assert np.abs(exact[0].d_features - straight[0].d_features).max() > 1e-3
