@@ -30,22 +30,27 @@ class CpuShard:
         self.normalised, self.scale, self.sub_centres = normalised, np.float32(scale), sub_centres
         self.with_bias, self.ceiling = with_bias, np.float32(ceiling)
         self._threads = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS)
-        centres = initial_centres(seed, start, stop, sub_centres, dim)
-        rows = len(centres)
-        self.load(ShardState(centres, np.zeros_like(centres), np.zeros(rows, np.float32), np.zeros(rows, np.float32)))
+        self.centres = initial_centres(seed, start, stop, sub_centres, dim)
+        self.momentum = np.zeros_like(self.centres)
+        self.bias, self.bias_momentum = np.zeros((2, len(self.centres)), np.float32)
+        self._inverse = np.ones(len(self.centres), np.float32)
+        self._all_rows = np.arange(len(self.centres))
+        self._renew_norms(0, len(self.centres))
         self._logits = np.empty((0, 0), np.float32)
+        self.select(None)
 
     def state(self) -> ShardState:
         return ShardState(self.centres, self.momentum, self.bias, self.bias_momentum)
 
-    def load(self, state: ShardState) -> None:
-        arrays = (np.ascontiguousarray(array, np.float32) for array in state)
-        self.centres, self.momentum, self.bias, self.bias_momentum = arrays
-        self._inverse = np.ones(len(self.centres), np.float32)
-        self._all_rows = np.arange(len(self.centres))
-        self.select(None)
+    def load(self, state: ShardState, first: int | None = None) -> None:
+        low = 0 if first is None else (first - self.start) * self.sub_centres
+        for own, values in zip(self.state(), state):
+            own[low : low + len(values)] = values
+        self._renew_norms(low, low + len(state.centres))
+
+    def _renew_norms(self, low: int, high: int) -> None:
         if self.normalised:
-            self._each(lambda _, low, high: kernels.inverse_norms(self.centres[low:high], self._inverse[low:high]))
+            kernels.inverse_norms(self.centres[low:high], self._inverse[low:high])
 
     def _each(self, work: Callable[[int, int, int], Any]) -> None:
         """``work(group, low, high)`` for every group of the selected rows, on several threads."""

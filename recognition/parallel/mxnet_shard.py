@@ -2,7 +2,6 @@
 """A shard on any MXNet context: the same steps as :mod:`recognition.parallel.cpu_shard`, in MXNet's operators."""
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,10 @@ class MxnetShard:
         self.normalised, self.scale, self.sub_centres, self.with_bias = normalised, scale, sub_centres, with_bias
         self.ceiling = ceiling
         centres = initial_centres(seed, start, stop, sub_centres, dim)
-        rows = len(centres)
-        self.load(ShardState(centres, np.zeros_like(centres), np.zeros(rows, np.float32), np.zeros(rows, np.float32)))
+        none = np.zeros(len(centres), np.float32)
+        keep: Any = np.array if on_host else self._array
+        self._stored: tuple[Any, ...] = tuple(keep(a) for a in (centres, np.zeros_like(centres), none, none))
+        self.select(None)
 
     def _array(self, values: np.ndarray, dtype: str = "float32") -> mx.nd.NDArray:
         return mx.nd.array(values, ctx=self.context, dtype=dtype)
@@ -39,10 +40,10 @@ class MxnetShard:
     def state(self) -> ShardState:
         return ShardState(*(self._stored if self.on_host else (array.asnumpy() for array in self._stored)))
 
-    def load(self, state: ShardState) -> None:
-        keep: Any = partial(np.ascontiguousarray, dtype=np.float32) if self.on_host else self._array
-        self._stored: tuple[Any, ...] = tuple(keep(values) for values in state)
-        self.select(None)
+    def load(self, state: ShardState, first: int | None = None) -> None:
+        low = 0 if first is None else (first - self.start) * self.sub_centres
+        for own, values in zip(self._stored, state):
+            own[low : low + len(values)] = values if self.on_host else self._array(values)
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes, self._whole = classes, classes is None and not self.on_host

@@ -7,6 +7,7 @@ B x rows holds the logits or their exponentials, then the gradient.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from recognition.parallel.communicator import Communicator
 
 INITIAL_STD = 0.01  # of W, as in the legacy code
+LOADED_ROWS = 32768  # at once: 64 MB at D = 512
 BLOCK = 4096  # classes that share a random stream, so that W does not depend on how it is cut
 
 
@@ -70,8 +72,8 @@ class Shard(Protocol):
     def state(self) -> ShardState:
         """The shard's arrays for a training state."""
 
-    def load(self, state: ShardState) -> None:
-        """Take over the arrays of :meth:`state`."""
+    def load(self, state: ShardState, first: int | None = None) -> None:
+        """Copy the arrays of classes from ``first`` on, or all of them, over the shard's own."""
 
 
 def split_classes(num_classes: int, parts: int) -> list[tuple[int, int]]:
@@ -79,6 +81,12 @@ def split_classes(num_classes: int, parts: int) -> list[tuple[int, int]]:
     base, extra = divmod(num_classes, parts)
     bounds = [i * base + min(i, extra) for i in range(parts + 1)]
     return list(zip(bounds[:-1], bounds[1:]))
+
+
+def pieces(start: int, stop: int, sub_centres: int) -> Iterator[tuple[int, int]]:
+    """Cut a shard's classes into ranges of so few rows that W is loaded without a second copy of it in memory."""
+    size = max(1, LOADED_ROWS // sub_centres)
+    return ((low, min(low + size, stop)) for low in range(start, stop, size))
 
 
 def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.errors import UserError
 from recognition.parallel.communicator import Communicator
-from recognition.parallel.saved_centres import find_centres, rows_between
-from recognition.parallel.shard import Shard, ShardState
+from recognition.parallel.saved_centres import SavedCentres, find_centres, rows_between
+from recognition.parallel.shard import Shard, ShardState, pieces
 
 MOST_IMAGES = 10  # of a class: the mean direction of more is hardly another
 PREFETCH = 2
@@ -49,16 +49,21 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
     if misfit:
         return f"{saved.where}: {misfit}; the class centres start anew"
     for shard in shards:
-        rows = shard.start * sub_centres, shard.stop * sub_centres
-        centres = np.concatenate(rows_between(saved.centres, *rows), dtype=np.float32)
-        momentum = np.concatenate(rows_between(saved.momentum, *rows)) if saved.momentum else np.zeros_like(centres)
-        none = np.zeros(len(centres), np.float32)
-        bias = np.concatenate(rows_between(saved.bias, *rows)) if saved.bias and shard.with_bias else none
-        shard.load(ShardState(centres, momentum, bias, none))
+        for low, high in pieces(shard.start, shard.stop, sub_centres):
+            shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)
     taken = ["class centres", *(["their momentum"] if saved.momentum else []),
              *(["their bias"] if saved.bias and shards[0].with_bias else [])]
     left = "; their bias left out, this loss has none" if saved.bias and not shards[0].with_bias else ""
     return f"{saved.where}: {' and '.join(taken)} of {num_classes} classes loaded{left}"
+
+
+def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardState:
+    """The rows ``low .. high - 1``; zeros for what is not there, or not wanted."""
+    centres = np.concatenate(rows_between(saved.centres, low, high), dtype=np.float32)
+    momentum = np.concatenate(rows_between(saved.momentum, low, high)) if saved.momentum else np.zeros_like(centres)
+    none = np.zeros(len(centres), np.float32)
+    bias = np.concatenate(rows_between(saved.bias, low, high)) if saved.bias and with_bias else none
+    return ShardState(centres, momentum, bias, none)
 
 
 def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shard],

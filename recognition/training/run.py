@@ -269,7 +269,7 @@ def go_on(saved: SavedState, identity: dict[str, Any], config: Config, backbone:
     if isinstance(head, ShardedHead):
         head.steps = progress.step
     for shard in head.shards:
-        shard.load(saved.rows(shard.start, shard.stop, identity["loss_K"]))
+        saved.fill(shard, identity["loss_K"])
     print(f"going on after step {progress.step} from {saved.path}", flush=True)
     if changed := changes(progress.config, config):
         print(f"changed since then: {', '.join(changed)}", flush=True)

@@ -25,7 +25,7 @@ from recognition.errors import UserError
 from recognition.files import sync_file, sync_folder
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.communicator import Communicator, SingleProcess, largest
-from recognition.parallel.shard import Shard, ShardState
+from recognition.parallel.shard import Shard, ShardState, pieces
 
 FORMAT = 1
 KEPT = 2
@@ -198,6 +198,11 @@ class SavedState:
     def data(self) -> dict[str, np.ndarray]:
         """The loader's arrays, if it had any."""
         return self._read("data.npz") if (self.path / "data.npz").exists() else {}
+
+    def fill(self, shard: Shard, sub_centres: int) -> None:
+        """Load a shard, however W was cut when it was saved, without a second copy of W in memory."""
+        for low, high in pieces(shard.start, shard.stop, sub_centres):
+            shard.load(self.rows(low, high, sub_centres), low)
 
     def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
         """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recognition.errors import UserError
+from recognition.parallel import shard as shard_module
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.shard import ShardState, split_classes
@@ -49,6 +51,28 @@ def test_saved_with_n_shards_it_loads_with_m(tmp_path: Path, saved: int, loaded:
     found = state.backbone()
     assert np.array_equal(found.parameters["w"], [0, 1, 2]) and np.array_equal(found.momentum["w"], [1, 1, 1])
     assert [a["m"].tolist() for a in found.auxiliary] == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("sub_centres", [1, 3])
+def test_resharding_holds_no_second_copy_of_w(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              sub_centres: int) -> None:
+    """W of three shards into two: same rows, same norms; never more than a tenth of W beside W."""
+    monkeypatch.setattr(shard_module, "LOADED_ROWS", 500)
+    options = {"normalised": True, "scale": 64, "sub_centres": sub_centres}
+    first, second = ([CpuShard(start, stop, 32, seed=seed, **options) for start, stop in split_classes(20_011, parts)]
+                     for seed, parts in ((1, 3), (2, 2)))
+    state = SavedState(save_state(tmp_path, Progress(step=1), backbone(), first))
+    tracemalloc.start()
+    try:
+        for shard in second:
+            state.fill(shard, sub_centres)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.1 * sum(shard.centres.nbytes for shard in second)
+    for name in ("centres", "_inverse"):
+        whole = [np.concatenate([getattr(shard, name) for shard in shards]) for shards in (first, second)]
+        assert np.array_equal(*whole)
 
 
 def test_the_arrays_of_the_loader_are_kept_if_there_are_any(tmp_path: Path) -> None:
