@@ -139,6 +139,8 @@ class Config:
                          "one, else from the start", ENTRIES)
     state_every: int = option(2000, kinds.integer(least=0), "batches between saved training states, 0 for never; if "
                               "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    profile: int = option(0, kinds.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
+                          "table go to the folder of the checkpoints", ENTRIES)
     decode_threads: int = option(2, kinds.integer(least=1), "threads that decode images; if not given, one per "
                                  "processor, at most 8", ENTRIES)
 

@@ -48,6 +48,7 @@ from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
 from recognition.training.schedule import StepSchedule
 from recognition.training.state import Progress, SavedState, find_state, save_state, set_aside
+from recognition.training.timeline import NoTimeline, Timeline
 from recognition.training.trainer import Trainer
 from recognition.training.verify import Verifier, load_targets, shared
 
@@ -111,6 +112,7 @@ def train_together(config: Config, communicator: Communicator) -> int:
                                        batches.state(), communicator),
                 lambda number: largest(communicator, number),
                 log, progress, config.verbose, config.state_every, config.ckpt, config.max_steps, config.end_epoch,
+                Timeline(folder, config.profile) if first and config.profile else NoTimeline(),
             ).run()
         finally:
             log.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from signal import Signals
 from typing import Callable
 
@@ -17,6 +17,7 @@ from recognition.training.log import SilentLog, TrainingLog, best_of
 from recognition.training.schedule import Schedule
 from recognition.training.signals import StopRequest
 from recognition.training.state import Progress
+from recognition.training.timeline import NoTimeline, Timeline
 
 SAVE_NEVER, SAVE_BEST, SAVE_ALWAYS, SAVE_BEST_AS_ONE = range(4)  # --ckpt
 LAST = 0  # the number of the checkpoint that ends a run
@@ -41,6 +42,7 @@ class Trainer:
     ckpt: int
     max_steps: int  # 0: no limit
     end_epoch: int
+    timeline: NoTimeline | Timeline = field(default_factory=NoTimeline)
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
@@ -48,8 +50,10 @@ class Trainer:
         with StopRequest() as stop:
             if self._done():
                 self.log.line(f"nothing to do: step {self.progress.step} of epoch {self.progress.epoch} is the end")
-            for batch in () if self._done() else self.batches:
+            for batch in () if self._done() else self.timeline.waits(self.batches):
                 self._step(batch)
+                if line := self.timeline.end_step():
+                    self.log.line(line)
                 stopped = self.agree(stop.signal or 0)
                 if self.progress.step % self.verbose == 0 or (self._done() and self.ckpt != SAVE_NEVER):
                     self._verify()
@@ -61,14 +65,20 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         progress, lr = self.progress, self.schedule(self.progress.step)
-        features = self.backbone.forward(batch.images)
-        result = self.head.forward_backward(features, batch.labels)
+        phase = self.timeline.phase
+        with phase("forward"):
+            features = self.backbone.forward(batch.images)
+        with phase("head"):
+            result = self.head.forward_backward(features, batch.labels)
         if not math.isfinite(result.loss):
             raise UserError(f"step {progress.step + 1}: the loss is {result.loss} at learning rate {lr:g}; nothing was "
                             "updated in this step. Try a lower --lr, or softmax before a margin")
-        self.backbone.backward(result.d_features)
-        self.head.step(lr)
-        self.backbone.step(lr)
+        with phase("backward"):  # only begun: MXNet's engine works on it while the centres are updated
+            self.backbone.backward(result.d_features)
+        with phase("update W"):
+            self.head.step(lr)
+        with phase("update"):
+            self.backbone.step(lr)
         progress.step += 1
         progress.epoch, progress.offset = batch.next_position
         self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
@@ -100,6 +110,8 @@ class Trainer:
         return 0 < self.max_steps <= self.progress.step or self.progress.epoch >= self.end_epoch
 
     def _finish(self, stopped: int) -> int:
+        if line := self.timeline.end():
+            self.log.line(line)
         if self.state_every:
             self.save_state(self.progress)
         if stopped and not self._done():

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step of the backbone in several processes, with gradients summed while the backward pass runs, and after it.
+
+    python -m bench.overlap --processes 2 --network y1 r18 --batch 8
+
+Both ways, and a third without any exchange, take turns within one run of real processes through Horovod, so that they
+meet the same disturbances. A step is forward, backward, exchange and update with random images; medians.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+WAYS = ("overlapped", "afterwards", "none")
+MARK = "RESULT "
+
+
+def work(network: str, batch: int, steps: int) -> None:
+    """What each process does."""
+    from recognition.devices import CPU, share_processors
+
+    share_processors(CPU, os.environ)
+    from recognition.cli import parse_args
+    from recognition.mxnet_compat import mx
+    from recognition.parallel.backbone import ReplicatedBackbone
+    from recognition.parallel.communicator import Communicator, SingleProcess
+    from recognition.parallel.processes import make_communicator
+    from recognition.symbol import build_symbol
+    from recognition.training.run import make_backbone
+
+    config = parse_args("train_parall", ["--config", "sample_config.py", "--network", network, "--devices", "cpu",
+                                         "--per-batch-size", str(batch)])
+
+    def make(communicator: Communicator) -> ReplicatedBackbone:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return make_backbone(config, build_symbol(config), config.image_shape, [mx.cpu()], communicator)
+
+    with make_communicator("device") as communicator:
+        backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in WAYS}
+        late = backbones["afterwards"]
+        reduce = late._reduce_gradients
+
+        def wait_first() -> None:
+            mx.nd.waitall()
+            reduce()
+
+        late._reduce_gradients = wait_first  # type: ignore[method-assign]
+        random = np.random.RandomState(communicator.rank)
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        for number in range(steps + 1):
+            images = random.randint(0, 256, (batch, 3, 112, 112), dtype=np.uint8)
+            for way, backbone in backbones.items():
+                communicator.all_reduce(np.zeros(1, np.float32))  # all begin together
+                start = time.perf_counter()
+                features = backbone.forward(images)
+                backbone.backward(features / features.size)
+                backbone.step(0.01)
+                mx.nd.waitall()
+                seconds[way] += [time.perf_counter() - start] if number else []
+        if communicator.rank == 0:
+            print(MARK + json.dumps({way: statistics.median(values) for way, values in seconds.items()}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--network", nargs="+", default=["y1", "r18"])
+    parser.add_argument("--batch", type=int, default=8, help="images a process")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        return work(options.network[0], options.batch, options.steps)
+    print(f"{options.processes} processes, {options.batch} images each; seconds a step\n\n{'network':10}"
+          + "".join(f"{way:>14}" for way in WAYS) + f"{'saved':>9}")
+    for network in options.network:
+        run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(options.processes), "--",
+                              sys.executable, "-m", "bench.overlap", "--work", "--network", network, "--batch",
+                              str(options.batch), "--steps", str(options.steps)], capture_output=True, text=True)
+        found = next((line for line in run.stdout.splitlines() if MARK in line), None)
+        if run.returncode or found is None:
+            sys.exit(run.stdout + run.stderr)
+        times = json.loads(found[found.index(MARK) + len(MARK):])
+        saved = 1 - times["overlapped"] / times["afterwards"]
+        print(f"{network:10}" + "".join(f"{times[way]:14.3f}" for way in WAYS) + f"{saved:9.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
