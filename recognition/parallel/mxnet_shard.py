@@ -2,7 +2,7 @@
 """A shard on any MXNet context: the same steps as :mod:`recognition.parallel.cpu_shard`, in MXNet's operators."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -56,8 +56,10 @@ class MxnetShard:
             self._w, self._m, self._bias, self._bias_m = (self._taken(array) for array in self._stored)
         self._inverse = mx.nd.ones(self._w.shape[0], ctx=self.context)
         if self.normalised:
+            squares = self._scratch(self._w.shape[1])
             for rows in self._chunks():
-                norms = mx.nd.square(self._w[rows]).sum(axis=1)
+                w = self._w[rows]
+                norms = mx.nd.square(w, out=squares(*w.shape)).sum(axis=1)
                 self._inverse[rows] = mx.nd.rsqrt(norms + float(EPSILON))
 
     def _taken(self, array: Any) -> mx.nd.NDArray:
@@ -74,6 +76,12 @@ class MxnetShard:
     def _chunks(self) -> list[slice]:
         """The selected rows in pieces whose temporaries are small beside W."""
         return [slice(low, min(low + CHUNK, self._w.shape[0])) for low in range(0, self._w.shape[0], CHUNK)]
+
+    def _scratch(self, columns: int) -> Callable[[int, int], mx.nd.NDArray]:
+        """One buffer for the same temporary of all chunks. MXNet runs what is ready: if each chunk had its own, those
+        of all chunks would be computed first and lie beside each other, as large as W."""
+        buffer = mx.nd.empty(min(CHUNK, self._w.shape[0]) * columns, ctx=self.context)
+        return lambda *shape: buffer[: int(np.prod(shape))].reshape(shape)
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         rows, k = self._w.shape[0], self.sub_centres
@@ -131,13 +139,16 @@ class MxnetShard:
         return mx.nd.dot(z, self._w).asnumpy()
 
     def update(self, sgd: SGD, replicas: Communicator) -> None:
+        logits, gradients, products = map(self._scratch, (len(self._z), self._w.shape[1], self._w.shape[1]))
         for rows in self._chunks():
             w, m = self._w[rows], self._m[rows]
-            gradient = mx.nd.dot(self._z[:, rows], self._x, transpose_a=True)
+            z = mx.nd.slice_axis(self._z, 1, rows.start, rows.stop, out=logits(len(self._z), len(w)))
+            gradient = mx.nd.dot(z, self._x, transpose_a=True, out=gradients(*w.shape))
             replicas.sum_in_place(f"centres {self.start} {rows.start}", [gradient])
             if self.normalised:
-                along = (gradient * w).sum(axis=1) * mx.nd.square(self._inverse[rows])
-                gradient -= w * along.expand_dims(1)
+                product = mx.nd.elemwise_mul(gradient, w, out=products(*w.shape))
+                along = product.sum(axis=1) * mx.nd.square(self._inverse[rows])
+                gradient -= mx.nd.broadcast_mul(w, along.expand_dims(1), out=product)
             mx.nd.sgd_mom_update(w, gradient, m, out=w, lr=sgd.lr, wd=sgd.wd, momentum=sgd.mu)
         if self.with_bias:
             gradient = self._z.sum(axis=0)
