@@ -17,6 +17,7 @@ from recognition.errors import UserError
 
 ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
+NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 
 
 def option(default: Any, kind: kinds.Kind, help: str, flag: tuple[str, ...] = ()) -> Any:
@@ -119,13 +120,20 @@ class Config:
     verbose: int = option(2000, kinds.integer(least=1), "batches between verifications", ENTRIES)
     frequent: int = option(20, kinds.integer(least=1), "batches between speed lines", ENTRIES)
     lr: float = option(0.1, kinds.real(above=0), "learning rate", ENTRIES)
-    lr_steps: tuple[int, ...] = option((100000, 160000, 220000), kinds.ascending,
-                                       "batches after which the learning rate falls to a tenth", ENTRIES)
+    lr_schedule: str = option("steps", kinds.choice("steps", "polynomial", "cosine"), "how the learning rate falls: by "
+                              "lr_steps; to 0 at the end of the run, as a power of what is left, or as a half cosine",
+                              ENTRIES)
+    lr_steps: tuple[int | str, ...] = option((100000, 160000, 220000), kinds.spans,
+                                             "batches, or epochs such as '10e,18e,22e', after which the learning rate "
+                                             "falls to a tenth", ENTRIES)
+    lr_power: float = option(2.0, kinds.real(above=0), "power of the polynomial schedule")
+    warmup: int | str = option(0, kinds.span, "batches, or epochs such as 2e, in which the learning rate rises from 0, "
+                               "in proportion to the batches done", ENTRIES)
     wd: float = option(0.0005, kinds.real(least=0), "weight decay", ENTRIES)
     mom: float = option(0.9, kinds.real(least=0, below=1), "momentum", ENTRIES)
     per_batch_size: int = option(128, kinds.integer(least=1), "images per device and batch", ENTRIES)
     max_steps: int = option(0, kinds.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
-    end_epoch: int = option(10000, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)
+    end_epoch: int = option(NO_END, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", kinds.choice("local", "device", "dist_sync", "dist_device_sync"),
                           "where gradients are summed", ENTRIES)
     devices: tuple[Device, ...] = option(
@@ -169,6 +177,11 @@ class Config:
         return self.loss_name in ("triplet", "atriplet")
 
     @property
+    def ends(self) -> bool:
+        """Whether it is known before it starts after how many batches the run ends."""
+        return self.max_steps > 0 or (self.end_epoch < NO_END and not self.triplets)
+
+    @property
     def output_dir(self) -> str:
         """The folder of this run's checkpoints: ``<models_root>/<network>-<loss>-<dataset>[-<extra>]``."""
         parts = (self.network, self.loss, self.dataset, self.extra_model_name)
@@ -208,6 +221,12 @@ REFUSALS = (
     Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
             "only a margin loss has a margin"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),
+    Refusal("lr_schedule", lambda c: c.lr_schedule != "steps" and not c.ends,
+            "it needs an end to fall to: --max-steps, or, but not with triplets, --end-epoch"),
+    Refusal("lr_steps", lambda c: c.triplets and any(isinstance(step, str) for step in c.lr_steps),
+            "an epoch of triplets has no fixed number of batches; count batches"),
+    Refusal("warmup", lambda c: c.triplets and isinstance(c.warmup, str),
+            "an epoch of triplets has no fixed number of batches; count batches"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
 )
 

@@ -46,7 +46,7 @@ from recognition.training.history import History
 from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
-from recognition.training.schedule import StepSchedule
+from recognition.training.schedule import make_schedule, total_steps
 from recognition.training.state import Progress, SavedState, find_state, save_state, set_aside
 from recognition.training.timeline import NoTimeline, Timeline
 from recognition.training.trainer import Trainer
@@ -94,6 +94,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
     progress.config = dataclasses.asdict(config)
 
     global_batch = config.per_batch_size * len(contexts) * communicator.size
+    batches_an_epoch = math.inf if config.triplets else len(dataset) // global_batch
+    schedule = make_schedule(config, batches_an_epoch)
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
         verifier = make_verifier(config, backbone, dataset, communicator)
@@ -101,12 +103,10 @@ def train_together(config: Config, communicator: Communicator) -> int:
             print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
         log = SilentLog() if not first else TrainingLog(
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
-            total_steps(config, math.inf if config.triplets else len(dataset) // global_batch), progress.step,
-            config.ce_loss)
+            total_steps(config, batches_an_epoch), progress.step, config.ce_loss)
         try:
             return Trainer(
-                backbone, head, batches, StepSchedule(config.lr, config.lr_steps),
-                verifier,
+                backbone, head, batches, schedule, verifier,
                 lambda number: save_together(config, number, symbol, backbone, head, communicator),
                 lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
                                        batches.state(), communicator),
@@ -284,10 +284,3 @@ def changes(before: Mapping[str, Any], config: Config) -> list[str]:
     passing = {"resume", "config_file", "pretrained", "pretrained_epoch", "decode_threads"}
     return [f"{key} {before[key]} -> {value}" for key, value in now.items()
             if key not in passing and key in before and before[key] != value]
-
-
-def total_steps(config: Config, batches_an_epoch: float) -> int | None:
-    """Steps until the run ends; None if nobody knows, as with the legacy default, which never does."""
-    by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < 10000 else math.inf
-    total = min(config.max_steps or math.inf, by_epochs)
-    return None if total == math.inf else int(total)
