@@ -119,6 +119,8 @@ class Config:
     ckpt_embedding: bool = option(True, kinds.boolean, "leave the class centres out of the checkpoint")
     verbose: int = option(2000, kinds.integer(least=1), "batches between verifications", ENTRIES)
     frequent: int = option(20, kinds.integer(least=1), "batches between speed lines", ENTRIES)
+    optimizer: str = option("sgd", kinds.choice("sgd", "adamw"), "optimiser of the backbone and of the class centres: "
+                            "SGD with momentum; Adam with decoupled weight decay", ENTRIES)
     lr: float = option(0.1, kinds.real(above=0), "learning rate", ENTRIES)
     lr_schedule: str = option("steps", kinds.choice("steps", "polynomial", "cosine"), "how the learning rate falls: by "
                               "lr_steps; to 0 at the end of the run, as a power of what is left, or as a half cosine",
@@ -130,7 +132,10 @@ class Config:
     warmup: int | str = option(0, kinds.span, "batches, or epochs such as 2e, in which the learning rate rises from 0, "
                                "in proportion to the batches done", ENTRIES)
     wd: float = option(0.0005, kinds.real(least=0), "weight decay", ENTRIES)
-    mom: float = option(0.9, kinds.real(least=0, below=1), "momentum", ENTRIES)
+    mom: float = option(0.9, kinds.real(least=0, below=1), "momentum of SGD", ENTRIES)
+    adam_beta1: float = option(0.9, kinds.real(least=0, most=0.999999), "AdamW: decay of the first moment")
+    adam_beta2: float = option(0.999, kinds.real(least=0, most=0.999999), "AdamW: decay of the second moment")
+    adam_eps: float = option(1e-8, kinds.real(least=1e-20), "AdamW: added to the root of the second moment")
     per_batch_size: int = option(128, kinds.integer(least=1), "images per device and batch", ENTRIES)
     max_steps: int = option(0, kinds.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
     end_epoch: int = option(NO_END, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)

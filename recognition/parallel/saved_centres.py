@@ -24,7 +24,7 @@ class SavedCentres:
 
     where: str  # for messages
     centres: list[np.ndarray]  # (rows, D) each
-    momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each
+    momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each, that of SGD
     bias: list[np.ndarray] = field(default_factory=list)  # (rows,) each
     missing: str = ""  # the first shard that is not there though a later one is
 
@@ -97,6 +97,8 @@ def centres_in_folder(folder: Path) -> SavedCentres | None:
     """W by ``<i>_centers.param``, as Partial FC writes it, or by ``centres-<i>.npy``, as a training state holds it."""
     if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
+        if _npy_shards(folder, "second_moment"):
+            return SavedCentres(f"{folder}: centres-*.npy (moments of AdamW left out)", centres, bias=bias)
         return SavedCentres(f"{folder}: centres-*.npy", centres, momentum, bias)
     numbers = _numbers(folder, "*_centers.param")
     if not numbers:

@@ -2,6 +2,7 @@
 """Where the class centres W of a run that starts come from: a checkpoint, embeddings, or the seed."""
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,11 +36,16 @@ def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset,
         return ""
     if config.centres_from == "embeddings":
         return _from_embeddings(config, dataset, shards, embed, communicator)
-    return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
+    return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size,
+                           with_momentum=config.optimizer == "sgd")
 
 
-def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int) -> str:
-    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read."""
+def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int,
+                    with_momentum: bool = True) -> str:
+    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read.
+
+    :param with_momentum: whether to take over momentum of SGD, if it is there.
+    """
     saved = find_centres(path)
     if saved is None:
         return f"{path}: no class centres there; they start anew"
@@ -48,12 +54,15 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
         misfit = f"found centres of {saved.dim} numbers, expected {dim}"
     if misfit:
         return f"{saved.where}: {misfit}; the class centres start anew"
+    if left_momentum := saved.momentum and not with_momentum:
+        saved = dataclasses.replace(saved, momentum=[])
     for shard in shards:
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)
     taken = ["class centres", *(["their momentum"] if saved.momentum else []),
              *(["their bias"] if saved.bias and shards[0].with_bias else [])]
     left = "; their bias left out, this loss has none" if saved.bias and not shards[0].with_bias else ""
+    left += "; their momentum left out, it is of SGD" if left_momentum else ""
     return f"{saved.where}: {' and '.join(taken)} of {num_classes} classes loaded{left}"
 
 

@@ -27,6 +27,7 @@ from recognition.errors import UserError
 from recognition.loss.margin import margin_of
 from recognition.loss.triplet import TripletLoss
 from recognition.mxnet_compat import check_gpu, mx
+from recognition.parallel.adamw import adamw_of
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.cpu_shard import CpuShard
@@ -156,7 +157,8 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
     rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor)
     return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
                               config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
-                              wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config))
+                              wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config),
+                              adamw=adamw_of(config))
 
 
 def make_head(config: Config, num_classes: int, contexts: list[Any],
@@ -182,7 +184,7 @@ def make_head(config: Config, num_classes: int, contexts: list[Any],
         MxnetShard(place, start, stop, config.emb_size, on_host=on_host, **options)
         for place, (start, stop) in zip(contexts, ranges)]
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
-                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas)
+                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
 
 
 def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbone, communicator: Communicator,
@@ -228,7 +230,7 @@ def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: 
             parameters.update({f"fc7_{i}_weight": state.centres for i, state in enumerate(states)})
         else:
             save_centres(Path(config.output_dir), communicator.rank, np.concatenate([s.centres for s in states]),
-                         np.concatenate([s.momentum for s in states]))
+                         np.concatenate([s.momentum for s in states]) if config.optimizer == "sgd" else None)
     if communicator.rank == 0:
         save_checkpoint(Path(config.prefix), number, symbol, parameters, auxiliary)
 
@@ -251,7 +253,7 @@ def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the shapes of its arrays and the order of its data."""
     return {"num_classes": dataset.num_classes, "images": len(dataset), "network": config.network,
             "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
-            "loss_name": config.loss_name, "bias": has_bias(config)}
+            "loss_name": config.loss_name, "bias": has_bias(config), "optimizer": config.optimizer}
 
 
 def has_bias(config: Config) -> bool:

@@ -56,10 +56,10 @@ def test_flags_and_defaults_of_the_contract(parse, entry, defaults):
 def test_precedence(parse):
     assert parse("--network", "y1").per_batch_size == 128
     assert parse("--network", "y1").emb_size == 128  # the preset's, over config's 512
-    config = parse("--lr-steps", "1e,2e", "--warmup", "0.5e", "--lr-schedule", "cosine",
+    config = parse("--lr-steps", "1e,2e", "--warmup", "0.5e", "--optimizer", "adamw", "--lr-schedule", "cosine",
                    "--end-epoch", "3")
-    assert (config.lr_steps, config.warmup, config.lr_schedule) == \
-           (("1e", "2e"), "0.5e", "cosine")
+    assert (config.lr_steps, config.warmup, config.optimizer, config.lr_schedule) == \
+           (("1e", "2e"), "0.5e", "adamw", "cosine")
     config = parse("--network=y1", "--lr", "0.01", "--lr-steps", "5,6", "--val-targets", "a,b", "--max-steps", "7",
                    "--end-epoch", "2")
     assert (config.lr, config.lr_steps, config.val_targets, config.max_steps, config.end_epoch) == \

@@ -53,6 +53,10 @@ def test_partial_fc_brings_its_momentum_and_softmax_its_bias(tmp_path: Path) -> 
     shards = make_shards(3)
     assert "class centres and their momentum of 11" in from_checkpoint(path, shards, CLASSES, K, DIM)
     assert np.array_equal(joined(shards, "centres"), W) and np.array_equal(joined(shards, "momentum"), W + 1)
+    shards = make_shards(2)
+    line = from_checkpoint(path, shards, CLASSES, K, DIM, with_momentum=False)
+    assert "class centres of 11 classes loaded; their momentum left out, it is of SGD" in line
+    assert np.array_equal(joined(shards, "centres"), W) and not joined(shards, "momentum").any()
     write_arrays(path, {"arg:fc7_weight": [W], "arg:fc7_bias": [W[:, 0]]})
     shards = make_shards(2, with_bias=True)
     assert "class centres and their bias of 11" in from_checkpoint(path, shards, CLASSES, K, DIM)

@@ -172,3 +172,17 @@ def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(
     whole = folder / "whole" / "tiny-arcface-tiny"
     for path in [whole / "model-0000.params", *whole.glob("state/step-000000024/*.npy")]:
         assert path.read_bytes() == (below / path.relative_to(whole)).read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_adamw_over_processes_and_devices(horovod: None, folder: Path) -> None:
+    """An eps of the size of gradients: a step does not depend on that size, and would make steps of rounding."""
+    config = folder / "config.py"
+    before = config.read_text()
+    config.write_text(before + "config.adam_eps = 0.1\n")
+    flags = ["--optimizer", "adamw", "--lr-schedule", "polynomial", "--warmup", "1"]
+    one = run(folder, "adamw-one", [], "--per-batch-size", "12", *flags)
+    four = run(folder, "adamw-four", LAUNCH, "--per-batch-size", "3", "--devices", "cpu:2", *flags)
+    config.write_text(before)
+    assert_close(four, one)
+    assert one[0]["second_moment"].any()

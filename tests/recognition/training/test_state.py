@@ -34,6 +34,10 @@ def whole_state() -> ShardState:
                         for shape in ((CLASSES * K, DIM), (CLASSES * K, DIM), (CLASSES * K,), (CLASSES * K,))))
 
 
+def with_second(state: ShardState) -> ShardState:
+    return state._replace(second_moment=state.centres**2, bias_second_moment=state.bias**2)
+
+
 def backbone() -> BackboneState:
     return BackboneState({"w": np.arange(3, dtype=np.float32)}, {"w": np.ones(3, np.float32)},
                          [{"m": np.zeros(2, np.float32)}, {"m": np.ones(2, np.float32)}])
@@ -51,6 +55,31 @@ def test_saved_with_n_shards_it_loads_with_m(tmp_path: Path, saved: int, loaded:
     found = state.backbone()
     assert np.array_equal(found.parameters["w"], [0, 1, 2]) and np.array_equal(found.momentum["w"], [1, 1, 1])
     assert [a["m"].tolist() for a in found.auxiliary] == [[0, 0], [1, 1]]
+    assert found.second_moment is None and found.updates is None
+    assert not list(state.path.glob("*second_moment*"))
+
+
+@pytest.mark.parametrize("saved, loaded", [(1, 3), (3, 2), (4, 1), (13, 2), (2, 13)])
+def test_second_moments_of_adamw_too(tmp_path: Path, saved: int, loaded: int) -> None:
+    """Of 13 shards two have no class."""
+    cut = shards(saved)
+    for shard in cut:
+        shard.load(with_second(shard.state()))
+    ours = backbone()._replace(second_moment={"w": np.full(3, 7, np.float32)}, updates={"w": np.array(5)})
+    state = SavedState(save_state(tmp_path, Progress(step=7), ours, cut))
+    again = [CpuShard(start, stop, DIM, normalised=True, scale=64, sub_centres=K)
+             for start, stop in split_classes(CLASSES, loaded)]
+    for shard in again:
+        state.fill(shard, K)
+    parts = [shard.state() for shard in again if shard.stop > shard.start]
+    for name, whole in with_second(whole_state())._asdict().items():
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), whole)
+    found = state.backbone()
+    assert found.second_moment["w"].tolist() == [7, 7, 7] and found.updates["w"] == 5
+    (state.path / "second_moment-0.npy").unlink()
+    if saved > 1:
+        with pytest.raises(UserError, match=r"second_moment-0\.npy: cannot be read"):
+            state.rows(0, CLASSES, K)
 
 
 @pytest.mark.parametrize("sub_centres", [1, 3])
@@ -114,6 +143,9 @@ def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     SavedState(path).require_identity({"images": 5})
     with pytest.raises(UserError, match="images 5, this run has 6"):
         SavedState(path).require_identity({"images": 6})
+    SavedState(path).require_identity({"optimizer": "sgd"})  # of before there was another
+    with pytest.raises(UserError, match="was saved with optimizer 'sgd', this run has 'adamw'"):
+        SavedState(path).require_identity({"optimizer": "adamw"})
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(UserError, match="format 99, expected 1"):
