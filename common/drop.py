@@ -34,6 +34,7 @@ from recognition.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.devices import Device, parse_devices, processors, share_processors, visible_devices
 from recognition.errors import UserError, command
+from recognition.files import writing
 from recognition.parallel.saved_centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
 from recognition.params_file import read_arrays
 
@@ -115,7 +116,8 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
         if not choice.kept.any():
             raise UserError(f"--threshold: found {threshold:g}, but the nearest of all {len(choice.labels)} images is "
                             f"{choice.angles.min():.1f} degrees from its dominant sub-centre")
-        write_kept(folder, dataset, choice)
+        with writing(output):
+            write_kept(folder, dataset, choice)
         origin = {"data": str(data), "model": str(checkpoint), "centres": saved.where}
         report = write_report(folder, choice, origin, identity_names(dataset))
         if output_model:

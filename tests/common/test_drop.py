@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -317,6 +318,17 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
         assert words in error and error.splitlines()[-1].startswith("error: ") and "Traceback" not in error
         assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_ends_in_one_line_too(
+        case: Case, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str],
+        capsys: pytest.CaptureFixture[str], full_disk: Callable[[int], AbstractContextManager[None]]) -> None:
+    data, prefix = write_set(case.labels, case.images, CLASSES), colour_model(fc7_weight=case.w)
+    with full_disk(4000):
+        assert run(data, prefix, tmp_path / "new") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'new'}: cannot be written: File too large") and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_zero_embedding_is_at_right_angles(write_set: Callable[..., Path]) -> None:
