@@ -59,7 +59,7 @@ def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
 def identity_names(dataset: FaceDataset) -> list[str]:
     """The names in the ``identities.txt`` that pack_folder writes, if it is there and of this set; else none."""
     try:
-        names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").splitlines()
+        names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").split("\n")[:-1]
     except OSError:
         return []
     return names if len(names) == dataset.num_classes else []
@@ -83,8 +83,9 @@ def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int,
     else:
         centres = centres_in_folder(given) if given.is_dir() else centres_in_file(given, read_arrays(given))
     if centres is None:
-        states = sorted(str(path.parent) for path in checkpoint.parent.glob("state/*/centres-0.npy"))
-        hint = f", or the training state --centres {states[-1]}" if states else ""
+        states = [path.parent for path in checkpoint.parent.glob("state/step-*/centres-0.npy")]
+        newest = max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
+        hint = f", or a training state: --centres {newest}" if newest else ""
         raise UserError(f"{given or checkpoint}: found no class centres there, expected fc7_weight or fc7_<i>_weight, "
                         f"as config.ckpt_embedding = False saves them, or <rank>_centers.param{hint}")
     if misfit := centres.misfit(num_classes, k):

@@ -6,11 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import tracemalloc
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import cv2
 import numpy as np
@@ -20,91 +17,16 @@ from common import drop as drop_module
 from common.drop import main
 from common.sub_centres import choose
 from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordReader, RecordWriter, pack_record, read_index, unpack_record
+from recognition.data.recordio import RecordReader, read_index, unpack_record
 from recognition.mxnet_compat import mx
 from recognition.parallel.saved_centres import SavedCentres
 from recognition.params_file import read_arrays
-from recognition.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, K, EMPTY, LOST = 7, 3, 2, 4  # identity 2 has no image, of 4 none is left
 
 
-def patch(colour: np.ndarray) -> bytes:
-    """A JPEG of 112 x 112 pixels of one colour, RGB."""
-    image = np.empty((112, 112, 3), np.uint8)
-    image[:] = np.clip(np.rint(colour[::-1]), 0, 255)
-    return cv2.imencode(".jpg", image)[1].tobytes()
-
-
-def towards(direction: Sequence[float]) -> bytes:
-    """A patch whose embedding by ``colour_model`` points that way."""
-    direction = np.asarray(direction, np.float64)
-    return patch(127.5 + 100 * direction / np.linalg.norm(direction))
-
-
-@pytest.fixture
-def write_set(tmp_path: Path) -> Callable[..., Path]:
-    """``write_set(labels, images, classes, form)``: a folder with these images, in this order."""
-
-    def write(labels: Sequence[int], images: Sequence[bytes], classes: int, form: str = "identities") -> Path:
-        folder = tmp_path / f"set-{form}"
-        folder.mkdir()
-        first = 1 if form == "identities" else 0
-        with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
-            if form == "identities":
-                assert list(labels) == sorted(labels)
-                writer.write(0, pack_record((len(labels) + 1, len(labels) + 1 + classes)))
-            for key, (label, image) in enumerate(zip(labels, images), first):
-                writer.write(key, pack_record(float(label), image, id=key))
-            ends = np.cumsum(np.bincount(labels, minlength=classes)) + 1
-            for i, end in enumerate(ends if first else []):
-                writer.write(len(labels) + 1 + i, pack_record((ends[i - 1] if i else 1, end)))
-        tail = f"{len(labels)}\nshuffled\n" if form == "shuffled" else ""
-        (folder / "property").write_text(f"{classes},112,112\n{tail}")
-        return folder
-
-    return write
-
-
-@pytest.fixture
-def colour_model(tmp_path: Path) -> Callable[..., str]:
-    """``colour_model(**arrays)``: the prefix of checkpoint 1 of the mean colour less grey, with more arrays in it.
-
-    Beyond three numbers an embedding is zero.
-    """
-    def save(name: str = "model", dim: int = 3, **arrays: np.ndarray) -> str:
-        centred = mx.sym.Variable("data") - 127.5
-        pooled = mx.sym.Flatten(mx.sym.Pooling(centred, global_pool=True, pool_type="avg", kernel=(1, 1)))
-        symbol = mx.sym.FullyConnected(pooled, num_hidden=dim, name="fc1")
-        weights = {"fc1_weight": np.eye(dim, 3, dtype=np.float32), "fc1_bias": np.zeros(dim, np.float32)}
-        prefix = tmp_path / name / "model"
-        save_checkpoint(prefix, 1, symbol, {**weights, **arrays}, {})
-        return str(prefix)
-
-    return save
-
-
-class Case(NamedTuple):
-    labels: np.ndarray
-    images: list[bytes]
-    w: np.ndarray  # (CLASSES * K, 3) float32
-
-
-@pytest.fixture
-def case() -> Case:
-    random = np.random.RandomState(1)
-    w = random.standard_normal((CLASSES * K, 3))
-    labels = np.repeat([0, 1, 3, LOST, 5, 6], [9, 6, 8, 3, 1, 12])
-    of = w[labels * K + random.choice(K, len(labels), p=[0.2, 0.6, 0.2])]
-    directions = of / np.linalg.norm(of, axis=1, keepdims=True) + 0.5 * random.standard_normal((len(labels), 3))
-    lost = w[LOST * K : LOST * K + K]
-    lost /= np.linalg.norm(lost, axis=1, keepdims=True)
-    directions[labels == LOST] = -lost.sum(axis=0)
-    return Case(labels, [towards(d) for d in directions], (w * random.uniform(0.1, 3, (len(w), 1))).astype(np.float32))
-
-
-def published(case: Case, threshold: float) -> tuple[list[tuple[int, bytes]], list[int], list[float]]:
+def published(case: Any, threshold: float) -> tuple[list[tuple[int, bytes]], list[int], list[float]]:
     """What InsightFace's drop.py does: (new label, image) of what it keeps, dominant sub-centres, all angles."""
     kept, dominants, angles, label = [], [], [], 0
     centres = case.w.astype(np.float64).reshape(CLASSES, K, 3)
@@ -129,19 +51,16 @@ def contents(folder: Path) -> list[tuple[int, bytes]]:
     return [dataset.read(i)[:2] for i in range(len(dataset))]
 
 
-def run(data: Path, prefix: str, output: Path, *flags: Any) -> int:
-    return main(["--data", str(data), "--model", f"{prefix},1", "--output", str(output), *map(str, flags)])
-
-
 @pytest.mark.parametrize("form", ["identities", "sequential", "shuffled"])
-def test_keeps_what_the_published_flow_keeps(case: Case, write_set: Callable[..., Path], form: str, tmp_path: Path,
-                                             colour_model: Callable[..., str]) -> None:
+def test_keeps_what_the_published_flow_keeps(
+        case: Any, drop: Callable[..., int], write_set: Callable[..., Path], form: str, tmp_path: Path,
+        colour_model: Callable[..., str]) -> None:
     """Angles agree to 0.01 degrees: the mean of 12,544 pixels in float32 is good to 1e-5 of the embedding's length."""
     order = np.arange(len(case.labels)) if form == "identities" else np.random.RandomState(2).permutation(
         len(case.labels))
-    mixed = Case(case.labels[order], [case.images[i] for i in order], case.w)
+    mixed = case._replace(labels=case.labels[order], images=[case.images[i] for i in order])
     data = write_set(mixed.labels, mixed.images, CLASSES, form)
-    assert run(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
+    assert drop(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
     kept, dominants, angles = published(mixed, 40)
     assert 0 < len(kept) < len(case.labels)
     assert contents(tmp_path / "new") == kept
@@ -156,12 +75,13 @@ def test_keeps_what_the_published_flow_keeps(case: Case, write_set: Callable[...
     assert [int(row[5]) for row in rows[1:]] == dominants
 
 
-def test_the_new_set_and_its_report(case: Case, write_set: Callable[..., Path], tmp_path: Path,
-                                    colour_model: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_new_set_and_its_report(
+        case: Any, drop: Callable[..., int], write_set: Callable[..., Path], tmp_path: Path,
+        colour_model: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     data = write_set(case.labels, case.images, CLASSES)
     (data / "identities.txt").write_text("".join(f"person {i}\n" for i in range(CLASSES)))
     (data / "lfw.bin").write_bytes(b"pairs")
-    assert run(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
+    assert drop(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
     new, out = tmp_path / "new", capsys.readouterr().out
     kept, _, angles = published(case, 40)
     labels = [label for label, _ in kept]
@@ -205,25 +125,26 @@ def test_the_new_set_and_its_report(case: Case, write_set: Callable[..., Path], 
 
 
 def test_the_picture_shows_both_kinds_and_is_left_out_without_matplotlib(
-        case: Case, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str],
-        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+         case: Any, drop: Callable[..., int], write_set: Callable[..., Path], tmp_path: Path,
+        colour_model: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     data, prefix = write_set(case.labels, case.images, CLASSES), colour_model(fc7_weight=case.w)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert run(data, prefix, tmp_path / "without") == 0
+    assert drop(data, prefix, tmp_path / "without") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("no picture: matplotlib is not installed")
     assert not (tmp_path / "without" / "drop.png").exists()
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    assert run(data, prefix, tmp_path / "with") == 0
+    assert drop(data, prefix, tmp_path / "with") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"picture: {tmp_path / 'with' / 'drop.png'}"
     blue, _, red = np.moveaxis(cv2.imread(str(tmp_path / "with" / "drop.png")).astype(int), 2, 0)
     assert (blue - red > 100).sum() > 500 and (red - blue > 100).sum() > 500
 
 
 def test_every_place_of_w_and_every_way_to_run_gives_the_same_bytes(
-        case: Case, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str]) -> None:
+         case: Any, drop: Callable[..., int], write_set: Callable[..., Path], tmp_path: Path,
+        colour_model: Callable[..., str]) -> None:
     data = write_set(case.labels, case.images, CLASSES)
-    assert run(data, colour_model(fc7_weight=case.w), tmp_path / "whole") == 0
+    assert drop(data, colour_model(fc7_weight=case.w), tmp_path / "whole") == 0
     padded = np.concatenate([case.w, np.full((K, 3), 9, np.float32)]).reshape(4, -1, 3)  # 4 shards of ceil(7 / 4)
     cut = colour_model("cut", **{f"fc7_{i}_weight": part for i, part in enumerate(padded)})
     plain = colour_model("plain")
@@ -238,16 +159,17 @@ def test_every_place_of_w_and_every_way_to_run_gives_the_same_bytes(
         (cut, ("--batch-size", 5)), (plain, ("--devices", "cpu:2")), (plain, ("--centres", tmp_path / "state")),
         (plain, ("--centres", f"{cut}-0001.params", "--batch-size", 100, "--decode-threads", 1))]
     for number, (prefix, flags) in enumerate(runs):
-        assert run(data, prefix, tmp_path / str(number), *flags) == 0
+        assert drop(data, prefix, tmp_path / str(number), *flags) == 0
         for name in ("train.rec", "train.idx", "property", "drop-identities.tsv"):
             assert (tmp_path / str(number) / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_model_with_the_dominant_sub_centres_alone(case: Case, write_set: Callable[..., Path], tmp_path: Path,
-                                                     colour_model: Callable[..., str]) -> None:
+def test_a_model_with_the_dominant_sub_centres_alone(
+        case: Any, drop: Callable[..., int], write_set: Callable[..., Path], tmp_path: Path,
+        colour_model: Callable[..., str]) -> None:
     data, prefix = write_set(case.labels, case.images, CLASSES), colour_model(fc7_weight=case.w)
     flags = ("--threshold", 40, "--output-model", f"{tmp_path}/one/model,7")
-    assert run(data, prefix, tmp_path / "new", *flags) == 0
+    assert drop(data, prefix, tmp_path / "new", *flags) == 0
     file = read_arrays(tmp_path / "one" / "model-0007.params")
     arrays = dict(zip(file.names, file.arrays))
     left = [i for i in range(CLASSES) if i not in (EMPTY, LOST)]
@@ -255,91 +177,31 @@ def test_a_model_with_the_dominant_sub_centres_alone(case: Case, write_set: Call
     assert np.array_equal(arrays["arg:fc7_weight"], case.w[rows])
     assert np.array_equal(arrays["arg:fc1_weight"], np.eye(3)) and set(arrays) == {
         "arg:fc1_weight", "arg:fc1_bias", "arg:fc7_weight"}
-    assert run(tmp_path / "new", f"{tmp_path}/one/model", tmp_path / "again", "--k", 1) == 2  # 7, not 1
+    assert drop(tmp_path / "new", f"{tmp_path}/one/model", tmp_path / "again", "--k", 1) == 2  # 7, not 1
     assert main(["--data", str(tmp_path / "new"), "--model", f"{tmp_path}/one,7", "--k", "1", "--threshold", "40",
                  "--output", str(tmp_path / "again")]) == 0
     assert contents(tmp_path / "again") == contents(tmp_path / "new")
 
 
 def test_more_records_than_the_indexed_form_can_number(
-        case: Case, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+         case: Any, drop: Callable[..., int], write_set: Callable[..., Path], tmp_path: Path,
+        colour_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_set(case.labels, case.images, CLASSES)
     monkeypatch.setattr(drop_module, "MAX_RECORDS", 10)
-    assert run(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
+    assert drop(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
     assert open_dataset(tmp_path / "new").form == "sequential"
     assert contents(tmp_path / "new") == published(case, 40)[0]
 
 
-def test_bad_input_ends_in_one_line_and_leaves_nothing(
-        case: Case, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str],
-        capsys: pytest.CaptureFixture[str]) -> None:
-    data = write_set(case.labels, case.images, CLASSES)
-    w, nan = case.w, case.w.copy()
-    nan[LOST * K + 1] = np.nan
-    good, no_w = colour_model(fc7_weight=w), colour_model("no-w")
-    (tmp_path / "no-w" / "state" / "step-5").mkdir(parents=True)
-    (tmp_path / "no-w" / "state" / "step-5" / "centres-0.npy").touch()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    broken = [*case.images[:3], b"no image", *case.images[4:]]
-    no_images = write_set(sorted(case.labels), broken, CLASSES, "sequential")
-    new = tmp_path / "new"
-    for data_dir, prefix, flags, words in [
-            (data, good, ("--k", 1), f"found 21 rows in 1 shard, expected 7 for 7 classes, as {data}/property and --k "
-             "say; --k 3 would fit"),
-            (data, good, ("--k", 2), "--k 3 would fit"),
-            (data, colour_model("few", fc7_weight=w[:18]), (), "found 18 rows in 1 shard, expected 21 for 7 classes"),
-            (data, colour_model("gap", fc7_1_weight=w), (), "found no fc7_0_weight"),
-            (data, no_w, (), "found no class centres there, expected fc7_weight or fc7_<i>_weight"),
-            (data, no_w, (), f"--centres {tmp_path}/no-w/state/step-5"),
-            (data, no_w, ("--centres", tmp_path), "found no class centres there"),
-            (data, no_w, ("--centres", tmp_path / "absent.params"), "absent.params: not a file"),
-            (data, colour_model("wide", fc7_weight=np.ones((21, 4))), (), "found centres of 4 numbers, but"),
-            (data, colour_model("nan", fc7_weight=nan), (), "record 24: a centre of class 4 is not finite"),
-            (data, colour_model("inf", fc7_weight=w, fc1_bias=np.array([0, np.inf, 0])), (),
-             "record 1: its embedding is not finite"),
-            (data, colour_model("shape", fc1_bias=np.zeros(4), fc7_weight=w), (),
-             "fc1_bias is of shape (4,), expected"),
-            (data, good + "x", (), "--model: found no "),
-            (data, good, ("--threshold", 0), "--threshold: found 0, expected degrees"),
-            (data, good, ("--threshold", "nan"), "--threshold: found nan, expected degrees"),
-            (data, good, ("--threshold", 0.01), "but the nearest of all 39 images is"),
-            (data, good, ("--k", 0), "--k: found 0, expected at least 1"),
-            (data, good, ("--devices", "tpu"), "--devices: found 'tpu', expected cpu"),
-            (data, good, ("--image-size", 112), "unrecognized arguments: --image-size"),
-            (data, good, ("--output-model", good), "exists already, expected a new name"),
-            (no_images, good, (), "record 3: its 8 bytes are not an image"),
-            (tmp_path / "absent", good, (), "no train.rec there"),
-            (data, good, ("--output", tmp_path / "full"), "exists already, expected a new folder")]:
-        before = sorted(path.name for path in tmp_path.iterdir())
-        assert run(data_dir, prefix, new, *flags) == 2
-        error = capsys.readouterr().err
-        assert words in error and error.splitlines()[-1].startswith("error: ") and "Traceback" not in error
-        assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
-        assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
-def test_a_full_disk_ends_in_one_line_too(
-        case: Case, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str],
-        capsys: pytest.CaptureFixture[str], full_disk: Callable[[int], AbstractContextManager[None]]) -> None:
-    data, prefix = write_set(case.labels, case.images, CLASSES), colour_model(fc7_weight=case.w)
-    with full_disk(4000):
-        assert run(data, prefix, tmp_path / "new") == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'new'}: cannot be written: File too large") and error.count("\n") == 1
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_zero_embedding_is_at_right_angles(write_set: Callable[..., Path]) -> None:
+def test_a_zero_embedding_is_at_right_angles(towards: Callable[..., bytes], write_set: Callable[..., Path]) -> None:
     dataset = open_dataset(write_set([0, 0], [towards([1, 0, 0])] * 2, 1))
     found = choose(dataset, lambda images: np.array([[0, 0], [2, 0]], np.float32)[: len(images)],
                    SavedCentres("w", [np.array([[3, 0], [0, 1]], np.float32)]), 2, 75, 2)
     assert found.angles.tolist() == [90, 0] and found.kept.tolist() == [False, True]
 
 
-def test_the_command_as_it_was_called_before(case: Case, write_set: Callable[..., Path], tmp_path: Path,
-                                             colour_model: Callable[..., str]) -> None:
+def test_the_command_as_it_was_called_before(
+        case: Any, write_set: Callable[..., Path], tmp_path: Path, colour_model: Callable[..., str]) -> None:
     data, prefix = write_set(case.labels, case.images, CLASSES), colour_model(fc7_weight=case.w)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "common/drop.py", "--data", str(data), "--model", f"{prefix},1",
@@ -349,21 +211,3 @@ def test_the_command_as_it_was_called_before(case: Case, write_set: Callable[...
     assert contents(tmp_path / "new") == published(case, 75)[0]
     asked = subprocess.run([sys.executable, "-m", "common.drop", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert asked.returncode == 0 and "--threshold DEGREES" in asked.stdout
-
-
-def test_no_more_of_w_is_in_memory_than_a_batch_needs(write_set: Callable[..., Path], tmp_path: Path,
-                                                      colour_model: Callable[..., str]) -> None:
-    """W of 123 MB, of which three images need nine rows; tracemalloc sees what NumPy allocates, not mapped files."""
-    classes, dim = 20_000, 512
-    folder = write_set([0, 5, 6], [towards([1, 0, 0])] * 3, 7)
-    (folder / "property").write_text(f"{classes},112,112\n")
-    w = np.zeros((classes * K, dim), np.float32)
-    w[:, 0] = 1
-    prefix = colour_model(dim=dim, fc7_weight=w)
-    del w
-    tracemalloc.start()
-    try:
-        assert run(folder, prefix, tmp_path / "new", "--output-model", tmp_path / "one") == 0
-        assert tracemalloc.get_traced_memory()[1] < 40 << 20
-    finally:
-        tracemalloc.stop()
