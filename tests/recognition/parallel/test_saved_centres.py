@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recognition.errors import UserError
-from recognition.parallel.saved_centres import SavedCentres, find_centres, is_of_centres, rows_between
+from recognition.parallel.saved_centres import SavedCentres, find_centres, is_of_centres, rows_at, rows_between
 from recognition.params_file import write_arrays
 
 
@@ -22,6 +22,16 @@ def test_rows_between_joins_and_cuts() -> None:
     for start in range(12):
         for stop in range(start + 1, 13):
             assert np.array_equal(np.concatenate(rows_between(parts, start, stop)), whole[start:stop])
+
+
+def test_rows_at_gathers_in_any_order_and_again() -> None:
+    parts = shards(4, 0, 3, 5)
+    rows = np.array([11, 0, 4, 3, 3, 6, 7])
+    found = rows_at(parts, rows)
+    assert found.dtype == np.float32 and np.array_equal(found, np.concatenate(parts)[rows])
+    assert rows_at(parts, rows[:0]).shape == (0, 3)
+    with pytest.raises(IndexError):
+        rows_at(parts, np.array([12]))
 
 
 @pytest.mark.parametrize(("rows", "classes", "k", "fits"), [
