@@ -2,9 +2,11 @@
 """Bytes that a process sends in a step, for numbers of processes and of classes: they do not grow with the classes.
 
     python -m bench.exchange --processes 1 2 4 --classes 1000 100000
+    python -m bench.exchange --whole                       # as train.py: that does grow
 
 Real processes do the steps of a run, through Horovod, with random features and a flat array for the backbone's
-gradients. ``counted`` is what the communicator says, ``formula`` that of docs/architecture.md, and ``network`` what the
+gradients. ``counted`` is what the communicator says, ``formula`` that of
+``recognition.parallel.costs``, and ``network`` what the
 kernel counts on the loopback interface, divided by the processes: it holds headers and Horovod's own agreements too.
 """
 from __future__ import annotations
@@ -16,18 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-FLOAT, DOUBLE, INTEGER = 4, 8, 8
-
-
-def formula(processes: int, batch: int, dim: int, parameters: int) -> int:
-    """Bytes that one of P processes sends in a step over rings, with B images in all and N backbone parameters.
-
-    (P - 1) (2 b D 4 + b 8 + B 3 8 + 8) + 2 (P - 1) / P N 4, with b = B / P: features and their gradients, labels, row
-    statistics, whether to stop; the gradients of the backbone.
-    """
-    own = batch // processes
-    gathered = 2 * own * dim * FLOAT + own * INTEGER + batch * 3 * DOUBLE + INTEGER
-    return (processes - 1) * gathered + round(2 * (processes - 1) / processes * parameters * FLOAT)
+from recognition.parallel.costs import HeadSize, sent_data_parallel, sent_parallel
 
 
 def loopback_bytes() -> int:
@@ -41,7 +32,7 @@ def work(options: argparse.Namespace) -> None:
     """What each process does: steps of the head and of the exchange of gradients."""
     from recognition.loss.margin import Margin
     from recognition.mxnet_compat import mx
-    from recognition.parallel.communicator import largest
+    from recognition.parallel.communicator import Communicator, SingleProcess, largest
     from recognition.parallel.cpu_shard import CpuShard
     from recognition.parallel.head import ShardedHead
     from recognition.parallel.processes import make_communicator
@@ -49,8 +40,11 @@ def work(options: argparse.Namespace) -> None:
 
     with make_communicator("device") as communicator:
         margin = Margin(64, 1, 0.5)
-        start, stop = split_classes(options.classes[0], communicator.size)[communicator.rank]
-        head = ShardedHead([CpuShard(start, stop, options.dim, normalised=True, scale=margin.s)], margin, communicator)
+        pair: list[Communicator] = [communicator, SingleProcess()]
+        across, replicas = reversed(pair) if options.whole else pair
+        start, stop = split_classes(options.classes[0], across.size)[across.rank]
+        head = ShardedHead([CpuShard(start, stop, options.dim, normalised=True, scale=margin.s)], margin, across,
+                           replicas=replicas)
         gradient, own = mx.nd.ones(options.parameters), options.batch // communicator.size
         random = np.random.RandomState(communicator.rank)
 
@@ -75,6 +69,7 @@ def work(options: argparse.Namespace) -> None:
 def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[int, int]:
     """Bytes a process and step, counted and by the kernel."""
     flags = [f"--{name}={getattr(options, name)}" for name in ("batch", "dim", "parameters", "steps")]
+    flags += ["--whole"] * options.whole
     run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(processes), "--", sys.executable, "-m",
                           "bench.exchange", "--work", f"--classes={classes}", *flags], capture_output=True, text=True)
     found = next((line.split() for line in run.stdout.splitlines() if "RESULT" in line), None)
@@ -91,6 +86,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
     parser.add_argument("--parameters", type=int, default=1000000, help="of the backbone")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--whole", action="store_true", help="each process has all of W, and sums its gradients")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -100,7 +96,11 @@ def main() -> None:
     for processes in options.processes:
         for classes in options.classes:
             counted, network = measure(options, processes, classes)
-            wanted = formula(processes, options.batch, options.dim, options.parameters)
+            own = options.batch // processes
+            wanted = sent_parallel(processes, own, options.dim, options.parameters)
+            if options.whole:
+                size = HeadSize(classes, classes, own, options.dim)
+                wanted = sent_data_parallel(processes, own, size, options.parameters)
             print(f"{processes:10}{classes:10}{counted:12}{wanted:12}{network:12}", flush=True)
 
 

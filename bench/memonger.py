@@ -3,9 +3,10 @@
 
     OMP_NUM_THREADS=2 python -m bench.memonger --batch 8 --networks y1 r50 r100
 
-``maps`` is what MXNet's executor sets aside for maps and gradients between layers, ``peak`` the most that the process
-held while it trained, less what it held once MXNet and the parameters were loaded, both in MB. Each case runs in a
-process of its own. Times are the least of the repeats, in processor time divided by the threads.
+``maps`` is what MXNet's executor sets aside for maps and gradients between layers (counted, as its own count takes four
+bytes for every number), ``peak`` the most that the process held while it trained, less what it held once MXNet and the
+parameters were loaded, both in MB. Each case runs in a process of its own. Times are the least of the repeats, in
+processor time divided by the threads.
 """
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from pathlib import Path
 
 from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
+from recognition.symbol.activations import maps_memory
 from recognition.symbol.initialise import initialise
 from recognition.symbol.passes import fast_prelu
 from recognition.symbol.precision import low_precision
 from recognition.symbol.recompute import recompute
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+IMAGE = (3, 112, 112)
 CASES = ("kept", "memonger", "bfloat16", "bfloat16 and memonger")
 
 
@@ -48,9 +51,9 @@ def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float,
         symbol = low_precision(symbol, "bfloat16")
     if "memonger" in case:
         symbol = recompute(symbol)
-    parameters, statistics = initialise(symbol, (3, 112, 112), 0)
+    parameters, statistics = initialise(symbol, IMAGE, 0)
     arguments = {key: mx.nd.array(value) for key, value in parameters.items()}
-    arguments["data"] = mx.nd.random.uniform(0, 255, (batch, 3, 112, 112))
+    arguments["data"] = mx.nd.random.uniform(0, 255, (batch, *IMAGE))
     auxiliary = {key: mx.nd.array(value) for key, value in statistics.items()}
     gradients = {key: mx.nd.zeros_like(value) for key, value in arguments.items() if key != "data"}
     mx.nd.waitall()
@@ -62,9 +65,8 @@ def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float,
         executor.backward(executor.forward(is_train=True))
         mx.nd.waitall()
         best = min(best, (time.process_time() - start) / THREADS)
-    planned = re.search(r"Total (\d+) MB allocated", executor.debug_str())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return int(planned[1]) if planned else 0, peak - before, 1e3 * best
+    return maps_memory(symbol, IMAGE, batch) // 2**20, peak - before, 1e3 * best
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 """A shard on any MXNet context: the same steps as :mod:`recognition.parallel.cpu_shard`, in MXNet's operators."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -66,8 +66,10 @@ class MxnetShard:
             self._w, self._m, self._bias, self._bias_m = (self._taken(array) for array in self._stored)
         self._inverse = mx.nd.ones(self._w.shape[0], ctx=self.context)
         if self.normalised:
+            squares = self._scratch(self._w.shape[1])
             for rows in self._chunks():
-                norms = mx.nd.square(self._w[rows]).sum(axis=1)
+                w = self._w[rows]
+                norms = mx.nd.square(w, out=squares(*w.shape)).sum(axis=1)
                 self._inverse[rows] = mx.nd.rsqrt(norms + float(EPSILON))
 
     def _taken(self, array: Any) -> mx.nd.NDArray:
@@ -85,6 +87,12 @@ class MxnetShard:
     def _chunks(self) -> list[slice]:
         """The selected rows in pieces whose temporaries are small beside W."""
         return [slice(low, min(low + CHUNK, self._w.shape[0])) for low in range(0, self._w.shape[0], CHUNK)]
+
+    def _scratch(self, columns: int) -> Callable[[int, int], mx.nd.NDArray]:
+        """One buffer for the same temporary of all chunks. MXNet runs what is ready: if each chunk had its own, those
+        of all chunks would be computed first and lie beside each other, as large as W."""
+        buffer = mx.nd.empty(min(CHUNK, self._w.shape[0]) * columns, ctx=self.context)
+        return lambda *shape: buffer[: int(np.prod(shape))].reshape(shape)
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         rows, k = self._w.shape[0], self.sub_centres
@@ -146,13 +154,16 @@ class MxnetShard:
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
             second = self._second if self._whole else tuple(map(self._taken, self._second))
+        logits, gradients, products = map(self._scratch, (len(self._z), self._w.shape[1], self._w.shape[1]))
         for rows in self._chunks():
             w = self._w[rows]
-            gradient = mx.nd.dot(self._z[:, rows], self._x, transpose_a=True)
+            z = mx.nd.slice_axis(self._z, 1, rows.start, rows.stop, out=logits(len(self._z), len(w)))
+            gradient = mx.nd.dot(z, self._x, transpose_a=True, out=gradients(*w.shape))
             replicas.sum_in_place(f"centres {self.start} {rows.start}", [gradient])
             if self.normalised:
-                along = (gradient * w).sum(axis=1) * mx.nd.square(self._inverse[rows])
-                gradient -= w * along.expand_dims(1)
+                product = mx.nd.elemwise_mul(gradient, w, out=products(*w.shape))
+                along = product.sum(axis=1) * mx.nd.square(self._inverse[rows])
+                gradient -= mx.nd.broadcast_mul(w, along.expand_dims(1), out=product)
             _step(optimiser, w, gradient, self._m[rows], *(array[rows] for array in second[:1]))
         if self.with_bias:
             gradient = self._z.sum(axis=0)

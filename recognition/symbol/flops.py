@@ -6,7 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from recognition.mxnet_compat import mx
 from recognition.symbol.passes import Node
@@ -33,14 +33,18 @@ class Flops(NamedTuple):
     unknown: tuple[str, ...]  # operators that are not counted
 
 
-def count_flops(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 112)) -> Flops:
-    """Operations of the forward pass for ``image_shape`` (3, H, W), and parameters."""
+def count_flops(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 112),
+                counts: Callable[[Node], bool] = lambda node: True) -> Flops:
+    """Operations of the forward pass for ``image_shape`` (3, H, W), and parameters.
+
+    ``counts`` says which nodes of the graph to count, if not all.
+    """
     internals = symbol.get_internals()
     shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=(1, *image_shape))[1]))
     nodes = json.loads(symbol.tojson())["nodes"]
     operations = products = 0
     unknown: list[str] = []
-    for node in nodes:
+    for node in filter(counts, nodes):
         inputs = [shapes[_output(nodes[entry[0]], entry[1])] for entry in node["inputs"]]
         counted = _operations(node, inputs, shapes.get(_output(node, 0), ()))
         if counted is None:

@@ -28,12 +28,17 @@ def prepare(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ...])
 
     :raises UserError: if the processor has no 16-bit numbers.
     """
+    if runs_in_16_bits(config) and config.devices[0][0] == "cpu":
+        require_bfloat16()
+    return bound_form(symbol, config, image_shape)
+
+
+def bound_form(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ...]) -> mx.sym.Symbol:
+    """As :func:`prepare`, for a machine that may be another than this."""
     on_gpu = config.devices[0][0] == "gpu"
     if not on_gpu:
         symbol = fast_prelu(symbol, image_shape)
     if runs_in_16_bits(config):
-        if not on_gpu:
-            require_bfloat16()
         symbol = low_precision(symbol, "float16" if on_gpu else "bfloat16")
     if config.memonger:
         symbol = recompute(symbol, image_shape, on_gpu)
