@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import os
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from recognition.config import Config
+from recognition.config_file import about_own_keys
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
@@ -39,6 +38,7 @@ from recognition.parallel.shard import Shard, split_classes
 from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
+from recognition.training.changes import as_json, changes
 from recognition.training.checkpoint import save_centres, save_checkpoint
 from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
@@ -69,6 +69,8 @@ def train(config: Config) -> int:
 def train_together(config: Config, communicator: Communicator) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
+    if line := about_own_keys(config):
+        print(line, flush=True)
     if first:
         require_writable(folder)
     saved = find_state(folder / "state", config.resume)
@@ -90,7 +92,7 @@ def train_together(config: Config, communicator: Communicator) -> int:
         progress = go_on(saved, progress.identity, config, backbone, head)
     if line := "" if saved else start_centres(config, checkpoint, dataset, head.shards, backbone.embed, communicator):
         print(line, flush=True)
-    progress.config = dataclasses.asdict(config)
+    progress.config = as_json(config)
 
     global_batch = config.per_batch_size * len(contexts) * communicator.size
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
@@ -270,14 +272,6 @@ def go_on(saved: SavedState, identity: dict[str, Any], config: Config, backbone:
     if changed := changes(progress.config, config):
         print(f"changed since then: {', '.join(changed)}", flush=True)
     return progress
-
-
-def changes(before: Mapping[str, Any], config: Config) -> list[str]:
-    """``key old -> new`` for the options that differ from those that a state was saved with."""
-    now = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as a manifest holds them
-    passing = {"resume", "config_file", "pretrained", "pretrained_epoch", "decode_threads"}
-    return [f"{key} {before[key]} -> {value}" for key, value in now.items()
-            if key not in passing and key in before and before[key] != value]
 
 
 def total_steps(config: Config, batches_an_epoch: float) -> int | None:
