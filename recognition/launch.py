@@ -10,9 +10,9 @@ The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_dev
 same folder, and the same Python; models go to a file system that all share.
 
 A process that dies ends all others within 10 seconds, one that hangs after ``--stall-timeout`` more, with a line that
-says which; the status is then not 0, and no process is left. With ``--restarts`` all start again with
-``--resume auto``, unless the status is 2: bad input stays bad. SIGTERM and Ctrl-C go to the workers, which save and
-stop; a second one ends them at once.
+says which; the status is then not 0, and no process is left. With ``--restarts`` all start again and go on from the
+last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM and
+Ctrl-C go to the workers, which save and stop; a second one ends them at once.
 """
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from recognition.nodes import LOCAL, Node, Place, assign, end_all, parse_hosts
 POLL = 0.05
 SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
 STOPPING = 10.0  # the same for a process that was told to stop, which tells the others
+NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
@@ -150,7 +151,8 @@ def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> 
 
 
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
-    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank), "PYTHONUNBUFFERED": "1"}
+    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
+            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1"}
 
 
 def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
@@ -246,7 +248,7 @@ def describe(node: Node, monitor: Monitor) -> str:
     return f"{node.name}{known_as} on {node.host}"
 
 
-def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) -> int:
+def run_once(options: argparse.Namespace, stop: Stop) -> int:
     """Start everything, wait for its end, leave nothing behind; the status."""
     hosts = parse_hosts(options.hosts) if options.hosts else [("localhost", options.workers)]
     places, ssh = assign(hosts, options.workers), shlex.split(options.ssh)
@@ -255,7 +257,7 @@ def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) 
     interface = options.interface or ("lo" if all(host in LOCAL for host in used) and sys.platform == "linux" else None)
     servers = options.servers
     if servers is None:
-        servers = len(used) if wants_servers(arguments) else 0
+        servers = len(used) if wants_servers(options.command) else 0
     with contextlib.ExitStack() as stack:
         monitor = Monitor(address)
         stack.callback(monitor.socket.close)
@@ -266,21 +268,21 @@ def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) 
         stack.callback(end_all, nodes)
         for node in nodes:
             try:
-                node.start(arguments)
+                node.start(options.command)
             except OSError as error:
-                raise UserError(f"{arguments[0]}: cannot be started: {error}") from None
+                raise UserError(f"{options.command[0]}: cannot be started: {error}") from None
         return supervise(nodes, monitor, stop, options.stall_timeout)
 
 
 @command
 def main() -> int:
     options, stop = parse(sys.argv[1:]), Stop()
-    status = run_once(options, options.command, stop)
+    status = run_once(options, stop)
     for attempt in range(options.restarts):
         if status in (0, UserError.status) or stop.count:
             break
-        say(f"starting again with --resume auto, {attempt + 1} of {options.restarts}")
-        status = run_once(options, [*options.command, "--resume", "auto"], stop)
+        say(f"starting again, {attempt + 1} of {options.restarts}")
+        status = run_once(options, stop)
     return status
 
 

@@ -31,7 +31,7 @@ from recognition.parallel.communicator import Communicator, SingleProcess, large
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.head import ShardedHead
 from recognition.parallel.mxnet_shard import MxnetShard
-from recognition.parallel.processes import make_communicator
+from recognition.parallel.processes import LAUNCH, make_communicator
 from recognition.parallel.rates import Rates
 from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import Shard, split_classes
@@ -47,7 +47,7 @@ from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
 from recognition.training.schedule import StepSchedule
-from recognition.training.state import Progress, SavedState, find_state, save_state, set_aside
+from recognition.training.state import Progress, SavedState, claim, find_state, save_state, set_aside
 from recognition.training.trainer import Trainer
 from recognition.training.verify import Verifier, load_targets, shared
 
@@ -73,7 +73,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
         print(line, flush=True)
     if first:
         require_writable(folder)
-    saved = find_state(folder / "state", config.resume)
+    launch = os.environ.get(LAUNCH, "")
+    saved = find_state(folder / "state", config.resume, launch)
     require_same_state(saved, communicator)
     contexts = make_contexts(config)
     dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter)
@@ -100,6 +101,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
         verifier = make_verifier(config, backbone, dataset, communicator)
         if first and not saved and config.state_every and (kept := set_aside(folder / "state")):
             print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
+        if first and launch and config.state_every:
+            claim(folder / "state", launch)
         log = SilentLog() if not first else TrainingLog(
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
             total_steps(config, math.inf if config.triplets else len(dataset) // global_batch), progress.step,

@@ -155,6 +155,28 @@ def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: 
             np.testing.assert_array_equal(array.asnumpy(), mean, err_msg=name)
 
 
+def test_started_again_it_does_not_go_on_from_the_run_before(horovod: None, folder: Path) -> None:
+    """A process dies before the first state of its run, in a folder that holds a state of another run."""
+    (folder / "dying.py").write_text(f"""
+import os
+exec(open({str(folder / "config.py")!r}).read())
+if os.path.exists({str(folder / "die")!r}):
+    os.remove({str(folder / "die")!r})
+    os.kill(os.getpid(), 9)
+""")
+    flags = ["--per-batch-size", "12", "--verbose", "100"]
+    assert finished(start(folder, "again", [], *flags, "--max-steps", "7"))[0] == 0
+    (folder / "die").touch()
+    launch = ["recognition.launch", "-np", "1", "--restarts", "2", "--"]
+    status, out, err = finished(start(folder, "again", launch, *flags, "--max-steps", "4", "--state-every", "3",
+                                      "--config", str(folder / "dying.py")))
+    assert status == 0 and "starting again, 1 of 2" in err and "2 of 2" not in err, out + err
+    assert "going on" not in out and "is kept in" in out
+    (below,) = (folder / "again").iterdir()
+    assert [path.name for path in saved_states(below / "state")] == ["step-000000003", "step-000000004"]
+    assert [path.name for path in saved_states(below / "state.1")] == ["step-000000007"]
+
+
 @pytest.mark.slow
 def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path) -> None:
     """SIGKILL to one of two in the middle; the network has batch norm and dropout, each process two replicas."""
