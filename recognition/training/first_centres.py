@@ -51,13 +51,12 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
     for shard in shards:
         rows = shard.start * sub_centres, shard.stop * sub_centres
         centres = np.concatenate(rows_between(saved.centres, *rows), dtype=np.float32)
-        momentum = np.concatenate(rows_between(saved.momentum, *rows)) if saved.momentum else np.zeros_like(centres)
         none = np.zeros(len(centres), np.float32)
         bias = np.concatenate(rows_between(saved.bias, *rows)) if saved.bias and shard.with_bias else none
-        shard.load(ShardState(centres, momentum, bias, none))
-    taken = ["class centres", *(["their momentum"] if saved.momentum else []),
-             *(["their bias"] if saved.bias and shards[0].with_bias else [])]
+        shard.load(ShardState(centres, np.zeros_like(centres), bias, none))
+    taken = ["class centres", *(["their bias"] if saved.bias and shards[0].with_bias else [])]
     left = "; their bias left out, this loss has none" if saved.bias and not shards[0].with_bias else ""
+    left += "; their momentum left out, as the backbone's" if saved.momentum else ""
     return f"{saved.where}: {' and '.join(taken)} of {num_classes} classes loaded{left}"
 
 

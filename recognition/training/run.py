@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
 from recognition.training.changes import as_json, changes
-from recognition.training.checkpoint import save_centres, save_checkpoint
 from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
 from recognition.training.history import History
 from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
+from recognition.training.saving import own_shards, save_together
 from recognition.training.schedule import StepSchedule
 from recognition.training.state import Progress, SavedState, claim, find_state, save_state, set_aside
 from recognition.training.trainer import Trainer
@@ -208,34 +208,6 @@ def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDat
     images = config.per_batch_size * len(config.devices) * communicator.size
     return Verifier(shared(backbone.embed, communicator), sets, images,
                     Path(config.output_dir) if communicator.rank == 0 else None)
-
-
-def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
-                  head: ShardedHead | TripletHead, communicator: Communicator) -> None:
-    """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False.
-
-    One process has all of W and writes it with the backbone; of several each writes its own, as Partial FC does.
-    """
-    parameters, auxiliary = backbone.parameters()
-    if head.shards and not config.ckpt_embedding:
-        states = [shard.state() for shard in head.shards]
-        if config.entry == "train":
-            parameters["fc7_weight"] = np.concatenate([state.centres for state in states])
-            if has_bias(config):
-                parameters["fc7_bias"] = np.concatenate([state.bias for state in states])
-        elif communicator.size == 1:
-            parameters.update({f"fc7_{i}_weight": state.centres for i, state in enumerate(states)})
-        else:
-            save_centres(Path(config.output_dir), communicator.rank, np.concatenate([s.centres for s in states]),
-                         np.concatenate([s.momentum for s in states]))
-    if communicator.rank == 0:
-        save_checkpoint(Path(config.prefix), number, symbol, parameters, auxiliary)
-
-
-def own_shards(head: ShardedHead | TripletHead, communicator: Communicator) -> Sequence[Shard]:
-    """The shards that this process is to save: where all processes hold the same, the first does."""
-    replicated = isinstance(head, ShardedHead) and head.replicas.size > 1
-    return () if replicated and communicator.rank else head.shards
 
 
 def require_same_state(saved: SavedState | None, communicator: Communicator) -> None:

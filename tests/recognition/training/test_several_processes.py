@@ -155,6 +155,23 @@ def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: 
             np.testing.assert_array_equal(array.asnumpy(), mean, err_msg=name)
 
 
+def test_centres_of_processes_go_with_their_checkpoint(horovod: None, folder: Path) -> None:
+    """Two processes write W apart from the backbone, as Partial FC does; one process takes it, and not with another."""
+    (folder / "whole.py").write_text(f"exec(open({str(folder / 'config.py')!r}).read())\n"
+                                     "config.ckpt_embedding = False\n")
+    flags = ["--max-steps", "2", "--verbose", "100", "--state-every", "0"]
+    status, out, err = finished(start(folder, "apart", LAUNCH, *flags, "--per-batch-size", "6", "--config",
+                                      str(folder / "whole.py")))
+    assert status == 0, out + err
+    below = folder / "apart" / "plain-arcface-tiny"
+    assert sorted(path.name for path in below.glob("*_c*.param")) == [
+        f"{i}_centers{kind}.param" for i in range(2) for kind in ("", "_mom")]
+    flags += ["--per-batch-size", "12", "--pretrained", f"{below},0"]
+    for words in ("class centres of 11 classes loaded", "they go with model-0000.params as it was when they were"):
+        status, out, err = finished(start(folder, "apart", [], *flags))
+        assert status == 0 and f"{below}: *_centers.param: " in out and words in out, out + err
+
+
 def test_started_again_it_does_not_go_on_from_the_run_before(horovod: None, folder: Path) -> None:
     """A process dies before the first state of its run, in a folder that holds a state of another run."""
     (folder / "dying.py").write_text(f"""
