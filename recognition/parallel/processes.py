@@ -27,7 +27,7 @@ def make_communicator(kvstore: str, environ: Mapping[str, str] = os.environ) -> 
     communicator = _choose(kvstore, environ)
     if MONITOR in environ:
         host, port, token = environ[MONITOR].rsplit(":", 2)
-        arguments = (communicator, (host, int(port)), f"{token} {environ[WORKER]} {communicator.rank}")
+        arguments = (communicator, (host, int(port)), f"{token} {environ[WORKER]}")
         threading.Thread(target=_beat, args=arguments, name="signs of life", daemon=True).start()
     return communicator
 
