@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.command_line import Parser
-from recognition.config import ENTRIES, OPTIONS, Config, check, refuse_unsupported
+from recognition.config import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
 from recognition.devices import num_workers, own_devices, processors, visible_devices
 from recognition.errors import UserError
@@ -119,7 +119,8 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     where = {kind: flag_name(kind) if kind in flags else f"{file.name}: default.{kind}" for kind in PRESETS}
     in_file = {**file.lay_presets(chosen, where), **chosen}
     values: dict[str, Any] = {key: item.default for key, item in OPTIONS.items() if key not in DERIVED}
-    values.update({key: check(key, value, f"{file.name}: {key}") for key, value in in_file.items()})
+    own = in_file["net_name"] not in FAMILIES
+    values.update({key: check(key, value, f"{file.name}: {key}", own) for key, value in in_file.items()})
     values.update({key: check(key, value, flag_name(key)) for key, value in flags.items()})
     if asks_help:
         _parser(entry, _described(file, values)).print_help()

@@ -18,6 +18,10 @@ from recognition.errors import UserError
 ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
+# The networks of symbol. Another net_name is the user's own, which may give these options any values and meanings.
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet")
+NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
+                "net_multiplier", "densenet_dropout")
 
 
 def option(default: Any, kind: kinds.Kind, help: str, flag: tuple[str, ...] = ()) -> Any:
@@ -69,6 +73,8 @@ class Config:
     net_blocks: tuple[int, ...] = option((1, 4, 6, 2), kinds.four_counts, "blocks in each stage")
     net_multiplier: float = option(1.0, kinds.real(above=0), "factor of the number of channels")
     densenet_dropout: float = option(0.0, kinds.real(least=0, below=1), "dropout in dense blocks")
+    own_keys: tuple[tuple[str, Any], ...] = option((), kinds.pairs, "keys of config.py that are not ours, with their "
+                                                   "values: for a network of your own")
     bn_mom: float = option(0.9, kinds.real(least=0, most=1), "momentum of batch norm's running statistics")
     workspace: int = option(256, kinds.integer(least=0), "workspace of a convolution, in MB")
     memonger: bool = option(False, kinds.boolean, "recompute activations to save memory")
@@ -76,7 +82,7 @@ class Config:
     fp16: bool = option(False, kinds.boolean, "float16 backbone; bfloat16 on a CPU that has it")
 
     # loss
-    loss_name: str = option("margin_softmax", kinds.choice("softmax", "margin_softmax", "triplet", "atriplet"), "loss")
+    loss_name: str = option("margin_softmax", kinds.loss_name, "loss")
     loss_s: float = option(64.0, kinds.real(), "scale s of the cosines")
     loss_m1: float = option(1.0, kinds.real(least=0), "margin m1, a factor of the angle")
     loss_m2: float = option(0.5, kinds.real(least=-math.pi, most=math.pi), "margin m2, added to the angle, in radians")
@@ -159,7 +165,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            object.__setattr__(self, item.name, check(item.name, getattr(self, item.name), item.name))
+            value = check(item.name, getattr(self, item.name), item.name, self.net_name not in FAMILIES)
+            object.__setattr__(self, item.name, value)
         if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
             raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
         if self.triplets and self.per_batch_size % 3:
@@ -201,9 +208,17 @@ class Config:
 OPTIONS = {item.name: item for item in dataclasses.fields(Config)}
 
 
-def check(key: str, value: Any, where: str) -> Any:
-    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid."""
-    return OPTIONS[key].metadata["kind"].check(value, where)
+def check(key: str, value: Any, where: str, own_network: bool = False) -> Any:
+    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid.
+
+    A network of the user's own gets what is not valid for ours as it is.
+    """
+    try:
+        return OPTIONS[key].metadata["kind"].check(value, where)
+    except UserError:
+        if own_network and key in NETWORK_KEYS:
+            return value
+        raise
 
 
 class Refusal(NamedTuple):

@@ -12,7 +12,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from recognition.devices import parse_devices
@@ -163,7 +163,16 @@ def _factors(value: Any) -> tuple[tuple[str, float], ...]:
     return found
 
 
+def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((_filled(key), item) for key, item in (value.items() if isinstance(value, Mapping) else value))
+
+
+_losses = choice("softmax", "margin_softmax", "triplet", "atriplet")
+_MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # each a name of its own in the first recipes
+
 boolean = choice(False, True)
+loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
+pairs = Kind(_pairs, "keys with their values")
 side = Kind(_side, "a side in pixels, 0 or False for none")
 text = Kind(_text, "a text")
 filled_text = Kind(_filled, "a text that is not empty")

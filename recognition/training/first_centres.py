@@ -2,7 +2,6 @@
 """Where the class centres W of a run that starts come from: a checkpoint, embeddings, or the seed."""
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,16 +35,11 @@ def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset,
         return ""
     if config.centres_from == "embeddings":
         return _from_embeddings(config, dataset, shards, embed, communicator)
-    return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size,
-                           with_momentum=config.optimizer == "sgd")
+    return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
 
 
-def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int,
-                    with_momentum: bool = True) -> str:
-    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read.
-
-    :param with_momentum: whether to take over momentum of SGD, if it is there.
-    """
+def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int) -> str:
+    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read."""
     saved = find_centres(path)
     if saved is None:
         return f"{path}: no class centres there; they start anew"
@@ -54,25 +48,21 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
         misfit = f"found centres of {saved.dim} numbers, expected {dim}"
     if misfit:
         return f"{saved.where}: {misfit}; the class centres start anew"
-    if left_momentum := saved.momentum and not with_momentum:
-        saved = dataclasses.replace(saved, momentum=[])
     for shard in shards:
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)
-    taken = ["class centres", *(["their momentum"] if saved.momentum else []),
-             *(["their bias"] if saved.bias and shards[0].with_bias else [])]
+    taken = ["class centres", *(["their bias"] if saved.bias and shards[0].with_bias else [])]
     left = "; their bias left out, this loss has none" if saved.bias and not shards[0].with_bias else ""
-    left += "; their momentum left out, it is of SGD" if left_momentum else ""
+    left += "; their momentum left out, as the backbone's" if saved.momentum else ""
     return f"{saved.where}: {' and '.join(taken)} of {num_classes} classes loaded{left}"
 
 
 def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardState:
     """The rows ``low .. high - 1``; zeros for what is not there, or not wanted."""
     centres = np.concatenate(rows_between(saved.centres, low, high), dtype=np.float32)
-    momentum = np.concatenate(rows_between(saved.momentum, low, high)) if saved.momentum else np.zeros_like(centres)
     none = np.zeros(len(centres), np.float32)
     bias = np.concatenate(rows_between(saved.bias, low, high)) if saved.bias and with_bias else none
-    return ShardState(centres, momentum, bias, none)
+    return ShardState(centres, np.zeros_like(centres), bias, none)
 
 
 def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shard],

@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.files import sync_file, sync_folder
+from recognition.files import replacing, sync_file, sync_folder
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.shard import Shard, ShardState, pieces
@@ -33,6 +33,7 @@ KEPT = 2
 SINGLE = SingleProcess()
 _WRITING = ".writing"
 _BEFORE = {"optimizer": "sgd"}  # what identities of earlier versions leave unsaid
+_LAUNCH = "launch"  # the file that holds the name of the launch that the states are of
 
 
 @dataclass
@@ -241,10 +242,23 @@ class SavedState:
                             f"{_last_good(self.path.parent, self.path)}") from None
 
 
-def find_state(folder: Path, resume: str) -> SavedState | None:
-    """The state to go on from: the newest for ``resume`` 'yes', the newest if any for 'auto', None for ''."""
+def claim(folder: Path, launch: str) -> None:
+    """Note that the states below ``folder``, and those to come, are of the launch of this name."""
+    with replacing(folder / _LAUNCH) as path:
+        path.write_text(launch)
+
+
+def find_state(folder: Path, resume: str, launch: str = "") -> SavedState | None:
+    """The state to go on from: the newest for ``resume`` 'yes', the newest if any for 'auto'.
+
+    :param launch: the name that ``launch`` gave the run, if it started it. Where nobody asked to resume, a run that it
+        starts again goes on from a state of its own, never from one of an earlier run.
+    """
     if not resume:
-        return None
+        marker = folder / _LAUNCH
+        if not launch or not marker.is_file() or marker.read_text() != launch:
+            return None
+        resume = "auto"
     found = saved_states(folder)
     if found:
         return SavedState(found[-1])

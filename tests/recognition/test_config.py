@@ -111,6 +111,23 @@ def test_a_config_is_checked_whenever_it_is_made():
         Config(worker_id=2, num_workers=2)
 
 
+def test_a_network_of_the_users_own_may_give_its_options_any_value():
+    odd = {"net_act": "gelu", "net_unit": "b", "net_output": "X", "net_blocks": [3, 4, 6, 3, 2], "num_layers": "50s",
+           "net_multiplier": (1, 2), "net_se": None, "net_input": 7}
+    config = Config(net_name="my_net", **odd)
+    assert {key: getattr(config, key) for key in odd} == odd
+    for key, value in odd.items():
+        with pytest.raises(UserError, match=f"^{key}: found"):
+            Config(**{key: value})
+    with pytest.raises(UserError, match=r"^emb_size: found 0"):
+        Config(net_name="my_net", emb_size=0)
+
+
+@pytest.mark.parametrize("name", ["nsoftmax", "arcface", "cosface", "combined"])
+def test_the_first_recipes_name_margins_after_their_presets(name):
+    assert Config(loss_name=name).loss_name == "margin_softmax"
+
+
 def test_through_json():
     for spans in ({"lr_steps": "10,20"}, {"lr_steps": "1e,2.5e", "warmup": "0.5e"}):
         config = Config(devices="cpu:2", image_shape=(224, 224, 3), **spans)

@@ -13,7 +13,16 @@ from recognition.parallel import shard as shard_module
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.shard import ShardState, split_classes
-from recognition.training.state import KEPT, Progress, SavedState, find_state, save_state, saved_states, set_aside
+from recognition.training.state import (
+    KEPT,
+    Progress,
+    SavedState,
+    claim,
+    find_state,
+    save_state,
+    saved_states,
+    set_aside,
+)
 
 CLASSES, K, DIM = 11, 2, 4
 
@@ -136,6 +145,24 @@ def test_another_run_of_the_same_name_keeps_the_old_states(tmp_path: Path) -> No
         save_state(folder, Progress(step=2), backbone(), shards(1))
         assert set_aside(folder) == tmp_path / f"state.{number}"
     assert find_state(tmp_path / "state.1", "yes") is not None
+
+
+def test_a_launch_that_starts_again_goes_on_from_its_own_states_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    save_state(folder, Progress(step=9), backbone(), shards(1))
+    assert find_state(folder, "", "mine") is None  # of a run before; died before it set this aside
+    claim(folder, "theirs")
+    assert find_state(folder, "", "mine") is None
+    for resume in ("yes", "auto"):  # who asks for the newest gets it, whosever it is
+        found = find_state(folder, resume, "mine")
+        assert found is not None and found.progress.step == 9
+    claim(folder, "mine")
+    found = find_state(folder, "", "mine")
+    assert found is not None and found.progress.step == 9
+    set_aside(folder)
+    assert find_state(folder, "", "mine") is None
+    claim(folder, "mine")  # a run that died before its first state
+    assert find_state(folder, "", "mine") is None
 
 
 def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
