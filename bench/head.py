@@ -3,6 +3,7 @@
 
     python -m bench.head                                   # the table
     python -m bench.head --classes 200000 --ratio 0.1      # a row of one's own
+    python -m bench.head --classes 100000 --optimizer adamw
 
 Every row is a process of its own, so that its peak memory is its own. The old way is written here for the bench: MXNet
 autograd over a one-hot margin, as the public recipes have it, with a gradient of W of full size. A step is forward,
@@ -26,8 +27,10 @@ ROWS = [("ours", 200_000, 1.0), ("old", 200_000, 1.0), ("ours", 200_000, 0.1),
         ("ours", 1_000_000, 1.0), ("old", 1_000_000, 1.0), ("ours", 1_000_000, 0.1)]
 
 
-def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int) -> Callable[..., None]:
+def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
+         optimizer: str) -> Callable[..., None]:
     from recognition.loss.margin import Margin
+    from recognition.parallel.adamw import AdamW
     from recognition.parallel.communicator import SingleProcess
     from recognition.parallel.cpu_shard import CpuShard
     from recognition.parallel.head import ShardedHead
@@ -36,16 +39,18 @@ def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, sha
 
     cut = [CpuShard(start, stop, dim, normalised=True, scale=64, sub_centres=sub_centres)
            for start, stop in split_classes(classes, shards)]
-    head = ShardedHead(cut, Margin(64, 1, 0.5), SingleProcess(), sampler=ClassSampler(ratio))
+    head = ShardedHead(cut, Margin(64, 1, 0.5), SingleProcess(), sampler=ClassSampler(ratio),
+                       adamw=AdamW() if optimizer == "adamw" else None)
 
     def step(features: np.ndarray, labels: np.ndarray) -> None:
         head.forward_backward(features, labels)
-        head.step(0.1)
+        head.step(0.001 if optimizer == "adamw" else 0.1)
 
     return step
 
 
-def old(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int) -> Callable[..., None]:
+def old(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
+        optimizer: str) -> Callable[..., None]:
     from recognition.mxnet_compat import mx
 
     w = mx.nd.random.normal(0, 0.01, (classes, dim))
@@ -100,15 +105,17 @@ def main() -> int:
     parser.add_argument("--classes", type=int, help="one row instead of the table")
     parser.add_argument("--ratio", type=float, default=1.0)
     parser.add_argument("--way", choices=("ours", "old"), default="ours")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="of ours; the old way has SGD")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    common = {"batch": options.batch, "dim": options.dim, "sub_centres": options.sub_centres, "shards": options.shards}
+    common = {"batch": options.batch, "dim": options.dim, "sub_centres": options.sub_centres, "shards": options.shards,
+              "optimizer": options.optimizer}
     if options.measure:
         print(json.dumps(measure(options.way, options.repeats, classes=options.classes, ratio=options.ratio, **common)))
         return 0
     rows = [(options.way, options.classes, options.ratio)] if options.classes else ROWS
     print(f"B = {options.batch}, D = {options.dim}, K = {options.sub_centres}, shards = {options.shards}, "
-          f"{os.cpu_count()} processors")
+          f"{options.optimizer}, {os.cpu_count()} processors")
     print(f"{'way':6s}{'classes':>11s}{'ratio':>7s}{'seconds':>10s}{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
     for way, classes, ratio in rows:
         command = [sys.executable, "-m", "bench.head", "--measure", "--way", way, "--classes", str(classes), "--ratio",

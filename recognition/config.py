@@ -17,6 +17,11 @@ from recognition.errors import UserError
 
 ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
+NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
+# The networks of symbol. Another net_name is the user's own, which may give these options any values and meanings.
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet")
+NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
+                "net_multiplier", "densenet_dropout")
 
 
 def option(default: Any, kind: kinds.Kind, help: str, flag: tuple[str, ...] = ()) -> Any:
@@ -68,6 +73,8 @@ class Config:
     net_blocks: tuple[int, ...] = option((1, 4, 6, 2), kinds.four_counts, "blocks in each stage")
     net_multiplier: float = option(1.0, kinds.real(above=0), "factor of the number of channels")
     densenet_dropout: float = option(0.0, kinds.real(least=0, below=1), "dropout in dense blocks")
+    own_keys: tuple[tuple[str, Any], ...] = option((), kinds.pairs, "keys of config.py that are not ours, with their "
+                                                   "values: for a network of your own")
     bn_mom: float = option(0.9, kinds.real(least=0, most=1), "momentum of batch norm's running statistics")
     workspace: int = option(256, kinds.integer(least=0), "workspace of a convolution, in MB")
     memonger: bool = option(False, kinds.boolean, "recompute activations to save memory")
@@ -75,7 +82,7 @@ class Config:
     fp16: bool = option(False, kinds.boolean, "float16 backbone; bfloat16 on a CPU that has it")
 
     # loss
-    loss_name: str = option("margin_softmax", kinds.choice("softmax", "margin_softmax", "triplet", "atriplet"), "loss")
+    loss_name: str = option("margin_softmax", kinds.loss_name, "loss")
     loss_s: float = option(64.0, kinds.real(), "scale s of the cosines")
     loss_m1: float = option(1.0, kinds.real(least=0), "margin m1, a factor of the angle")
     loss_m2: float = option(0.5, kinds.real(least=-math.pi, most=math.pi), "margin m2, added to the angle, in radians")
@@ -118,14 +125,26 @@ class Config:
     ckpt_embedding: bool = option(True, kinds.boolean, "leave the class centres out of the checkpoint")
     verbose: int = option(2000, kinds.integer(least=1), "batches between verifications", ENTRIES)
     frequent: int = option(20, kinds.integer(least=1), "batches between speed lines", ENTRIES)
+    optimizer: str = option("sgd", kinds.choice("sgd", "adamw"), "optimiser of the backbone and of the class centres: "
+                            "SGD with momentum; Adam with decoupled weight decay", ENTRIES)
     lr: float = option(0.1, kinds.real(above=0), "learning rate", ENTRIES)
-    lr_steps: tuple[int, ...] = option((100000, 160000, 220000), kinds.ascending,
-                                       "batches after which the learning rate falls to a tenth", ENTRIES)
+    lr_schedule: str = option("steps", kinds.choice("steps", "polynomial", "cosine"), "how the learning rate falls: by "
+                              "lr_steps; to 0 at the end of the run, as a power of what is left, or as a half cosine",
+                              ENTRIES)
+    lr_steps: tuple[int | str, ...] = option((100000, 160000, 220000), kinds.spans,
+                                             "batches, or epochs such as '10e,18e,22e', after which the learning rate "
+                                             "falls to a tenth", ENTRIES)
+    lr_power: float = option(2.0, kinds.real(above=0), "power of the polynomial schedule")
+    warmup: int | str = option(0, kinds.span, "batches, or epochs such as 2e, in which the learning rate rises from 0, "
+                               "in proportion to the batches done", ENTRIES)
     wd: float = option(0.0005, kinds.real(least=0), "weight decay", ENTRIES)
-    mom: float = option(0.9, kinds.real(least=0, below=1), "momentum", ENTRIES)
+    mom: float = option(0.9, kinds.real(least=0, below=1), "momentum of SGD", ENTRIES)
+    adam_beta1: float = option(0.9, kinds.real(least=0, most=0.999999), "AdamW: decay of the first moment")
+    adam_beta2: float = option(0.999, kinds.real(least=0, most=0.999999), "AdamW: decay of the second moment")
+    adam_eps: float = option(1e-8, kinds.real(least=1e-20), "AdamW: added to the root of the second moment")
     per_batch_size: int = option(128, kinds.integer(least=1), "images per device and batch", ENTRIES)
     max_steps: int = option(0, kinds.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
-    end_epoch: int = option(10000, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)
+    end_epoch: int = option(NO_END, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", kinds.choice("local", "device", "dist_sync", "dist_device_sync"),
                           "where gradients are summed", ENTRIES)
     devices: tuple[Device, ...] = option(
@@ -146,7 +165,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            object.__setattr__(self, item.name, check(item.name, getattr(self, item.name), item.name))
+            value = check(item.name, getattr(self, item.name), item.name, self.net_name not in FAMILIES)
+            object.__setattr__(self, item.name, value)
         if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
             raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
         if self.triplets and self.per_batch_size % 3:
@@ -169,6 +189,11 @@ class Config:
         return self.loss_name in ("triplet", "atriplet")
 
     @property
+    def ends(self) -> bool:
+        """Whether it is known before it starts after how many batches the run ends."""
+        return self.max_steps > 0 or (self.end_epoch < NO_END and not self.triplets)
+
+    @property
     def output_dir(self) -> str:
         """The folder of this run's checkpoints: ``<models_root>/<network>-<loss>-<dataset>[-<extra>]``."""
         parts = (self.network, self.loss, self.dataset, self.extra_model_name)
@@ -183,9 +208,17 @@ class Config:
 OPTIONS = {item.name: item for item in dataclasses.fields(Config)}
 
 
-def check(key: str, value: Any, where: str) -> Any:
-    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid."""
-    return OPTIONS[key].metadata["kind"].check(value, where)
+def check(key: str, value: Any, where: str, own_network: bool = False) -> Any:
+    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid.
+
+    A network of the user's own gets what is not valid for ours as it is.
+    """
+    try:
+        return OPTIONS[key].metadata["kind"].check(value, where)
+    except UserError:
+        if own_network and key in NETWORK_KEYS:
+            return value
+        raise
 
 
 class Refusal(NamedTuple):
@@ -208,6 +241,12 @@ REFUSALS = (
     Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
             "only a margin loss has a margin"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),
+    Refusal("lr_schedule", lambda c: c.lr_schedule != "steps" and not c.ends,
+            "it needs an end to fall to: --max-steps, or, but not with triplets, --end-epoch"),
+    Refusal("lr_steps", lambda c: c.triplets and any(isinstance(step, str) for step in c.lr_steps),
+            "an epoch of triplets has no fixed number of batches; count batches"),
+    Refusal("warmup", lambda c: c.triplets and isinstance(c.warmup, str),
+            "an epoch of triplets has no fixed number of batches; count batches"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
 )
 

@@ -6,6 +6,8 @@ import functools
 import sys
 from typing import Any, Callable
 
+ERROR = "error: "  # what the line begins with
+
 
 class UserError(Exception):
     """Bad input: one line that names the file, key or flag, what was found and what was expected."""
@@ -27,7 +29,7 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"{ERROR}{error}", file=sys.stderr, flush=True)
             return error.status
         except KeyboardInterrupt:
             print("stopped by Ctrl-C", file=sys.stderr, flush=True)

@@ -9,9 +9,10 @@ import math
 import numbers
 import operator
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from recognition.devices import parse_devices
@@ -124,10 +125,21 @@ def _positive_integers(value: Any) -> tuple[int, ...]:
     return found
 
 
-def _ascending(value: Any) -> tuple[int, ...]:
-    steps = _positive_integers(value)
-    _valid(all(earlier < later for earlier, later in zip(steps, steps[1:])))
-    return steps
+def _span(value: Any) -> int | str:
+    """A number of batches, or of epochs in the form '2.5e'."""
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,3})?)\s*(?:e|epochs?)\s*", value) if isinstance(value, str) else None
+    if match and float(match[1]):
+        return f"{float(match[1]):.10g}e"
+    batches = 0 if match else _integer(value)
+    _valid(batches >= 0)
+    return batches
+
+
+def _spans(value: Any) -> tuple[int | str, ...]:
+    found = tuple(_span(item) for item in _items(value))
+    numbers = [float(str(span).rstrip("e")) for span in found]
+    _valid(len({type(span) for span in found}) <= 1 and all(a < b for a, b in zip([0.0, *numbers], numbers)))
+    return found
 
 
 def _four(value: Any) -> tuple[int, ...]:
@@ -151,14 +163,25 @@ def _factors(value: Any) -> tuple[tuple[str, float], ...]:
     return found
 
 
+def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((_filled(key), item) for key, item in (value.items() if isinstance(value, Mapping) else value))
+
+
+_losses = choice("softmax", "margin_softmax", "triplet", "atriplet")
+_MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # each a name of its own in the first recipes
+
 boolean = choice(False, True)
+loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
+pairs = Kind(_pairs, "keys with their values")
 side = Kind(_side, "a side in pixels, 0 or False for none")
 text = Kind(_text, "a text")
 filled_text = Kind(_filled, "a text that is not empty")
 folder_part = Kind(_folder_part, "a text of one line without slashes")
 names = Kind(lambda value: tuple(_filled(item) for item in _items(value)), "names, such as 'lfw,cfp_fp'")
 factors = Kind(_factors, "patterns of names with numbers from 0 on, such as 'stage1*=0.1,pre_fc1*=10'")
-ascending = Kind(_ascending, "whole numbers above 0 in ascending order, such as '100000,160000,220000'")
+span = Kind(_span, "a whole number of batches, such as 500, or epochs, such as '2e'")
+spans = Kind(_spans, "whole numbers of batches above 0 in ascending order, such as '100000,160000,220000', or epochs, "
+             "such as '10e,18e,22e'")
 four_counts = Kind(_four, "four whole numbers above 0")
 square_rgb = Kind(_image_shape, "(height, width, 3) with the height equal to the width")
 devices = Kind(parse_devices, "cpu, cpu:N (N devices on the CPU), gpu or gpu:I,J (those GPUs, each once)")

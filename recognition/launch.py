@@ -5,14 +5,17 @@
     python -m recognition.launch -np 4 --hosts a:2,b:2 --restarts 3 -- python train_parall.py ...
     python -m recognition.launch -np 2 -- python train.py --kvstore dist_sync ...
 
+Lines of the first worker, rank 0, come as they are, those of others after their name: [rank 1]. An error that several
+end with is said once.
+
 The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_device_sync`` in the command, or with
 ``--servers``, through MXNet's parameter servers, which are started too. Other hosts need ssh without a password, the
 same folder, and the same Python; models go to a file system that all share.
 
 A process that dies ends all others within 10 seconds, one that hangs after ``--stall-timeout`` more, with a line that
-says which; the status is then not 0, and no process is left. With ``--restarts`` all start again with
-``--resume auto``, unless the status is 2: bad input stays bad. SIGTERM and Ctrl-C go to the workers, which save and
-stop; a second one ends them at once.
+says which; the status is then not 0, and no process is left. With ``--restarts`` all start again and go on from the
+last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM and
+Ctrl-C go to the workers, which save and stop; a second one ends them at once.
 """
 from __future__ import annotations
 
@@ -31,11 +34,12 @@ from typing import Any
 
 from recognition.command_line import Parser
 from recognition.errors import LostProcess, UserError, command
-from recognition.nodes import LOCAL, Node, Place, assign, end_all, parse_hosts
+from recognition.nodes import LOCAL, Node, Place, assign, end_all, parse_hosts, tell_errors
 
 POLL = 0.05
 SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
 STOPPING = 10.0  # the same for a process that was told to stop, which tells the others
+NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
@@ -90,12 +94,11 @@ def free_port(address: str) -> int:
 
 @dataclass
 class Monitor:
-    """Hears the workers' signs of life: ``token worker rank exchanges`` in a datagram."""
+    """Hears the workers' signs of life: ``token worker exchanges`` in a datagram."""
 
     address: str
     token: str = field(default_factory=functools.partial(secrets.token_hex, 8))
     exchanges: dict[int, int] = field(default_factory=dict)  # by worker
-    ranks: dict[int, int] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,12 +116,12 @@ class Monitor:
         with contextlib.suppress(BlockingIOError):
             while True:
                 words = self.socket.recv(200).decode(errors="replace").split()
-                if len(words) != 4 or words[0] != self.token:
+                if len(words) != 3 or words[0] != self.token:
                     continue
-                worker, rank, exchanges = map(int, words[1:])
+                worker, exchanges = map(int, words[1:])
                 if exchanges != self.exchanges.get(worker):
                     self.moved = time.monotonic()
-                self.exchanges[worker], self.ranks[worker] = exchanges, rank
+                self.exchanges[worker] = exchanges
                 self.heard[worker] = time.monotonic()
 
     def hung(self, timeout: float) -> int | None:
@@ -150,7 +153,8 @@ def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> 
 
 
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
-    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank), "PYTHONUNBUFFERED": "1"}
+    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
+            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1"}
 
 
 def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
@@ -165,7 +169,7 @@ def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str
 
 def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, address: str, interface: str | None,
                  ssh: Sequence[str]) -> list[Node]:
-    """The scheduler on this host, servers over all hosts in turn, and workers, which get their ranks as they come."""
+    """The scheduler on this host, servers over all hosts in turn, and workers."""
     hosts = list(dict.fromkeys(place.hostname for place in places))
     common = {"DMLC_PS_ROOT_URI": address, "DMLC_PS_ROOT_PORT": str(free_port(address)),
               "DMLC_NUM_SERVER": str(servers), "DMLC_NUM_WORKER": str(len(places))}
@@ -176,7 +180,7 @@ def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, addres
     nodes = [Node("scheduler", "localhost", {**common, "DMLC_ROLE": "scheduler"})]
     nodes += [Node(f"server {i}", hosts[i % len(hosts)], {**common, "DMLC_ROLE": "server"}, ssh)
               for i in range(servers)]
-    return nodes + [Node(f"worker {place.rank}", place.hostname,
+    return nodes + [Node(f"rank {place.rank}", place.hostname,
                          {**common, **worker_variables(place, monitor), "DMLC_ROLE": "worker",
                           "RECOGNITION_LOCAL_RANK": str(place.local_rank),
                           "RECOGNITION_LOCAL_SIZE": str(place.local_size)}, ssh, place.rank) for place in places]
@@ -213,18 +217,21 @@ def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: floa
                 return 128 + stop.number
         asked = (0, 128 + stop.number) if forwarded else (0,)
         if any(node.status not in (None, *asked) for node in nodes):
-            return settle(nodes, monitor, asked)
+            return settle(nodes, asked)
         worker = monitor.hung(timeout)
         if worker is not None:
             others = max(monitor.exchanges.values()) - monitor.exchanges[worker]
-            say(f"{describe(workers[worker], monitor)} hangs: no worker went on for {timeout:g} s, and it is "
+            say(f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it is "
                 f"{others} exchanges behind the others; ending all others")
             return 1
     return max((node.status or 0 for node in workers), default=0)
 
 
-def settle(nodes: Sequence[Node], monitor: Monitor, asked: Sequence[int]) -> int:
-    """Say which process failed first, once those are known that failed with it; its status."""
+def settle(nodes: Sequence[Node], asked: Sequence[int]) -> int:
+    """Say which process failed first, once those are known that failed with it; its status.
+
+    Bad input says what it is itself.
+    """
     began = time.monotonic()
     while any(node.status is None for node in nodes):
         gone = {node.status for node in nodes} - {None, *asked}
@@ -236,17 +243,17 @@ def settle(nodes: Sequence[Node], monitor: Monitor, asked: Sequence[int]) -> int
     culprit = min(failed, key=lambda node: (node.status == LostProcess.status, node.status in STOPPED))
     status = culprit.status or 1
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    say(f"{describe(culprit, monitor)} {how}; ending all others")
+    culprit.finish_output()
+    if status != UserError.status or not culprit.error:
+        say(f"{describe(culprit)} {how}; ending all others")
     return 128 - status if status < 0 else status
 
 
-def describe(node: Node, monitor: Monitor) -> str:
-    rank = monitor.ranks.get(node.worker, node.worker) if node.worker is not None else None
-    known_as = f" (rank {rank})" if rank != node.worker else ""
-    return f"{node.name}{known_as} on {node.host}"
+def describe(node: Node) -> str:
+    return f"{node.name} on {node.host}"
 
 
-def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) -> int:
+def run_once(options: argparse.Namespace, stop: Stop) -> int:
     """Start everything, wait for its end, leave nothing behind; the status."""
     hosts = parse_hosts(options.hosts) if options.hosts else [("localhost", options.workers)]
     places, ssh = assign(hosts, options.workers), shlex.split(options.ssh)
@@ -255,7 +262,7 @@ def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) 
     interface = options.interface or ("lo" if all(host in LOCAL for host in used) and sys.platform == "linux" else None)
     servers = options.servers
     if servers is None:
-        servers = len(used) if wants_servers(arguments) else 0
+        servers = len(used) if wants_servers(options.command) else 0
     with contextlib.ExitStack() as stack:
         monitor = Monitor(address)
         stack.callback(monitor.socket.close)
@@ -263,24 +270,25 @@ def run_once(options: argparse.Namespace, arguments: Sequence[str], stop: Stop) 
             nodes = server_nodes(places, servers, monitor, address, interface, ssh)
         else:
             nodes = horovod_nodes(places, monitor, stack.enter_context(rendezvous(places, address, interface)), ssh)
+        stack.callback(tell_errors, nodes)
         stack.callback(end_all, nodes)
         for node in nodes:
             try:
-                node.start(arguments)
+                node.start(options.command)
             except OSError as error:
-                raise UserError(f"{arguments[0]}: cannot be started: {error}") from None
+                raise UserError(f"{options.command[0]}: cannot be started: {error}") from None
         return supervise(nodes, monitor, stop, options.stall_timeout)
 
 
 @command
 def main() -> int:
     options, stop = parse(sys.argv[1:]), Stop()
-    status = run_once(options, options.command, stop)
+    status = run_once(options, stop)
     for attempt in range(options.restarts):
         if status in (0, UserError.status) or stop.count:
             break
-        say(f"starting again with --resume auto, {attempt + 1} of {options.restarts}")
-        status = run_once(options, [*options.command, "--resume", "auto"], stop)
+        say(f"starting again, {attempt + 1} of {options.restarts}")
+        status = run_once(options, stop)
     return status
 
 

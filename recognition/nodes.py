@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple
 
-from recognition.errors import UserError
+from recognition.errors import ERROR, LostProcess, UserError
 
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 LOCAL = ("localhost", "127.0.0.1", socket.gethostname())
@@ -79,10 +79,12 @@ class Node:
     ssh: Sequence[str] = ("ssh", "-o", "BatchMode=yes")
     worker: int | None = None  # its number, unless it is a server or the scheduler
     process: subprocess.Popen[bytes] | None = None
+    error: str = ""  # what it ended with on standard error, if it was bad input
     _pumps: list[threading.Thread] = field(default_factory=list)
 
     def start(self, command: Sequence[str]) -> None:
-        """Start the command, its output copied line by line with the name before it."""
+        """Start the command and copy its output: of the first worker, which speaks for the run, as it is; of others
+        line by line with the name before it."""
         local = self.host in LOCAL
         self.process = subprocess.Popen(
             command if local else [*self.ssh, self.host, self._remote(command)],
@@ -90,9 +92,26 @@ class Node:
             stdin=subprocess.DEVNULL if local else subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None)
         for source, target in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)):
-            pump = threading.Thread(target=_copy, args=(source, target, self.name), daemon=True)
+            pump = threading.Thread(target=self._copy, args=(source, target), daemon=True)
             pump.start()
             self._pumps.append(pump)
+
+    def _copy(self, source: IO[bytes], target: IO[str]) -> None:
+        held = ""
+        for line in source:
+            if held:
+                _write(target, self.prefix + held)
+            text = line.decode(errors="replace").rstrip("\r\n")
+            held = text if target is sys.stderr and text.startswith(ERROR) else ""
+            if not held:
+                _write(target, self.prefix + text)
+        if held:  # the last: others may have ended with the same
+            self.error = held
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the lines that it writes."""
+        return "" if self.worker == 0 else f"[{self.name}] "
 
     def _remote(self, command: Sequence[str]) -> str:
         variables = " ".join(shlex.quote(f"{name}={value}") for name, value in self.variables.items())
@@ -123,11 +142,19 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
-def _copy(source: IO[bytes], target: IO[str], name: str) -> None:
-    for line in source:
-        text = line.decode(errors="replace").rstrip("\r\n")
-        target.write(f"[{name}] {text}\n")
-        target.flush()
+def _write(target: IO[str], text: str) -> None:
+    target.write(text + "\n")
+    target.flush()
+
+
+def tell_errors(nodes: Sequence[Node]) -> None:
+    """The last words of processes that ended with bad input, each once; of those that lost another only if all did."""
+    own = [node for node in nodes if node.error and node.status != LostProcess.status]
+    told: set[str] = set()
+    for node in own or [node for node in nodes if node.error][:1]:
+        if node.error not in told:
+            _write(sys.stderr, (node.prefix if node.worker else "") + node.error)  # a server has no part of its own
+        told.add(node.error)
 
 
 def end_all(nodes: Sequence[Node]) -> None:

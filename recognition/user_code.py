@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
@@ -34,6 +35,23 @@ def run_file(path: Path, name: str) -> ModuleType:
     with errors_in_one_line(path, name):
         loader.exec_module(module)
     return module
+
+
+def find_network(net_name: str, config_file: str) -> Path | None:
+    """The file that ``net_name`` names: a path from the folder of the config file on, if it ends in ``.py``; else a
+    ``<net_name>.py`` there, or in ``symbol`` there, where the public recipes have theirs."""
+    folder = Path(config_file).parent
+    paths = [folder / net_name] if net_name.endswith(".py") else [
+        folder / f"{net_name}.py", folder / "symbol" / f"{net_name}.py"]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def words_of(path: Path) -> set[str]:
+    """The words of a Python file and of the files beside it that it names, such as symbol_utils.py."""
+    found = set(re.findall(r"\w+", path.read_text(encoding="utf-8", errors="replace")))
+    beside = [other for other in path.parent.glob("*.py") if other.stem in found - {"config", path.stem}]
+    texts = [other.read_text(encoding="utf-8", errors="replace") for other in beside]
+    return found.union(*(re.findall(r"\w+", text) for text in texts))
 
 
 @contextlib.contextmanager

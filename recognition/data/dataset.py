@@ -82,9 +82,13 @@ class FaceDataset:
     def check_labels(self) -> None:
         """Look at up to 1000 labels, so that a property file that is not of this set shows before training does.
 
-        Labels mostly rise with the record, and the last one is among these.
+        Labels mostly rise with the record, and the last one is among these: if they do, classes beyond it have no
+        image, which is said in a line.
         """
-        self.take(np.linspace(0, len(self) - 1, min(len(self), LABELS_CHECKED)).astype(np.int64)).labels()
+        labels = self.take(np.linspace(0, len(self) - 1, min(len(self), LABELS_CHECKED)).astype(np.int64)).labels()
+        if (np.diff(labels) >= 0).all() and labels[-1] + 1 < self.num_classes:
+            _logger.info("%s: %d identities, but the labels end at %d: those beyond it have no image",
+                         self.path / "property", self.num_classes, labels[-1])
 
     def without_small_identities(self, min_images: int) -> FaceDataset:
         """The same set without the identities of fewer than ``min_images`` images. Labels stay as they are."""
@@ -133,6 +137,8 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     if form != "identities":  # those have a header that says how many there are
         _check_last(folder / "train.idx", reader, offsets)
     dataset = FaceDataset(folder, form, prop, reader, keys[images], offsets[images])
+    if form == "identities":
+        _check_identities(dataset, len(keys) - images.stop)
     if images_filter > 1:
         dataset = dataset.without_small_identities(images_filter)
     if not len(dataset):
@@ -200,6 +206,22 @@ def _images(reader: RecordReader, keys: np.ndarray, offsets: np.ndarray) -> slic
         raise UserError(f"{reader.path}: the index has {np.searchsorted(keys, stop) - 1} of the images 1 .. {stop - 1} "
                         "that the header in record 0 announces")
     return slice(1, stop)
+
+
+def _check_identities(dataset: FaceDataset, counted: int) -> None:
+    """Hold the property file against the records that describe an identity each; ``counted``: 0 if none are indexed.
+
+    There may be fewer where images were dropped and the labels kept: then these go beyond their number.
+    """
+    if counted in (0, dataset.num_classes):
+        return
+    labels = dataset.labels()  # a label out of range is the better message
+    last, path = int(labels.max(initial=0)), dataset.path / "property"
+    if dataset.num_classes < counted or last < counted:
+        raise UserError(f"{path}: found {dataset.num_classes} identities, but train.rec describes {counted} and its "
+                        f"labels end at {last}, expected {counted}")
+    _logger.info("%s: %d identities, of which %d have no image", path, dataset.num_classes,
+                 dataset.num_classes - len(np.unique(labels)))
 
 
 def _first_identity(reader: RecordReader, keys: np.ndarray, offsets: np.ndarray, announced: int) -> int:

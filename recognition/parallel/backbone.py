@@ -10,12 +10,13 @@ from typing import Callable, NamedTuple, Protocol
 import numpy as np
 
 from recognition.mxnet_compat import mx
+from recognition.parallel.adamw import AdamW
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.loss_scale import LossScale
+from recognition.parallel.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.parallel.rates import Rates
 
 Arrays = dict[str, np.ndarray]
-UPDATE_GROUP = 32  # parameters per fused update; the operator takes at most 60
 
 
 class Backbone(Protocol):
@@ -41,9 +42,11 @@ class BackboneState(NamedTuple):
     """What goes into a training state. Moving statistics belong to a replica: one mapping for each of all processes."""
 
     parameters: Arrays
-    momentum: Arrays
+    momentum: Arrays  # with AdamW the first moments
     auxiliary: list[Arrays]
     loss_scale: np.ndarray | None = None  # that of float16
+    second_moment: Arrays | None = None  # of AdamW
+    updates: Arrays | None = None  # of AdamW: how many of each parameter, int64 ()
 
 
 class ReplicatedBackbone:
@@ -57,13 +60,14 @@ class ReplicatedBackbone:
     def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
                  wd: float, seed: int = 0, rates: Callable[[Sequence[str]], Rates] = Rates,
-                 loss_scale: LossScale | None = None) -> None:
+                 loss_scale: LossScale | None = None, adamw: AdamW | None = None) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param rates: the factors of the learning rate, made for the names of the parameters.
         :param loss_scale: for float16; a step whose gradients overflow then changes no parameter.
+        :param adamw: AdamW in place of SGD, for which ``mu`` is.
         """
         self.batch_size, self.communicator = batch_size, communicator
-        self.mu, self.wd, self.seed = mu, wd, seed
+        self.seed = seed
         self.names = sorted(parameters)
         self._rates, self._loss_scale = rates(self.names), loss_scale
         self._backward_order = [name for name in reversed(symbol.list_arguments()) if name in parameters]
@@ -71,7 +75,8 @@ class ReplicatedBackbone:
         self.replicas = [Replica(symbol, parameters, auxiliary, device, (batch_size, *image_shape))
                          for device in devices]
         lead = self.replicas[0].arguments
-        self._momentum = {name: mx.nd.zeros_like(lead[name]) for name in self.names}
+        self._optimiser: Optimiser = (AdamWOptimiser(lead, self.names, adamw, wd) if adamw else
+                                      SgdOptimiser(lead, self.names, mu, wd))
         self._steps = 0
 
     def forward(self, images: np.ndarray) -> np.ndarray:
@@ -94,19 +99,13 @@ class ReplicatedBackbone:
 
     def step(self, lr: float) -> None:
         lead, rates = self.replicas[0], self._rates(self._steps)
-        moving, scale = list(rates), self._loss_scale.value if self._loss_scale else 1.0
+        scale = self._loss_scale.value if self._loss_scale else 1.0
         self._steps += 1
-        if self._loss_scale and not self._loss_scale.accepts([lead.gradients[name] for name in moving]):
+        if self._loss_scale and not self._loss_scale.accepts([lead.gradients[name] for name in rates]):
             return
-        for low in range(0, len(moving), UPDATE_GROUP):
-            names = moving[low : low + UPDATE_GROUP]
-            weights = [lead.arguments[name] for name in names]
-            triples = [a for name in names for a in (lead.arguments[name], lead.gradients[name], self._momentum[name])]
-            mx.nd.multi_sgd_mom_update(*triples, out=weights, num_weights=len(names), momentum=self.mu,
-                                       lrs=[lr * rates[name] for name in names], wds=[self.wd] * len(names),
-                                       rescale_grad=1 / scale)
+        self._optimiser(lead.arguments, lead.gradients, {name: lr * rate for name, rate in rates.items()}, 1 / scale)
         for replica in self.replicas[1:]:
-            for name in moving:
+            for name in rates:
                 lead.arguments[name].copyto(replica.arguments[name])
 
     def _reduce_gradients(self) -> None:
@@ -155,14 +154,17 @@ class ReplicatedBackbone:
 
     def state(self) -> BackboneState:
         auxiliary = self._gathered(self._own_statistics())
-        return BackboneState(_to_host(self.replicas[0].arguments, self.names), _to_host(self._momentum), auxiliary,
-                             self._loss_scale.state() if self._loss_scale else None)
+        moments = {kind: _to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
+        updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
+        return BackboneState(_to_host(self.replicas[0].arguments, self.names), auxiliary=auxiliary, **moments,
+                             loss_scale=self._loss_scale.state() if self._loss_scale else None, updates=updates or None)
 
     def difference(self, state: BackboneState) -> str:
         """Why a state is not of this network: the first name or shape that differs; '' if none does."""
         lead = self.replicas[0]
-        for have, wanted in ((state.parameters, {name: lead.arguments[name] for name in self.names}),
-                             (state.momentum, self._momentum), (state.auxiliary[0], lead.auxiliary)):
+        moments = [(getattr(state, kind) or {}, arrays) for kind, arrays in self._optimiser.moments.items()]
+        for have, wanted in ((state.parameters, {name: lead.arguments[name] for name in self.names}), *moments,
+                             (state.auxiliary[0], lead.auxiliary)):
             if odd := sorted(have.keys() ^ wanted.keys()):
                 return f"{odd[0]} is in one of them alone"
             for name, array in wanted.items():
@@ -172,7 +174,10 @@ class ReplicatedBackbone:
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
-        _fill(self._momentum, state.momentum)
+        for kind, arrays in self._optimiser.moments.items():
+            _fill(arrays, getattr(state, kind))
+        if state.updates is not None:
+            self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
         if self._loss_scale and state.loss_scale is not None:
             self._loss_scale.load(state.loss_scale)
         own = len(state.auxiliary) == len(self.replicas) * self.communicator.size

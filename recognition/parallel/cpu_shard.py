@@ -10,11 +10,22 @@ import numba
 import numpy as np
 
 from recognition.parallel import kernels
+from recognition.parallel.adamw import AdamWStep
+from recognition.parallel.adamw_kernel import update_centres_adamw
 from recognition.parallel.communicator import Communicator
-from recognition.parallel.shard import SGD, ShardState, initial_centres, merged_statistics, rows_of, target_columns
+from recognition.parallel.shard import (
+    NONE,
+    SGD,
+    ShardState,
+    initial_centres,
+    merged_statistics,
+    rows_of,
+    target_columns,
+)
 
 PIECE = 384  # rows whose gradient a thread holds at once: 0.8 MB at D = 512, so that it stays near the processor
 PIECES = 16  # of a gradient that is summed over processes
+Step = Callable[[int, int, np.ndarray], None]  # of the selected rows low .. high - 1 by their gradient
 
 
 class CpuShard:
@@ -33,6 +44,7 @@ class CpuShard:
         self.centres = initial_centres(seed, start, stop, sub_centres, dim)
         self.momentum = np.zeros_like(self.centres)
         self.bias, self.bias_momentum = np.zeros((2, len(self.centres)), np.float32)
+        self.second_moment = self.bias_second_moment = NONE
         self._inverse = np.ones(len(self.centres), np.float32)
         self._all_rows = np.arange(len(self.centres))
         self._renew_norms(0, len(self.centres))
@@ -40,12 +52,16 @@ class CpuShard:
         self.select(None)
 
     def state(self) -> ShardState:
-        return ShardState(self.centres, self.momentum, self.bias, self.bias_momentum)
+        return ShardState(self.centres, self.momentum, self.bias, self.bias_momentum, self.second_moment,
+                          self.bias_second_moment)
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         low = 0 if first is None else (first - self.start) * self.sub_centres
+        if len(state.second_moment):
+            self._need_second_moments()
         for own, values in zip(self.state(), state):
-            own[low : low + len(values)] = values
+            if len(values):
+                own[low : low + len(values)] = values
         self._renew_norms(low, low + len(state.centres))
 
     def _renew_norms(self, low: int, high: int) -> None:
@@ -103,18 +119,14 @@ class CpuShard:
             self._logits, parts[group]))
         return parts.sum(axis=0)[: len(log_sums)]
 
-    def update(self, sgd: SGD, replicas: Communicator) -> None:
-        lr, mu, wd = (np.float32(value) for value in sgd)
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator) -> None:
+        step, step_bias = self._adamw(optimiser) if isinstance(optimiser, AdamWStep) else self._sgd(optimiser)
         blocks = kernels.panels(self._x)
 
         def gradient(low: int, high: int) -> np.ndarray:
             part = np.empty((high - low, self._x.shape[1]), np.float32)
             kernels.centre_gradients(self._logits[low:high], blocks, self._identity, part)
             return part
-
-        def step(low: int, high: int, part: np.ndarray) -> None:
-            kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
-                                   self.normalised, lr, mu, wd)
 
         def whole_group(_: int, low: int, high: int) -> None:
             for first in range(low, high, PIECE):
@@ -126,13 +138,45 @@ class CpuShard:
         else:
             self._step_together(gradient, step, replicas)
         if self.with_bias:
-            bias_gradient = replicas.all_reduce(self._logits.sum(axis=1))
-            move = mu * self.bias_momentum[self._rows] - lr * (bias_gradient + wd * self.bias[self._rows])
+            step_bias(replicas.all_reduce(self._logits.sum(axis=1)))
+
+    def _sgd(self, sgd: SGD) -> tuple[Step, Callable[[np.ndarray], None]]:
+        """The steps of centres and of their bias."""
+        lr, mu, wd = (np.float32(value) for value in sgd)
+
+        def step(low: int, high: int, part: np.ndarray) -> None:
+            kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
+                                   self.normalised, lr, mu, wd)
+
+        def step_bias(gradient: np.ndarray) -> None:
+            move = mu * self.bias_momentum[self._rows] - lr * (gradient + wd * self.bias[self._rows])
             self.bias_momentum[self._rows] = move
             self.bias[self._rows] += move
 
-    def _step_together(self, gradient: Callable[[int, int], np.ndarray],
-                       step: Callable[[int, int, np.ndarray], None], replicas: Communicator) -> None:
+        return step, step_bias
+
+    def _adamw(self, adamw: AdamWStep) -> tuple[Step, Callable[[np.ndarray], None]]:
+        """As :meth:`_sgd`."""
+        self._need_second_moments()
+        lr, wd, beta1, beta2, factor, eps = adamw
+        numbers = tuple(np.float32(value) for value in (beta1, beta2, lr * factor, eps, lr * wd))
+
+        def step(low: int, high: int, part: np.ndarray) -> None:
+            update_centres_adamw(self.centres, self.momentum, self.second_moment, self._rows[low:high], part,
+                                 self._inverse, self.normalised, *numbers)
+
+        def step_bias(gradient: np.ndarray) -> None:  # as centres of one number that are not normalised
+            update_centres_adamw(self.bias[:, None], self.bias_momentum[:, None], self.bias_second_moment[:, None],
+                                 self._rows, gradient[:, None], self._inverse, False, *numbers)
+
+        return step, step_bias
+
+    def _need_second_moments(self) -> None:
+        if len(self.second_moment) != len(self.centres):
+            self.second_moment, self.bias_second_moment = np.zeros_like(self.centres), np.zeros_like(self.bias)
+
+    def _step_together(self, gradient: Callable[[int, int], np.ndarray], step: Step,
+                       replicas: Communicator) -> None:
         """``step`` on the sum of all replicas' gradients, so many rows at once that an exchange is worth its while."""
         for first in range(0, len(self._rows), PIECE * PIECES):
             lows = np.arange(first, min(first + PIECE * PIECES, len(self._rows)), PIECE)

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from recognition.loss.margin import Margin
+from recognition.parallel.adamw import AdamW
 from recognition.parallel.communicator import Communicator, SingleProcess
 from recognition.parallel.kernels import EPSILON
 from recognition.parallel.sampling import ClassSampler
@@ -55,8 +56,9 @@ class ShardedHead:
     lr_mult: float = 1.0
     wd_mult: float = 1.0
     sampler: ClassSampler = field(default_factory=ClassSampler)
-    steps: int = 0  # updates done; the sampler draws by it
+    steps: int = 0  # updates done; the sampler draws by it, and AdamW corrects its moments by it
     replicas: Communicator = field(default_factory=SingleProcess)
+    adamw: AdamW | None = None  # in place of SGD
 
     @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
@@ -109,7 +111,8 @@ class ShardedHead:
         return (d_unit - along * unit[mine]) / norms[mine]
 
     def step(self, lr: float) -> None:
-        sgd = SGD(lr * self.lr_mult, self.mu, self.wd * self.wd_mult)
-        for shard in self.shards:
-            shard.update(sgd, self.replicas)
         self.steps += 1
+        lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
+        optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd)
+        for shard in self.shards:
+            shard.update(optimiser, self.replicas)

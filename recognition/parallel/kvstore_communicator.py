@@ -2,6 +2,7 @@
 """Collectives through MXNet's parameter servers, which can do one thing: add up float32 arrays of all workers."""
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recognition.mxnet_compat import mx
+from recognition.parallel.processes import WORKER
 
 
 class KVStoreCommunicator:
@@ -23,7 +25,9 @@ class KVStoreCommunicator:
     def __init__(self, kind: str) -> None:
         """:param kind: 'dist_sync' or 'dist_device_sync'."""
         self._store = mx.kv.create(kind)
-        self.rank, self.size = self._store.rank, self._store.num_workers
+        # Servers give out ranks in the order of arrival. Under launch the first worker is the first of the command.
+        self.rank = int(os.environ.get(WORKER, self._store.rank))
+        self.size = self._store.num_workers
         self.bytes_sent = self.exchanges = 0
         self._known: set[str] = set()
 

@@ -7,6 +7,7 @@ from typing import Any, Callable
 import numpy as np
 
 from recognition.mxnet_compat import mx
+from recognition.parallel.adamw import AdamWStep
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.kernels import EPSILON
 from recognition.parallel.shard import SGD, ShardState, initial_centres, rows_of, target_columns
@@ -32,18 +33,27 @@ class MxnetShard:
         none = np.zeros(len(centres), np.float32)
         keep: Any = np.array if on_host else self._array
         self._stored: tuple[Any, ...] = tuple(keep(a) for a in (centres, np.zeros_like(centres), none, none))
+        self._second: tuple[Any, ...] = ()  # moments of AdamW, of the centres and of their bias
         self.select(None)
 
     def _array(self, values: np.ndarray, dtype: str = "float32") -> mx.nd.NDArray:
         return mx.nd.array(values, ctx=self.context, dtype=dtype)
 
     def state(self) -> ShardState:
-        return ShardState(*(self._stored if self.on_host else (array.asnumpy() for array in self._stored)))
+        arrays = *self._stored, *self._second
+        return ShardState(*(arrays if self.on_host else (array.asnumpy() for array in arrays)))
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         low = 0 if first is None else (first - self.start) * self.sub_centres
-        for own, values in zip(self._stored, state):
-            own[low : low + len(values)] = values if self.on_host else self._array(values)
+        if len(state.second_moment):
+            self._need_second_moments()
+        for own, values in zip((*self._stored, *self._second), state):
+            if len(values):
+                own[low : low + len(values)] = values if self.on_host else self._array(values)
+
+    def _need_second_moments(self) -> None:
+        zeros: Any = np.zeros_like if self.on_host else mx.nd.zeros_like
+        self._second = self._second or (zeros(self._stored[0]), zeros(self._stored[2]))
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes, self._whole = classes, classes is None and not self.on_host
@@ -66,8 +76,9 @@ class MxnetShard:
         """The selected rows of a stored array, on the device."""
         return self._array(array[self._host_rows]) if self.on_host else array.take(self._rows)
 
-    def _put_back(self) -> None:
-        for array, part in zip(self._stored, (self._w, self._m, self._bias, self._bias_m)):
+    def _put_back(self, *second: mx.nd.NDArray) -> None:
+        parts = self._w, self._m, self._bias, self._bias_m, *second
+        for array, part in zip((*self._stored, *self._second), parts):
             if self.on_host:
                 array[self._host_rows] = part.asnumpy()
             else:
@@ -138,10 +149,14 @@ class MxnetShard:
         mx.nd.broadcast_mul(z, self._inverse.expand_dims(0), out=z)
         return mx.nd.dot(z, self._w).asnumpy()
 
-    def update(self, sgd: SGD, replicas: Communicator) -> None:
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator) -> None:
+        second: tuple[Any, ...] = ()
+        if isinstance(optimiser, AdamWStep):
+            self._need_second_moments()
+            second = self._second if self._whole else tuple(map(self._taken, self._second))
         logits, gradients, products = map(self._scratch, (len(self._z), self._w.shape[1], self._w.shape[1]))
         for rows in self._chunks():
-            w, m = self._w[rows], self._m[rows]
+            w = self._w[rows]
             z = mx.nd.slice_axis(self._z, 1, rows.start, rows.stop, out=logits(len(self._z), len(w)))
             gradient = mx.nd.dot(z, self._x, transpose_a=True, out=gradients(*w.shape))
             replicas.sum_in_place(f"centres {self.start} {rows.start}", [gradient])
@@ -149,11 +164,19 @@ class MxnetShard:
                 product = mx.nd.elemwise_mul(gradient, w, out=products(*w.shape))
                 along = product.sum(axis=1) * mx.nd.square(self._inverse[rows])
                 gradient -= mx.nd.broadcast_mul(w, along.expand_dims(1), out=product)
-            mx.nd.sgd_mom_update(w, gradient, m, out=w, lr=sgd.lr, wd=sgd.wd, momentum=sgd.mu)
+            _step(optimiser, w, gradient, self._m[rows], *(array[rows] for array in second[:1]))
         if self.with_bias:
             gradient = self._z.sum(axis=0)
             replicas.sum_in_place(f"bias {self.start}", [gradient])
-            mx.nd.sgd_mom_update(self._bias, gradient, self._bias_m, out=self._bias, lr=sgd.lr, wd=sgd.wd,
-                                 momentum=sgd.mu)
+            _step(optimiser, self._bias, gradient, self._bias_m, *second[1:])
         if not self._whole:
-            self._put_back()
+            self._put_back(*second)
+
+
+def _step(optimiser: SGD | AdamWStep, w: mx.nd.NDArray, gradient: mx.nd.NDArray, *moments: mx.nd.NDArray) -> None:
+    """Update an array and its moments, two with AdamW, in place."""
+    if isinstance(optimiser, AdamWStep):
+        mx.nd.contrib.adamw_update(w, gradient, *moments, 1.0, lr=optimiser.factor, eta=optimiser.lr, wd=optimiser.wd,
+                                   beta1=optimiser.beta1, beta2=optimiser.beta2, epsilon=optimiser.eps, out=w)
+    else:
+        mx.nd.sgd_mom_update(w, gradient, *moments, out=w, lr=optimiser.lr, wd=optimiser.wd, momentum=optimiser.mu)

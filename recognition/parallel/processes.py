@@ -15,6 +15,7 @@ from recognition.parallel.communicator import Communicator, SingleProcess
 # What mpirun of Open MPI and of MPICH's family set; horovodrun and launch set HOROVOD_SIZE.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 MONITOR, WORKER = "RECOGNITION_MONITOR", "RECOGNITION_WORKER"  # host:port:token of launch; this process's number
+LAUNCH = "RECOGNITION_LAUNCH"  # the name of the launch, the same each time that it starts its run again
 INTERVAL = 1.0  # seconds between signs of life
 
 
@@ -26,7 +27,7 @@ def make_communicator(kvstore: str, environ: Mapping[str, str] = os.environ) -> 
     communicator = _choose(kvstore, environ)
     if MONITOR in environ:
         host, port, token = environ[MONITOR].rsplit(":", 2)
-        arguments = (communicator, (host, int(port)), f"{token} {environ[WORKER]} {communicator.rank}")
+        arguments = (communicator, (host, int(port)), f"{token} {environ[WORKER]}")
         threading.Thread(target=_beat, args=arguments, name="signs of life", daemon=True).start()
     return communicator
 

@@ -5,9 +5,14 @@
 ``<i>_centers_mom.param`` (Partial FC, one array each) in its folder. Shard i holds the i-th range of classes, rows
 ``class * K + k``. The recipes make all shards equally large, so the last rows may be of no class: as many as
 ``shards * ceil(C / shards)`` exceeds C.
+
+The files of a folder go with one checkpoint there, the last one saved. ``centers.json`` says which, by the digest of
+its file; a folder that the recipes wrote has none.
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.files import replacing
 from recognition.params_file import ParamsFile, Pieces, read_arrays
+
+NOTE = "centers.json"
+_CHUNK = 1 << 22  # bytes digested at once
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,10 @@ class SavedCentres:
 
     where: str  # for messages
     centres: list[np.ndarray]  # (rows, D) each
-    momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each
+    momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each, that of SGD
     bias: list[np.ndarray] = field(default_factory=list)  # (rows,) each
     missing: str = ""  # the first shard that is not there though a later one is
+    stranger: str = ""  # why they are not of the checkpoint that they were asked for
 
     def __post_init__(self) -> None:
         widths = sorted({array.shape[1:] for array in self.centres})
@@ -50,6 +60,8 @@ class SavedCentres:
 
     def misfit(self, num_classes: int, sub_centres: int) -> str:
         """Why this is not W of so many classes, in words; empty if it is."""
+        if self.stranger:
+            return self.stranger
         if self.missing:
             return f"found no {self.missing}, expected all shards from 0 on"
         wanted = num_classes * sub_centres
@@ -68,12 +80,22 @@ def rows_between(shards: Pieces, start: int, stop: int) -> list[np.ndarray]:
             if start < high and low < stop]
 
 
+def rows_at(shards: Pieces, rows: np.ndarray) -> np.ndarray:
+    """The rows numbered ``rows``, int64 (n,), of all shards together: float32 (n, D). No others are read."""
+    ends = np.cumsum([len(shard) for shard in shards])
+    found, owners = np.empty((len(rows), *shards[0].shape[1:]), np.float32), np.searchsorted(ends, rows, side="right")
+    for i in np.unique(owners).tolist():
+        mine = owners == i
+        found[mine] = shards[i][rows[mine] - (ends[i] - len(shards[i]))]
+    return found
+
+
 def find_centres(path: Path) -> SavedCentres | None:
     """W of a checkpoint ``<prefix>-<number>.params``: in the file, else in its folder; None if there is none.
 
     :raises UserError: if a file cannot be read or the shards do not go together.
     """
-    return centres_in_file(path, read_arrays(path)) or centres_in_folder(path.parent)
+    return centres_in_file(path, read_arrays(path)) or centres_in_folder(path.parent, path)
 
 
 def is_of_centres(name: str) -> bool:
@@ -93,10 +115,15 @@ def centres_in_file(path: Path, file: ParamsFile) -> SavedCentres | None:
                         missing="" if "fc7_weight" in named else _missing(numbers, "fc7_{}_weight"))
 
 
-def centres_in_folder(folder: Path) -> SavedCentres | None:
-    """W by ``<i>_centers.param``, as Partial FC writes it, or by ``centres-<i>.npy``, as a training state holds it."""
+def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCentres | None:
+    """W by ``<i>_centers.param``, as Partial FC writes it, or by ``centres-<i>.npy``, as a training state holds it.
+
+    :param checkpoint: the file that they are to go with, if they are.
+    """
     if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
+        if _npy_shards(folder, "second_moment"):
+            return SavedCentres(f"{folder}: centres-*.npy (moments of AdamW left out)", centres, bias=bias)
         return SavedCentres(f"{folder}: centres-*.npy", centres, momentum, bias)
     numbers = _numbers(folder, "*_centers.param")
     if not numbers:
@@ -104,7 +131,60 @@ def centres_in_folder(folder: Path) -> SavedCentres | None:
     with_momentum = _numbers(folder, "*_centers_mom.param") == numbers
     return SavedCentres(f"{folder}: *_centers.param", [_only_array(folder / f"{i}_centers.param") for i in numbers],
                         [_only_array(folder / f"{i}_centers_mom.param") for i in numbers if with_momentum],
-                        missing=_missing(numbers, "{}_centers.param"))
+                        missing=_missing(numbers, "{}_centers.param"),
+                        stranger=_stranger(folder / NOTE, checkpoint) if checkpoint else "")
+
+
+def begin_centres(folder: Path, shards: int) -> None:
+    """Before ``<i>_centers.param`` are written anew: note that they go with no checkpoint, and remove those of further
+    shards that an earlier run left."""
+    _note(folder, None)
+    for name in ("centers", "centers_mom"):
+        for number in _numbers(folder, f"*_{name}.param"):
+            if number >= shards:
+                (folder / f"{number}_{name}.param").unlink()
+
+
+def pair_centres(folder: Path, checkpoint: Path) -> None:
+    """Note that the ``<i>_centers.param`` of ``folder`` go with this checkpoint."""
+    _note(folder, checkpoint)
+
+
+def disown_centres(folder: Path) -> None:
+    """Note, of ``<i>_centers.param`` that the recipes or somebody left in ``folder``, that they do not go with the
+    checkpoints that are saved there from now on."""
+    if _numbers(folder, "*_centers.param") and not (folder / NOTE).exists():
+        _note(folder, None)
+
+
+def _note(folder: Path, checkpoint: Path | None) -> None:
+    note: dict[str, str | None] = {"checkpoint": None}
+    if checkpoint:
+        note = {"checkpoint": checkpoint.name, "sha256": _digest(checkpoint)}
+    with replacing(folder / NOTE) as path:
+        path.write_text(json.dumps(note) + "\n")
+
+
+def _stranger(note: Path, checkpoint: Path) -> str:
+    if not note.exists():
+        return ""
+    try:
+        found = json.loads(note.read_text())
+        name, digest = found["checkpoint"], found.get("sha256")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{note}: not a note of class centres: {error!r}; expected one that a run wrote") from None
+    if name is not None and digest == _digest(checkpoint):
+        return ""
+    whose = f"go with {name} as it was when they were saved" if name else "were saved before the checkpoints there"
+    return f"they {whose}, not with {checkpoint.name}, says {note.name}"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:

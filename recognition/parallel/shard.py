@@ -12,11 +12,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from recognition.parallel.adamw import AdamWStep
 from recognition.parallel.communicator import Communicator
 
 INITIAL_STD = 0.01  # of W, as in the legacy code
 LOADED_ROWS = 32768  # at once: 64 MB at D = 512
 BLOCK = 4096  # classes that share a random stream, so that W does not depend on how it is cut
+NONE = np.empty(0, np.float32)  # the second moments of SGD
 
 
 class SGD(NamedTuple):
@@ -28,12 +30,17 @@ class SGD(NamedTuple):
 
 
 class ShardState(NamedTuple):
-    """What goes into a training state: views or copies on the host, float32."""
+    """What goes into a training state: views or copies on the host, float32.
+
+    A shard has second moments, and memory for them, from its first step with AdamW on.
+    """
 
     centres: np.ndarray  # (rows, D)
-    momentum: np.ndarray  # (rows, D)
+    momentum: np.ndarray  # (rows, D), with AdamW the first moment
     bias: np.ndarray  # (rows,), zeros where the head has none
     bias_momentum: np.ndarray  # (rows,)
+    second_moment: np.ndarray = NONE  # (rows, D) with AdamW
+    bias_second_moment: np.ndarray = NONE  # (rows,) with AdamW
 
 
 class Shard(Protocol):
@@ -63,8 +70,10 @@ class Shard(Protocol):
         :param target_gradients: (B,) the gradient by the target's similarity.
         """
 
-    def update(self, sgd: SGD, replicas: Communicator) -> None:
-        """Step the centres by the gradient of the batch that the last three calls were about.
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator) -> None:
+        """Step the selected centres by the gradient of the batch that the last three calls were about.
+
+        Those that are not selected keep their values and moments.
 
         :param replicas: the processes that hold the same classes, over which the gradient is summed.
         """

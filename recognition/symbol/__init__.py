@@ -15,8 +15,9 @@ from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.symbol import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
 from recognition.symbol.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish
-from recognition.symbol.own import find_network, own_symbol
+from recognition.symbol.own import own_symbol
 from recognition.symbol.shapes import infer_shapes
+from recognition.user_code import find_network
 
 FAMILIES: dict[str, ModuleType] = {
     "fresnet": fresnet,

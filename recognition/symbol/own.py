@@ -2,8 +2,9 @@
 """A network of the user's own: a Python file with ``get_symbol``, which ``net_name`` names; it is code and is run.
 
 ``get_symbol`` returns a symbol or a Gluon ``HybridBlock``, which maps ``data``, pixels 0..255 (N, 3, H, W) RGB, to the
-embedding (N, emb_size). Its parameters are options of the configuration by their names; a function without parameters
-reads ``from config import config``, as networks of the public recipes do, and finds the options of this run there.
+embedding (N, emb_size). Its parameters are options of the configuration, and keys of the user's own in config.py, by
+their names; a function without parameters reads ``from config import config``, as networks of the public recipes do,
+and finds all of them there. The options of networks may have values that ours do not know.
 """
 from __future__ import annotations
 
@@ -23,26 +24,18 @@ from recognition.mxnet_compat import mx
 from recognition.user_code import errors_in_one_line, run_file
 
 
-def find_network(net_name: str, config_file: str) -> Path | None:
-    """The file that ``net_name`` names: a path from the folder of the config file on, if it ends in ``.py``; else a
-    ``<net_name>.py`` there, or in ``symbol`` there, where the public recipes have theirs."""
-    folder = Path(config_file).parent
-    paths = [folder / net_name] if net_name.endswith(".py") else [
-        folder / f"{net_name}.py", folder / "symbol" / f"{net_name}.py"]
-    return next((path for path in paths if path.is_file()), None)
-
-
 def own_symbol(config: Any, path: Path) -> mx.sym.Symbol:
     """The network of the file ``path``: ``data`` to ``fc1_output``.
 
     :raises UserError: on what the file's code raises, and if what it returns is no network of one embedding.
     """
     name = f"net_name {config.net_name}: {path}"
-    with _beside(path.parent, vars(config)):
+    values = {**vars(config), **dict(config.own_keys)}
+    with _beside(path.parent, values):
         get_symbol = getattr(run_file(path, name), "get_symbol", None)
         if not callable(get_symbol):
             raise UserError(f"{name}: found no function get_symbol")
-        options = _options_of(get_symbol, config, name)
+        options = _options_of(get_symbol, values, name)
         with errors_in_one_line(path, name):
             network = get_symbol(**options)
             if isinstance(network, mx.gluon.HybridBlock):
@@ -75,16 +68,16 @@ def _beside(folder: Path, options: dict[str, Any]) -> Iterator[None]:
             sys.modules["config"] = modules["config"]
 
 
-def _options_of(get_symbol: Callable[..., Any], config: Any, name: str) -> dict[str, Any]:
+def _options_of(get_symbol: Callable[..., Any], values: dict[str, Any], name: str) -> dict[str, Any]:
     options = {}
     for parameter in inspect.signature(get_symbol).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if hasattr(config, parameter.name):
-            options[parameter.name] = getattr(config, parameter.name)
+        if parameter.name in values:
+            options[parameter.name] = values[parameter.name]
         elif parameter.default is parameter.empty:
             raise UserError(f"{name}: get_symbol takes {parameter.name!r}, expected the name of an option, such as "
-                            "emb_size, or a parameter with a default")
+                            "emb_size, a key of your own in config.py, or a parameter with a default")
     return options
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.files import replacing
+from recognition.files import replacing, writing
 from recognition.mxnet_compat import mx
 from recognition.params_file import write_arrays
 
@@ -27,7 +27,15 @@ def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters
     return target
 
 
-def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray) -> None:
-    """Write a process's rows of W and its momentum as Partial FC does: ``<rank>_centers.param``, ``_centers_mom``."""
-    for name, array in (("centers", centres), ("centers_mom", momentum)):
-        write_arrays(folder / f"{rank}_{name}.param", [[array]])
+def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
+    """Write a process's rows of W and its momentum as Partial FC does: ``<rank>_centers.param``, ``_centers_mom``.
+
+    :param momentum: that of SGD; the moments of AdamW, for which there is None, have no such file.
+    """
+    beside = folder / f"{rank}_centers_mom.param"
+    if momentum is None:
+        with writing(beside):
+            beside.unlink(missing_ok=True)  # of an earlier run
+    write_arrays(folder / f"{rank}_centers.param", [[centres]])
+    if momentum is not None:
+        write_arrays(beside, [[momentum]])

@@ -51,19 +51,18 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
     for shard in shards:
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)
-    taken = ["class centres", *(["their momentum"] if saved.momentum else []),
-             *(["their bias"] if saved.bias and shards[0].with_bias else [])]
+    taken = ["class centres", *(["their bias"] if saved.bias and shards[0].with_bias else [])]
     left = "; their bias left out, this loss has none" if saved.bias and not shards[0].with_bias else ""
+    left += "; their momentum left out, as the backbone's" if saved.momentum else ""
     return f"{saved.where}: {' and '.join(taken)} of {num_classes} classes loaded{left}"
 
 
 def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardState:
     """The rows ``low .. high - 1``; zeros for what is not there, or not wanted."""
     centres = np.concatenate(rows_between(saved.centres, low, high), dtype=np.float32)
-    momentum = np.concatenate(rows_between(saved.momentum, low, high)) if saved.momentum else np.zeros_like(centres)
     none = np.zeros(len(centres), np.float32)
     bias = np.concatenate(rows_between(saved.bias, low, high)) if saved.bias and with_bias else none
-    return ShardState(centres, momentum, bias, none)
+    return ShardState(centres, np.zeros_like(centres), bias, none)
 
 
 def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shard],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from recognition.config import OPTIONS, Config
+from recognition.config import NETWORK_KEYS, OPTIONS, Config
 from recognition.config_file import open_config
 from recognition.errors import UserError
 from recognition.symbol import build_symbol
@@ -13,7 +13,7 @@ from recognition.symbol.shapes import Shape, infer_shapes
 from recognition.training.pretrained import FITS
 
 # What a network preset says about the graph.
-_KEYS = [key for key in OPTIONS if key.startswith("net_")] + ["num_layers", "emb_size", "densenet_dropout"]
+_KEYS = ["net_name", *NETWORK_KEYS, "emb_size", "own_keys"]
 
 
 def fitting_networks(shapes: Mapping[str, Shape], config: Config) -> list[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from recognition.config import Config
+from recognition.config_file import about_own_keys
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
@@ -27,27 +26,29 @@ from recognition.errors import UserError
 from recognition.loss.margin import margin_of
 from recognition.loss.triplet import TripletLoss
 from recognition.mxnet_compat import check_gpu, mx
+from recognition.parallel.adamw import adamw_of
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.head import ShardedHead
 from recognition.parallel.mxnet_shard import MxnetShard
-from recognition.parallel.processes import make_communicator
+from recognition.parallel.processes import LAUNCH, make_communicator
 from recognition.parallel.rates import Rates
 from recognition.parallel.sampling import ClassSampler
 from recognition.parallel.shard import Shard, split_classes
 from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
-from recognition.training.checkpoint import save_centres, save_checkpoint
+from recognition.training.changes import as_json, changes
 from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
 from recognition.training.history import History
 from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
-from recognition.training.schedule import StepSchedule
-from recognition.training.state import Progress, SavedState, find_state, save_state, set_aside
+from recognition.training.saving import own_shards, save_together
+from recognition.training.schedule import make_schedule, total_steps
+from recognition.training.state import Progress, SavedState, claim, find_state, save_state, set_aside
 from recognition.training.timeline import NoTimeline, Timeline
 from recognition.training.trainer import Trainer
 from recognition.training.verify import Verifier, load_targets, shared
@@ -70,9 +71,12 @@ def train(config: Config) -> int:
 def train_together(config: Config, communicator: Communicator) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
+    if line := about_own_keys(config):
+        print(line, flush=True)
     if first:
         require_writable(folder)
-    saved = find_state(folder / "state", config.resume)
+    launch = os.environ.get(LAUNCH, "")
+    saved = find_state(folder / "state", config.resume, launch)
     require_same_state(saved, communicator)
     contexts = make_contexts(config)
     dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter)
@@ -91,22 +95,24 @@ def train_together(config: Config, communicator: Communicator) -> int:
         progress = go_on(saved, progress.identity, config, backbone, head)
     if line := "" if saved else start_centres(config, checkpoint, dataset, head.shards, backbone.embed, communicator):
         print(line, flush=True)
-    progress.config = dataclasses.asdict(config)
+    progress.config = as_json(config)
 
     global_batch = config.per_batch_size * len(contexts) * communicator.size
+    batches_an_epoch = math.inf if config.triplets else len(dataset) // global_batch
+    schedule = make_schedule(config, batches_an_epoch)
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
         verifier = make_verifier(config, backbone, dataset, communicator)
         if first and not saved and config.state_every and (kept := set_aside(folder / "state")):
             print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
+        if first and launch and config.state_every:
+            claim(folder / "state", launch)
         log = SilentLog() if not first else TrainingLog(
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
-            total_steps(config, math.inf if config.triplets else len(dataset) // global_batch), progress.step,
-            config.ce_loss)
+            total_steps(config, batches_an_epoch), progress.step, config.ce_loss)
         try:
             return Trainer(
-                backbone, head, batches, StepSchedule(config.lr, config.lr_steps),
-                verifier,
+                backbone, head, batches, schedule, verifier,
                 lambda number: save_together(config, number, symbol, backbone, head, communicator),
                 lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
                                        batches.state(), communicator),
@@ -156,7 +162,8 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
     rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor)
     return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
                               config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
-                              wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config))
+                              wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config),
+                              adamw=adamw_of(config))
 
 
 def make_head(config: Config, num_classes: int, contexts: list[Any],
@@ -182,7 +189,7 @@ def make_head(config: Config, num_classes: int, contexts: list[Any],
         MxnetShard(place, start, stop, config.emb_size, on_host=on_host, **options)
         for place, (start, stop) in zip(contexts, ranges)]
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
-                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas)
+                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
 
 
 def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbone, communicator: Communicator,
@@ -211,34 +218,6 @@ def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDat
                     Path(config.output_dir) if communicator.rank == 0 else None)
 
 
-def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
-                  head: ShardedHead | TripletHead, communicator: Communicator) -> None:
-    """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False.
-
-    One process has all of W and writes it with the backbone; of several each writes its own, as Partial FC does.
-    """
-    parameters, auxiliary = backbone.parameters()
-    if head.shards and not config.ckpt_embedding:
-        states = [shard.state() for shard in head.shards]
-        if config.entry == "train":
-            parameters["fc7_weight"] = np.concatenate([state.centres for state in states])
-            if has_bias(config):
-                parameters["fc7_bias"] = np.concatenate([state.bias for state in states])
-        elif communicator.size == 1:
-            parameters.update({f"fc7_{i}_weight": state.centres for i, state in enumerate(states)})
-        else:
-            save_centres(Path(config.output_dir), communicator.rank, np.concatenate([s.centres for s in states]),
-                         np.concatenate([s.momentum for s in states]))
-    if communicator.rank == 0:
-        save_checkpoint(Path(config.prefix), number, symbol, parameters, auxiliary)
-
-
-def own_shards(head: ShardedHead | TripletHead, communicator: Communicator) -> Sequence[Shard]:
-    """The shards that this process is to save: where all processes hold the same, the first does."""
-    replicated = isinstance(head, ShardedHead) and head.replicas.size > 1
-    return () if replicated and communicator.rank else head.shards
-
-
 def require_same_state(saved: SavedState | None, communicator: Communicator) -> None:
     """:raises UserError: if the processes do not see the same training state."""
     steps = communicator.all_gather(np.array([saved.progress.step if saved else -1]))
@@ -251,7 +230,7 @@ def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the shapes of its arrays and the order of its data."""
     return {"num_classes": dataset.num_classes, "images": len(dataset), "network": config.network,
             "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
-            "loss_name": config.loss_name, "bias": has_bias(config)}
+            "loss_name": config.loss_name, "bias": has_bias(config), "optimizer": config.optimizer}
 
 
 def has_bias(config: Config) -> bool:
@@ -278,16 +257,3 @@ def go_on(saved: SavedState, identity: dict[str, Any], config: Config, backbone:
     return progress
 
 
-def changes(before: Mapping[str, Any], config: Config) -> list[str]:
-    """``key old -> new`` for the options that differ from those that a state was saved with."""
-    now = json.loads(json.dumps(dataclasses.asdict(config), default=str))  # as a manifest holds them
-    passing = {"resume", "config_file", "pretrained", "pretrained_epoch", "decode_threads"}
-    return [f"{key} {before[key]} -> {value}" for key, value in now.items()
-            if key not in passing and key in before and before[key] != value]
-
-
-def total_steps(config: Config, batches_an_epoch: float) -> int | None:
-    """Steps until the run ends; None if nobody knows, as with the legacy default, which never does."""
-    by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < 10000 else math.inf
-    total = min(config.max_steps or math.inf, by_epochs)
-    return None if total == math.inf else int(total)

@@ -2,7 +2,8 @@
 """Training states: all that a run needs to go on as if it had not stopped, whatever the number of shards.
 
 A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, for shard i of W, ``centres-i.npy``,
-``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``; ``data.npz`` if the position in the data needs arrays.
+``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``, with AdamW ``second_moment-i.npy`` and
+``bias_second_moment-i.npy``; ``data.npz`` if the position in the data needs arrays.
 It is written under another name, forced to disk and renamed, so that a folder of that name is whole. The last two are
 kept. With several processes each writes its own shards, and the first the rest and the new name, once all are done: the
 folder is on a file system that they share.
@@ -22,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.files import sync_file, sync_folder
+from recognition.files import replacing, sync_file, sync_folder
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.shard import Shard, ShardState, pieces
@@ -31,6 +32,8 @@ FORMAT = 1
 KEPT = 2
 SINGLE = SingleProcess()
 _WRITING = ".writing"
+_BEFORE = {"optimizer": "sgd"}  # what identities of earlier versions leave unsaid
+_LAUNCH = "launch"  # the file that holds the name of the launch that the states are of
 
 
 @dataclass
@@ -71,7 +74,7 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
         raise UserError(f"{temporary}: process {communicator.rank} does not see the folder that process 0 made; all "
                         "need --models-root on a file system that they share")
     for number, state in zip(numbers, states):
-        for name, array in state._asdict().items():
+        for name, array in _present(state).items():
             with open(temporary / f"{name}-{number}.npy", "wb") as file:
                 np.save(file, array)
                 os.fsync(file.fileno())
@@ -82,6 +85,15 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
         _commit(temporary, target)
     largest(communicator, 0)  # nobody ends, and takes the others down, before the state has its name
     return target
+
+
+def _present(state: ShardState) -> dict[str, np.ndarray]:
+    """The arrays of a shard by name, without the second moments of SGD."""
+    return {name: array for name, array in state._asdict().items() if array.size or not _is_second(name)}
+
+
+def _is_second(name: str) -> bool:
+    return name.endswith("second_moment")
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -157,6 +169,8 @@ def _save_backbone(path: Path, state: BackboneState) -> None:
     arrays.update({f"momentum:{name}": value for name, value in state.momentum.items()})
     for i, auxiliary in enumerate(state.auxiliary):
         arrays.update({f"auxiliary{i}:{name}": value for name, value in auxiliary.items()})
+    arrays.update({f"second_moment:{name}": value for name, value in (state.second_moment or {}).items()})
+    arrays.update({f"updates:{name}": value for name, value in (state.updates or {}).items()})
     if state.loss_scale is not None:
         arrays["loss_scale:"] = state.loss_scale
     np.savez(path, **arrays)
@@ -181,7 +195,7 @@ class SavedState:
     def require_identity(self, identity: dict[str, Any]) -> None:
         """:raises UserError: if the state is of a run with other identities, images or shapes."""
         for key, value in identity.items():
-            found = self.progress.identity.get(key)
+            found = self.progress.identity.get(key, _BEFORE.get(key))
             if found != value:
                 raise UserError(f"--resume: {self.path} was saved with {key} {found!r}, this run has {value!r}")
 
@@ -193,7 +207,7 @@ class SavedState:
             groups.setdefault(group, {})[name] = array
         replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
         return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas] or [{}],
-                             groups.get("loss_scale", {}).get(""))
+                             groups.get("loss_scale", {}).get(""), groups.get("second_moment"), groups.get("updates"))
 
     def data(self) -> dict[str, np.ndarray]:
         """The loader's arrays, if it had any."""
@@ -206,11 +220,13 @@ class SavedState:
 
     def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
         """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""
+        shards = [(i, max(start, low) - low, min(stop, high) - low) for i, (low, high) in enumerate(self._ranges)
+                  if max(start, low) < min(stop, high)] or [(0, 0, 0)]  # a shard of no class
         parts = []
         for name in ShardState._fields:
-            pieces = [self._read(f"{name}-{i}.npy")[(max(start, low) - low) * sub_centres :
-                                                   (min(stop, high) - low) * sub_centres]
-                      for i, (low, high) in enumerate(self._ranges) if low < stop and start < high]
+            if _is_second(name) and not any(self.path.glob(f"{name}-*.npy")):
+                break
+            pieces = [self._read(f"{name}-{i}.npy")[low * sub_centres : high * sub_centres] for i, low, high in shards]
             parts.append(np.concatenate(pieces))
         return ShardState(*parts)
 
@@ -226,10 +242,23 @@ class SavedState:
                             f"{_last_good(self.path.parent, self.path)}") from None
 
 
-def find_state(folder: Path, resume: str) -> SavedState | None:
-    """The state to go on from: the newest for ``resume`` 'yes', the newest if any for 'auto', None for ''."""
+def claim(folder: Path, launch: str) -> None:
+    """Note that the states below ``folder``, and those to come, are of the launch of this name."""
+    with replacing(folder / _LAUNCH) as path:
+        path.write_text(launch)
+
+
+def find_state(folder: Path, resume: str, launch: str = "") -> SavedState | None:
+    """The state to go on from: the newest for ``resume`` 'yes', the newest if any for 'auto'.
+
+    :param launch: the name that ``launch`` gave the run, if it started it. Where nobody asked to resume, a run that it
+        starts again goes on from a state of its own, never from one of an earlier run.
+    """
     if not resume:
-        return None
+        marker = folder / _LAUNCH
+        if not launch or not marker.is_file() or marker.read_text() != launch:
+            return None
+        resume = "auto"
     found = saved_states(folder)
     if found:
         return SavedState(found[-1])

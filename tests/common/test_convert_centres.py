@@ -77,6 +77,12 @@ def test_a_training_state_is_an_input(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     convert([tmp_path], tmp_path / "out.params")
     assert {name: a.shape for name, a in load(tmp_path / "out.params").items()} == {"arg:fc7_weight": (33, 4)}
+    assert convert([tmp_path], tmp_path / "sgd").startswith(f"{tmp_path / 'sgd'}: 1 x <rank>_centers.param with momen")
+    np.save(tmp_path / "second_moment-0.npy", W[:15] ** 2)
+    np.save(tmp_path / "second_moment-1.npy", W[15:] ** 2)
+    line = convert([tmp_path], tmp_path / "adamw")
+    assert "with momentum" not in line and line.endswith("(moments of AdamW left out)")
+    assert [path.name for path in (tmp_path / "adamw").iterdir()] == ["0_centers.param"]
 
 
 def test_bad_input_ends_in_one_line_and_status_2(whole: Path, tmp_path: Path,

@@ -56,6 +56,10 @@ def test_flags_and_defaults_of_the_contract(parse, entry, defaults):
 def test_precedence(parse):
     assert parse("--network", "y1").per_batch_size == 128
     assert parse("--network", "y1").emb_size == 128  # the preset's, over config's 512
+    config = parse("--lr-steps", "1e,2e", "--warmup", "0.5e", "--optimizer", "adamw", "--lr-schedule", "cosine",
+                   "--end-epoch", "3")
+    assert (config.lr_steps, config.warmup, config.optimizer, config.lr_schedule) == \
+           (("1e", "2e"), "0.5e", "adamw", "cosine")
     config = parse("--network=y1", "--lr", "0.01", "--lr-steps", "5,6", "--val-targets", "a,b", "--max-steps", "7",
                    "--end-epoch", "2")
     assert (config.lr, config.lr_steps, config.val_targets, config.max_steps, config.end_epoch) == \
@@ -107,8 +111,8 @@ def test_abbreviated_flags_work_as_they_did(parse):
     (["--lr"], "argument --lr: expected one argument; train_parall.py --help lists the flags"),
     (["--lr", "-1"], "--lr: found '-1', expected a number above 0"),
     (["--lr=fast"], "--lr: found 'fast', expected a number above 0"),
-    (["--lr-steps", "3,2"], "--lr-steps: found '3,2', expected whole numbers above 0 in ascending order, "
-                            "such as '100000,160000,220000'"),
+    (["--lr-steps", "3,2"], "--lr-steps: found '3,2', expected whole numbers of batches above 0 in ascending "
+                            "order, such as '100000,160000,220000', or epochs, such as '10e,18e,22e'"),
     (["--ckpt", "4"], "--ckpt: found '4', expected a whole number at least 0 and at most 3"),
     (["--devices", "tpu"], "--devices: found 'tpu', expected cpu, cpu:N (N devices on the CPU), gpu or gpu:I,J "
                            "(those GPUs, each once)"),

@@ -111,9 +111,27 @@ def test_a_config_is_checked_whenever_it_is_made():
         Config(worker_id=2, num_workers=2)
 
 
+def test_a_network_of_the_users_own_may_give_its_options_any_value():
+    odd = {"net_act": "gelu", "net_unit": "b", "net_output": "X", "net_blocks": [3, 4, 6, 3, 2], "num_layers": "50s",
+           "net_multiplier": (1, 2), "net_se": None, "net_input": 7}
+    config = Config(net_name="my_net", **odd)
+    assert {key: getattr(config, key) for key in odd} == odd
+    for key, value in odd.items():
+        with pytest.raises(UserError, match=f"^{key}: found"):
+            Config(**{key: value})
+    with pytest.raises(UserError, match=r"^emb_size: found 0"):
+        Config(net_name="my_net", emb_size=0)
+
+
+@pytest.mark.parametrize("name", ["nsoftmax", "arcface", "cosface", "combined"])
+def test_the_first_recipes_name_margins_after_their_presets(name):
+    assert Config(loss_name=name).loss_name == "margin_softmax"
+
+
 def test_through_json():
-    config = Config(devices="cpu:2", lr_steps="10,20", image_shape=(224, 224, 3))
-    assert Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    for spans in ({"lr_steps": "10,20"}, {"lr_steps": "1e,2.5e", "warmup": "0.5e"}):
+        config = Config(devices="cpu:2", image_shape=(224, 224, 3), **spans)
+        assert Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_where_checkpoints_go():
@@ -135,6 +153,17 @@ def test_what_the_trainer_does_not_honour_is_refused_and_the_rest_is_not():
             refuse_unsupported(Config(loss_name="softmax", **{key: value}))
     with pytest.raises(UserError, match=r"^flip_noise_prob: found 0.1, but labels are not made wrong on purpose$"):
         refuse_unsupported(Config(flip_noise_prob=0.1))
+    triplets = {"loss_name": "triplet", "per_batch_size": 60}
+    for name in ("polynomial", "cosine"):
+        for end in ({"max_steps": 9}, {"end_epoch": 3}, {**triplets, "max_steps": 9}):
+            refuse_unsupported(Config(lr_schedule=name, **end))
+        for endless in ({}, {**triplets, "end_epoch": 3}):
+            with pytest.raises(UserError, match=rf"^lr_schedule: found '{name}', but it needs an end to fall to: --"):
+                refuse_unsupported(Config(lr_schedule=name, **endless))
+    for key in ("lr_steps", "warmup"):
+        refuse_unsupported(Config(**triplets, **{key: "12"}))
+        with pytest.raises(UserError, match=rf"^{key}: found .*2e.*, but an epoch of triplets has no fixed number of"):
+            refuse_unsupported(Config(**triplets, **{key: "2e"}))
     refuse_unsupported(Config(kvstore="dist_sync", num_workers=2))
     with pytest.raises(UserError, match=r"^num_workers: found 2, but several workers need --kvstore dist_sync"):
         refuse_unsupported(Config(num_workers=2))

@@ -2,12 +2,14 @@
 """A user's config.py: the legacy form works as it is, and what is wrong with one is said in one line."""
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from recognition.config_file import ConfigFile, open_config
+from recognition.config import Config
+from recognition.config_file import ConfigFile, about_own_keys, open_config
 from recognition.errors import UserError
 
 # The form of the legacy file: attributes on EasyDicts, imports that it does not need, values of every age of it.
@@ -160,10 +162,41 @@ def test_an_unknown_preset(tmp_path):
         "--network: found 'mime', expected a network preset of config.py: mine; the nearest is 'mine'")
 
 
-def test_an_unknown_key(tmp_path):
-    message = refusal(tmp_path, LEGACY + "\nconfig.data_mirror = True\n")
-    assert message.startswith("config.py: found the unknown key 'data_mirror'; the nearest is 'data_rand_mirror'; ")
-    assert "fc7_no_bias" in message and "config_file" not in message
+@pytest.mark.parametrize("line, nearest", [
+    ("config.data_mirror = True", "'data_mirror'; the nearest is 'data_rand_mirror'"),
+    ("config.batch_size = 64", "'batch_size'; the nearest is 'per_batch_size'"),
+    ("default.lr_step = '10'", "'lr_step'; the nearest is 'lr_steps'"),
+    ("network.mine.net_dropout = 0.4", "'net_dropout'; the nearest is 'densenet_dropout'")])
+def test_a_key_like_one_of_ours_is_taken_for_a_typo(tmp_path, line, nearest):
+    assert refusal(tmp_path, f"{LEGACY}\n{line}\n") == (
+        f"config.py: found the unknown key {nearest}; a key of your own needs another name, or to be read by the "
+        "network that net_name names")
+
+
+def test_keys_that_are_not_ours_are_carried(tmp_path):
+    """As the recipes' own programs did: such files hold what other programs read, or nobody."""
+    text = LEGACY + "\ndefault.log_dir = './models/'\nconfig.widths = [4, 8]\nnetwork.mine.depth = 3\n"
+    values = written(tmp_path, text).lay_presets(CHOSEN, CHOSEN)
+    assert values["own_keys"] == {"log_dir": "./models/", "widths": [4, 8], "depth": 3}
+    assert not {"log_dir", "widths", "depth"} & values.keys()
+
+
+def test_what_is_said_of_keys_that_are_not_ours():
+    config = Config(config_file="a/config.py", own_keys={"widths": [4], "depth": 3})
+    assert about_own_keys(config) == "config.py: keys that nothing here reads: widths, depth"
+    assert about_own_keys(dataclasses.replace(config, net_name="my_net")) == \
+           "config.py: keys not ours, left to your own network: widths, depth"
+    assert about_own_keys(Config()) == ""
+
+
+def test_a_key_that_the_users_network_reads_is_no_typo(tmp_path):
+    """In the file that net_name names, or in one beside it that this one names."""
+    text = LEGACY.replace("'fresnet'", "'my_net'") + "\nconfig.net_dropout = 0.4\nconfig.net_blocs = 3\n"
+    (tmp_path / "symbol").mkdir()
+    (tmp_path / "symbol" / "my_net.py").write_text("import helpers, config\nx = config.config.net_dropout\n")
+    assert "net_blocs" in refusal(tmp_path, text)
+    (tmp_path / "symbol" / "helpers.py").write_text("from config import config\ny = config.net_blocs\n")
+    assert written(tmp_path, text).lay_presets(CHOSEN, CHOSEN)["own_keys"] == {"net_dropout": 0.4, "net_blocs": 3}
 
 
 def test_a_preset_without_what_it_is_for(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.launch import Monitor, own_address, parse, wants_servers
-from recognition.nodes import Place, assign, parse_hosts
+from recognition.nodes import Node, Place, assign, parse_hosts, tell_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10.0  # seconds from a death to the end of all, as the help says
@@ -71,9 +71,9 @@ def test_what_a_worker_gets(launched: Callable[..., subprocess.Popen], tmp_path:
     status, out, err = ended(launched(body, arguments=("--lr", "0.1")), tmp_path)
     assert status == 0, err
     lines = sorted(out.splitlines())
-    assert [line[:8] for line in lines] == ["[rank 0]", "[rank 1]", "[rank 2]"]
+    assert [line.partition("{")[0] for line in lines] == ["[rank 1] ", "[rank 2] ", ""]
     assert all(line.endswith(" ['--lr', '0.1']") for line in lines)
-    found = json.loads(lines[2][9:].rpartition(" [")[0])
+    found = json.loads(lines[1][9:].rpartition(" [")[0])
     assert (found["HOROVOD_RANK"], found["HOROVOD_SIZE"], found["HOROVOD_LOCAL_SIZE"]) == ("2", "3", "3")
 
 
@@ -117,14 +117,48 @@ with make_communicator("device") as communicator:
 def test_a_failed_run_starts_again_and_a_bad_flag_does_not(launched: Callable[..., subprocess.Popen],
                                                            tmp_path: Path) -> None:
     body = """
-if rank == 0: print(*sys.argv[1:], flush=True)
-if "--resume" not in sys.argv: sys.exit(1)
+first = pathlib.Path(f"first{rank}")
+if rank == 0: print(os.environ["RECOGNITION_LAUNCH"], sys.argv[1:], flush=True)
+if not first.exists(): sys.exit(first.touch() or 1)
 """
     status, out, err = ended(launched(body, "--restarts", "2"), tmp_path)
-    assert (status, out) == (0, "[rank 0] \n[rank 0] --resume auto\n")
-    assert "launch: starting again with --resume auto, 1 of 2" in err and "2 of 2" not in err
+    first, again = out.splitlines()
+    assert (status, first) == (0, again) and first.endswith(" []") and len(first.split()[-2]) == 16
+    assert "launch: starting again, 1 of 2" in err and "2 of 2" not in err
     status, _, err = ended(launched("sys.exit(2)", "--restarts", "2"), tmp_path)
-    assert status == 2 and "starting again" not in err
+    assert status == 2 and "starting again" not in err and "ended with status 2" in err
+
+
+@pytest.mark.parametrize("who, lines", [
+    ("True", ["error: lr"]), ("rank == 0", ["error: lr"]), ("rank == 2", ["[rank 2] error: lr"])])
+def test_bad_input_is_said_once(launched: Callable[..., subprocess.Popen], tmp_path: Path, who: str,
+                                lines: list[str]) -> None:
+    """All end with the same line; or one does, and the others because they lost it."""
+    body = f"""
+from recognition.errors import LostProcess, UserError, command
+@command
+def main():
+    if {who}: raise UserError("lr")
+    time.sleep(0.5)
+    raise LostProcess("another process ended")
+sys.exit(main())
+"""
+    status, out, err = ended(launched(body), tmp_path)
+    assert (status, out, err.splitlines()) == (2, "", lines)
+
+
+def test_a_server_reads_the_command_too_and_speaks_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [Node("scheduler", "a", {}, error="error: lr"), Node("rank 0", "a", {}, worker=0),
+             Node("rank 1", "a", {}, worker=1, error="error: lr"), Node("rank 2", "a", {}, worker=2, error="error: x")]
+    tell_errors(nodes)
+    assert capsys.readouterr().err == "error: lr\n[rank 2] error: x\n"
+
+
+def test_an_error_that_is_not_the_last_word_stays_in_its_place(launched: Callable[..., subprocess.Popen],
+                                                                tmp_path: Path) -> None:
+    body = "if rank: sys.exit()\nfor word in ('error: one', 'two', 'error: three'): print(word, file=sys.stderr)"
+    status, _, err = ended(launched(body), tmp_path)
+    assert (status, err.splitlines()) == (0, ["error: one", "two", "error: three"])
 
 
 def test_a_signal_to_the_launcher_reaches_the_workers(launched: Callable[..., subprocess.Popen],
@@ -162,7 +196,7 @@ def test_other_hosts_through_a_stand_in_for_ssh(launched: Callable[..., subproce
     flags = ("--hosts", "a:2,b:1", "--ssh", str(ssh), "--address", "127.0.0.1")
     body = "print(*(os.environ[f'HOROVOD_{n}'] for n in ('HOSTNAME', 'LOCAL_RANK', 'CROSS_RANK')), flush=True)\n"
     status, out, err = ended(launched(body, *flags), tmp_path)
-    assert (status, sorted(out.splitlines())) == (0, ["[rank 0] a 0 0", "[rank 1] a 1 0", "[rank 2] b 0 1"]), err
+    assert (status, sorted(out.splitlines())) == (0, ["[rank 1] a 1 0", "[rank 2] b 0 1", "a 0 0"]), err
     began = time.monotonic()
     status, _, err = ended(launched("if rank == 2: sys.exit(7)\ntime.sleep(100)", *flags), tmp_path)
     assert (status, time.monotonic() - began < LIMIT + 5) == (7, True)

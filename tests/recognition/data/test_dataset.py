@@ -55,6 +55,53 @@ def test_images_filter_of_everything(make_set: Callable[..., Path]) -> None:
         open_dataset(make_set(), images_filter=5)
 
 
+@pytest.mark.parametrize("classes", [2, 4, 300])
+def test_a_property_file_of_another_number_of_identities(make_set: Callable[..., Path], classes: int) -> None:
+    """Too few: by the first label out of range; too many: by the records of the identities."""
+    folder = make_set()
+    (folder / "property").write_text(f"{classes},112,112\n")
+    message = (r"train\.rec: record 5: label 2, expected a whole number from 0 to 1" if classes == 2 else
+               rf"property: found {classes} identities, but train\.rec describes 3 and its labels end at 2, expected 3")
+    with pytest.raises(UserError, match=message):
+        open_dataset(folder)
+
+
+def test_a_property_file_of_fewer_identities_than_are_described(make_set: Callable[..., Path]) -> None:
+    folder = make_set(labels=dict.fromkeys(range(4, 8), 1))
+    (folder / "property").write_text("2,112,112\n")
+    with pytest.raises(UserError, match=r"found 2 identities, but train\.rec describes 3 and its labels end at 1"):
+        open_dataset(folder)
+
+
+def test_identities_without_images_are_said(make_set: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    """Images were dropped and the labels kept: seven identities, of which 1, 5 and 6 are left."""
+    folder = make_set(labels={**dict.fromkeys(range(3), 1), 3: 5, **dict.fromkeys(range(4, 8), 6)})
+    (folder / "property").write_text("7,112,112\n")
+    with caplog.at_level(logging.INFO):
+        dataset = open_dataset(folder)
+    assert dataset.num_classes == 7
+    (line,) = caplog.records
+    assert line.message == f"{folder}/property: 7 identities, of which 4 have no image"
+
+
+@pytest.mark.parametrize("form", ["identities", "sequential", "shuffled"])
+def test_identities_beyond_the_last_label_are_said(make_set: Callable[..., Path], form: str,
+                                                   caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_set(form)
+    caplog.set_level(logging.INFO)
+    open_dataset(folder).check_labels()
+    assert "no image" not in caplog.text
+    if form == "identities":  # the last identity has the most images; without the others it would be the first
+        folder = make_set(form, (4, 1, 2))
+        open_dataset(folder, images_filter=3).check_labels()
+        assert f"{folder}/property: 3 identities, but the labels end at 0: those beyond it have no image" in caplog.text
+    else:
+        text = (folder / "property").read_text()
+        (folder / "property").write_text("9" + text[1:])
+        open_dataset(folder).check_labels()
+        assert f"{folder}/property: 9 identities, but the labels end at 2: those beyond it have no image" in caplog.text
+
+
 def test_label_vectors(make_set: Callable[..., Path]) -> None:
     """The class stands first; two labels on record 0 do not make it a header, for it has an image."""
     dataset = open_dataset(make_set("sequential", labels={0: (2, 0.5), 3: (1,), 4: (0, 1, 2, 3)}))

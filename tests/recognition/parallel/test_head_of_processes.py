@@ -12,6 +12,7 @@ import pytest
 
 from recognition.loss.margin import Margin
 from recognition.mxnet_compat import mx
+from recognition.parallel.adamw import AdamW
 from recognition.parallel.communicator import Communicator, SingleProcess
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.head import ShardedHead
@@ -69,7 +70,7 @@ def in_threads(count: int, process: Callable[[Communicator], Any]) -> list[Any]:
 
 
 def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, sub_centres: int = 1,
-          ratio: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+          ratio: float = 1.0, adamw: AdamW | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Losses, gradients by all features and W after the steps; with ``whole`` each process has all classes."""
     random = np.random.RandomState(0)
     steps = [(random.standard_normal((BATCH, DIM)).astype(np.float32), random.randint(0, CLASSES, BATCH))
@@ -83,7 +84,7 @@ def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, s
                                    "with_bias": whole and not margin.normalised}
         made: list[Any] = [CpuShard(*part, DIM, **options) if kind == "numba" else
                            MxnetShard(mx.cpu(), *part, DIM, **options) for part in ranges]
-        head = ShardedHead(made, margin, across, sampler=ClassSampler(ratio), replicas=replicas)
+        head = ShardedHead(made, margin, across, sampler=ClassSampler(ratio), replicas=replicas, adamw=adamw)
         losses, gradients = [], []
         mine = slice(communicator.rank * BATCH // processes, (communicator.rank + 1) * BATCH // processes)
         for x, labels in steps:
@@ -123,3 +124,13 @@ def test_sub_centres_and_a_sample_that_all_replicas_share(kind: str) -> None:
     assert_close(train(2, 2, LOSSES["arcface"], kind, True, 3, 0.5), one)
     one = train(1, 4, LOSSES["arcface"], kind, False, 3, 0.5)
     assert_close(train(2, 2, LOSSES["arcface"], kind, False, 3, 0.5), one)
+
+
+@pytest.mark.parametrize("kind", ["numba", "mxnet"])
+@pytest.mark.parametrize("whole", [False, True], ids=["cut", "replicated"])
+def test_adamw_and_a_sample(whole: bool, kind: str) -> None:
+    """An eps of the gradients' own size: a step does not depend on that size, and of rounding it would make steps."""
+    for loss, ratio in (("softmax", 1.0), ("arcface", 0.5)):
+        one = train(1, 4, LOSSES[loss], kind, whole, 1, ratio, AdamW(eps=0.1))
+        shards = 4 if whole else 2
+        assert_close(train(2, shards, LOSSES[loss], kind, whole, 1, ratio, AdamW(eps=0.1)), one)

@@ -9,15 +9,18 @@ from pathlib import Path
 STEPS = """
 import numpy as np
 from recognition.loss.margin import Margin
+from recognition.parallel.adamw import AdamW
 from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.head import ShardedHead
 random = np.random.RandomState(0)
-head = ShardedHead([CpuShard(0, 50, 32, normalised=True, scale=64)], Margin(64, 1, 0.5), SingleProcess())
-for _ in range(4):
-    result = head.forward_backward(random.standard_normal((8, 32)).astype(np.float32), random.randint(0, 50, 8))
-    head.step(0.1)
-print(result.d_features.tobytes().hex(), head.shards[0].centres.tobytes().hex())
+for adamw in (None, AdamW()):
+    head = ShardedHead([CpuShard(0, 50, 32, normalised=True, scale=64)], Margin(64, 1, 0.5), SingleProcess(),
+                       adamw=adamw)
+    for _ in range(4):
+        result = head.forward_backward(random.standard_normal((8, 32)).astype(np.float32), random.randint(0, 50, 8))
+        head.step(0.1)
+    print(result.d_features.tobytes().hex(), head.shards[0].centres.tobytes().hex())
 """
 
 

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from recognition.errors import UserError
-from recognition.parallel.saved_centres import SavedCentres, find_centres, is_of_centres, rows_between
+from recognition.parallel.saved_centres import (
+    SavedCentres,
+    begin_centres,
+    centres_in_folder,
+    disown_centres,
+    find_centres,
+    is_of_centres,
+    pair_centres,
+    rows_at,
+    rows_between,
+)
 from recognition.params_file import write_arrays
 
 
@@ -22,6 +32,16 @@ def test_rows_between_joins_and_cuts() -> None:
     for start in range(12):
         for stop in range(start + 1, 13):
             assert np.array_equal(np.concatenate(rows_between(parts, start, stop)), whole[start:stop])
+
+
+def test_rows_at_gathers_in_any_order_and_again() -> None:
+    parts = shards(4, 0, 3, 5)
+    rows = np.array([11, 0, 4, 3, 3, 6, 7])
+    found = rows_at(parts, rows)
+    assert found.dtype == np.float32 and np.array_equal(found, np.concatenate(parts)[rows])
+    assert rows_at(parts, rows[:0]).shape == (0, 3)
+    with pytest.raises(IndexError):
+        rows_at(parts, np.array([12]))
 
 
 @pytest.mark.parametrize(("rows", "classes", "k", "fits"), [
@@ -53,6 +73,55 @@ def test_w_is_found_in_the_checkpoint_before_its_folder(tmp_path: Path) -> None:
     write_arrays(path, {"arg:fc7_weight": [parts[3]], "arg:fc7_bias": [parts[3][:, 0]]})
     found = find_centres(path)
     assert found is not None and found.rows == 4 and np.array_equal(found.bias[0], parts[3][:, 0])
+
+
+def test_files_of_a_folder_go_with_the_checkpoint_that_they_were_saved_with(tmp_path: Path) -> None:
+    """The recipes' own files, without a note, go with any; those of a run with its last checkpoint alone."""
+    paths = [tmp_path / f"model-000{i}.params" for i in range(3)]
+    for i, path in enumerate(paths):
+        write_arrays(path, {"arg:conv_weight": [np.full(2, i)]})
+    for i, part in enumerate(shards(2, 2)):
+        for name in ("centers", "centers_mom"):
+            write_arrays(tmp_path / f"{i}_{name}.param", [[part]])
+    fits = lambda: [find_centres(path).misfit(4, 1) == "" for path in paths]  # noqa: E731
+    assert fits() == [True, True, True]
+    begin_centres(tmp_path, 2)  # killed while writing
+    assert fits() == [False, False, False] and len(list(tmp_path.glob("?_centers*.param"))) == 4
+    pair_centres(tmp_path, paths[1])
+    assert fits() == [False, True, False]
+    found = find_centres(paths[0])
+    assert found is not None and found.misfit(4, 1) == (
+        "they go with model-0001.params as it was when they were saved, not with model-0000.params, says centers.json")
+    disown_centres(tmp_path)  # a run that writes no W; the note that there is stays true
+    assert fits() == [False, True, False]
+    write_arrays(paths[1], {"arg:conv_weight": [np.full(2, 9)]})
+    assert fits() == [False, False, False]
+    write_arrays(paths[2], {"arg:conv_weight": [np.full(2, 1)]})  # the same arrays under another number
+    assert fits() == [False, False, True]
+    assert centres_in_folder(tmp_path).misfit(4, 1) == ""  # asked for by themselves
+
+
+def test_fewer_processes_leave_no_files_of_more(tmp_path: Path) -> None:
+    for i in range(11):
+        for name in ("centers", "centers_mom"):
+            write_arrays(tmp_path / f"{i}_{name}.param", [[np.ones((2, 3))]])
+    begin_centres(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "0_centers.param", "0_centers_mom.param", "1_centers.param", "1_centers_mom.param", "centers.json"]
+
+
+def test_files_that_somebody_left_do_not_go_with_a_checkpoint_saved_later(tmp_path: Path) -> None:
+    path = tmp_path / "model-0001.params"
+    write_arrays(path, {"arg:conv_weight": [np.ones(2)]})
+    disown_centres(tmp_path)
+    assert not (tmp_path / "centers.json").exists()
+    write_arrays(tmp_path / "0_centers.param", [[np.ones((2, 3))]])
+    disown_centres(tmp_path)
+    found = find_centres(path)
+    assert found is not None and found.misfit(2, 1).startswith("they were saved before the checkpoints there, not with")
+    (tmp_path / "centers.json").write_text("[]")
+    with pytest.raises(UserError, match=r"centers\.json: not a note of class centres"):
+        find_centres(path)
 
 
 def test_shards_that_do_not_go_together(tmp_path: Path) -> None:

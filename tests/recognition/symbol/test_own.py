@@ -120,6 +120,16 @@ def test_options_are_those_of_this_run(own):
     assert wide.attr_dict()["convolution1"]["num_filter"] == "16"
 
 
+def test_keys_and_values_of_the_users_own_reach_it(own):
+    """As config.py has them: keys that are not ours, and values of ours that no network of ours knows."""
+    text = LEGACY.replace("'first', 4", "'first', config.widths[0]")
+    legacy = build_symbol(own(text, net_act="gelu", own_keys=(("widths", [6, 7]),)))
+    assert legacy.attr_dict()["first"]["num_filter"] == "6" and legacy.attr_dict()["first_act"]["act_type"] == "gelu"
+    shallow = build_symbol(own(OPTIONS, own_keys=(("depth", 1), ("width", 3))))
+    weights = [name for name in shallow.list_arguments() if name.endswith("weight")]
+    assert weights == ["convolution0_weight", "fc1_weight"]
+
+
 def test_no_trace_is_left(own, monkeypatch):
     theirs = ModuleType("config")
     monkeypatch.setitem(sys.modules, "config", theirs)

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recognition.config import FAMILIES as NAMES_OF_FAMILIES
+from recognition.config import NETWORK_KEYS
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import SingleProcess
-from recognition.symbol import build_symbol, first_weights
+from recognition.symbol import FAMILIES, build_symbol, first_weights
 from recognition.symbol.initialise import initialise
 from recognition.symbol.passes import fast_prelu
 
@@ -111,6 +114,12 @@ def test_workspace_reaches_every_convolution(name, configuration):
     convolutions = [node for node in nodes if node["op"] == "Convolution"]
     assert len(convolutions) > 18
     assert all(node["attrs"]["workspace"] == "99" for node in convolutions)
+
+
+def test_the_configuration_names_the_families():
+    assert tuple(FAMILIES) == NAMES_OF_FAMILIES
+    taken = {name for family in FAMILIES.values() for name in inspect.signature(family.get_symbol).parameters}
+    assert taken == {*NETWORK_KEYS, "emb_size", "bn_mom", "workspace"}
 
 
 @pytest.mark.parametrize("name", [*QUICK, "d169"])

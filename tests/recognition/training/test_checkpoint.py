@@ -46,6 +46,10 @@ def test_the_files_are_those_that_mxnet_writes(tmp_path: Path) -> None:
     save_centres(tmp_path, 3, np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32))
     mx.nd.save(str(tmp_path / "theirs"), mx.nd.ones((4, 2)))
     assert (tmp_path / "3_centers.param").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert (tmp_path / "3_centers_mom.param").exists()
+    save_centres(tmp_path, 3, np.zeros((4, 2), np.float32), None)  # with AdamW, over what SGD left
+    assert not (tmp_path / "3_centers_mom.param").exists()
+    assert not mx.nd.load(str(tmp_path / "3_centers.param"))[0].asnumpy().any()
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, full_disk: Callable) -> None:

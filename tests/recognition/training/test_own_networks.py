@@ -19,7 +19,7 @@ from config import config
 
 def get_symbol():
     data = (mx.sym.Variable('data') - 127.5) * 0.0078125
-    body = mx.sym.Convolution(data, num_filter=8, kernel=(7, 7), stride=(7, 7), no_bias=True, name='patch')
+    body = mx.sym.Convolution(data, num_filter=config.filters, kernel=(7, 7), stride=(7, 7), no_bias=True, name='patch')
     body = mx.sym.LeakyReLU(mx.sym.BatchNorm(body, fix_gamma=False, name='norm'), act_type=config.net_act, name='act')
     return mx.sym.FullyConnected(body, num_hidden=config.emb_size, name='embedding')
 """
@@ -36,7 +36,8 @@ class Patches(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         return self.body((x - 127.5) / 128)
 
-def get_symbol(emb_size):
+def get_symbol(emb_size, filters):
+    assert filters == 8
     return Patches(emb_size)
 """
 RUN = ["--per-batch-size", "4", "--max-steps", "4", "--verbose", "4", "--ckpt", "2", "--state-every", "0"]
@@ -48,9 +49,10 @@ def test_own_network_trains_and_gluon_loads_it(text: str, train: Callable[..., t
     """The embeddings that Gluon gives have the mean norm and the accuracy that the run printed (six digits)."""
     (tmp_path / "my_net.py").write_text(text)
     with open(tmp_path / "config.py", "a") as config:
-        config.write("network.mine = edict(net_name='my_net', emb_size=16)\n")
+        config.write("network.mine = edict(net_name='my_net', emb_size=16, net_act='elu', filters=8)\n")
     status, out, err = train("own", "--network", "mine", *RUN)
     assert status == 0, err
+    assert out.startswith("config.py: keys not ours, left to your own network: filters\n")
     prefix = tmp_path / "own" / "mine-arcface-tiny" / "model"
     printed = re.search(r"\[tiny\]\[4\]XNorm: ([\d.]+)\n\[tiny\]\[4\]Accuracy-Flip: ([\d.]+)\+", out)
     assert printed is not None, out

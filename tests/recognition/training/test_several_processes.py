@@ -137,7 +137,7 @@ def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: 
     os.kill(workers_of(process)[1], signal.SIGTERM)
     status, out, err = finished(process)
     assert status == 128 + signal.SIGTERM, out + err
-    stopped = re.search(r"^\[rank 0\] stopped by SIGTERM after step (\d+); --resume", out, re.M)
+    stopped = re.search(r"^stopped by SIGTERM after step (\d+); --resume", out, re.M)
     assert stopped is not None
     (state,) = saved_states(below / "state")
     assert state.name == f"step-{int(stopped[1]):09d}"
@@ -155,6 +155,45 @@ def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: 
             np.testing.assert_array_equal(array.asnumpy(), mean, err_msg=name)
 
 
+def test_centres_of_processes_go_with_their_checkpoint(horovod: None, folder: Path) -> None:
+    """Two processes write W apart from the backbone, as Partial FC does; one process takes it, and not with another."""
+    (folder / "whole.py").write_text(f"exec(open({str(folder / 'config.py')!r}).read())\n"
+                                     "config.ckpt_embedding = False\n")
+    flags = ["--max-steps", "2", "--verbose", "100", "--state-every", "0"]
+    status, out, err = finished(start(folder, "apart", LAUNCH, *flags, "--per-batch-size", "6", "--config",
+                                      str(folder / "whole.py")))
+    assert status == 0, out + err
+    below = folder / "apart" / "plain-arcface-tiny"
+    assert sorted(path.name for path in below.glob("*_c*.param")) == [
+        f"{i}_centers{kind}.param" for i in range(2) for kind in ("", "_mom")]
+    flags += ["--per-batch-size", "12", "--pretrained", f"{below},0"]
+    for words in ("class centres of 11 classes loaded", "they go with model-0000.params as it was when they were"):
+        status, out, err = finished(start(folder, "apart", [], *flags))
+        assert status == 0 and f"{below}: *_centers.param: " in out and words in out, out + err
+
+
+def test_started_again_it_does_not_go_on_from_the_run_before(horovod: None, folder: Path) -> None:
+    """A process dies before the first state of its run, in a folder that holds a state of another run."""
+    (folder / "dying.py").write_text(f"""
+import os
+exec(open({str(folder / "config.py")!r}).read())
+if os.path.exists({str(folder / "die")!r}):
+    os.remove({str(folder / "die")!r})
+    os.kill(os.getpid(), 9)
+""")
+    flags = ["--per-batch-size", "12", "--verbose", "100"]
+    assert finished(start(folder, "again", [], *flags, "--max-steps", "7"))[0] == 0
+    (folder / "die").touch()
+    launch = ["recognition.launch", "-np", "1", "--restarts", "2", "--"]
+    status, out, err = finished(start(folder, "again", launch, *flags, "--max-steps", "4", "--state-every", "3",
+                                      "--config", str(folder / "dying.py")))
+    assert status == 0 and "starting again, 1 of 2" in err and "2 of 2" not in err, out + err
+    assert "going on" not in out and "is kept in" in out
+    (below,) = (folder / "again").iterdir()
+    assert [path.name for path in saved_states(below / "state")] == ["step-000000003", "step-000000004"]
+    assert [path.name for path in saved_states(below / "state.1")] == ["step-000000007"]
+
+
 @pytest.mark.slow
 def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path) -> None:
     """SIGKILL to one of two in the middle; the network has batch norm and dropout, each process two replicas."""
@@ -168,7 +207,21 @@ def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(
     os.kill(workers_of(process)[1], signal.SIGKILL)
     status, out, err = finished(process)
     assert status == 0, out + err
-    assert "launch: rank 1 on localhost was ended by SIGKILL" in err and "[rank 0] going on after step" in out
+    assert "launch: rank 1 on localhost was ended by SIGKILL" in err and "\ngoing on after step" in out
     whole = folder / "whole" / "tiny-arcface-tiny"
     for path in [whole / "model-0000.params", *whole.glob("state/step-000000024/*.npy")]:
         assert path.read_bytes() == (below / path.relative_to(whole)).read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_adamw_over_processes_and_devices(horovod: None, folder: Path) -> None:
+    """An eps of the size of gradients: a step does not depend on that size, and would make steps of rounding."""
+    config = folder / "config.py"
+    before = config.read_text()
+    config.write_text(before + "config.adam_eps = 0.1\n")
+    flags = ["--optimizer", "adamw", "--lr-schedule", "polynomial", "--warmup", "1"]
+    one = run(folder, "adamw-one", [], "--per-batch-size", "12", *flags)
+    four = run(folder, "adamw-four", LAUNCH, "--per-batch-size", "3", "--devices", "cpu:2", *flags)
+    config.write_text(before)
+    assert_close(four, one)
+    assert one[0]["second_moment"].any()

@@ -13,7 +13,16 @@ from recognition.parallel import shard as shard_module
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.shard import ShardState, split_classes
-from recognition.training.state import KEPT, Progress, SavedState, find_state, save_state, saved_states, set_aside
+from recognition.training.state import (
+    KEPT,
+    Progress,
+    SavedState,
+    claim,
+    find_state,
+    save_state,
+    saved_states,
+    set_aside,
+)
 
 CLASSES, K, DIM = 11, 2, 4
 
@@ -34,6 +43,10 @@ def whole_state() -> ShardState:
                         for shape in ((CLASSES * K, DIM), (CLASSES * K, DIM), (CLASSES * K,), (CLASSES * K,))))
 
 
+def with_second(state: ShardState) -> ShardState:
+    return state._replace(second_moment=state.centres**2, bias_second_moment=state.bias**2)
+
+
 def backbone() -> BackboneState:
     return BackboneState({"w": np.arange(3, dtype=np.float32)}, {"w": np.ones(3, np.float32)},
                          [{"m": np.zeros(2, np.float32)}, {"m": np.ones(2, np.float32)}])
@@ -51,6 +64,31 @@ def test_saved_with_n_shards_it_loads_with_m(tmp_path: Path, saved: int, loaded:
     found = state.backbone()
     assert np.array_equal(found.parameters["w"], [0, 1, 2]) and np.array_equal(found.momentum["w"], [1, 1, 1])
     assert [a["m"].tolist() for a in found.auxiliary] == [[0, 0], [1, 1]]
+    assert found.second_moment is None and found.updates is None
+    assert not list(state.path.glob("*second_moment*"))
+
+
+@pytest.mark.parametrize("saved, loaded", [(1, 3), (3, 2), (4, 1), (13, 2), (2, 13)])
+def test_second_moments_of_adamw_too(tmp_path: Path, saved: int, loaded: int) -> None:
+    """Of 13 shards two have no class."""
+    cut = shards(saved)
+    for shard in cut:
+        shard.load(with_second(shard.state()))
+    ours = backbone()._replace(second_moment={"w": np.full(3, 7, np.float32)}, updates={"w": np.array(5)})
+    state = SavedState(save_state(tmp_path, Progress(step=7), ours, cut))
+    again = [CpuShard(start, stop, DIM, normalised=True, scale=64, sub_centres=K)
+             for start, stop in split_classes(CLASSES, loaded)]
+    for shard in again:
+        state.fill(shard, K)
+    parts = [shard.state() for shard in again if shard.stop > shard.start]
+    for name, whole in with_second(whole_state())._asdict().items():
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), whole)
+    found = state.backbone()
+    assert found.second_moment["w"].tolist() == [7, 7, 7] and found.updates["w"] == 5
+    (state.path / "second_moment-0.npy").unlink()
+    if saved > 1:
+        with pytest.raises(UserError, match=r"second_moment-0\.npy: cannot be read"):
+            state.rows(0, CLASSES, K)
 
 
 @pytest.mark.parametrize("sub_centres", [1, 3])
@@ -109,11 +147,32 @@ def test_another_run_of_the_same_name_keeps_the_old_states(tmp_path: Path) -> No
     assert find_state(tmp_path / "state.1", "yes") is not None
 
 
+def test_a_launch_that_starts_again_goes_on_from_its_own_states_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    save_state(folder, Progress(step=9), backbone(), shards(1))
+    assert find_state(folder, "", "mine") is None  # of a run before; died before it set this aside
+    claim(folder, "theirs")
+    assert find_state(folder, "", "mine") is None
+    for resume in ("yes", "auto"):  # who asks for the newest gets it, whosever it is
+        found = find_state(folder, resume, "mine")
+        assert found is not None and found.progress.step == 9
+    claim(folder, "mine")
+    found = find_state(folder, "", "mine")
+    assert found is not None and found.progress.step == 9
+    set_aside(folder)
+    assert find_state(folder, "", "mine") is None
+    claim(folder, "mine")  # a run that died before its first state
+    assert find_state(folder, "", "mine") is None
+
+
 def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     path = save_state(tmp_path, Progress(step=2, identity={"images": 5}), backbone(), shards(1))
     SavedState(path).require_identity({"images": 5})
     with pytest.raises(UserError, match="images 5, this run has 6"):
         SavedState(path).require_identity({"images": 6})
+    SavedState(path).require_identity({"optimizer": "sgd"})  # of before there was another
+    with pytest.raises(UserError, match="was saved with optimizer 'sgd', this run has 'adamw'"):
+        SavedState(path).require_identity({"optimizer": "adamw"})
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(UserError, match="format 99, expected 1"):

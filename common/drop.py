@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drops images with wrong labels from a training set, by a model trained with sub-centres.
+
+    python -m common.drop --data DIR --model PREFIX,EPOCH --threshold 75 --k 3 --output NEW_DIR
+
+Train with config.loss_K = 3 and config.ckpt_embedding = False first: the right images of an identity gather at one of
+its sub-centres, the dominant one, and wrong ones at others or far away (sub-center ArcFace, Deng et al., 2020). Of each
+identity this keeps the images whose embedding is less than --threshold degrees from its dominant sub-centre, the one
+that is nearest to most of its images. NEW_DIR gets the images kept, byte for byte, as a training set whose identities
+are numbered anew without those that no image is left of; DIR's verification sets; and a report: drop.json,
+drop-identities.tsv, drop-images.npz, drop.png.
+"""
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common.dominant_model import save_dominant_model
+from common.drop_report import write_report
+from common.output_folder import new_folder
+from common.sub_centres import Choice, choose
+from common.training_set import MAX_RECORDS, write_sequential_set, write_training_set
+from recognition.cli import find_pretrained
+from recognition.command_line import Parser
+from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.devices import Device, parse_devices, processors, share_processors, visible_devices
+from recognition.errors import UserError, command
+from recognition.files import writing
+from recognition.parallel.saved_centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
+from recognition.params_file import read_arrays
+
+MOST_DECODE_THREADS = 8
+
+
+def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
+    """The images kept as a training set, identity after identity, with all else that DIR's folder has for a run."""
+    images = np.flatnonzero(choice.kept)
+    images = images[np.argsort(choice.labels[images], kind="stable")]
+    counts = choice.kept_counts[choice.kept_counts > 0].tolist()
+    write = write_training_set if 1 + len(images) + len(counts) <= MAX_RECORDS else write_sequential_set
+    bodies = (dataset.read(i)[1] for i in tqdm(images, "writing", unit=" images", disable=None))
+    write(folder, counts, bodies, dataset.image_shape[:2])
+    for path in sorted(dataset.path.glob("*.bin")):
+        _link(path.resolve(), folder / path.name)
+    if names := identity_names(dataset):
+        left = "".join(f"{name}\n" for name, count in zip(names, choice.kept_counts) if count)
+        (folder / "identities.txt").write_text(left, "utf-8", "surrogateescape")
+
+
+def identity_names(dataset: FaceDataset) -> list[str]:
+    """The names in the ``identities.txt`` that pack_folder writes, if it is there and of this set; else none."""
+    try:
+        names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").split("\n")[:-1]
+    except OSError:
+        return []
+    return names if len(names) == dataset.num_classes else []
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody changes, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int, data: Path) -> SavedCentres:
+    """W with k sub-centres a class: ``given``, a file or folder, or where the checkpoint is.
+
+    :raises UserError: if there is none, or it is of other classes or another number of sub-centres.
+    """
+    if given is None:
+        centres = find_centres(checkpoint)
+    else:
+        centres = centres_in_folder(given) if given.is_dir() else centres_in_file(given, read_arrays(given))
+    if centres is None:
+        states = [path.parent for path in checkpoint.parent.glob("state/step-*/centres-0.npy")]
+        newest = max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
+        hint = f", or a training state: --centres {newest}" if newest else ""
+        raise UserError(f"{given or checkpoint}: found no class centres there, expected fc7_weight or fc7_<i>_weight, "
+                        f"as config.ckpt_embedding = False saves them, or <rank>_centers.param{hint}")
+    if misfit := centres.misfit(num_classes, k):
+        other = centres.rows // num_classes
+        fits = "" if other in (0, k) or centres.misfit(num_classes, other) else f"; --k {other} would fit"
+        raise UserError(f"{centres.where}: {misfit}, as {data / 'property'} and --k say{fits}")
+    return centres
+
+
+def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75, k: int = 3, batch_size: int = 16,
+         devices: Sequence[Device] = (("cpu", 0),), centres: Path | None = None, threads: int = 2,
+         output_model: tuple[str, int] | None = None) -> dict[str, Any]:
+    """What the command does; returns the report, as ``drop.json`` has it.
+
+    :param batch_size: images a device at a time.
+    """
+    from common.embedder import Embedder  # imports MXNet: after --help and what can be found wrong without it
+
+    with new_folder(output) as folder:
+        dataset = open_dataset(data)
+        checkpoint = Path(f"{model[0]}-{model[1]:04d}.params")
+        saved = open_centres(checkpoint, centres, dataset.num_classes, k, data)
+        height, width, channels = dataset.image_shape
+        embed = Embedder(*model, devices, batch_size, (channels, height, width))
+        if embed.dim != saved.dim:
+            raise UserError(f"{saved.where}: found centres of {saved.dim} numbers, but {checkpoint} embeds in "
+                            f"{embed.dim}")
+        choice = choose(dataset, embed, saved, k, threshold, batch_size * len(devices), threads)
+        if not choice.kept.any():
+            raise UserError(f"--threshold: found {threshold:g}, but the nearest of all {len(choice.labels)} images is "
+                            f"{choice.angles.min():.1f} degrees from its dominant sub-centre")
+        with writing(output):
+            write_kept(folder, dataset, choice)
+        origin = {"data": str(data), "model": str(checkpoint), "centres": saved.where}
+        report = write_report(folder, choice, origin, identity_names(dataset))
+        if output_model:
+            identities = np.flatnonzero(choice.kept_counts)
+            save_dominant_model(checkpoint, Path(f"{model[0]}-symbol.json"), saved,
+                                identities * k + choice.dominant[identities], output_model)
+        dataset.close()
+    return report
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.drop", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="the training set: train.rec, train.idx, property")
+    add("--model", required=True, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder: it embeds the images")
+    add("--output", type=Path, required=True, metavar="NEW_DIR", help="a new folder for the images kept")
+    add("--threshold", type=float, default=75, metavar="DEGREES", help="images at this angle or a larger one from the "
+        "dominant sub-centre are dropped (default 75)")
+    add("--k", type=int, default=3, help="sub-centres an identity, the loss_K of the training (default 3)")
+    add("--batch-size", type=int, default=16, help="images a device at a time (default 16)")
+    add("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")
+    add("--centres", type=Path, metavar="FILE|DIR", help="class centres that are not in the checkpoint or its folder: "
+        "another .params, a folder of <rank>_centers.param, or a training state")
+    add("--output-model", metavar="PREFIX,EPOCH", help="also save the model with the dominant sub-centres alone, of "
+        "the identities kept: to go on from with --pretrained and loss_K 1")
+    add("--decode-threads", type=int, default=min(processors(), MOST_DECODE_THREADS), help="threads that decode images")
+    args = parser.parse_args(argv)
+    for name in ("k", "batch_size", "decode_threads"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least 1")
+    if not 0 < args.threshold <= 180:  # NaN fails too
+        raise UserError(f"--threshold: found {args.threshold:g}, expected degrees above 0, at most 180")
+    try:
+        args.devices = parse_devices(args.devices) if args.devices else visible_devices(os.environ)
+    except (ValueError, TypeError):
+        raise UserError(f"--devices: found {args.devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
+    args.model = find_pretrained(args.model, 1, "--model")
+    args.output_model = _output_model(args.output_model) if args.output_model else None
+    return args
+
+
+def _output_model(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.+),\s*(\d{1,9})", text)
+    prefix, epoch = (match[1], int(match[2])) if match else (text, 1)
+    path = Path(f"{prefix}-{epoch:04d}.params")
+    if path.exists():
+        raise UserError(f"--output-model: {path} exists already, expected a new name")
+    return prefix, epoch
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    share_processors(args.devices, os.environ)
+    report = drop(args.data, args.model, args.output, args.threshold, args.k, args.batch_size, args.devices,
+                  args.centres, args.decode_threads, args.output_model)
+    images, identities = report["images"], report["identities"]
+    print(f"{args.output}: {images['kept']} of {images['all']} images kept, of {identities['kept']} of "
+          f"{identities['all']} identities; {images['dropped']} dropped, {images['dropped_of_other_sub_centres']} of "
+          "them nearer to another sub-centre")
+    print(f"{'threshold':>9s} {'kept':>9s} {'share':>7s}")
+    for row in report["thresholds"]:
+        mark = " *" if math.isclose(row["degrees"], args.threshold) else ""
+        print(f"{row['degrees']:9g} {row['kept']:9d} {row['kept'] / images['all']:7.3f}{mark}")
+    print(f"picture: {args.output / 'drop.png'}" if (args.output / "drop.png").exists() else
+          "no picture: matplotlib is not installed: pip install 'matplotlib>=3.8'")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of one-coloured images, and a real network that embeds an image as its mean colour: for dropping."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from recognition.data.recordio import RecordWriter, pack_record
+
+CLASSES, K, LOST = 7, 3, 4  # identity 2 has no image, of LOST none is left
+
+
+class Case(NamedTuple):
+    labels: np.ndarray
+    images: list[bytes]
+    w: np.ndarray  # (CLASSES * K, 3) float32
+
+
+def patch(colour: np.ndarray) -> bytes:
+    """A JPEG of 112 x 112 pixels of one colour, RGB."""
+    image = np.empty((112, 112, 3), np.uint8)
+    image[:] = np.clip(np.rint(colour[::-1]), 0, 255)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def _towards(direction: Sequence[float]) -> bytes:
+    direction = np.asarray(direction, np.float64)
+    return patch(127.5 + 100 * direction / np.linalg.norm(direction))
+
+
+@pytest.fixture
+def towards() -> Callable[..., bytes]:
+    """``towards(direction)``: a patch whose embedding by ``colour_model`` points that way."""
+    return _towards
+
+
+@pytest.fixture
+def write_set(tmp_path: Path) -> Callable[..., Path]:
+    """``write_set(labels, images, classes, form)``: a folder with these images, in this order."""
+
+    def write(labels: Sequence[int], images: Sequence[bytes], classes: int, form: str = "identities") -> Path:
+        folder = tmp_path / f"set-{form}"
+        folder.mkdir()
+        first = 1 if form == "identities" else 0
+        with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
+            if form == "identities":
+                assert list(labels) == sorted(labels)
+                writer.write(0, pack_record((len(labels) + 1, len(labels) + 1 + classes)))
+            for key, (label, image) in enumerate(zip(labels, images), first):
+                writer.write(key, pack_record(float(label), image, id=key))
+            ends = np.cumsum(np.bincount(labels, minlength=classes)) + 1
+            for i, end in enumerate(ends if first else []):
+                writer.write(len(labels) + 1 + i, pack_record((ends[i - 1] if i else 1, end)))
+        tail = f"{len(labels)}\nshuffled\n" if form == "shuffled" else ""
+        (folder / "property").write_text(f"{classes},112,112\n{tail}")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def colour_model(tmp_path: Path) -> Callable[..., str]:
+    """``colour_model(**arrays)``: the prefix of checkpoint 1 of the mean colour less grey, with more arrays in it.
+
+    Beyond three numbers an embedding is zero.
+    """
+    from recognition.mxnet_compat import mx
+    from recognition.training.checkpoint import save_checkpoint
+
+    def save(name: str = "model", dim: int = 3, **arrays: np.ndarray) -> str:
+        centred = mx.sym.Variable("data") - 127.5
+        pooled = mx.sym.Flatten(mx.sym.Pooling(centred, global_pool=True, pool_type="avg", kernel=(1, 1)))
+        symbol = mx.sym.FullyConnected(pooled, num_hidden=dim, name="fc1")
+        weights = {"fc1_weight": np.eye(dim, 3, dtype=np.float32), "fc1_bias": np.zeros(dim, np.float32)}
+        prefix = tmp_path / name / "model"
+        save_checkpoint(prefix, 1, symbol, {**weights, **arrays}, {})
+        return str(prefix)
+
+    return save
+
+
+@pytest.fixture
+def case() -> Case:
+    """Images around the sub-centres of their identities, some nearer to another than to their own."""
+    random = np.random.RandomState(1)
+    w = random.standard_normal((CLASSES * K, 3))
+    labels = np.repeat([0, 1, 3, LOST, 5, 6], [9, 6, 8, 3, 1, 12])
+    of = w[labels * K + random.choice(K, len(labels), p=[0.2, 0.6, 0.2])]
+    directions = of / np.linalg.norm(of, axis=1, keepdims=True) + 0.5 * random.standard_normal((len(labels), 3))
+    lost = w[LOST * K : LOST * K + K]
+    lost /= np.linalg.norm(lost, axis=1, keepdims=True)
+    directions[labels == LOST] = -lost.sum(axis=0)
+    return Case(labels, [_towards(d) for d in directions], (w * random.uniform(0.1, 3, (len(w), 1))).astype(np.float32))
+
+
+@pytest.fixture
+def drop() -> Callable[..., int]:
+    """``drop(data, prefix, output, *flags)``: the command's exit status."""
+    from common.drop import main
+
+    def run(data: Path, prefix: str, output: Path, *flags: Any) -> int:
+        return main(["--data", str(data), "--model", f"{prefix},1", "--output", str(output), *map(str, flags)])
+
+    return run

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embedding with a checkpoint, against the golden output of the legacy code, against plain MXNet, and bad files."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import pytest
+
+from common.embedder import Embedder, read_network
+from recognition.config import Config
+from recognition.errors import UserError
+from recognition.mxnet_compat import mx
+from recognition.symbol import build_symbol, first_weights
+from recognition.symbol.initialise import initialise
+from recognition.training.checkpoint import save_checkpoint
+
+CPU, TWO = (("cpu", 0),), (("cpu", 0), ("cpu", 1))
+SIZE = (3, 112, 112)
+
+
+@pytest.fixture
+def legacy(shared: Path) -> str:
+    return str(shared / "legacy" / "checkpoint" / "y1-softmax-emore" / "model")
+
+
+def test_the_golden_output_of_a_legacy_checkpoint(legacy: str) -> None:
+    """Tolerance 1e-4 of the largest: 60 layers of float32 in another order of sums."""
+    number = int(next(Path(legacy).parent.glob("model-*.params")).stem[-4:])
+    images = np.random.RandomState(0).randint(0, 256, (2, 3, 112, 112)).astype("float32")
+    expected = np.load(Path(legacy).parent / "expected.npz")["fc1"]
+    found = Embedder(legacy, number, CPU, 2, SIZE)(images.astype(np.uint8))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation, output", [("relu", "GDC"), ("prelu", "E")])
+def test_any_number_of_images_as_plain_mxnet_embeds_them(activation: str, output: str, tmp_path: Path) -> None:
+    """Seven images on two devices of three: the last batch is filled up; batches after the first must not fail.
+
+    Tolerance 1e-4 of the largest: PReLU is written in other operators here.
+    """
+    config = Config(net_name="fmobilefacenet", net_output=output, emb_size=16, net_multiplier=0.25, net_act=activation)
+    symbol = build_symbol(config)
+    parameters, auxiliary = initialise(symbol, SIZE, 1, first_weights(config.net_name))
+    save_checkpoint(tmp_path / "model", 1, symbol, parameters, auxiliary)
+    images = np.random.RandomState(1).randint(0, 256, (7, *SIZE)).astype(np.uint8)
+    plain = mx.mod.Module(mx.sym.load(f"{tmp_path}/model-symbol.json"), label_names=None)
+    plain.bind([("data", images.shape)])
+    plain.set_params(*mx.model.load_checkpoint(f"{tmp_path}/model", 1)[1:])
+    plain.forward(mx.io.DataBatch([mx.nd.array(images.astype(np.float32))]), is_train=False)
+    expected = plain.get_outputs()[0].asnumpy()
+    embedder = Embedder(str(tmp_path / "model"), 1, TWO, 3, SIZE)
+    for _ in range(2):
+        found = embedder(images)
+        assert found.shape == (7, 16) and embedder.dim == 16
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert embedder(images[:0]).shape == (0, 16)
+
+
+def small(folder: Path, output: Callable[..., mx.sym.Symbol] | None = None) -> str:
+    """A checkpoint of a linear network, or of what ``output`` makes of its ``data``."""
+    data = mx.sym.Variable("data")
+    symbol = output(data) if output else mx.sym.FullyConnected(data, num_hidden=2, name="fc1", no_bias=True)
+    folder.mkdir()
+    save_checkpoint(folder / "model", 1, symbol, {"fc1_weight": np.ones((2, 12), np.float32)}, {})
+    return str(folder / "model")
+
+
+def test_layers_behind_the_embedding_are_left_out(tmp_path: Path) -> None:
+    prefix = small(tmp_path / "a", lambda data: mx.sym.FullyConnected(
+        mx.sym.FullyConnected(data, num_hidden=2, name="fc1", no_bias=True), num_hidden=9, name="fc7"))
+    assert Embedder(prefix, 1, CPU, 1, (3, 2, 2))(np.ones((1, 3, 2, 2), np.uint8)).tolist() == [[12, 12]]
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+    good = small(tmp_path / "good")
+    for name, content, words in [("json", "{}", "not a symbol that MXNet can read"), ("text", "hello", "not a symbol"),
+                                 ("binary", "\udcff", "cannot be read")]:
+        shutil.copytree(Path(good).parent, tmp_path / name)
+        (tmp_path / name / "model-symbol.json").write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(UserError, match=f"model-symbol.json: {words}") as caught:
+            Embedder(str(tmp_path / name / "model"), 1, CPU, 1, (3, 2, 2))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"absent-symbol.json: cannot be read: No such file"):
+        Embedder(str(tmp_path / "absent"), 1, CPU, 1, (3, 2, 2))
+    with pytest.raises(UserError, match=r"found no output 'fc1_output' \(the last layer is 'other_output'\)"):
+        read_network(Path(small(tmp_path / "other", lambda d: mx.sym.identity(d, name="other")) + "-symbol.json"))
+    graph = json.loads(Path(good + "-symbol.json").read_text())
+    graph["nodes"][0]["name"] = "image"
+    (tmp_path / "image.json").write_text(json.dumps(graph))
+    with pytest.raises(UserError, match="found no input 'data'"):
+        read_network(tmp_path / "image.json")
+    with pytest.raises(UserError, match=r"fc1_weight is of shape \(2, 12\), expected \(2, 27\): not a checkpoint of"):
+        Embedder(good, 1, CPU, 1, (3, 3, 3))
+    (tmp_path / "good" / "model-0002.params").write_bytes((tmp_path / "good" / "model-0001.params").read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"model-0002.params: not a file of MXNet's arrays"):
+        Embedder(good, 2, CPU, 1, (3, 2, 2))
+    mx.nd.save(str(tmp_path / "good" / "model-0003.params"), {"arg:bias": mx.nd.zeros(1)})
+    with pytest.raises(UserError, match="fc1_weight is missing"):
+        Embedder(good, 3, CPU, 1, (3, 2, 2))
+    with pytest.raises(UserError, match=r"fc1_output is of shape \(1, 3, 2, 2\) for 1 images"):
+        Embedder(small(tmp_path / "maps", lambda d: mx.sym.identity(d, name="fc1")), 1, CPU, 1, (3, 2, 2))
