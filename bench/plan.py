@@ -43,14 +43,15 @@ def forget() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def head_size(classes: int, batch: int, sub_centres: int, ratio: float) -> HeadSize:
+def head_size(classes: int, batch: int, sub_centres: int, ratio: float, optimizer: str = "sgd") -> HeadSize:
     return HeadSize(classes, selected_classes(classes, ratio, batch, 1) if ratio < 1 else classes, batch, DIM,
-                    sub_centres, MOMENTS["sgd"])
+                    sub_centres, MOMENTS[optimizer])
 
 
-def measure_head(kind: str, classes: int, batch: int, sub_centres: int, ratio: float) -> int:
+def measure_head(kind: str, classes: int, batch: int, sub_centres: int, ratio: float, optimizer: str = "sgd") -> int:
     from recognition.loss.margin import Margin
     from recognition.mxnet_compat import mx
+    from recognition.parallel.adamw import AdamW
     from recognition.parallel.communicator import SingleProcess
     from recognition.parallel.cpu_shard import CpuShard
     from recognition.parallel.head import ShardedHead
@@ -61,7 +62,8 @@ def measure_head(kind: str, classes: int, batch: int, sub_centres: int, ratio: f
         options: dict[str, Any] = {"normalised": True, "scale": 64.0, "sub_centres": sub_centres}
         shard = (CpuShard(0, classes, DIM, **options) if kind == "cpu" else
                  MxnetShard(mx.cpu(), 0, classes, DIM, **options))
-        head, random = ShardedHead([shard], Margin(64), SingleProcess(), sampler=ClassSampler(ratio)), np.random
+        head, random = ShardedHead([shard], Margin(64), SingleProcess(), sampler=ClassSampler(ratio),
+                                   adamw=AdamW() if optimizer == "adamw" else None), np.random
         mx.nd.waitall()
         forget()
         for _ in range(STEPS):
@@ -119,16 +121,17 @@ def line(cells: list[Any], planned: int, found: int) -> None:
           flush=True)
 
 
-def head_table(classes: list[int], batch: int) -> None:
-    print(f"head, D = {DIM}, B = {batch}\n\n" + "".join(f"{title:>10}" for title in (
+def head_table(classes: list[int], batch: int, optimizer: str) -> None:
+    print(f"head, D = {DIM}, B = {batch}, {optimizer}\n\n" + "".join(f"{title:>10}" for title in (
         "shard", "classes", "K", "ratio", "planned", "measured", "off by")))
     for kind in ("cpu", "gpu"):
         for count in classes:
             for sub_centres in (1, 3):
                 for ratio in (1.0, 0.1):
-                    planned = sum(SHARDS[kind](head_size(count, batch, sub_centres, ratio)).values())
+                    planned = sum(SHARDS[kind](head_size(count, batch, sub_centres, ratio, optimizer)).values())
                     line([{"cpu": "CpuShard", "gpu": "MxnetShard"}[kind], count, sub_centres, ratio], planned, measured(
-                        "head", kind=kind, classes=count, batch=batch, sub_centres=sub_centres, ratio=ratio))
+                        "head", kind=kind, classes=count, batch=batch, sub_centres=sub_centres, ratio=ratio,
+                        optimizer=optimizer))
 
 
 def backbone_table(networks: list[str], batches: list[int], low: bool) -> None:
@@ -215,6 +218,7 @@ def main() -> None:
                         choices=("head", "backbone", "published"))
     parser.add_argument("--classes", type=int, nargs="*", default=[50_000, 200_000])
     parser.add_argument("--batch", type=int, default=64, help="of the head")
+    parser.add_argument("--optimizer", default="sgd", choices=MOMENTS, help="of the head")
     parser.add_argument("--networks", nargs="*", default=["y1", "r50"])
     parser.add_argument("--batches", type=int, nargs="*", default=[4, 8], help="of the backbone")
     parser.add_argument("--bfloat16", action="store_true", help="the backbone in bfloat16 as well")
@@ -225,7 +229,7 @@ def main() -> None:
         print(MEASURES[table](**case))
         return
     if "head" in options.tables:
-        head_table(options.classes, options.batch)
+        head_table(options.classes, options.batch, options.optimizer)
     if "backbone" in options.tables:
         backbone_table(options.networks, options.batches, options.bfloat16)
     if "published" in options.tables:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need
     from recognition.planning import Setting
 
 # Flags of train_parall.py.
-PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on")
+PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
 RATIO = 0.1  # of the sampled way, where config.sample_ratio is 1
 # GB that are not planned. GPU: what published runs held beside what is, see bench/plan.py; nothing of it was measured.
 # CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
@@ -34,7 +34,7 @@ RESERVE = {"gpu": 2.5, "cpu": 0.5}
 WIDTH = 16
 KINDS = {
     "classes": kinds.integer(least=1), "devices": kinds.integer(least=1), "on": kinds.choice("gpu", "cpu"),
-    "optimizer": kinds.choice("sgd", "adamw"), "memory": kinds.real(above=0), "reserve": kinds.real(least=0),
+    "memory": kinds.real(above=0), "reserve": kinds.real(least=0),
 }
 
 
@@ -50,6 +50,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         ("loss", "loss preset"), ("per_batch_size", "images a device and step; default: as the presets say"),
         ("sample_ratio", f"share of the class centres in a step when sampled; default: the preset's, else {RATIO}"),
         ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
+        ("optimizer", "sgd or adamw; default: the preset's"),
     ):
         parser.add_argument("--" + key.replace("_", "-"), metavar=key.split("_")[-1].upper(), help=text)
     parser.add_argument("--classes", help="identities; default: as the dataset preset says")
@@ -57,7 +58,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--on", default="gpu", help="gpu or cpu; default: gpu")
     parser.add_argument("--sub-centres", help="centres a class; default: config.loss_K")
     parser.add_argument("--emb-size", help="length of an embedding; default: as the presets say")
-    parser.add_argument("--optimizer", default="sgd", help="sgd or adamw; default: sgd")
     parser.add_argument("--fp16", action="store_true", help="backbone in 16 bits")
     parser.add_argument("--memonger", action="store_true", help="recompute activations")
     parser.add_argument("--memory", metavar="GB", help="of a device: tell what fits")
@@ -100,7 +100,7 @@ def make_setting(flags: argparse.Namespace, config: Config) -> Setting:
     from recognition.planning import Setting, backbone_cost
 
     return Setting(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
-                   flags.on, config.loss_K, config.sample_ratio, flags.optimizer, config.centers_on == "cpu",
+                   flags.on, config.loss_K, config.sample_ratio, config.optimizer, config.centers_on == "cpu",
                    config.interclass_filtering_threshold > 0, round(flags.reserve * 1e9))
 
 

@@ -69,7 +69,7 @@ def cpu_shard_memory(size: HeadSize) -> Memory:
     batch = -(-size.batch // PADDED) * PADDED
     groups = max(1, min(GROUPS, size.selected_rows // SMALLEST_GROUP))
     gradients = (groups + 7) * batch * size.dim * FLOAT  # a part of each group; features, unit vectors, their sums
-    small = size.rows * (3 * FLOAT + INTEGER)  # norms, bias, its momentum, row numbers
+    small = size.rows * ((2 + size.moments) * FLOAT + INTEGER)  # norms, bias, its moments, row numbers
     if size.selected < size.classes:  # those of the sample, and the numbers that it is drawn with
         small += size.classes * INTEGER + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
     return _parts(size, size.logits * batch // size.batch, PIECE * size.dim * FLOAT, gradients, small)
@@ -81,7 +81,7 @@ def mxnet_shard_memory(size: HeadSize) -> Memory:
     choice = size.sub_centres > 1 or size.filtered  # which as ones and zeros, -inf, what is chosen
     sampled = size.selected < size.classes
     return _parts(size, size.logits, max(update, 3 * choice * size.logits), 2 * size.features,
-                  2 * size.rows * FLOAT + size.selected_rows * (3 * FLOAT + sampled * INTEGER),
+                  (1 + size.moments) * size.rows * FLOAT + size.selected_rows * (3 * FLOAT + sampled * INTEGER),
                   sampled * (1 + size.moments) * size.selected_centres)
 
 
@@ -91,7 +91,7 @@ def host_memory(size: HeadSize) -> tuple[Memory, int]:
         memory = cpu_shard_memory(size)
         return dict.fromkeys(memory, 0), sum(memory.values())
     moved = {"class centres W": 0, "their moments": 0}
-    rows = 2 * size.rows * FLOAT + size.selected_centres  # biases; what is on its way
+    rows = (1 + size.moments) * size.rows * FLOAT + size.selected_centres  # biases; what is on its way
     return {**mxnet_shard_memory(size), **moved}, (1 + size.moments) * size.centres + rows
 
 

@@ -16,6 +16,7 @@ from bench.plan import (
     planned_rows,
 )
 from recognition.mxnet_compat import mx
+from recognition.parallel.adamw import AdamW
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.costs import SHARDS
@@ -49,15 +50,17 @@ def test_of_a_network() -> None:
     assert low.maps < 0.6 * cost.maps and low.operations == cost.operations
 
 
-def test_the_arrays_of_a_replica_are_those_planned() -> None:
+@pytest.mark.parametrize("adamw", [None, AdamW()])
+def test_the_arrays_of_a_replica_are_those_planned(adamw: AdamW | None) -> None:
     config = configuration("demo", 2, low=False, memonger=False, kind="cpu")
     symbol = build_symbol(config)
     backbone = ReplicatedBackbone(symbol, *initialise(symbol, (3, 112, 112), 0), [mx.cpu()], 2, (3, 112, 112),
-                                  SingleProcess(), mu=0.9, wd=0.0)
+                                  SingleProcess(), mu=0.9, wd=0.0, adamw=adamw)
     state, replica = backbone.state(), backbone.replicas[0]
-    held = [*state.parameters.values(), *state.momentum.values(), *state.auxiliary[0].values(),
+    held = [*state.parameters.values(), *state.momentum.values(), *(state.second_moment or {}).values(),
+            *state.auxiliary[0].values(),
             *(array.asnumpy() for array in replica.gradients.values())]
-    assert backbone_cost(config).memory(moments=1)["backbone"] == sum(array.nbytes for array in held)
+    assert backbone_cost(config).memory(moments=2 if adamw else 1)["backbone"] == sum(array.nbytes for array in held)
 
 
 def test_the_ways_in_order() -> None:
@@ -79,7 +82,7 @@ def test_devices_divide_w_and_not_the_logits() -> None:
 
 def test_adamw_has_a_moment_more() -> None:
     sgd, adamw = (WAYS["parallel"].cost(dataclasses.replace(SETTING, optimizer=name)) for name in ("sgd", "adamw"))
-    assert adamw.total - sgd.total == sgd.memory["class centres W"] + 4 * BACKBONE.parameters
+    assert adamw.total - sgd.total == sgd.memory["class centres W"] + 4 * 125_000 + 4 * BACKBONE.parameters  # W, bias
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
