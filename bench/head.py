@@ -131,8 +131,8 @@ def main() -> int:
         return 0
     rows = [Row(*(options[name] for name in Row._fields))] if options["classes"] else ROWS
     print(f"{os.cpu_count()} processors, {options['repeats']} steps a row, medians\n")
-    print(f"{'way':5s}{'classes':>11s}{'D':>5s}{'K':>3s}{'shards':>7s}{'B':>4s}{'ratio':>6s} {'update':6s}{'seconds':>9s}"
-          f"{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
+    print(f"{'way':5s}{'classes':>11s}{'D':>5s}{'K':>3s}{'shards':>7s}{'B':>4s}{'ratio':>6s} {'update':6s}"
+          f"{'seconds':>9s}{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
     for row in rows:
         if row.classes > options["most"]:
             continue
