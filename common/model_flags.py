@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recognition.cli import find_pretrained
 from recognition.devices import parse_devices, share_processors, visible_devices
@@ -42,8 +42,9 @@ def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
     share_processors(args.devices, os.environ)
     from common.embedder import Embedder  # imports MXNet: after --help and what can be found wrong without it
 
+    prefix, number = args.model
     shape = (3, args.image_size, args.image_size)
-    return Embedder(*args.model, args.devices, args.batch_size, shape), args.batch_size * len(args.devices)
+    return Embedder(prefix, number, args.devices, args.batch_size, shape), args.batch_size * len(args.devices)
 
 
 def rates_flag(text: str) -> tuple[float, ...]:
@@ -57,6 +58,6 @@ def rates_flag(text: str) -> tuple[float, ...]:
     return tuple(rates)
 
 
-def as_text(model: tuple[str, int]) -> Any:
+def as_text(model: tuple[str, int]) -> str:
     """How a report names a checkpoint."""
     return f"{model[0]}-{model[1]:04d}.params"

@@ -102,13 +102,13 @@ def thresholds_at(fars: Sequence[float], highest: np.ndarray, pairs: int) -> np.
     return np.array([highest[k] if k < pairs else -np.inf for k in slots], np.float32)
 
 
-def rates_at(fars: Sequence[float], highest: np.ndarray, pairs: int, accepted: Sequence[int], same_pairs: int,
+def rates_at(fars: Sequence[float], highest: np.ndarray, pairs: int, accepted: np.ndarray, same_pairs: int,
              thresholds: np.ndarray) -> list[Rate]:
-    """The table's entries: ``accepted`` of the ``same_pairs`` pairs of one identity lie above each threshold."""
+    """The table's entries: ``accepted``, int64, of the ``same_pairs`` pairs of one identity lie above each threshold."""
     false_accepts = [int(np.searchsorted(-highest, -threshold, side="left")) if np.isfinite(threshold) else pairs
                      for threshold in thresholds]
     return [Rate(far, float(threshold), count / same_pairs, false, allowed_accepts(far, pairs))
-            for far, threshold, count, false in zip(fars, thresholds, map(int, accepted), false_accepts)]
+            for far, threshold, count, false in zip(fars, thresholds, accepted.tolist(), false_accepts)]
 
 
 def tar_at(fars: Sequence[float], same: np.ndarray, different: np.ndarray, name: str = "pairs") -> list[Rate]:
@@ -127,3 +127,16 @@ def tar_at(fars: Sequence[float], same: np.ndarray, different: np.ndarray, name:
 def count_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """How many scores lie above each threshold: int64, shaped as ``thresholds``."""
     return np.array([np.count_nonzero(scores > threshold) for threshold in thresholds], np.int64)
+
+
+def thin_curve(same: np.ndarray, different: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """The ROC curve at false accepts that grow geometrically, to draw it: FAR and TAR, float64.
+
+    :param same: float32, all scores of pairs of one identity; ``different``: all of two
+    """
+    order, descending = np.sort(same), np.sort(different)[::-1]
+    allowed = np.unique(np.geomspace(1, different.size, points).astype(np.int64)[:-1])
+    thresholds = descending[np.concatenate([[0], allowed[allowed < different.size]])]
+    false = np.searchsorted(-descending, -thresholds, side="left")
+    true = same.size - np.searchsorted(order, thresholds, side="right")
+    return np.append(false / different.size, 1.0), np.append(true / same.size, 1.0)

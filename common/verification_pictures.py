@@ -54,7 +54,7 @@ def draw_histograms(results: dict[str, Result], path: Path) -> bool:
         axes.axvline(float(np.mean(result.best_thresholds)), color=INK, linewidth=1, linestyle=(0, (3, 3)),
                      label="threshold")
         axes.set_ylabel("pairs", color=INK, fontsize=9)
-        axes.legend(loc="upper left", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
+        axes.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
     for axes in panels[len(results):]:
         axes.set_axis_off()
     _save(figure, path)

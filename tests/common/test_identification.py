@@ -64,7 +64,7 @@ def test_a_network_that_maps_all_to_one_point_identifies_nobody():
 
 def test_probes_of_one_kind_are_said():
     found = Search(np.ones(3, np.float32), np.zeros(3, np.float32), np.ones(3, np.int64))
-    with pytest.raises(UserError, match="^G1: all 3 probes are in the gallery, expected some of both kinds$"):
+    with pytest.raises(UserError, match=r"^G1: all 3 probes are in the gallery, expected some of both kinds$"):
         tpir_at((0.1,), found, "G1")
     with pytest.raises(UserError, match="all 3 probes are missing from it"):
         tpir_at((0.1,), found._replace(rank=np.zeros(3, np.int64)))

@@ -8,9 +8,11 @@ import pytest
 from common.rates import (
     Highest,
     allowed_accepts,
+    count_above,
     rates_at,
     scores_needed,
     tar_at,
+    thin_curve,
     thresholds_at,
 )
 from common.roc import tar_at_far
@@ -81,8 +83,18 @@ def test_a_streamed_table_is_the_whole_one():
     kept = highest.descending()
     assert len(kept) == 101
     thresholds = thresholds_at(fars, kept, 10000)
-    accepted = [int(np.sum(same > threshold)) for threshold in thresholds]
+    accepted = count_above(same, thresholds)
     assert rates_at(fars, kept, 10000, accepted, 300, thresholds) == tar_at(fars, same, different)
+
+
+def test_the_thin_curve_lies_on_the_curve():
+    random = np.random.default_rng(8)
+    same = random.normal(1, 1, 500).astype(np.float32).round(2)
+    different = random.normal(0, 1, 9000).astype(np.float32).round(2)
+    far, tar = thin_curve(same, different, 60)
+    np.testing.assert_array_equal(tar[:-1], tar_at_far(-np.concatenate([same, different]),
+                                                       np.repeat([True, False], [500, 9000]), far[:-1]))
+    assert (far[0], far[-1], tar[-1]) == (0, 1, 1) and (np.diff(far) >= 0).all() and len(far) > 40
 
 
 def test_a_rate_of_whole_pairs_is_not_rounded_down():
@@ -96,10 +108,10 @@ def test_a_rate_of_whole_pairs_is_not_rounded_down():
 
 
 def test_what_cannot_be_told():
-    with pytest.raises(UserError, match="^ijb: found no pairs of different identities"):
+    with pytest.raises(UserError, match=r"^ijb: found no pairs of different identities"):
         tar_at(FARS, np.ones(3, np.float32), np.empty(0, np.float32), "ijb")
-    with pytest.raises(UserError, match="^ijb: found no pairs of one identity"):
+    with pytest.raises(UserError, match=r"^ijb: found no pairs of one identity"):
         tar_at(FARS, np.empty(0, np.float32), np.ones(3, np.float32), "ijb")
-    with pytest.raises(UserError, match="^--far: found 0.1, for which 100000001 of the 1000000000 scores .* expected at "
-                                        "most 0.0168$"):
+    with pytest.raises(UserError, match=r"^--far: found 0.1, for which 100000001 of the 1000000000 scores .*, expected "
+                                        r"at most 0.0168$"):
         scores_needed((1e-6, 0.1), 10**9)

@@ -199,7 +199,7 @@ def test_pca_against_an_svd_written_out(components):
 
 
 def test_pca_of_more_numbers_than_there_are():
-    with pytest.raises(UserError, match="^lfw: found --pca 5, expected 1 to 4"):
+    with pytest.raises(UserError, match=r"^lfw: found --pca 5, expected 1 to 4"):
         evaluate_pca(np.random.default_rng(0).normal(size=(40, 4)), [True, False] * 10, 5, name="lfw")
 
 
