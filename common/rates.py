@@ -104,7 +104,7 @@ def thresholds_at(fars: Sequence[float], highest: np.ndarray, pairs: int) -> np.
 
 def rates_at(fars: Sequence[float], highest: np.ndarray, pairs: int, accepted: np.ndarray, same_pairs: int,
              thresholds: np.ndarray) -> list[Rate]:
-    """The table's entries: ``accepted``, int64, of the ``same_pairs`` pairs of one identity lie above each threshold."""
+    """The table's entries: ``accepted``, int64, of the ``same_pairs`` pairs of one identity lie above the threshold."""
     false_accepts = [int(np.searchsorted(-highest, -threshold, side="left")) if np.isfinite(threshold) else pairs
                      for threshold in thresholds]
     return [Rate(far, float(threshold), count / same_pairs, false, allowed_accepts(far, pairs))
@@ -126,7 +126,7 @@ def tar_at(fars: Sequence[float], same: np.ndarray, different: np.ndarray, name:
 
 def count_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """How many scores lie above each threshold: int64, shaped as ``thresholds``."""
-    return np.array([np.count_nonzero(scores > threshold) for threshold in thresholds], np.int64)
+    return scores.size - np.searchsorted(np.sort(scores, axis=None), thresholds, side="right").astype(np.int64)
 
 
 def thin_curve(same: np.ndarray, different: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
