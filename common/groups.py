@@ -62,8 +62,8 @@ def read_list(path: Path) -> Listed:
             raise UserError(f"{path}: line {number}: found a group {ALL!r}, expected another name: it is that of all")
         known = people.setdefault(person, (len(people), number, group, groups.setdefault(group, len(groups))))
         if known[2] != group:
-            raise UserError(f"{path}: line {number}: found identity {person!r} in group {group!r}, expected {known[2]!r} "
-                            f"as on line {known[1]}")
+            raise UserError(f"{path}: line {number}: found identity {person!r} in group {group!r}, expected "
+                            f"{known[2]!r} as on line {known[1]}")
         images.append(path.parent / image)
         rows.append((known[0], known[3]))
     if not rows:
@@ -73,7 +73,7 @@ def read_list(path: Path) -> Listed:
 
 
 def members(listed: Listed) -> dict[str, np.ndarray]:
-    """The images of each group, and of all: bool or slice-like indices by name."""
+    """The numbers of the images of each group, by name, and of all: int64."""
     found = {name: np.flatnonzero(listed.groups == i) for i, name in enumerate(listed.names)}
     return {**found, ALL: np.arange(len(listed.images))}
 
@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "pairs_of_two": one.different_pairs, "verification": [rate.as_json() for rate in one.rates]}
             for group, one in found.items()}})
     rows = [[group, str(images[group]), str(one.same_pairs), str(one.different_pairs),
-             *(percent(rate.tar) + ("" if rate.allowed else "*") for rate in one.rates)] for group, one in found.items()]
+             *(percent(rate.tar) + ("" if rate.allowed else "*") for rate in one.rates)]
+            for group, one in found.items()]
     print(table(["group", "images", "same", "different", *(f"TAR % at {far:g}" for far in sorted(args.far))], rows))
     if not all(rate.allowed for one in found.values() for rate in one.rates):
         print("*: fewer pairs of two identities than one in this rate: the share accepted with no false accept at all")

@@ -124,7 +124,7 @@ def test_verification_against_loops(model, drawn, tmp_path, flags, options):
     expected = [tar(far, scores[labels], scores[~labels]) for far in FARS]
     assert [rate["tar"] for rate in written["verification"]] == expected
     assert [rate["false_accepts"] for rate in written["verification"]] == [1, 16, 165]  # of 1650, as allowed
-    assert 0.05 < expected[0] < expected[-1] < 1  # hard enough to tell one flow from another
+    assert 0.05 < expected[0] < 0.95 and expected[0] < expected[-1]  # hard enough to tell one flow from another
 
 
 def test_identification_against_loops(model, drawn, tmp_path, capsys):
