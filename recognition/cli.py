@@ -96,7 +96,7 @@ def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
 
 
 def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
-    """As :func:`split_pretrained`; raises UserError, which names ``flag``, if there is no ``<prefix>-<epoch>.params``."""
+    """As :func:`split_pretrained`; a UserError that names ``flag`` if there is no ``<prefix>-<epoch>.params``."""
     prefix, epoch = split_pretrained(text, epoch)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
