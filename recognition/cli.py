@@ -87,10 +87,11 @@ def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
     return {key: derive[key]() for key in DERIVED if key not in values}
 
 
-def find_pretrained(text: str, epoch: int) -> tuple[str, int]:
+def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
     """The (prefix, epoch) of a checkpoint named as PREFIX, FOLDER (of ``model-*``), or either with ``,EPOCH``.
 
-    ``epoch`` is the number where ``text`` has none. Raises UserError if there is no ``<prefix>-<epoch>.params``.
+    ``epoch`` is the number where ``text`` has none. Raises UserError, which names ``flag``, if there is no
+    ``<prefix>-<epoch>.params``.
     """
     match = re.fullmatch(r"(.+),\s*(\d{1,9})", text)
     prefix, epoch = (match[1], int(match[2])) if match else (text, epoch)
@@ -99,7 +100,7 @@ def find_pretrained(text: str, epoch: int) -> tuple[str, int]:
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
         there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
-        raise UserError(f"--pretrained: found no {path}, expected PREFIX, FOLDER, PREFIX,EPOCH or FOLDER,EPOCH; "
+        raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, PREFIX,EPOCH or FOLDER,EPOCH; "
                         f"{path.parent} holds {', '.join(there) or 'no .params file'}")
     return prefix, epoch
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's network, bound for embedding images and nothing else."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recognition.devices import Device
+from recognition.errors import UserError
+from recognition.mxnet_compat import check_gpu, mx
+from recognition.params_file import read_arrays
+from recognition.symbol.passes import fast_prelu
+from recognition.symbol.shapes import Shape, infer_shapes
+
+OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
+
+
+class Embedder:
+    """Callable: uint8 ``(n, 3, H, W)`` RGB to float32 ``(n, dim)``, not normalised; any n."""
+
+    def __init__(self, prefix: str, number: int, devices: Sequence[Device], batch_size: int,
+                 image_shape: tuple[int, int, int]) -> None:
+        """Bind ``<prefix>-symbol.json`` with the arrays of ``<prefix>-<number>.params`` on each device.
+
+        :param batch_size: images a device at a time; ``image_shape``: (3, H, W).
+        :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
+            missing or of other shapes, or a GPU cannot be used.
+        """
+        for kind, index in devices:
+            if kind == "gpu":
+                check_gpu(index)
+        symbol = read_network(Path(f"{prefix}-symbol.json"))
+        shapes = infer_shapes(symbol, image_shape, batch_size)
+        if len(shapes.output) != 2 or shapes.output[0] != batch_size:
+            raise UserError(f"{prefix}-symbol.json: {OUTPUT} is of shape {shapes.output} for {batch_size} images, "
+                            "expected one row an image")
+        self.dim: int = shapes.output[1]
+        path = Path(f"{prefix}-{number:04d}.params")
+        file = read_arrays(path)
+        have = dict(zip(file.names, file.arrays))
+        arguments = _chosen(path, "arg", have, shapes.arguments)
+        auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
+        if devices[0][0] == "cpu":
+            symbol = fast_prelu(symbol, image_shape)
+        self._bound = [_Bound(symbol, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
+                       for device in devices]
+        self._batch_size = batch_size
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        size = self._batch_size * len(self._bound)
+        found = [self._batch(images[low : low + size], size) for low in range(0, len(images), size)]
+        return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
+
+    def _batch(self, images: np.ndarray, size: int) -> np.ndarray:
+        padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
+        for i, bound in enumerate(self._bound):  # all are queued before the first is waited for
+            bound.forward(padded[i * self._batch_size : (i + 1) * self._batch_size])
+        return np.concatenate([bound.output() for bound in self._bound])[: len(images)]
+
+
+class _Bound:
+    """The network on one device, for batches of one shape, without gradients."""
+
+    def __init__(self, symbol: mx.sym.Symbol, arguments: dict[str, np.ndarray], auxiliary: dict[str, np.ndarray],
+                 context: Any, data_shape: tuple[int, ...]) -> None:
+        self._context = context
+        self._data = mx.nd.zeros(data_shape, ctx=context)
+        placed = {name: mx.nd.array(value, ctx=context) for name, value in arguments.items()}
+        # Bound without any gradient, MXNet 1.9.1 fuses layers for oneDNN in ways that fail from the second batch on
+        # (mobile networks), or that give wrong numbers. The gradient of one parameter of the last layer stops that.
+        last = list(placed)[-1:]
+        wanted = {name: "write" if name in last else "null" for name in (*placed, "data")}
+        self._executor = symbol.bind(context, {**placed, "data": self._data}, grad_req=wanted,
+                                     args_grad={name: mx.nd.zeros_like(placed[name]) for name in last}, aux_states={
+                                         name: mx.nd.array(value, ctx=context) for name, value in auxiliary.items()})
+
+    def forward(self, images: np.ndarray) -> None:
+        mx.nd.array(images, ctx=self._context, dtype=np.uint8).copyto(self._data)
+        self._executor.forward(is_train=False)
+
+    def output(self) -> np.ndarray:
+        return self._executor.outputs[0].asnumpy()
+
+
+def read_network(path: Path) -> mx.sym.Symbol:
+    """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
+
+    :raises UserError: if it cannot be read or has no such input or output.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        internals = mx.sym.load_json(text).get_internals()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except mx.MXNetError as error:
+        raise UserError(f"{path}: not a symbol that MXNet can read: {str(error).strip().splitlines()[0]}") from None
+    outputs = internals.list_outputs()
+    for wanted, place in (("data", "input"), (OUTPUT, "output")):
+        if wanted not in outputs:
+            raise UserError(f"{path}: found no {place} {wanted!r} (the last layer is {outputs[-1]!r}), expected the "
+                            "network of a face recognition checkpoint")
+    return internals[OUTPUT]
+
+
+def _chosen(path: Path, group: str, have: dict[str, np.ndarray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:
+    """The arrays ``<group>:<name>`` of ``wanted``, of those that the file has."""
+    for name, shape in wanted.items():
+        found = have.get(f"{group}:{name}")
+        if found is None or found.shape != shape:
+            what = "is missing" if found is None else f"is of shape {found.shape}"
+            raise UserError(f"{path}: {name} {what}, expected {shape}: not a checkpoint of the network in "
+                            f"{path.name.rsplit('-', 1)[0]}-symbol.json")
+    return {name: have[f"{group}:{name}"] for name in wanted}
