@@ -61,7 +61,7 @@ def test_wrong_images_and_names(small_model, noise, tmp_path):
         backbone.embed([noise[0], noise[1, :, :, 0]])
     with pytest.raises(ValueError, match="image 0: found float32"):
         backbone.embed(noise.astype(np.float32))
-    with pytest.raises(UserError, match="model: found no .*none-0001.params"):
+    with pytest.raises(UserError, match=r"model: found no .*none-0001\.params"):
         load_backbone(str(tmp_path / "none"))
     with pytest.raises(UserError, match="devices: found 'tpu'"):
         load_backbone(str(small_model), "tpu")
