@@ -41,7 +41,7 @@ class Agreement(NamedTuple):
     """How far the file's embeddings are from MXNet's."""
 
     images: str
-    count: int
+    number: int
     cosine: float  # the largest 1 - cosine
     absolute: float  # the largest difference
     rms: float  # root mean square of MXNet's embeddings
@@ -126,7 +126,7 @@ def _tell(agreements: list[Agreement] | None) -> None:
         return
     print("images             number  1 - cosine  difference  of root mean square")
     for found in agreements:
-        print(f"{found.images:<18} {found.count:>6}  {max(found.cosine, 0):10.1e}  {found.absolute:10.1e}  "
+        print(f"{found.images:<18} {found.number:>6}  {max(found.cosine, 0):10.1e}  {found.absolute:10.1e}  "
               f"{found.rms:.3g}")
 
 

@@ -93,7 +93,8 @@ def search(backbone: Backbone, options: argparse.Namespace) -> Found:
         raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
     if options.top < 1:
         raise UserError(f"--top: found {options.top}, expected at least 1")
-    flip, bad = not options.no_flip, []
+    flip = not options.no_flip
+    bad: list[str] = []
     if options.gallery.suffix == ".npz":
         gallery = load_gallery(options.gallery)
         check_same_network(gallery, options.gallery, backbone, flip)

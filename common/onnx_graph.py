@@ -101,9 +101,9 @@ class OnnxGraph:
             if node["op"] not in operators:
                 raise UserError(f"layer {node['name']}: the operator {node['op']} cannot be exported, expected one of "
                                 f"{', '.join(sorted(operators))}")
-            outputs = operators[node["op"]](self, node, [self._places[tuple(entry[:2])] for entry in node["inputs"]])
+            outputs = operators[node["op"]](self, node, [self._places[entry[0], entry[1]] for entry in node["inputs"]])
             self._places.update({(number, output): name for output, name in enumerate(outputs)})
-        last = self._places[tuple(self._head[:2])]
+        last = self._places[self._head[0], self._head[1]]
         self.nodes.append(self.onnx.helper.make_node("Cast", [last], [OUTPUT], name="to_float32",
                                                      to=self.onnx.TensorProto.FLOAT))
         return self._finish()

@@ -46,7 +46,7 @@ def test_a_network_in_onnxruntime(name, tmp_path, save_network, capsys):
     model, report = save_network(tmp_path, NETWORKS[name]()), tmp_path / "report.json"
     assert export(model, tmp_path / "model.onnx", "--json", str(report)) == 0, capsys.readouterr().err
     (checked,) = json.loads(report.read_text())["checked"]
-    assert checked["count"] == 9
+    assert checked["number"] == 9
     assert checked["cosine"] < 1e-5
     assert checked["absolute"] < 1e-4 * max(1, checked["rms"])
 
@@ -60,7 +60,7 @@ def test_real_faces_folded_unfolded_and_in_float16(tmp_path, small_model, faces,
         assert export(small_model, output, "--check-images", str(shared / "data" / "wild"), "--json", str(report),
                       *flags) == 0
         random, real = json.loads(report.read_text())["checked"]
-        assert (random["count"], real["count"]) == (9, len(faces))
+        assert (random["number"], real["number"]) == (9, len(faces))
         assert real["cosine"] < (1e-3 if flags == ["--float16"] else 1e-5)
         model = onnx.load(str(output))
         nodes.append([node.op_type for node in model.graph.node].count("BatchNormalization"))
