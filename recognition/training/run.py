@@ -103,8 +103,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
         verifier = make_verifier(config, backbone, dataset, communicator)
-        if first and not saved and config.state_every and (kept := set_aside(folder / "state")):
-            print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
+        if first and not saved and config.state_every and (line := set_aside(folder / "state")):
+            print(line, flush=True)
         if first and launch and config.state_every:
             claim(folder / "state", launch)
         log = SilentLog() if not first else TrainingLog(
