@@ -121,7 +121,7 @@ def line(cells: list[Any], planned: int, found: int) -> None:
 
 def head_table(classes: list[int], batch: int) -> None:
     print(f"head, D = {DIM}, B = {batch}\n\n" + "".join(f"{title:>10}" for title in (
-        "shard", "classes", "K", "ratio", "planned", "measured", "difference")))
+        "shard", "classes", "K", "ratio", "planned", "measured", "off by")))
     for kind in ("cpu", "gpu"):
         for count in classes:
             for sub_centres in (1, 3):
@@ -133,7 +133,7 @@ def head_table(classes: list[int], batch: int) -> None:
 
 def backbone_table(networks: list[str], batches: list[int], low: bool) -> None:
     print("backbone\n\n" + "".join(f"{title:>10}" for title in (
-        "network", "batch", "numbers", "memonger", "planned", "measured", "difference")))
+        "network", "batch", "numbers", "memonger", "planned", "measured", "off by")))
     for network in networks:
         for dtype in ("float32", "bfloat16") if low else ("float32",):
             for memonger in (False, True):
@@ -164,7 +164,8 @@ PUBLISHED = (Published(8, 1_000_000, 1024, 1.0, 10408), Published(8, 1_000_000, 
              Published(64, 10_000_000, 2048, 1.0, 9684), Published(64, 10_000_000, 4096, 0.1, 6722))
 # What the published program holds at once, counted in a version of its source (pytorch/partial_fc.py, 2020): the
 # margins' logits, their exponentials, and the gradient by the cosines; W and its momentum, and of the rows of a step
-# the normalised ones, the gradient by these and by the rows themselves.
+# the normalised ones, the gradient by these and by the rows themselves. Which version made the tables is not said, and
+# the count was made with them at hand; what is not planned is fitted, one number to four rows.
 THEIR_LOGITS, THEIR_ROWS = 3, 3
 
 
