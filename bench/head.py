@@ -19,12 +19,28 @@ import resource
 import subprocess
 import sys
 import time
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-ROWS = [("ours", 200_000, 1.0), ("old", 200_000, 1.0), ("ours", 200_000, 0.1),
-        ("ours", 1_000_000, 1.0), ("old", 1_000_000, 1.0), ("ours", 1_000_000, 0.1)]
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    way: str
+    classes: int
+    ratio: float = 1.0
+    dim: int = 512
+    sub_centres: int = 1
+    shards: int = 1
+    batch: int = 64
+    optimizer: str = "sgd"
+
+
+ROWS = [Row("ours", 200_000), Row("old", 200_000), Row("ours", 200_000, 0.1), Row("ours", 200_000, shards=2),
+        Row("ours", 200_000, sub_centres=3), Row("ours", 200_000, optimizer="adamw"),
+        Row("ours", 1_000_000), Row("old", 1_000_000), Row("ours", 1_000_000, 0.1),
+        Row("ours", 10_000_000, dim=128), Row("ours", 10_000_000, 0.1, dim=128)]
 
 
 def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
@@ -106,24 +122,27 @@ def main() -> int:
     parser.add_argument("--ratio", type=float, default=1.0)
     parser.add_argument("--way", choices=("ours", "old"), default="ours")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="of ours; the old way has SGD")
+    parser.add_argument("--most", type=int, default=10**9, help="leave out rows of more classes from the table")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    common = {"batch": options.batch, "dim": options.dim, "sub_centres": options.sub_centres, "shards": options.shards,
-              "optimizer": options.optimizer}
-    if options.measure:
-        print(json.dumps(measure(options.way, options.repeats, classes=options.classes, ratio=options.ratio, **common)))
+    options = vars(parser.parse_args())
+    if options["measure"]:
+        print(json.dumps(measure(options["way"], options["repeats"],
+                                 **{name: options[name] for name in Row._fields if name != "way"})))
         return 0
-    rows = [(options.way, options.classes, options.ratio)] if options.classes else ROWS
-    print(f"B = {options.batch}, D = {options.dim}, K = {options.sub_centres}, shards = {options.shards}, "
-          f"{options.optimizer}, {os.cpu_count()} processors")
-    print(f"{'way':6s}{'classes':>11s}{'ratio':>7s}{'seconds':>10s}{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
-    for way, classes, ratio in rows:
-        command = [sys.executable, "-m", "bench.head", "--measure", "--way", way, "--classes", str(classes), "--ratio",
-                   str(ratio), "--repeats", str(options.repeats)]
-        command += [word for key, value in common.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    rows = [Row(*(options[name] for name in Row._fields))] if options["classes"] else ROWS
+    print(f"{os.cpu_count()} processors, {options['repeats']} steps a row, medians\n")
+    print(f"{'way':5s}{'classes':>11s}{'D':>5s}{'K':>3s}{'shards':>7s}{'B':>4s}{'ratio':>6s} {'update':6s}"
+          f"{'seconds':>9s}{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
+    for row in rows:
+        if row.classes > options["most"]:
+            continue
+        command = [sys.executable, "-m", "bench.head", "--measure", "--repeats", str(options["repeats"])]
+        command += [word for key, value in row._asdict().items()
+                    for word in (f"--{key.replace('_', '-')}", str(value))]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        rate = 6 * options.batch * classes * ratio * options.sub_centres * options.dim / found["seconds"] / 1e9
-        print(f"{way:6s}{classes:11,d}{ratio:7.2f}{found['seconds']:10.3f}{found['memory'] / 1e9:9.2f}{rate:9.0f}"
+        rate = 6 * row.batch * row.classes * row.ratio * row.sub_centres * row.dim / found["seconds"] / 1e9
+        print(f"{row.way:5s}{row.classes:11,d}{row.dim:5d}{row.sub_centres:3d}{row.shards:7d}{row.batch:4d}"
+              f"{row.ratio:6.2f} {row.optimizer:6s}{found['seconds']:9.3f}{found['memory'] / 1e9:9.2f}{rate:9.0f}"
               f"{rate / found['peak']:9.0%}", flush=True)
     return 0
 

@@ -7,9 +7,9 @@
     python -m common.convert_centres model-0001.params FOLDER --shards 8
 
 An input is a checkpoint with fc7_weight or fc7_<i>_weight, a folder of Partial FC's <rank>_centers.param, or a training
-state (the folder state/step-<n>); several are joined in the order in which they are named. What else the checkpoints
-among them hold goes with a .params output: fc7_weight for one shard, fc7_<i>_weight for more. Any other output is a new
-folder of <rank>_centers.param, with the momentum if the inputs have it.
+state (the folder state/step-<n>); several of a kind are joined in the order in which they are named. What else the
+checkpoints among them hold goes with a .params output: fc7_weight for one shard, fc7_<i>_weight for more. Any other
+output is a new folder of <rank>_centers.param, with the momentum if the inputs have it.
 """
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ from recognition.parallel.saved_centres import (
 from recognition.parallel.shard import split_classes
 from recognition.params_file import Pieces, read_arrays, write_arrays
 
+PARTS = ("fc7_<i>_weight", "<i>_centers.param")  # forms in which a file or a folder may hold some shards of several
+
 
 def read_inputs(paths: Sequence[Path]) -> tuple[SavedCentres, dict[str, Pieces]]:
     """W of all inputs, joined, and the other arrays of the checkpoints among them by name.
 
     :raises UserError: if none of them holds W, or they do not go together.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError(f"{', '.join(map(str, paths))}: found an input twice, expected each once")
     found: list[SavedCentres] = []
     others: dict[str, Pieces] = {}
     for path in paths:
@@ -60,16 +64,21 @@ def read_inputs(paths: Sequence[Path]) -> tuple[SavedCentres, dict[str, Pieces]]
 def _joined(found: Sequence[SavedCentres]) -> SavedCentres:
     if len(found) == 1:
         return found[0]
+    if {one.form for one in found} not in [{form} for form in PARTS]:
+        raise UserError(f"{' and '.join(one.where for one in found)}: found W more than once, expected it in one "
+                        f"input, or in shards to join, all {' or all '.join(PARTS)}")
     momentum = [m for one in found for m in one.momentum] if all(one.momentum for one in found) else []
     bias = [b for one in found for b in one.bias] if all(one.bias for one in found) else []
     return SavedCentres(", ".join(one.where for one in found), [c for one in found for c in one.centres], momentum,
                         bias, next((one.missing for one in found if one.missing), ""))
 
 
-def convert(inputs: Sequence[Path], output: Path, shards: int = 1, num_classes: int = 0, sub_centres: int = 1) -> str:
+def convert(inputs: Sequence[Path], output: Path, shards: int = 1, num_classes: int = 0, sub_centres: int = 1,
+            overwrite: bool = False) -> str:
     """Write W of ``inputs`` to ``output`` in ``shards`` and return a line that says what was done.
 
     :param num_classes: to leave out rows behind the last class and to check the number; 0: as many as there are rows.
+    :param overwrite: a ``.params`` output may be there already.
     """
     centres, others = read_inputs(inputs)
     if num_classes == 0 and centres.rows % sub_centres:
@@ -82,6 +91,8 @@ def convert(inputs: Sequence[Path], output: Path, shards: int = 1, num_classes: 
         raise UserError(f"--shards: found {shards}, expected 1 to {num_classes}, the number of classes")
     ranges = [(a * sub_centres, b * sub_centres) for a, b in split_classes(num_classes, shards)]
     if output.suffix == ".params":
+        if output.exists() and not overwrite:
+            raise UserError(f"{output}: exists already, expected a new name; --overwrite replaces it")
         form = _write_checkpoint(output, centres, ranges, others)
     else:
         form = _write_folder(output, centres, ranges)
@@ -127,12 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, default=0, help="number of classes, where shards were made equally "
                         "large and the last rows are of no class (default: as many as there are rows)")
     parser.add_argument("--sub-centres", type=int, default=1, help="loss_K, so that a class stays in one shard")
+    parser.add_argument("--overwrite", action="store_true", help="replace a .params file that is there already")
     options = parser.parse_args(argv)
     if options.sub_centres < 1 or options.classes < 0:
         raise UserError("--classes, --sub-centres: expected numbers above 0")
-    if options.output in options.inputs:
+    if options.output.resolve() in [path.resolve() for path in options.inputs]:
         raise UserError(f"{options.output}: is an input, expected another name for the output")
-    print(convert(options.inputs, options.output, options.shards, options.classes, options.sub_centres))
+    print(convert(options.inputs, options.output, options.shards, options.classes, options.sub_centres,
+                  options.overwrite))
     return 0
 
 

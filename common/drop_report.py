@@ -96,6 +96,7 @@ def draw_angles(path: Path, report: Mapping[str, Any]) -> None:
                    color=INK, fontsize=10.5)
     axes.set_xlabel("angle from the dominant sub-centre, degrees", color=INK, fontsize=9)
     axes.set_ylabel("images", color=INK, fontsize=9)
+    axes.set_ylim(0, 1.06 * below.max())
     drawn = np.flatnonzero(below)
     axes.set_xlim(edges[drawn[0]] - width, max(edges[drawn[-1]] + 2 * width, report["threshold"] + width))
     for side in ("top", "right"):

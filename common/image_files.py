@@ -17,6 +17,7 @@ from common.image_sources import Identity
 from recognition.data.image import decode_rgb
 from recognition.errors import UserError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -44,13 +45,13 @@ def read_image(path: Path) -> tuple[bytes, np.ndarray]:
     return encoded, image
 
 
-def in_order(function: Callable[[Path], T], paths: Iterable[Path]) -> Iterator[T]:
+def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """``map`` in threads, never far ahead of who takes the results."""
     threads = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[T]] = deque()
-        for path in paths:
-            waiting.append(pool.submit(function, path))
+        for item in items:
+            waiting.append(pool.submit(function, item))
             if len(waiting) > 8 * threads:
                 yield waiting.popleft().result()
         while waiting:

@@ -64,7 +64,7 @@ def read_roc(path: Path) -> dict[str, np.ndarray]:
 
 def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
     """The loss as it was logged, faint, its running mean, and the last step before each change of the learning rate."""
-    _style(axes, "Training loss", "step")
+    style(axes, "Training loss", "step")
     if not train:
         return _say(axes, "no step logged yet")
     steps, loss = (np.array([record[name] for record in train], np.float64) for name in ("step", "loss"))
@@ -84,7 +84,7 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
 
 def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
     """Accuracy of each target over the steps, with the standard deviation of its folds as a band."""
-    _style(axes, "Verification accuracy", "step")
+    style(axes, "Verification accuracy", "step")
     if not verifications:
         return _say(axes, "no verification yet")
     for colour, target in zip(_cycle(), _targets(verifications)):
@@ -95,12 +95,12 @@ def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
         axes.plot(steps, mean, color=colour, marker="o", markersize=3, linewidth=1.6, label=f"{target}  {mean[-1]:.4f}")
     axes.set_ylim(top=1.005)
     axes.set_xlim(left=0)
-    _legend(axes)
+    legend(axes)
 
 
 def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[str, float]) -> None:
     """True accept rate at each false accept rate, on the field's logarithmic axis; pixel similarity dashed."""
-    _style(axes, "ROC curve of the last verification", "false accept rate")
+    style(axes, "ROC curve of the last verification", "false accept rate")
     if not curves:
         return _say(axes, "no verification yet")
     floor = min(curve["fpr"][curve["fpr"] > 0].min(initial=1) for curve in curves.values())
@@ -115,7 +115,7 @@ def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[s
     axes.set_xlim(min(floor, 0.1), 1)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("true accept rate", color=INK, fontsize=9)
-    _legend(axes)
+    legend(axes)
 
 
 def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
@@ -156,7 +156,8 @@ def _cycle() -> list[str]:
     return [*COLOURS] * 8
 
 
-def _style(axes: Axes, title: str, x_label: str) -> None:
+def style(axes: Axes, title: str, x_label: str) -> None:
+    """Title, label and colours that all pictures have."""
     axes.set_title(title, loc="left", color=INK, fontsize=10.5)
     axes.set_xlabel(x_label, color=INK, fontsize=9)
     axes.tick_params(colors=INK, labelsize=8, length=3)
@@ -167,7 +168,8 @@ def _style(axes: Axes, title: str, x_label: str) -> None:
         spine.set_color(FAINT)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """In the corner where accuracies and ROC curves leave room."""
     axes.legend(loc="lower right", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
 
 

@@ -4,6 +4,8 @@
 The protocol of LFW as the recipes have it: pairs are cut in order into folds, and the threshold that is best on all
 other folds is scored on each. An embedding is that of the image plus that of its mirror, normalised; the distance of a
 pair is the squared Euclidean one, 0 to 4.
+
+    python -m common.verification --model PREFIX,EPOCH --data DIR --targets lfw,cfp_fp,agedb_30
 """
 from __future__ import annotations
 
@@ -151,14 +153,23 @@ def verify(embed: Callable[[np.ndarray], np.ndarray], verification_set: Verifica
     """
     name, images, issame = verification_set
     check_pairs(issame, folds, name)
+    embeddings, xnorm = embed_views(embed, images, batch_size)
+    return VerificationResult(**vars(evaluate(embeddings, issame, folds, name)), name=name, xnorm=xnorm)
+
+
+def embed_views(embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray,
+                batch_size: int) -> tuple[np.ndarray, float]:
+    """The sums of the embeddings of images and mirrors, float64 ``(n, D)``, and the mean norm of those of both views.
+
+    :param images: uint8 ``(n, 3, H, W)``; ``embed`` as of :func:`verify`
+    """
     sums, norms = [], 0.0
     for start in range(0, len(images), batch_size):
         batch = images[start:start + batch_size]
         views = [np.asarray(embed(view), np.float64) for view in (batch, np.ascontiguousarray(batch[..., ::-1]))]
         norms += sum(float(np.linalg.norm(view, axis=1).sum()) for view in views)
         sums.append(views[0] + views[1])
-    result = evaluate(np.concatenate(sums), issame, folds, name)
-    return VerificationResult(**vars(result), name=name, xnorm=norms / (2 * len(images)))
+    return np.concatenate(sums), norms / (2 * len(images))
 
 
 def pixel_similarity(verification_set: VerificationSet, folds: int = FOLDS) -> Result:
@@ -175,3 +186,9 @@ def pixel_similarity(verification_set: VerificationSet, folds: int = FOLDS) -> R
         grey /= np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-6)
         correlations[rows.start // 2:rows.stop // 2] = np.einsum("nd,nd->n", grey[0::2], grey[1::2])
     return evaluate_distances(np.maximum(2 - 2 * correlations, 0), issame, folds, name)
+
+
+if __name__ == "__main__":
+    from common.verification_command import main
+
+    raise SystemExit(main())

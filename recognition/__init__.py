@@ -1,4 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer for face recognition on MXNet, parallel on x and W."""
+"""A trainer for face recognition on MXNet, parallel on x and W.
+
+    from recognition import load_backbone
+
+gives a trained network that embeds images (docs/api.md). MXNet is imported when that name is first used, not before.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.backbone import load_backbone
 
 __version__ = "0.1.0"
+__all__ = ["load_backbone"]
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name != "load_backbone":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from common.backbone import load_backbone
+
+    return load_backbone

@@ -87,22 +87,29 @@ def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
     return {key: derive[key]() for key in DERIVED if key not in values}
 
 
-def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
-    """The (prefix, epoch) of a checkpoint named as PREFIX, FOLDER (of ``model-*``), or either with ``,EPOCH``.
-
-    ``epoch`` is the number where ``text`` has none. Raises UserError, which names ``flag``, if there is no
-    ``<prefix>-<epoch>.params``.
-    """
-    match = re.fullmatch(r"(.+),\s*(\d{1,9})", text)
+def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
+    """The (prefix, epoch) of a checkpoint named as PREFIX, FOLDER (of ``model-*``), either with ``,EPOCH``, or as its
+    ``.params`` file. ``epoch`` is the number where ``text`` has none."""
+    match = re.fullmatch(r"(.+)-(\d{4,9})\.params", text) or re.fullmatch(r"(.+),\s*(\d{1,9})", text)
     prefix, epoch = (match[1], int(match[2])) if match else (text, epoch)
-    if os.path.isdir(prefix):
-        prefix = os.path.join(prefix, "model")
+    return os.path.join(prefix, "model") if os.path.isdir(prefix) else prefix, epoch
+
+
+def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
+    """As :func:`split_pretrained`; a UserError that names ``flag`` if there is no ``<prefix>-<epoch>.params``."""
+    prefix, epoch = split_pretrained(text, epoch)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
         there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
-        raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, PREFIX,EPOCH or FOLDER,EPOCH; "
-                        f"{path.parent} holds {', '.join(there) or 'no .params file'}")
+        raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, either with ,EPOCH, or the .params "
+                        f"file; {path.parent} holds {', '.join(there) or 'no .params file'}")
     return prefix, epoch
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the run needs no checkpoint, as a training state is there to go on from, or must be."""
+    there = any(Path(config.output_dir, "state").glob("step-*/manifest.json"))
+    return config.resume == "yes" or (config.resume == "auto" and there)
 
 
 def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
@@ -131,5 +138,6 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     refuse_unsupported(config)
     if not config.pretrained:
         return config
-    prefix, epoch = find_pretrained(config.pretrained, config.pretrained_epoch)
+    find = split_pretrained if _goes_on(config) else find_pretrained
+    prefix, epoch = find(config.pretrained, config.pretrained_epoch)
     return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

@@ -109,8 +109,9 @@ class Config:
 
     # run
     models_root: str = option("./models", kinds.filled_text, "folder of all checkpoints", ENTRIES)
-    pretrained: str = option("", kinds.text, "checkpoint to start from: PREFIX, FOLDER, or either with ,EPOCH", ENTRIES)
-    pretrained_epoch: int = option(1, kinds.integer(least=0), "its number, unless --pretrained ends in ,EPOCH", ENTRIES)
+    pretrained: str = option("", kinds.text, "checkpoint to start from: PREFIX, FOLDER, either with ,EPOCH, or "
+                             "the .params file", ENTRIES)
+    pretrained_epoch: int = option(1, kinds.integer(least=0), "its number, unless --pretrained names it", ENTRIES)
     centres_from: str = option("checkpoint", kinds.choice("checkpoint", "embeddings", "random"),
                                "with --pretrained, what the class centres start from: its own if the classes are as "
                                "many; the mean embedding of each class; random numbers", ENTRIES)
@@ -247,6 +248,8 @@ REFUSALS = (
             "an epoch of triplets has no fixed number of batches; count batches"),
     Refusal("warmup", lambda c: c.triplets and isinstance(c.warmup, str),
             "an epoch of triplets has no fixed number of batches; count batches"),
+    Refusal("freeze_steps", lambda c: c.freeze_steps > 0 and not c.freeze,
+            "--freeze names no parameter to hold for them"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
 )
 

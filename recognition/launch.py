@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import secrets
 import shlex
 import signal
@@ -40,6 +41,7 @@ POLL = 0.05
 SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
 STOPPING = 10.0  # the same for a process that was told to stop, which tells the others
 NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
+TRAINERS = ("train.py", "train_parall.py")
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
@@ -50,7 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-np", "--workers", type=int, required=True, metavar="N", help="worker processes")
     parser.add_argument("--hosts", default="", metavar="A:2,B:2", help="hosts and how many workers each takes")
     parser.add_argument("--servers", type=int, metavar="S", help="parameter servers; 0 for Horovod "
-                        "(default: one a host if the command says --kvstore dist_..., else 0)")
+                        "(default: one a host if the command says --kvstore dist_..., else 0); train.py and "
+                        "train_parall.py without --kvstore get --kvstore dist_sync with them")
     parser.add_argument("--restarts", type=int, default=0, metavar="N", help="how often to start again (default: 0)")
     parser.add_argument("--stall-timeout", type=float, default=300, metavar="SECONDS",
                         help="without any exchange, after which a run counts as hung (default: 300)")
@@ -63,6 +66,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.workers < 1 or not options.command:
         parser.error(f"found {options.workers} workers and the command {options.command}, expected one or more and "
                      "-- python train_parall.py ...")
+    if options.servers and not wants_servers(options.command):
+        if named := next((word for word in options.command if word.partition("=")[0] == "--kvstore"), ""):
+            parser.error(f"--servers: found {named} of another kind in the command, expected --kvstore dist_sync or "
+                         "dist_device_sync, or none")
+        if any(os.path.basename(word) in TRAINERS for word in options.command):
+            options.command += ["--kvstore", "dist_sync"]
     return options
 
 

@@ -37,7 +37,8 @@ def _choose(kvstore: str, environ: Mapping[str, str]) -> Communicator:
     horovod = "HOROVOD_SIZE" in environ or mpi_size > 1
     if kvstore.startswith("dist"):
         if horovod:
-            raise UserError(f"kvstore: found {kvstore}, but Horovod or MPI started this process: one of the two")
+            raise UserError(f"kvstore: found {kvstore}, but Horovod or MPI started this process: one of the "
+                            "two; with --servers 1 recognition.launch starts servers")
         if environ.get("DMLC_ROLE") != "worker":
             raise UserError(f"kvstore: {kvstore} needs servers, which `python -m recognition.launch -np N -- python "
                             "train.py ...` starts; found no DMLC_ROLE=worker in the environment")

@@ -36,6 +36,7 @@ class SavedCentres:
     momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each, that of SGD
     bias: list[np.ndarray] = field(default_factory=list)  # (rows,) each
     missing: str = ""  # the first shard that is not there though a later one is
+    form: str = ""  # the name that the files give them
     stranger: str = ""  # why they are not of the checkpoint that they were asked for
 
     def __post_init__(self) -> None:
@@ -112,7 +113,8 @@ def centres_in_file(path: Path, file: ParamsFile) -> SavedCentres | None:
         return None
     where = f"{path}: {names[0]}" + (f" .. {names[-1]}" if len(names) > 1 else "")
     return SavedCentres(where, [named[name] for name in names], bias=[named["fc7_bias"]] if "fc7_bias" in named else [],
-                        missing="" if "fc7_weight" in named else _missing(numbers, "fc7_{}_weight"))
+                        missing="" if "fc7_weight" in named else _missing(numbers, "fc7_{}_weight"),
+                        form="fc7_weight" if "fc7_weight" in named else "fc7_<i>_weight")
 
 
 def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCentres | None:
@@ -122,16 +124,17 @@ def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCent
     """
     if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
+        form = "centres-<i>.npy"
         if _npy_shards(folder, "second_moment"):
-            return SavedCentres(f"{folder}: centres-*.npy (moments of AdamW left out)", centres, bias=bias)
-        return SavedCentres(f"{folder}: centres-*.npy", centres, momentum, bias)
+            return SavedCentres(f"{folder}: centres-*.npy (moments of AdamW left out)", centres, bias=bias, form=form)
+        return SavedCentres(f"{folder}: centres-*.npy", centres, momentum, bias, form=form)
     numbers = _numbers(folder, "*_centers.param")
     if not numbers:
         return None
     with_momentum = _numbers(folder, "*_centers_mom.param") == numbers
     return SavedCentres(f"{folder}: *_centers.param", [_only_array(folder / f"{i}_centers.param") for i in numbers],
                         [_only_array(folder / f"{i}_centers_mom.param") for i in numbers if with_momentum],
-                        missing=_missing(numbers, "{}_centers.param"),
+                        missing=_missing(numbers, "{}_centers.param"), form="<i>_centers.param",
                         stranger=_stranger(folder / NOTE, checkpoint) if checkpoint else "")
 
 

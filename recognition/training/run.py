@@ -103,8 +103,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
         verifier = make_verifier(config, backbone, dataset, communicator)
-        if first and not saved and config.state_every and (kept := set_aside(folder / "state")):
-            print(f"starting anew; the training state of the run before is kept in {kept}", flush=True)
+        if first and not saved and config.state_every and (line := set_aside(folder / "state")):
+            print(line, flush=True)
         if first and launch and config.state_every:
             claim(folder / "state", launch)
         log = SilentLog() if not first else TrainingLog(
@@ -159,7 +159,8 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
     start = initialise(symbol, (channels, height, width), config.seed, first_weights(config.net_name))
     if checkpoint:
         print(take_over(checkpoint, read_params(checkpoint), start, lambda shapes: advice(shapes, config)), flush=True)
-    rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor)
+    rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor,
+                    needed=config.triplets or config.fc7_lr_mult == 0)
     return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
                               config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
                               wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config),

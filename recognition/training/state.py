@@ -23,13 +23,14 @@ from zipfile import BadZipFile
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.files import replacing, sync_file, sync_folder
+from recognition.files import replacing, sync_file, sync_folder, writing
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.communicator import Communicator, SingleProcess, largest
 from recognition.parallel.shard import Shard, ShardState, pieces
 
 FORMAT = 1
 KEPT = 2
+KEPT_ASIDE = 2  # runs before this one whose states are kept
 SINGLE = SingleProcess()
 _WRITING = ".writing"
 _BEFORE = {"optimizer": "sgd"}  # what identities of earlier versions leave unsaid
@@ -145,17 +146,25 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.name[5:].isdigit() and (p / "manifest.json").is_file())
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Move the states of an earlier run to ``state.1``, ``state.2``, ..., its history with them; None if none."""
+def set_aside(folder: Path) -> str:
+    """Move the states of an earlier run to ``state.1``, ``state.2``, ..., its history with them, and remove all but
+    those of the last KEPT_ASIDE runs and of the longest; returns a line about it, empty if there was none."""
     if not saved_states(folder):
-        return None
-    number = 1
-    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
+        return ""
+    before = {int(path.name.rpartition(".")[2]): path for path in folder.parent.glob(f"{folder.name}.*")
+              if path.name.rpartition(".")[2].isdigit()}
+    longest = max([folder, *before.values()], key=lambda path: [state.name for state in saved_states(path)][-1:])
+    old = [before[number] for number in sorted(before)[: len(before) + 1 - KEPT_ASIDE] if before[number] != longest]
     history = folder.with_name("history.jsonl")
-    if history.exists():
-        os.replace(history, folder / history.name)
-    return folder.rename(kept)
+    with writing(folder):
+        if history.exists():
+            os.replace(history, folder / history.name)
+        kept = folder.rename(folder.with_name(f"{folder.name}.{max(before, default=0) + 1}"))
+        for path in old:
+            shutil.rmtree(path)
+    names = ", ".join(path.name for path in old)
+    removed = f"; {names} removed: those of the last {KEPT_ASIDE} runs and of the longest are kept" if old else ""
+    return f"starting anew; the training state of the run before is kept in {kept}{removed}"
 
 
 def discard_unfinished(folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.convert_centres import convert, main
+from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,35 @@ def test_bias_and_momentum_go_where_they_can(tmp_path: Path) -> None:
     convert([tmp_path / "fc"], tmp_path / "folder", shards=3)
     momentum = [mx.nd.load(str(tmp_path / "folder" / f"{i}_centers_mom.param"))[0].asnumpy() for i in range(3)]
     assert [len(part) for part in momentum] == [11, 11, 11] and np.array_equal(np.concatenate(momentum), W + 1)
-    assert "momentum, which no checkpoint holds, left out" in convert([tmp_path / "fc"], tmp_path / "out.params")
+    line = convert([tmp_path / "fc"], tmp_path / "out.params", overwrite=True)
+    assert "momentum, which no checkpoint holds, left out" in line
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked(whole: Path, tmp_path: Path,
+                                                          capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out.params"
+    assert main([str(whole), str(out)]) == 0
+    before = out.read_bytes()
+    assert main([str(whole), str(out), "--shards", "3"]) == 2
+    assert "out.params: exists already, expected a new name; --overwrite replaces it" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([str(whole), str(out), "--shards", "3", "--overwrite"]) == 0 and "arg:fc7_2_weight" in load(out)
+
+
+def test_w_that_is_there_twice_is_refused(whole: Path, tmp_path: Path) -> None:
+    """A folder with its backbone's checkpoint, which holds W too, would give twice the classes."""
+    convert([whole], tmp_path / "folder", shards=2)
+    convert([whole], tmp_path / "cut-0001.params", shards=2)
+    for inputs in ([tmp_path / "folder", whole], [whole, tmp_path / "cut-0001.params"],
+                   [tmp_path / "cut-0001.params", tmp_path / "folder"]):
+        with pytest.raises(UserError, match=r" and .*: found W more than once, expected it in one input, or in shards"):
+            convert(inputs, tmp_path / "out.params")
+    with pytest.raises(UserError, match="found an input twice"):
+        convert([whole, tmp_path / "folder" / ".." / whole.name], tmp_path / "out.params")
+    assert not (tmp_path / "out.params").exists()
+    parts = [save(tmp_path / f"host{i}.params", arg__fc7_0_weight=W[i * 12 : i * 12 + 12]) for i in range(3)]
+    convert(parts, tmp_path / "out.params")
+    assert np.array_equal(load(tmp_path / "out.params")["arg:fc7_weight"], W)
 
 
 def test_a_training_state_is_an_input(tmp_path: Path) -> None:

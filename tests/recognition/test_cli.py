@@ -144,9 +144,10 @@ def test_a_bad_value_in_a_file_is_said_by_its_key(refusal, tmp_path):
 def test_pretrained(parse, shared):
     folder = shared / "legacy" / "checkpoint" / "y1-softmax-emore"
     prefix = str(folder / "model")
-    for named in (prefix, f"{prefix},1", str(folder), f"{folder},1", f"{folder}/,1"):
+    for named in (prefix, f"{prefix},1", str(folder), f"{folder},1", f"{folder}/,1", f"{prefix}-0001.params"):
         assert find_pretrained(named, 1)[0].replace("//", "/") == prefix
-    assert find_pretrained(f"{prefix},1", 7)[1] == 1  # the number in the text wins
+    for named in (f"{prefix},1", f"{prefix}-0001.params"):
+        assert find_pretrained(named, 7)[1] == 1  # the number in the text wins
     config = parse("--pretrained", f"{folder},1", "--pretrained-epoch", "9")
     assert (config.pretrained, config.pretrained_epoch) == (prefix, 1)
 
@@ -157,6 +158,18 @@ def test_pretrained_that_is_not_there(refusal, tmp_path):
     assert message.startswith(f"--pretrained: found no {tmp_path}/model-0001.params, expected PREFIX, ")
     assert message.endswith("holds model-0003.params")
     assert refusal("--pretrained", "no/such,2").startswith("--pretrained: found no no/such-0002.params")
+
+
+def test_a_run_that_goes_on_needs_no_checkpoint(parse, refusal, tmp_path):
+    flags = ["--models-root", str(tmp_path), "--pretrained", "gone,3", "--network", "y1", "--loss", "softmax"]
+    assert parse(*flags, "--resume").pretrained == "gone"  # without a state it ends with a line about that
+    assert "found no gone-0003.params" in refusal(*flags, "--resume", "auto")
+    state = tmp_path / "y1-softmax-emore" / "state" / "step-000000004"
+    state.mkdir(parents=True)
+    (state / "manifest.json").touch()
+    config = parse(*flags, "--resume", "auto")
+    assert (config.pretrained, config.pretrained_epoch) == ("gone", 3)
+    assert "found no gone-0003.params" in refusal(*flags)
 
 
 def test_help_shows_flags_presets_and_the_defaults_after_them(parse, capsys):

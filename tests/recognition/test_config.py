@@ -164,6 +164,9 @@ def test_what_the_trainer_does_not_honour_is_refused_and_the_rest_is_not():
         refuse_unsupported(Config(**triplets, **{key: "12"}))
         with pytest.raises(UserError, match=rf"^{key}: found .*2e.*, but an epoch of triplets has no fixed number of"):
             refuse_unsupported(Config(**triplets, **{key: "2e"}))
+    refuse_unsupported(Config(freeze="conv*", freeze_steps=5))
+    with pytest.raises(UserError, match=r"^freeze_steps: found 5, but --freeze names no parameter to hold for them$"):
+        refuse_unsupported(Config(freeze_steps=5))
     refuse_unsupported(Config(kvstore="dist_sync", num_workers=2))
     with pytest.raises(UserError, match=r"^num_workers: found 2, but several workers need --kvstore dist_sync"):
         refuse_unsupported(Config(num_workers=2))

@@ -218,6 +218,12 @@ def test_hosts() -> None:
 def test_flags() -> None:
     options = parse(["-np", "2", "--", "python", "train.py", "--kvstore", "dist_sync"])
     assert options.command == ["python", "train.py", "--kvstore", "dist_sync"] and wants_servers(options.command)
+    for command, more in ((["python", "train.py"], ["--kvstore", "dist_sync"]), (["./mine.sh"], []),
+                          (["python", "train.py", "--kvstore=dist_device_sync"], [])):
+        assert parse(["-np", "2", "--servers", "1", "--", *command]).command == command + more
+        assert parse(["-np", "2", "--servers", "0", "--", *command]).command == command
+    with pytest.raises(UserError, match="--servers: found --kvstore of another kind in the command, expected"):
+        parse(["-np", "2", "--servers", "1", "--", "python", "train.py", "--kvstore", "device"])
     assert wants_servers(["--kvstore=dist_device_sync"]) and not wants_servers(["--kvstore", "device"])
     for argv in (["-np", "2"], ["-np", "0", "--", "x"], ["--", "x"], ["-np", "two", "--", "x"]):
         with pytest.raises(UserError):

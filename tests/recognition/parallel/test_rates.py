@@ -25,6 +25,15 @@ def test_no_number_of_steps_is_for_ever() -> None:
     assert Rates(NAMES, ["*"])(10**9) == {}
 
 
+def test_a_run_in_which_nothing_would_learn_is_refused() -> None:
+    for freeze, steps, factors in [(["*"], 0, []), ([], 0, [("*", 0.0)]), (["*"], 5, [("*", 0.0)]),
+                                   (["*_weight"], 0, [("*", 0.0), ("*_weight", 1.0)])]:
+        Rates(NAMES, freeze, steps, factors)  # the class centres learn
+        with pytest.raises(UserError, match=r"^freeze, lr_factor: found that no parameter would ever move"):
+            Rates(NAMES, freeze, steps, factors, needed=True)
+    assert Rates(NAMES, ["*"], 5, needed=True)(5) and Rates(NAMES, ["*_weight"], needed=True)(0)
+
+
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"freeze: found 'stage9\*', which no parameter .* such as conv0_weight"):
         Rates(NAMES, ["stage9*"])

@@ -140,11 +140,20 @@ def test_a_folder_still_being_written_is_no_state(tmp_path: Path) -> None:
 
 def test_another_run_of_the_same_name_keeps_the_old_states(tmp_path: Path) -> None:
     folder = tmp_path / "state"
-    assert set_aside(folder) is None
-    for number in (1, 2):
-        save_state(folder, Progress(step=2), backbone(), shards(1))
-        assert set_aside(folder) == tmp_path / f"state.{number}"
-    assert find_state(tmp_path / "state.1", "yes") is not None
+    assert set_aside(folder) == ""
+    (tmp_path / "state.best").mkdir()  # the user's own name for one
+    for number, step in enumerate((3, 9, 3, 4, 5), 1):
+        save_state(folder, Progress(step=step), backbone(), shards(1))
+        (tmp_path / "history.jsonl").write_text(f"{number}")
+        line = f"starting anew; the training state of the run before is kept in {tmp_path}/state.{number}"
+        assert set_aside(folder) == line + (
+            f"; state.{number - 2} removed: those of the last 2 runs and of the longest are kept"
+            if number in (3, 5) else "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.2", "state.4", "state.5", "state.best"]
+    for number, step in ((2, 9), (4, 4), (5, 5)):
+        found = find_state(tmp_path / f"state.{number}", "yes")
+        assert found is not None and found.progress.step == step
+        assert (tmp_path / f"state.{number}" / "history.jsonl").read_text() == str(number)
 
 
 def test_a_launch_that_starts_again_goes_on_from_its_own_states_alone(tmp_path: Path) -> None:

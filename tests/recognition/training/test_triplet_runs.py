@@ -87,3 +87,6 @@ def test_bad_input_ends_in_one_line_and_status_2(train: Train) -> None:
     status, _, err = train("bad", "--per-batch-size", "8", loss="triplet")
     assert (status, len(err.strip().splitlines())) == (2, 1)
     assert "per_batch_size: found 8, expected a multiple of 3" in err
+    status, _, err = train("bad", "--per-batch-size", "6", "--freeze", "*", loss="triplet")
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    assert err.startswith("error: freeze, lr_factor: found that no parameter would ever move")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converts iresnet weights of PyTorch's ArcFace recipe (r18, r34, r50, r100) to fresnet checkpoints, and back.
+
+    python -m common.convert_torch backbone.pth models/r50-torch/model,1
+    python -m common.convert_torch models/r50-arcface-emore/model,1 backbone.pth
+
+PyTorch is not needed, and nothing that a .pth says is run: its pickle is read by a reader that knows tensors and no
+more. The checkpoint is that of --network r18, r34, r50 or r100: --pretrained takes it. It maps pixels 0 to 255 to the
+embedding that iresnet gives for (p - 127.5) / 127.5.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from common.embedder import read_network
+from common.iresnet import from_torch, to_torch
+from common.torch_file import read_tensors, write_tensors
+from recognition.cli import find_pretrained
+from recognition.command_line import Parser
+from recognition.errors import UserError, command
+from recognition.training.checkpoint import save_checkpoint
+from recognition.training.pretrained import read_params
+
+ENDINGS = (".pth", ".pt")
+
+
+def import_weights(source: Path, target: str) -> None:
+    match = re.fullmatch(r"(.+?)(?:,\s*(\d{1,4}))?", target)
+    prefix, number = Path(match[1] if match else target), int(match[2] or 1) if match else 1
+    depth, symbol, arguments, auxiliary = from_torch(read_tensors(source), str(source))
+    path = prefix.with_name(f"{prefix.name}-{number:04d}.params")
+    if path.exists():
+        raise UserError(f"{path}: exists already, expected a new checkpoint: remove it, or choose another name")
+    save_checkpoint(prefix, number, symbol, arguments, auxiliary)
+    print(f"{path}: r{depth}, {len(arguments['pre_fc1_bias'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
+          f"arrays; goes on with --network r{depth} --pretrained {prefix},{number}")
+
+
+def export_weights(source: str, target: Path) -> None:
+    prefix, number = find_pretrained(source, 1, "source")
+    params = f"{prefix}-{number:04d}.params"
+    depth, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), *read_params(Path(params)), params)
+    write_tensors(target, tensors)
+    print(f"{target}: iresnet{depth}, {len(tensors)} tensors; "
+          f"iresnet{depth}(num_features={len(tensors['fc.bias'])}).load_state_dict(torch.load({target.name!r}))")
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    flags = Parser("python -m common.convert_torch", description=__doc__,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("source", help="a .pth file, or a checkpoint: PREFIX,EPOCH")
+    flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, or a .pth file")
+    options = flags.parse_args(arguments)
+    torch_there, torch_here = (Path(name).suffix in ENDINGS for name in (options.target, options.source))
+    if torch_there == torch_here:
+        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth or .pt")
+    if torch_here:
+        import_weights(Path(options.source), options.target)
+    else:
+        export_weights(options.source, Path(options.target))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MegaFace's protocol: find a photograph of the same person among a million of others.
+
+For each ordered pair (probe, mate) of photographs of one person, the gallery is the mate and all distractors: the rank
+of the mate is one more than the number of distractors that score at least as high. Verification: the pairs of one
+person among the probes, against every probe with every distractor. Distractors come in blocks and are not kept.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from common.rates import Highest, Rate, count_above, rates_at, scores_needed, thresholds_at
+from recognition.errors import UserError
+
+BLOCK_BYTES = 64 << 20  # of one block of scores
+
+
+class Found(NamedTuple):
+    """What a search among distractors gives."""
+
+    ranks: np.ndarray  # int64 (pairs,), from 1, of every ordered pair of probe and mate
+    rates: list[Rate]
+    same_pairs: int  # not ordered
+    different_pairs: int
+    distractors: int
+
+
+class _Mates(NamedTuple):
+    scores: list[np.ndarray]  # of each probe with each mate, ascending, float32
+    beaten_by: list[np.ndarray]  # int64 (mates + 1,): how many distractors score at least as high as k of them
+
+
+def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Iterable[np.ndarray], distractors: int,
+                       fars: Sequence[float], name: str = "probes", block_bytes: int = BLOCK_BYTES) -> Found:
+    """Run both protocols in one pass over the distractors.
+
+    :param probes: float32 ``(P, D)``, normalised; ``identities``: int64 ``(P,)``
+    :param blocks: float32 ``(n, D)`` each, normalised, ``distractors`` rows in all
+    :raises UserError: if no two probes are of one identity, or a FAR is too high for so many pairs.
+    """
+    mates = _find_mates(probes, identities)
+    same_pairs = sum(map(len, mates.scores)) // 2
+    if not same_pairs:
+        raise UserError(f"{name}: no two of the {len(probes)} probes are of one identity, expected pairs")
+    different = len(probes) * distractors
+    highest = Highest(scores_needed(fars, different, name))
+    step = max(1, block_bytes // (4 * len(probes)))
+    for block in blocks:
+        for low in range(0, len(block), step):
+            scores = probes @ block[low : low + step].T
+            highest.add(scores)
+            _count(scores, mates)
+    if highest.seen != different:
+        raise ValueError(f"{highest.seen // len(probes)} distractors, {distractors} were announced")
+    thresholds = thresholds_at(fars, highest.descending(), different)
+    accepted = count_above(np.concatenate(mates.scores), thresholds) // 2  # each pair is there from both sides
+    ranks = [1 + np.cumsum(counts[::-1])[::-1][1:] for counts in mates.beaten_by]
+    rates = rates_at(fars, highest.descending(), different, accepted, same_pairs, thresholds)
+    return Found(np.concatenate(ranks), rates, same_pairs, different, distractors)
+
+
+def _find_mates(probes: np.ndarray, identities: np.ndarray) -> _Mates:
+    scores: list[np.ndarray] = [np.empty(0, np.float32)] * len(probes)
+    for identity in np.unique(identities):
+        rows = np.flatnonzero(identities == identity)
+        between = probes[rows] @ probes[rows].T
+        between = np.maximum(between, between.T)  # the same bits from both sides of a pair
+        for i, row in enumerate(rows.tolist()):
+            scores[row] = np.sort(np.delete(between[i], i))
+    return _Mates(scores, [np.zeros(len(of_one) + 1, np.int64) for of_one in scores])
+
+
+def _count(scores: np.ndarray, mates: _Mates) -> None:
+    """Add to each probe's counts: a distractor that scores at least as high as k mates counts at k. Most score less
+    than all mates, and cost one comparison."""
+    for row, of_mates, counts in zip(scores, *mates):
+        if len(of_mates):
+            reaching = row[row >= of_mates[0]]
+            counts += np.bincount(np.searchsorted(of_mates, reaching, side="right"), minlength=len(counts))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embeds images one after the other, however many there are: only the embeddings stay in memory."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from recognition.data.image import write_planes
+from recognition.errors import UserError
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_size: int, flip: bool = True,
+                 name: str = "embedding") -> np.ndarray:
+    """Embeddings of ``count`` images, float32 ``(count, D)``, not normalised; with ``flip`` each image's plus its
+    mirror's, as the verification protocol has it.
+
+    :param embed: uint8 ``(n, 3, H, W)`` RGB to float32 ``(n, D)``
+    :param images: uint8 ``(H, W, 3)`` RGB, all of one size
+    :raises UserError: if an embedding is not finite, with the number of the image.
+    """
+    found, done, rest = np.empty((0, 0), np.float32), 0, iter(images)
+    with tqdm(total=count, desc=name, unit=" images", disable=None) as bar:
+        while batch := list(islice(rest, min(batch_size, count - done))):
+            planes = np.empty((len(batch), 3, *batch[0].shape[:2]), np.uint8)
+            for image, target in zip(batch, planes):
+                write_planes(np.ascontiguousarray(image), target)
+            rows = embed(planes) + embed(np.ascontiguousarray(planes[..., ::-1])) if flip else embed(planes)
+            if not np.isfinite(rows).all():
+                bad = done + int(np.argmin(np.isfinite(rows).all(axis=1)))
+                raise UserError(f"{name}: the embedding of image {bad} is not finite")
+            if not done:
+                found = np.empty((count, rows.shape[1]), np.float32)
+            found[done : done + len(rows)] = rows
+            done += len(rows)
+            bar.update(len(rows))
+    if done != count:
+        raise ValueError(f"{done} images, {count} were announced")
+    return found
+
+
+def normalised(rows: np.ndarray, names: Callable[[int], str] = lambda row: f"embedding {row}") -> np.ndarray:
+    """Rows of length 1, float32, in place where they are float32. One without a direction is a UserError."""
+    rows = np.ascontiguousarray(rows, np.float32)
+    for start in range(0, len(rows), 4096):
+        block = rows[start : start + 4096]
+        norms = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
+        good = np.isfinite(norms) & (norms > 0)
+        if not good.all():
+            bad = int(np.argmin(good))
+            raise UserError(f"{names(start + bad)} has the norm {norms[bad]:g}, expected a direction")
+        block /= norms[:, None].astype(np.float32)
+    return rows

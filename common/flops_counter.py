@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Size, FLOPs and latency of networks, in one table.
+
+    python -m common.flops_counter --network r50 r100 y1 --config config.py
+    python -m common.flops_counter --model models/r50-arcface-emore/model,1 --batch-size 1 32 --json table.json
+
+Size is that of the parameters and moving statistics in float32. FLOPs are those of one image, a multiply-add as 2: of
+convolutions and fully connected layers, as the public recipes count, and of all operators. Latency is the median time
+of a batch, without mirrors, on --devices, with random parameters for --network; --no-latency leaves it out.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.backbone import load_backbone
+from common.embedder import read_network
+from recognition.cli import find_pretrained, parse_args
+from recognition.command_line import Parser
+from recognition.errors import UserError, command
+from recognition.files import replacing
+from recognition.mxnet_compat import mx
+from recognition.symbol import build_symbol, first_weights
+from recognition.symbol.flops import count_flops, short
+from recognition.symbol.initialise import initialise
+from recognition.symbol.shapes import infer_shapes
+from recognition.training.checkpoint import save_checkpoint
+
+
+def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, float]:
+    """Median milliseconds of a batch of each size, after two that warm up."""
+    side, found = options.image_size, {}
+    for size in options.batch_size:
+        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side))
+        images = np.random.RandomState(0).randint(0, 256, (size, side, side, 3)).astype(np.uint8)
+        times = []
+        for _ in range(options.repeats + 2):
+            start = time.perf_counter()
+            backbone.embed(images, flip=False, unit=False)
+            times.append(1000 * (time.perf_counter() - start))
+        found[str(size)] = statistics.median(times[2:])
+    return found
+
+
+def row(name: str, symbol: mx.sym.Symbol, prefix: str, number: int, options: argparse.Namespace) -> dict[str, Any]:
+    shape = (3, options.image_size, options.image_size)
+    shapes, flops = infer_shapes(symbol, shape), count_flops(symbol, shape)
+    numbers = sum(math.prod(size) for size in (*shapes.arguments.values(), *shapes.auxiliary.values()))
+    return {"network": name, "embedding": shapes.output[1], "parameters": flops.parameters, "bytes": 4 * numbers,
+            "flops": flops.products, "operations": flops.operations, "not_counted": list(flops.unknown),
+            "milliseconds": {} if options.no_latency else measure(prefix, number, options)}
+
+
+def preset_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The row of a network preset, with its first values in a temporary checkpoint."""
+    flags = ["--network", name, *(["--config", str(options.config)] if options.config else [])]
+    config = parse_args("train_parall", flags)
+    symbol, side = build_symbol(config), options.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.no_latency:
+            values = initialise(symbol, (3, side, side), 0, first_weights(config.net_name))
+            save_checkpoint(Path(folder, "model"), 1, symbol, *values)
+        return row(name, symbol, f"{folder}/model", 1, options)
+
+
+def model_row(text: str, options: argparse.Namespace) -> dict[str, Any]:
+    prefix, number = find_pretrained(text, 1, "--model")
+    return row(f"{prefix},{number}", read_network(Path(f"{prefix}-symbol.json")), prefix, number, options)
+
+
+def table(rows: list[dict[str, Any]], batches: list[int]) -> str:
+    width = max(len("network"), *(len(found["network"]) for found in rows))
+    timed = "".join(f"  {f'ms, batch {size}':>13}" for size in batches)
+    lines = [f"{'network':<{width}}  embedding  parameters       MB   FLOPs  all operators{timed}"]
+    for found in rows:
+        times = "".join(f"  {found['milliseconds'][str(size)]:>13.1f}" for size in batches)
+        missing = f"  not counted: {', '.join(found['not_counted'])}" if found["not_counted"] else ""
+        lines.append(f"{found['network']:<{width}}  {found['embedding']:>9}  {short(found['parameters']):>10}  "
+                     f"{found['bytes'] / 1e6:>7.1f}  {short(found['flops']):>6}  {short(found['operations']):>13}"
+                     f"{times}{missing}")
+    return "\n".join(lines)
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    flags = Parser("python -m common.flops_counter", description=__doc__,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--network", nargs="+", default=[], metavar="NAME", help="network presets")
+    flags.add_argument("--model", nargs="+", default=[], metavar="PREFIX,EPOCH", help="checkpoints")
+    flags.add_argument("--config", type=Path, help="where the presets are (default: config.py, else sample_config.py)")
+    flags.add_argument("--batch-size", nargs="+", type=int, default=[1],
+                       help="images a batch, several sizes (default 1)")
+    flags.add_argument("--repeats", type=int, default=10, help="batches timed (default 10)")
+    flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:1 (default cpu)")
+    flags.add_argument("--image-size", type=int, default=112, help="side of the images (default 112)")
+    flags.add_argument("--no-latency", action="store_true", help="time nothing")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    options = flags.parse_args(arguments)
+    if not (options.network or options.model):
+        raise UserError("found neither --network nor --model, expected at least one")
+    if min(*options.batch_size, options.repeats) < 1:
+        raise UserError("--batch-size, --repeats: found a number below 1")
+    rows = [preset_row(name, options) for name in options.network]
+    rows += [model_row(text, options) for text in options.model]
+    print(table(rows, [] if options.no_latency else options.batch_size))
+    if options.json:
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All-pairs 1:1 within groups of people and over all, as the tables of IFRT have it: TAR at FAR 1e-6 for each.
+
+    python -m common.groups --model PREFIX,EPOCH --list FILE
+
+FILE has a line 'IMAGE IDENTITY GROUP' for each aligned image, tabs or spaces between them; images count from FILE's
+folder. Every two images of a group are a pair, and in ALL every two images at all. Prints a table; writes results.json
+and roc.png to the output folder.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
+from common.embedding import Embed, embed_images, normalised
+from common.image_files import in_order, read_image
+from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.rate_pictures import draw_rates
+from common.results import percent, table, write_json
+from common.verification_pictures import NO_MATPLOTLIB
+from recognition.command_line import Parser
+from recognition.data.image import fit
+from recognition.errors import UserError, command
+
+FARS = (1e-6, 1e-5, 1e-4)
+ALL = "ALL"
+_EXPECTED = "expected 'IMAGE IDENTITY GROUP'"
+
+
+class Listed(NamedTuple):
+    """N images of a list."""
+
+    images: list[Path]
+    identities: np.ndarray  # int64 (N,)
+    groups: np.ndarray  # int64 (N,), places in names
+    names: list[str]  # of the groups, in the order in which they come
+
+
+def read_list(path: Path) -> Listed:
+    """Read a list of images, identities and groups. Raises UserError with the number of a line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    images: list[Path] = []
+    people: dict[str, tuple[int, int, str, int]] = {}  # number, first line, group, number of the group
+    groups: dict[str, int] = {}
+    rows: list[tuple[int, int]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields = line.split("\t") if "\t" in line else line.rsplit(None, 2)
+        if len(fields) != 3 or not all(map(str.strip, fields)):
+            raise UserError(f"{path}: line {number}: found {line[:80]!r}, {_EXPECTED}")
+        image, person, group = map(str.strip, fields)
+        if group == ALL:
+            raise UserError(f"{path}: line {number}: found a group {ALL!r}, expected another name: it is that of all")
+        known = people.setdefault(person, (len(people), number, group, groups.setdefault(group, len(groups))))
+        if known[2] != group:
+            raise UserError(f"{path}: line {number}: found identity {person!r} in group {group!r}, expected "
+                            f"{known[2]!r} as on line {known[1]}")
+        images.append(path.parent / image)
+        rows.append((known[0], known[3]))
+    if not rows:
+        raise UserError(f"{path}: found no lines, {_EXPECTED}")
+    numbers = np.array(rows, np.int64)
+    return Listed(images, numbers[:, 0], numbers[:, 1], list(groups))
+
+
+def members(listed: Listed) -> dict[str, np.ndarray]:
+    """The numbers of the images of each group, by name, and of all: int64."""
+    found = {name: np.flatnonzero(listed.groups == i) for i, name in enumerate(listed.names)}
+    return {**found, ALL: np.arange(len(listed.images))}
+
+
+def evaluate_groups(embed: Embed, listed: Listed, batch_size: int, size: int = 112, flip: bool = True,
+                    fars: Sequence[float] = FARS, name: str = "list") -> dict[str, AllPairs]:
+    """Embed all images and score every group and all."""
+    for group, chosen in members(listed).items():  # before hours are spent
+        check_pairs(listed.identities[chosen], fars, f"{name}: {group}")
+
+    def read(path: Path) -> np.ndarray:
+        image = read_image(path)[1]
+        try:
+            return fit(image, size, size)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    rows = normalised(embed_images(embed, in_order(read, listed.images), len(listed.images), batch_size, flip),
+                      lambda row: f"{listed.images[row]}: its embedding")
+    return {group: evaluate_all_pairs(rows[chosen], listed.identities[chosen], fars, group)
+            for group, chosen in members(listed).items()}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.groups", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    add = parser.add_argument
+    add("--list", type=Path, required=True, metavar="FILE", help="image, identity and group, a line each")
+    add("--output", type=Path, metavar="OUT", help="where results go (default: beside the checkpoint, "
+        "<prefix>-<epoch>-<name of FILE>)")
+    add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates (default 1e-6,1e-5,1e-4)")
+    add("--no-flip", action="store_true", help="leave mirrored images out")
+    args = parser.parse_args(argv)
+    check_model_flags(args)
+    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.list.stem}")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    listed = read_list(args.list)
+    embed, batch_size = open_model(args)
+    found = evaluate_groups(embed, listed, batch_size, args.image_size, not args.no_flip, args.far, str(args.list))
+    images = {group: len(chosen) for group, chosen in members(listed).items()}
+    write_json(args.output / "results.json", {
+        "model": as_text(args.model), "list": str(args.list), "flip": not args.no_flip, "groups": {
+            group: {"images": images[group], "pairs_of_one_identity": one.same_pairs,
+                    "pairs_of_two": one.different_pairs, "verification": [rate.as_json() for rate in one.rates]}
+            for group, one in found.items()}})
+    rows = [[group, str(images[group]), str(one.same_pairs), str(one.different_pairs),
+             *(percent(rate.tar) + ("" if rate.allowed else "*") for rate in one.rates)]
+            for group, one in found.items()]
+    print(table(["group", "images", "same", "different", *(f"TAR % at {far:g}" for far in sorted(args.far))], rows))
+    if not all(rate.allowed for one in found.values() for rate in one.rates):
+        print("*: fewer pairs of two identities than one in this rate: the share accepted with no false accept at all")
+    drawn = draw_rates({group: one.curve for group, one in found.items()}, args.output / "roc.png")
+    print(f"results: {args.output}" + ("" if drawn else f"; {NO_MATPLOTLIB}"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embeds aligned face images, compares two, or searches a gallery.
+
+    python -m common.inference --model PREFIX,EPOCH --images DIR --output FILE.npz
+    python -m common.inference --model PREFIX,EPOCH --images FACE.jpg
+    python -m common.inference --model PREFIX,EPOCH --compare A.jpg B.jpg --threshold 1.25
+    python -m common.inference --model PREFIX,EPOCH --gallery DIR_OR_FILE.npz --probes IMAGE_OR_DIR --json OUT.json
+
+Images are aligned faces of the size that the network was trained on, or of that shape in another size. An embedding is
+that of the image plus that of its mirror, of unit length, as in verification; --no-flip leaves the mirror out.
+Distances are squared Euclidean ones, 2 - 2 cosine, from 0 to 4. FILE.npz holds embeddings float32 (N, dim) and paths
+(N,). Files that cannot be used are named and counted; the exit status is 0 if there are others.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.backbone import Backbone, load_backbone
+from common.gallery import (
+    check_same_network,
+    distances,
+    embed_files,
+    load_gallery,
+    nearest,
+    save_gallery,
+)
+from recognition.command_line import Parser
+from recognition.errors import UserError, command
+from recognition.files import replacing
+
+Found = dict[str, Any]
+
+
+def parser() -> Parser:
+    flags = Parser("python -m common.inference", description=__doc__,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--model", required=True, help="checkpoint: PREFIX,EPOCH, PREFIX, or its folder")
+    what = flags.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", type=Path, metavar="PATH", help="a folder of images, at any depth, or one image")
+    what.add_argument("--compare", type=Path, nargs=2, metavar="IMAGE", help="two images: how far apart are they?")
+    what.add_argument("--gallery", type=Path, metavar="PATH", help="a folder of images or a FILE.npz to search in")
+    flags.add_argument("--output", type=Path, metavar="FILE.npz", help="with --images: where the embeddings go")
+    flags.add_argument("--probes", type=Path, metavar="PATH", help="with --gallery: an image or a folder to search for")
+    flags.add_argument("--top", type=int, default=5, help="with --gallery: how many of each search (default 5)")
+    flags.add_argument("--threshold", type=float, help="a distance: below it two images are called the same person")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    flags.add_argument("--no-flip", action="store_true", help="without mirrors: half of the time")
+    flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:0,1 (default cpu)")
+    flags.add_argument("--batch-size", type=int, default=32, help="images a device at a time (default 32)")
+    flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
+    return flags
+
+
+def embed(backbone: Backbone, options: argparse.Namespace) -> Found:
+    start = time.perf_counter()
+    gallery, bad = embed_files(backbone, options.images, not options.no_flip)
+    seconds = time.perf_counter() - start
+    _tell(bad)
+    if options.output:
+        save_gallery(options.output, gallery)
+        print(f"{options.output}: embeddings of {len(gallery.paths)} images, {backbone.dim} numbers each; "
+              f"{len(gallery.paths) / seconds:.1f} images/s")
+    elif options.images.is_file():
+        with np.printoptions(precision=5, suppress=True, linewidth=100, threshold=backbone.dim + 1):
+            print(gallery.embeddings[0])
+    else:
+        raise UserError("--output: not given, expected FILE.npz for the embeddings of a folder")
+    found: Found = {"images": len(gallery.paths), "unusable": bad, "seconds": seconds}
+    return found if options.output else {**found, "embedding": gallery.embeddings[0].tolist()}
+
+
+def compare(backbone: Backbone, options: argparse.Namespace) -> Found:
+    rows = [embed_files(backbone, path, not options.no_flip)[0].embeddings[0] for path in options.compare]
+    cosine = float(rows[0] @ rows[1])
+    found: Found = {"images": [str(path) for path in options.compare], "cosine": cosine,
+                    "distance": float(distances([cosine])[0])}
+    line = f"cosine {cosine:.4f}, distance {found['distance']:.4f}"
+    if options.threshold is not None:
+        found["same"] = found["distance"] < options.threshold
+        line += f": {'the same person' if found['same'] else 'two people'} by the threshold {options.threshold}"
+    print(line)
+    return found
+
+
+def search(backbone: Backbone, options: argparse.Namespace) -> Found:
+    if options.probes is None:
+        raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
+    if options.top < 1:
+        raise UserError(f"--top: found {options.top}, expected at least 1")
+    flip = not options.no_flip
+    bad: list[str] = []
+    if options.gallery.suffix == ".npz":
+        gallery = load_gallery(options.gallery)
+        check_same_network(gallery, options.gallery, backbone, flip)
+    else:
+        gallery, bad = embed_files(backbone, options.gallery, flip)
+    probes, unusable = embed_files(backbone, options.probes, flip)
+    _tell(bad + unusable)
+    numbers, cosines = nearest(probes.embeddings, gallery.embeddings, options.top)
+    results = []
+    for probe, row, values in zip(probes.paths, numbers, cosines):
+        apart = distances(values)
+        keep = apart < options.threshold if options.threshold is not None else np.ones(len(apart), bool)
+        results.append({"probe": probe, "found": [
+            {"path": gallery.paths[number], "cosine": float(cosine), "distance": float(distance)}
+            for number, cosine, distance, kept in zip(row, values, apart, keep) if kept]})
+    _table(results)
+    return {"gallery": len(gallery.paths), "unusable": bad + unusable, "results": results}
+
+
+def _table(results: list[Found]) -> None:
+    width = max(len(result["probe"]) for result in results)
+    print(f"{'probe':<{width}}  rank  cosine  distance  gallery")
+    for result in results:
+        for rank, found in enumerate(result["found"], 1):
+            name = result["probe"] if rank == 1 else ""
+            print(f"{name:<{width}}  {rank:>4}  {found['cosine']:6.3f}  {found['distance']:8.4f}  {found['path']}")
+        if not result["found"]:
+            print(f"{result['probe']:<{width}}     -       -         -  none is below the threshold")
+
+
+def _tell(bad: list[str]) -> None:
+    for line in bad:
+        print(f"left out: {line}")
+    if bad:
+        print(f"{len(bad)} images left out")
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    for flag, goes_with in (("output", "images"), ("probes", "gallery")):
+        if getattr(options, flag) is not None and getattr(options, goes_with) is None:
+            raise UserError(f"--{flag}: goes with --{goes_with} only")
+    if options.output and options.output.suffix != ".npz":  # before hours of work
+        raise UserError(f"--output: found {options.output}, expected a name that ends in .npz")
+    side = options.image_size
+    backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side))
+    action = embed if options.images else compare if options.compare else search
+    found = action(backbone, options)
+    if options.json:
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps({"model": backbone.model, **found}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole numbers in columns, read a chunk at a time: the pair lists of IJB have 16 million lines."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from recognition.errors import UserError
+
+CHUNK_BYTES = 1 << 24
+_ALLOWED = np.isin(np.arange(256), list(b"0123456789-+ \t\r\n"))
+
+
+def read_whole_numbers(path: Path, columns: int, what: str, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray:
+    """A file of lines of ``columns`` whole numbers with spaces or tabs between them: int64 ``(lines, columns)``.
+
+    :param what: what a line is expected to be, for messages
+    :raises UserError: at the first other line, with its number.
+    """
+    parts, line = [], 1
+    for chunk in _chunks(path, chunk_bytes):
+        numbers = _parse(chunk, columns)
+        if numbers is None:
+            raise _complaint(path, chunk, columns, line, what)
+        parts.append(numbers)
+        line += len(numbers)
+    if not parts:
+        raise UserError(f"{path}: found no lines, expected {what}")
+    return np.concatenate(parts)
+
+
+def _chunks(path: Path, size: int) -> Iterator[bytes]:
+    """The file in pieces of whole lines; empty lines at its end are no lines."""
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(size):
+                chunk += file.readline()
+                if not chunk.endswith(b"\n"):
+                    chunk += b"\n"
+                if chunk.strip() or file.peek(1):
+                    yield chunk.rstrip() + b"\n" if not file.peek(1) else chunk
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _parse(chunk: bytes, columns: int) -> np.ndarray | None:
+    """The numbers of whole lines, or None if a line has not ``columns`` of them."""
+    letters = np.frombuffer(chunk, np.uint8)
+    if not _ALLOWED[letters].all():
+        return None
+    ends = np.flatnonzero(letters == 10)
+    blank = (letters == 32) | (letters == 9) | (letters == 13) | (letters == 10)
+    starts = np.flatnonzero(~blank & np.concatenate([[True], blank[:-1]]))
+    if len(starts) != columns * len(ends):
+        return None
+    of_line = starts.reshape(-1, columns)
+    if (of_line[:, -1] >= ends).any() or (of_line[1:, 0] <= ends[:-1]).any():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # at what is no number NumPy warns and stops: counted below
+        try:
+            numbers = np.fromstring(chunk, np.int64, sep=" ")  # type: ignore[call-overload]
+        except ValueError:
+            return None
+    return numbers.reshape(-1, columns) if len(numbers) == len(starts) else None
+
+
+def _complaint(path: Path, chunk: bytes, columns: int, first: int, what: str) -> UserError:
+    for number, text in enumerate(chunk.split(b"\n"), first):
+        if _parse(text + b"\n", columns) is None:
+            return UserError(f"{path}: line {number}: found {text[:60].decode('utf-8', 'replace')!r}, expected {what}")
+    return UserError(f"{path}: lines from {first} on cannot be read, expected {what}")

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores a checkpoint on verification sets: what ``python -m common.verification`` does.
+
+    python -m common.verification --model models/r100-arcface-emore/model,1 --data DIR --targets lfw,cfp_fp,agedb_30
+
+Prints the legacy lines and a table; writes to the output folder results.json, roc.png (ROC curves), scores.png
+(histograms of the distances) and worst-<target>.png (the worst pairs of both kinds, errors in red).
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.rates import allowed_accepts
+from common.results import percent, table, write_json
+from common.roc import tar_at_far
+from common.verification import FOLDS, VerificationResult, check_pairs, embed_views, evaluate
+from common.verification_pca import evaluate_pca
+from common.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
+from recognition.command_line import Parser
+from recognition.data.verification_set import VerificationSet, load_bin
+from recognition.errors import UserError, command
+
+FARS = (1e-4, 1e-3)
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = FOLDS,
+          pca: int = 0) -> VerificationResult:
+    """The legacy protocol, as in the training loop; with ``pca`` above 0 after a PCA to so many numbers."""
+    name, images, issame = chosen
+    check_pairs(issame, folds, name)
+    with tqdm(total=2 * len(images), desc=name, unit=" images", disable=None) as bar:
+
+        def embed_and_say(batch: np.ndarray) -> np.ndarray:
+            bar.update(len(batch))
+            return embed(batch)
+
+        embeddings, xnorm = embed_views(embed_and_say, images, batch_size)
+    result = evaluate_pca(embeddings, issame, pca, folds, name) if pca else evaluate(embeddings, issame, folds, name)
+    return VerificationResult(**vars(result), name=name, xnorm=xnorm)
+
+
+def as_json(result: VerificationResult, fars: Sequence[float]) -> dict[str, Any]:
+    """A set's part of results.json."""
+    same = int(result.issame.sum())
+    different = len(result.issame) - same
+    rates = tar_at_far(result.distances, result.issame, fars, result.name)
+    return {"pairs": len(result.issame), "pairs_of_one_identity": same, "accuracy": result.mean, "std": result.std,
+            "accuracies": result.accuracies.tolist(), "thresholds": result.best_thresholds.tolist(),
+            "xnorm": result.xnorm, "auc": result.auc,
+            "tar_at_far": [{"far": far, "tar": float(tar), "false_accepts_allowed": allowed_accepts(far, different)}
+                           for far, tar in zip(fars, rates)]}
+
+
+def _targets(data: Path, text: str | None) -> list[Path]:
+    """The files of the targets; by default all that DIR has."""
+    paths = [data / f"{name.strip()}.bin" for name in text.split(",")] if text else sorted(data.glob("*.bin"))
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing or not paths:
+        there = ", ".join(path.stem for path in sorted(data.glob("*.bin"))) or "none"
+        raise UserError(f"{data}: found no {', '.join(missing) or '<target>.bin'}, expected verification sets; "
+                        f"there are: {there}")
+    return paths
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.verification", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="the folder of the sets, <target>.bin")
+    add("--targets", metavar="A,B", help="names of the sets (default: all in DIR)")
+    add("--output", type=Path, metavar="DIR", help="where results go (default: beside the checkpoint, "
+        "<prefix>-<epoch>-verification)")
+    add("--folds", type=int, default=FOLDS, help=f"folds of the protocol (default {FOLDS})")
+    add("--pca", type=int, default=0, metavar="N", help="reduce embeddings to N numbers by a PCA that each fold's "
+        "others are fitted with (default 0: do not)")
+    add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates of the table (default "
+        "1e-4,1e-3)")
+    args = parser.parse_args(argv)
+    for name, least in (("folds", 2), ("pca", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least {least}")
+    check_model_flags(args)
+    args.paths = _targets(args.data, args.targets)
+    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-verification")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    embed, batch_size = open_model(args)
+    results: dict[str, VerificationResult] = {}
+    refused = []
+    for path in args.paths:  # a set at a time in memory; one that cannot be scored does not cost the others
+        try:
+            chosen = load_bin(path, (args.image_size, args.image_size))
+            result = results[chosen.name] = score(embed, chosen, batch_size, args.folds, args.pca)
+        except UserError as error:
+            refused.append(path.stem)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            continue
+        draw_contact_sheet(chosen, result, args.output / f"worst-{chosen.name}.png")
+        print(f"[{chosen.name}]XNorm: {result.xnorm:f}\n[{chosen.name}]Accuracy-Flip: {result.mean:1.5f}+-"
+              f"{result.std:1.5f}", flush=True)
+    if not results:
+        return UserError.status
+    content = {name: as_json(result, args.far) for name, result in results.items()}
+    write_json(args.output / "results.json", {"model": as_text(args.model), "data": str(args.data), "folds": args.folds,
+                                              "pca": args.pca, "targets": content, "refused": refused})
+    _print_table(content, args.far)
+    drawn = draw_curves({**results}, args.output / "roc.png")
+    drawn = drawn and draw_histograms({**results}, args.output / "scores.png")
+    print(f"results and pictures: {args.output}" if drawn else f"results: {args.output}; {NO_MATPLOTLIB}")
+    return UserError.status if refused else 0
+
+
+def _print_table(content: dict[str, dict[str, Any]], fars: Sequence[float]) -> None:
+    rows = [[name, str(part["pairs"]), percent(part["accuracy"]), percent(part["std"]), f"{part['auc']:.5f}",
+             *(percent(rate["tar"]) + ("" if rate["false_accepts_allowed"] else "*") for rate in part["tar_at_far"])]
+            for name, part in content.items()]
+    print(table(["set", "pairs", "accuracy %", "std", "AUC", *(f"TAR % at {far:g}" for far in fars)], rows))
+    if any(cell.endswith("*") for row in rows for cell in row):
+        print("*: fewer pairs of two identities than one in this rate: the share accepted with no false accept at all")

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from common.gallery import load_gallery, nearest
+from common.inference import main
+from recognition import load_backbone
+
+
+@pytest.fixture
+def folder(tmp_path: Path, noise: np.ndarray) -> Path:
+    """Seven images in two folders, a file that is no image, one that is cut short and one of another shape."""
+    place = tmp_path / "people"
+    for number, image in enumerate(noise):
+        path = place / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image[:, :, ::-1])
+    (place / "a" / "broken.jpg").write_bytes(b"no image")
+    (place / "a" / "cut.jpg").write_bytes(bytes(cv2.imencode(".jpg", noise[0])[1])[:900])
+    cv2.imwrite(str(place / "b" / "wide.png"), noise[0][:50])
+    (place / "notes.txt").write_text("not looked at")
+    return place
+
+
+def test_a_folder_to_a_file(small_model, folder, noise, tmp_path, capsys):
+    output, report = tmp_path / "out.npz", tmp_path / "out.json"
+    flags = ["--model", f"{small_model},1", "--batch-size", "4"]
+    assert main([*flags, "--images", str(folder), "--output", str(output), "--json", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert "broken.jpg" in said
+    assert "cut.jpg" in said
+    assert "wide.png: the image is 50 x 112" in said
+    assert "3 images left out" in said
+    gallery = load_gallery(output)
+    assert gallery.paths == [f"a/{i}.png" for i in (0, 2, 4, 6)] + [f"b/{i}.png" for i in (1, 3, 5)]
+    expected = load_backbone(str(small_model), batch_size=4).embed(noise[[0, 2, 4, 6, 1, 3, 5]])
+    np.testing.assert_allclose(gallery.embeddings, expected, atol=1e-6)
+    found = json.loads(report.read_text())
+    assert (found["images"], len(found["unusable"])) == (7, 3)
+
+
+def test_one_image(small_model, folder, tmp_path, capsys):
+    report = tmp_path / "one.json"
+    image = folder / "a" / "0.png"
+    assert main(["--model", str(small_model), "--images", str(image), "--no-flip", "--json", str(report)]) == 0
+    assert "[" in capsys.readouterr().out
+    embedding = json.loads(report.read_text())["embedding"]
+    assert len(embedding) == 64
+    assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-6)
+
+
+def test_two_faces(small_model, folder, tmp_path, capsys):
+    report = tmp_path / "two.json"
+    pair = [str(folder / "a" / "0.png"), str(folder / "b" / "1.png")]
+    flags = ["--model", str(small_model), "--threshold", "0.0001", "--json", str(report)]
+    assert main([*flags, "--compare", pair[0], pair[0]]) == 0
+    assert "the same person" in capsys.readouterr().out
+    assert main([*flags, "--compare", *pair]) == 0
+    assert "two people" in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert found["distance"] == pytest.approx(2 - 2 * found["cosine"], abs=1e-6)
+    assert found["same"] is False
+
+
+def test_searching_a_gallery(small_model, folder, tmp_path, capsys):
+    """Each image of the gallery finds itself first; a gallery in a file gives what its folder gives."""
+    saved, by_folder, by_file = tmp_path / "g.npz", tmp_path / "1.json", tmp_path / "2.json"
+    model = ["--model", str(small_model)]
+    assert main([*model, "--images", str(folder / "a"), "--output", str(saved)]) == 0
+    for gallery, report in ((folder / "a", by_folder), (saved, by_file)):
+        assert main([*model, "--gallery", str(gallery), "--probes", str(folder / "a"), "--top", "2", "--json",
+                     str(report)]) == 0
+    results = json.loads(by_folder.read_text())["results"]
+    assert [result["probe"] for result in results] == ["0.png", "2.png", "4.png", "6.png"]
+    for result in results:
+        assert result["found"][0]["path"] == result["probe"]
+        assert result["found"][0]["distance"] < 1e-5 < result["found"][1]["distance"]
+    assert results == json.loads(by_file.read_text())["results"]
+    capsys.readouterr()
+    assert main([*model, "--gallery", str(saved), "--probes", str(folder / "b" / "1.png"), "--threshold", "0"]) == 0
+    assert "none is below the threshold" in capsys.readouterr().out
+
+
+def test_nearest_against_a_loop():
+    random = np.random.default_rng(0)
+    probes, gallery = (random.standard_normal((n, 8)).astype(np.float32) for n in (1030, 9))
+    gallery[5] = gallery[2]
+    numbers, cosines = nearest(probes, gallery, 20)
+    assert numbers.shape == (1030, 9)
+    for place in (0, 1023, 1024, 1029):
+        products = [float(np.dot(probes[place], row)) for row in gallery]
+        np.testing.assert_allclose(cosines[place], sorted(products, reverse=True), rtol=1e-5, atol=1e-5)
+        assert list(numbers[place]).index(2) + 1 == list(numbers[place]).index(5)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--images", "{people}"], "--output: not given"),
+    (["--images", "{people}", "--output", "out.txt"], "--output: found out.txt, expected a name that ends in .npz"),
+    (["--images", "nowhere", "--output", "o.npz"], "nowhere: not found, expected an image or a folder"),
+    (["--images", "{people}/notes.txt"], "notes.txt: none of its 1 images can be used"),
+    (["--gallery", "{people}"], "--probes: not given"),
+    (["--gallery", "{people}", "--probes", "{people}", "--top", "0"], "--top: found 0"),
+    (["--compare", "a.png"], "expected 2 arguments"),
+    (["--images", "{people}", "--probes", "x"], "--probes: goes with --gallery only"),
+    (["--gallery", "{people}/notes.npz", "--probes", "{people}"], "notes.npz: not a file of embeddings"),
+])
+def test_bad_input_is_one_line(small_model, folder, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (folder / "notes.npz").write_text("nothing")
+    assert main(["--model", str(small_model), *(flag.format(people=folder) for flag in flags)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_a_gallery_of_another_network_is_refused(small_model, folder, tmp_path, capsys):
+    saved = tmp_path / "g.npz"
+    assert main(["--model", str(small_model), "--images", str(folder), "--no-flip", "--output", str(saved)]) == 0
+    assert main(["--model", str(small_model), "--gallery", str(saved), "--probes", str(folder)]) == 2
+    assert "without mirrors, expected 64" in capsys.readouterr().err
