@@ -66,6 +66,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.workers < 1 or not options.command:
         parser.error(f"found {options.workers} workers and the command {options.command}, expected one or more and "
                      "-- python train_parall.py ...")
+    for flag, value in (("--servers", options.servers or 0), ("--restarts", options.restarts)):
+        if value < 0:
+            parser.error(f"{flag}: found {value}, expected 0 or more")
     if options.servers and not wants_servers(options.command):
         if named := next((word for word in options.command if word.partition("=")[0] == "--kvstore"), ""):
             parser.error(f"--servers: found {named} of another kind in the command, expected --kvstore dist_sync or "

@@ -132,12 +132,12 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     reader = RecordReader(folder / "train.rec")
     shuffled = shuffled or prop.shuffled
     keys, offsets = _index(folder / "train.idx", reader, by_offset=shuffled)
-    images = slice(0, None) if shuffled else _images(reader, keys, offsets)
+    images = _images(reader, keys, offsets)
     form = "shuffled" if shuffled else "identities" if images.start else "sequential"
     if form != "identities":  # those have a header that says how many there are
         _check_last(folder / "train.idx", reader, offsets)
     dataset = FaceDataset(folder, form, prop, reader, keys[images], offsets[images])
-    if form == "identities":
+    if images.start:
         _check_identities(dataset, len(keys) - images.stop)
     if images_filter > 1:
         dataset = dataset.without_small_identities(images_filter)

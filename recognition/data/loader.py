@@ -50,7 +50,8 @@ class BatchLoader:
         if not 0 <= self._part[0] < self._part[1] <= global_batch:
             raise ValueError(f"part {self._part} of a batch of {global_batch}")
         if len(dataset) < global_batch:
-            raise UserError(f"{dataset.path}: {len(dataset)} images, fewer than one batch of {global_batch}")
+            raise UserError(f"{dataset.path}: {len(dataset)} images, fewer than one batch of {global_batch}; "
+                            "expected a smaller --per-batch-size")
         self._dataset, self._order, self._augmentation = dataset, order, augmentation
         self._global_batch, self._prefetch = global_batch, prefetch
         self._next = start

@@ -6,6 +6,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.parallel.adamw import AdamWStep
 from recognition.parallel.communicator import Communicator
@@ -25,6 +26,9 @@ class MxnetShard:
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
                  on_host: bool = False) -> None:
+        if start == stop:  # MXNet has no empty arrays
+            raise UserError(f"devices: found more shards than the {start} identities, expected at least one for each "
+                            f"GPU; {context} would have none")
         self.context, self.on_host = context, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres, self.with_bias = normalised, scale, sub_centres, with_bias

@@ -38,6 +38,9 @@ class Rates:
 def _matches(pattern: str, names: Sequence[str], key: str) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
+        if pattern.startswith("fc7"):
+            raise UserError(f"{key}: found {pattern!r}, but the class centres have factors of their own: fc7_lr_mult, "
+                            "fc7_wd_mult in config.py")
         raise UserError(f"{key}: found {pattern!r}, which no parameter of the network matches, expected a pattern of "
                         f"names such as {names[0]} and {names[-1]}{nearest(pattern, names)}")
     return found

@@ -79,13 +79,7 @@ def train_together(config: Config, communicator: Communicator) -> int:
     saved = find_state(folder / "state", config.resume, launch)
     require_same_state(saved, communicator)
     contexts = make_contexts(config)
-    dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter)
-    if config.num_classes not in (0, dataset.num_classes):
-        print(f"{dataset.path}: {dataset.num_classes} identities by its property file; the preset's "
-              f"{config.num_classes} are not used", flush=True)
-    require_same_size(config, dataset)
-    dataset.check_labels()
-
+    dataset = make_dataset(config)
     symbol = build_symbol(config)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator, checkpoint)
@@ -132,6 +126,17 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"--models-root: {folder} cannot be written to: {error.strerror}") from None
+
+
+def make_dataset(config: Config) -> FaceDataset:
+    """The training set, once it goes with the configuration."""
+    dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter)
+    if config.num_classes not in (0, dataset.num_classes):
+        print(f"{dataset.path}: {dataset.num_classes} identities by its property file; the preset's "
+              f"{config.num_classes} are not used", flush=True)
+    require_same_size(config, dataset)
+    dataset.check_labels()
+    return dataset
 
 
 def require_same_size(config: Config, dataset: FaceDataset) -> None:

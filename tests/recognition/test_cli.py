@@ -89,6 +89,13 @@ def test_devices(parse):
     assert parse("--devices", "cpu:2", CUDA_VISIBLE_DEVICES="4,6").devices == (("cpu", 0), ("cpu", 1))
 
 
+def test_worker_id(parse, refusal):
+    two = {"DMLC_NUM_WORKER": "2"}
+    assert parse("--worker-id", "1", "--kvstore", "dist_sync", **two).worker_id == 1
+    assert refusal("--worker-id", "2", "--kvstore", "dist_sync", **two).startswith("worker_id: found 2, expected less")
+    assert refusal("--worker-id", "1").endswith("(DMLC_NUM_WORKER), 1")
+
+
 def test_what_follows_from_other_options(parse):
     assert parse("--verbose", "30").state_every == 30
     assert parse("--ckpt", "0").state_every == 0

@@ -225,6 +225,9 @@ def test_flags() -> None:
     with pytest.raises(UserError, match="--servers: found --kvstore of another kind in the command, expected"):
         parse(["-np", "2", "--servers", "1", "--", "python", "train.py", "--kvstore", "device"])
     assert wants_servers(["--kvstore=dist_device_sync"]) and not wants_servers(["--kvstore", "device"])
+    for flag in ("--servers", "--restarts"):
+        with pytest.raises(UserError, match=f"{flag}: found -1, expected 0 or more"):
+            parse(["-np", "2", flag, "-1", "--", "x"])
     for argv in (["-np", "2"], ["-np", "0", "--", "x"], ["--", "x"], ["-np", "two", "--", "x"]):
         with pytest.raises(UserError):
             parse(argv)

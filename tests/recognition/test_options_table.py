@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
@@ -14,8 +15,28 @@ ROWS = [[cell.strip() for cell in line.strip("|").split("|")]
         for line in (ROOT / "docs" / "options.md").read_text().splitlines() if line.startswith("| `")]
 
 
+# The contract's flags and keys, written down a second time on purpose.
+FLAGS = """dataset network loss models-root pretrained pretrained-epoch ckpt verbose lr lr-steps wd mom frequent
+per-batch-size kvstore"""
+PARALL_FLAGS = "worker-id extra-model-name fp16-scale"
+KEYS = """bn_mom workspace emb_size ckpt_embedding net_se net_act net_unit net_input net_blocks net_output
+net_multiplier val_targets ce_loss fc7_lr_mult fc7_wd_mult fc7_no_bias max_steps data_rand_mirror data_cutoff data_color
+data_images_filter count_flops memonger is_shuffled_rec fp16 loss_K sample_ratio
+network pretrained pretrained_epoch dataset loss frequent verbose kvstore end_epoch lr wd mom per_batch_size ckpt
+lr_steps models_root num_workers
+net_name num_layers densenet_dropout dataset_path num_classes image_shape
+loss_name loss_s loss_m1 loss_m2 loss_m3 images_per_identity triplet_alpha triplet_bag_size triplet_max_ap"""
+
+
 def test_all_options_stand_there_once_and_in_order():
     assert [row[0].strip("`") for row in ROWS] == list(OPTIONS)
+
+
+def test_every_flag_and_key_of_the_contract_stands_there():
+    flags = {row[1] for row in ROWS}
+    assert {f"`--{flag}`" for flag in FLAGS.split()} | {
+        f"`--{flag}` (train_parall.py)" for flag in PARALL_FLAGS.split()} <= flags
+    assert set(KEYS.split()) <= {row[0].strip("`") for row in ROWS}
 
 
 @pytest.mark.parametrize("key, flag, default, meaning, effect, test", ROWS, ids=list(OPTIONS))
@@ -30,6 +51,13 @@ def test_row(key, flag, default, meaning, effect, test):
     elif default != "empty":
         assert kind.check(default, key) == expected
     assert meaning == OPTIONS[key].metadata["help"].replace("|", "or") and effect
-    path, name = test.strip("`").split("::")
-    tree = ast.parse((ROOT / path).read_text())
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for named in test.split(", "):  # by the source of the test, which sets the option: by its key or by its flag
+        assert re.search(rf"\b{key}\b|{flag_name(key)}\b", source(*named.strip("`").split("::"))), named
+
+
+def source(path, name):
+    """The text of a test with its decorators."""
+    text = (ROOT / path).read_text()
+    (test,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name]
+    start = min(node.lineno for node in (test, *test.decorator_list))
+    return "\n".join(text.splitlines()[start - 1 : test.end_lineno])

@@ -36,6 +36,11 @@ def test_shuffled_by_option(make_set: Callable[..., Path]) -> None:
     assert [open_dataset(folder).read(i)[2] for i in range(8)] == list(range(8))
 
 
+def test_a_set_with_a_header_read_in_its_own_order(make_set: Callable[..., Path]) -> None:
+    dataset = open_dataset(make_set("identities"), shuffled=True)
+    assert (dataset.form, dataset.labels().tolist()) == ("shuffled", LABELS)
+
+
 @pytest.mark.parametrize("form", ["identities", "sequential", "shuffled"])
 @pytest.mark.parametrize("least, labels", [(0, LABELS), (1, LABELS), (3, [0, 0, 0, 2, 2, 2, 2]), (4, [2, 2, 2, 2])])
 def test_images_filter(make_set: Callable[..., Path], form: str, least: int, labels: list[int]) -> None:

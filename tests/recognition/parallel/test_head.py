@@ -10,6 +10,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from recognition.errors import UserError
 from recognition.loss.margin import Margin
 from recognition.mxnet_compat import mx
 from recognition.parallel.communicator import SingleProcess
@@ -250,6 +251,14 @@ def test_accuracy_counts_targets_that_win_in_spite_of_their_margin() -> None:
     result = make_head(on_cpu, w, ARCFACE).forward_backward(x, np.array([0, 0, 2]))
     assert result.accuracy == pytest.approx(1 / 3)  # the second is nearest to class 0, but not by the margin
     assert make_head(on_cpu, w, NSOFTMAX).forward_backward(x, np.array([0, 0, 2])).accuracy == pytest.approx(2 / 3)
+
+
+def test_a_device_without_a_class_is_refused_where_arrays_cannot_be_empty() -> None:
+    with pytest.raises(UserError, match=r"^devices: found more shards than the 2 identities, expected at least one"):
+        on_context(2, 2, 8, normalised=True, scale=64)
+    heads = [make_head(on_cpu, np.eye(2, 8, dtype=np.float32), ARCFACE, shards) for shards in (1, 3)]
+    losses = [head.forward_backward(np.eye(2, 8, k=1, dtype=np.float32), np.array([0, 1])).loss for head in heads]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_shards_without_a_class_add_nothing() -> None:

@@ -37,5 +37,7 @@ def test_a_run_in_which_nothing_would_learn_is_refused() -> None:
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"freeze: found 'stage9\*', which no parameter .* such as conv0_weight"):
         Rates(NAMES, ["stage9*"])
+    with pytest.raises(UserError, match=r"lr_factor: found 'fc7\*', but the class centres have .* fc7_lr_mult"):
+        Rates(NAMES, factors=[("fc7*", 0.1)])
     with pytest.raises(UserError, match=r"lr_factor: found 'pre_fc1_wieght'.* nearest is 'pre_fc1_weight'"):
         Rates(NAMES, factors=[("pre_fc1_wieght", 1.0)])

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options from the Config to the parts of a run: what the loader yields, the graph, the head, the optimiser's steps."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+
+from recognition.config import Config
+from recognition.data.loader import Batch
+from recognition.data.order import BEGINNING
+from recognition.errors import UserError
+from recognition.loss.margin import margin_of
+from recognition.mxnet_compat import mx
+from recognition.parallel.communicator import SingleProcess
+from recognition.parallel.head import ShardedHead
+from recognition.parallel.triplet_head import TripletHead
+from recognition.symbol import build_symbol
+from recognition.training.prepare import make_loss_scale, prepare, require_bfloat16
+from recognition.training.run import make_backbone, make_dataset, make_head, make_loader
+
+CLASSES, DIM = 11, 8
+TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
+GPU = (("gpu", 0),)
+NETWORK = """
+import mxnet as mx
+
+def get_symbol(emb_size):
+    x = mx.sym.Convolution(mx.sym.Variable("data") / 255, num_filter=4, kernel=(7, 7), stride=(7, 7), name="conv0")
+    return mx.sym.FullyConnected(x, num_hidden=emb_size, name="fc1")
+"""
+
+
+@pytest.fixture
+def make(tiny_set: Path, tmp_path: Path) -> Callable[..., Config]:
+    """The Config of a small run on the small set, with some options changed; nothing is augmented unless asked for."""
+    (tmp_path / "plain.py").write_text(NETWORK)
+    small = {"dataset_path": str(tiny_set), "net_name": "plain", "config_file": str(tmp_path / "config.py"),
+             "emb_size": DIM, "per_batch_size": 12, "data_rand_mirror": False}
+    return lambda **options: Config(**{**small, **options})
+
+
+class Mean:
+    """A backbone whose features are mean colours, for the loader of triplets."""
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        return images.mean(axis=(2, 3)).astype(np.float32) - 127
+
+
+def batches(config: Config) -> Iterator[Batch]:
+    with make_loader(config, make_dataset(config), Mean(), SingleProcess(), BEGINNING, {}) as loader:  # type: ignore
+        yield from loader
+
+
+def first(config: Config) -> Batch:
+    return next(batches(config))
+
+
+def same(left: np.ndarray, right: np.ndarray) -> list[bool]:
+    """Which images are the same."""
+    return (left == right).all(axis=(1, 2, 3)).tolist()
+
+
+def test_data_rand_mirror(make: Callable[..., Config]) -> None:
+    plain, mirrored = first(make()).images, first(make(data_rand_mirror=True)).images
+    kept, flipped = same(mirrored, plain), same(mirrored[..., ::-1], plain)
+    assert all(a != b for a, b in zip(kept, flipped)) and 0 < sum(flipped) < 12
+
+
+def test_data_cutoff(make: Callable[..., Config]) -> None:
+    plain, cut = first(make()).images, first(make(data_cutoff=20)).images
+    kept = same(cut, plain)
+    grey = ((cut == 128) & (plain != 128)).all(axis=1).sum(axis=(1, 2))
+    assert 0 < sum(kept) < 12
+    assert all(count == 0 if as_it_was else 80 < count <= 400 for as_it_was, count in zip(kept, grey))
+
+
+def test_data_color(make: Callable[..., Config]) -> None:
+    """1 changes the colours of each image by a little; 2 recompresses half of them before that."""
+    plain, jittered, compressed = (first(make(data_color=color)).images for color in (0, 1, 2))
+    assert not any(same(jittered, plain))
+    assert np.abs(jittered.astype(float) - plain).mean() < 30
+    assert 0 < sum(same(compressed, jittered)) < 12
+
+
+def test_data_images_filter(make: Callable[..., Config], tiny_set: Path) -> None:
+    """Each of the eleven identities has six images."""
+    assert len(make_dataset(make(data_images_filter=6))) == 66
+    with pytest.raises(UserError, match="data_images_filter 7 leaves none"):
+        make_dataset(make(data_images_filter=7))
+
+
+def test_is_shuffled_rec(make: Callable[..., Config]) -> None:
+    """A shuffled file is read in its own order: here the labels rise."""
+    assert first(make(is_shuffled_rec=True)).labels.tolist() == [0] * 6 + [1] * 6
+    assert first(make()).labels.tolist() != [0] * 6 + [1] * 6
+
+
+def test_dataset_path(make: Callable[..., Config], tiny_set: Path, tmp_path: Path) -> None:
+    assert make_dataset(make()).path == tiny_set
+    with pytest.raises(UserError, match=f"^{tmp_path}: no train.rec there"):
+        make_dataset(make(dataset_path=str(tmp_path)))
+
+
+def test_batches_of_images(make: Callable[..., Config]) -> None:
+    assert first(make(per_batch_size=5)).images.shape == (5, 3, 112, 112)
+    assert first(make(per_batch_size=5, devices="cpu:3")).images.shape == (15, 3, 112, 112)
+
+
+def test_decode_threads(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of the pool: how many of its threads have begun is for the pool to say."""
+    sizes: list[int] = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, threads: int, **options: Any) -> None:
+            sizes.append(threads)
+            super().__init__(threads, **options)
+
+    monkeypatch.setattr("recognition.data.loader.ThreadPoolExecutor", Counted)
+    for count in (1, 3):
+        loader = batches(make(decode_threads=count))
+        next(loader)
+        loader.close()
+    assert sizes == [1, 3]
+
+
+def test_seed(make: Callable[..., Config]) -> None:
+    """Order, augmentation, first values of the network and of W: the same for the same seed, others for another."""
+
+    def drawn(seed: int) -> list[np.ndarray]:
+        config = make(seed=seed, data_color=1)
+        batch = first(config)
+        return [batch.records, batch.images, backbone(config).parameters()[0]["conv0_weight"],
+                head(config).shards[0].state().centres]
+
+    one, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(np.array_equal(a, b) for a, b in zip(one, again))
+    assert not any(np.array_equal(a, b) for a, b in zip(one, other))
+
+
+def bag(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triplets of the first bag, as images of the set; squared distances of the positives and of the negatives."""
+    with make_loader(config, make_dataset(config), Mean(), SingleProcess(), BEGINNING, {}) as loader:  # type: ignore
+        next(loader)
+        triplets = loader.state()["triplets"]
+    whole = first(dataclasses.replace(config, loss_name="softmax", per_batch_size=66))
+    unit = Mean().embed(whole.images)[np.argsort(whole.records)]
+    a, p, n = (unit / np.linalg.norm(unit, axis=1, keepdims=True))[triplets.T]
+    return triplets, np.square(a - p).sum(axis=1), np.square(a - n).sum(axis=1)
+
+
+def test_triplet_alpha(make: Callable[..., Config]) -> None:
+    """Negatives lie within the margin beyond the positive, and a larger margin finds more; the loss has it, too."""
+    counts = []
+    for alpha in (0.2, 1.0):
+        triplets, d_ap, d_an = bag(make(**TRIPLET, triplet_alpha=alpha))
+        assert (d_an > d_ap - 1e-5).all() and (d_an < d_ap + alpha + 1e-5).all()  # float32 distances
+        counts.append(len(triplets))
+        made = head(make(**TRIPLET, triplet_alpha=alpha))
+        assert isinstance(made, TripletHead)
+        equal = made.forward_backward(np.tile(np.eye(2, DIM, dtype=np.float32), (3, 1)), np.zeros(6))
+        assert equal.loss == pytest.approx(alpha, abs=1e-6)  # anchor, positive and negative are one point
+    assert counts[0] < counts[1]
+
+
+def test_triplet_max_ap(make: Callable[..., Config]) -> None:
+    _, free, _ = bag(make(**TRIPLET, triplet_max_ap=0))
+    most = float(np.median(free))
+    _, near, _ = bag(make(**TRIPLET, triplet_max_ap=most))
+    assert free.max() > most and 0 < len(near) < len(free) and (near <= most + 1e-5).all()
+
+
+def test_bags_of_triplets(make: Callable[..., Config], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for images_per_identity, triplet_bag_size, words in ((2, 7200, "22 images of 11 identities"),
+                                                         (4, 8, "8 images of 2 identities")):
+        next(batches(make(**TRIPLET, images_per_identity=images_per_identity, triplet_bag_size=triplet_bag_size,
+                          triplet_alpha=4)))
+        assert f"bag 0: {words}" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value", "others", "honoured"), [
+    ("net_name", "fmobilenet", {"net_output": "GDC", "num_layers": 0}, lambda n: "conv_14_conv2d" in n),
+    ("num_layers", 34, {}, lambda n: "stage4_unit3_conv1" in n and "stage4_unit4_conv1" not in n),
+    ("emb_size", 64, {}, lambda n: n["pre_fc1"]["num_hidden"] == "64"),
+    ("net_se", 1, {}, lambda n: "stage1_unit1_se_conv1" in n),
+    ("net_act", "relu", {}, lambda n: not any(a.get("act_type") == "prelu" for a in n.values())),
+    ("net_unit", 1, {}, lambda n: "stage1_unit1_bn3" not in n),
+    ("net_input", 0, {}, lambda n: n["conv0"]["kernel"] == "(7, 7)"),
+    ("net_output", "FC", {}, lambda n: not any(a.get("op") == "Dropout" for a in n.values())),
+    ("net_blocks", [1, 2, 3, 2], {"net_name": "fmobilefacenet", "net_output": "GDC", "emb_size": 128},
+     lambda n: "res_3_block1_conv_sep_conv2d" in n and "res_3_block2_conv_sep_conv2d" not in n),
+    ("net_multiplier", 0.5, {"net_name": "fmobilefacenet", "net_output": "GDC", "emb_size": 128},
+     lambda n: n["conv_1_conv2d"]["num_filter"] == "32"),
+    ("densenet_dropout", 0.3, {"net_name": "fdensenet", "num_layers": 121},
+     lambda n: any(a.get("op") == "Dropout" and a["p"] == "0.3" for a in n.values())),
+])
+def test_options_of_networks(key: str, value: Any, others: dict[str, Any],
+                             honoured: Callable[[dict[str, Any]], bool]) -> None:
+    """By the names and attributes of the graph's nodes; that it is the legacy graph is what the symbols' tests show."""
+    def nodes(**options: Any) -> dict[str, Any]:
+        graph = json.loads(build_symbol(Config(**{"num_layers": 18, **others, **options})).tojson())["nodes"]
+        return {node["name"]: {"op": node["op"], **node.get("attrs", {})} for node in graph}
+
+    assert honoured(nodes(**{key: value}))
+    assert not honoured(nodes(**({"emb_size": 512, "net_output": "E", "num_layers": 18} if key == "net_name" else {})))
+
+
+def test_fp16() -> None:
+    """Low precision by the key alone: float16 with a scale of 1024 on a GPU, bfloat16 on a CPU that has it."""
+    symbol = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=4, kernel=(3, 3), name="conv0")
+    symbol = mx.sym.FullyConnected(symbol, num_hidden=4, name="fc1")
+    scale = make_loss_scale(Config(fp16=True, devices=GPU))
+    assert scale is not None and scale.value == 1024
+    other = make_loss_scale(Config(fp16=True, fp16_scale=64, devices=GPU))
+    assert other is not None and other.value == 64
+    assert make_loss_scale(Config(devices=GPU)) is None and make_loss_scale(Config(fp16=True)) is None
+
+    def dtypes(**options: Any) -> set[Any]:
+        return {attrs.get("dtype") for attrs in prepare(symbol, Config(**options), (3, 8, 8)).attr_dict().values()}
+
+    assert dtypes(fp16=True, devices=GPU) == {"float16", "float32", None} and dtypes(devices=GPU) == {None}
+    try:
+        require_bfloat16()
+    except UserError:
+        with pytest.raises(UserError, match="float16 needs a GPU, and this processor has no bfloat16 either"):
+            dtypes(fp16=True)
+    else:
+        assert dtypes(fp16=True) == {"bfloat16", "float32", None}
+
+
+def head(config: Config) -> ShardedHead | TripletHead:
+    return make_head(config, CLASSES, [mx.cpu()], SingleProcess())
+
+
+def test_loss_name(make: Callable[..., Config]) -> None:
+    """Plain inner products, a margin on unit vectors, triplets on squared distances and on angles."""
+    x = np.random.RandomState(0).rand(6, DIM).astype(np.float32) * 3
+    labels = np.arange(6)
+    losses = {name: head(make(loss_name=name, per_batch_size=6)).forward_backward(x, labels).loss
+              for name in ("softmax", "margin_softmax", "triplet", "atriplet")}
+    made = head(make(loss_name="softmax"))
+    centres = made.shards[0].state().centres.astype(np.float64)
+    logits = x @ centres.T
+    assert losses["softmax"] == pytest.approx(np.mean(np.log(np.exp(logits).sum(1)) - logits[labels, labels]), rel=1e-5)
+    a, p, n = (x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True)).reshape(3, 2, DIM)
+    squared = np.square(a - p).sum(1) - np.square(a - n).sum(1)
+    angles = np.arccos((a * p).sum(1)) - np.arccos((a * n).sum(1))
+    assert losses["triplet"] == pytest.approx(np.maximum(squared + 0.3, 0).mean(), rel=1e-5)
+    assert losses["atriplet"] == pytest.approx(np.maximum(angles + 0.3, 0).mean(), rel=1e-5)
+    assert losses["margin_softmax"] > 20  # s = 64 and m2 = 0.5 far from any centre
+
+
+def test_margins() -> None:
+    margin = margin_of(Config(loss_s=10, loss_m1=0.9, loss_m2=0.4, loss_m3=0.1))
+    assert margin.target(np.cos([1.2]))[0][0] == pytest.approx(10 * (np.cos(0.9 * 1.2 + 0.4) - 0.1), rel=1e-12)
+
+
+def test_loss_K(make: Callable[..., Config]) -> None:
+    """Three rows a class, of which the nearest counts: with all features at one place the other two do not move."""
+    made = head(make(loss_K=3, loss_s=1, wd=0))
+    (shard,), before = made.shards, made.shards[0].state().centres.copy()
+    made.forward_backward(np.ones((2, DIM)), np.array([1, 1]))
+    made.step(0.1)
+    moved = np.abs(shard.state().centres - before).max(axis=1) > 0
+    assert before.shape == (3 * CLASSES, DIM) and moved.reshape(CLASSES, 3).sum(axis=1).tolist() == [1] * CLASSES
+
+
+@pytest.mark.parametrize(("sample_ratio", "moving"), [(1.0, 11), (0.5, 6), (0.3, 3)])
+def test_sample_ratio(make: Callable[..., Config], sample_ratio: float, moving: int) -> None:
+    """That share of the centres takes part in a step, those of the batch among them; the others stay."""
+    made = head(make(sample_ratio=sample_ratio))
+    before = made.shards[0].state().centres.copy()
+    made.forward_backward(np.random.RandomState(0).rand(2, DIM), np.array([2, 7]))
+    made.step(0.1)
+    moved = np.flatnonzero((made.shards[0].state().centres != before).any(axis=1))
+    assert len(moved) == moving and {2, 7} <= set(moved.tolist())
+
+
+def step_of_w(config: Config) -> np.ndarray:
+    made = head(config)
+    before = made.shards[0].state().centres.astype(np.float64)
+    made.forward_backward(np.random.RandomState(0).rand(4, DIM), np.arange(4))
+    made.step(0.1)
+    return made.shards[0].state().centres - before
+
+
+def test_factors_of_w(make: Callable[..., Config]) -> None:
+    """One step from no momentum: lr_mult lr (gradient + wd_mult wd w)."""
+    options = {"loss_name": "softmax"}  # moderate gradients: what is left of a float32 difference is 1e-7 of W
+    free, fast = step_of_w(make(**options, wd=0)), step_of_w(make(**options, wd=0, fc7_lr_mult=3))
+    np.testing.assert_allclose(fast, 3 * free, rtol=0, atol=1e-6)
+    once, twice = step_of_w(make(**options, wd=1)), step_of_w(make(**options, wd=1, fc7_wd_mult=2))
+    np.testing.assert_allclose(twice - free, 2 * (once - free), rtol=0, atol=1e-6)
+    assert min(np.abs(free).max(), np.abs(once - free).max()) > 1e-3
+    assert not step_of_w(make(wd=1, fc7_lr_mult=0)).any()
+
+
+def test_fc7_no_bias(make: Callable[..., Config]) -> None:
+    """train.py's softmax has a bias, which learns, unless this says that it has none."""
+    for fc7_no_bias in (False, True):
+        made = head(make(entry="train", loss_name="softmax", fc7_no_bias=fc7_no_bias))
+        made.forward_backward(np.random.RandomState(0).rand(4, DIM), np.arange(4))
+        made.step(0.1)
+        assert made.shards[0].with_bias != fc7_no_bias and made.shards[0].state().bias.any() != fc7_no_bias
+
+
+def backbone(config: Config) -> Any:
+    return make_backbone(config, build_symbol(config), (112, 112, 3), [mx.cpu()], SingleProcess())
+
+
+def decayed(config: Config, steps: int) -> dict[str, np.ndarray]:
+    """By what part of its first value a parameter moved in steps of decay alone, without gradients, at lr 0.1."""
+    made = backbone(config)
+    before = made.parameters()[0]
+    for _ in range(steps):
+        made.step(0.1)
+    after = made.parameters()[0]
+    return {name: np.mean(1 - after[name] / before[name]) for name in before if before[name].all()}
+
+
+def test_decay_and_momentum(make: Callable[..., Config]) -> None:
+    """wd 0.2 at lr 0.1: 2 % in the first step, and mom of that again in the second."""
+    assert decayed(make(wd=0.2, mom=0.5), 1)["conv0_weight"] == pytest.approx(0.02, rel=1e-4)
+    assert decayed(make(wd=0.2, mom=0.5), 2)["conv0_weight"] == pytest.approx(0.02 + 0.02 * 0.98 + 0.5 * 0.02, rel=1e-4)
+    assert decayed(make(wd=0.2, mom=0), 2)["conv0_weight"] == pytest.approx(0.02 + 0.02 * 0.98, rel=1e-4)
+    assert decayed(make(wd=0), 3)["conv0_weight"] == 0
+
+
+def test_freezing_and_factors(make: Callable[..., Config]) -> None:
+    options = {"wd": 0.2, "mom": 0}
+    held = decayed(make(**options, freeze="conv*"), 3)
+    assert held["conv0_weight"] == 0 and held["fc1_weight"] > 0
+    once = decayed(make(**options, freeze="conv*", freeze_steps=2), 3)
+    assert once["conv0_weight"] == pytest.approx(0.02, rel=1e-4)
+    slow = decayed(make(**options, lr_factor="*=0.5,fc1*=2"), 1)
+    assert (slow["conv0_weight"], slow["fc1_weight"]) == (pytest.approx(0.01, rel=1e-4), pytest.approx(0.04, rel=1e-4))

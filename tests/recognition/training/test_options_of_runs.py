@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options from the Config to what a run says and saves: whole runs of a small network in this process."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import pytest
+
+from recognition.config import Config
+from recognition.mxnet_compat import mx
+from recognition.training.run import train
+from recognition.training.state import saved_states
+
+NETWORK = """
+import mxnet as mx
+
+def get_symbol(emb_size):
+    x = mx.sym.Convolution(mx.sym.Variable("data") / 255, num_filter=4, kernel=(7, 7), stride=(7, 7), name="conv0")
+    return mx.sym.FullyConnected(x, num_hidden=emb_size, name="fc1")
+"""
+
+
+class Outcome(NamedTuple):
+    folder: Path
+    out: str
+    log: str
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "history.jsonl").read_text().splitlines()]
+
+    @property
+    def states(self) -> list[int]:
+        return [int(path.name[5:]) for path in saved_states(self.folder / "state")]
+
+    @property
+    def params(self) -> list[int]:
+        return sorted(int(path.name[6:10]) for path in self.folder.glob("model-*.params"))
+
+    def arrays(self, number: int = 0) -> dict[str, np.ndarray]:
+        return {name: array.asnumpy() for name, array in
+                mx.model.load_checkpoint(str(self.folder / "model"), number)[1].items()}
+
+
+@pytest.fixture
+def run(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture) -> Callable[..., Outcome]:
+    """``run(key=value)``: three steps of twelve images, with no verification and no state unless asked for."""
+    caplog.set_level("INFO")
+    (tmp_path / "plain.py").write_text(NETWORK)
+    small = {"dataset_path": str(tiny_set), "net_name": "plain", "config_file": str(tmp_path / "config.py"),
+             "emb_size": 8, "per_batch_size": 12, "max_steps": 3, "val_targets": "none", "state_every": 0, "lr": 0.01,
+             "network": "plain", "dataset": "tiny", "models_root": str(tmp_path / "models")}
+
+    def start(**options: Any) -> Outcome:
+        config = Config(**{**small, **options})
+        caplog.clear()
+        assert train(config) == 0
+        return Outcome(Path(config.output_dir), capsys.readouterr().out, caplog.text)
+
+    return start
+
+
+def test_where_a_run_goes(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    found = run(models_root=str(tmp_path / "other"), extra_model_name="b")
+    assert found.folder == tmp_path / "other" / "plain-arcface-tiny-b" and found.params == [0, 1]
+
+
+@pytest.mark.parametrize(("ckpt", "numbers"), [(0, []), (1, [0, 1, 2, 3]), (2, [0, 1, 2, 3]), (3, [0, 1])])
+def test_ckpt(run: Callable[..., Outcome], ckpt: int, numbers: list[int]) -> None:
+    """A network that does not learn verifies alike each time, and what is as good as the best counts as the best."""
+    found = run(ckpt=ckpt, verbose=1, val_targets="tiny", lr_factor="*=0")
+    assert found.out.count("Accuracy-Highest") == 3 and found.params == numbers
+
+
+def test_ckpt_keeps_the_best(run: Callable[..., Outcome]) -> None:
+    """By the accuracies that are printed: what is not better than before, or as good, is not saved."""
+    found = run(ckpt=1, verbose=1, val_targets="tiny", max_steps=8, lr=0.5, loss_name="softmax")
+    accuracies = [float(text) for text in re.findall(r"Accuracy-Flip: ([\d.]+)", found.out)]
+    best = [n for n, accuracy in enumerate(accuracies, 1) if accuracy >= max(accuracies[:n])]
+    assert len(accuracies) == 8 and found.params == [0, *best]
+
+
+@pytest.mark.parametrize(("entry", "names"), [("train", {"fc7_weight"}), ("train_parall", {"fc7_0_weight"})])
+def test_ckpt_embedding(run: Callable[..., Outcome], entry: str, names: set[str]) -> None:
+    without = run(entry=entry).arrays()
+    whole = run(entry=entry, ckpt_embedding=False).arrays()
+    assert whole.keys() - without.keys() == names and whole[names.pop()].shape == (11, 8)
+
+
+def test_verbose_and_frequent(run: Callable[..., Outcome]) -> None:
+    found = run(verbose=2, frequent=3, max_steps=7, val_targets="tiny")
+    assert re.findall(r"\[(\d)\]Accuracy-Highest", found.out) == ["2", "4", "6", "7"]
+    assert re.findall(r"Epoch\[(\d)\] Batch \[(\d-\d)\]", found.log) == [("0", "0-3")]
+    assert len(re.findall("Batch", run(frequent=1, max_steps=5, end_epoch=9).log)) == 4
+
+
+def test_val_targets(run: Callable[..., Outcome], tiny_set: Path) -> None:
+    assert "[tiny][3]XNorm: " in run(val_targets="none,tiny").out
+    assert f"{tiny_set}: no verification set there (none: .bin)" in run().out
+
+
+def test_lr_and_lr_steps(run: Callable[..., Outcome]) -> None:
+    found = run(lr=0.02, lr_steps="2,4", max_steps=5, frequent=1)
+    assert [line["lr"] for line in found.history] == pytest.approx([0.02, 0.002, 0.002, 0.0002])  # of steps 2 to 5
+
+
+def test_ends(run: Callable[..., Outcome]) -> None:
+    """Five batches an epoch."""
+    assert run(max_steps=4, state_every=100).states == [4]
+    assert run(max_steps=0, end_epoch=1, state_every=100).states == [5]
+    assert run(max_steps=0, end_epoch=2, state_every=100).states == [10]
+
+
+def test_state_every(run: Callable[..., Outcome]) -> None:
+    assert run(state_every=2, max_steps=5).states == [4, 5]
+    assert run(state_every=0, models_root=str(run().folder / "x")).states == []
+
+
+def test_kvstore_of_one_process(run: Callable[..., Outcome]) -> None:
+    """Between the devices of one process the sums are the same wherever they are taken."""
+    options = {"devices": "cpu:2", "per_batch_size": 6}
+    device, local = (run(**options, kvstore=kvstore).arrays() for kvstore in ("device", "local"))
+    assert [name for name in device if device[name].tobytes() != local[name].tobytes()] == []
+    assert {"fc7_0_weight", "fc7_1_weight"} < run(**options, ckpt_embedding=False).arrays().keys()
+
+
+def test_starting_from_a_checkpoint(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    first = run(ckpt_embedding=False, loss="first", seed=5)
+    prefix, arrays = str(first.folder / "model"), first.arrays()
+    options = {"lr_factor": "*=0", "fc7_lr_mult": 1e-9, "pretrained": prefix, "pretrained_epoch": 0,
+               "ckpt_embedding": False}
+    cases = [("checkpoint", True, "class centres of 11 classes loaded"), ("random", False, ""),
+             ("embeddings", False, "the mean embeddings of 66 images")]
+    for centres_from, alike, words in cases:
+        found = run(**options, centres_from=centres_from)
+        assert words in found.out and "2 missing" not in found.out
+        assert np.array_equal(found.arrays()["conv0_weight"], arrays["conv0_weight"])
+        assert np.allclose(found.arrays()["fc7_0_weight"], arrays["fc7_0_weight"], atol=1e-6) == alike
+    assert "model-0000.params" in found.out and "model-0001.params" in run(**{**options, "pretrained_epoch": 1}).out
