@@ -79,7 +79,7 @@ def test_no_more_of_w_is_in_memory_than_a_batch_needs(
         colour_model: Callable[..., str]) -> None:
     """W of 123 MB, of which three images need nine rows; tracemalloc sees what NumPy allocates, not mapped files."""
     classes, dim = 20_000, 512
-    folder = write_set([0, 5, 6], [towards([1, 0, 0])] * 3, 7)
+    folder = write_set([0, 5, 6], [towards([1, 0, 0])] * 3, 7, "sequential")  # has no table
     (folder / "property").write_text(f"{classes},112,112\n")
     w = np.zeros((classes * K, dim), np.float32)
     w[:, 0] = 1

@@ -86,7 +86,7 @@ def assert_close(found: tuple[dict[str, np.ndarray], float, str],
     assert found[1] == pytest.approx(wanted[1], rel=1e-4)
     assert found[0].keys() == wanted[0].keys()
     for name, array in wanted[0].items():
-        np.testing.assert_allclose(found[0][name], array, rtol=0, atol=2e-4 * np.abs(array).max(), err_msg=name)
+        np.testing.assert_allclose(found[0][name], array, rtol=0, atol=2e-4 * np.abs(array).max(initial=0), err_msg=name)
 
 
 def test_parallel_on_x_and_w_over_processes_and_devices(horovod: None, folder: Path) -> None:
