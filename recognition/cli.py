@@ -51,9 +51,11 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
 
 
 def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, str]:
-    """The flags given, by key, not yet checked."""
+    """The flags given, by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun,
+    which has flags of nearly that name, takes a word ``--network`` for its own, and stops."""
     parser = _parser(entry, {})
-    given, rest = parser.parse_known_args(argv)
+    words = [part for word in argv for part in (word.split(" ", 1) if re.match(r"--[a-z-]+ ", word) else [word])]
+    given, rest = parser.parse_known_args(words)
     if rest:
         word = rest[0].split("=")[0]
         if not word.startswith("-"):

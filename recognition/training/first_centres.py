@@ -15,8 +15,9 @@ from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.errors import UserError
 from recognition.parallel.communicator import Communicator
-from recognition.parallel.saved_centres import SavedCentres, find_centres, rows_between
+from recognition.parallel.saved_centres import SavedCentres, centres_in_file, find_centres, rows_between
 from recognition.parallel.shard import Shard, ShardState, pieces
+from recognition.params_file import read_arrays
 
 MOST_IMAGES = 10  # of a class: the mean direction of more is hardly another
 PREFETCH = 2
@@ -24,18 +25,31 @@ PREFETCH = 2
 
 def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
                   embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
-    """Fill the shards as ``centres_from`` says, if it does not say ``random``; returns a line about it, or nothing.
+    """Fill the shards as ``centres_from`` says, if it does not say ``random``; returns a line about it, or nothing, and
+    about class centres of the checkpoint that are not taken.
 
     All processes call it together.
 
     :param checkpoint: the file that the backbone was taken from, if it was.
     :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
     """
-    if checkpoint is None or not shards or config.centres_from == "random":
+    if checkpoint is None:
         return ""
-    if config.centres_from == "embeddings":
-        return _from_embeddings(config, dataset, shards, embed, communicator)
-    return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
+    if not shards:
+        return _left_out(checkpoint, "a triplet loss has none")
+    if config.centres_from == "checkpoint":
+        return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
+    left = _left_out(checkpoint, f"--centres-from {config.centres_from}")
+    if config.centres_from == "random":
+        return left
+    line = _from_embeddings(config, dataset, shards, embed, communicator)
+    return f"{line}; {left}" if left else line
+
+
+def _left_out(path: Path, why: str) -> str:
+    """A line about class centres in the file of a checkpoint, which are of no use here; empty if it has none."""
+    saved = centres_in_file(path, read_arrays(path))
+    return f"{saved.where}: class centres left out: {why}" if saved else ""
 
 
 def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int) -> str:

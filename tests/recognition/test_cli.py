@@ -83,6 +83,13 @@ def test_the_file_that_is_named_is_read(parse, tmp_path):
     assert (config.network, config.net_blocks, config.config_file) == ("y2", (2, 8, 16, 4), str(mine))
 
 
+def test_a_flag_and_its_value_may_be_one_word(parse, refusal):
+    """So that it passes horovodrun's own parser."""
+    config = parse("--network y1", "--dataset", "demo", "--extra-model-name", "a b", "--lr  0.5")
+    assert (config.network, config.extra_model_name, config.lr) == ("y1", "a b", 0.5)
+    assert refusal("--netwrk y1").startswith("--netwrk: unknown flag; the nearest is '--network'")
+
+
 def test_devices(parse):
     assert parse().devices == (("cpu", 0),)
     assert parse(CUDA_VISIBLE_DEVICES="4,6").devices == (("gpu", 0), ("gpu", 1))

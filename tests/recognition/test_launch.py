@@ -14,7 +14,8 @@ from typing import Callable
 import pytest
 
 from recognition.errors import UserError
-from recognition.launch import Monitor, own_address, parse, wants_servers
+from recognition.launch import own_address, parse, wants_servers
+from recognition.monitor import Monitor
 from recognition.nodes import Node, Place, assign, parse_hosts, tell_errors
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from recognition.config import Config
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.data.verification_set import save_bin
 
@@ -76,3 +77,25 @@ def train(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, st
         return process.returncode, out, err
 
     return run
+
+
+PLAIN = """
+import mxnet as mx
+
+def get_symbol(emb_size):
+    x = mx.sym.Convolution(mx.sym.Variable("data") / 255, num_filter=4, kernel=(7, 7), stride=(7, 7), name="conv0")
+    return mx.sym.FullyConnected(x, num_hidden=emb_size, name="fc1")
+"""
+
+
+@pytest.fixture
+def make(tiny_set: Path, tmp_path: Path) -> Callable[..., Config]:
+    """``make(key=value)``: the Config of a small run in this process, with some options changed.
+
+    Nothing is augmented, verified or saved as a state unless asked for.
+    """
+    (tmp_path / "plain.py").write_text(PLAIN)
+    small = {"dataset_path": str(tiny_set), "net_name": "plain", "config_file": str(tmp_path / "config.py"),
+             "emb_size": 8, "per_batch_size": 12, "max_steps": 3, "val_targets": "none", "state_every": 0, "lr": 0.01,
+             "data_rand_mirror": False, "network": "plain", "dataset": "tiny", "models_root": str(tmp_path / "models")}
+    return lambda **options: Config(**{**small, **options})

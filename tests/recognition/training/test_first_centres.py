@@ -106,16 +106,17 @@ class Two(SingleProcess):
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_mean_embeddings(tiny_set: Path, parts: int, processes: int) -> None:
+def test_mean_embeddings(tiny_set: Path, tmp_path: Path, parts: int, processes: int) -> None:
     """Against the definition, for shards of one process and for those cut over two; 66 is no multiple of a batch."""
-    dataset = open_dataset(tiny_set)
+    dataset, path = open_dataset(tiny_set), tmp_path / "model-0001.params"
+    write_arrays(path, {"arg:x": [W]})
     config = Config(centres_from="embeddings", pretrained="x", emb_size=DIM, per_batch_size=4,
                     devices=(("cpu", 0), ("cpu", 1)))
     shards, table, barrier = make_shards(parts, sub_centres=1), [W] * processes, threading.Barrier(processes)
 
     def run(rank: int) -> str:
         communicator = Two(rank, table, barrier) if processes == 2 else SingleProcess()
-        return start_centres(config, Path("x"), dataset, shards[rank::processes], mean_colour, communicator)
+        return start_centres(config, path, dataset, shards[rank::processes], mean_colour, communicator)
 
     with ThreadPoolExecutor(processes) as pool:
         line, *_ = pool.map(run, range(processes))
@@ -129,9 +130,15 @@ def test_mean_embeddings(tiny_set: Path, parts: int, processes: int) -> None:
     np.testing.assert_allclose(joined(shards, "centres"), expected, rtol=1e-5)  # float32 sums of six
 
 
-def test_nothing_is_done_where_nothing_is_asked(tiny_set: Path) -> None:
-    path, dataset = tiny_set / "none.params", open_dataset(tiny_set)
-    for centres_from, checkpoint, parts in (("random", path, 1), ("checkpoint", None, 1), ("checkpoint", path, 0)):
+def test_nothing_is_done_where_nothing_is_asked_and_what_is_left_out_is_said(tiny_set: Path, tmp_path: Path) -> None:
+    path, whole, dataset = tmp_path / "model-0001.params", tmp_path / "whole-0001.params", open_dataset(tiny_set)
+    write_arrays(path, {"arg:x": [W]})
+    write_arrays(whole, {"arg:fc7_weight": [W]})
+    for centres_from, checkpoint, parts, line in (
+            ("random", path, 1, ""), ("checkpoint", None, 1, ""), ("checkpoint", path, 0, ""),
+            ("random", whole, 1, f"{whole}: fc7_weight: class centres left out: --centres-from random"),
+            ("checkpoint", whole, 0, f"{whole}: fc7_weight: class centres left out: a triplet loss has none")):
         shards = make_shards(parts) if parts else []
         assert start_centres(Config(centres_from=centres_from), checkpoint, dataset, shards, mean_colour,
-                             SingleProcess()) == ""
+                             SingleProcess()) == line
+        assert not shards or np.array_equal(joined(shards, "centres"), initial_centres(0, 0, CLASSES, K, DIM))

@@ -15,14 +15,6 @@ from recognition.mxnet_compat import mx
 from recognition.training.run import train
 from recognition.training.state import saved_states
 
-NETWORK = """
-import mxnet as mx
-
-def get_symbol(emb_size):
-    x = mx.sym.Convolution(mx.sym.Variable("data") / 255, num_filter=4, kernel=(7, 7), stride=(7, 7), name="conv0")
-    return mx.sym.FullyConnected(x, num_hidden=emb_size, name="fc1")
-"""
-
 
 class Outcome(NamedTuple):
     folder: Path
@@ -47,17 +39,13 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def run(tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+def run(make: Callable[..., Config], capsys: pytest.CaptureFixture[str],
         caplog: pytest.LogCaptureFixture) -> Callable[..., Outcome]:
     """``run(key=value)``: three steps of twelve images, with no verification and no state unless asked for."""
     caplog.set_level("INFO")
-    (tmp_path / "plain.py").write_text(NETWORK)
-    small = {"dataset_path": str(tiny_set), "net_name": "plain", "config_file": str(tmp_path / "config.py"),
-             "emb_size": 8, "per_batch_size": 12, "max_steps": 3, "val_targets": "none", "state_every": 0, "lr": 0.01,
-             "network": "plain", "dataset": "tiny", "models_root": str(tmp_path / "models")}
 
     def start(**options: Any) -> Outcome:
-        config = Config(**{**small, **options})
+        config = make(**options)
         caplog.clear()
         assert train(config) == 0
         return Outcome(Path(config.output_dir), capsys.readouterr().out, caplog.text)
