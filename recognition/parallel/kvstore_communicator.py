@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from recognition.mxnet_compat import mx
-from recognition.parallel.processes import WORKER
+from recognition.parallel.communicator import WORKER
 
 
 class KVStoreCommunicator:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 
 from recognition.errors import UserError
-from recognition.parallel.communicator import Communicator, SingleProcess
+from recognition.parallel.communicator import WORKER, Communicator, SingleProcess
 
 # What mpirun of Open MPI and of MPICH's family set; horovodrun and launch set HOROVOD_SIZE.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-MONITOR, WORKER = "RECOGNITION_MONITOR", "RECOGNITION_WORKER"  # host:port:token of launch; this process's number
+MONITOR = "RECOGNITION_MONITOR"  # host:port:token of launch
 LAUNCH = "RECOGNITION_LAUNCH"  # the name of the launch, the same each time that it starts its run again
 INTERVAL = 1.0  # seconds between signs of life
 
