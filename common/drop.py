@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +25,14 @@ from tqdm import tqdm
 
 from common.dominant_model import save_dominant_model
 from common.drop_report import write_report
+from common.model_flags import check_model_flags
 from common.output_folder import new_folder
 from common.sub_centres import Choice, choose
 from common.training_set import MAX_RECORDS, write_sequential_set, write_training_set
-from recognition.cli import find_pretrained
+from recognition.cli import split_pretrained
 from recognition.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.devices import Device, parse_devices, processors, share_processors, visible_devices
+from recognition.devices import Device, processors, share_processors
 from recognition.errors import UserError, command
 from recognition.files import writing
 from recognition.parallel.saved_centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
@@ -147,23 +147,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "the identities kept: to go on from with --pretrained and loss_K 1")
     add("--decode-threads", type=int, default=min(processors(), MOST_DECODE_THREADS), help="threads that decode images")
     args = parser.parse_args(argv)
-    for name in ("k", "batch_size", "decode_threads"):
+    check_model_flags(args)
+    for name in ("k", "decode_threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least 1")
     if not 0 < args.threshold <= 180:  # NaN fails too
         raise UserError(f"--threshold: found {args.threshold:g}, expected degrees above 0, at most 180")
-    try:
-        args.devices = parse_devices(args.devices) if args.devices else visible_devices(os.environ)
-    except (ValueError, TypeError):
-        raise UserError(f"--devices: found {args.devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
-    args.model = find_pretrained(args.model, 1, "--model")
     args.output_model = _output_model(args.output_model) if args.output_model else None
     return args
 
 
 def _output_model(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(.+),\s*(\d{1,9})", text)
-    prefix, epoch = (match[1], int(match[2])) if match else (text, 1)
+    prefix, epoch = split_pretrained(text, 1)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if path.exists():
         raise UserError(f"--output-model: {path} exists already, expected a new name")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, Callable
 
 import numpy as np
 
+from recognition.data.pickles import StandIn, check_opcodes
 from recognition.errors import UserError
 from recognition.files import replacing
 
@@ -84,11 +84,7 @@ class _Reader:
         if self._archive.getinfo(self._folder + "data.pkl").file_size > MOST_PICKLE_BYTES:
             raise ValueError(f"data.pkl is larger than {MOST_PICKLE_BYTES >> 20} MB")
         data = self.member("data.pkl")
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if opcode.name not in _OPCODES:
-                raise ValueError(f"its pickle has the opcode {opcode.name}")
-            if opcode.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-                raise ValueError(f"its pickle stores memo {argument} after {count} opcodes")
+        check_opcodes(data, _OPCODES)
         return _Unpickler(io.BytesIO(data), self.storage).load()
 
     def storage(self, key: str, dtype: str, count: int) -> np.ndarray:
@@ -103,21 +99,6 @@ class _Reader:
                 raise ValueError(f"data/{key} holds {len(values)} values, expected {count}")
             self._storages[key] = values
         return self._storages[key]
-
-
-class _Call:
-    """Can be called, and nothing else: no attribute that a BUILD opcode could set."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise ValueError("it sets the state of a function")
 
 
 class _Dict(dict):
@@ -146,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
         }
         if (module, name) not in known:
             raise ValueError(f"it asks for {module}.{name}, which was not run")
-        return _Call(known[module, name])
+        return StandIn(known[module, name])
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, dtype, key, _, count = pid

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import pickletools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 import numpy as np
 
 from recognition.data.image import decode_rgb, fit, write_planes
+from recognition.data.pickles import StandIn, check_opcodes
 from recognition.data.recordio import PathLike
 from recognition.errors import UserError
 
@@ -28,7 +28,6 @@ _OPCODES = frozenset((
     "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
     "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET",
     "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"))
-_STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 class VerificationSet(NamedTuple):
@@ -76,7 +75,7 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
     """The 2 P images, still encoded, and issame as bool ``(P,)``."""
     try:
         with open(path, "rb") as file:
-            _check_opcodes(file)
+            check_opcodes(file, _OPCODES)
             file.seek(0)
             content = _Unpickler(file).load()
     except OSError as error:
@@ -93,15 +92,6 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
         raise UserError(f"{path}: {len(content[0])} images for {len(issame)} pairs, expected two a pair and at most "
                         f"{MAX_IMAGES} images")
     return list(content[0]), np.array(issame, bool)
-
-
-def _check_opcodes(file: BinaryIO) -> None:
-    """Refuse opcodes that a verification set has no use for, and memo numbers that would make the memo huge."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name not in _OPCODES:
-            raise ValueError(f"it has the opcode {opcode.name}")
-        if opcode.name in _STORE and int(argument) > count:  # type: ignore[arg-type]
-            raise ValueError(f"it stores memo {argument} after {count} opcodes")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -125,7 +115,7 @@ class _Unpickler(pickle.Unpickler):
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
         if full not in known:
             raise ValueError(f"it asks for {module}.{name}, which was not run")
-        return _StandIn(known[full])
+        return StandIn(known[full])
 
     def _encode(self, text: str, encoding: str) -> bytes:
         """How protocol 2 writes bytes. One text can be encoded again and again, so there is a limit on the sum."""
@@ -141,21 +131,6 @@ class _Unpickler(pickle.Unpickler):
         if not isinstance(data, (bytes, bytearray)):  # a number would make that many zeros
             raise ValueError(f"it makes bytes from {_describe(data)}")
         return bytes(data)
-
-
-class _StandIn:
-    """Can be called, and nothing else: no attribute that a BUILD opcode could set."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise ValueError("it sets the state of a function")
 
 
 def _refuse_call(*_: object) -> None:

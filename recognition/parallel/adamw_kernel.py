@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from recognition.parallel.kernels import EPSILON, _compiled
+from recognition.parallel.kernels import EPSILON, compiled
 from recognition.parallel.tiles import dot
 
 
@@ -19,7 +19,7 @@ def _step_centre(w, m, v, g, along, beta1, beta2, factor, eps, decay):  # type: 
         w[d] -= factor * m[d] / (np.sqrt(v[d]) + eps) + decay * w[d]
 
 
-@_compiled
+@compiled
 def update_centres_adamw(centres, first_moment, second_moment, rows, gradient, inverse, normalised, beta1, beta2,
                          factor, eps, decay):  # type: ignore[no-untyped-def]
     """Gradient through the norm and AdamW in one pass over a chunk of the centres; else as ``update_centres``.

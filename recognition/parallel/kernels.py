@@ -26,7 +26,7 @@ CHUNK, DEEP = 96, 256  # rows at once: of the logits, of the gradient by x
 MINUS_INFINITY = np.float32(-np.inf)
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     """``numba.njit`` that keeps what it compiles on disk, if Numba finds a folder that it may write to.
 
     Threads call these functions side by side, each on a range of its own (Numba's own loops over threads take four
@@ -100,14 +100,14 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return np.float32(0) if x < np.float32(-87) else p * power
 
 
-@_compiled
+@compiled
 def inverse_norms(centres, inverse):  # type: ignore[no-untyped-def]
     """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)``; centres (R, D), inverse (R,), float32."""
     for r in range(centres.shape[0]):
         inverse[r] = np.float32(1) / np.sqrt(dot(centres[r], centres[r]) + EPSILON)
 
 
-@_compiled
+@compiled
 def similarities_at(x, centres, rows, values):  # type: ignore[no-untyped-def]
     """``values[i, k] = x[i] . centres[rows[i, k]]``; x (n, D), rows (n, K) int64, values (n, K), float32."""
     for i in range(rows.shape[0]):
@@ -177,7 +177,7 @@ def _similarities(centres, rows, following, blocks, identity, products):  # type
         column += width
 
 
-@_compiled
+@compiled
 def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, ceiling, columns, target_logits, start,
                      stop, identity, logits, statistics):  # type: ignore[no-untyped-def]
     """Logits of a batch with a group of centres, and the two numbers a row of the batch that the other shards need.
@@ -216,7 +216,7 @@ def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, c
     statistics[0], statistics[1] = highest, total
 
 
-@_compiled
+@compiled
 def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_gradients, start, stop, identity,
                      logits, d_x):  # type: ignore[no-untyped-def]
     """From logits to the gradient of the mean loss by the inner products, in place, and a group's part in that by x.
@@ -251,7 +251,7 @@ def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_g
             column += width
 
 
-@_compiled
+@compiled
 def centre_gradients(g, blocks, identity, gradient):  # type: ignore[no-untyped-def]
     """``gradient = g X``: of the mean loss by centres, before it goes through their norms.
 
@@ -267,7 +267,7 @@ def centre_gradients(g, blocks, identity, gradient):  # type: ignore[no-untyped-
         column += width
 
 
-@_compiled
+@compiled
 def _update_centre(w, m, g, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
     """One centre's step; returns its inverse norm."""
     decay = wd
@@ -279,7 +279,7 @@ def _update_centre(w, m, g, inverse, normalised, lr, mu, wd):  # type: ignore[no
     return np.float32(1) / np.sqrt(dot(w, w) + EPSILON) if normalised else inverse
 
 
-@_compiled
+@compiled
 def update_centres(centres, momentum, rows, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
     """Gradient through the norm and SGD with momentum in one pass over a chunk of the centres, those of ``rows`` (n,).
 

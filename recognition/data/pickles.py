@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every restricted unpickler of files from strangers needs, beside its own list of names that may be built."""
+from __future__ import annotations
+
+import pickletools
+from typing import Any, BinaryIO, Callable
+
+_STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
+
+
+def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
+    """Refuse opcodes that are not ``allowed``, and memo numbers that would make the memo huge.
+
+    :raises ValueError: which says what was found, for a sentence that begins with the file.
+    """
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name not in allowed:
+            raise ValueError(f"it has the opcode {opcode.name}")
+        if opcode.name in _STORE and int(argument or 0) > count:
+            raise ValueError(f"it stores memo {argument} after {count} opcodes")
+
+
+class StandIn:
+    """Stands for a function or class that a pickle names: can be called, and nothing else.
+
+    It has no attribute that a BUILD opcode could set.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("it sets the state of a function")
