@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from common.dominant_model import save_dominant_model
 from common.drop_report import write_report
-from common.model_flags import check_model_flags
+from common.model_flags import add_model_flags, as_text, check_model_flags
 from common.output_folder import new_folder
 from common.sub_centres import Choice, choose
 from common.training_set import MAX_RECORDS, write_sequential_set, write_training_set
@@ -106,7 +106,7 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
 
     with new_folder(output) as folder:
         dataset = open_dataset(data)
-        checkpoint = Path(f"{model[0]}-{model[1]:04d}.params")
+        checkpoint = Path(as_text(model))
         saved = open_centres(checkpoint, centres, dataset.num_classes, k, data)
         height, width, channels = dataset.image_shape
         embed = Embedder(*model, devices, batch_size, (channels, height, width))
@@ -134,13 +134,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="the training set: train.rec, train.idx, property")
-    add("--model", required=True, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder: it embeds the images")
+    add_model_flags(parser, batch_size=16, image_size=False)
     add("--output", type=Path, required=True, metavar="NEW_DIR", help="a new folder for the images kept")
     add("--threshold", type=float, default=75, metavar="DEGREES", help="images at this angle or a larger one from the "
         "dominant sub-centre are dropped (default 75)")
     add("--k", type=int, default=3, help="sub-centres an identity, the loss_K of the training (default 3)")
-    add("--batch-size", type=int, default=16, help="images a device at a time (default 16)")
-    add("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")
     add("--centres", type=Path, metavar="FILE|DIR", help="class centres that are not in the checkpoint or its folder: "
         "another .params, a folder of <rank>_centers.param, or a training state")
     add("--output-model", metavar="PREFIX,EPOCH", help="also save the model with the dominant sub-centres alone, of "
@@ -159,7 +157,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _output_model(text: str) -> tuple[str, int]:
     prefix, epoch = split_pretrained(text, 1)
-    path = Path(f"{prefix}-{epoch:04d}.params")
+    path = Path(as_text((prefix, epoch)))
     if path.exists():
         raise UserError(f"--output-model: {path} exists already, expected a new name")
     return prefix, epoch

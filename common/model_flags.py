@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from common.embedder import Embedder
 
 
-def add_model_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add ``--model``, ``--batch-size``, ``--devices`` and ``--image-size``."""
+def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batch_size: int = 32,
+                    image_size: bool = True) -> None:
+    """Add ``--model``, ``--batch-size``, ``--devices`` and, where the data does not say it, ``--image-size``."""
     parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a device at a time (default 32)")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="images a device at a time (default "
+                        f"{batch_size})")
     parser.add_argument("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")
-    parser.add_argument("--image-size", type=int, default=112, choices=(112, 224), help="height and width of the "
-                        "network's input (default 112)")
+    if image_size:
+        parser.add_argument("--image-size", type=int, default=112, choices=(112, 224), help="height and width of "
+                            "the network's input (default 112)")
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
