@@ -5,13 +5,25 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from recognition.data.image_header import image_size
 
-def decode_rgb(encoded: bytes) -> np.ndarray:
+MOST_PIXELS = 1 << 26  # of an image to decode: 8192 x 8192, 200 MB
+MOST_RECORD_PIXELS = 1 << 24  # of one that is decoded beside many others: 4096 x 4096, the largest side of a set
+
+
+def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The image as uint8 ``(H, W, 3)`` RGB, grey ones too, turned as its EXIF tag says: MXNet turns it as well.
 
-    Bytes that are no image are a ``ValueError``.
+    Bytes that are no image, or one that says it has more than ``most_pixels``, are a ``ValueError``; of the latter
+    nothing is decoded.
     """
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    size = image_size(encoded)
+    if size is not None and size[0] * size[1] > most_pixels:
+        raise ValueError(f"the image is {size[0]} x {size[1]}, expected at most {most_pixels} pixels")
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if size else None
+    except cv2.error:  # of some images OpenCV returns nothing, at others it throws
+        image = None
     if image is None:
         raise ValueError(f"its {len(encoded)} bytes are not an image that OpenCV can decode")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -10,7 +10,7 @@ import numpy as np
 
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset
-from recognition.data.image import decode_rgb, fit, write_planes
+from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
 from recognition.data.order import BEGINNING, EpochOrder, Position, uniforms
 from recognition.errors import UserError
 
@@ -123,7 +123,7 @@ class BatchLoader:
                     return
                 batch.labels[row], encoded, batch.records[row] = self._dataset.read(i)
                 try:
-                    image = fit(decode_rgb(encoded), *self._dataset.image_shape[:2])
+                    image = fit(decode_rgb(encoded, MOST_RECORD_PIXELS), *self._dataset.image_shape[:2])
                 except ValueError as error:
                     raise self._dataset.error(batch.records[row], error) from error
                 if self._augmentation is not None:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The size that an encoded image says it has, from its first bytes: looked at before anything is decoded.
+
+A file of a few hundred bytes can announce an image of gigabytes. Formats that are not listed here are not decoded at
+all: OpenCV knows more of them than anybody keeps faces in, and each is a parser that a stranger's file would reach.
+"""
+from __future__ import annotations
+
+import re
+import struct
+from typing import Callable
+
+MOST_SCANS = 200  # of a JPEG: progressive ones have about ten, and each costs a pass over the whole image
+_SMALL_FILE, _SMALL_IMAGE = 1 << 16, 1 << 16  # bytes and pixels up to which any number of scans is done in no time
+_MOST_SEGMENTS = 4096  # before the frame of a JPEG
+_MOST_TAGS = 4096  # of a TIFF's directory
+_NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # among 0xC0 to 0xCF, which otherwise begin a frame
+_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+_START_OF_SCAN = b"\xff\xda"
+_FRAME = struct.Struct(">HBHH")  # length, bits, height, width
+_BLANK = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
+_PNM = re.compile(rb"P[1-6]" + _BLANK + rb"([0-9]{1,9})" + _BLANK + rb"([0-9]{1,9})[ \t\r\n]")
+
+
+def image_size(encoded: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels, as the header has them; None if it is no image of a format known here.
+
+    JPEG, PNG, WebP, BMP, PNM (PBM, PGM, PPM) and TIFF. A JPEG of more scans than MOST_SCANS is a ``ValueError``.
+    """
+    if encoded.startswith(b"\xff\xd8"):
+        return _jpeg(encoded)
+    for magic, read in _READERS.items():
+        if encoded.startswith(magic):
+            try:
+                return read(encoded)
+            except (struct.error, IndexError):  # cut short
+                return None
+    return None
+
+
+def _jpeg(encoded: bytes) -> tuple[int, int] | None:
+    """Walks as libjpeg does: bytes that are no marker are skipped, and the first frame is the only one."""
+    place, end = 2, len(encoded) - 9
+    for _ in range(_MOST_SEGMENTS):
+        if place > end:
+            return None
+        if encoded[place] != 0xFF:
+            place = encoded.find(b"\xff", place)
+            if place < 0:
+                return None
+            continue
+        kind = encoded[place + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in _NO_FRAME:
+            _, _, height, width = _FRAME.unpack_from(encoded, place + 2)
+            if len(encoded) > _SMALL_FILE or height * width > _SMALL_IMAGE:
+                scans = encoded.count(_START_OF_SCAN)
+                if scans > MOST_SCANS:
+                    raise ValueError(f"the JPEG has {scans} scans, expected at most {MOST_SCANS}")
+            return height, width
+        if kind == 0xFF:
+            place += 1
+        elif kind == 0 or kind in _ALONE:
+            place += 2
+        elif kind in (0xD9, 0xDA):  # the end, or pixels, before any frame
+            return None
+        else:
+            place += 2 + (encoded[place + 2] << 8 | encoded[place + 3])
+    return None
+
+
+def _png(encoded: bytes) -> tuple[int, int] | None:
+    width, height = struct.unpack_from(">II", encoded, 16)
+    return (height, width) if encoded[12:16] == b"IHDR" else None
+
+
+def _webp(encoded: bytes) -> tuple[int, int] | None:
+    kind = encoded[8:16]
+    if kind == b"WEBPVP8 ":
+        width, height = struct.unpack_from("<HH", encoded, 26)
+        return height & 0x3FFF, width & 0x3FFF
+    if kind == b"WEBPVP8L":
+        (bits,) = struct.unpack_from("<I", encoded, 21)
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    if kind == b"WEBPVP8X":
+        low = struct.unpack_from("<HBHB", encoded, 24)
+        return (low[2] | low[3] << 16) + 1, (low[0] | low[1] << 16) + 1
+    return None
+
+
+def _bmp(encoded: bytes) -> tuple[int, int] | None:
+    (header,) = struct.unpack_from("<I", encoded, 14)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", encoded, 18)
+    return abs(height), abs(width)  # a negative height: the rows come from the top
+
+
+def _pnm(encoded: bytes) -> tuple[int, int] | None:
+    found = _PNM.match(encoded[:4096])
+    return (int(found[2]), int(found[1])) if found else None
+
+
+def _tiff(encoded: bytes) -> tuple[int, int] | None:
+    order = "<" if encoded.startswith(b"II") else ">"
+    (place,) = struct.unpack_from(order + "I", encoded, 4)
+    (count,) = struct.unpack_from(order + "H", encoded, place)
+    sides: dict[int, int] = {}
+    for n in range(min(count, _MOST_TAGS)):
+        tag, kind, values = struct.unpack_from(order + "HHI", encoded, place + 2 + 12 * n)
+        if tag in (256, 257):  # width, height
+            if kind not in (3, 4) or values != 1 or tag in sides:
+                return None
+            (sides[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), encoded, place + 10 + 12 * n)
+    return (sides[257], sides[256]) if len(sides) == 2 else None
+
+
+_READERS: dict[bytes, Callable[[bytes], tuple[int, int] | None]] = {
+    b"\x89PNG\r\n\x1a\n": _png, b"RIFF": _webp, b"BM": _bmp, b"II*\0": _tiff, b"MM\0*": _tiff,
+    **{b"P%d" % n: _pnm for n in range(1, 7)}}
