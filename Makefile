@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # make demo      make the demo set, train on it, verify: ends with the accuracy, the checkpoint and a picture
-# make test      the tests, with real Horovod and KVStore processes; ARGS='-k records' passes options to pytest
+# make test      the tests, two at a time, with real Horovod and KVStore processes; ARGS='-k records' passes
+#                options to pytest, JOBS=4 runs four at a time, JOBS=0 one after the other in one process
 # make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.12 of this machine
 # make lint      ruff and mypy
 # make clean     remove environments and caches; data sets and models stay
@@ -12,6 +13,7 @@
 SHELL := /bin/bash
 MXNET ?= cpu
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 python := $(VENV)/bin/python
@@ -27,7 +29,7 @@ demo:
 
 test:
 	@$(install) plot test horovod
-	@REQUIRE_HOROVOD=1 $(python) -m pytest -m "not slow" $(ARGS)
+	@REQUIRE_HOROVOD=1 $(python) -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-all:
 	@PYTHON='$(PYTHON)' scripts/test_all.sh $(MXNET) $(ARGS)

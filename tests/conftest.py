@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # of several that share the processors; before NumPy and MXNet are imported
+    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(_variable, "1")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
