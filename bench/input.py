@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images a second from records to batches: ours, MXNet's ImageRecordIter, and the recipes' way, in the same run.
 
-    python -m bench.input [--data FOLDER] [--images 4096] [--batch 128] [--threads 2] [--repeats 3]
+    python -m bench.input [--data FOLDER] [--images 4096] [--batch 128] [--threads 2] [--repeats 8] [--networks y1 r50]
 
-Without --data, JPEG records of about 8 KB are made up. The ways take turns, and each figure is the best of all repeats.
+Without --data, JPEG records of about 7 KB are made up. The ways take turns, and each figure is the best of all repeats;
+the processor's time for an image tells how far other programs slowed it down. With --networks, then, the wait for data
+as a share of a training step of 32 images.
 """
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import multiprocessing
+import os
 import random
 import tempfile
 import time
@@ -60,6 +65,17 @@ def decode_only(dataset: FaceDataset, images: int, threads: int) -> None:
         list(pool.map(decode, [encoded[n::threads] for n in range(threads)]))
 
 
+def decode_in_processes(dataset: FaceDataset, images: int, processes: int) -> None:
+    """The same in forked processes, without a way back for the pixels: what leaving threads could win at most."""
+    fork = multiprocessing.get_context("fork")
+    share = -(-images // processes)
+    workers = [fork.Process(target=decode_only, args=(dataset, share, 1)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def our_loader(dataset: FaceDataset, images: int, batch: int, threads: int, augmentation: Augmentation | None) -> None:
     with BatchLoader(dataset, EpochOrder(len(dataset), 0), augmentation, batch, threads=threads) as loader:
         for _ in islice(loader, images // batch):
@@ -92,15 +108,51 @@ def recipe_iterator(dataset: FaceDataset, images: int, batch: int) -> None:
         data.wait_to_read()
 
 
-def measure(ways: dict[str, Callable[[], None]], images: int, repeats: int) -> dict[str, float]:
-    """Images a second of each way, the best of ``repeats`` rounds in which they take turns."""
-    rates = dict.fromkeys(ways, 0.0)
+@dataclasses.dataclass
+class Way:
+    """A way to read images; slow ones read one in ``part`` of them, so that all rounds are short."""
+
+    run: Callable[[int], None]  # of a number of images
+    part: int = 1
+    rate: float = 0.0  # images a second, the best round
+    cpu: float = float("inf")  # microseconds of all processors for an image, the least of the rounds
+
+
+def measure(ways: dict[str, Way], images: int, repeats: int) -> None:
+    """Fill in ``rate`` and ``cpu`` by rounds in which the ways take turns."""
     for _ in range(repeats):
-        for name, way in ways.items():
+        for way in ways.values():
+            count = images // way.part
+            start, busy = time.perf_counter(), sum(os.times()[:4])
+            way.run(count)
+            way.rate = max(way.rate, count / (time.perf_counter() - start))
+            way.cpu = min(way.cpu, (sum(os.times()[:4]) - busy) / count * 1e6)
+
+
+def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int = 4) -> tuple[float, float]:
+    """Median seconds of a training step of 32 images, and those of them in which the loop waits for the batch."""
+    from recognition.cli import parse_args
+    from recognition.parallel.communicator import SingleProcess
+    from recognition.training import run
+
+    config = dataclasses.replace(
+        parse_args("train_parall", ["--network", network, "--per-batch-size", "32", "--devices", "cpu"], environ={}),
+        dataset_path=str(dataset.path), num_classes=dataset.num_classes, decode_threads=threads, count_flops=False)
+    contexts, alone = run.make_contexts(config), SingleProcess()
+    backbone = run.make_backbone(config, run.build_symbol(config), dataset.image_shape, contexts, alone)
+    head = run.make_head(config, dataset.num_classes, contexts, alone)
+    times, waits = [], []
+    with run.make_loader(config, dataset, backbone, alone, run.Position(0, 0), {}) as batches:
+        for _ in range(steps + 1):
             start = time.perf_counter()
-            way()
-            rates[name] = max(rates[name], images / (time.perf_counter() - start))
-    return rates
+            batch = next(batches)
+            waits.append(time.perf_counter() - start)
+            features = backbone.forward(batch.images)
+            backbone.backward(head.forward_backward(features, batch.labels).d_features)
+            head.step(0.1)
+            backbone.step(0.1)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:])), float(np.median(waits[1:]))
 
 
 def main() -> None:
@@ -109,7 +161,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4096, help="images that each way reads in a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--networks", nargs="*", default=[], help="for the wait for data as a share of a step")
     args = parser.parse_args()
     images, batch, threads = args.images // args.batch * args.batch, args.batch, args.threads
     with tempfile.TemporaryDirectory() as folder:
@@ -117,20 +170,27 @@ def main() -> None:
         augmentations = {
             "no augmentation": None, "mirror": Augmentation(), "mirror, cutoff 32": Augmentation(cutoff=32),
             "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2)}
-        ways: dict[str, Callable[[], None]] = {
-            "recipe, mx.image": lambda: recipe_iterator(dataset, images, batch),
-            "ImageRecordIter": lambda: image_record_iter(dataset, images, batch, threads),
-            "cv2.imdecode only, 1 thread": lambda: decode_only(dataset, images, 1),
-            f"cv2.imdecode only, {threads} threads": lambda: decode_only(dataset, images, threads),
+        ways = {
+            "recipe, mx.image": Way(lambda count: recipe_iterator(dataset, count, batch), part=8),
+            "ImageRecordIter": Way(lambda count: image_record_iter(dataset, count, batch, threads), part=2),
+            "cv2.imdecode only, 1 thread": Way(lambda count: decode_only(dataset, count, 1), part=2),
+            f"cv2.imdecode only, {threads} threads": Way(lambda count: decode_only(dataset, count, threads)),
+            f"cv2.imdecode only, {threads} processes": Way(lambda count: decode_in_processes(dataset, count, threads)),
         }
         for name, augmentation in augmentations.items():
-            ways[f"BatchLoader, {name}"] = partial(our_loader, dataset, images, batch, threads, augmentation)
-        rates = measure(ways, images, args.repeats)
+            ways[f"BatchLoader, {name}"] = Way(
+                partial(our_loader, dataset, batch=batch, threads=threads, augmentation=augmentation))
+        measure(ways, images, args.repeats)
         size = (dataset.path / "train.rec").stat().st_size / images
-    print(f"{images} JPEG records of {size:.0f} bytes, batches of {batch}, {threads} threads, OpenCV {cv2.__version__}")
-    print(f"{'':40s}{'images/s':>10s}{'ratio':>8s}")
-    for name, rate in rates.items():
-        print(f"{name:40s}{rate:10.0f}{rate / rates['recipe, mx.image']:8.1f}")
+        print(f"{images} JPEG records of {size:.0f} bytes, batches of {batch}, {threads} threads, "
+              f"OpenCV {cv2.__version__}")
+        print(f"{'':40s}{'images/s':>10s}{'ratio':>8s}{'CPU us an image':>18s}")
+        for name, way in ways.items():
+            print(f"{name:40s}{way.rate:10.0f}{way.rate / ways['recipe, mx.image'].rate:8.1f}{way.cpu:18.1f}")
+        for network in args.networks:
+            step, wait = wait_for_data(network, dataset, threads)
+            print(f"{network}: {1000 * step:.0f} ms a step of 32 images, {1000 * wait:.2f} ms of them waiting for data "
+                  f"({wait / step:.2%})", flush=True)
 
 
 if __name__ == "__main__":

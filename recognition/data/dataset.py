@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recognition.data.recordio import PathLike, RecordReader, read_index, unpack_record
+from recognition.data.recordio import PathLike, RecordReader, first_label_and_body, read_index, unpack_record
 from recognition.errors import UserError
 
 LABELS_CHECKED = 1000  # before training; the others when their images are read
@@ -57,12 +57,14 @@ class FaceDataset:
         """Label, encoded image and record key of image ``i``."""
         key = int(self._keys[i])
         try:
-            record = unpack_record(self._reader.read(int(self._offsets[i])))
+            payload = self._reader.read(int(self._offsets[i]))
+            label, body = first_label_and_body(payload)
         except (ValueError, OSError, UserError) as error:
             raise self.error(key, error) from error
-        if not record.body:
+        if not body:
+            record = unpack_record(payload)
             raise self.error(key, f"it has no image (flag {record.flag}, label {record.label[:2].tolist()})")
-        return self._class(key, float(record.label[0])), record.body, key
+        return self._class(key, label), body, key
 
     def labels(self) -> np.ndarray:
         """The label of every image, int64 ``(len,)``. Reads 36 bytes a record: 2 s a million once they are cached."""

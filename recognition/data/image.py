@@ -10,6 +10,8 @@ from recognition.data.image_header import image_size
 MOST_PIXELS = 1 << 26  # of an image to decode: 8192 x 8192, 200 MB
 MOST_RECORD_PIXELS = 1 << 24  # of one that is decoded beside many others: 4096 x 4096, the largest side of a set
 
+_TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # the decoder writes RGB itself, from OpenCV 4.11 on
+
 
 def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The image as uint8 ``(H, W, 3)`` RGB, grey ones too, turned as its EXIF tag says: MXNet turns it as well.
@@ -21,12 +23,12 @@ def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     if size is not None and size[0] * size[1] > most_pixels:
         raise ValueError(f"the image is {size[0]} x {size[1]}, expected at most {most_pixels} pixels")
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if size else None
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _TO_RGB or cv2.IMREAD_COLOR) if size else None
     except cv2.error:  # of some images OpenCV returns nothing, at others it throws
         image = None
     if image is None:
         raise ValueError(f"its {len(encoded)} bytes are not an image that OpenCV can decode")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image if _TO_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:

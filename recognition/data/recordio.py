@@ -28,6 +28,7 @@ MAX_LENGTH = (1 << 29) - 1
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+_LABEL = struct.Struct("<f")
 _FIRST_READ = 16384  # one system call for most records: a 112 x 112 JPEG has 3 to 12 KB
 _SCAN_READ = 1 << 20
 _INDEX_READ = 1 << 24
@@ -66,6 +67,19 @@ def unpack_record(payload: bytes) -> Record:
         raise ValueError(f"record says {flag} labels and has only {len(payload) - _HEADER.size} bytes after its header")
     labels = np.frombuffer(payload, "<f4", flag, _HEADER.size) if flag else np.array([label], np.float32)
     return Record(flag, labels, id_, payload[end:])
+
+
+def first_label_and_body(payload: bytes) -> tuple[float, bytes]:
+    """What the loader needs of :func:`unpack_record`, in a third of its time: no array is made."""
+    if len(payload) < _HEADER.size:
+        unpack_record(payload)  # raises
+    flag, label, _, _ = _HEADER.unpack_from(payload)
+    end = _HEADER.size + 4 * flag
+    if end > len(payload):
+        unpack_record(payload)
+    if flag:
+        (label,) = _LABEL.unpack_from(payload, _HEADER.size)
+    return label, payload[end:]
 
 
 class RecordReader:

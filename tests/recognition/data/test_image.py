@@ -79,3 +79,21 @@ def test_write_planes(make_jpeg: Callable[..., bytes]) -> None:
     write_planes(image, batch[1])
     np.testing.assert_array_equal(batch[1], image.transpose(2, 0, 1))
     assert not batch[0].any() and not batch[2].any()
+
+
+def test_an_older_opencv_gives_the_same_pixels(shared: Path, make_jpeg: Callable[..., bytes],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 4.11 on the decoder writes RGB itself; before, BGR is turned round."""
+    colour = decode_rgb(make_jpeg(1))
+    images = [make_jpeg(1), with_exif_orientation(make_jpeg(2, (40, 60)), 6),
+              cv2.imencode(".jpg", colour, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes(),
+              *(cv2.imencode(form, image)[1].tobytes() for form in (".png", ".jpg", ".webp", ".bmp", ".tiff")
+                for image in (colour, colour[..., 0])),
+              cv2.imencode(".png", np.dstack([colour, colour[..., 0]]))[1].tobytes(),
+              cv2.imencode(".png", colour.astype(np.uint16) * 200)[1].tobytes(),
+              cv2.imencode(".ppm", colour)[1].tobytes(),
+              *(path.read_bytes() for path in sorted((shared / "data" / "wild").glob("*.jpg")))]
+    now = [decode_rgb(encoded) for encoded in images]
+    monkeypatch.setattr("recognition.data.image._TO_RGB", None)
+    for encoded, pixels in zip(images, now):
+        np.testing.assert_array_equal(decode_rgb(encoded), pixels)
