@@ -8,6 +8,11 @@ plane a similarity is a product with a complex number, which gives it in closed 
 ARCFACE is the template of ArcFace's training and test sets, and of Glint360K: that one was published as the template of
 112 x 96 shifted by 8 to the right, which are the same numbers. FIVE are the five of the recipes' other mode, from one
 profile over the front to the other; the one that fits best is taken.
+
+    python -m common.face_align photographs aligned --landmarks FILE
+    python -m common.face_align photographs aligned --detector face_detection_yunet_2023mar.onnx
+
+aligns a folder of images (``common/align_command.py``).
 """
 from __future__ import annotations
 
@@ -71,3 +76,19 @@ def align(image: np.ndarray, landmarks: np.ndarray, size: int = BASE, mode: str 
     """
     transform, _ = best_transform(np.asarray(landmarks, np.float64), templates_of(mode, size))
     return cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+
+
+def estimate_norm(lmk: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> tuple[np.ndarray, int]:
+    """:func:`best_transform` under the name and with the arguments that it has in the recipes."""
+    return best_transform(np.asarray(lmk, np.float64), templates_of(mode, image_size))
+
+
+def norm_crop(img: np.ndarray, landmark: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> np.ndarray:
+    """:func:`align` under the name and with the arguments that it has in the recipes."""
+    return align(img, landmark, image_size, mode)
+
+
+if __name__ == "__main__":
+    from common.align_command import main
+
+    raise SystemExit(main())

@@ -6,7 +6,6 @@ the folder that was embedded, ``model`` text, and ``flip`` bool. It holds no pic
 """
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from common.backbone import Backbone, unit_rows
 from common.image_files import in_order, read_image
-from common.image_sources import EXTENSIONS
+from common.image_sources import find_images
 from recognition.data.image import fit
 from recognition.errors import UserError
 from recognition.files import replacing
@@ -32,19 +31,6 @@ class Gallery(NamedTuple):
     embeddings: np.ndarray
     model: str
     flip: bool
-
-
-def find_images(place: Path) -> list[Path]:
-    """The image files at any depth in a folder, sorted; or the one that ``place`` is."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise UserError(f"{place}: not found, expected an image or a folder of images")
-    found = sorted(Path(root, name) for root, _, names in os.walk(place) for name in names
-                   if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."))
-    if not found:
-        raise UserError(f"{place}: no images there, expected files that end in {' '.join(sorted(EXTENSIONS))}")
-    return found
 
 
 def embed_files(backbone: Backbone, place: Path, flip: bool = True) -> tuple[Gallery, list[str]]:

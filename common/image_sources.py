@@ -31,6 +31,19 @@ def read_identities(source: Path) -> list[Identity]:
     return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
 
 
+def find_images(place: Path) -> list[Path]:
+    """The image files at any depth in a folder, sorted; or the one that ``place`` is."""
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise UserError(f"{place}: not found, expected an image or a folder of images")
+    found = sorted(Path(root, name) for root, _, names in os.walk(place) for name in names
+                   if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."))
+    if not found:
+        raise UserError(f"{place}: no images there, expected files that end in {' '.join(sorted(EXTENSIONS))}")
+    return found
+
+
 def _natural(name: str) -> tuple[list, str]:
     """Sorts s2 before s10; the digits stand at the odd places of the split."""
     parts = re.split(r"([0-9]+)", name)

@@ -55,6 +55,18 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     return VerificationSet(Path(path).stem, images, issame)
 
 
+def read_bin(path: PathLike) -> tuple[list[bytes], np.ndarray]:
+    """The 2 P images of a verification set, still encoded, and issame, bool ``(P,)``."""
+    encoded, issame = _unpickle(Path(path))
+    images = []
+    for i, item in enumerate(encoded):
+        try:
+            images.append(_image_bytes(item))
+        except ValueError as error:
+            raise UserError(f"{path}: image {i}: {error}") from error
+    return images, issame
+
+
 def save_bin(path: PathLike, encoded_images: Sequence[bytes], issame: Sequence[bool]) -> None:
     """Write a verification set of plain bytes and booleans, which ``pickle.load`` of any Python 3 reads."""
     if len(encoded_images) != 2 * len(issame):

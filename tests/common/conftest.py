@@ -168,3 +168,90 @@ def faces(shared: Path) -> np.ndarray:
 def noise() -> np.ndarray:
     """Seven smooth coloured images, uint8 (7, 112, 112, 3)."""
     return smooth_noise(7)
+
+
+MARK = 8  # pixels: what the detector below finds is a red square of this side, at a multiple of it
+
+
+@pytest.fixture(scope="session")
+def yunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX network with YuNet's input and outputs that finds a face below each red square.
+
+    The face is 112 x 112, its left upper corner below that of the square, with ARCFACE's landmarks in it. OpenCV does
+    all the rest: reading, running, decoding boxes and landmarks, suppressing what overlaps.
+    """
+    from common.face_align import ARCFACE
+
+    red = np.zeros((1, 3, MARK, MARK), np.float32)
+    red[0, :, :, :] = np.array([-1, -1, 1]).reshape(3, 1, 1) / (255 * MARK * MARK)  # of blue, green, red
+    middle = (112 / 2 / MARK, (MARK + 112 / 2) / MARK, *np.log([112 / MARK] * 2))
+    outputs = {"cls": (red, [0]), "obj": (red, [0]), "bbox": (np.zeros((4, *red.shape[1:])), middle),
+               "kps": (np.zeros((10, *red.shape[1:])), ((ARCFACE + np.array([0, MARK])) / MARK).ravel())}
+    nodes, arrays, names = [], [], []
+    for stride in (8, 16, 32):
+        for kind, (weight, bias) in outputs.items():
+            name, channels = f"{kind}_{stride}", len(weight)
+            grown = np.repeat(np.repeat(weight, stride // 8, axis=2), stride // 8, axis=3) if stride == 8 else np.zeros(
+                (channels, 3, stride, stride))
+            arrays += [_tensor(f"{name}.w", grown.astype("<f4")), _tensor(f"{name}.b", np.array(bias, "<f4")),
+                       _tensor(f"{name}.shape", np.array([1, -1, channels], "<i8"))]
+            nodes += [_node("Conv", ["input", f"{name}.w", f"{name}.b"], f"{name}.conv", kernel_shape=[stride] * 2,
+                            strides=[stride] * 2),
+                      _node("Transpose", [f"{name}.conv"], f"{name}.last", perm=[0, 2, 3, 1]),
+                      _node("Reshape", [f"{name}.last", f"{name}.shape"], name)]
+            names.append(name)
+    graph = b"".join([*(_part(1, node) for node in nodes), _part(2, b"yunet"), *(_part(5, a) for a in arrays),
+                      _part(11, _value("input", (1, 3, 640, 640))), *(_part(12, _value(n, (1, 1, 1))) for n in names)])
+    path = tmp_path_factory.mktemp("yunet") / "yunet.onnx"
+    path.write_bytes(_number(1, 7) + _part(7, graph) + _part(8, _part(1, b"") + _number(2, 11)))
+    return path
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _part(field: int, content: bytes) -> bytes:
+    """A field of protobuf that has a length: text, bytes, a message."""
+    return _varint(field << 3 | 2) + _varint(len(content)) + content
+
+
+def _tensor(name: str, values: np.ndarray) -> bytes:
+    kind = {"<f4": 1, "<i8": 7}[values.dtype.str]
+    return b"".join([*(_number(1, side) for side in values.shape), _number(2, kind), _part(8, name.encode()),
+                     _part(9, values.tobytes())])
+
+
+def _node(kind: str, inputs: list[str], output: str, **lists: list[int]) -> bytes:
+    attributes = [_part(1, name.encode()) + b"".join(_number(8, v) for v in values) + _number(20, 7)
+                  for name, values in lists.items()]
+    return b"".join([*(_part(1, name.encode()) for name in inputs), _part(2, output.encode()),
+                     _part(3, output.encode()), _part(4, kind.encode()), *(_part(5, a) for a in attributes)])
+
+
+def _value(name: str, shape: tuple[int, ...]) -> bytes:
+    sides = b"".join(_part(1, _number(1, side)) for side in shape)
+    return _part(1, name.encode()) + _part(2, _part(1, _number(1, 1) + _part(2, sides)))
+
+
+@pytest.fixture
+def marked() -> Callable[..., np.ndarray]:
+    """``marked(faces, places, shape)``: a grey picture, RGB, with faces (112, 112, 3) at places (x, y) that ``yunet``
+    finds: each below a red square. Places are multiples of 8."""
+
+    def draw(faces: Sequence[np.ndarray], places: Sequence[tuple[int, int]], shape: tuple[int, int]) -> np.ndarray:
+        picture = np.full((*shape, 3), 90, np.uint8)
+        for face, (x, y) in zip(faces, places):
+            picture[y : y + 112, x : x + 112] = face
+            picture[y - MARK : y, x : x + MARK] = 255, 0, 0
+        return picture
+
+    return draw

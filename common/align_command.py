@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Aligns a folder of images by five landmarks: what ``python -m common.face_align`` does.
+
+    python -m common.face_align photographs aligned --landmarks landmarks.txt
+    python -m common.face_align photographs aligned --detector face_detection_yunet_2023mar.onnx
+
+The new folder has the same folders and names as the old one, as JPEGs (or PNGs). Beside it: <output>.txt, the landmarks
+that were used, which --landmarks reads again; <output>.json, what was done and which images were left out and why; and
+<output>.png, some of the faces and the mean of all, which is a sharp face if the alignment is right.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from common.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
+from common.contact_sheet import draw_sheet
+from common.face_align import BASE, MODES
+from common.image_files import in_order
+from common.image_sources import find_images
+from common.landmark_files import write_landmarks
+from common.output_folder import new_folder
+from common.results import write_json
+from recognition.command_line import Parser
+from recognition.errors import UserError, command
+from recognition.files import replacing
+
+SHOWN = 31  # faces in the picture, and their mean
+TOLD = 10  # left-out images named on the screen; all are in the .json
+
+
+class Written:
+    """What :func:`align_folder` has done."""
+
+    def __init__(self, size: int) -> None:
+        self.names: list[str] = []
+        self.landmarks: list[np.ndarray] = []
+        self.left_out: list[str] = []
+        self.shown: list[tuple[str, np.ndarray]] = []
+        self._sum = np.zeros((size, size, 3))
+
+    def add(self, name: str, aligned: Aligned, show: bool) -> None:
+        self.names.append(name)
+        self.landmarks.append(aligned.landmarks)
+        self._sum += aligned.image
+        if show:
+            self.shown.append((name, aligned.image))
+
+    def mean(self) -> np.ndarray:
+        return np.rint(self._sum / max(1, len(self.names))).astype(np.uint8)
+
+
+def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: Path, suffix: str = ".jpg",
+                 quality: int = 95) -> Written:
+    """Align ``source/name`` for each of ``names`` to ``folder``; what cannot be aligned is left out with a line."""
+    written = Written(aligner.size)
+    step = max(1, len(names) // SHOWN)
+    taken: dict[str, str] = {}
+    for i, (name, found) in enumerate(tqdm(_aligned(source, names, aligner), "aligning", len(names), unit=" images",
+                                           disable=None)):
+        if isinstance(found, UserError):
+            written.left_out.append(str(found))
+            continue
+        target = Path(name).with_suffix(suffix)
+        if (other := taken.setdefault(str(target), name)) != name:
+            raise UserError(f"{source}: {other} and {name} would both become {target}: rename one of them")
+        path = folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = cv2.cvtColor(found.image, cv2.COLOR_RGB2BGR)
+        path.write_bytes(cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+        written.add(name, found, i % step == 0 and len(written.shown) < SHOWN)
+    if not written.names:
+        raise UserError(f"{source}: none of its {len(names)} images could be aligned: {written.left_out[0]}")
+    return written
+
+
+def _aligned(source: Path, names: Sequence[str], aligner: Aligner) -> Iterator[tuple[str, Aligned | UserError]]:
+    def one(name: str) -> tuple[str, Aligned | UserError]:
+        try:
+            return name, aligner(name, source / name)
+        except UserError as error:
+            return name, error
+
+    return in_order(one, names)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.face_align", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", type=Path, help="a folder of images, at any depth")
+    add("output", type=Path, help="a new folder")
+    add_alignment_flags(parser)
+    add("--size", type=int, choices=(112, 224), default=BASE, help="side of the aligned images (default 112)")
+    add("--mode", choices=list(MODES), default="arcface", help="the template of ArcFace's and Glint360K's sets "
+        "(arcface, the default), or that of five which fits best, from profile to profile (five)")
+    add("--format", choices=("jpg", "png"), default="jpg", help="of the aligned images (default jpg)")
+    add("--quality", type=int, default=95, help="of JPEGs (default 95)")
+    args = parser.parse_args(argv)
+    if args.landmarks is None and args.detector is None:
+        raise UserError("--landmarks or --detector: found neither, expected a file of landmarks or a YuNet model")
+    if not 1 <= args.quality <= 100:
+        raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    return args
+
+
+def image_names(source: Path, aligner: Aligner, detects: bool) -> list[str]:
+    """The images to align: all in the folder, or without a detector those that have landmarks."""
+    if not source.is_dir():
+        raise UserError(f"{source}: not found, expected a folder of images")
+    return [str(path.relative_to(source)) for path in find_images(source)] if detects else list(aligner.landmarks)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    aligner = open_aligner(args, args.size, args.mode)
+    names = image_names(args.source, aligner, args.detector is not None)
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{args.landmarks}: found {name!r}, expected a path inside {args.source}")
+    with new_folder(args.output) as folder:
+        written = align_folder(args.source, names, aligner, folder, "." + args.format, args.quality)
+        output = args.output.resolve()
+        report = {"source": str(args.source), "size": args.size, "mode": args.mode,
+                  "detector": str(args.detector) if args.detector else None,
+                  "landmarks": str(args.landmarks) if args.landmarks else None, "images": len(names),
+                  "aligned": len(written.names), "left_out": written.left_out}
+        with replacing(output.with_name(output.name + ".txt")) as temporary:
+            write_landmarks(temporary, written.names, written.landmarks)
+        write_json(output.with_name(output.name + ".json"), report)
+        draw_sheet(output.with_name(output.name + ".png"), [written.mean(), *(image for _, image in written.shown)],
+                   [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])
+    for line in written.left_out[:TOLD]:
+        print(f"left out: {line}")
+    if len(written.left_out) > TOLD:
+        print(f"left out: {len(written.left_out) - TOLD} more, see {args.output}.json")
+    print(f"{args.output}: {len(written.names)} of {len(names)} images aligned; mean face and examples: "
+          f"{args.output}.png")
+    return 0

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a verification set, <target>.bin, from a list of pairs of images.
+
+    python -m common.build_eval_pack --data-dir photographs --detector yunet.onnx --output datasets/mine/mine.bin
+    python -m common.build_eval_pack --data-dir lfw --pairs pairs.txt --landmarks points.txt --output lfw.bin
+    python -m common.build_eval_pack --data-dir aligned --pairs pairs_label.txt --output mine.bin
+
+Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), or LFW's pairs.txt; folds follow the order of
+the list. With landmarks or a detector images are aligned; without, they are taken as aligned, and JPEGs of the right
+size stay as they are, byte for byte. An image that several pairs name is read, aligned and stored once. The .bin is
+(images, issame), as the recipes have it. Beside it: a .json of what was done and a .png of some pairs.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Callable
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from common.aligner import Aligner, add_alignment_flags, open_aligner
+from common.contact_sheet import draw_sheet
+from common.image_files import in_order
+from common.pack_folder import FITS, encode_image
+from common.pair_lists import PairList, read_pairs
+from common.results import table, write_json
+from recognition.command_line import Parser
+from recognition.data.image import decode_rgb
+from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
+from recognition.errors import UserError, command
+from recognition.files import writing
+
+SHOWN = 16  # pairs in the picture
+TOLD = 10
+Encode = Callable[[str, Path], bytes]
+
+
+def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95) -> Encode:
+    """How an image, name and path, becomes the bytes of a pair: aligned, or as it is if there is no aligner."""
+    if aligner is None:
+        return lambda name, path: encode_image(path, size, fit, quality)
+
+    def encode(name: str, path: Path) -> bytes:
+        pixels = cv2.cvtColor(aligner(name, path).image, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+    return encode
+
+
+def get_norm_crop(image_path: Path, aligner: Aligner) -> np.ndarray:
+    """The aligned face of an image, uint8 ``(size, size, 3)`` RGB; UserError where there is none."""
+    return aligner(Path(image_path).name, Path(image_path)).image
+
+
+def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
+                    skip_broken: bool = False) -> tuple[np.ndarray, list[str]]:
+    """Write ``output``; returns which pairs it has, bool ``(P,)``, and a line for each image that could not be used.
+
+    :param skip_broken: leave pairs with such images out, instead of stopping at the first
+    """
+    names = list(dict.fromkeys(name for pair in zip(pairs.first, pairs.second) for name in pair))
+    if 2 * len(pairs.issame) > MAX_IMAGES:
+        raise UserError(f"{output}: {len(pairs.issame)} pairs, a verification set holds {MAX_IMAGES // 2} at most")
+
+    def one(name: str) -> bytes | UserError:
+        try:
+            return encode(name, folder / name)
+        except UserError as error:
+            return error
+
+    encoded: dict[str, bytes] = {}
+    broken: list[str] = []
+    for name, found in zip(names, tqdm(in_order(one, names), "images", len(names), unit=" images", disable=None)):
+        if isinstance(found, bytes):
+            encoded[name] = found
+        elif skip_broken:
+            broken.append(str(found))
+        else:
+            raise found
+    kept = np.array([a in encoded and b in encoded for a, b in zip(pairs.first, pairs.second)], bool)
+    if not kept.any():
+        raise UserError(f"{folder}: none of the {len(kept)} pairs can be used: {broken[0]}")
+    images = [encoded[name] for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])]
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_bin(output, images, pairs.issame[kept].tolist())
+    return kept, broken
+
+
+def draw_pairs(pack: Path, path: Path) -> None:
+    """Some pairs of a set, evenly from its list: two images side by side, and whether they are of one identity."""
+    images, issame = read_bin(pack)
+    chosen = np.unique(np.linspace(0, len(issame) - 1, min(SHOWN, len(issame))).astype(int)).tolist()
+    shown = [decode_rgb(images[2 * i + side]) for i in chosen for side in (0, 1)]
+    captions = [text for i in chosen for text in (f"pair {i}", "one identity" if issame[i] else "two identities")]
+    draw_sheet(path, shown, captions, title=pack.name)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data-dir", type=Path, required=True, metavar="DIR", help="the folder that the list's paths count from")
+    add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")
+    add("--output", type=Path, required=True, metavar="FILE.bin", help="the verification set to write")
+    add_alignment_flags(parser)
+    add("--align-mode", default="arcface", help="arcface (the default), or five: of five templates the one that fits")
+    add("--image-size", type=int, default=112, choices=(112, 224), help="side of the images (default 112)")
+    add("--fit", choices=FITS, default="pad", help="images of another shape, where nothing aligns them: scaled whole "
+        "onto black (pad, the default), the middle cut out (crop), or scaled out of shape (stretch)")
+    add("--quality", type=int, default=95, help="of JPEGs written (default 95)")
+    add("--skip-broken", action="store_true", help="leave pairs out whose images are broken or have no face, with a "
+        "line each, instead of stopping at the first: folds shift then")
+    args = parser.parse_args(argv)
+    args.pairs = args.pairs or args.data_dir / "pairs_label.txt"
+    if args.output.suffix != ".bin":
+        raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
+    if not 1 <= args.quality <= 100:
+        raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    pairs = read_pairs(args.pairs)
+    aligner = open_aligner(args, args.image_size, args.align_mode) if args.landmarks or args.detector else None
+    encode = encoder(aligner, args.image_size, args.fit, args.quality)
+    kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
+    for line in broken[:TOLD]:
+        print(f"left out: {line}")
+    issame = pairs.issame[kept]
+    of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
+    report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,
+              "left_out_pairs": int((~kept).sum()), "left_out_images": broken, "list": str(args.pairs),
+              "aligned": "as they are" if aligner is None else args.align_mode, "size": args.image_size}
+    write_json(args.output.with_suffix(".json"), report)
+    draw_pairs(args.output, args.output.with_suffix(".png"))
+    print(table(["set", "pairs", "of one identity", "of two", "images", "left out"],
+                [[args.output.name, str(len(issame)), str(issame.sum()), str((~issame).sum()), str(of_images),
+                  str((~kept).sum())]]))
+    if len(issame) % 10 or broken:
+        print(f"mind: {len(issame)} pairs in the protocol's 10 folds, in the order of the list")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
