@@ -47,7 +47,7 @@ class Aligner:
     def _detected(self, path: Path, image: np.ndarray) -> np.ndarray:
         assert self._detector is not None
         found = self._detector(image)
-        chosen = choose_face(found, *image.shape[:2], self._rule)
+        chosen = choose_face(found, image.shape[0], image.shape[1], self._rule)
         if chosen is None:
             raise UserError(f"{path}: no face found")
         return found.landmarks[chosen]

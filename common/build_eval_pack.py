@@ -91,9 +91,11 @@ def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
 
 
 def draw_pairs(pack: Path, path: Path) -> None:
-    """Some pairs of a set, evenly from its list: two images side by side, and whether they are of one identity."""
+    """Some pairs of both kinds, evenly from the list: two images side by side, and whether they are of one identity."""
     images, issame = read_bin(pack)
-    chosen = np.unique(np.linspace(0, len(issame) - 1, min(SHOWN, len(issame))).astype(int)).tolist()
+    kinds = (np.flatnonzero(issame), np.flatnonzero(~issame))
+    chosen = sorted(kind[i] for kind in kinds if len(kind)
+                    for i in set(np.linspace(0, len(kind) - 1, SHOWN // 2).astype(int).tolist()))
     shown = [decode_rgb(images[2 * i + side]) for i in chosen for side in (0, 1)]
     captions = [text for i in chosen for text in (f"pair {i}", "one identity" if issame[i] else "two identities")]
     draw_sheet(path, shown, captions, title=pack.name)
