@@ -50,15 +50,18 @@ class Embedder:
         self._batch_size = batch_size
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        size = self._batch_size * len(self._bound)
-        found = [self._batch(images[low : low + size], size) for low in range(0, len(images), size)]
-        return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
+        size, queued, found = self._batch_size * len(self._bound), [], [np.empty((0, self.dim), np.float32)]
+        for low in range(0, len(images), size):
+            queued.append(self._queue(images[low : low + size], size))
+            if len(queued) > 1:  # the next batch is queued before this one is waited for
+                found += [array.asnumpy() for array in queued.pop(0)]
+        found += [array.asnumpy() for arrays in queued for array in arrays]
+        return np.concatenate(found)[: len(images)]
 
-    def _batch(self, images: np.ndarray, size: int) -> np.ndarray:
+    def _queue(self, images: np.ndarray, size: int) -> list[mx.nd.NDArray]:
         padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
-        for i, bound in enumerate(self._bound):  # all are queued before the first is waited for
-            bound.forward(padded[i * self._batch_size : (i + 1) * self._batch_size])
-        return np.concatenate([bound.output() for bound in self._bound])[: len(images)]
+        return [bound.queue(padded[i * self._batch_size : (i + 1) * self._batch_size])
+                for i, bound in enumerate(self._bound)]
 
 
 class _Bound:
@@ -77,12 +80,10 @@ class _Bound:
                                      args_grad={name: mx.nd.zeros_like(placed[name]) for name in last}, aux_states={
                                          name: mx.nd.array(value, ctx=context) for name, value in auxiliary.items()})
 
-    def forward(self, images: np.ndarray) -> None:
+    def queue(self, images: np.ndarray) -> mx.nd.NDArray:
+        """The embeddings, once the engine is through with them, whatever is queued after it."""
         mx.nd.array(images, ctx=self._context, dtype=np.uint8).copyto(self._data)
-        self._executor.forward(is_train=False)
-
-    def output(self) -> np.ndarray:
-        return self._executor.outputs[0].asnumpy()
+        return self._executor.forward(is_train=False)[0].copy()
 
 
 def read_network(path: Path) -> mx.sym.Symbol:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from common.roc import Roc, check_both_classes, roc
+from recognition.data.image import mirror
 from recognition.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def verify(embed: Callable[[np.ndarray], np.ndarray], verification_set: Verifica
            folds: int = FOLDS) -> VerificationResult:
     """Score a network on a verification set.
 
-    :param embed: images uint8 ``(n, 3, H, W)`` -> embeddings float32 ``(n, D)``, for any n up to ``batch_size``
+    :param embed: images uint8 ``(n, 3, H, W)`` -> embeddings float32 ``(n, D)``, for any n up to twice ``batch_size``
     """
     name, images, issame = verification_set
     check_pairs(issame, folds, name)
@@ -166,9 +167,12 @@ def embed_views(embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray,
     sums, norms = [], 0.0
     for start in range(0, len(images), batch_size):
         batch = images[start:start + batch_size]
-        views = [np.asarray(embed(view), np.float64) for view in (batch, np.ascontiguousarray(batch[..., ::-1]))]
-        norms += sum(float(np.linalg.norm(view, axis=1).sum()) for view in views)
-        sums.append(views[0] + views[1])
+        views = np.empty((2, *batch.shape), np.uint8)  # in one call, so that nothing waits between the two
+        views[0] = batch
+        mirror(views[0], views[1])
+        rows = np.asarray(embed(views.reshape(-1, *batch.shape[1:])), np.float64)
+        norms += float(np.linalg.norm(rows, axis=1).sum())
+        sums.append(rows[:len(batch)] + rows[len(batch):])
     return np.concatenate(sums), norms / (2 * len(images))
 
 
@@ -181,7 +185,8 @@ def pixel_similarity(verification_set: VerificationSet, folds: int = FOLDS) -> R
     name, images, issame = verification_set
     correlations = np.empty(len(images) // 2)
     for rows in _blocks(images):
-        grey = np.tensordot(images[rows].astype(np.float32), LUMA, axes=(1, 0)).reshape(rows.stop - rows.start, -1)
+        planes = images[rows].reshape(rows.stop - rows.start, 3, -1).astype(np.float32)
+        grey = np.einsum("c,ncp->np", LUMA, planes)
         grey -= grey.mean(axis=1, keepdims=True)
         grey /= np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-6)
         correlations[rows.start // 2:rows.stop // 2] = np.einsum("nd,nd->n", grey[0::2], grey[1::2])

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple
 
@@ -18,9 +19,12 @@ import numpy as np
 from recognition.data.image import decode_rgb, fit, write_planes
 from recognition.data.pickles import StandIn, check_opcodes
 from recognition.data.recordio import PathLike
+from recognition.devices import processors
 from recognition.errors import UserError
 
 MAX_IMAGES = 1 << 20
+_CHUNK = 64  # images that a thread decodes at a time
+_MOST_THREADS = 8
 _EXPECTED = "expected a pickle of (encoded images, issame)"
 _OPCODES = frozenset((
     "PROTO", "FRAME", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2",
@@ -47,11 +51,20 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     encoded, issame = _unpickle(Path(path))
     height, width = image_size
     images = np.empty((len(encoded), 3, height, width), np.uint8)
-    for i, item in enumerate(encoded):
-        try:
-            write_planes(fit(decode_rgb(_image_bytes(item)), height, width), images[i])
-        except ValueError as error:
-            raise UserError(f"{path}: image {i}: {error}") from error
+
+    def decode(first: int) -> None:
+        for i in range(first, min(first + _CHUNK, len(encoded))):
+            try:
+                write_planes(fit(decode_rgb(_image_bytes(encoded[i])), height, width), images[i])
+            except ValueError as error:
+                raise UserError(f"{path}: image {i}: {error}") from error
+
+    pool = ThreadPoolExecutor(min(processors(), _MOST_THREADS), thread_name_prefix="decode")
+    try:
+        for _ in pool.map(decode, range(0, len(encoded), _CHUNK)):  # in order: of several errors the first is raised
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
     return VerificationSet(Path(path).stem, images, issame)
 
 

