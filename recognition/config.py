@@ -57,6 +57,10 @@ class Config:
     data_color: int = option(0, kinds.integer(least=0), "1: colour jitter; 2: recompression as well")
     data_images_filter: int = option(0, kinds.integer(least=0), "leave out identities of fewer images")
     is_shuffled_rec: bool = option(False, kinds.boolean, "the record file is shuffled and read in its own order")
+    on_bad_record: str = option("skip", kinds.choice("skip", "stop"), "a record that cannot be used: skip: the next "
+                                "that can be stands in for it, in the same place; stop: it ends the run", ENTRIES)
+    bad_record_share: float = option(0.01, kinds.real(least=0, most=1), "share of the records, rounded up, beyond which"
+                                     " bad ones end the run, even to skip", ENTRIES)
     flip_noise_prob: float = option(0.0, kinds.real(least=0, most=1), "share of labels to make wrong")
 
     # network

@@ -10,7 +10,7 @@ import numpy as np
 
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
+from recognition.data.image import write_planes
 from recognition.data.order import BEGINNING, EpochOrder, Position, uniforms
 from recognition.errors import UserError
 
@@ -37,8 +37,8 @@ class BatchLoader:
     are left out. What a batch holds depends on the order's seed and the position alone, not on ``threads``.
 
     ``prefetch`` batches are made ahead, and that many are in memory beside those that the caller holds. An image that
-    cannot be read raises a ``UserError`` with its record number from the next call, even if its batch is not due yet,
-    and ends the iterator.
+    cannot be used, unless the data set skips such, raises a ``UserError`` with its record number from the next call,
+    even if its batch is not due yet, and ends the iterator.
     """
 
     def __init__(self, dataset: FaceDataset, order: EpochOrder, augmentation: Augmentation | None, global_batch: int,
@@ -103,6 +103,7 @@ class BatchLoader:
         ends = after + self._global_batch > len(self._dataset)
         self._next = Position(epoch + 1, 0) if ends else Position(epoch, after)
         if self._permutation[0] != epoch:
+            self._dataset.require_unchanged()
             self._permutation = epoch, self._order.permutation(epoch)
         start, stop = self._part
         indices = self._permutation[1][offset + start:offset + stop]
@@ -121,11 +122,7 @@ class BatchLoader:
             for row, (i, numbers) in enumerate(zip(indices[chunk].tolist(), randoms[chunk].tolist()), first):
                 if self._closed:
                     return
-                batch.labels[row], encoded, batch.records[row] = self._dataset.read(i)
-                try:
-                    image = fit(decode_rgb(encoded, MOST_RECORD_PIXELS), *self._dataset.image_shape[:2])
-                except ValueError as error:
-                    raise self._dataset.error(batch.records[row], error) from error
+                batch.labels[row], image, batch.records[row] = self._dataset.usable(i)
                 if self._augmentation is not None:
                     image = self._augmentation(image, numbers)
                 write_planes(image, batch.images[row])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RecordIO files as MXNet writes them: framing, the header of an image record, and the ``.idx`` beside a ``.rec``.
+"""RecordIO files as MXNet writes them: framing, the header of an image record; ``record_index`` reads the
+``.idx`` beside a ``.rec``.
 
 A record is one part, or several where its payload holds the magic word at a multiple of four bytes::
 
@@ -12,29 +13,28 @@ All little-endian. An index line is ``key<TAB>offset``.
 from __future__ import annotations
 
 import os
-import re
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Union
+from typing import BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
+from recognition.data.record_index import PathLike as PathLike
+from recognition.data.record_index import read_index as read_index
 from recognition.errors import UserError
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
+MAX_PARTS = 1 << 16  # of a record; only one that is made for it holds the magic word more often
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LABEL = struct.Struct("<f")
 _FIRST_READ = 16384  # one system call for most records: a 112 x 112 JPEG has 3 to 12 KB
 _SCAN_READ = 1 << 20
-_INDEX_READ = 1 << 24
-_INDEX_LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
 
-PathLike = Union[str, Path]
 
 
 class Record(NamedTuple):
@@ -91,11 +91,12 @@ class RecordReader:
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{self.path}: cannot be opened: {error.strerror}") from error
-        self.size = os.fstat(self._file.fileno()).st_size
+        self._opened = os.fstat(self._file.fileno())
+        self.size = self._opened.st_size
 
     def read(self, offset: int) -> bytes:
         """The payload of the record that starts at byte ``offset``."""
-        window = os.pread(self._file.fileno(), _FIRST_READ, offset) if offset >= 0 else b""
+        window = self._pread(_FIRST_READ, offset) if offset >= 0 else b""
         if len(window) >= _PART.size:  # the usual record: one part, all of it in the first read
             magic, length = _PART.unpack_from(window)
             if magic == MAGIC and _after(_PART.size, length) <= len(window):
@@ -104,7 +105,7 @@ class RecordReader:
 
     def peek(self, offset: int, length: int) -> bytes:
         """The first ``length`` bytes of the payload at ``offset``, fewer if it is shorter."""
-        window = os.pread(self._file.fileno(), _PART.size + length, offset) if offset >= 0 else b""
+        window = self._pread(_PART.size + length, offset) if offset >= 0 else b""
         payload_offset, part_length = next(self._parts(offset, window, offset))
         if part_length < length:  # short, or cut by a magic word
             return self.read(offset)[:length]
@@ -115,20 +116,42 @@ class RecordReader:
         offset, start, window = 0, 0, b""
         while offset < self.size:
             if offset + _FIRST_READ > start + len(window):
-                start, window = offset, os.pread(self._file.fileno(), _SCAN_READ, offset)
+                start, window = offset, self._pread(_SCAN_READ, offset)
             payload, after = self._parse(offset, window, start)
             yield offset, payload
             offset = after
 
-    def offsets(self) -> np.ndarray:
-        """Where each record starts, int64 ``(N,)``, in file order. Reads the framing only."""
+    def offsets(self, on_damage: Callable[[UserError], object] | None = None) -> np.ndarray:
+        """Where each record starts, int64 ``(N,)``, in file order. Reads the framing only.
+
+        Where the framing is damaged, ``on_damage`` gets the error, if it is given, and the search goes on with the
+        next offset at which a record stands that another, or the end of the file, follows.
+        """
         found = array("q")
         offset = 0
         while offset < self.size:
-            found.append(offset)
-            for payload_offset, length in self._parts(offset, b"", 0):
-                offset = _after(payload_offset, length)
+            try:
+                after = self.end(offset)
+                if on_damage is not None and not self._stands(offset) and self._next_record(offset + 4) < after:
+                    raise self._error(offset, f"a record up to {after}, within which another stands")
+                found.append(offset)
+            except UserError as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+                after = self._next_record(offset + 4)
+            offset = after
         return np.frombuffer(found, np.int64)
+
+    def require_unchanged(self) -> None:
+        """:raises UserError: if the file has been written to since it was opened.
+
+        Another file that has taken its name since then is none of this one's business: what is open stays as it was.
+        """
+        now = os.fstat(self._file.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
+            raise UserError(f"{self.path}: written to while it is read: {self._opened.st_size} bytes when it was "
+                            f"opened, {now.st_size} now, expected a file that stays as it is")
 
     def end(self, offset: int) -> int:
         """The offset after the record at ``offset``: that of the next record, or the file's size."""
@@ -153,8 +176,11 @@ class RecordReader:
 
     def _parts(self, offset: int, window: bytes, start: int) -> Iterator[tuple[int, int]]:
         """Offset and length of the payload of each part of the record at ``offset``, none beyond the file's end."""
-        kind, expected = None, (0, 1)
+        kind, expected, count = None, (0, 1), 0
         while kind not in (0, 3):
+            count += 1
+            if count > MAX_PARTS:
+                raise self._error(offset, f"a record of more than {MAX_PARTS} parts")
             magic, word = _PART.unpack(self._bytes(offset, _PART.size, window, start))
             if magic != MAGIC:
                 raise self._error(offset, f"found 0x{magic:08x}, expected the record magic 0x{MAGIC:08x}")
@@ -175,10 +201,37 @@ class RecordReader:
             return window[local:local + length]
         if offset < 0 or offset + length > self.size:
             raise self._error(offset, f"{length} bytes expected, the file ends at {self.size}")
-        data = os.pread(self._file.fileno(), length, offset)
+        data = self._pread(length, offset)
         if len(data) != length:
             raise self._error(offset, f"{length} bytes expected, {len(data)} read: the file has changed")
         return data
+
+    def _next_record(self, start: int) -> int:
+        """The first offset from ``start`` on, a multiple of four, with a record that stands as it should; else the
+        file's size."""
+        place = start + (-start & 3)
+        while place < self.size:
+            window = self._pread(_SCAN_READ, place)
+            at = window.find(_MAGIC_BYTES)
+            while at >= 0:
+                if at % 4 == 0 and self._stands(place + at):
+                    return place + at
+                at = window.find(_MAGIC_BYTES, at + 1)
+            place += _SCAN_READ
+        return self.size
+
+    def _stands(self, offset: int) -> bool:
+        try:
+            after = self.end(offset)
+            return after == self.size or self._bytes(after, 4, b"", after) == _MAGIC_BYTES
+        except UserError:
+            return False
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._file.fileno(), length, offset)
+        except OSError as error:
+            raise self._error(offset, f"cannot be read: {error.strerror}") from error
 
     def _error(self, offset: int, what: str) -> UserError:
         return UserError(f"{self.path}: offset {offset}: {what}")
@@ -219,6 +272,8 @@ class RecordWriter:
             raise ValueError(f"record {key} is written after record {self._last_key}, keys must rise")
         self._last_key = key
         framed = _frame(payload)
+        if payload.count(_MAGIC_BYTES) >= MAX_PARTS:
+            raise ValueError(f"record {key} holds the magic word {MAX_PARTS} times or more")
         self._files[0].write(framed)
         self._files[1].write(b"%d\t%d\n" % (key, self._offset))
         self._offset += len(framed)
@@ -269,47 +324,3 @@ def _frame(payload: bytes) -> bytes:
     length = len(payload) - start
     pieces += [_PART.pack(MAGIC, (3 if cuts else 0) << 29 | length), payload[start:], b"\0" * (-length & 3)]
     return b"".join(pieces)
-
-
-def read_index(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets of a ``.idx`` file, both int64 ``(N,)``, in the file's order. Keys are distinct.
-
-    Parsed in blocks without a Python object a line: 42 million lines are in use.
-    """
-    blocks = [np.empty((0, 2), np.int64)]
-    lines = 0
-    try:
-        with open(path, "rb") as file:
-            rest = b""
-            while True:
-                data = file.read(_INDEX_READ)
-                text, newline, rest = (rest + data).rpartition(b"\n") if data else (rest, b"", b"")
-                if text or newline:
-                    blocks.append(_parse_index(path, text.replace(b"\r", b"") + b"\n", lines))
-                    lines += len(blocks[-1])
-                if not data:
-                    break
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    keys, offsets = np.concatenate(blocks).T.copy()
-    order = np.argsort(keys, kind="stable")
-    again = order[1:][keys[order[1:]] == keys[order[:-1]]]
-    if again.size:
-        raise UserError(f"{path}: line {again.min() + 1}: key {keys[again.min()]} stands there a second time")
-    return keys, offsets
-
-
-def _parse_index(path: PathLike, text: bytes, lines_before: int) -> np.ndarray:
-    """The ``(lines, 2)`` numbers of whole index lines, once their shape is checked byte by byte."""
-    symbols = np.frombuffer(text, np.uint8)
-    separators = np.flatnonzero((symbols < ord("0")) | (symbols > ord("9")))
-    found = symbols[separators]
-    gaps = np.diff(separators, prepend=-1) - 1  # digits before each separator; 18 fit an int64
-    fits = found.size % 2 == 0 and (found[0::2] == ord("\t")).all() and (found[1::2] == ord("\n")).all()
-    if fits and gaps.min() > 0 and gaps.max() <= 18:
-        return np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
-    for number, line in enumerate(text.split(b"\n")[:-1], lines_before + 1):
-        if not _INDEX_LINE.fullmatch(line):
-            shown = line[:60].decode("ascii", "backslashreplace")
-            raise UserError(f"{path}: line {number}: found {shown!r}, expected 'key<TAB>offset'")
-    raise AssertionError("unreachable: some line was malformed")

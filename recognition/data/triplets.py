@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset
+from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import BEGINNING, EpochOrder, Position
 from recognition.errors import UserError
@@ -38,7 +38,8 @@ class Bags:
         """:raises UserError: if the set has no triplet."""
         self.labels = dataset.labels()
         self.seed, self._most, self._size = seed, images_per_identity, bag_size
-        self._images = np.argsort(self.labels, kind="stable")  # by identity
+        by_identity = np.argsort(self.labels, kind="stable")
+        self._images = by_identity[self.labels[by_identity] != NO_LABEL]
         present, self._starts, self._counts = np.unique(self.labels[self._images], return_index=True,
                                                         return_counts=True)
         if len(present) < 2 or self._counts.max() < 2:
@@ -164,6 +165,8 @@ class TripletLoader:
         embedded = time.perf_counter()
         if not np.isfinite(features).all():
             raise UserError(f"bag {bag}: the embeddings are not finite; try a lower --lr")
+        usable = features.any(axis=1)
+        images, features = images[usable], features[usable]
         labels = self._bags.labels[images]
         rows = choose_triplets(features, labels, self._alpha, self._max_ap, (self._bags.seed, bag, _NEGATIVES))
         _logger.info("bag %d: %d images of %d identities, %d triplets; embedded in %.1f s, chosen in %.1f s", bag,
@@ -171,11 +174,16 @@ class TripletLoader:
         return images[rows]
 
     def _features(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings (n, D) of the images as they are."""
-        count = -(-len(images) // self._global_batch)
-        padded = np.resize(images, count * self._global_batch)
+        """Embeddings (n, D) of the images as they are; zeros for one that another stands in for."""
+        count, size = -(-len(images) // self._global_batch), self._global_batch
+        start, stop = self._part or (0, size)
+        padded = np.resize(images, count * size)
+        parts = []
         with self._open(padded, None, BEGINNING) as batches:
-            parts = [self._gather(self._embed(batch.images)) for batch in itertools.islice(batches, count)]
+            for number, batch in enumerate(itertools.islice(batches, count)):
+                own = padded[number * size + start : number * size + stop]
+                itself = self._dataset.is_image(own, batch.records)[:, None]
+                parts.append(self._gather(np.where(itself, self._embed(batch.images), np.float32(0))))
         return np.concatenate(parts)[:len(images)]
 
 

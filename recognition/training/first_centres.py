@@ -10,7 +10,7 @@ from typing import Callable
 import numpy as np
 
 from recognition.config import Config
-from recognition.data.dataset import FaceDataset
+from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.errors import UserError
@@ -101,6 +101,7 @@ def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shar
 def choose_images(labels: np.ndarray, sub_centres: int) -> tuple[np.ndarray, np.ndarray]:
     """The first images of each class, MOST_IMAGES for each of its centres in turn, and their rows of W; int64 (n,)."""
     images = np.argsort(labels, kind="stable")
+    images = images[labels[images] != NO_LABEL]
     classes = labels[images]
     place = np.arange(len(images)) - np.searchsorted(classes, classes)  # among the images of its class
     kept = place < MOST_IMAGES * sub_centres
@@ -109,7 +110,8 @@ def choose_images(labels: np.ndarray, sub_centres: int) -> tuple[np.ndarray, np.
 
 def _features(dataset: FaceDataset, images: np.ndarray, embed: Callable[[np.ndarray], np.ndarray], own: int,
               communicator: Communicator, threads: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Unit embeddings of ``images`` by batches of all processes, each with the place of its first."""
+    """Unit embeddings of ``images`` by batches of all processes, each with the place of its first; zeros for an image
+    that another stands in for."""
     batch = own * communicator.size
     count = -(-len(images) // batch)
     padded = dataset.take(np.resize(images, count * batch))
@@ -117,10 +119,13 @@ def _features(dataset: FaceDataset, images: np.ndarray, embed: Callable[[np.ndar
     with BatchLoader(padded, EpochOrder(len(padded), 0, shuffle=False), None, batch, part, threads=threads,
                      prefetch=PREFETCH) as batches:
         for number, loaded in enumerate(itertools.islice(batches, count)):
-            features = communicator.all_gather(embed(loaded.images))[: len(images) - number * batch]
+            places = np.arange(number * batch + part[0], number * batch + part[1])
+            itself = padded.is_image(places, loaded.records)[:, None]
+            features = np.where(itself, embed(loaded.images), np.float32(0))
+            features = communicator.all_gather(features)[: len(images) - number * batch]
             if not np.isfinite(features).all():
                 raise UserError("--centres-from embeddings: the embeddings of --pretrained are not finite")
-            yield number * batch, features / np.linalg.norm(features, axis=1, keepdims=True)
+            yield number * batch, features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _add(sums: Sequence[np.ndarray], starts: Sequence[int], rows: np.ndarray, features: np.ndarray) -> None:

@@ -116,6 +116,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
             ).run()
         finally:
             log.close()
+            if dataset.bad:
+                logging.warning("%s: %s", dataset.path, dataset.bad)
 
 
 def require_writable(folder: Path) -> None:
@@ -130,7 +132,8 @@ def require_writable(folder: Path) -> None:
 
 def make_dataset(config: Config) -> FaceDataset:
     """The training set, once it goes with the configuration."""
-    dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter)
+    dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter,
+                           config.on_bad_record, config.bad_record_share)
     if config.num_classes not in (0, dataset.num_classes):
         print(f"{dataset.path}: {dataset.num_classes} identities by its property file; the preset's "
               f"{config.num_classes} are not used", flush=True)

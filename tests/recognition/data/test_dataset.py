@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.data import dataset as dataset_module
+from recognition.data import set_layout
 from recognition.data.dataset import Property, open_dataset, read_property
 from recognition.data.recordio import RecordReader, RecordWriter, pack_record
 from recognition.errors import UserError
@@ -215,7 +215,7 @@ def test_header_rounded_to_float32(tmp_path: Path) -> None:
                 writer.write(key, pack_record(0, b"image") if key < true else pack_record((1, 2)))
         keys = np.arange(true - 6, true - 6 + count)
         with RecordReader(tmp_path / "train.rec") as reader:
-            assert dataset_module._first_identity(reader, keys, reader.offsets(), announced) == true
+            assert set_layout._first_identity(reader, keys, reader.offsets(), announced) == true
 
 
 @pytest.mark.parametrize("name", ["train.rec", "property"])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recognition.data import recordio
+from recognition.data import record_index, recordio
 from recognition.data.recordio import MAGIC, RecordReader, RecordWriter, pack_record, read_index, unpack_record
 from recognition.errors import UserError
 
@@ -217,7 +217,7 @@ def test_bad_index(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_index_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordio, "_INDEX_READ", 7)
+    monkeypatch.setattr(record_index, "_INDEX_READ", 7)
     (tmp_path / "a.idx").write_text("".join(f"{n}\t{n * 1000}\n" for n in range(200)))
     keys, offsets = read_index(tmp_path / "a.idx")
     np.testing.assert_array_equal(np.c_[keys, offsets], np.c_[np.arange(200), np.arange(200) * 1000])
