@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.files import replacing
+from recognition.checksums import write_bytes
 from recognition.parallel.saved_centres import SavedCentres, is_of_centres, rows_at
 from recognition.params_file import read_arrays, write_arrays
 
@@ -40,6 +40,5 @@ def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, r
         name: [array] for name, array in zip(file.names, file.arrays) if not is_of_centres(name)}
     arrays["arg:fc7_weight"] = _Rows(centres.centres, rows)
     prefix, number = output
-    with replacing(Path(f"{prefix}-symbol.json")) as path:
-        path.write_bytes(symbol.read_bytes())
+    write_bytes(Path(f"{prefix}-symbol.json"), symbol.read_bytes())
     write_arrays(Path(f"{prefix}-{number:04d}.params"), arrays)

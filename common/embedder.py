@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recognition.checksums import check_sum
 from recognition.devices import Device
 from recognition.errors import UserError
 from recognition.mxnet_compat import check_gpu, mx
@@ -89,8 +90,9 @@ class _Bound:
 def read_network(path: Path) -> mx.sym.Symbol:
     """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
 
-    :raises UserError: if it cannot be read or has no such input or output.
+    :raises UserError: if it cannot be read, has no such input or output, or is not what the checksum beside it is of.
     """
+    check_sum(path)
     try:
         text = path.read_text(encoding="utf-8")
         internals = mx.sym.load_json(text).get_internals()

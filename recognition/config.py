@@ -163,6 +163,13 @@ class Config:
                          "one, else from the start", ENTRIES)
     state_every: int = option(2000, kinds.integer(least=0), "batches between saved training states, 0 for never; if "
                               "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    keep_last: int = option(2, kinds.integer(least=1), "training states that stay: the last so many", ENTRIES)
+    keep_every: int = option(0, kinds.integer(least=0), "training states of every so many batches stay, too; 0: none",
+                             ENTRIES)
+    keep_best: int = option(0, kinds.integer(least=0, most=1), "1: a training state is saved at each verification that "
+                            "is the best so far, and that of the best stays, too", ENTRIES)
+    keep_ckpt: int = option(0, kinds.integer(least=0), "numbered checkpoints of --ckpt 1 and 2 that stay: the last so "
+                            "many, and the best; 0: all", ENTRIES)
     profile: int = option(0, kinds.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
                           "table go to the folder of the checkpoints", ENTRIES)
     decode_threads: int = option(2, kinds.integer(least=1), "threads that decode images; if not given, one per "

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from recognition.errors import UserError
 
+WRITING = ".writing"  # ends the name of what is not whole yet
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -41,7 +43,7 @@ def sync_file(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it takes the place of ``path`` if the block ends well."""
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{WRITING}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,3 +53,10 @@ def replacing(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def discard_temporaries(folder: Path) -> None:
+    """Remove what a killed process was writing in ``folder`` by :func:`replacing`."""
+    for path in folder.glob(f".*{WRITING}"):
+        with writing(path):
+            path.unlink(missing_ok=True)

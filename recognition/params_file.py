@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recognition.checksums import HashedFile, check_sum, forget_sum, write_sum
 from recognition.errors import UserError
 from recognition.files import replacing
 
@@ -37,8 +38,10 @@ class ParamsFile(NamedTuple):
 def read_arrays(path: Path) -> ParamsFile:
     """Map a file of arrays into memory; values are read when they are used.
 
-    :raises UserError: if it is no such file, is cut short, or holds sparse arrays or elements that NumPy lacks.
+    :raises UserError: if it is no such file, is cut short, holds sparse arrays or elements that NumPy lacks, or is not
+        the file that the checksum beside it is of.
     """
+    check_sum(path)
     try:
         reader = _Reader(np.memmap(path, np.uint8, "r"))
         magic, _, count = reader.take("QQQ")
@@ -101,18 +104,26 @@ def write_arrays(path: Path, arrays: Mapping[str, Pieces] | Sequence[Pieces]) ->
     """Write arrays by name, or a list of them, as ``mx.nd.load`` reads them: float32, dense.
 
     Each is given in pieces, which are joined as they are written, so that what is larger than memory can be copied.
+    The file's checksum is written beside it.
     """
     names = list(arrays) if isinstance(arrays, Mapping) else []
     values = list(arrays.values()) if isinstance(arrays, Mapping) else list(arrays)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(struct.pack("<QQQ", _LIST_MAGIC, 0, len(values)))
-        for pieces in values:
-            shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
-            file.write(struct.pack(f"<IiI{len(shape)}qiii", _V2, 0, len(shape), *shape, 1, 0, 0))
-            for piece in pieces:
-                rows = max(1, _CHUNK // max(1, math.prod(piece.shape[1:])))
-                for low in range(0, len(piece), rows):
-                    file.write(np.ascontiguousarray(piece[low : low + rows], "<f4").data)
-        file.write(struct.pack("<Q", len(names)))
-        for name in names:
-            file.write(struct.pack("<Q", len(name.encode())) + name.encode())
+    with replacing(path) as temporary:
+        with HashedFile(temporary) as file:
+            _write(file, names, values)
+        forget_sum(path)
+    write_sum(path, file.sum)
+
+
+def _write(file: HashedFile, names: Sequence[str], values: Sequence[Pieces]) -> None:
+    file.write(struct.pack("<QQQ", _LIST_MAGIC, 0, len(values)))
+    for pieces in values:
+        shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+        file.write(struct.pack(f"<IiI{len(shape)}qiii", _V2, 0, len(shape), *shape, 1, 0, 0))
+        for piece in pieces:
+            rows = max(1, _CHUNK // max(1, math.prod(piece.shape[1:])))
+            for low in range(0, len(piece), rows):
+                file.write(np.ascontiguousarray(piece[low : low + rows], "<f4").data)
+    file.write(struct.pack("<Q", len(names)))
+    for name in names:
+        file.write(struct.pack("<Q", len(name.encode())) + name.encode())

@@ -11,7 +11,6 @@ its file; a folder that the recipes wrote has none.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from recognition.checksums import Sum, complaint, forget_sum, sum_of
 from recognition.errors import UserError
 from recognition.files import replacing
 from recognition.params_file import ParamsFile, Pieces, read_arrays
 
 NOTE = "centers.json"
-_CHUNK = 1 << 22  # bytes digested at once
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,10 @@ def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCent
     """W by ``<i>_centers.param``, as Partial FC writes it, or by ``centres-<i>.npy``, as a training state holds it.
 
     :param checkpoint: the file that they are to go with, if they are.
+    :raises UserError: if a file cannot be read or is another than its checksum is of.
     """
     if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
+        _check_sums(folder)
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
         form = "centres-<i>.npy"
         if _npy_shards(folder, "second_moment"):
@@ -145,6 +146,7 @@ def begin_centres(folder: Path, shards: int) -> None:
     for name in ("centers", "centers_mom"):
         for number in _numbers(folder, f"*_{name}.param"):
             if number >= shards:
+                forget_sum(folder / f"{number}_{name}.param")
                 (folder / f"{number}_{name}.param").unlink()
 
 
@@ -163,7 +165,7 @@ def disown_centres(folder: Path) -> None:
 def _note(folder: Path, checkpoint: Path | None) -> None:
     note: dict[str, str | None] = {"checkpoint": None}
     if checkpoint:
-        note = {"checkpoint": checkpoint.name, "sha256": _digest(checkpoint)}
+        note = {"checkpoint": checkpoint.name, "sha256": sum_of(checkpoint).sha256}
     with replacing(folder / NOTE) as path:
         path.write_text(json.dumps(note) + "\n")
 
@@ -176,18 +178,10 @@ def _stranger(note: Path, checkpoint: Path) -> str:
         name, digest = found["checkpoint"], found.get("sha256")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{note}: not a note of class centres: {error!r}; expected one that a run wrote") from None
-    if name is not None and digest == _digest(checkpoint):
+    if name is not None and digest == sum_of(checkpoint).sha256:
         return ""
     whose = f"go with {name} as it was when they were saved" if name else "were saved before the checkpoints there"
     return f"they {whose}, not with {checkpoint.name}, says {note.name}"
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:
@@ -200,6 +194,19 @@ def _npy_shards(folder: Path, name: str) -> list[np.ndarray]:
         return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {name}-*.npy cannot be read: {error}") from None
+
+
+def _check_sums(state: Path) -> None:
+    """:raises UserError: if a file of W in a training state is not the one that its manifest has the sum of."""
+    try:
+        files = json.loads((state / "manifest.json").read_text()).get("files", {})
+        sums = {name: Sum(*values) for name, values in files.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{state / 'manifest.json'}: not of a training state: {error}") from None
+    known = {found.sha256: name for name, found in sums.items()}
+    for name, wanted in sums.items():
+        if name.startswith(("centres-", "momentum-", "bias-")) and (problem := complaint(state / name, wanted, known)):
+            raise UserError(problem)
 
 
 def _only_array(path: Path) -> np.ndarray:

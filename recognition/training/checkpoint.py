@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.files import replacing, writing
+from recognition.checksums import forget_sum, write_bytes
+from recognition.files import writing
 from recognition.mxnet_compat import mx
 from recognition.params_file import write_arrays
 
@@ -20,11 +21,21 @@ def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters
     """
     arrays = {f"arg:{name}": [value] for name, value in parameters.items()}
     arrays.update({f"aux:{name}": [value] for name, value in auxiliary.items()})
-    with replacing(prefix.with_name(f"{prefix.name}-symbol.json")) as path:
-        path.write_text(symbol.tojson())
+    write_bytes(prefix.with_name(f"{prefix.name}-symbol.json"), symbol.tojson().encode())
     target = prefix.with_name(f"{prefix.name}-{number:04d}.params")
     write_arrays(target, arrays)
     return target
+
+
+def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
+    """Remove the arrays numbered 1 to ``number`` but for the ``last`` ones and those numbered ``best``."""
+    found = {int(path.stem.rpartition("-")[2]): path for path in prefix.parent.glob(f"{prefix.name}-*.params")
+             if path.stem.rpartition("-")[2].isdigit()}
+    for old in [n for n in sorted(found) if 0 < n <= number][:-last]:
+        if old != best:
+            forget_sum(found[old])
+            with writing(found[old]):
+                found[old].unlink()
 
 
 def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
@@ -35,6 +46,7 @@ def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndar
     beside = folder / f"{rank}_centers_mom.param"
     if momentum is None:
         with writing(beside):
+            forget_sum(beside)
             beside.unlink(missing_ok=True)  # of an earlier run
     write_arrays(folder / f"{rank}_centers.param", [[centres]])
     if momentum is not None:

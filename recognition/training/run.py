@@ -23,6 +23,7 @@ from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder, Position
 from recognition.data.triplets import Bags, TripletLoader
 from recognition.errors import UserError
+from recognition.files import discard_temporaries
 from recognition.loss.margin import margin_of
 from recognition.loss.triplet import TripletLoss
 from recognition.mxnet_compat import check_gpu, mx
@@ -40,15 +41,18 @@ from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
 from recognition.training.changes import as_json, changes
+from recognition.training.find_state import find_state
 from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
 from recognition.training.history import History
 from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
+from recognition.training.save_state import save_state
 from recognition.training.saving import own_shards, save_together
 from recognition.training.schedule import make_schedule, total_steps
-from recognition.training.state import Progress, SavedState, claim, find_state, save_state, set_aside
+from recognition.training.state import Progress, SavedState
+from recognition.training.state_folder import Retention, claim, discard_unfinished, set_aside
 from recognition.training.timeline import NoTimeline, Timeline
 from recognition.training.trainer import Trainer
 from recognition.training.verify import Verifier, load_targets, shared
@@ -75,9 +79,10 @@ def train_together(config: Config, communicator: Communicator) -> int:
         print(line, flush=True)
     if first:
         require_writable(folder)
+        discard_temporaries(folder)
+        discard_unfinished(folder / "state")
     launch = os.environ.get(LAUNCH, "")
-    saved = find_state(folder / "state", config.resume, launch)
-    require_same_state(saved, communicator)
+    saved = find_state(folder / "state", config.resume, launch, communicator)
     contexts = make_contexts(config)
     dataset = make_dataset(config)
     symbol = build_symbol(config)
@@ -107,11 +112,14 @@ def train_together(config: Config, communicator: Communicator) -> int:
         try:
             return Trainer(
                 backbone, head, batches, schedule, verifier,
-                lambda number: save_together(config, number, symbol, backbone, head, communicator),
+                lambda number: save_together(config, number, progress.best_number, symbol, backbone, head,
+                                             communicator),
                 lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
-                                       batches.state(), communicator),
+                                       batches.state(), communicator,
+                                       Retention(config.keep_last, config.keep_every, bool(config.keep_best))),
                 lambda number: largest(communicator, number),
-                log, progress, config.verbose, config.state_every, config.ckpt, config.max_steps, config.end_epoch,
+                log, progress, config.verbose, config.state_every, bool(config.keep_best), config.ckpt,
+                config.max_steps, config.end_epoch,
                 Timeline(folder, config.profile) if first and config.profile else NoTimeline(),
             ).run()
         finally:
@@ -225,14 +233,6 @@ def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDat
     images = config.per_batch_size * len(config.devices) * communicator.size
     return Verifier(shared(backbone.embed, communicator), sets, images,
                     Path(config.output_dir) if communicator.rank == 0 else None)
-
-
-def require_same_state(saved: SavedState | None, communicator: Communicator) -> None:
-    """:raises UserError: if the processes do not see the same training state."""
-    steps = communicator.all_gather(np.array([saved.progress.step if saved else -1]))
-    if len(set(steps.tolist())) > 1:
-        raise UserError(f"--resume: the processes see training states of steps {steps.tolist()} (-1: none); all need "
-                        "--models-root on a file system that they share")
 
 
 def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:

@@ -15,12 +15,15 @@ from recognition.parallel.head import ShardedHead
 from recognition.parallel.saved_centres import begin_centres, disown_centres, pair_centres
 from recognition.parallel.shard import Shard
 from recognition.parallel.triplet_head import TripletHead
-from recognition.training.checkpoint import save_centres, save_checkpoint
+from recognition.training.checkpoint import drop_checkpoints, save_centres, save_checkpoint
+
+NUMBERED = (1, 2)  # values of --ckpt with which each checkpoint has a number of its own
 
 
-def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
+def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
                   head: ShardedHead | TripletHead, communicator: Communicator) -> None:
-    """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False.
+    """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False; then remove those
+    that ``keep_ckpt`` does not keep, but not the one of number ``best``.
 
     One process has all of W and writes it with the backbone; of several each writes its own, as Partial FC does.
     """
@@ -49,6 +52,8 @@ def save_together(config: Config, number: int, symbol: mx.sym.Symbol, backbone: 
             pair_centres(folder, saved)
         else:
             disown_centres(folder)
+        if config.keep_ckpt and config.ckpt in NUMBERED and number:
+            drop_checkpoints(Path(config.prefix), number, config.keep_ckpt, best)
 
 
 def own_shards(head: ShardedHead | TripletHead, communicator: Communicator) -> Sequence[Shard]:

@@ -39,6 +39,7 @@ class Trainer:
     progress: Progress
     verbose: int  # batches between verifications
     state_every: int  # batches between training states, 0 never
+    keep_best: bool  # whether a verification that is the best so far gets a training state
     ckpt: int
     max_steps: int  # 0: no limit
     end_epoch: int
@@ -55,11 +56,12 @@ class Trainer:
                 if line := self.timeline.end_step():
                     self.log.line(line)
                 stopped = self.agree(stop.signal or 0)
+                best = False
                 if self.progress.step % self.verbose == 0 or (self._done() and self.ckpt != SAVE_NEVER):
-                    self._verify()
+                    best = self._verify()
                 if self._done() or stopped:
                     break
-                if self.state_every and self.progress.step % self.state_every == 0:
+                if self.state_every and (self.progress.step % self.state_every == 0 or (best and self.keep_best)):
                     self._save_state()
             return self._finish(stopped)
 
@@ -83,7 +85,8 @@ class Trainer:
         progress.epoch, progress.offset = batch.next_position
         self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
 
-    def _verify(self) -> None:
+    def _verify(self) -> bool:
+        """Returns whether it is the best so far."""
         self.log.pause_clock()
         results, progress = self.verify(), self.progress
         for result in results:
@@ -93,6 +96,7 @@ class Trainer:
         best = bool(self.agree(not results or best_of(results) >= progress.best))
         if results and best:
             progress.best = best_of(results)
+            progress.best_step, progress.best_number = progress.step, progress.verifications
         if self.ckpt == SAVE_ALWAYS or (best and self.ckpt in (SAVE_BEST, SAVE_BEST_AS_ONE)):
             number = 1 if self.ckpt == SAVE_BEST_AS_ONE else progress.verifications
             self.log.line(f"saving {number}")
@@ -100,6 +104,7 @@ class Trainer:
         if results:
             self.log.line(f"[{progress.step}]Accuracy-Highest: {progress.best[0]:1.5f}")
         self.log.resume_clock()
+        return bool(results) and best
 
     def _save_state(self) -> None:
         self.log.pause_clock()

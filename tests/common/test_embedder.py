@@ -81,6 +81,9 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
                                  ("binary", "\udcff", "cannot be read")]:
         shutil.copytree(Path(good).parent, tmp_path / name)
         (tmp_path / name / "model-symbol.json").write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(UserError, match=r"model-symbol\.json: damaged: found sha256"):
+            Embedder(str(tmp_path / name / "model"), 1, CPU, 1, (3, 2, 2))
+        (tmp_path / name / "model-symbol.json.sha256").unlink()
         with pytest.raises(UserError, match=f"model-symbol.json: {words}") as caught:
             Embedder(str(tmp_path / name / "model"), 1, CPU, 1, (3, 2, 2))
         assert "\n" not in str(caught.value)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from recognition.checksums import write_npy
 from recognition.errors import UserError
 from recognition.parallel.saved_centres import (
     SavedCentres,
@@ -106,8 +109,20 @@ def test_fewer_processes_leave_no_files_of_more(tmp_path: Path) -> None:
         for name in ("centers", "centers_mom"):
             write_arrays(tmp_path / f"{i}_{name}.param", [[np.ones((2, 3))]])
     begin_centres(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "0_centers.param", "0_centers_mom.param", "1_centers.param", "1_centers_mom.param", "centers.json"]
+    kept = ["0_centers.param", "0_centers_mom.param", "1_centers.param", "1_centers_mom.param"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*kept, *(f"{name}.sha256" for name in kept), "centers.json"])
+
+
+def test_centres_of_a_state_are_those_that_its_manifest_has_the_sums_of(tmp_path: Path) -> None:
+    sums = {f"{name}-0.npy": write_npy(tmp_path / f"{name}-0.npy", np.full((3, 2), i, np.float32))
+            for i, name in enumerate(("centres", "momentum", "bias"))}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": sums}))
+    found = centres_in_folder(tmp_path)
+    assert found is not None and found.rows == 3
+    shutil.copy(tmp_path / "momentum-0.npy", tmp_path / "centres-0.npy")
+    with pytest.raises(UserError, match=r"centres-0\.npy: another file: found momentum-0\.npy"):
+        centres_in_folder(tmp_path)
 
 
 def test_files_that_somebody_left_do_not_go_with_a_checkpoint_saved_later(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_plain_mxnet_reads_it(tmp_path: Path) -> None:
     assert symbol.list_outputs() == ["fc1_output"]
     assert all(np.array_equal(args[name].asnumpy(), parameters[name]) for name in parameters)
     assert all(np.array_equal(aux[name].asnumpy(), auxiliary[name]) for name in auxiliary)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["model-0001.params", "model-symbol.json"]
+    names = ["model-0001.params", "model-symbol.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted(names + [f"{name}.sha256" for name in names])
 
 
 def test_the_files_are_those_that_mxnet_writes(tmp_path: Path) -> None:
@@ -60,7 +61,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, full_disk: Cal
     with full_disk(20000), pytest.raises(UserError, match=r"model-0001\.params: cannot be written: File too large"):
         save_checkpoint(tmp_path / "model", 1, small_network(), parameters, auxiliary)
     assert path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model-0001.params", "model-symbol.json"]
+    assert sorted(p.name for p in tmp_path.glob("model-*[ns]")) == ["model-0001.params", "model-symbol.json"]
+    assert not list(tmp_path.glob(".*"))
     with pytest.raises(UserError, match=r"model-symbol\.json: cannot be written: "):
         save_checkpoint(path / "model", 1, small_network(), parameters, auxiliary)
     with pytest.raises(UserError, match=r"0_centers\.param: cannot be written: "):

@@ -109,6 +109,31 @@ def test_state_every(run: Callable[..., Outcome]) -> None:
     assert run(state_every=0, models_root=str(run().folder / "x")).states == []
 
 
+def test_states_that_stay(run: Callable[..., Outcome]) -> None:
+    options = {"state_every": 1, "max_steps": 8}
+    assert run(**options, keep_last=3).states == [6, 7, 8]
+    assert run(**options, keep_last=1, keep_every=3).states == [3, 6, 8]
+    options.update(loss_name="softmax", lr=0.5, verbose=2, val_targets="tiny", keep_last=1)
+    found = run(**options, keep_best=1)
+    accuracies = [float(text) for text in re.findall(r"Accuracy-Flip: ([\d.]+)", found.out)]
+    best = max(2 * n for n, accuracy in enumerate(accuracies, 1) if accuracy == max(accuracies))
+    assert found.states == sorted({best, 8})
+    assert run(**{**options, "state_every": 100}, keep_best=1).states == sorted({best, 8})
+
+
+def test_checkpoints_that_stay(run: Callable[..., Outcome]) -> None:
+    """Of a network that does not learn each verification is as good as the best, of another an early one may be."""
+    options = {"ckpt": 2, "verbose": 1, "val_targets": "tiny"}
+    found = run(**options, max_steps=6, lr_factor="*=0", keep_ckpt=2)
+    assert found.params == [0, 5, 6]
+    assert sorted(path.name for path in found.folder.glob("*.params.sha256")) == [
+        f"model-000{n}.params.sha256" for n in (0, 5, 6)]
+    found = run(**options, max_steps=8, keep_ckpt=1, loss_name="softmax", lr=0.5, models_root=str(found.folder / "x"))
+    accuracies = [float(text) for text in re.findall(r"Accuracy-Flip: ([\d.]+)", found.out)]
+    best = max(n for n, accuracy in enumerate(accuracies, 1) if accuracy == max(accuracies))
+    assert found.params == sorted({0, best, 8})
+
+
 def test_kvstore_of_one_process(run: Callable[..., Outcome]) -> None:
     """Between the devices of one process the sums are the same wherever they are taken."""
     options = {"devices": "cpu:2", "per_batch_size": 6}

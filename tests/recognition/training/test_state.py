@@ -13,16 +13,10 @@ from recognition.parallel import shard as shard_module
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.shard import ShardState, split_classes
-from recognition.training.state import (
-    KEPT,
-    Progress,
-    SavedState,
-    claim,
-    find_state,
-    save_state,
-    saved_states,
-    set_aside,
-)
+from recognition.training.find_state import find_state
+from recognition.training.save_state import KEEP, save_state
+from recognition.training.state import Progress, SavedState, seal
+from recognition.training.state_folder import claim, saved_states, set_aside
 
 CLASSES, K, DIM = 11, 2, 4
 
@@ -125,7 +119,7 @@ def test_the_last_states_are_kept_and_leftovers_of_a_kill_go(tmp_path: Path) -> 
     for step in (2, 4, 6):
         save_state(tmp_path, Progress(step=step), backbone(), shards(1))
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-000000004", "step-000000006"]
-    assert len(saved_states(tmp_path)) == KEPT
+    assert len(saved_states(tmp_path)) == KEEP.last
     found = find_state(tmp_path, "yes")
     assert found is not None and found.progress.step == 6
 
@@ -183,11 +177,14 @@ def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was saved with optimizer 'sgd', this run has 'adamw'"):
         SavedState(path).require_identity({"optimizer": "adamw"})
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(UserError, match="format 99, expected 1"):
-        SavedState(path)
+    del manifest["sha256"]
+    later = {**manifest, "format": 99}
+    (path / "manifest.json").write_text(json.dumps({**later, "sha256": seal(later)}))
+    for resume in ("yes", "auto"):  # nor does auto start anew, or go back, where only the version is wrong
+        with pytest.raises(UserError, match="format 99, expected 1 or 2: the version of the trainer that saved it"):
+            find_state(tmp_path, resume)
     (path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="not a training state"):
+    with pytest.raises(UserError, match="not of a training state"):
         SavedState(path)
 
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run's training states: which there are, whose they are, and which of them stay."""
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from recognition.files import WRITING, replacing, writing
+
+DAMAGED = ".damaged"  # ends the name of a state that is no longer what was saved
+KEPT_DAMAGED = 2
+KEPT_ASIDE = 2  # runs before this one whose states are kept
+_LAUNCH = "launch"  # the file that holds the name of the launch that the states are of
+
+
+class Retention(NamedTuple):
+    """Which states stay when another is saved: the last, those of every n-th step, the best."""
+
+    last: int = 2
+    every: int = 0  # steps; 0: none
+    best: bool = False
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The states below a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir())
+
+
+def step_of(state: Path) -> int:
+    """The step after which a state was saved."""
+    return int(state.name[5:])
+
+
+def drop_states(folder: Path, retention: Retention, best: Collection[int]) -> None:
+    """Remove the states that need not stay; ``best``: steps of those that are the best."""
+    for old in saved_states(folder)[: -retention.last]:
+        step = step_of(old)
+        if (retention.every and step % retention.every == 0) or (retention.best and step in best):
+            continue
+        old.rename(f"{old}{WRITING}")  # half a state must not look whole
+    discard_unfinished(folder)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a killed run was writing or removing."""
+    for path in folder.glob(f"step-*{WRITING}"):
+        with writing(path):
+            shutil.rmtree(path)
+
+
+def set_damaged_aside(state: Path) -> Path:
+    """Give a damaged state a name that nothing goes on from; of earlier ones the last KEPT_DAMAGED stay with it."""
+    folder, target = state.parent, state.with_name(state.name + DAMAGED)
+    with writing(state):
+        if target.exists():
+            shutil.rmtree(target)
+        state.rename(target)
+        others = sorted(folder.glob(f"step-*{DAMAGED}"), key=lambda path: path.stat().st_mtime_ns)
+        for path in [path for path in others if path != target][:-KEPT_DAMAGED]:
+            shutil.rmtree(path)
+    return target
+
+
+def set_aside(folder: Path) -> str:
+    """Move the states of an earlier run to ``state.1``, ``state.2``, ..., its history with them, and remove all but
+    those of the last KEPT_ASIDE runs and of the longest; returns a line about it, empty if there was none."""
+    if not saved_states(folder):
+        return ""
+    before = {int(path.name.rpartition(".")[2]): path for path in folder.parent.glob(f"{folder.name}.*")
+              if path.name.rpartition(".")[2].isdigit()}
+    longest = max([folder, *before.values()], key=lambda path: [state.name for state in saved_states(path)][-1:])
+    old = [before[number] for number in sorted(before)[: len(before) + 1 - KEPT_ASIDE] if before[number] != longest]
+    history = folder.with_name("history.jsonl")
+    with writing(folder):
+        if history.exists():
+            os.replace(history, folder / history.name)
+        kept = folder.rename(folder.with_name(f"{folder.name}.{max(before, default=0) + 1}"))
+        for path in old:
+            shutil.rmtree(path)
+    names = ", ".join(path.name for path in old)
+    removed = f"; {names} removed: those of the last {KEPT_ASIDE} runs and of the longest are kept" if old else ""
+    return f"starting anew; the training state of the run before is kept in {kept}{removed}"
+
+
+def claim(folder: Path, launch: str) -> None:
+    """Note that the states below ``folder``, and those to come, are of the launch of this name."""
+    with replacing(folder / _LAUNCH) as path:
+        path.write_text(launch)
+
+
+def is_claimed(folder: Path, launch: str) -> bool:
+    """Whether the states below ``folder`` are of the launch of this name."""
+    marker = folder / _LAUNCH
+    return bool(launch) and marker.is_file() and marker.read_text() == launch

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damage of every kind to every file of a state: named, and the state before it is offered or taken."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recognition.errors import UserError
+from recognition.parallel.backbone import BackboneState
+from recognition.parallel.cpu_shard import CpuShard
+from recognition.parallel.shard import split_classes
+from recognition.training.find_state import find_state
+from recognition.training.save_state import save_state
+from recognition.training.state import Progress, SavedState
+from recognition.training.state_folder import KEPT_DAMAGED, Retention, saved_states
+
+FILES = ("backbone.npz", "bias-0.npy", "bias-1.npy", "bias_momentum-0.npy", "bias_momentum-1.npy", "centres-0.npy",
+         "centres-1.npy", "data.npz", "momentum-0.npy", "momentum-1.npy")
+
+
+def save(folder: Path, step: int, last: int = 9) -> Path:
+    """Two shards as large as each other, with values of the step."""
+    shards = [CpuShard(start, stop, 4, normalised=True, scale=64, seed=step) for start, stop in split_classes(12, 2)]
+    for number, shard in enumerate(shards):
+        shard.momentum[:] = step + number
+        shard.bias[:], shard.bias_momentum[:] = 10 * step + number, 100 * step + number
+    weights = {"w": np.full(1000, step, np.float32)}
+    return save_state(folder, Progress(step=step, identity={"images": 5}), BackboneState(weights, weights, [weights]),
+                      shards, {"order": np.arange(step)}, retention=Retention(last))
+
+
+def as_format_1(state: Path) -> None:
+    """What versions before checksums wrote: the same files, and a manifest with less in it."""
+    manifest = json.loads((state / "manifest.json").read_text())
+    for key in ("files", "sha256", "best_step", "best_number"):
+        del manifest[key]
+    (state / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+
+
+def refused(folder: Path, words: str) -> None:
+    """By ``--resume``, with the state before offered; then taken by ``auto``, said in one line."""
+    with pytest.raises(UserError, match=words) as caught:
+        find_state(folder, "yes")
+    assert "step-000000002 before it is whole: --resume auto takes it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def taken(folder: Path, capsys: pytest.CaptureFixture[str], step: int = 2) -> str:
+    capsys.readouterr()
+    found = find_state(folder, "auto")
+    assert found is not None and found.progress.step == step and not found.problem()
+    assert found.backbone().parameters["w"].tolist() == [step] * 1000
+    (line,) = capsys.readouterr().out.splitlines()
+    return line
+
+
+def test_the_manifest_has_the_sum_of_every_other_file(tmp_path: Path) -> None:
+    state = save(tmp_path, 4)
+    assert sorted(SavedState(state).sums) == list(FILES)
+    assert sorted(path.name for path in state.iterdir()) == sorted([*FILES, "manifest.json"])
+    assert not SavedState(state).problem()
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_any_flipped_bit_and_any_lost_end_is_named(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 2)
+    path = save(tmp_path, 4) / name
+    whole = path.read_bytes()
+    random = np.random.default_rng(len(name))
+    for place in [0, len(whole) - 1, *random.integers(0, len(whole), 6)]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(flipped)
+        if name == "manifest.json" and json_equal(whole, bytes(flipped)):
+            continue  # a blank more or less
+        refused(tmp_path, f"step-000000004/{name}: ")
+    for size in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        refused(tmp_path, f"step-000000004/{name}: ")
+    path.unlink()
+    refused(tmp_path, f"step-000000004/{name}: ")
+    path.write_bytes(whole)
+    found = find_state(tmp_path, "yes")
+    assert found is not None and found.progress.step == 4
+
+
+def json_equal(left: bytes, right: bytes) -> bool:
+    try:
+        return bool(json.loads(left) == json.loads(right))
+    except ValueError:
+        return False
+
+
+def test_swapped_files_are_told_from_damaged_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, state = save(tmp_path, 2), save(tmp_path, 4)
+    kept = shutil.copytree(state, tmp_path / "kept")
+
+    def put_back() -> None:
+        shutil.rmtree(state)
+        shutil.copytree(kept, state)
+
+    shutil.copy(before / "centres-1.npy", state)  # from another state
+    refused(tmp_path, "centres-1.npy: another file: found step-000000002/centres-1.npy")
+    put_back()
+    first, second = state / "momentum-0.npy", state / "momentum-1.npy"  # shards swapped
+    first.rename(state / "x")
+    second.rename(first)
+    (state / "x").rename(second)
+    refused(tmp_path, "momentum-0.npy: another file: found step-000000004/momentum-1.npy")
+    put_back()
+    shutil.copy(before / "manifest.json", state)
+    refused(tmp_path, "step-000000004/manifest.json: of another state: found step 2")
+    shutil.rmtree(state)
+    shutil.copytree(before, state)  # the whole of another state under its name
+    refused(tmp_path, "step-000000004/manifest.json: of another state: found step 2")
+    line = taken(tmp_path, capsys)
+    assert "going on from step-000000002 before it, what is damaged is kept as step-000000004.damaged" in line
+
+
+def test_auto_goes_back_as_far_as_it_must_and_saves_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step)
+    for step in (4, 6, 8):
+        (tmp_path / f"step-00000000{step}" / "backbone.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"step-000000008/backbone\.npz.*step-000000002 before it is whole"):
+        find_state(tmp_path, "yes")
+    assert "step-000000008/backbone.npz: damaged: found 0 bytes" in taken(tmp_path, capsys)
+    assert [path.name for path in saved_states(tmp_path)] == ["step-000000002"]
+    assert len(list(tmp_path.glob("*.damaged"))) == KEPT_DAMAGED + 1
+    assert save(tmp_path, 4) == tmp_path / "step-000000004"
+    found = find_state(tmp_path, "yes")
+    assert found is not None and found.progress.step == 4
+
+
+def test_damaged_states_do_not_pile_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 2)
+    for _ in range(3):
+        for step in (4, 6, 8, 10):
+            (save(tmp_path, step) / "centres-0.npy").unlink()
+            taken(tmp_path, capsys)
+    assert len(list(tmp_path.glob("*.damaged"))) == KEPT_DAMAGED + 1
+
+
+def test_where_all_are_damaged_nothing_starts_anew_in_silence(tmp_path: Path) -> None:
+    for step in (2, 4):
+        (save(tmp_path, step) / "centres-0.npy").unlink()
+    for resume in ("yes", "auto"):
+        with pytest.raises(UserError, match=r"4/centres-0\.npy: is missing; and no state before it is"):
+            find_state(tmp_path, resume)
+    assert len(saved_states(tmp_path)) == 2
+
+
+def test_states_of_versions_without_checksums_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (2, 4):
+        as_format_1(save(tmp_path, step))
+    found = find_state(tmp_path, "yes")
+    assert found is not None and found.progress.step == 4 and found.rows(0, 12, 1).centres.shape == (12, 4)
+    for name, size in (("centres-1.npy", 100), ("backbone.npz", 5000)):  # what can be seen without them
+        path = tmp_path / "step-000000004" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:size])
+        refused(tmp_path, rf"step-000000004/{name}: cannot be read")
+        path.write_bytes(whole)
+    (tmp_path / "step-000000004" / "bias-0.npy").write_bytes(b"")
+    assert "step-000000004/bias-0.npy: cannot be read" in taken(tmp_path, capsys)
+
+
+class Half:
+    """One of two processes, of which the other found the last file damaged."""
+
+    rank, size = 0, 2
+
+    def all_gather(self, array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.ones_like(array) if array.shape == (1,) else array])
+
+
+def test_what_one_process_finds_all_refuse(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    with pytest.raises(UserError, match="step-000000002: damaged, as another process found"):
+        find_state(tmp_path, "yes", communicator=Half())  # type: ignore[arg-type]
+
+
+def test_each_file_is_compared_by_one_process(tmp_path: Path) -> None:
+    state = save(tmp_path, 2)
+    (state / FILES[4]).unlink()
+    assert [bool(SavedState(state).problem(part, 3)) for part in range(3)] == [False, True, False]
