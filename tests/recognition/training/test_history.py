@@ -69,3 +69,27 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"history\.jsonl: cannot be written: "):
         History(tmp_path / "file" / "history.jsonl", 40)
+
+
+def test_the_file_stays_below_its_size_and_tells_the_whole_run(tmp_path: Path) -> None:
+    path, most = tmp_path / "history.jsonl", 20000
+    history = History(path, 0, most)
+    for step in range(1, 5001):
+        history.write("train", step, loss=1.5)
+        if step % 100 == 0:
+            for target in ("lfw", "agedb_30"):
+                history.write("verification", step, target=target, accuracy=0.9)
+        assert path.stat().st_size <= most
+    history.close()
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    trained = [record["step"] for record in records if record["kind"] == "train"]
+    assert trained == sorted(set(trained)) and (trained[0], trained[-1]) == (1, 5000)
+    gaps = [after - before for before, after in zip(trained, trained[1:])]
+    assert gaps == sorted(gaps, reverse=True) and gaps[-1] == 1  # the older, the farther apart
+    for target in ("lfw", "agedb_30"):
+        found = [record["step"] for record in records if record.get("target") == target]
+        assert found == sorted(set(found)) and (found[0], found[-1]) == (100, 5000)
+    again = History(path, 2500, most)
+    again.write("train", 2501, loss=1.0)
+    again.close()
+    assert steps(path)[-1] == 2501 and path.stat().st_size <= most
