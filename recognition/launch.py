@@ -13,9 +13,10 @@ The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_dev
 same folder, and the same Python; models go to a file system that all share.
 
 A process that dies ends all others within 10 seconds, one that hangs after ``--stall-timeout`` more, with a line that
-says which; the status is then not 0, and no process is left. With ``--restarts`` all start again and go on from the
-last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM and
-Ctrl-C go to the workers, which save and stop; a second one ends them at once.
+says which; the status is then not 0, and no process is left. One that is slow, so that all others wait for it more than
+a tenth of the last minute, is named in a line, and the run goes on. With ``--restarts`` all start again and go on from
+the last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM
+and Ctrl-C go to the workers, which save and stop; a second one ends them at once.
 """
 from __future__ import annotations
 
@@ -34,9 +35,10 @@ from typing import Any
 from recognition.command_line import Parser
 from recognition.errors import LostProcess, UserError, command
 from recognition.monitor import Monitor
-from recognition.nodes import LOCAL, Node, Place, assign, end_all, parse_hosts, tell_errors
+from recognition.nodes import LOCAL, SSH, Node, Place, assign, end_all, parse_hosts, tell_errors
 
 POLL = 0.05
+UNREACHED = 255  # the status of ssh itself
 SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
 STOPPING = 10.0  # the same for a process that was told to stop, which tells the others
 NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
@@ -56,9 +58,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--restarts", type=int, default=0, metavar="N", help="how often to start again (default: 0)")
     parser.add_argument("--stall-timeout", type=float, default=300, metavar="SECONDS",
                         help="without any exchange, after which a run counts as hung (default: 300)")
+    parser.add_argument("--slow-after", type=float, default=60, metavar="SECONDS",
+                        help="in which one worker held the others up, to be called slow (default: 60)")
     parser.add_argument("--address", metavar="HOST", help="this host's address as the other hosts see it")
     parser.add_argument("--interface", metavar="NAME", help="network interface of every host to use")
-    parser.add_argument("--ssh", default="ssh -o BatchMode=yes", metavar="COMMAND", help="how to reach another host")
+    parser.add_argument("--ssh", default=shlex.join(SSH), metavar="COMMAND", help="how to reach another host")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
     options = parser.parse_args(argv)
     options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -125,7 +129,9 @@ def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> 
 
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
     return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
-            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1"}
+            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1",
+            # What the survivors of a death print otherwise, after the line that names who died.
+            "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal")}
 
 
 def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
@@ -188,17 +194,21 @@ def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: floa
                 return 128 + stop.number
         asked = (0, 128 + stop.number) if forwarded else (0,)
         if any(node.status not in (None, *asked) for node in nodes):
-            return settle(nodes, asked)
+            return settle(nodes, asked, monitor)
         worker = monitor.hung(timeout)
         if worker is not None:
-            others = max(monitor.exchanges.values()) - monitor.exchanges[worker]
-            say(f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it is "
-                f"{others} exchanges behind the others; ending all others")
+            behind = max(monitor.exchanges.values()) - monitor.exchanges.get(worker, 0)
+            how = f"is {behind} exchanges behind the others" if worker in monitor.heard else "never gave a sign of life"
+            say(f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it {how}; ending all "
+                "others")
             return 1
+        if slow := monitor.slow():
+            say(f"{describe(workers[slow[0]])} is slow: all others wait for it, {slow[1]:.0f} s of 100; the run goes "
+                "on")
     return max((node.status or 0 for node in workers), default=0)
 
 
-def settle(nodes: Sequence[Node], asked: Sequence[int]) -> int:
+def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int:
     """Say which process failed first, once those are known that failed with it; its status.
 
     Bad input says what it is itself.
@@ -214,7 +224,12 @@ def settle(nodes: Sequence[Node], asked: Sequence[int]) -> int:
     culprit = min(failed, key=lambda node: (node.status == LostProcess.status, node.status in STOPPED))
     status = culprit.status or 1
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if status == UNREACHED and culprit.host not in LOCAL:
+        how += ", with which ssh says that it cannot reach a host or lost it"
     culprit.finish_output()
+    if culprit.status in (LostProcess.status, -signal.SIGABRT) and (silent := monitor.silent()):
+        names = ", ".join(describe(node) for node in nodes if node.worker in silent)
+        say(f"no sign of life ever came from {names}")
     if status != UserError.status or not culprit.error:
         say(f"{describe(culprit)} {how}; ending all others")
     return 128 - status if status < 0 else status
@@ -235,7 +250,7 @@ def run_once(options: argparse.Namespace, stop: Stop) -> int:
     if servers is None:
         servers = len(used) if wants_servers(options.command) else 0
     with contextlib.ExitStack() as stack:
-        monitor = Monitor(address)
+        monitor = Monitor(address, options.workers, options.slow_after)
         stack.callback(monitor.socket.close)
         if servers:
             nodes = server_nodes(places, servers, monitor, address, interface, ssh)

@@ -7,23 +7,43 @@ import functools
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from recognition.errors import UserError
+
+SLOW = 0.1  # of the time, which all others waited longer than it did: then it is slow
+AGAIN = 600.0  # seconds until the same worker is called slow once more
 
 
 @dataclass
 class Monitor:
-    """Hears the workers' signs of life: ``token worker exchanges`` in a datagram."""
+    """Hears the workers' signs of life: ``token worker exchanges waited`` in a datagram.
+
+    ``workers``: how many there are; one that was never heard has begun no exchange. ``window``: seconds over which a
+    worker is compared with the others.
+    """
 
     address: str
+    workers: int
+    window: float = 60.0
     token: str = field(default_factory=functools.partial(secrets.token_hex, 8))
     exchanges: dict[int, int] = field(default_factory=dict)  # by worker
     heard: dict[int, float] = field(default_factory=dict)
+    waited: dict[int, float] = field(default_factory=dict)  # seconds, for the others
 
     def __post_init__(self) -> None:
+        """:raises UserError: if the address is not one of this host."""
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind((self.address, 0))
+        try:
+            self.socket.bind((self.address, 0))
+        except OSError as error:
+            self.socket.close()
+            raise UserError(f"--address: found {self.address}, expected an address of this host: {error}") from None
         self.socket.setblocking(False)
         self.moved = time.monotonic()  # when a worker last went on
+        self._since, self._before = self.moved, dict(self.waited)  # the window's begin, and what was waited by then
+        self._told: dict[int, float] = {}  # when a worker was called slow
 
     @property
     def endpoint(self) -> str:
@@ -34,12 +54,12 @@ class Monitor:
         with contextlib.suppress(BlockingIOError):
             while True:
                 words = self.socket.recv(200).decode(errors="replace").split()
-                if len(words) != 3 or words[0] != self.token:
+                if len(words) != 4 or words[0] != self.token:
                     continue
-                worker, exchanges = map(int, words[1:])
+                worker, exchanges = map(int, words[1:3])
                 if exchanges != self.exchanges.get(worker):
                     self.moved = time.monotonic()
-                self.exchanges[worker] = exchanges
+                self.exchanges[worker], self.waited[worker] = exchanges, float(words[3])
                 self.heard[worker] = time.monotonic()
 
     def hung(self, timeout: float) -> int | None:
@@ -47,4 +67,30 @@ class Monitor:
         if not self.exchanges or time.monotonic() - self.moved < timeout:
             return None
         # Of those that have begun the fewest exchanges, the one not heard for longest: it may be stopped.
-        return min(self.exchanges, key=lambda worker: (self.exchanges[worker], self.heard[worker]))
+        return min(range(self.workers), key=lambda worker: (self.exchanges.get(worker, -1), self.heard.get(worker, 0)))
+
+    def silent(self) -> list[int]:
+        """The workers that were never heard, where others were."""
+        return [worker for worker in range(self.workers) if worker not in self.heard] if self.heard else []
+
+    def slow(self) -> tuple[int, float] | None:
+        """At the end of a window, the worker that held the others up in it, and for how many seconds of 100."""
+        now = time.monotonic()
+        if len(self._before) < self.workers:  # the first window begins when all go on
+            self._since, self._before = now, dict(self.waited) if all(self.exchanges.values()) else {}
+        elapsed = now - self._since
+        if elapsed < self.window or self.workers < 2:
+            return None
+        grown = {worker: self.waited[worker] - before for worker, before in self._before.items()}
+        self._since, self._before = now, dict(self.waited)
+        worker, share = held_up(grown, elapsed)
+        if share < SLOW or now - self._told.get(worker, -AGAIN) < AGAIN:
+            return None
+        self._told[worker] = now
+        return worker, 100 * share
+
+
+def held_up(waited: Mapping[int, float], elapsed: float) -> tuple[int, float]:
+    """The worker that waited least, and the share of the time that each of the others waited more at least."""
+    first, second = sorted(waited, key=lambda worker: waited[worker])[:2]
+    return first, (waited[second] - waited[first]) / elapsed

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from recognition.errors import UserError
+from recognition.errors import LostProcess, UserError
 
 __all__ = ["check_gpu", "mx"]
 
@@ -145,6 +145,12 @@ def _import_mxnet() -> Any:
             raise UserError(f"{error}: pip install -e '.[cpu]' brings MXNet and what it needs") from None
         except (ImportError, OSError) as error:
             raise UserError(f"MXNet cannot be loaded: {' '.join(str(error).split())}") from None
+        except Exception as error:
+            if "DMLC_ROLE" not in os.environ or "bind failed" not in str(error):
+                raise
+            place = " of ".join(os.environ.get(f"DMLC_PS_ROOT_{part}", "?") for part in ("PORT", "URI"))
+            raise LostProcess(f"the {os.environ['DMLC_ROLE']} of the parameter servers: port {place} cannot be had: "
+                              "another process uses it, or the address is not one of this host") from None
     return mxnet
 
 

@@ -19,6 +19,7 @@ from recognition.errors import ERROR, LostProcess, UserError
 
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 LOCAL = ("localhost", "127.0.0.1", socket.gethostname())
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")  # seconds
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 # The process reads nothing; when the connection goes, and with it the shell's input, the process is ended.
 _REMOTE = ("exec 3<&0; cd {folder} || exit; env {variables} {command} 3<&- </dev/null & child=$!; "
@@ -76,7 +77,7 @@ class Node:
     name: str  # what messages and output call it
     host: str
     variables: Mapping[str, str]
-    ssh: Sequence[str] = ("ssh", "-o", "BatchMode=yes")
+    ssh: Sequence[str] = SSH
     worker: int | None = None  # its number, unless it is a server or the scheduler
     process: subprocess.Popen[bytes] | None = None
     error: str = ""  # what it ended with on standard error, if it was bad input

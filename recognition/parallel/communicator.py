@@ -25,6 +25,7 @@ class Communicator(Protocol):
     size: int
     bytes_sent: int  # by this process until now, as the kind's own formula counts them
     exchanges: int  # collectives begun until now: the process that others wait for has begun fewer
+    waited: float  # seconds until now for arrays of all: the process that others wait for has waited less
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         """Stack the arrays (n, ...) of all processes, in the order of ranks, to (size * n, ...)."""
@@ -54,6 +55,7 @@ class SingleProcess:
     size = 1
     bytes_sent = 0
     exchanges = 0
+    waited = 0.0
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         return array

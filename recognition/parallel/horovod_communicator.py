@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -39,24 +40,31 @@ class HorovodCommunicator:
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
         self.bytes_sent = self.exchanges = 0
+        self.waited = 0.0
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         given, name = self._begin("gather", array, self.size - 1)
-        return self._hvd.allgather(given, name=name).asnumpy()
+        return self._awaited(lambda: self._hvd.allgather(given, name=name))
 
     def all_reduce(self, array: np.ndarray) -> np.ndarray:
         given, name = self._begin("reduce", array, 2 * (self.size - 1) / self.size)
-        return self._hvd.allreduce_(given, op=self._hvd.Sum, name=name).asnumpy()
+        return self._awaited(lambda: self._hvd.allreduce_(given, op=self._hvd.Sum, name=name))
 
     def reduce_scatter(self, array: np.ndarray) -> np.ndarray:
         given, name = self._begin("scatter", array, (self.size - 1) / self.size)
-        return self._hvd.reducescatter(given, op=self._hvd.Sum, name=name).asnumpy()
+        return self._awaited(lambda: self._hvd.reducescatter(given, op=self._hvd.Sum, name=name))
 
     def _begin(self, kind: str, array: np.ndarray, share: float) -> tuple[Any, str]:
         """The array for Horovod, and a name: the same for the same shape, for which Horovod keeps what it agreed."""
         self.exchanges += 1
         self.bytes_sent += round(share * array.nbytes)
         return mx.nd.array(array, dtype=array.dtype), f"{kind} {array.dtype} {array.shape}"
+
+    def _awaited(self, collective: Callable[[], Any]) -> np.ndarray:
+        began = time.perf_counter()
+        found = collective().asnumpy()  # a gather waits before it returns, a sum when it is read
+        self.waited += time.perf_counter() - began
+        return found
 
     def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
         self.exchanges += 1

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from recognition.errors import UserError
 from recognition.parallel.communicator import WORKER, Communicator, SingleProcess
@@ -24,12 +24,13 @@ def make_communicator(kvstore: str, environ: Mapping[str, str] = os.environ) -> 
 
     :raises UserError: if the environment does not go with ``kvstore``, or what it asks for is not installed.
     """
-    communicator = _choose(kvstore, environ)
+    found: list[Communicator] = []  # none while the processes look for each other, which may take for ever
     if MONITOR in environ:
         host, port, token = environ[MONITOR].rsplit(":", 2)
-        arguments = (communicator, (host, int(port)), f"{token} {environ[WORKER]}")
+        arguments = (found, (host, int(port)), f"{token} {environ[WORKER]}")
         threading.Thread(target=_beat, args=arguments, name="signs of life", daemon=True).start()
-    return communicator
+    found.append(_choose(kvstore, environ))
+    return found[0]
 
 
 def _choose(kvstore: str, environ: Mapping[str, str]) -> Communicator:
@@ -56,10 +57,12 @@ def _choose(kvstore: str, environ: Mapping[str, str]) -> Communicator:
     return communicator
 
 
-def _beat(communicator: Communicator, monitor: tuple[str, int], who: str) -> None:
-    """Tell the monitor, over UDP, how many exchanges this process has begun, for as long as it lives."""
+def _beat(found: Sequence[Communicator], monitor: tuple[str, int], who: str) -> None:
+    """Tell the monitor, over UDP, how many exchanges this process has begun and how long it has waited for others, for
+    as long as it lives."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         while True:
+            exchanges, waited = (found[0].exchanges, found[0].waited) if found else (0, 0.0)
             with contextlib.suppress(OSError):  # the next one may arrive
-                sender.sendto(f"{who} {communicator.exchanges}".encode(), monitor)
+                sender.sendto(f"{who} {exchanges} {waited:.3f}".encode(), monitor)
             time.sleep(INTERVAL)

@@ -235,7 +235,7 @@ def test_flags() -> None:
 
 
 def test_the_monitor_names_who_is_behind() -> None:
-    monitor = Monitor("127.0.0.1")
+    monitor = Monitor("127.0.0.1", 3)
     monitor.exchanges, monitor.heard = {0: 5, 1: 4, 2: 4}, {0: 1.0, 1: 9.0, 2: 3.0}
     assert monitor.hung(1000) is None
     monitor.moved -= 1000
