@@ -170,6 +170,8 @@ class Config:
                             "is the best so far, and that of the best stays, too", ENTRIES)
     keep_ckpt: int = option(0, kinds.integer(least=0), "numbered checkpoints of --ckpt 1 and 2 that stay: the last so "
                             "many, and the best; 0: all", ENTRIES)
+    on_nan: str = option("stop", kinds.choice("stop", "skip"), "a step whose loss, features or gradients are not "
+                         "finite: stop the run, or leave the step out and go on", ENTRIES)
     profile: int = option(0, kinds.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
                           "table go to the folder of the checkpoints", ENTRIES)
     decode_threads: int = option(2, kinds.integer(least=1), "threads that decode images; if not given, one per "

@@ -26,11 +26,15 @@ def update_centres_adamw(centres, first_moment, second_moment, rows, gradient, i
 
     ``second_moment`` (all rows, D); ``factor`` with the learning rate, ``decay`` the rate times the weight decay.
     """
+    overflowed = 0
     for i in range(rows.shape[0]):
         r = rows[i]
         w, along = centres[r], np.float32(0)
         if normalised:
             along = dot(gradient[i], w) * inverse[r] * inverse[r]
         _step_centre(w, first_moment[r], second_moment[r], gradient[i], along, beta1, beta2, factor, eps, decay)
+        square = dot(w, w)
         if normalised:
-            inverse[r] = np.float32(1) / np.sqrt(dot(w, w) + EPSILON)
+            inverse[r] = np.float32(1) / np.sqrt(square + EPSILON)
+        overflowed += 0 if square < np.inf else 1
+    return overflowed

@@ -17,10 +17,15 @@ from recognition.parallel.optimisers import AdamWOptimiser, Optimiser, SgdOptimi
 from recognition.parallel.rates import Rates
 
 Arrays = dict[str, np.ndarray]
+GROUP = 100  # arrays that one call looks at
 
 
 class Backbone(Protocol):
     """What the loop knows of a backbone. Images are uint8 (n, 3, H, W) RGB, features float32 (n, D)."""
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """That of float16."""
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Features of this process's part of a training batch."""
@@ -28,8 +33,17 @@ class Backbone(Protocol):
     def backward(self, d_features: np.ndarray) -> None:
         """Gradients of the parameters from those of the last features, of the same shape."""
 
+    def finite(self) -> bool:
+        """Whether all that the last :meth:`backward` computes is finite, once it is there."""
+
     def step(self, lr: float) -> None:
         """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
+
+    def leave_out(self) -> None:
+        """In place of :meth:`step`: the step counts, and nothing of it stays."""
+
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Features for verification: no dropout, moving statistics; any number of images."""
@@ -60,16 +74,18 @@ class ReplicatedBackbone:
     def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
                  wd: float, seed: int = 0, rates: Callable[[Sequence[str]], Rates] = Rates,
-                 loss_scale: LossScale | None = None, adamw: AdamW | None = None) -> None:
+                 loss_scale: LossScale | None = None, adamw: AdamW | None = None, leaves_out: bool = False) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param rates: the factors of the learning rate, made for the names of the parameters.
-        :param loss_scale: for float16; a step whose gradients overflow then changes no parameter.
+        :param loss_scale: for float16; steps whose gradients overflow are then to be left out.
         :param adamw: AdamW in place of SGD, for which ``mu`` is.
+        :param leaves_out: whether :meth:`leave_out` may be called, for which moving statistics are copied each step.
         """
         self.batch_size, self.communicator = batch_size, communicator
         self.seed = seed
         self.names = sorted(parameters)
-        self._rates, self._loss_scale = rates(self.names), loss_scale
+        self._rates, self.loss_scale = rates(self.names), loss_scale
+        self._keeps_statistics = leaves_out or loss_scale is not None
         self._backward_order = [name for name in reversed(symbol.list_arguments()) if name in parameters]
         self._has_dropout = any(node["op"] == "Dropout" for node in json.loads(symbol.tojson())["nodes"])
         self.replicas = [Replica(symbol, parameters, auxiliary, device, (batch_size, *image_shape))
@@ -84,6 +100,8 @@ class ReplicatedBackbone:
             stream = np.random.SeedSequence([self.seed, self._steps, self.communicator.rank])
             mx.random.seed(int(stream.generate_state(1)[0] >> 1))
         for replica, part in zip(self.replicas, self._parts(images)):
+            if self._keeps_statistics:
+                replica.keep_statistics()
             replica.forward(part, is_train=True)
         return np.concatenate([replica.features() for replica in self.replicas])
 
@@ -91,22 +109,42 @@ class ReplicatedBackbone:
         return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
 
     def backward(self, d_features: np.ndarray) -> None:
-        if self._loss_scale:
-            d_features = d_features * np.float32(self._loss_scale.value)
+        if self.loss_scale:
+            d_features = d_features * np.float32(self.loss_scale.value)
         for replica, part in zip(self.replicas, self._parts(d_features)):
             replica.backward(part)
         self._reduce_gradients()
 
+    def finite(self) -> bool:
+        verdicts = are_finite(list(self.replicas[0].gradients.values()))
+        for replica in self.replicas:
+            verdicts += are_finite(list(replica.auxiliary.values()))
+        found = [bool(verdict.asscalar()) for verdict in verdicts]  # all are waited for, and so the backward pass
+        return all(found)
+
     def step(self, lr: float) -> None:
         lead, rates = self.replicas[0], self._rates(self._steps)
-        scale = self._loss_scale.value if self._loss_scale else 1.0
+        scale = self.loss_scale.value if self.loss_scale else 1.0
         self._steps += 1
-        if self._loss_scale and not self._loss_scale.accepts([lead.gradients[name] for name in rates]):
-            return
         self._optimiser(lead.arguments, lead.gradients, {name: lr * rate for name, rate in rates.items()}, 1 / scale)
         for replica in self.replicas[1:]:
             for name in rates:
                 lead.arguments[name].copyto(replica.arguments[name])
+        if self.loss_scale:
+            self.loss_scale.count(finite=True)
+
+    def leave_out(self) -> None:
+        self._steps += 1
+        for replica in self.replicas:
+            replica.restore_statistics()
+        if self.loss_scale:
+            self.loss_scale.count(finite=False)
+
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        lead = self.replicas[0]
+        parameters, gradients = ({name: float(np.sqrt(np.square(arrays[name].asnumpy(), dtype=np.float64).sum()))
+                                  for name in self.names} for arrays in (lead.arguments, lead.gradients))
+        return parameters, gradients
 
     def _reduce_gradients(self) -> None:
         """Queue the sums over replicas and processes; each is taken while the rest of the backward pass runs."""
@@ -167,7 +205,7 @@ class ReplicatedBackbone:
         moments = {kind: _to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
         updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
         return BackboneState(_to_host(self.replicas[0].arguments, self.names), auxiliary=auxiliary, **moments,
-                             loss_scale=self._loss_scale.state() if self._loss_scale else None, updates=updates or None)
+                             loss_scale=self.loss_scale.state() if self.loss_scale else None, updates=updates or None)
 
     def difference(self, state: BackboneState) -> str:
         """Why a state is not of this network: the first name or shape that differs; '' if none does."""
@@ -188,8 +226,8 @@ class ReplicatedBackbone:
             _fill(arrays, getattr(state, kind))
         if state.updates is not None:
             self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
-        if self._loss_scale and state.loss_scale is not None:
-            self._loss_scale.load(state.loss_scale)
+        if self.loss_scale and state.loss_scale is not None:
+            self.loss_scale.load(state.loss_scale)
         own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
         first = self.communicator.rank * len(self.replicas)
         mean = _mean(state.auxiliary)
@@ -208,6 +246,7 @@ class Replica:
         self.arguments = {name: mx.nd.array(value, ctx=device) for name, value in parameters.items()}
         self.auxiliary = {name: mx.nd.array(value, ctx=device) for name, value in auxiliary.items()}
         self.gradients = {name: mx.nd.zeros_like(value) for name, value in self.arguments.items()}
+        self._kept: Mapping[str, mx.nd.NDArray] = {}
         self._data = mx.nd.zeros(data_shape, ctx=device)
         self._executor = symbol.bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
                                      grad_req={"data": "null", **dict.fromkeys(parameters, "write")},
@@ -216,6 +255,19 @@ class Replica:
     def forward(self, images: np.ndarray, is_train: bool) -> None:
         mx.nd.array(images, ctx=self.device, dtype=np.uint8).copyto(self._data)
         self._executor.forward(is_train=is_train)
+
+    def keep_statistics(self) -> None:
+        """Copy the moving statistics. The backward pass before must be over: a copy does not wait for it by itself."""
+        if not self._kept:
+            self._kept = {name: mx.nd.empty(array.shape, ctx=self.device) for name, array in self.auxiliary.items()}
+        for name, array in self.auxiliary.items():
+            array.copyto(self._kept[name])
+
+    def restore_statistics(self) -> None:
+        """Take back what :meth:`keep_statistics` copied."""
+        mx.nd.waitall()
+        for name, array in self._kept.items():
+            array.copyto(self.auxiliary[name])
 
     def features(self) -> np.ndarray:
         return self._executor.outputs[0].asnumpy()
@@ -226,6 +278,12 @@ class Replica:
 
     def backward(self, d_features: np.ndarray) -> None:
         self._executor.backward([mx.nd.array(d_features, ctx=self.device)])
+
+
+def are_finite(arrays: Sequence[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
+    """Whether arrays of one device hold no NaN and no Inf: 1 or 0 for each GROUP of them, once they are computed."""
+    groups = [arrays[low : low + GROUP] for low in range(0, len(arrays), GROUP)]
+    return [mx.nd.multi_all_finite(*group, num_arrays=len(group)) for group in groups]
 
 
 def _to_host(arrays: Mapping[str, mx.nd.NDArray], names: Sequence[str] = ()) -> Arrays:

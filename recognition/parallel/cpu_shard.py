@@ -14,11 +14,13 @@ from recognition.parallel.adamw import AdamWStep
 from recognition.parallel.adamw_kernel import update_centres_adamw
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.shard import (
+    LOADED_ROWS,
     NONE,
     SGD,
     ShardState,
     initial_centres,
     merged_statistics,
+    norm_range,
     rows_of,
     target_columns,
 )
@@ -46,6 +48,7 @@ class CpuShard:
         self.bias, self.bias_momentum = np.zeros((2, len(self.centres)), np.float32)
         self.second_moment = self.bias_second_moment = NONE
         self._inverse = np.ones(len(self.centres), np.float32)
+        self.finite = True
         self._all_rows = np.arange(len(self.centres))
         self._renew_norms(0, len(self.centres))
         self._logits = np.empty((0, 0), np.float32)
@@ -63,6 +66,9 @@ class CpuShard:
             if len(values):
                 own[low : low + len(values)] = values
         self._renew_norms(low, low + len(state.centres))
+
+    def norms(self) -> tuple[float, float]:
+        return norm_range(self.centres[low : low + LOADED_ROWS] for low in range(0, len(self.centres), LOADED_ROWS))
 
     def _renew_norms(self, low: int, high: int) -> None:
         if self.normalised:
@@ -145,13 +151,15 @@ class CpuShard:
         lr, mu, wd = (np.float32(value) for value in sgd)
 
         def step(low: int, high: int, part: np.ndarray) -> None:
-            kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
-                                   self.normalised, lr, mu, wd)
+            if kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
+                                      self.normalised, lr, mu, wd):
+                self.finite = False
 
         def step_bias(gradient: np.ndarray) -> None:
             move = mu * self.bias_momentum[self._rows] - lr * (gradient + wd * self.bias[self._rows])
             self.bias_momentum[self._rows] = move
             self.bias[self._rows] += move
+            self.finite &= bool(np.isfinite(self.bias[self._rows]).all())
 
         return step, step_bias
 
@@ -162,12 +170,14 @@ class CpuShard:
         numbers = tuple(np.float32(value) for value in (beta1, beta2, lr * factor, eps, lr * wd))
 
         def step(low: int, high: int, part: np.ndarray) -> None:
-            update_centres_adamw(self.centres, self.momentum, self.second_moment, self._rows[low:high], part,
-                                 self._inverse, self.normalised, *numbers)
+            if update_centres_adamw(self.centres, self.momentum, self.second_moment, self._rows[low:high], part,
+                                    self._inverse, self.normalised, *numbers):
+                self.finite = False
 
         def step_bias(gradient: np.ndarray) -> None:  # as centres of one number that are not normalised
-            update_centres_adamw(self.bias[:, None], self.bias_momentum[:, None], self.bias_second_moment[:, None],
-                                 self._rows, gradient[:, None], self._inverse, False, *numbers)
+            if update_centres_adamw(self.bias[:, None], self.bias_momentum[:, None], self.bias_second_moment[:, None],
+                                    self._rows, gradient[:, None], self._inverse, False, *numbers):
+                self.finite = False
 
         return step, step_bias
 

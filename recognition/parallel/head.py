@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from recognition.errors import UserError
 from recognition.loss.margin import Margin
 from recognition.parallel.adamw import AdamW
 from recognition.parallel.communicator import Communicator, SingleProcess
@@ -33,11 +34,18 @@ class HeadResult(NamedTuple):
 class Head(Protocol):
     """What the loop knows of a head."""
 
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """Those of this process; none where there are no class centres."""
+
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64."""
 
     def step(self, lr: float) -> None:
         """Update the centres by the gradients of the last :meth:`forward_backward`."""
+
+    def leave_out(self) -> None:
+        """In place of :meth:`step`: the step counts, and no centre moves."""
 
 
 @dataclass
@@ -116,3 +124,11 @@ class ShardedHead:
         optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd)
         for shard in self.shards:
             shard.update(optimiser, self.replicas)
+        for shard in self.shards:
+            if not shard.finite:
+                raise UserError(f"step {self.steps}: the centres of classes {shard.start} to {shard.stop - 1} "
+                                f"overflowed in their update at learning rate {lr:g}, and are not saved. Try a lower "
+                                "--lr, from the state before (--resume)")
+
+    def leave_out(self) -> None:
+        self.steps += 1

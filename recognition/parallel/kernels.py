@@ -269,14 +269,14 @@ def centre_gradients(g, blocks, identity, gradient):  # type: ignore[no-untyped-
 
 @compiled
 def _update_centre(w, m, g, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
-    """One centre's step; returns its inverse norm."""
+    """One centre's step; returns its squared norm."""
     decay = wd
     if normalised:
         decay = wd - dot(g, w) * inverse * inverse
     for d in range(w.shape[0]):
         m[d] = mu * m[d] - lr * (g[d] + decay * w[d])
         w[d] += m[d]
-    return np.float32(1) / np.sqrt(dot(w, w) + EPSILON) if normalised else inverse
+    return dot(w, w)
 
 
 @compiled
@@ -285,8 +285,13 @@ def update_centres(centres, momentum, rows, gradient, inverse, normalised, lr, m
 
     ``gradient`` (n, D) is that of :func:`centre_gradients`; ``inverse`` (all rows,) gets the new inverse norms, if the
     centres are ``normalised``, by the sums of :func:`inverse_norms`: a run that loads W must get the same bits as one
-    that made it. All float32.
+    that made it. All float32. Returns how many centres have a squared norm that is not finite now.
     """
+    overflowed = 0
     for i in range(rows.shape[0]):
         r = rows[i]
-        inverse[r] = _update_centre(centres[r], momentum[r], gradient[i], inverse[r], normalised, lr, mu, wd)
+        square = _update_centre(centres[r], momentum[r], gradient[i], inverse[r], normalised, lr, mu, wd)
+        if normalised:
+            inverse[r] = np.float32(1) / np.sqrt(square + EPSILON)
+        overflowed += 0 if square < np.inf else 1
+    return overflowed

@@ -11,7 +11,15 @@ from recognition.mxnet_compat import mx
 from recognition.parallel.adamw import AdamWStep
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.kernels import EPSILON
-from recognition.parallel.shard import SGD, ShardState, initial_centres, rows_of, target_columns
+from recognition.parallel.shard import (
+    LOADED_ROWS,
+    SGD,
+    ShardState,
+    initial_centres,
+    norm_range,
+    rows_of,
+    target_columns,
+)
 
 CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
 
@@ -37,6 +45,7 @@ class MxnetShard:
         none = np.zeros(len(centres), np.float32)
         keep: Any = np.array if on_host else self._array
         self._stored: tuple[Any, ...] = tuple(keep(a) for a in (centres, np.zeros_like(centres), none, none))
+        self._squares: list[mx.nd.NDArray] = []  # sums of those of the centres that the last update was of
         self._second: tuple[Any, ...] = ()  # moments of AdamW, of the centres and of their bias
         self.select(None)
 
@@ -54,6 +63,15 @@ class MxnetShard:
         for own, values in zip((*self._stored, *self._second), state):
             if len(values):
                 own[low : low + len(values)] = values if self.on_host else self._array(values)
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(np.isfinite(part.asscalar())) for part in self._squares)
+
+    def norms(self) -> tuple[float, float]:
+        centres, step = self._stored[0], LOADED_ROWS
+        parts = (centres[low : min(low + step, len(centres))] for low in range(0, len(centres), step))
+        return norm_range(part if self.on_host else part.asnumpy() for part in parts)
 
     def _need_second_moments(self) -> None:
         zeros: Any = np.zeros_like if self.on_host else mx.nd.zeros_like
@@ -173,6 +191,8 @@ class MxnetShard:
             gradient = self._z.sum(axis=0)
             replicas.sum_in_place(f"bias {self.start}", [gradient])
             _step(optimiser, self._bias, gradient, self._bias_m, *second[1:])
+        self._squares = [mx.nd.multi_sum_sq(array, num_arrays=1)
+                         for array in (self._w, self._bias)[: 1 + self.with_bias]]
         if not self._whole:
             self._put_back(*second)
 

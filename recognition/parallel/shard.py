@@ -7,7 +7,7 @@ B x rows holds the logits or their exponentials, then the gradient.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -50,6 +50,10 @@ class Shard(Protocol):
     stop: int
     with_bias: bool
 
+    @property
+    def finite(self) -> bool:
+        """Whether the centres that were updated have squared norms below float32's largest number."""
+
     def select(self, classes: np.ndarray | None) -> None:
         """Work on these classes alone (ascending int64, the batch's own among them) until the next call; None: all."""
 
@@ -78,6 +82,9 @@ class Shard(Protocol):
         :param replicas: the processes that hold the same classes, over which the gradient is summed.
         """
 
+    def norms(self) -> tuple[float, float]:
+        """The least and the largest norm of the centres; both NaN where one is no number."""
+
     def state(self) -> ShardState:
         """The shard's arrays for a training state."""
 
@@ -96,6 +103,17 @@ def pieces(start: int, stop: int, sub_centres: int) -> Iterator[tuple[int, int]]
     """Cut a shard's classes into ranges of so few rows that W is loaded without a second copy of it in memory."""
     size = max(1, LOADED_ROWS // sub_centres)
     return ((low, min(low + size, stop)) for low in range(start, stop, size))
+
+
+def norm_range(parts: Iterable[np.ndarray]) -> tuple[float, float]:
+    """The least and the largest norm of the rows of all parts, (n, D) float32 each; infinite and 0 if there is none."""
+    ranges = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in parts:
+            norms = np.sqrt(np.einsum("rd,rd->r", part, part, dtype=np.float64))
+            ranges += [(norms.min(), norms.max())] if len(norms) else []
+        low, high = np.transpose(ranges) if ranges else (np.array([np.inf]), np.zeros(1))
+        return float(low.min()), float(high.max())
 
 
 def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> np.ndarray:

@@ -37,3 +37,6 @@ class TripletHead:
 
     def step(self, lr: float) -> None:
         """Nothing: there are no centres."""
+
+    def leave_out(self) -> None:
+        """Nothing, either."""

@@ -51,6 +51,12 @@ class TrainingLog:
         if index and index % self._frequent == 0:
             self._speed_line(step, epoch, index, lr)
 
+    def left_out(self, step: int, why: str) -> None:
+        """The ``step``-th of the run changed nothing."""
+        self._bar.update()
+        self.line(why)
+        self._history.write("left_out", step, why=why)
+
     def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
         self.pause_clock()
         count = len(self._losses)
@@ -85,6 +91,8 @@ class SilentLog:
     """What all processes but the first say."""
 
     def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None: ...
+
+    def left_out(self, step: int, why: str) -> None: ...
 
     def verification(self, step: int, result: VerificationResult) -> None: ...
 

@@ -46,6 +46,7 @@ from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
 from recognition.training.history import History
 from recognition.training.log import SilentLog, TrainingLog
+from recognition.training.not_finite import BadSteps
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
 from recognition.training.save_state import save_state
@@ -118,6 +119,7 @@ def train_together(config: Config, communicator: Communicator) -> int:
                                        batches.state(), communicator,
                                        Retention(config.keep_last, config.keep_every, bool(config.keep_best))),
                 lambda number: largest(communicator, number),
+                BadSteps(folder, communicator, backbone, head, config.on_nan == "skip"),
                 log, progress, config.verbose, config.state_every, bool(config.keep_best), config.ckpt,
                 config.max_steps, config.end_epoch,
                 Timeline(folder, config.profile) if first and config.profile else NoTimeline(),
@@ -180,7 +182,7 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
     return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
                               config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
                               wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config),
-                              adamw=adamw_of(config))
+                              adamw=adamw_of(config), leaves_out=config.on_nan == "skip")
 
 
 def make_head(config: Config, num_classes: int, contexts: list[Any],

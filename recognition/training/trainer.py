@@ -10,10 +10,10 @@ from typing import Callable
 
 from common.verification import VerificationResult
 from recognition.data.loader import Batch
-from recognition.errors import UserError
 from recognition.parallel.backbone import Backbone
 from recognition.parallel.head import Head
 from recognition.training.log import SilentLog, TrainingLog, best_of
+from recognition.training.not_finite import BadSteps
 from recognition.training.schedule import Schedule
 from recognition.training.signals import StopRequest
 from recognition.training.state import Progress
@@ -21,6 +21,7 @@ from recognition.training.timeline import NoTimeline, Timeline
 
 SAVE_NEVER, SAVE_BEST, SAVE_ALWAYS, SAVE_BEST_AS_ONE = range(4)  # --ckpt
 LAST = 0  # the number of the checkpoint that ends a run
+NOT_FINITE = 1 << 10  # what processes agree on, beside the numbers of signals
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Trainer:
     save_checkpoint: Callable[[int], object]  # by number
     save_state: Callable[[Progress], object]
     agree: Callable[[int], int]  # the largest of all processes' numbers: what one decides, all do
+    bad_steps: BadSteps
     log: TrainingLog | SilentLog
     progress: Progress
     verbose: int  # batches between verifications
@@ -52,10 +54,9 @@ class Trainer:
             if self._done():
                 self.log.line(f"nothing to do: step {self.progress.step} of epoch {self.progress.epoch} is the end")
             for batch in () if self._done() else self.timeline.waits(self.batches):
-                self._step(batch)
+                stopped = self._step(batch, stop)
                 if line := self.timeline.end_step():
                     self.log.line(line)
-                stopped = self.agree(stop.signal or 0)
                 best = False
                 if self.progress.step % self.verbose == 0 or (self._done() and self.ckpt != SAVE_NEVER):
                     best = self._verify()
@@ -65,25 +66,39 @@ class Trainer:
                     self._save_state()
             return self._finish(stopped)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch, stop: StopRequest) -> int:
+        """One step; returns the signal that some process got, 0 if none did."""
         progress, lr = self.progress, self.schedule(self.progress.step)
         phase = self.timeline.phase
         with phase("forward"):
             features = self.backbone.forward(batch.images)
         with phase("head"):
             result = self.head.forward_backward(features, batch.labels)
-        if not math.isfinite(result.loss):
-            raise UserError(f"step {progress.step + 1}: the loss is {result.loss} at learning rate {lr:g}; nothing was "
-                            "updated in this step. Try a lower --lr, or softmax before a margin")
-        with phase("backward"):  # only begun: MXNet's engine works on it while the centres are updated
-            self.backbone.backward(result.d_features)
-        with phase("update W"):
-            self.head.step(lr)
-        with phase("update"):
-            self.backbone.step(lr)
+        finite = had_backward = math.isfinite(result.loss)  # in all processes or in none
+        moved = had_backward and not self.bad_steps.may_leave_out  # else a bad step ends the run, and W with it
+        if had_backward:
+            with phase("backward"):  # only begun: MXNet's engine works on it while the centres are updated
+                self.backbone.backward(result.d_features)
+            if moved:
+                with phase("update W"):
+                    self.head.step(lr)
+            with phase("check"):
+                finite = self.backbone.finite()
+        agreed = self.agree((stop.signal or 0) if finite else NOT_FINITE)
         progress.step += 1
+        if agreed == NOT_FINITE:
+            line = self.bad_steps(progress.step, lr, batch, features, result.loss, had_backward)
+            self.log.left_out(progress.step, line)
+        else:
+            if not moved:
+                with phase("update W"):
+                    self.head.step(lr)
+            with phase("update"):
+                self.backbone.step(lr)
+            self.bad_steps.in_a_row = 0
+            self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
         progress.epoch, progress.offset = batch.next_position
-        self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
+        return 0 if agreed == NOT_FINITE else agreed
 
     def _verify(self) -> bool:
         """Returns whether it is the best so far."""

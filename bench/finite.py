@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What it costs to look at each step's numbers: the backbone's step as it is, with the check, and with copies to undo.
+
+    OMP_NUM_THREADS=2 python -m bench.finite --network y1 --batch 16
+
+``checked`` waits for the gradients and the moving statistics and looks at all of them, as every run does; ``undoable``
+copies the moving statistics before the step, too, as runs with --on-nan skip do. The three take turns within one run,
+so that they meet the same disturbances; medians of the steps, and of the differences within a turn.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import statistics
+import time
+
+import numpy as np
+
+from recognition.cli import parse_args
+from recognition.mxnet_compat import mx
+from recognition.parallel.communicator import SingleProcess
+from recognition.symbol import build_symbol
+from recognition.training.run import make_backbone
+
+WAYS = ("plain", "checked", "undoable")
+
+
+def measure(network: str, batch: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of each step, by the way it was done; the first of each, which allocates, is left out."""
+    flags = ["--config", "sample_config.py", "--network", network, "--devices", "cpu", "--per-batch-size", str(batch)]
+    backbones = {}
+    for way in WAYS:
+        config = parse_args("train_parall", [*flags, "--on-nan", "skip" if way == "undoable" else "stop"])
+        with contextlib.redirect_stdout(io.StringIO()):
+            backbones[way] = make_backbone(config, build_symbol(config), config.image_shape, [mx.cpu()],
+                                           SingleProcess())
+    random = np.random.RandomState(0)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(steps + 1):
+        images = random.randint(0, 256, (batch, 3, 112, 112), dtype=np.uint8)
+        for way in WAYS[number % 3 :] + WAYS[: number % 3]:
+            backbone, start = backbones[way], time.perf_counter()
+            features = backbone.forward(images)
+            backbone.backward(features / features.size)
+            if way != "plain" and not backbone.finite():
+                raise FloatingPointError(f"{network}: not finite")
+            backbone.step(1e-6)
+            mx.nd.waitall()
+            seconds[way] += [time.perf_counter() - start] if number else []
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.finite", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", nargs="+", default=["y1"])
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    print(f"{options.batch} images; seconds a step\n\n{'network':10}" + "".join(f"{way:>12}" for way in WAYS)
+          + f"{'check costs':>14}{'undo costs':>12}")
+    for network in options.network:
+        seconds = measure(network, options.batch, options.steps)
+        costs = [statistics.median(np.subtract(seconds[way], seconds["plain"])) for way in WAYS[1:]]
+        plain = statistics.median(seconds["plain"])
+        print(f"{network:10}" + "".join(f"{statistics.median(seconds[way]):12.4f}" for way in WAYS)
+              + f"{costs[0] / plain:14.2%}{costs[1] / plain:12.2%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
