@@ -2,6 +2,8 @@
 """Collectives through Horovod: Gloo between processors, NCCL where Horovod is built with it and arrays lie on GPUs."""
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -77,6 +79,14 @@ class HorovodCommunicator:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        if error is not None:  # what broke off since then fails once more as MXNet ends, with a traceback of its own
+            atexit.unregister(mx.base._notify_shutdown)
+            atexit.register(_shut_down_quietly)
         if isinstance(error, mx.MXNetError) and any(words in str(error) for words in _LOST):
             raise LostProcess(f"process {self.rank} of {self.size}: the exchange broke off: another process ended or "
                               "hangs, and its own output says why") from None
+
+
+def _shut_down_quietly() -> None:
+    with contextlib.suppress(mx.MXNetError):
+        mx.base._notify_shutdown()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs with numbers that are not finite, in features, gradients and class centres: what stops, goes on, and stays.
+
+    python -m bench.faults_of_numbers                  # two minutes
+    python -m bench.faults_of_numbers --record         # and the rows in docs/reliability.md
+
+Each run trains on a set with one black image, which the network cannot bear: see ``bench/small_run.py``. Where the
+image lies, and so the step in which it comes, is another each time. With ``skip`` the states before and after that step
+are compared bit by bit.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bench import small_run
+from bench.reliability import Row, report
+from recognition.cli import parse_args
+from recognition.errors import UserError
+from recognition.training.run import train
+from recognition.training.state import SavedState, saved_states
+
+STEPS = 12  # an epoch is 24 batches of four
+
+
+def run(folder: Path, network: str, *flags: str) -> tuple[int, str, Path]:
+    """Status, what it said, and the folder of its checkpoints."""
+    models = Path(tempfile.mkdtemp(dir=folder))
+    argv = small_run.command(folder, models, "--network", network, "--max-steps", str(STEPS * 2), "--state-every", "1",
+                             "--val-targets", "none", *flags)[2:]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        config = parse_args("train_parall", argv)
+        try:
+            status = train(config)
+        except UserError as error:
+            status, _ = error.status, said.write(f"error: {error}\n")
+    return status, said.getvalue(), Path(config.output_dir)
+
+
+def stops(folder: Path, network: str, record: int, *flags: str) -> bool:
+    """The run stops in the step of the image, and says and keeps what it should."""
+    status, said, models = run(folder, network, "--on-nan", "stop", *flags)
+    found = re.search(r"^error: step (\d+): .* learning rate 0.01; norms: .*; nothing of this step stays", said, re.M)
+    if status != 2 or found is None:
+        return False
+    step = int(found[1])
+    kept = np.load(models / f"nan-step-{step}.npz")
+    last = [path.name for path in saved_states(models / "state")][-1:]
+    return record in kept["records"] and last == ([f"step-{step - 1:09d}"] if step > 1 else [])
+
+
+def skips(folder: Path, network: str, record: int, *flags: str) -> bool:
+    """The run goes on to its end, and the step of the image has moved nothing."""
+    status, said, models = run(folder, network, "--on-nan", "skip", *flags)
+    found = re.search(r"^step (\d+): .*; left out \(--on-nan skip\)$", said, re.M)
+    if status != 0 or found is None:
+        return False
+    step = int(found[1])
+    kept = np.load(models / f"nan-step-{step}.npz")
+    _, _, again = run(folder, network, "--on-nan", "skip", *flags, "--max-steps", str(step))
+    states = [arrays(again / "state" / f"step-{number:09d}") for number in (step - 1, step)] if step > 1 else []
+    same = not states or (states[0].keys() == states[1].keys() and all(
+        states[0][name].tobytes() == states[1][name].tobytes() for name in states[0]))
+    finite = all(np.isfinite(array).all() for array in arrays(saved_states(models / "state")[-1]).values())
+    return record in kept["records"] and same and finite
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """All that a step may move."""
+    saved = SavedState(path)
+    backbone = saved.backbone()
+    groups = {"parameter": backbone.parameters, "momentum": backbone.momentum, "second": backbone.second_moment or {},
+              **{f"statistics {i}": part for i, part in enumerate(backbone.auxiliary)},
+              "W": saved.rows(0, small_run.IDENTITIES, 1)._asdict()}
+    return {f"{group} {name}": array for group, part in groups.items() for name, array in part.items()}
+
+
+def overflows(folder: Path, seed: int, *flags: str) -> bool:
+    """Class centres that overflow in an update: the run stops in that step, and no state holds them."""
+    models = Path(tempfile.mkdtemp(dir=folder))
+    argv = small_run.command(folder, models, "--max-steps", "9", "--state-every", "1", "--val-targets", "none", *flags,
+                             "--seed", str(seed), "--lr", "1e30")[2:]
+    config = parse_args("train_parall", argv)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(config)
+    except UserError as error:
+        return str(error).startswith("step 1: ") and not saved_states(Path(config.output_dir) / "state")
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.faults_of_numbers", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=10, help="that each fault is tried")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    options = parser.parse_args()
+    random, rows = np.random.RandomState(0), []
+    stopping = "the run stops in that step, says rate, norms and records, keeps them, and no state holds anything of it"
+    going_on = "the run goes on to its end, and not a bit of parameters, moments, statistics or W moved in that step"
+    cases = [(what, policy, network, flags) for what, network in (("infinite features", "forward"),
+                                                                  ("gradients of 0 / 0", "backward"))
+             for policy, flags in (("stop", ()), ("skip", ()), ("skip", ("--optimizer", "adamw")),
+                                   ("skip", ("--sample-ratio", "0.5")))]
+    with tempfile.TemporaryDirectory() as name:
+        for what, policy, network, flags in cases:
+            kept = 0
+            for _ in range(options.times):
+                black = int(random.randint(small_run.IDENTITIES * small_run.IMAGES))
+                folder = Path(tempfile.mkdtemp(dir=name)) / "set"
+                small_run.make(folder, black)
+                tried = (stops if policy == "stop" else skips)(folder, network, black + 1, *flags)
+                kept += tried
+            rows.append(Row(" ".join([what, "with --on-nan", policy, *flags]), options.times,
+                            stopping if policy == "stop" else going_on, kept, "as promised" if kept else "not so"))
+        folder = small_run.make(Path(name) / "overflow")
+        kept = sum(overflows(folder, seed) for seed in range(options.times))
+        rows.append(Row("a learning rate at which centres overflow", options.times,
+                        "the run stops in that step, and no state is saved", kept, "as promised" if kept else "not so"))
+    return report("numbers", "python -m bench.faults_of_numbers --record", rows, options.record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
