@@ -25,7 +25,8 @@ from bench.reliability import Row, report
 from recognition.cli import parse_args
 from recognition.errors import UserError
 from recognition.training.run import train
-from recognition.training.state import SavedState, saved_states
+from recognition.training.state import SavedState
+from recognition.training.state_folder import saved_states
 
 STEPS = 12  # an epoch is 24 batches of four
 

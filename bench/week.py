@@ -36,11 +36,14 @@ from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.head import HeadResult
 from recognition.parallel.loss_scale import LossScale
 from recognition.parallel.shard import Shard
+from recognition.training.find_state import find_state
 from recognition.training.history import History
 from recognition.training.log import TrainingLog
 from recognition.training.not_finite import KEPT, BadSteps
+from recognition.training.save_state import save_state
 from recognition.training.schedule import Schedule, StepSchedule
-from recognition.training.state import Progress, find_state, save_state, saved_states
+from recognition.training.state import Progress
+from recognition.training.state_folder import saved_states
 from recognition.training.trainer import SAVE_BEST_AS_ONE, Trainer
 
 VERBOSE, FREQUENT, EPOCH = 2000, 20, 45000  # batches
@@ -135,12 +138,12 @@ def run(folder: Path, steps: int, stop_at: int, schedule: Schedule) -> Outcome:
         return [VerificationResult(none, none, none, none, accuracies, none, Roc(none, none, none), "week", 20.0)]
 
     def save(now: Progress) -> None:
-        save_state(folder / "state", now, BackboneState({"w": ONE}, {"w": ONE}, [{}]), (), None, alone)
+        save_state(folder / "state", now, BackboneState({"w": ONE}, {"w": ONE}, [{}]), ())
 
     log = TrainingLog(History(folder / "history.jsonl", progress.step, HISTORY), FREQUENT, 1, steps, progress.step)
     trainer = Trainer(backbone, head, batches(Position(progress.epoch, progress.offset)), schedule, verify,
                       numbers.append, save, lambda number: number, BadSteps(folder, alone, backbone, head, skip=True),
-                      log, progress, VERBOSE, VERBOSE, SAVE_BEST_AS_ONE, steps, 10000)
+                      log, progress, VERBOSE, VERBOSE, False, SAVE_BEST_AS_ONE, steps, 10000)
     try:
         return Outcome(trainer.run(), progress, backbone, head, numbers)
     finally:

@@ -24,7 +24,8 @@ from recognition.parallel.loss_scale import LossScale
 from recognition.training import not_finite
 from recognition.training.not_finite import BadSteps
 from recognition.training.run import train
-from recognition.training.state import SavedState, saved_states
+from recognition.training.state import SavedState
+from recognition.training.state_folder import saved_states
 
 ROOT = Path(__file__).resolve().parents[3]
 BLACK = 17  # the record of the black image
