@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from common.drop_report import write_report
 from common.model_flags import add_model_flags, as_text, check_model_flags
 from common.output_folder import new_folder
 from common.sub_centres import Choice, choose
-from common.training_set import MAX_RECORDS, write_sequential_set, write_training_set
+from common.training_set import identity_names, link_bins, write_set
 from recognition.cli import split_pretrained
 from recognition.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
@@ -46,31 +45,12 @@ def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
     images = np.flatnonzero(choice.kept)
     images = images[np.argsort(choice.labels[images], kind="stable")]
     counts = choice.kept_counts[choice.kept_counts > 0].tolist()
-    write = write_training_set if 1 + len(images) + len(counts) <= MAX_RECORDS else write_sequential_set
     bodies = (dataset.read(i)[1] for i in tqdm(images, "writing", unit=" images", disable=None))
-    write(folder, counts, bodies, dataset.image_shape[:2])
-    for path in sorted(dataset.path.glob("*.bin")):
-        _link(path.resolve(), folder / path.name)
+    write_set(folder, counts, bodies, dataset.image_shape[:2])
+    link_bins(dataset.path, folder)
     if names := identity_names(dataset):
         left = "".join(f"{name}\n" for name, count in zip(names, choice.kept_counts) if count)
         (folder / "identities.txt").write_text(left, "utf-8", "surrogateescape")
-
-
-def identity_names(dataset: FaceDataset) -> list[str]:
-    """The names in the ``identities.txt`` that pack_folder writes, if it is there and of this set; else none."""
-    try:
-        names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").split("\n")[:-1]
-    except OSError:
-        return []
-    return names if len(names) == dataset.num_classes else []
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody changes, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int, data: Path) -> SavedCentres:

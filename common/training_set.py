@@ -7,11 +7,14 @@ form has records 0, 1, ... and they are all images.
 """
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from recognition.data.dataset import FaceDataset
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import UserError
 
@@ -34,7 +37,7 @@ def write_training_set(folder: Path, images_per_identity: Sequence[int], encoded
         _write_images(writer, 1, images_per_identity, encoded)
         for key, image_range in enumerate(zip(ends[:-1], ends[1:]), first_identity):
             writer.write(key, pack_record(image_range, id=key))
-    _write_property(folder, len(images_per_identity), size)
+    write_property(folder, len(images_per_identity), size)
 
 
 def write_sequential_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterable[bytes],
@@ -42,7 +45,7 @@ def write_sequential_set(folder: Path, images_per_identity: Sequence[int], encod
     """As :func:`write_training_set`, in the sequential form: for more images than the other can number."""
     with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
         _write_images(writer, 0, images_per_identity, encoded)
-    _write_property(folder, len(images_per_identity), size)
+    write_property(folder, len(images_per_identity), size)
 
 
 def _write_images(writer: RecordWriter, first: int, images_per_identity: Sequence[int],
@@ -55,6 +58,33 @@ def _write_images(writer: RecordWriter, first: int, images_per_identity: Sequenc
         raise ValueError(f"{key - first + 1} images for {len(labels)} records")
 
 
-def _write_property(folder: Path, classes: int, size: int | tuple[int, int]) -> None:
+def write_property(folder: Path, classes: int, size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size
     (folder / "property").write_text(f"{classes},{height},{width}\n")
+
+
+def write_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterable[bytes],
+              size: int | tuple[int, int] = 112) -> None:
+    """As :func:`write_training_set`, or in the sequential form if there are more records than that can number."""
+    records = 1 + sum(images_per_identity) + len(images_per_identity)
+    write = write_training_set if records <= MAX_RECORDS else write_sequential_set
+    write(folder, images_per_identity, encoded, size)
+
+
+def identity_names(dataset: FaceDataset) -> list[str]:
+    """The names in the ``identities.txt`` that pack_folder writes, if it is there and of this set; else none."""
+    try:
+        names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").split("\n")[:-1]
+    except OSError:
+        return []
+    return names if len(names) == dataset.num_classes else []
+
+
+def link_bins(source: Path, folder: Path) -> None:
+    """The verification sets of ``source`` in ``folder``, too: a second name for files that nobody changes, or a copy
+    where the file system has no such thing."""
+    for path in sorted(source.glob("*.bin")):
+        try:
+            os.link(path.resolve(), folder / path.name)
+        except OSError:
+            shutil.copyfile(path, folder / path.name)

@@ -253,6 +253,7 @@ class RecordWriter:
         self._temporaries = [path.with_name(path.name + ".tmp") for path in self._targets]
         self._files: list[BinaryIO] = []
         self._offset = 0
+        self._first_length = 0
         self._last_key = -1
 
     def __enter__(self) -> RecordWriter:
@@ -276,7 +277,17 @@ class RecordWriter:
             raise ValueError(f"record {key} holds the magic word {MAX_PARTS} times or more")
         self._files[0].write(framed)
         self._files[1].write(b"%d\t%d\n" % (key, self._offset))
+        self._first_length = self._first_length or len(framed)
         self._offset += len(framed)
+
+    def rewrite_first(self, payload: bytes) -> None:
+        """Put ``payload`` in the place of the first record, which must have its length: a header, known at the end."""
+        framed = _frame(payload)
+        if len(framed) != self._first_length:
+            raise ValueError(f"the first record takes {self._first_length} bytes, the new one {len(framed)}")
+        self._files[0].seek(0)
+        self._files[0].write(framed)
+        self._files[0].seek(self._offset)
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:

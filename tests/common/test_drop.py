@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common import drop as drop_module
+from common import training_set
 from common.drop import main
 from common.sub_centres import choose
 from recognition.data.dataset import open_dataset
@@ -187,7 +187,7 @@ def test_more_records_than_the_indexed_form_can_number(
          case: Any, drop: Callable[..., int], write_set: Callable[..., Path], tmp_path: Path,
         colour_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_set(case.labels, case.images, CLASSES)
-    monkeypatch.setattr(drop_module, "MAX_RECORDS", 10)
+    monkeypatch.setattr(training_set, "MAX_RECORDS", 10)
     assert drop(data, colour_model(fc7_weight=case.w), tmp_path / "new", "--threshold", 40) == 0
     assert open_dataset(tmp_path / "new").form == "sequential"
     assert contents(tmp_path / "new") == published(case, 40)[0]

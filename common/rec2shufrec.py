@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shuffles a training set once and for all, so that it can be read in the order of its file.
+
+    python -m common.rec2shufrec datasets/emore datasets/emore-shuffled
+
+For slow disks and file systems over a network, where reading records at random is what training waits for. The new set
+has the images byte for byte, no header and no identity records; its ``property`` has further lines, the number of
+images and ``shuffled``, and training reads it from front to end. The order is a function of --seed.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.image_files import in_order
+from common.output_folder import new_folder
+from common.training_set import identity_names, link_bins, write_property
+from recognition.command_line import Parser
+from recognition.data.dataset import open_dataset
+from recognition.data.order import EpochOrder
+from recognition.data.recordio import RecordWriter, pack_record
+from recognition.errors import UserError, command
+from recognition.files import writing
+
+
+def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
+    """Write ``source`` in a random order to ``folder``; returns how many images and identities."""
+    dataset = open_dataset(source)
+    order = EpochOrder(len(dataset), seed).permutation(0).tolist()
+    with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
+        read = tqdm(in_order(dataset.read, order), "shuffling", len(order), unit=" images", disable=None)
+        for key, (label, body, _) in enumerate(read):
+            writer.write(key, pack_record(float(label), body, id=key))
+    write_property(folder, dataset.num_classes, dataset.image_shape[:2])
+    with open(folder / "property", "a", encoding="ascii") as file:
+        file.write(f"{len(order)}\nshuffled\n")
+    if names := identity_names(dataset):
+        (folder / "identities.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
+    link_bins(source, folder)
+    dataset.close()
+    return len(order), dataset.num_classes
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m common.rec2shufrec", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a training set, in any form")
+    parser.add_argument("output", type=Path, help="a new folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise UserError(f"--seed: found {args.seed}, expected 0 or more")
+    with new_folder(args.output) as folder, writing(args.output):
+        images, classes = shuffle_set(args.source, folder, args.seed)
+    print(f"{args.output}: {images} images of {classes} identities, shuffled by the seed {args.seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds training sets image by image, as a library and as a command.
+
+    with RecBuilder("datasets/mine") as builder:         # the form with identity records
+        builder.add(0, [jpeg_bytes, bgr_array, ...])     # all images of identity 0, then of the next
+    with SeqRecBuilder("datasets/mine") as builder:      # the sequential form: images in any order
+        builder.add(7, bgr_array)
+
+    python -m common.rec_builder photographs datasets/mine --form sequential
+    python -m common.rec_builder datasets/sequential datasets/indexed --form identities
+
+The command takes a folder of folders, a list file, or a training set, whose form it changes and whose images it copies
+byte for byte. It looks at each image once and keeps none in memory; common.pack_folder also finds repeated images and
+holds people out. The new set is there when all of it is written, or not at all.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Union
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from common.image_files import in_order
+from common.image_sources import read_identities
+from common.output_folder import new_folder
+from common.pack_folder import FITS, encode_image
+from common.training_set import MAX_RECORDS, identity_names, link_bins, write_property
+from recognition.command_line import Parser
+from recognition.data.dataset import MAX_CLASSES, open_dataset
+from recognition.data.recordio import PathLike, RecordWriter, pack_record
+from recognition.errors import UserError, command
+from recognition.files import writing
+
+Image = Union[bytes, np.ndarray]  # encoded, or uint8 (H, W, 3) BGR as OpenCV reads
+
+
+class _Builder:
+    """What both builders share: the files, and that they appear whole or not at all."""
+
+    def __init__(self, path: PathLike, image_size: tuple[int, int] = (112, 112), quality: int = 95,
+                 num_classes: int = 0) -> None:
+        """:param path: a folder, made if it is not there; ``image_size``: (height, width), for ``property``
+        :param num_classes: if the last identities have no image; else the highest label says it
+        """
+        self.path, self.image_size, self.quality = Path(path), image_size, quality
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._writer = RecordWriter(self.path / "train.rec", self.path / "train.idx").__enter__()
+        self._open, self._key, self._classes = True, 0, num_classes
+
+    def _write(self, label: int, image: Image) -> None:
+        if not 0 <= label < MAX_CLASSES or label != int(label):
+            raise ValueError(f"label {label}, expected a whole number from 0 to {MAX_CLASSES - 1}")
+        if isinstance(image, np.ndarray):
+            if image.shape[:2] != tuple(self.image_size):
+                raise ValueError(f"an image of {image.shape[:2]}, expected {tuple(self.image_size)}")
+            _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+            image = encoded.tobytes()
+        if not image:
+            raise ValueError("an image of no bytes")
+        self._writer.write(self._key, pack_record(float(label), bytes(image), id=self._key))
+        self._key += 1
+        self._classes = max(self._classes, int(label) + 1)
+
+    def _finish(self) -> None:
+        """What comes after the last image."""
+
+    def close(self) -> None:
+        """Write what is missing; the set is there from now on. Once closed, nothing more."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._finish()
+        except BaseException as error:
+            self._writer.__exit__(type(error), error, error.__traceback__)
+            raise
+        with writing(self.path):
+            self._writer.__exit__(None)
+            write_property(self.path, self._classes, self.image_size)
+
+    def __enter__(self) -> _Builder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        elif self._open:
+            self._open = False
+            self._writer.__exit__(kind, error, trace)
+
+
+class SeqRecBuilder(_Builder):
+    """The sequential form: records 0, 1, ... are images, in any order."""
+
+    def add(self, label: int, img: Image, is_image: bool = True) -> None:
+        """Add an image: an array in BGR, or encoded bytes (``is_image`` False in calls from before; not needed)."""
+        self._write(label, img)
+
+    def __enter__(self) -> SeqRecBuilder:
+        return self
+
+
+class RecBuilder(_Builder):
+    """The form with a header and a record for each identity; labels rise, and those left out have no image."""
+
+    def __init__(self, path: PathLike, image_size: tuple[int, int] = (112, 112), quality: int = 95,
+                 num_classes: int = 0) -> None:
+        super().__init__(path, image_size, quality, num_classes)
+        self._ends = [1]
+        self._writer.write(0, pack_record((0, 0)))
+        self._key = 1
+
+    def add(self, label: int, imgs: Iterable[Image]) -> None:
+        """Add all images, at least one, of the identity ``label``, which must be above the last."""
+        if label < len(self._ends) - 1:
+            raise ValueError(f"label {label} after {len(self._ends) - 2}, labels must rise")
+        before = self._key
+        for img in imgs:
+            self._write(label, img)
+            if self._key + int(label) + 1 > MAX_RECORDS:
+                raise UserError(f"{self.path}: more than {MAX_RECORDS} records, which the form with identity records "
+                                "cannot number; expected the sequential form")
+        if self._key == before:
+            raise ValueError(f"no images of identity {label}")
+        self._ends += [before] * (int(label) + 1 - len(self._ends)) + [self._key]
+
+    def _finish(self) -> None:
+        first = self._key
+        self._ends += [first] * (self._classes + 1 - len(self._ends))
+        for key, (start, end) in enumerate(zip(self._ends[:-1], self._ends[1:]), first):
+            self._writer.write(key, pack_record((start, end), id=key))
+        self._writer.rewrite_first(pack_record((first, first + len(self._ends) - 1)))
+
+    def __enter__(self) -> RecBuilder:
+        return self
+
+
+def build(folder: Path, form: str, groups: Iterable[tuple[int, Iterator[bytes]]], size: tuple[int, int],
+          num_classes: int) -> None:
+    """Write encoded images, identity after identity, in the form ``identities`` or ``sequential``."""
+    if form == "identities":
+        with RecBuilder(folder, size, num_classes=num_classes) as builder:
+            for label, images in groups:
+                builder.add(label, images)
+    else:
+        with SeqRecBuilder(folder, size, num_classes=num_classes) as sequential:
+            for label, images in groups:
+                for image in images:
+                    sequential.add(label, image)
+
+
+def _grouped(labels: Sequence[int], images: Iterator[bytes]) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Runs of equal labels, each with its images, which must be taken before the next run."""
+    starts = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    for start, end in zip(starts[:-1], starts[1:]):
+        if end > start:
+            yield labels[start], (next(images) for _ in range(end - start))
+
+
+def from_images(source: Path, folder: Path, form: str, size: int, fit: str, quality: int) -> tuple[int, int]:
+    """A set from a folder of folders or a list file; returns how many images and identities."""
+    identities = read_identities(source)
+    paths = [path for identity in identities for path in identity.images]
+    labels = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities]).tolist()
+    encode = partial(encode_image, size=size, fit=fit, quality=quality)
+    encoded = tqdm(in_order(encode, paths), "packing", len(paths), unit=" images", disable=None)
+    build(folder, form, _grouped(labels, iter(encoded)), (size, size), len(identities))
+    names = "".join(f"{identity.name}\n" for identity in identities)
+    (folder / "identities.txt").write_text(names, "utf-8", "surrogateescape")
+    return len(paths), len(identities)
+
+
+def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int, int]:
+    """A set in another form; with ``renumber`` identities without images go, and the others close up."""
+    dataset = open_dataset(source)
+    labels = dataset.labels()
+    order = np.argsort(labels, kind="stable")
+    present, numbered = np.unique(labels[order], return_inverse=True)
+    classes = len(present) if renumber else dataset.num_classes
+    bodies = (dataset.read(i)[1] for i in tqdm(order.tolist(), "copying", unit=" images", disable=None))
+    build(folder, form, _grouped((numbered if renumber else labels[order]).tolist(), bodies), dataset.image_shape[:2],
+          classes)
+    if names := identity_names(dataset):
+        kept = [names[i] for i in present] if renumber else names
+        (folder / "identities.txt").write_text("".join(f"{name}\n" for name in kept), "utf-8", "surrogateescape")
+    link_bins(source, folder)
+    dataset.close()
+    return len(order), classes
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.rec_builder", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", type=Path, help="a training set; or a folder with a folder of images for each person; or a list file")
+    add("output", type=Path, help="a new folder")
+    add("--form", choices=("identities", "sequential"), default="identities", help="with a header and identity records "
+        "(the default; up to 2**24 records), or images alone")
+    add("--renumber", action="store_true", help="of a training set: leave out identities that have no image")
+    add("--size", type=int, default=112, help="of images: side in pixels (default 112)")
+    add("--fit", choices=FITS, default="pad", help="of images of another shape: scaled whole onto black (pad, the "
+        "default), the middle cut out (crop), or scaled out of shape (stretch)")
+    add("--quality", type=int, default=95, help="of JPEGs written (default 95); JPEGs of the right size are copied")
+    args = parser.parse_args(argv)
+    for name, low, high in (("size", 1, 4096), ("quality", 1, 100)):
+        if not low <= getattr(args, name) <= high:
+            raise UserError(f"--{name}: found {getattr(args, name)}, expected {low} to {high}")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    with new_folder(args.output) as folder, writing(args.output):
+        if (args.source / "train.rec").exists():
+            images, classes = from_set(args.source, folder, args.form, args.renumber)
+        else:
+            images, classes = from_images(args.source, folder, args.form, args.size, args.fit, args.quality)
+    print(f"{args.output}: {images} images of {classes} identities, in the form {args.form}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
