@@ -17,6 +17,7 @@ from common.image_sources import Identity
 from recognition.data.image import decode_rgb
 from recognition.errors import UserError
 
+CUT = "the JPEG is cut short, it has no end marker after its last scan"
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -32,6 +33,11 @@ def is_jpeg(encoded: bytes) -> bool:
     return encoded.startswith(b"\xff\xd8")
 
 
+def cut_short(encoded: bytes) -> bool:
+    """Whether a JPEG lacks its end, which OpenCV paints grey: no end marker comes after the start of its last scan."""
+    return is_jpeg(encoded) and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda")
+
+
 def read_image(path: Path) -> tuple[bytes, np.ndarray]:
     """The bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB. Raises UserError for a broken one."""
     encoded = read_file(path)
@@ -39,9 +45,8 @@ def read_image(path: Path) -> tuple[bytes, np.ndarray]:
         image = decode_rgb(encoded)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    # OpenCV paints what a cut JPEG lacks in grey: its end marker must come after the start of its last scan.
-    if is_jpeg(encoded) and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda"):
-        raise UserError(f"{path}: the JPEG is cut short, it has no end marker after its last scan")
+    if cut_short(encoded):
+        raise UserError(f"{path}: {CUT}")
     return encoded, image
 
 

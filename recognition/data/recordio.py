@@ -111,6 +111,10 @@ class RecordReader:
             return self.read(offset)[:length]
         return self._bytes(payload_offset, length, window, offset)
 
+    def raw(self, offset: int, length: int) -> bytes:
+        """The file's own bytes, fewer at its end."""
+        return os.pread(self._file.fileno(), length, offset)
+
     def scan(self) -> Iterator[tuple[int, bytes]]:
         """``(offset, payload)`` of every record in file order."""
         offset, start, window = 0, 0, b""

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examines a data set's folder, and says of everything that is wrong with it what to do.
+
+    python -m common.doctor datasets/emore
+
+Looks at train.rec (framing, header, identity records, labels, every image), train.idx (keys, offsets), property, and
+every <target>.bin beside them. The exit status is 0 if nothing needs doing, 1 if training runs but something is worth
+mending, 2 if training would stop or learn what is wrong, or there is no such folder. Beside the folder, or where
+--output says: doctor.json with all findings, and doubtful.png, images that cannot be used or are there twice.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import doctor_checks as checks
+from common.contact_sheet import draw_sheet
+from common.doctor_checks import ERROR, WARNING, Finding, Records
+from common.record_checks import Survey, repeats
+from common.results import table, write_json
+from recognition.command_line import Parser
+from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.recordio import RecordReader, unpack_record
+from recognition.errors import UserError, command
+from recognition.files import replacing
+
+DOUBTFUL = 32  # images in the picture
+
+
+class Examined:
+    """What was found: facts, findings, and the records, for the picture."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.findings: list[Finding] = []
+        self.records: Records | None = None
+        self.survey: Survey | None = None
+
+    @property
+    def status(self) -> int:
+        levels = {finding.level for finding in self.findings}
+        return 2 if ERROR in levels else 1 if WARNING in levels else 0
+
+
+def examine(folder: Path, decode: bool = True) -> Examined:
+    """Examine a folder; ``decode`` False looks at the bytes of images alone, which is fifty times faster."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not found, expected the folder of a data set")
+    found = Examined()
+    prop, found.findings = checks.check_property(folder)
+    records, of_files = checks.check_files(folder)
+    found.findings += of_files
+    if records is not None:
+        found.records, found.survey = records, checks.look_over(records, prop, decode)
+        found.findings += checks.check_identities(records, found.survey.labels)
+        if prop is not None:
+            found.findings += checks.check_images(records, found.survey, prop)
+            found.findings += checks.check_shuffled(prop, folder, len(records.keys))
+            found.findings += checks.check_open(folder, found.findings)
+        form = "identities" if records.identities else "shuffled" if prop and prop.shuffled else "sequential"
+        found.facts = {"form": form, "records": len(records.framing.offsets), "images": len(records.keys),
+                       "images_that_can_be_used": int(found.survey.good.sum()), "bytes": records.reader.size}
+    if prop is not None:
+        found.facts.update(identities=prop.num_classes, height=prop.height, width=prop.width)
+    size = (prop.height, prop.width) if prop else (112, 112)
+    found.facts["verification"] = {}
+    for path in sorted(folder.glob("*.bin")):
+        found.facts["verification"][path.stem], of_bin = checks.check_bin(path, found.survey, size)
+        found.findings += of_bin
+    found.findings += checks.check_targets(folder)
+    return found
+
+
+def write_index(folder: Path) -> int:
+    """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number."""
+    reader = RecordReader(folder / "train.rec")
+    frames = checks.framing(reader)
+    ids = np.array([unpack_record(reader.read(offset)).id for offset in frames.offsets.tolist()], np.uint64)
+    distinct = len(np.unique(ids)) == len(ids) and (not len(ids) or ids.max() < 1 << 62)
+    keys = ids.tolist() if distinct else range(len(ids))
+    with replacing(folder / "train.idx") as temporary, open(temporary, "w", encoding="ascii") as file:
+        file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys, frames.offsets.tolist()))
+    return len(ids)
+
+
+def draw_doubtful(found: Examined, path: Path) -> bool:
+    """Images that cannot be used, as far as OpenCV shows them, and some under two labels; False if there are none."""
+    if found.records is None or found.survey is None:
+        return False
+    labels, keys = found.survey.labels, found.records.keys
+    groups = (group for group in repeats(found.survey.digests, np.flatnonzero(found.survey.bytes > 0))
+              if (labels[group] != labels[group[0]]).any())
+    places = [i for i, _ in found.survey.problems[: DOUBTFUL // 2]]
+    places += [i for group, _ in zip(groups, range(DOUBTFUL // 4)) for i in group[:2].tolist()]
+    images, captions = [], []
+    for i in places:
+        images.append(_shown(found.records.reader, int(found.records.offsets[i])))
+        captions.append(f"{keys[i]}: label {labels[i]:g}")
+    if images:
+        draw_sheet(path, images, captions, title="cannot be used, then pairs that are there under two labels")
+    return bool(images)
+
+
+def _shown(reader: RecordReader, offset: int) -> np.ndarray:
+    """The image as far as OpenCV decodes it; a grey field where it does not."""
+    try:
+        body = unpack_record(reader.read(offset)).body
+        return decode_rgb(body, MOST_RECORD_PIXELS)
+    except (ValueError, UserError):
+        return np.full((112, 112, 3), 200, np.uint8)
+
+
+def report(found: Examined) -> str:
+    """Facts and findings as the screen shows them."""
+    facts = [[name.replace("_", " "), str(value)] for name, value in found.facts.items() if name != "verification"]
+    sets = found.facts["verification"].items()
+    facts += [[f"{name}.bin", f"{parts['pairs']} pairs"] for name, parts in sets if parts]
+    lines = [table(["", ""], facts).strip("\n")]
+    for level in (checks.ERROR, checks.WARNING, checks.NOTE):
+        for finding in found.findings:
+            if finding.level == level:
+                lines += [f"{level}: {finding.where}: {finding.what}", f"    to do: {finding.advice}"]
+    return "\n".join(lines)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m common.doctor", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("data", type=Path, metavar="DIR", help="the folder: train.rec, train.idx, property, <target>.bin")
+    add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-doctor)")
+    add("--no-decode", action="store_true", help="look at the bytes of train.rec's images alone, without decoding")
+    add("--write-index", action="store_true", help="first write train.idx anew, from train.rec")
+    args = parser.parse_args(argv)
+    output = args.output or args.data.resolve().with_name(args.data.resolve().name + "-doctor")
+    if args.write_index:
+        print(f"{args.data / 'train.idx'}: written anew, {write_index(args.data)} records")
+    found = examine(args.data, not args.no_decode)
+    print(report(found))
+    write_json(output / "doctor.json", {"data": str(args.data), "status": found.status, **found.facts,
+                                        "findings": [finding._asdict() for finding in found.findings]})
+    drawn = draw_doubtful(found, output / "doubtful.png")
+    said = {0: "healthy", 1: "can be trained on; see the warnings", 2: "has errors"}[found.status]
+    print(f"{args.data}: {said}; results: {output}" + (", with a picture of doubtful images" if drawn else ""))
+    return found.status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
