@@ -15,6 +15,7 @@ from recognition.mxnet_compat import check_gpu, mx
 from recognition.params_file import read_arrays
 from recognition.symbol.passes import fast_prelu
 from recognition.symbol.shapes import Shape, infer_shapes
+from recognition.symbol_file import read_symbol
 
 OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
 
@@ -90,14 +91,12 @@ class _Bound:
 def read_network(path: Path) -> mx.sym.Symbol:
     """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
 
-    :raises UserError: if it cannot be read, has no such input or output, or is not what the checksum beside it is of.
+    :raises UserError: if it cannot be read, is not made of the operators of such networks, has no such input or
+        output, or is not what the checksum beside it is of.
     """
     check_sum(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        internals = mx.sym.load_json(text).get_internals()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        internals = mx.sym.load_json(read_symbol(path)).get_internals()
     except mx.MXNetError as error:
         raise UserError(f"{path}: not a symbol that MXNet can read: {str(error).strip().splitlines()[0]}") from None
     outputs = internals.list_outputs()

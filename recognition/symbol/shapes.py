@@ -2,12 +2,16 @@
 """The shapes of a network's parameters for images of a given size."""
 from __future__ import annotations
 
+import json
+import math
 import re
 from typing import NamedTuple
 
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 
+MOST_NUMBERS = 2 ** 31 - 1  # of an array: MXNet 1.9.1 counts them in 32 bits, and does not notice when it cannot
+_SAME_SIZE = frozenset(("Reshape", "reshape"))
 Shape = tuple[int, ...]
 
 
@@ -31,9 +35,34 @@ def infer_shapes(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch
         channels, height, width = image_shape
         raise UserError(f"image_shape: found {height}x{width}x{channels}, expected images that all layers can take; "
                         f"{_reason(str(error))}") from error
+    _check_sizes(symbol, (batch, *image_shape))
     by_name = dict(zip(symbol.list_arguments(), arguments))
     del by_name["data"]
     return Shapes(by_name, dict(zip(symbol.list_auxiliary_states(), auxiliary)), outputs[0])
+
+
+def _check_sizes(symbol: mx.sym.Symbol, data: Shape) -> None:
+    """Look at what MXNet does not: it writes over other memory where an array has too many numbers, or where a reshaped
+    one has another number of them.
+
+    :raises UserError: which names the layer.
+    """
+    internals = symbol.get_internals()
+    sizes = {name: math.prod(shape) for name, shape in zip(internals.list_outputs(),
+                                                          internals.infer_shape_partial(data=data)[1])}
+    for name, size in sizes.items():
+        if size > MOST_NUMBERS:
+            raise UserError(f"{name} would have {size} numbers for images {data}, expected at most {MOST_NUMBERS}")
+    nodes = json.loads(symbol.tojson())["nodes"]
+    for node in nodes:
+        if node["op"] in _SAME_SIZE:
+            before, output = nodes[node["inputs"][0][0]], node["inputs"][0][1]
+            found = sizes[f"{node['name']}_output"]
+            given = [sizes[name] for name in (before["name"], f"{before['name']}_output",
+                                              f"{before['name']}_output{output}") if name in sizes]
+            if given and found and found != given[-1]:
+                raise UserError(f"{node['name']} makes {found} numbers of {given[-1]}, expected the same number for "
+                                f"images {data}")
 
 
 def _reason(error: str) -> str:

@@ -77,8 +77,8 @@ def test_layers_behind_the_embedding_are_left_out(tmp_path: Path) -> None:
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     good = small(tmp_path / "good")
-    for name, content, words in [("json", "{}", "not a symbol that MXNet can read"), ("text", "hello", "not a symbol"),
-                                 ("binary", "\udcff", "cannot be read")]:
+    for name, content, words in [("json", "{}", "not a symbol that MXNet can be given"),
+                                 ("text", "hello", "not a symbol"), ("binary", "\udcff", "not a symbol")]:
         shutil.copytree(Path(good).parent, tmp_path / name)
         (tmp_path / name / "model-symbol.json").write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises(UserError, match=r"model-symbol\.json: damaged: found sha256"):
