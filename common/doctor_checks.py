@@ -8,8 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from common.record_checks import Framing, Survey, framing, look_at, repeats, survey
-from recognition.data.dataset import Property, open_dataset, read_property
-from recognition.data.recordio import RecordReader, read_index, unpack_record
+from common.training_set import MAX_RECORDS
+from recognition.data.dataset import open_dataset
+from recognition.data.record_index import read_index
+from recognition.data.recordio import RecordReader, unpack_record
+from recognition.data.set_layout import Property, find_images, read_property
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 
@@ -103,21 +106,17 @@ def _check_header(reader: RecordReader, keys: np.ndarray,
     if not len(keys) or keys[0] != 0:
         return *everything, []
     try:
-        header = unpack_record(reader.read(int(offsets[0])))
-    except ValueError as error:
-        return *everything, [Finding(ERROR, "train.rec, record 0", str(error), _REPACK)]
-    if header.flag != 2 or header.body:
-        return *everything, []  # sequential, or shuffled
-    first, end = header.label.tolist()
-    stop = int(np.searchsorted(keys, first)) if first == first else 0
-    if not 1 < first <= end or stop >= len(keys) or keys[stop] != first:
+        images = find_images(reader, keys, offsets)
+    except UserError as error:
         stop = len(keys)
         while stop > 1 and _describes_identity(reader, int(offsets[stop - 1])):
             stop -= 1
-        return 1, stop, [], [Finding(ERROR, "train.rec, record 0", f"its header says that identity records are "
-                                          f"{first:g} to {end:g}, the keys go to {keys[-1]}", _REPACK)]
-    findings = []
-    if end != keys[-1] + 1:
+        return 1, stop, [], [Finding(ERROR, "train.rec", str(error).split(": ", 1)[-1], _REPACK)]
+    if not images.start:
+        return *everything, []  # sequential, or shuffled
+    stop, findings = images.stop, []
+    end = float(unpack_record(reader.read(int(offsets[0]))).label[1])
+    if end != np.float32(keys[-1] + 1):
         findings.append(Finding(WARNING, "train.rec, record 0", f"its header says that records end at {end:g}, the "
                                 f"keys at {keys[-1] + 1}", _REPACK))
     identities = []
@@ -138,7 +137,7 @@ def _describes_identity(reader: RecordReader, offset: int) -> bool:
 
 def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
     """The identity records' ranges against the labels of the images in them."""
-    if not records.identities:
+    if not records.identities or records.keys[-1] >= MAX_RECORDS:  # float32, which ranges are, rounds beyond it
         return []
     ranges = np.array(records.identities, np.int64)
     found = []
@@ -170,8 +169,8 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
     """Broken images, labels out of range, sizes, repeats."""
     keys, found = records.keys, []
     for i, problem in looked.problems[:3]:
-        found.append(Finding(ERROR, f"train.rec, record {keys[i]}", problem, "python -m common.rec2image leaves broken "
-                             "ones out, rec_builder packs the others again"))
+        found.append(Finding(ERROR, f"train.rec, record {keys[i]}", problem, "--on-bad-record skip trains without it; "
+                             "python -m common.rec2image leaves broken ones out, rec_builder packs the others again"))
     bad = int((~looked.good).sum())
     if bad > 3:
         found.append(Finding(ERROR, "train.rec", f"{bad} of {len(keys)} images cannot be used", "as above"))

@@ -32,8 +32,9 @@ from common.output_folder import new_folder
 from common.pack_folder import FITS, encode_image
 from common.training_set import MAX_RECORDS, identity_names, link_bins, write_property
 from recognition.command_line import Parser
-from recognition.data.dataset import MAX_CLASSES, open_dataset
+from recognition.data.dataset import open_dataset
 from recognition.data.recordio import PathLike, RecordWriter, pack_record
+from recognition.data.set_layout import MAX_CLASSES
 from recognition.errors import UserError, command
 from recognition.files import writing
 

@@ -14,7 +14,7 @@ import pytest
 from common import build_eval_pack, rec2image, rec2shufrec, rec_builder
 from common.rec_builder import RecBuilder, SeqRecBuilder
 from recognition.data.dataset import open_dataset
-from recognition.data.recordio import read_index
+from recognition.data.record_index import read_index
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 
