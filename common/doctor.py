@@ -61,7 +61,7 @@ def examine(folder: Path, decode: bool = True) -> Examined:
             found.findings += checks.check_images(records, found.survey, prop)
             found.findings += checks.check_shuffled(prop, folder, len(records.keys))
             found.findings += checks.check_open(folder, found.findings)
-        form = "identities" if records.identities else "shuffled" if prop and prop.shuffled else "sequential"
+        form = "identities" if records.header else "shuffled" if prop and prop.shuffled else "sequential"
         found.facts = {"form": form, "records": len(records.framing.offsets), "images": len(records.keys),
                        "images_that_can_be_used": int(found.survey.good.sum()), "bytes": records.reader.size}
     if prop is not None:

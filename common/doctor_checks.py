@@ -38,6 +38,7 @@ class Records(NamedTuple):
     framing: Framing
     keys: np.ndarray  # int64 (N,), of images
     offsets: np.ndarray
+    header: bool
     identities: list[tuple[int, int]]  # first and end image key of each, where there are identity records
 
 
@@ -67,7 +68,7 @@ def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:
     order = np.argsort(keys, kind="stable")
     keys, offsets = keys[order], offsets[order]
     start, stop, identities, of_header = _check_header(reader, keys, offsets)
-    return Records(reader, frames, keys[start:stop], offsets[start:stop], identities), findings + of_header
+    return Records(reader, frames, keys[start:stop], offsets[start:stop], start == 1, identities), findings + of_header
 
 
 def _check_index(path: Path, frames: Framing) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
@@ -131,7 +132,10 @@ def _check_header(reader: RecordReader, keys: np.ndarray,
 
 
 def _describes_identity(reader: RecordReader, offset: int) -> bool:
-    record = unpack_record(reader.read(offset))
+    try:
+        record = unpack_record(reader.read(offset))
+    except ValueError:
+        return False
     return record.flag == 2 and not record.body
 
 

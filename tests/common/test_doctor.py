@@ -117,7 +117,7 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
     ("shape", 2, "record 1: the image is 112 x 96"),
     ("label", 2, "record 9: label 7: 1 of 9 labels are none of 0 to 2"),
     ("half", 2, "label 0.5"), ("mixed", 2, "record 2: has label 2, others of its identity 0"),
-    ("header", 2, "train.rec: record 0: header (20, 23) for 13 records"),
+    ("header", 2, "the index has 12 of the images 1 .. 19 that the header in record 0 announces"),
     ("end", 1, "records end at 14, the keys at 13"),
     ("ranges", 2, "that of identity 1 begins at 5"), ("empty class", 1, "1 of 4 identities have no image, such as 3"),
     ("property", 2, "property: found 'three'"), ("second key", 2, "key 12 stands there a second time"),
