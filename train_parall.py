@@ -9,15 +9,17 @@ import sys
 from recognition.cli import parse_args
 from recognition.devices import share_processors
 from recognition.errors import command
+from recognition.parallel.compiling import Compiling, needed
 
 
 @command
 def main() -> int:
     config = parse_args("train_parall", sys.argv[1:])
     share_processors(config.devices, os.environ)
-    from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
+    with Compiling(needed(config)) as compiling:
+        from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
 
-    return train(config)
+        return train(config, compiling.wait)
 
 
 if __name__ == "__main__":

@@ -110,9 +110,10 @@ class CpuShard:
             self._logits = np.empty((len(self._rows), len(self._x)), np.float32)
         blocks, targets = kernels.panels(self._x.T), target_logits.astype(np.float32)
         groups = np.empty((len(self._bounds) - 1, 2, len(self._x)))
+        scratch = np.empty((len(groups), 3, len(self._x)), np.float32)
         self._each(lambda group, low, high: kernels.logit_statistics(
             self.centres, self._rows, blocks, self._scales, self._b, self.scale, self.sub_centres, self.ceiling,
-            self._columns, targets, low, high, self._identity, self._logits, groups[group]))
+            self._columns, targets, low, high, self._identity, self._logits, scratch[group], groups[group]))
         return merged_statistics(*groups[:, :, : len(targets)].transpose(1, 0, 2))
 
     def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:

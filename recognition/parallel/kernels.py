@@ -33,9 +33,13 @@ def compiled(function: Any) -> Any:
     times as long to compile).
     """
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, nogil=True, no_cfunc_wrapper=True)(function)
     except RuntimeError:  # neither __pycache__ nor the user's cache: compiled anew in every run
         return numba.njit(nogil=True)(function)
+
+
+# A part of a kernel, put into it before types are found: compiled once, where a function of its own is compiled twice.
+inlined = numba.njit(inline="always")
 
 
 def padded(batch: int) -> int:
@@ -66,7 +70,7 @@ def panels(matrix: np.ndarray) -> np.ndarray:
     return blocks
 
 
-@numba.njit
+@inlined
 def _block_width(left):  # type: ignore[no-untyped-def]
     """The width of the next block when ``left`` columns are left."""
     return WIDE if left >= WIDE else NARROW if left >= NARROW else 1
@@ -75,12 +79,12 @@ def _block_width(left):  # type: ignore[no-untyped-def]
 _width = _block_width.py_func
 
 
-@numba.njit
+@inlined
 def _at(array):  # type: ignore[no-untyped-def]
     return np.int64(array.ctypes.data)
 
 
-@numba.njit
+@inlined
 def _exp(x):  # type: ignore[no-untyped-def]
     """e^x for float32 x up to 88: 2^n times a polynomial on +-log(2)/2 (Cephes' expf, relative error 1e-7).
 
@@ -115,7 +119,7 @@ def similarities_at(x, centres, rows, values):  # type: ignore[no-untyped-def]
             values[i, k] = dot(x[i], centres[rows[i, k]])
 
 
-@numba.njit
+@inlined
 def _keep_nearest(logits, sub_centres):  # type: ignore[no-untyped-def]
     """Leave the largest of each class's sub-centres, -inf at the others: their probability and gradient are 0."""
     for first in range(0, logits.shape[0], sub_centres):
@@ -129,7 +133,7 @@ def _keep_nearest(logits, sub_centres):  # type: ignore[no-untyped-def]
                     logits[first + k, b] = MINUS_INFINITY
 
 
-@numba.njit
+@inlined
 def _put_targets(logits, first, sub_centres, columns, target_logits):  # type: ignore[no-untyped-def]
     """Replace the logits of the targets that lie in these rows; their class's other sub-centres become -inf."""
     for b in range(columns.shape[0]):
@@ -140,14 +144,15 @@ def _put_targets(logits, first, sub_centres, columns, target_logits):  # type: i
             logits[row, b] = target_logits[b]
 
 
-@numba.njit
+@inlined
 def _count_in(logits, highest, total, largest, part):  # type: ignore[no-untyped-def]
     """Go on with the maximum (B,) and the float64 sum of exp(z - maximum) (B,) of each row of the batch."""
-    largest[:] = highest
+    for b in range(highest.shape[0]):  # loops, not slices: they compile in a third of the time
+        largest[b] = highest[b]
+        part[b] = 0
     for row in range(logits.shape[0]):
         for b in range(logits.shape[1]):
             largest[b] = max(largest[b], logits[row, b])
-    part[:] = 0
     for b in range(highest.shape[0]):
         if largest[b] > highest[b]:
             total[b] *= np.exp(np.float64(highest[b]) - np.float64(largest[b]))
@@ -161,7 +166,7 @@ def _count_in(logits, highest, total, largest, part):  # type: ignore[no-untyped
         total[b] += part[b]
 
 
-@numba.njit
+@inlined
 def _similarities(centres, rows, following, blocks, identity, products):  # type: ignore[no-untyped-def]
     """``products = centres[rows] X``, X in blocks, while the rows that follow are on their way from memory."""
     dim, batch, at = centres.shape[1], products.shape[1], _at(centres)
@@ -179,7 +184,7 @@ def _similarities(centres, rows, following, blocks, identity, products):  # type
 
 @compiled
 def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, ceiling, columns, target_logits, start,
-                     stop, identity, logits, statistics):  # type: ignore[no-untyped-def]
+                     stop, identity, logits, scratch, statistics):  # type: ignore[no-untyped-def]
     """Logits of a batch with a group of centres, and the two numbers a row of the batch that the other shards need.
 
     :param rows: (R,) int64, those of ``centres`` (any, D) float32 that take part.
@@ -191,12 +196,15 @@ def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, c
     :param identity: 0, 1, 2, ..., int64, at least D and B long.
     :param logits: (R, B) float32, out, of the group alone.
     :param start, stop: the group, places in ``rows``.
+    :param scratch: (3, B) float32, of this group alone.
     :param statistics: (2, B) float64, out: the maximum of z and the sum of ``exp(z - maximum)``.
     """
     batch = logits.shape[1]
     step = sub_centres * 6 * max(1, CHUNK // (6 * sub_centres))
-    highest, total = np.full(batch, MINUS_INFINITY, np.float32), np.zeros(batch)
-    largest, part = np.empty(batch, np.float32), np.empty(batch, np.float32)
+    highest, largest, part, total = scratch[0], scratch[1], scratch[2], statistics[1]
+    for b in range(batch):
+        highest[b] = MINUS_INFINITY
+        total[b] = 0
     for first in range(start, stop, step):
         last = min(first + step, stop)
         z = logits[first:last]
@@ -213,7 +221,8 @@ def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, c
                     z[row, b] = MINUS_INFINITY if z[row, b] > ceiling else z[row, b]
         _put_targets(z, first, sub_centres, columns, target_logits)
         _count_in(z, highest, total, largest, part)
-    statistics[0], statistics[1] = highest, total
+    for b in range(batch):
+        statistics[0, b] = highest[b]
 
 
 @compiled
@@ -230,7 +239,9 @@ def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_g
     :param d_x: (B, D) float32, out.
     """
     dim, batch = centres.shape[1], logits.shape[1]
-    d_x[:] = 0
+    for b in range(batch):
+        for d in range(dim):
+            d_x[b, d] = 0
     for first in range(start, stop, DEEP):
         last = min(first + DEEP, stop)
         g = logits[first:last]
@@ -267,7 +278,7 @@ def centre_gradients(g, blocks, identity, gradient):  # type: ignore[no-untyped-
         column += width
 
 
-@compiled
+@inlined
 def _update_centre(w, m, g, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
     """One centre's step; returns its squared norm."""
     decay = wd

@@ -109,7 +109,7 @@ _six_narrow, _four_narrow, _one_narrow = (_make_tile(rows, NARROW // LANES, LANE
 _six_single, _four_single, _one_single = (_make_tile(rows, 1, 1) for rows in (6, 4, 1))
 
 
-@numba.njit(inline="never")
+@numba.njit(no_cfunc_wrapper=True)
 def strip(width, rows, a, a_index, a_row, a_k, b, b_index, b_row, c, c_row, depth, add):  # type: ignore[no-untyped-def]
     """``C = A B`` (or ``C += A B`` if ``add``) for ``rows`` rows of A and ``width`` columns of B, in float32.
 
@@ -185,7 +185,7 @@ def _dot_lanes(typing, a, b, lines):  # type: ignore[no-untyped-def]
     return types.float32(types.int64, types.int64, types.int64), generate
 
 
-@numba.njit
+@numba.njit(inline="always")
 def dot(a, b):  # type: ignore[no-untyped-def]
     """The inner product of two contiguous float32 arrays (n,)."""
     lines = a.shape[0] // 16

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -61,19 +61,20 @@ from recognition.training.verify import Verifier, load_targets, shared
 PREFETCH = 3  # batches decoded ahead
 
 
-def train(config: Config) -> int:
+def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
     """Run the training that ``config`` asks for; returns the exit status.
 
+    :param compiled: waits until the loops over class centres are compiled, where another process does it.
     :raises UserError: on anything that the user can mend.
     """
     with make_communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
         logging.basicConfig(level=logging.INFO if first else logging.WARNING)
         with contextlib.redirect_stdout(sys.stdout if first else nowhere):
-            return train_together(config, communicator)
+            return train_together(config, communicator, compiled)
 
 
-def train_together(config: Config, communicator: Communicator) -> int:
+def train_together(config: Config, communicator: Communicator, compiled: Callable[[], object]) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
     if line := about_own_keys(config):
@@ -89,6 +90,8 @@ def train_together(config: Config, communicator: Communicator) -> int:
     symbol = build_symbol(config)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator, checkpoint)
+    verifier = make_verifier(config, backbone, dataset, communicator)
+    compiled()
     head = make_head(config, dataset.num_classes, contexts, communicator)
     progress = Progress(identity=identity_of(config, dataset))
     if saved:
@@ -102,7 +105,6 @@ def train_together(config: Config, communicator: Communicator) -> int:
     schedule = make_schedule(config, batches_an_epoch)
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}) as batches:
-        verifier = make_verifier(config, backbone, dataset, communicator)
         if first and not saved and config.state_every and (line := set_aside(folder / "state")):
             print(line, flush=True)
         if first and launch and config.state_every:
