@@ -1,68 +1,177 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identification among many distractors, on random features: MegaFace's protocol in blocks of matrix products.
+"""MegaFace's size on random features: identification and verification with a million distractors, in one table.
 
-    python -m bench.million                                          # seconds
-    python -m bench.million --distractors 1000000 --probes 3530      # the size of MegaFace
+    python -m bench.million                                          # seconds: 20,000 distractors, 440 probes
+    python -m bench.million --distractors 1000000 --probes 3530      # the size of MegaFace; 2 GB pass by
     python -m bench.million --pairs-of 32000                         # all pairs 1:1 of so many images: 512 million
+
+The ways, each in a process of its own, so that its peak memory is its own; seconds are without making the features:
+
+    blocks      common.distractors, as python -m common.megaface runs it
+    products    its matrix products and nothing else: what the processor could do at best in that time
+    whole       on a share of the distractors: all of them in memory, one product, all scores kept and sorted
+    by probe    on a share of the probes: a product of a matrix with a vector and a sort for each, as the devkit goes
+
+"at full size" is seconds over the share. Where ways search the same, the last column says that they found the same.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from common.all_pairs import evaluate_all_pairs
-from common.distractors import search_distractors
+from common.distractors import BLOCK_BYTES, search_distractors
 from common.embedding import normalised
+from common.identification import cmc
+from common.rates import tar_at
 
 BLOCK = 8192
 PER_PERSON = 44  # FaceScrub's 3,530 probes are of 80 people
+NOISE = 2.0  # mates at a cosine of 0.2, which a few of a million distractors reach: neither too easy nor hopeless
+FAR = 1e-6
 
 
-def features(count: int, dim: int, seed: int) -> Iterator[np.ndarray]:
-    """Random directions in blocks: float32 ``(n, dim)``."""
-    random = np.random.default_rng(seed)
-    for low in range(0, count, BLOCK):
-        yield normalised(random.standard_normal((min(BLOCK, count - low), dim), np.float32))
+class Features:
+    """Random directions in blocks, float32 ``(n, dim)``, and the seconds that making them took."""
+
+    def __init__(self, count: int, dim: int, seed: int) -> None:
+        self.count, self.dim, self.seconds = count, dim, 0.0
+        self._random = np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for low in range(0, self.count, BLOCK):
+            start = time.perf_counter()
+            block = normalised(self._random.standard_normal((min(BLOCK, self.count - low), self.dim), np.float32))
+            self.seconds += time.perf_counter() - start
+            yield block
 
 
-def people(count: int, dim: int, per_person: int) -> tuple[np.ndarray, np.ndarray]:
+def people(count: int, dim: int, per_person: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Features of ``per_person`` images around a direction for each person, and the people's numbers."""
     identities = np.arange(count) // per_person
     random = np.random.default_rng(1)
-    rows = random.standard_normal((count, dim), np.float32)
+    rows = noise * random.standard_normal((count, dim), np.float32)
     rows += random.standard_normal((int(identities[-1]) + 1, dim), np.float32)[identities]
     return normalised(rows), identities
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.million", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--distractors", type=int, default=50_000)
+def blocks(probes: np.ndarray, identities: np.ndarray, features: Features) -> dict[str, Any]:
+    found = search_distractors(probes, identities, features, features.count, (FAR,))
+    return {"ranks": found.ranks, "tar": found.rates[0].tar}
+
+
+def products(probes: np.ndarray, identities: np.ndarray, features: Features) -> dict[str, Any]:
+    step = BLOCK_BYTES // (4 * len(probes))
+    room = np.empty(len(probes) * step, np.float32)
+    for block in features:
+        for low in range(0, len(block), step):
+            part = block[low : low + step]
+            np.matmul(probes, part.T, out=room[: len(probes) * len(part)].reshape(len(probes), len(part)))
+    return {}
+
+
+def whole(probes: np.ndarray, identities: np.ndarray, features: Features) -> dict[str, Any]:
+    scores = probes @ np.concatenate(list(features)).T
+    ranks, same = [], []
+    for i, row in enumerate(scores):
+        mates = np.flatnonzero(identities == identities[i])
+        between = probes[mates[mates != i]] @ probes[i]
+        same.append(between)
+        ranks.append(1 + len(row) - np.searchsorted(np.sort(row), between))
+    return {"ranks": np.concatenate(ranks), "tar": tar_at((FAR,), np.concatenate(same), scores.reshape(-1))[0].tar}
+
+
+def by_probe(probes: np.ndarray, identities: np.ndarray, features: Features) -> dict[str, Any]:
+    gallery, ranks = np.concatenate(list(features)), []
+    for i in range(len(probes)):
+        mates = np.flatnonzero(identities == identities[i])
+        between = probes[mates[mates != i]] @ probes[i]
+        ranks.append(1 + len(gallery) - np.searchsorted(np.sort(gallery @ probes[i]), between))
+    return {"ranks": np.concatenate(ranks)}
+
+
+WAYS = {"blocks": blocks, "products": products, "whole": whole, "by probe": by_probe}
+
+
+def run_way(way: str, distractors: int, probes: int, dim: int) -> dict[str, Any]:
+    """Seconds without the features', peak memory in MiB, and what was found: of this process."""
+    rows, identities = people(probes, dim, PER_PERSON, NOISE)
+    features, start = Features(distractors, dim, 2), time.perf_counter()
+    found = WAYS[way](rows, identities, features)
+    seconds = time.perf_counter() - start - features.seconds
+    line = {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if "ranks" in found:
+        line.update(rank1=float(np.mean(found["ranks"] == 1)), cmc=cmc(found["ranks"], 100).tolist())
+    return {**line, **({"tar": found["tar"]} if "tar" in found else {})}
+
+
+def rate(found: dict[str, Any], key: str) -> str:
+    return f"{found[key]:.4f}" if key in found else "-"
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run the ways one after the other and print the table."""
+    few, some = max(1000, options.distractors // options.share), max(2 * PER_PERSON, options.probes // options.share)
+    few, some = min(few, options.distractors), min(some, options.probes)
+    plan = [("blocks", options.distractors, options.probes), ("products", options.distractors, options.probes),
+            ("blocks", few, options.probes), ("whole", few, options.probes),
+            ("blocks", options.distractors, some), ("by probe", options.distractors, some)]
+    print(f"D = {options.dim}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    print(f"{'way':<10}{'distractors':>12}{'probes':>8}{'seconds':>9}{'at full size':>14}{'GFLOP/s':>9}{'peak MiB':>10}"
+          f"{'rank 1':>8}{'TAR':>8}  found")
+    before: dict[str, Any] = {}
+    for way, distractors, probes in plan:
+        command = [sys.executable, "-m", "bench.million", "--way", way, "--distractors", str(distractors), "--probes",
+                   str(probes), "--dim", str(options.dim)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        work = distractors * probes
+        full = found["seconds"] * options.distractors * options.probes / work
+        same = ""
+        if way in ("whole", "by probe"):
+            apart = float(np.abs(np.subtract(found["cmc"], before["cmc"])).max())
+            same = "the same" if apart == 0 else f"CMC {apart:.1e} apart"
+        print(f"{way:<10}{distractors:>12}{probes:>8}{found['seconds']:>9.1f}{full:>14.1f}"
+              f"{2e-9 * options.dim * work / found['seconds']:>9.0f}{found['mib']:>10.0f}"
+              f"{rate(found, 'rank1'):>8}{rate(found, 'tar'):>8}  {same}", flush=True)
+        before = found
+
+
+def all_pairs(images: int, dim: int) -> None:
+    rows, identities = people(images, dim, 5)
+    before, start = os.getloadavg()[0], time.perf_counter()
+    pairs = evaluate_all_pairs(rows, identities, (FAR,), "all pairs")
+    seconds, scores = time.perf_counter() - start, pairs.same_pairs + pairs.different_pairs
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{scores} scores, D = {dim}: {seconds:.1f} s, {scores / seconds / 1e6:.0f} million a second, {memory:.0f} "
+          f"MiB; TAR {pairs.rates[0].tar:.4f} at FAR {FAR:g}; load {before:.1f} before, {os.getloadavg()[0]:.1f} "
+          f"after, {os.cpu_count()} processors")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.million", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--distractors", type=int, default=20_000)
     parser.add_argument("--probes", type=int, default=440)
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--share", type=int, default=20, help="one of so many, for the ways that would take too long")
+    parser.add_argument("--way", choices=list(WAYS), help="this one alone, as JSON")
     parser.add_argument("--pairs-of", type=int, default=0, help="all pairs of so many images, in place of distractors")
-    options = parser.parse_args()
-    before, start = os.getloadavg()[0], time.perf_counter()
+    options = parser.parse_args(arguments)
     if options.pairs_of:
-        rows, identities = people(options.pairs_of, options.dim, 5)
-        start = time.perf_counter()
-        pairs = evaluate_all_pairs(rows, identities, (1e-6,), "all pairs")
-        scores, what = pairs.same_pairs + pairs.different_pairs, f"TAR {pairs.rates[0].tar:.4f} at FAR 1e-6"
+        all_pairs(options.pairs_of, options.dim)
+    elif options.way:
+        print(json.dumps(run_way(options.way, options.distractors, options.probes, options.dim)))
     else:
-        rows, identities = people(options.probes, options.dim, PER_PERSON)
-        found = search_distractors(rows, identities, features(options.distractors, options.dim, 2),
-                                   options.distractors, (1e-6,))
-        scores = found.different_pairs
-        what = f"rank 1 {np.mean(found.ranks == 1):.4f}, TAR {found.rates[0].tar:.4f} at FAR 1e-6"
-    seconds = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{scores} scores, D = {options.dim}: {seconds:.1f} s, {scores / seconds / 1e6:.0f} million a second, "
-          f"{memory:.0f} MiB; {what}; load {before:.1f} before, {os.getloadavg()[0]:.1f} after, "
-          f"{os.cpu_count()} processors")
+        compare(options)
     return 0
 
 

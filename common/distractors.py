@@ -15,7 +15,7 @@ import numpy as np
 from common.rates import Highest, Rate, count_above, rates_at, scores_needed, thresholds_at
 from recognition.errors import UserError
 
-BLOCK_BYTES = 64 << 20  # of one block of scores
+BLOCK_BYTES = 16 << 20  # of one block of scores: in cache when it is looked through
 
 
 class Found(NamedTuple):
@@ -31,6 +31,7 @@ class Found(NamedTuple):
 class _Mates(NamedTuple):
     scores: list[np.ndarray]  # of each probe with each mate, ascending, float32
     beaten_by: list[np.ndarray]  # int64 (mates + 1,): how many distractors score at least as high as k of them
+    lowest: np.ndarray  # float32 (P,): the score with the mate that is least like the probe, inf without one
 
 
 def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Iterable[np.ndarray], distractors: int,
@@ -48,11 +49,14 @@ def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Itera
     different = len(probes) * distractors
     highest = Highest(scores_needed(fars, different, name))
     step = max(1, block_bytes // (4 * len(probes)))
+    room = np.empty(len(probes) * step, np.float32)
     for block in blocks:
         for low in range(0, len(block), step):
-            scores = probes @ block[low : low + step].T
-            highest.add(scores)
-            _count(scores, mates)
+            part = block[low : low + step]
+            scores = np.matmul(probes, part.T, out=room[: len(probes) * len(part)].reshape(len(probes), len(part)))
+            best = scores.max(axis=1)
+            highest.add(scores, best)
+            _count(scores, best, mates)
     if highest.seen != different:
         raise ValueError(f"{highest.seen // len(probes)} distractors, {distractors} were announced")
     thresholds = thresholds_at(fars, highest.descending(), different)
@@ -70,13 +74,14 @@ def _find_mates(probes: np.ndarray, identities: np.ndarray) -> _Mates:
         between = np.maximum(between, between.T)  # the same bits from both sides of a pair
         for i, row in enumerate(rows.tolist()):
             scores[row] = np.sort(np.delete(between[i], i))
-    return _Mates(scores, [np.zeros(len(of_one) + 1, np.int64) for of_one in scores])
+    lowest = np.array([of_one[0] if len(of_one) else np.inf for of_one in scores], np.float32)
+    return _Mates(scores, [np.zeros(len(of_one) + 1, np.int64) for of_one in scores], lowest)
 
 
-def _count(scores: np.ndarray, mates: _Mates) -> None:
-    """Add to each probe's counts: a distractor that scores at least as high as k mates counts at k. Most score less
-    than all mates, and cost one comparison."""
-    for row, of_mates, counts in zip(scores, *mates):
-        if len(of_mates):
-            reaching = row[row >= of_mates[0]]
-            counts += np.bincount(np.searchsorted(of_mates, reaching, side="right"), minlength=len(counts))
+def _count(scores: np.ndarray, best: np.ndarray, mates: _Mates) -> None:
+    """Add to each probe's counts: a distractor that scores at least as high as k mates counts at k. ``best``, each
+    probe's highest score of the block, says whether there is one: for most probes there is none."""
+    for i in np.flatnonzero(best >= mates.lowest).tolist():
+        row, of_mates, counts = scores[i], mates.scores[i], mates.beaten_by[i]
+        reaching = row[row >= of_mates[0]]
+        counts += np.bincount(np.searchsorted(of_mates, reaching, side="right"), minlength=len(counts))

@@ -68,9 +68,11 @@ class Highest:
         self._waiting_size = 0
         self.floor = np.float32(-np.inf)  # scores below it cannot be among the highest any more
 
-    def add(self, scores: np.ndarray) -> None:
-        """Take scores of any shape, finite."""
+    def add(self, scores: np.ndarray, best: np.ndarray | None = None) -> None:
+        """Take scores of any shape, finite. ``best``, the highest of each row, saves a look at low rows."""
         self.seen += scores.size
+        if best is not None:
+            scores = scores[best >= self.floor]
         chosen = scores[scores >= self.floor]
         if chosen.size:
             self._waiting.append(chosen)
