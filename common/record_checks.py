@@ -36,9 +36,14 @@ class Image(NamedTuple):
     problem: str
 
 
+def digest_of(encoded: bytes) -> int:
+    """64 bits of the bytes."""
+    return int.from_bytes(blake2b(encoded, digest_size=8).digest(), "little")
+
+
 def look_at(encoded: bytes, height: int, width: int, decode: bool = True) -> Image:
     """Look at an image as training on images of (height, width) would."""
-    digest = int.from_bytes(blake2b(encoded, digest_size=8).digest(), "little")
+    digest = digest_of(encoded)
     if not encoded:
         return Image(0, 0, 0, False, digest, "it has no image")
     problem = CUT if cut_short(encoded) else ""
