@@ -65,7 +65,7 @@ def fit_square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
 
 def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -> tuple[list[Identity], list[Identity]]:
     """Those to train on and those held out: a share below 1, a number of people, or a file with a name a line."""
-    names = _held_out_names([identity.name for identity in identities], held_out, seed)
+    names = held_out_names([identity.name for identity in identities], held_out, seed)
     parts: tuple[list[Identity], list[Identity]] = ([], [])
     for identity in identities:
         parts[identity.name in names].append(identity)
@@ -74,7 +74,7 @@ def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -
     return parts
 
 
-def _held_out_names(names: Sequence[str], held_out: str, seed: int) -> set[str]:
+def held_out_names(names: Sequence[str], held_out: str, seed: int) -> set[str]:
     try:
         share = float(held_out)
     except ValueError:

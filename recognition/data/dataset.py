@@ -45,6 +45,11 @@ class FaceDataset:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def records(self) -> tuple[RecordReader, np.ndarray, np.ndarray]:
+        """The record file, and keys and offsets of the images: for tools that look at records whatever is wrong."""
+        return self._reader, self._keys, self._offsets
+
     def read(self, i: int) -> tuple[int, bytes, int]:
         """Label, encoded image and record key of image ``i``."""
         key = int(self._keys[i])
