@@ -4,6 +4,7 @@
 # make test      the tests, two at a time, with real Horovod and KVStore processes; ARGS='-k records' passes
 #                options to pytest, JOBS=4 runs four at a time, JOBS=0 one after the other in one process
 # make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.12 of this machine
+# make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
 # make lint      ruff and mypy
 # make clean     remove environments and caches; data sets and models stay
 #
@@ -21,7 +22,7 @@ python := $(VENV)/bin/python
 install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
 	"$$python" -I scripts/environment.py $(VENV) $(MXNET)
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all fuzz lint clean
 
 demo:
 	@$(install) plot
@@ -33,6 +34,10 @@ test:
 
 test-all:
 	@PYTHON='$(PYTHON)' scripts/test_all.sh $(MXNET) $(ARGS)
+
+fuzz:
+	@$(install) test fuzz
+	@$(python) -m bench.fuzz $(ARGS)
 
 lint:
 	@$(install) plot test

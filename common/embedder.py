@@ -41,7 +41,7 @@ class Embedder:
                             "expected one row an image")
         self.dim: int = shapes.output[1]
         path = Path(f"{prefix}-{number:04d}.params")
-        file = read_arrays(path)
+        file = read_arrays(path, mapped=False)
         have = dict(zip(file.names, file.arrays))
         arguments = _chosen(path, "arg", have, shapes.arguments)
         auxiliary = _chosen(path, "aux", have, shapes.auxiliary)

@@ -6,7 +6,6 @@ the folder that was embedded, ``model`` text, and ``flip`` bool. It holds no pic
 """
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from common.image_sources import find_images
 from recognition.data.image import fit
 from recognition.errors import UserError
 from recognition.files import replacing
+from recognition.npz_file import read_npz
 
 _ROWS = 1024  # probes compared at once
 
@@ -87,12 +87,12 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
 def load_gallery(path: Path) -> Gallery:
     """Read what :func:`save_gallery` wrote. Raises UserError if it is no such file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            paths, embeddings = file["paths"], file["embeddings"]
-            model, flip = str(file["model"]), bool(file["flip"])
+        file = read_npz(path)
+        paths, embeddings = file["paths"], file["embeddings"]
+        model, flip = str(file["model"]), bool(file["flip"])
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: not a file of embeddings: {error}; expected one that common.inference "
                         "wrote") from error
     if embeddings.ndim != 2 or embeddings.dtype != np.float32 or paths.shape != embeddings.shape[:1] or not len(paths):

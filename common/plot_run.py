@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from recognition.command_line import Parser
 from recognition.errors import UserError, command
+from recognition.npz_file import read_npz
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,11 +53,11 @@ def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
 def read_roc(path: Path) -> dict[str, np.ndarray]:
     """``fpr`` and ``tpr``, and ``pixel_fpr`` and ``pixel_tpr`` where they are there: float64 of one axis."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            curves = {name: np.asarray(content[name], np.float64) for name in RATES if name in content.files}
+        content = read_npz(path)
+        curves = {name: np.asarray(content[name], np.float64) for name in RATES if name in content}
         if curves["fpr"].shape != curves["tpr"].shape or curves["fpr"].ndim != 1:
             raise ValueError(f"fpr of shape {curves['fpr'].shape} with tpr of shape {curves['tpr'].shape}")
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}; expected the arrays fpr and tpr") from error
     return curves
 

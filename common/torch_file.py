@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -70,11 +71,16 @@ class _Reader:
             raise ValueError(f"found {len(pickles)} members data.pkl, expected one")
         self._folder = pickles[0][: -len("data.pkl")]
         self._storages: dict[str, np.ndarray] = {}
+        # What members say of themselves is no more than the file: they might lie on each other.
+        self._left = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
 
     def member(self, name: str) -> bytes:
         info = self._archive.getinfo(self._folder + name)
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{name} is compressed, which PyTorch's files are not")
+        self._left -= info.file_size
+        if self._left < 0:
+            raise ValueError("it unfolds to more than its own size")
         return self._archive.read(info)
 
     def content(self) -> Any:

@@ -23,27 +23,29 @@ _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8, 6: np.int64, 7: np.bool_}
 _MOST_DIMENSIONS = 32
+MOST_READ = 1 << 30  # bytes; files of more hold class centres
 _CHUNK = 1 << 22  # values converted and written at once: 16 MB
 
 Pieces = Sequence[np.ndarray]  # one array cut along its first axis
 
 
 class ParamsFile(NamedTuple):
-    """The arrays of a file, read-only views of the mapped file. ``names`` is empty if they were saved as a list."""
+    """The arrays of a file, read-only views of it. ``names`` is empty if they were saved as a list."""
 
     arrays: list[np.ndarray]
     names: list[str]
 
 
-def read_arrays(path: Path) -> ParamsFile:
-    """Map a file of arrays into memory; values are read when they are used.
+def read_arrays(path: Path, mapped: bool = True) -> ParamsFile:
+    """The arrays of a file. Values are read when they are used; or, if not ``mapped``, all at once from a file of up to
+    MOST_READ bytes: who cuts a mapped file short kills its readers with SIGBUS.
 
     :raises UserError: if it is no such file, is cut short, holds sparse arrays or elements that NumPy lacks, or is not
         the file that the checksum beside it is of.
     """
     check_sum(path)
     try:
-        reader = _Reader(np.memmap(path, np.uint8, "r"))
+        reader = _Reader(_content(path, mapped))
         magic, _, count = reader.take("QQQ")
         if magic != _LIST_MAGIC:
             raise ValueError("it does not begin as one")
@@ -57,8 +59,16 @@ def read_arrays(path: Path) -> ParamsFile:
     return ParamsFile(arrays, names)
 
 
+def _content(path: Path, mapped: bool) -> np.ndarray:
+    if mapped or path.stat().st_size > MOST_READ:
+        return np.memmap(path, np.uint8, "r")
+    data = np.fromfile(path, np.uint8)
+    data.flags.writeable = False
+    return data
+
+
 class _Reader:
-    def __init__(self, data: np.memmap) -> None:
+    def __init__(self, data: np.ndarray) -> None:
         self._data, self._place = data, 0
 
     def take(self, form: str) -> tuple[Any, ...]:

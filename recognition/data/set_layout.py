@@ -37,7 +37,7 @@ def read_property(path: PathLike) -> Property:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     first = lines[0] if lines else ""
-    numbers = [int(part) for part in first.split(",") if part.strip().isdecimal()]
+    numbers = [int(part.strip()) for part in first.split(",") if part.strip().isdecimal()]
     if len(numbers) != 3 or first.count(",") != 2:
         raise UserError(f"{path}: found {first[:60]!r}, expected 'num_classes,height,width' such as '85742,112,112'")
     num_classes, height, width = numbers

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.data.image import decode_rgb, fit, write_planes
+from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
 from recognition.data.pickles import StandIn, check_opcodes
 from recognition.data.recordio import PathLike
 from recognition.devices import processors
@@ -55,7 +55,7 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     def decode(first: int) -> None:
         for i in range(first, min(first + _CHUNK, len(encoded))):
             try:
-                write_planes(fit(decode_rgb(_image_bytes(encoded[i])), height, width), images[i])
+                write_planes(fit(decode_rgb(_image_bytes(encoded[i]), MOST_RECORD_PIXELS), height, width), images[i])
             except ValueError as error:
                 raise UserError(f"{path}: image {i}: {error}") from error
 

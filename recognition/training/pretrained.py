@@ -25,7 +25,7 @@ def read_params(path: Path) -> tuple[Arrays, Arrays]:
 
     :raises UserError: if it is no file of named arrays.
     """
-    file = read_arrays(path)
+    file = read_arrays(path, mapped=False)
     groups: dict[str, Arrays] = {"arg": {}, "aux": {}}
     for key, value in zip(file.names, file.arrays):
         group, _, name = key.partition(":")

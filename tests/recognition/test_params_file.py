@@ -2,6 +2,7 @@
 """Against MXNet itself: what it writes is read, and what is written it reads, bit for bit."""
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -81,3 +82,12 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         read_arrays(tmp_path / "sparse")
     with pytest.raises(UserError, match="No such file"):
         read_arrays(tmp_path / "none")
+
+
+def test_a_file_that_is_cut_short_while_it_is_used(tmp_path: Path) -> None:
+    """Mapped, it would kill the process with SIGBUS."""
+    path = tmp_path / "a.params"
+    write_arrays(path, {"arg:w": [np.arange(100_000, dtype=np.float32)]})
+    (array,) = read_arrays(path, mapped=False).arrays
+    os.truncate(path, 100)
+    assert array[-1] == 99_999 and not array.flags.writeable
