@@ -29,7 +29,7 @@ demo:
 	@scripts/demo.sh $(ARGS)
 
 test:
-	@$(install) plot test horovod
+	@$(install) plot onnx test horovod
 	@REQUIRE_HOROVOD=1 $(python) -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-all:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Size, FLOPs and latency of networks, in one table.
 
+    python -m common.flops_counter --network all
     python -m common.flops_counter --network r50 r100 y1 --config config.py
     python -m common.flops_counter --model models/r50-arcface-emore/model,1 --batch-size 1 32 --json table.json
 
@@ -25,6 +26,7 @@ from common.backbone import load_backbone
 from common.embedder import read_network
 from recognition.cli import find_pretrained, parse_args
 from recognition.command_line import Parser
+from recognition.config_file import open_config
 from recognition.errors import UserError, command
 from recognition.files import replacing
 from recognition.mxnet_compat import mx
@@ -93,7 +95,7 @@ def table(rows: list[dict[str, Any]], batches: list[int]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     flags = Parser("python -m common.flops_counter", description=__doc__,
                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--network", nargs="+", default=[], metavar="NAME", help="network presets")
+    flags.add_argument("--network", nargs="+", default=[], metavar="NAME", help="network presets; all: each there is")
     flags.add_argument("--model", nargs="+", default=[], metavar="PREFIX,EPOCH", help="checkpoints")
     flags.add_argument("--config", type=Path, help="where the presets are (default: config.py, else sample_config.py)")
     flags.add_argument("--batch-size", nargs="+", type=int, default=[1],
@@ -108,7 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("found neither --network nor --model, expected at least one")
     if min(*options.batch_size, options.repeats) < 1:
         raise UserError("--batch-size, --repeats: found a number below 1")
-    rows = [preset_row(name, options) for name in options.network]
+    presets = options.network
+    if presets == ["all"]:
+        presets = list(open_config(str(options.config or "")).presets("network"))
+    rows = [preset_row(name, options) for name in presets]
     rows += [model_row(text, options) for text in options.model]
     print(table(rows, [] if options.no_latency else options.batch_size))
     if options.json:

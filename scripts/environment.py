@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make a virtual environment and install extras of pyproject.toml into it, once; a second call finds it done.
 
-    python scripts/environment.py .venv cpu plot test horovod
+    python scripts/environment.py .venv cpu plot onnx test horovod
 
 The environment is for the interpreter that runs this file. A stamp per extra, written when all of it is installed,
 holds a hash of what it was installed from; a changed pyproject.toml, or a set-up that was stopped, has no valid stamp.

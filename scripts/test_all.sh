@@ -11,7 +11,7 @@ passed=() failed=()
 while IFS= read -r python; do
     version=$("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     echo "--- Python $version"
-    if "$python" -I scripts/environment.py ".venvs/$version" "$mxnet" plot test horovod </dev/null &&
+    if "$python" -I scripts/environment.py ".venvs/$version" "$mxnet" plot onnx test horovod </dev/null &&
         REQUIRE_HOROVOD=1 ".venvs/$version/bin/python" -m pytest "$@" </dev/null; then
         passed+=("$version")
     else

@@ -17,11 +17,12 @@ ELEMENTWISE = {
     "BatchNorm": 2, "LeakyReLU": 1, "Activation": 1, "elemwise_add": 1, "elemwise_sub": 1, "elemwise_mul": 1,
     "broadcast_add": 1, "broadcast_sub": 1, "broadcast_mul": 1, "broadcast_div": 1, "sqrt": 1, "square": 1, "clip": 1,
     "negative": 1, "_minus_scalar": 1, "_plus_scalar": 1, "_mul_scalar": 1, "_div_scalar": 1, "_rminus_scalar": 1,
-    "_power_scalar": 1,
+    "_power_scalar": 1, "elemwise_div": 1, "_rdiv_scalar": 1, "relu": 1, "sigmoid": 1, "tanh": 1, "exp": 1, "abs": 1,
 }
 REDUCTIONS = ("sum", "mean", "max", "norm")  # one operation a number of the input
 FREE = ("null", "_copy", "Dropout", "Flatten", "Reshape", "Concat", "SliceChannel", "transpose", "tile", "expand_dims",
-        "broadcast_axis", "broadcast_like", "ones_like", "BlockGrad", "amp_cast", "Cast", "SwapAxis", "Pad")
+        "broadcast_axis", "broadcast_like", "ones_like", "BlockGrad", "amp_cast", "Cast", "SwapAxis", "Pad",
+        "slice_axis")
 
 
 class Flops(NamedTuple):

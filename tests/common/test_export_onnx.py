@@ -1,54 +1,117 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export to ONNX. What needs the onnx package and onnxruntime is skipped without them: pip install -e '.[onnx]'."""
+"""Export to ONNX. What needs the onnx package and onnxruntime is skipped without them; `make test` installs both."""
 from __future__ import annotations
 
 import json
+import runpy
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from common.backbone import load_backbone
 from common.export_onnx import LIMITS, Agreement, main
 from common.onnx_operators import OPERATORS, to_onnx
+from recognition.cli import parse_args
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
-from recognition.symbol import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
+from recognition.symbol import build_symbol, fresnet
+from recognition.symbol.flops import ELEMENTWISE, FREE, REDUCTIONS
 
+SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
+PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
+           "mnas025", "vargfacenet", "demo")
 SMALL = {"num_layers": 18, "emb_size": 64, "bn_mom": 0.0}
-NETWORKS = {
-    "r18": lambda: fresnet.get_symbol(**SMALL),
-    "r18, net_unit 1, SE, net_input 2, GNAP": lambda: fresnet.get_symbol(
-        **SMALL, net_unit=1, net_se=1, net_input=2, net_output="GNAP"),
-    "r18, net_unit 2, tanh, GAP": lambda: fresnet.get_symbol(**SMALL, net_unit=2, net_act="tanh", net_output="GAP"),
-    "r18, SFC": lambda: fresnet.get_symbol(**SMALL, net_output="SFC"),
-    "r18, Z": lambda: fresnet.get_symbol(**{**SMALL, "emb_size": 25088}, net_output="Z"),
-    "y1": lambda: fmobilefacenet.get_symbol(emb_size=128, net_output="GDC", bn_mom=0.0),
-    "m05": lambda: fmobilenet.get_symbol(emb_size=64, net_output="GDC", net_multiplier=0.5, bn_mom=0.0),
-    "mnas025": lambda: fmnasnet.get_symbol(emb_size=64, net_output="GDC", net_multiplier=0.25, bn_mom=0.0),
-    "vargfacenet": lambda: vargfacenet.get_symbol(emb_size=64, net_output="J", net_multiplier=0.5, bn_mom=0.0),
-    "d169": lambda: fdensenet.get_symbol(num_layers=169, emb_size=64, bn_mom=0.0),
+VARIANTS = {
+    "E": {}, "net_unit 1, SE, net_input 2, GNAP": {"net_unit": 1, "net_se": 1, "net_input": 2, "net_output": "GNAP"},
+    "net_unit 2, tanh, GAP": {"net_unit": 2, "net_act": "tanh", "net_output": "GAP"}, "SFC": {"net_output": "SFC"},
+    "Z": {"emb_size": 25088, "net_output": "Z"},
 }
-HEAVY = ("d169", "r18, Z")
+QUICK = ("y1", "demo", "E", "docs")  # of each kind; the others take a minute or two together
+GLUON = {
+    "docs": "",  # the network of docs/models.md
+    **{name: f"vision.{name}(classes=emb_size)"
+       for name in ("mobilenet0_25", "mobilenet_v2_0_25", "resnet18_v1", "resnet18_v2")},
+}
+
+
+def each(names: Iterable[str]) -> list[ParameterSet]:
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
+
+
+def preset(folder: Path, name: str, more: str = "") -> mx.sym.Symbol:
+    """The network of a preset of the sample, its moving statistics those of the last batch."""
+    (folder / "config.py").write_text(f"{SAMPLE.read_text()}\nconfig.bn_mom = 0.0\n{more}")
+    return build_symbol(parse_args("train_parall", ["--network", name, "--config", str(folder / "config.py")]))
 
 
 def export(model: Path, output: Path, *flags: str) -> int:
     return main(["--model", str(model), "--output", str(output), *flags])
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else [])
-                                  for name in NETWORKS])
-def test_a_network_in_onnxruntime(name, tmp_path, save_network, capsys):
-    """The export's own check, which fails beyond 1e-4 in cosine and difference; the figures are tighter."""
+def check(folder: Path, model: Path, capsys: pytest.CaptureFixture[str], real: Path | None = None) -> None:
+    """Run the export's own check, which fails beyond 1e-4 in cosine and difference; the cosine is nearer."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    model, report = save_network(tmp_path, NETWORKS[name]()), tmp_path / "report.json"
-    assert export(model, tmp_path / "model.onnx", "--json", str(report)) == 0, capsys.readouterr().err
-    (checked,) = json.loads(report.read_text())["checked"]
-    assert checked["number"] == 9
-    assert checked["cosine"] < 1e-5
-    assert checked["absolute"] < 1e-4 * max(1, checked["rms"])
+    report, flags = folder / "report.json", ["--check-images", str(real)] if real else []
+    assert export(model, folder / "model.onnx", "--json", str(report), *flags) == 0, capsys.readouterr().err
+    found = json.loads(report.read_text())["checked"]
+    assert [checked["number"] for checked in found] == [9, 10][: len(found)] and len(found) == 1 + bool(real)
+    for checked in found:
+        assert checked["cosine"] < 1e-5
+        assert checked["absolute"] < 1e-4 * max(1, checked["rms"])
+
+
+@pytest.mark.parametrize("name", each(PRESETS))
+def test_a_preset_in_onnxruntime(name, tmp_path, save_network, shared, capsys):
+    """Random images and photographs of faces."""
+    check(tmp_path, save_network(tmp_path, preset(tmp_path, name)), capsys, shared / "data" / "wild")
+
+
+@pytest.mark.parametrize("name", each(VARIANTS))
+def test_options_of_a_network_in_onnxruntime(name, tmp_path, save_network, capsys):
+    check(tmp_path, save_network(tmp_path, fresnet.get_symbol(**{**SMALL, **VARIANTS[name]})), capsys)
+
+
+@pytest.mark.parametrize("name", each(GLUON))
+def test_a_network_of_ones_own_in_onnxruntime(name, tmp_path, save_network, capsys):
+    (tmp_path / "mine.py").write_text(documented() if name == "docs" else GLUON_FILE.format(GLUON[name]))
+    symbol = preset(tmp_path, "mine", 'network.mine = edict(net_name="mine", emb_size=64)\n')
+    check(tmp_path, save_network(tmp_path, symbol), capsys)
+
+
+def documented() -> str:
+    """The network that docs/models.md shows."""
+    text = (SAMPLE.parent / "docs" / "models.md").read_text()
+    return text.split("```python\n# my_net.py\n")[1].split("```")[0]
+
+
+GLUON_FILE = """
+from mxnet.gluon import nn
+from mxnet.gluon.model_zoo import vision
+
+
+class Scaled(nn.HybridBlock):
+    def __init__(self, emb_size):
+        super().__init__()
+        with self.name_scope():
+            self.body = {}
+
+    def hybrid_forward(self, F, x):
+        return self.body((x - 127.5) / 128)
+
+
+def get_symbol(emb_size):
+    return Scaled(emb_size)
+"""
+
+
+def test_every_preset_of_the_sample_is_exported_here():
+    sample = runpy.run_path(str(SAMPLE))
+    assert sorted(PRESETS) == sorted(sample["network"])
 
 
 def test_real_faces_folded_unfolded_and_in_float16(tmp_path, small_model, faces, shared, capsys):
@@ -97,10 +160,18 @@ def test_without_the_package_a_line_says_what_to_install(tmp_path, small_model, 
     assert not list(tmp_path.iterdir())
 
 
-def test_every_operator_of_every_network_is_covered():
-    for name, make in NETWORKS.items():
-        found = {node["op"] for node in json.loads(make().tojson())["nodes"]} - {"null"}
+def test_every_operator_of_every_network_is_covered(tmp_path):
+    for name in PRESETS:
+        found = {node["op"] for node in json.loads(preset(tmp_path, name).tojson())["nodes"]} - {"null"}
         assert found <= set(OPERATORS), name
+    for options in VARIANTS.values():
+        found = {node["op"] for node in json.loads(fresnet.get_symbol(**{**SMALL, **options}).tojson())["nodes"]}
+        assert found - {"null"} <= set(OPERATORS), options
+
+
+def test_the_flops_of_every_operator_here_are_counted():
+    counted = {*ELEMENTWISE, *REDUCTIONS, *FREE, "Convolution", "FullyConnected", "Pooling"}
+    assert set(OPERATORS) <= counted
 
 
 def test_the_limits():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ def test_a_checkpoint_and_a_preset(small_model, tmp_path, capsys):
     assert sorted(checkpoint["milliseconds"]) == ["1", "3"]
     assert np.all(np.array(list(checkpoint["milliseconds"].values())) > 0)
     assert "ms, batch 3" in capsys.readouterr().out
+
+
+def test_all_presets_in_one_table_with_every_operator_counted(capsys):
+    assert main(["--network", "all", "--config", SAMPLE, "--no-latency"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(runpy.run_path(SAMPLE)["network"])
+    assert "not counted" not in "".join(lines)
 
 
 def test_the_published_figures_of_r50_and_mistakes(tmp_path, capsys):
