@@ -6,6 +6,7 @@
 # make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.12 of this machine
 # make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
 # make lint      ruff and mypy
+# make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/reliability.md; long
 # make clean     remove environments and caches; data sets and models stay
 #
 # Each makes its own virtual environment first, once. PYTHON=python3.10 chooses the Python, MXNET=cu112 the MXNet for
@@ -22,7 +23,7 @@ python := $(VENV)/bin/python
 install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
 	"$$python" -I scripts/environment.py $(VENV) $(MXNET)
 
-.PHONY: demo test test-all fuzz lint clean
+.PHONY: demo test test-all fuzz lint chaos clean
 
 demo:
 	@$(install) plot
@@ -43,6 +44,10 @@ lint:
 	@$(install) plot test
 	@$(python) -m ruff check .
 	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py)
+
+chaos:
+	@$(install) plot test horovod
+	@$(python) -m bench.chaos --record $(ARGS)
 
 clean:
 	rm -rf .venv .venv.lock .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

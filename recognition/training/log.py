@@ -17,20 +17,21 @@ class TrainingLog:
     """Counts batches and prints. Loss and accuracy of a line are means over the batches that it covers."""
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
-                 step: int, with_loss: bool = True) -> None:
+                 step: int, with_loss: bool = True, since_line: list[float] | None = None) -> None:
         """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end.
+        :param since_line: sums of loss and accuracy since the last speed line, and of how many batches, kept up to
+            date: a run that goes on from a state between two lines says of the whole interval what it would have said.
         :param with_loss: whether speed lines tell the loss (``ce_loss``).
         """
         self._with_loss = with_loss
+        self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True, smoothing=0.05)
         self._start_interval()
 
     def _start_interval(self) -> None:
-        self._losses: list[float] = []
-        self._hits: list[float] = []
-        self._busy = 0.0
+        self._batches, self._busy = 0, 0.0
         self.resume_clock()
 
     def pause_clock(self) -> None:
@@ -42,8 +43,8 @@ class TrainingLog:
 
     def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None:
         """After batch ``index`` of an epoch, the ``step``-th of the run."""
-        self._losses.append(loss)
-        self._hits.append(accuracy)
+        self._since_line[:] = [old + new for old, new in zip(self._since_line, (loss, accuracy, 1))]
+        self._batches += 1
         self._bar.set_postfix_str(f"epoch {epoch} loss {loss:.3f} lr {lr:g}", refresh=False)
         self._bar.update()
         if step % 1000 == 0:
@@ -59,9 +60,9 @@ class TrainingLog:
 
     def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
         self.pause_clock()
-        count = len(self._losses)
-        loss, accuracy = sum(self._losses) / count, sum(self._hits) / count
-        speed = count * self._batch_images / max(self._busy, 1e-9)
+        loss, accuracy = (total / self._since_line[2] for total in self._since_line[:2])
+        speed = self._batches * self._batch_images / max(self._busy, 1e-9)
+        self._since_line[:] = [0.0, 0.0, 0]
         with self._clear_of_bar():
             logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
                          index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")

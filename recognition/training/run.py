@@ -111,7 +111,8 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
             claim(folder / "state", launch)
         log = SilentLog() if not first else TrainingLog(
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
-            total_steps(config, batches_an_epoch), progress.step, config.ce_loss)
+            total_steps(config, batches_an_epoch), progress.step, config.ce_loss,
+            progress.since_line)
         try:
             return Trainer(
                 backbone, head, batches, schedule, verifier,

@@ -42,6 +42,8 @@ class Progress:
     best: tuple[float, float] = (-1.0, -1.0)  # accuracy of the last target, sum over all targets
     best_step: int = 0  # of the best verification so far
     best_number: int = 0  # which verification it was
+    # Sums of loss and accuracy, and the number, of the batches that no speed line covers yet.
+    since_line: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
     identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run goes on
     config: dict[str, Any] = field(default_factory=dict)  # everything it ran with, for the reader
 
