@@ -15,7 +15,8 @@ from bench.reliability import Row
 PROMISE = ("`--resume auto` goes on; the end is that of a run that nothing disturbed, bit for bit: states, "
            "checkpoints, history; no temporary file is left")
 MOST_CHECKPOINTS = 12  # of a life that is killed inside one
-WINDOW = 0.02  # seconds after something unfinished is seen in which the kill comes
+INSIDE = 0.7  # of the kills: what is unfinished is watched for
+WINDOW = 0.003  # seconds after something unfinished is seen in which the kill comes
 LATER = 1.5  # how far moments reach beyond the first state of the first life, in its time
 
 
@@ -93,9 +94,9 @@ def _one_run(workshop: Workshop, name: str, goal: int, first: int, random: np.ra
 
 
 def _wait_for_moment(workshop: Workshop, life: Life, name: str, first: int, random: np.random.Generator) -> bool:
-    """Half of the kills come at any time, half soon after something unfinished is seen; False: the run ended before."""
+    """A kill comes at any time, or soon after something unfinished is seen; False: the run ended before."""
     folder = workshop.output(name)
-    if random.random() < 0.5:
+    if random.random() > INSIDE:
         rounds = int(random.integers(1, int(LATER * first) + 2))
         for _ in life.rounds():
             rounds -= 1

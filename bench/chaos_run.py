@@ -216,8 +216,10 @@ class Life:
 
     def workers(self) -> list[int]:
         """The processes that a launcher has started, in the order of their ranks."""
-        listed = subprocess.run(["pgrep", "-P", str(self.process.pid)], stdout=subprocess.PIPE, text=True)
-        return [int(word) for word in listed.stdout.split()]
+        pid = self.process.pid
+        with contextlib.suppress(OSError):
+            return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
 
     def rounds(self, seconds: float = PATIENCE) -> Iterator[None]:
         """Goes round with hardly a pause until this life ends or its time is up."""
