@@ -111,6 +111,22 @@ def test_epochs_visit_each_image_once(dataset: FaceDataset) -> None:
     assert sorted(np.concatenate([batch.records for batch in found])) == list(range(1, 71))
 
 
+def test_the_order_of_the_next_epoch_is_made_by_a_thread(dataset: FaceDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, made, permutation = batches(dataset, 12, batch=7), [], EpochOrder.permutation
+
+    def told(self: EpochOrder, epoch: int) -> np.ndarray:
+        made.append((epoch, threading.current_thread().name.startswith("decode")))
+        return permutation(self, epoch)
+
+    monkeypatch.setattr("recognition.data.loader._LARGE", 70)
+    monkeypatch.setattr(EpochOrder, "permutation", told)
+    assert_same(batches(dataset, 12, batch=7), expected)
+    assert made == [(0, False), (1, True)]
+    made.clear()
+    assert_same(batches(dataset, 2, batch=7, start=expected[9].next_position), expected[10:])
+    assert made == [(1, False)]
+
+
 def test_images_of_another_size(make_set: Callable[..., Path], make_jpeg: Callable[..., bytes]) -> None:
     dataset = open_dataset(make_set(bodies={3: make_jpeg(3, (128, 128))}))
     assert batches(dataset, 1, batch=8)[0].images.shape == (8, 3, 112, 112)
