@@ -46,7 +46,7 @@ def nearest_rows(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.n
             better = value > best[part]
             best[part][better] = value[better]
             whose[part][better] = start + of[better]
-    return best, whose
+    return np.minimum(best, 1), whose  # float32 goes a little beyond
 
 
 def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.ndarray, batch_size: int,

@@ -56,8 +56,10 @@ def draw_spread(path: Path, alike: Sequence[Likeness], labels: Sequence[np.ndarr
         style(axes, f"{name}: {int((cosines >= limit).sum())} of {len(cosines)} at the limit or above",
               "largest cosine with a verification image")
         axes.hist(cosines, np.linspace(min(-0.1, float(cosines.min())), 1, 81), color=colour)
+        axes.set_xlim(None, max(1.02, limit))
         axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(0)
         axes.set_ylabel(name, color=INK, fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -8,7 +8,8 @@
 --held-out makes NEW/train and NEW/held-out. By identities (the default) both number their people anew, and pairs drawn
 from those held out are NEW/train/held-out.bin, to verify on; by images both keep all identities, and no identity loses
 its last image. --parts makes NEW/0, NEW/1, ... of whole identities, about equally many images in each. Images stay as
-they are, byte for byte; identities.tsv says where each identity went.
+they are, byte for byte, and the set's own verification sets go with each part; identities.tsv says where each identity
+went.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from common.output_folder import new_folder
 from common.pack_folder import held_out_names
 from common.pairs import draw_pairs
 from common.results import table, write_json
-from common.training_set import identity_names, write_set
+from common.training_set import identity_names, link_bins, write_set
 from recognition.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import save_bin
@@ -65,6 +66,7 @@ def write_part(folder: Path, dataset: FaceDataset, labels: np.ndarray, images: n
     folder.mkdir()
     bodies = (dataset.read(i)[1] for i in tqdm(images.tolist(), f"writing {folder.name}", unit=" images", disable=None))
     write_set(folder, counts[kept].tolist(), bodies, dataset.image_shape[:2])
+    link_bins(dataset.path, folder)
     if names:
         (folder / "identities.txt").write_text("".join(f"{names[i]}\n" for i in kept), "utf-8", "surrogateescape")
     return counts[kept].tolist()

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks a data set's archive, in one part or many, by its checksums, and unpacks it.
+
+    python -m common.unpack_parts downloads/glint360k_0* --sums datasets/glint360k.md5 --output datasets/glint360k
+
+The parts are joined in the order of their names' numbers: as one .tar, .tar.gz, .tar.bz2, .tar.xz or .zip. SUMS is a
+file as md5sum, sha1sum and sha256sum write it; sums of files inside the archive may be among them, and are checked as
+these are unpacked. Nothing is unpacked before all parts are right, and the new folder is there when all that belongs in
+it is, or not at all. A folder around everything in the archive is left out. Only plain files and folders are unpacked.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import re
+import shutil
+import tarfile
+import zipfile
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm import tqdm
+
+from common.output_folder import new_folder
+from recognition.command_line import Parser
+from recognition.errors import UserError, command
+from recognition.files import writing
+
+KINDS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
+_BLOCK = 1 << 22
+_LINE = re.compile(r"#?\s*([0-9a-fA-F]{32,64})\s+\*?(\S.*)")
+_EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or all of its parts"
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Sums by file name, in lower case. Lines that hold none are passed over.
+
+    :raises UserError: if the file holds none at all, or two of one name
+    """
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    sums: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line.strip())
+        if match and len(match[1]) in KINDS:
+            name = PurePosixPath(match[2].strip()).name
+            if sums.setdefault(name, match[1].lower()) != match[1].lower():
+                raise UserError(f"{path}: line {number}: a second sum of {name}, expected one")
+    if not sums:
+        raise UserError(f"{path}: found no checksums, expected lines 'sum  file' as md5sum writes them")
+    return sums
+
+
+class Joined(io.RawIOBase):
+    """Files as one, read-only: part after part."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        try:
+            self._files = [open(path, "rb") for path in paths]  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        self._starts = [0, *accumulate(path.stat().st_size for path in paths)]
+        self.size = self._starts[-1]
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        if self._at >= self.size:
+            return 0
+        part = bisect_right(self._starts, self._at) - 1
+        self._files[part].seek(self._at - self._starts[part])
+        count = self._files[part].readinto(memoryview(buffer)[: self._starts[part + 1] - self._at])
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        super().close()
+
+
+def in_order(paths: Sequence[Path]) -> list[Path]:
+    """By the numbers in their names: part 2 before part 10."""
+    return sorted(paths, key=lambda path: [int(piece) if piece.isdecimal() else piece
+                                           for piece in re.split(r"([0-9]+)", path.name)])
+
+
+def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
+    """:raises UserError: if a part's sum is another, or it has none, or parts are missing that the sums know."""
+    for path in parts:
+        if not path.is_file():
+            raise UserError(f"{path}: not found, expected a part of an archive")
+        if path.name not in sums:
+            raise UserError(f"{path}: has no sum among {', '.join(sorted(sums))}")
+    stem = re.sub(r"[0-9]+$", "", parts[0].name)
+    present = {path.name for path in parts}
+    for name in sorted(sums):
+        if name not in present and stem and re.fullmatch(re.escape(stem) + "[0-9]+", name):
+            raise UserError(f"{parts[0].parent / name}: not given, but it has a sum: all parts are needed")
+    total = sum(path.stat().st_size for path in parts)
+    with tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
+        for path in parts:
+            found = hashlib.new(KINDS[len(sums[path.name])], usedforsecurity=False)
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    found.update(block)
+                    bar.update(len(block))
+            if found.hexdigest() != sums[path.name]:
+                raise UserError(f"{path}: its {found.name} is {found.hexdigest()}, expected {sums[path.name]}: get it "
+                                "again")
+
+
+def members(joined: Joined) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of the plain files in the archive, in its order; neither file nor folder is an error."""
+    start = joined.read(4)
+    joined.seek(0)
+    if start == b"PK\3\4":
+        with zipfile.ZipFile(io.BufferedReader(joined)) as archive:  # type: ignore[type-var]
+            for info in archive.infolist():
+                if not info.is_dir():
+                    with archive.open(info) as unzipped:
+                        yield info.filename, unzipped
+        return
+    with tarfile.open(fileobj=joined, mode="r|*", bufsize=1 << 20) as packed:  # type: ignore[call-overload]
+        for member in packed:
+            content = packed.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield member.name, content
+            elif not member.isdir():
+                raise UserError(f"{member.name} in the archive is a link or a device, expected plain files")
+
+
+def unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[Path]:
+    """Unpack all files to ``folder``, and check those that have a sum; returns their paths, counted from it."""
+    written: list[Path] = []
+    joined = Joined(parts)
+    with tqdm(total=joined.size, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
+        for name, content in members(joined):
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+                raise UserError(f"{parts[0]}: it holds {name!r}, expected a path inside the folder")
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(content, target, sums.get(path.name), bar, joined)
+            written.append(Path(path))
+    joined.close()
+    if not written:
+        raise UserError(f"{parts[0]}: the archive holds no files")
+    return written
+
+
+def _write(content: IO[bytes], target: Path, expected: str | None, bar: tqdm, joined: Joined) -> None:
+    found = hashlib.new(KINDS[len(expected)] if expected else "md5", usedforsecurity=False)
+    with open(target, "wb") as file:
+        while block := content.read(_BLOCK):
+            file.write(block)
+            if expected:
+                found.update(block)
+            bar.update(joined.tell() - bar.n)
+    if expected and found.hexdigest() != expected:
+        raise UserError(f"{target.name} in the archive: its {found.name} is {found.hexdigest()}, expected {expected}: "
+                        "the archive is damaged")
+
+
+def lift(folder: Path, written: Sequence[Path]) -> list[Path]:
+    """Take away a folder that is around everything; returns the new paths."""
+    tops = {path.parts[0] for path in written}
+    if len(tops) != 1 or any(len(path.parts) == 1 for path in written):
+        return list(written)
+    top = folder / tops.pop()
+    aside = folder.with_name(folder.name + ".top")
+    shutil.rmtree(aside, ignore_errors=True)
+    top.rename(aside)
+    for child in aside.iterdir():
+        child.rename(folder / child.name)
+    aside.rmdir()
+    return [path.relative_to(path.parts[0]) for path in written]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m common.unpack_parts", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("parts", type=Path, nargs="+", metavar="PART", help="the archive, or all of its parts")
+    add("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--sums", type=Path, metavar="SUMS", help="a file of checksums: md5, sha1 or sha256")
+    how.add_argument("--no-sums", action="store_true", help="unpack without checking: there are no sums")
+    args = parser.parse_args(argv)
+    parts = in_order(args.parts)
+    sums = read_sums(args.sums) if args.sums else {}
+    if sums:
+        check_parts(parts, sums)
+    with new_folder(args.output) as folder, writing(args.output):
+        try:
+            written = lift(folder, unpack(parts, folder, sums))
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+            what = " ".join(str(error).split())[:120] or type(error).__name__
+            raise UserError(f"{parts[0]}: {what}; {_EXPECTED}") from error
+    checked = len(parts) + sum(path.name in sums for path in written) if sums else 0
+    print(f"{args.output}: {len(written)} files from {len(parts)} parts; {checked} checksums were right")
+    if any(path == Path("train.rec") for path in written):
+        print(f"look it over: python -m common.doctor {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
