@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,16 +51,31 @@ def _natural(name: str) -> tuple[list, str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
+def each_identity(source: Path) -> Iterator[Identity]:
+    """As :func:`read_identities`, one after the other: of a folder only the people's names are in memory at once."""
+    if not source.is_dir():
+        yield from read_identities(source)
+        return
+    for name in sorted(_people(source), key=_natural):
+        if images := _images_below(source / name):
+            yield Identity(name, images)
+
+
 def _read_folder(source: Path) -> dict[str, list[Path]]:
-    """Images at any depth below each folder of ``source``; names that begin with a dot are left out."""
-    found = {}
-    for folder in source.iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            images = [Path(root, name) for root, _, names in os.walk(folder) for name in names
-                      if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
-            if images:
-                found[folder.name] = sorted(images, key=lambda path: _natural(str(path)))
-    return found
+    found = {name: _images_below(source / name) for name in _people(source)}
+    return {name: images for name, images in found.items() if images}
+
+
+def _people(source: Path) -> list[str]:
+    """The folders in ``source``; names that begin with a dot are left out."""
+    return [entry.name for entry in os.scandir(source) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Images at any depth, in natural order; names that begin with a dot are left out."""
+    images = [Path(root, name) for root, _, names in os.walk(folder) for name in names
+              if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
+    return sorted(images, key=lambda path: _natural(str(path)))
 
 
 def _read_list(source: Path) -> dict[str, list[Path]]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Union
@@ -27,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.image_files import in_order
-from common.image_sources import read_identities
+from common.image_sources import each_identity
 from common.output_folder import new_folder
 from common.pack_folder import FITS, encode_image
 from common.training_set import MAX_RECORDS, identity_names, link_bins, write_property
@@ -53,7 +54,7 @@ class _Builder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._writer = RecordWriter(self.path / "train.rec", self.path / "train.idx").__enter__()
-        self._open, self._key, self._classes = True, 0, num_classes
+        self._open, self._key, self.num_classes = True, 0, num_classes
 
     def _write(self, label: int, image: Image) -> None:
         if not 0 <= label < MAX_CLASSES or label != int(label):
@@ -67,7 +68,7 @@ class _Builder:
             raise ValueError("an image of no bytes")
         self._writer.write(self._key, pack_record(float(label), bytes(image), id=self._key))
         self._key += 1
-        self._classes = max(self._classes, int(label) + 1)
+        self.num_classes = max(self.num_classes, int(label) + 1)
 
     def _finish(self) -> None:
         """What comes after the last image."""
@@ -84,7 +85,7 @@ class _Builder:
             raise
         with writing(self.path):
             self._writer.__exit__(None)
-            write_property(self.path, self._classes, self.image_size)
+            write_property(self.path, self.num_classes, self.image_size)
 
     def __enter__(self) -> _Builder:
         return self
@@ -135,7 +136,7 @@ class RecBuilder(_Builder):
 
     def _finish(self) -> None:
         first = self._key
-        self._ends += [first] * (self._classes + 1 - len(self._ends))
+        self._ends += [first] * (self.num_classes + 1 - len(self._ends))
         for key, (start, end) in enumerate(zip(self._ends[:-1], self._ends[1:]), first):
             self._writer.write(key, pack_record((start, end), id=key))
         self._writer.rewrite_first(pack_record((first, first + len(self._ends) - 1)))
@@ -144,39 +145,45 @@ class RecBuilder(_Builder):
         return self
 
 
-def build(folder: Path, form: str, groups: Iterable[tuple[int, Iterator[bytes]]], size: tuple[int, int],
-          num_classes: int) -> None:
-    """Write encoded images, identity after identity, in the form ``identities`` or ``sequential``."""
+def build(folder: Path, form: str, images: Iterable[tuple[int, bytes]], size: tuple[int, int],
+          num_classes: int = 0) -> int:
+    """Write labels and encoded images in the form ``identities`` or ``sequential``; returns how many identities.
+
+    In the first form images of one label follow one another, and labels rise.
+    """
     if form == "identities":
         with RecBuilder(folder, size, num_classes=num_classes) as builder:
-            for label, images in groups:
-                builder.add(label, images)
-    else:
-        with SeqRecBuilder(folder, size, num_classes=num_classes) as sequential:
-            for label, images in groups:
-                for image in images:
-                    sequential.add(label, image)
-
-
-def _grouped(labels: Sequence[int], images: Iterator[bytes]) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Runs of equal labels, each with its images, which must be taken before the next run."""
-    starts = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
-    for start, end in zip(starts[:-1], starts[1:]):
-        if end > start:
-            yield labels[start], (next(images) for _ in range(end - start))
+            for label, group in groupby(images, itemgetter(0)):
+                builder.add(label, (image for _, image in group))
+        return builder.num_classes
+    with SeqRecBuilder(folder, size, num_classes=num_classes) as sequential:
+        for label, image in images:
+            sequential.add(label, image)
+    return sequential.num_classes
 
 
 def from_images(source: Path, folder: Path, form: str, size: int, fit: str, quality: int) -> tuple[int, int]:
     """A set from a folder of folders or a list file; returns how many images and identities."""
-    identities = read_identities(source)
-    paths = [path for identity in identities for path in identity.images]
-    labels = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities]).tolist()
-    encode = partial(encode_image, size=size, fit=fit, quality=quality)
-    encoded = tqdm(in_order(encode, paths), "packing", len(paths), unit=" images", disable=None)
-    build(folder, form, _grouped(labels, iter(encoded)), (size, size), len(identities))
-    names = "".join(f"{identity.name}\n" for identity in identities)
-    (folder / "identities.txt").write_text(names, "utf-8", "surrogateescape")
-    return len(paths), len(identities)
+    count, names = 0, folder / "identities.txt"
+
+    def encode(item: tuple[int, Path]) -> tuple[int, bytes]:
+        return item[0], encode_image(item[1], size, fit, quality)
+
+    with open(names, "w", encoding="utf-8", errors="surrogateescape") as named:
+
+        def numbered() -> Iterator[tuple[int, Path]]:
+            nonlocal count
+            for label, identity in enumerate(each_identity(source)):
+                named.write(f"{identity.name}\n")
+                for path in identity.images:
+                    count += 1
+                    yield label, path
+
+        encoded = tqdm(in_order(encode, numbered()), "packing", unit=" images", disable=None)
+        classes = build(folder, form, encoded, (size, size))
+    if not count:
+        raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")
+    return count, classes
 
 
 def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int, int]:
@@ -186,8 +193,9 @@ def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int
     order = np.argsort(labels, kind="stable")
     present, numbered = np.unique(labels[order], return_inverse=True)
     classes = len(present) if renumber else dataset.num_classes
-    bodies = (dataset.read(i)[1] for i in tqdm(order.tolist(), "copying", unit=" images", disable=None))
-    build(folder, form, _grouped((numbered if renumber else labels[order]).tolist(), bodies), dataset.image_shape[:2],
+    new = numbered if renumber else labels[order]
+    images = ((int(label), dataset.read(int(i))[1]) for label, i in zip(new, order))
+    build(folder, form, tqdm(images, "copying", len(order), unit=" images", disable=None), dataset.image_shape[:2],
           classes)
     if names := identity_names(dataset):
         kept = [names[i] for i in present] if renumber else names

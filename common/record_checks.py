@@ -2,7 +2,7 @@
 """Looks at every record of a file and keeps a few numbers of each: what the doctor and the statistics share.
 
 Images are held against what training does with them: :func:`recognition.data.image.decode_rgb`, the labels' range, the
-size that ``property`` gives. An image takes about 40 bytes of memory here, whatever its own size.
+size that ``property`` gives. An image takes about 50 bytes of memory here, whatever its own size.
 """
 from __future__ import annotations
 

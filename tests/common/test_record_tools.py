@@ -132,6 +132,9 @@ def test_from_folders(noise: np.ndarray, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "new" / "identities.txt").read_text() == "p2\np10\n"
     assert rec_builder.main([str(tmp_path / "in"), str(tmp_path / "new")]) == 2
     assert "exists already" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert rec_builder.main([str(tmp_path / "empty"), str(tmp_path / "other")]) == 2
+    assert "no images there" in capsys.readouterr().err
     (tmp_path / "in" / "p2" / "bad.jpg").write_bytes(b"none")
     assert rec_builder.main([str(tmp_path / "in"), str(tmp_path / "other")]) == 2
     assert "bad.jpg: its 4 bytes" in capsys.readouterr().err and not (tmp_path / "other").exists()
