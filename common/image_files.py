@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +18,19 @@ from common.image_sources import Identity
 from recognition.data.image import decode_rgb
 from recognition.errors import UserError
 
+MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 CUT = "the JPEG is cut short, it has no end marker after its last scan"
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 def read_file(path: Path) -> bytes:
+    """:raises UserError: if it cannot be read, is a pipe or a device, which may have no end, or is huge."""
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise UserError(f"{path}: found {found.st_size} bytes in what is {stat.filemode(found.st_mode)}, expected "
+                            f"a file of at most {MOST_BYTES >> 20} MB")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

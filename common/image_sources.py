@@ -29,6 +29,10 @@ def read_identities(source: Path) -> list[Identity]:
         kinds = " ".join(sorted(EXTENSIONS))
         raise UserError(f"{source}: no images there, expected a folder of images ({kinds}) for each person"
                         if source.is_dir() else f"{source}: no lines there, {_EXPECTED}")
+    for name in found:
+        if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+            raise UserError(f"{source}: found a person named {name!r}, expected names without control characters: they "
+                            "become lines of a file")
     return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
 
 

@@ -40,13 +40,18 @@ def read_pairs(path: Path) -> PairList:
     for number, line in enumerate(lines[1:] if lfw else lines, 2 if lfw else 1):
         if line.strip():
             pair = parse(line)
-            if pair is None:
+            if pair is None or _outside(pair[0]) or _outside(pair[1]):
                 raise UserError(f"{path}: line {number}: found {line[:80]!r}, {_EXPECTED}")
             found.append(pair)
     if not found:
         raise UserError(f"{path}: no pairs there, {_EXPECTED}")
     first, second, issame = zip(*found)
     return PairList(list(first), list(second), np.array(issame, bool))
+
+
+def _outside(name: str) -> bool:
+    """Whether an image is not below the list's folder: names are of strangers."""
+    return name.startswith("/") or ".." in name.split("/") or "\0" in name
 
 
 def _line(line: str) -> tuple[str, str, bool] | None:

@@ -25,6 +25,12 @@ class LostProcess(UserError):
     status = 75  # EX_TEMPFAIL of sysexits.h
 
 
+def one_line(error: Exception) -> str:
+    """What is said of an error, in one line: names of files may hold line ends, and codes that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                   for letter in str(error))
+
+
 def command(main: Callable[..., int]) -> Callable[..., int]:
     """Wrap a command's ``main`` so that a :class:`UserError` ends it with its line on stderr and its status, 2; so does
     a disk that is full or fails, or a limit of file handles, where nobody said it better.
@@ -35,7 +41,7 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"{ERROR}{error}", file=sys.stderr, flush=True)
+            print(f"{ERROR}{one_line(error)}", file=sys.stderr, flush=True)
             return error.status
         except OSError as error:
             if error.errno not in LACKING:

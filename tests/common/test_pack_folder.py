@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from common.image_files import read_file
+from common.image_sources import read_identities
 from common.pack_folder import encode_image, fit_square, main
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordReader, read_index, unpack_record
 from recognition.data.verification_set import load_bin
+from recognition.errors import UserError
 
 
 def write_image(path, seed, shape=(112, 112, 3), quality=90):
@@ -210,3 +215,14 @@ def test_real_photographs(shared, tmp_path):
     assert len(verification.issame) == 440
     pairs = verification.images.reshape(440, 2, -1)
     assert (pairs[:, 0] != pairs[:, 1]).any(axis=1).all()
+
+
+def test_names_and_files_of_strangers(tmp_path: Path) -> None:
+    """A person's name that is two lines of names.txt, and an image that is a pipe without end."""
+    (tmp_path / "in" / "ann\nbob").mkdir(parents=True)
+    (tmp_path / "in" / "ann\nbob" / "1.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"found a person named 'ann\\nbob', expected names without control characters"):
+        read_identities(tmp_path / "in")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg: found 0 bytes in what is prw.*, expected a file"):
+        read_file(tmp_path / "pipe.jpg")

@@ -11,6 +11,8 @@ from recognition.errors import UserError, command
 
 
 @pytest.mark.parametrize("error, status, line", [(UserError("--lr: found x"), 2, "error: --lr: found x\n"),
+                                                 (UserError("a\nb\x1b[2J\udcff: x"), 2,
+                                                  "error: a\\nb\\x1b[2J\\udcff: x\n"),
                                                  (KeyboardInterrupt(), 130, "stopped by Ctrl-C\n"),
                                                  (OSError(errno.ENOSPC, "No space left on device", "x/y"), 2,
                                                   "error: x/y: No space left on device\n"),
