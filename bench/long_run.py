@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of many small steps, watched: whether memory, threads, open files and logs stay as they are.
 
-    python -m bench.long_run                       # 20,000 steps, two to four minutes
-    python -m bench.long_run --record              # and the row in docs/reliability.md
+    python -m bench.long_run                                       # 20,000 steps, two to four minutes
+    python -m bench.long_run --record -- --sample-ratio 0.5        # flags of the run; the row in docs/reliability.md
 
 Verifies and saves a state every 500 steps, so that what these take must come back, too. After a tenth of the run,
 which allocates and compiles, memory of the first half of what is left is held against the second.
@@ -90,16 +90,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.long_run", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("flags", nargs="*", help="of train_parall.py, behind --")
     parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
     options = parser.parse_args()
-    rows = []
-    for name, flags in ((f"{options.steps:,} steps", []),
-                        (f"{options.steps:,} steps with sampled classes and --on-nan skip",
-                         ["--sample-ratio", "0.5", "--on-nan", "skip"])):
-        with tempfile.TemporaryDirectory() as folder:
-            small_run.make(Path(folder) / "set")
-            rows.append(row(name, options.steps, *watch(Path(folder), options.steps, flags)))
-    return report("long-runs", "python -m bench.long_run --record", rows, options.record)
+    with tempfile.TemporaryDirectory() as folder:
+        small_run.make(Path(folder) / "set")
+        name = " ".join([f"{options.steps:,} steps", *options.flags])
+        found = row(name, options.steps, *watch(Path(folder), options.steps, options.flags))
+    return report("long-runs", " ".join(["python -m bench.long_run --record --", *options.flags]), [found],
+                  options.record)
 
 
 if __name__ == "__main__":

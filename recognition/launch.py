@@ -28,6 +28,7 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -111,11 +112,15 @@ def free_port(address: str) -> int:
 def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> Iterator[dict[str, str]]:
     """Run the server at which Horovod's processes find each other; yields the variables that lead to it."""
     try:
-        from horovod.runner.http.http_server import RendezvousServer
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer, RendezvousServer
     except ImportError as error:
         raise UserError(f"several workers need Horovod, or servers with --kvstore dist_sync: {error}") from None
     server = RendezvousServer()
-    port = server.start()
+    # Not server.start(), which listens on all addresses of this host: whoever reaches it may write what workers read.
+    server._httpd = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
+    port = server._httpd.server_address[1]
+    server._listen_thread = threading.Thread(target=server._httpd.serve_forever, daemon=True)
+    server._listen_thread.start()
     server.init(list(places))
     variables = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
                  "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}

@@ -12,6 +12,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -130,8 +131,20 @@ def _wheel_library_folders() -> list[Path]:
     return sorted(folder for place in places or () for folder in Path(place).glob("*/lib"))
 
 
+def refuse_pickles() -> None:
+    """In a process that becomes a parameter server: load no pickle. Workers can send one, MXNet's way to set an
+    optimiser on the server, and so can whoever reaches its port; this trainer never does."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("a parameter server of this trainer loads no pickle, and was sent one")
+
+    pickle.loads = refuse
+
+
 def _import_mxnet() -> Any:
     check_numpy(np.__version__)
+    if os.environ.get("DMLC_ROLE") in ("server", "scheduler"):  # what is imported below serves, and does not return
+        refuse_pickles()
     if _is_cuda_wheel():
         preload_libraries(CUDA_LIBRARIES, _wheel_library_folders())
     for variable in QUIET:

@@ -67,7 +67,8 @@ def marked(mark: str) -> list[int]:
 def launched(horovod: None, tmp_path: Path) -> Launched:
     """Two workers that exchange; status, standard error, and seconds. No process of theirs may be left."""
     def run(kvstore: str, fault: str, *flags: str, exchanges: int = 100000, during: Callable[[], None] = lambda: None,
-            launcher: tuple[str, ...] = ("-m", "recognition.launch"), **variables: str) -> tuple[int, str, float]:
+            refused: bool = False, launcher: tuple[str, ...] = ("-m", "recognition.launch"),
+            **variables: str) -> tuple[int, str, float]:
         (tmp_path / "worker.py").write_text(WORKER.format(fault=fault, exchanges=exchanges))
         servers = ["--servers", "1"] if kvstore.startswith("dist") else []
         process = subprocess.Popen(
@@ -81,7 +82,7 @@ def launched(horovod: None, tmp_path: Path) -> Launched:
         while marked(str(tmp_path)) and time.monotonic() < ended + LIMIT:  # the watch on another host sleeps a little
             time.sleep(0.1)
         assert not marked(str(tmp_path)), "a process is left"
-        assert "Traceback" not in err, err
+        assert refused or "Traceback" not in err, err
         return process.returncode, err, ended - began
 
     return run
@@ -179,6 +180,38 @@ def test_a_port_in_use(launched: Launched) -> None:
     assert found not in (0, None) and seconds < 30, err
     assert ("launch: scheduler on localhost ended with status 75; ending all others\nerror: the scheduler of the "
             f"parameter servers: port {port} of 127.0.0.1 cannot be had: another process uses it") in err, err
+
+
+@KINDS
+def test_no_port_of_a_run_on_this_host_is_open_to_others(launched: Launched, tmp_path: Path, kvstore: str) -> None:
+    """Neither Horovod's rendezvous nor ps-lite asks who it is that writes."""
+    listening: set[str] = set()
+
+    def look() -> None:
+        while not (tmp_path / "moving").exists():
+            time.sleep(0.05)
+        sockets = {os.readlink(link) for pid in marked(str(tmp_path)) for link in Path(f"/proc/{pid}/fd").iterdir()
+                   if link.is_symlink()}
+        for table, loopback in (("tcp", "0100007F"), ("tcp6", "00000000000000000000000001000000")):
+            for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                words = row.split()
+                if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                    listening.add("here" if words[1].split(":")[0] == loopback else row)
+
+    found, err, _ = launched(kvstore, "if i == 30: pathlib.Path('moving').touch()", exchanges=100, during=look)
+    assert found == 0, err
+    assert listening == {"here"}
+
+
+def test_a_parameter_server_loads_no_pickle(launched: Launched, tmp_path: Path) -> None:
+    """MXNet's own way to send an optimiser, with an object that would run a command."""
+    (tmp_path / "evil.py").write_text("class Evil:\n    def __reduce__(self):\n        import os\n"
+                                      f"        return os.system, ('touch {tmp_path / 'ran'}',)\n")
+    fault = ("if i == 3: import evil, pickle; communicator._store._send_command_to_servers(0, "
+             "pickle.dumps(evil.Evil(), 0).decode()); time.sleep(0.5)")
+    found, err, _ = launched("dist_sync", fault, exchanges=10, refused=True)
+    assert found == 0 and "loads no pickle, and was sent one" in err, err
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_address_of_another_host() -> None:
