@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from dataclasses import asdict
@@ -38,7 +39,7 @@ def kills(folder: Path, options: argparse.Namespace, processes: int = 1) -> list
     random = np.random.default_rng([options.seed, processes, tally.tried])
     workshop = Workshop(folder, options.steps, processes)
     try:
-        kill_runs(workshop, options.kills, random, tally)
+        kill_runs(workshop, options.kills, random, tally, options.seconds)
     finally:
         tally_file.write_text(json.dumps(asdict(tally)))
     return [tally.row(processes)]
@@ -59,6 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("faults", nargs="*", help=f"of {', '.join(FAULTS)}; default: all")
     parser.add_argument("--kills", type=int, default=KILLS, help="of one process, and of several")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is killed")
     parser.add_argument("--trials", type=int, default=TRIALS, help="of each other fault; 30 times as many of damage")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run that is killed")
     parser.add_argument("--seed", type=int, default=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,13 +43,15 @@ class Kills:
                    "; ".join([seen, *self.failures]))
 
 
-def kill_runs(workshop: Workshop, kills: int, random: np.random.Generator, tally: Kills) -> None:
-    """Kill so many times, and let the last run come to its end."""
+def kill_runs(workshop: Workshop, kills: int, random: np.random.Generator, tally: Kills,
+              seconds: float = math.inf) -> None:
+    """Kill so many times, or until so much time is over, and let the last run come to its end."""
+    end = time.monotonic() + seconds
     workshop.reference()
     first = _time_to_first_state(workshop)
     goal = tally.tried + kills
-    while tally.tried < goal:
-        _one_run(workshop, f"killed-{tally.runs}-{tally.tried}", goal, first, random, tally)
+    while tally.tried < goal and time.monotonic() < end:
+        _one_run(workshop, f"killed-{tally.runs}-{tally.tried}", goal, end, first, random, tally)
 
 
 def _time_to_first_state(workshop: Workshop) -> int:
@@ -61,14 +65,16 @@ def _time_to_first_state(workshop: Workshop) -> int:
     return rounds
 
 
-def _one_run(workshop: Workshop, name: str, goal: int, first: int, random: np.random.Generator, tally: Kills) -> None:
+def _one_run(workshop: Workshop, name: str, goal: int, end: float, first: int, random: np.random.Generator,
+             tally: Kills) -> None:
     """From its start, through kills, to its end; every end that was not ours is a failure."""
     folder, before, life = workshop.output(name), tally.tried, None
     restarts = ["--restarts", "1000"] if workshop.processes > 1 else []
     while True:
         if life is None:
             life = workshop.start(name, "--resume", "auto", launch=restarts)
-        if tally.tried == goal or not _wait_for_moment(workshop, life, name, first, random):
+        over = tally.tried == goal or time.monotonic() > end
+        if over or not _wait_for_moment(workshop, life, name, first, random):
             break
         tally.tried += 1
         workers = life.workers()

@@ -25,7 +25,7 @@ from recognition.training.state_folder import saved_states
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, IDENTITIES, IMAGES, PAIRS = 32, 11, 6, 20  # 11 classes: two processes have five and six
-PATIENCE = 120.0  # seconds for a life of a run
+PATIENCE = 600.0  # seconds for a life of a run, on a machine that has other work
 
 NETWORK = '''
 import mxnet as mx
