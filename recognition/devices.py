@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
 
 Device = tuple[str, int]
+TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
 CPU: tuple[Device, ...] = (("cpu", 0),)
 
 
@@ -78,8 +80,8 @@ def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str
     """Give each CPU device of each process its share of the processors, and the products of the head its process's.
 
     To be called before NumPy and MXNet are imported, which read these variables then. MXNet gives every device as many
-    threads as there are processors: two devices on two processors were half as fast so, waiting for each other. What
-    the user has set stays.
+    threads as there are processors, or half of them, which it takes for the second threads of cores: two devices on two
+    processors waited for each other, and one device left a core idle. What the user has set stays.
     """
     count, (_, processes) = sum(kind == "cpu" for kind, _ in devices), local_place(environ)
     mine = max(1, processors() // processes)
@@ -88,6 +90,17 @@ def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str
     if count * processes > 1:
         environ.setdefault("OPENBLAS_NUM_THREADS", environ.get("OMP_NUM_THREADS", str(mine)))
         environ.setdefault("OMP_NUM_THREADS", str(max(1, mine // max(1, count))))
+    elif count:
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, mine // threads_per_core())))
+
+
+def threads_per_core(topology: Path = TOPOLOGY) -> int:
+    """How many processors Linux sees for a core; 1 where it does not say."""
+    try:
+        siblings = (topology / "thread_siblings").read_text()  # a mask of bits in hexadecimal, with commas
+        return max(1, bin(int(siblings.replace(",", ""), 16)).count("1"))
+    except (OSError, ValueError):
+        return 1
 
 
 def num_workers(environ: Mapping[str, str]) -> int:

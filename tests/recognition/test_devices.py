@@ -2,9 +2,19 @@
 """Devices and workers from the flag and the environment."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from recognition.devices import num_workers, own_devices, parse_devices, processors, share_processors, visible_devices
+from recognition.devices import (
+    num_workers,
+    own_devices,
+    parse_devices,
+    processors,
+    share_processors,
+    threads_per_core,
+    visible_devices,
+)
 from recognition.errors import UserError
 
 CPU = (("cpu", 0),)
@@ -62,14 +72,24 @@ def test_no_number_of_workers(text):
 
 def test_cpu_devices_share_the_processors_and_the_user_has_the_last_word() -> None:
     environ: dict[str, str] = {}
-    share_processors([("cpu", 0)], environ)
     share_processors([("gpu", 0), ("gpu", 1)], environ)
     assert environ == {}
+    share_processors([("cpu", 0)], environ)  # else MXNet takes half of them, also where no core has two threads
+    assert environ == {"OMP_NUM_THREADS": str(max(1, processors() // threads_per_core()))}
+    environ.clear()
     share_processors([("cpu", 0), ("cpu", 1)], environ)
     assert environ == {"OPENBLAS_NUM_THREADS": str(processors()), "OMP_NUM_THREADS": str(max(1, processors() // 2))}
     chosen = {"OMP_NUM_THREADS": "3"}
     share_processors([("cpu", 0), ("cpu", 1)], chosen)
     assert chosen == {"OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}
+
+
+@pytest.mark.parametrize("mask, threads", [("1\n", 1), ("00000000,00000003\n", 2), ("00000001,00000001\n", 2), ("", 1),
+                                           ("what\n", 1), (None, 1)])
+def test_threads_per_core(tmp_path: Path, mask: str | None, threads: int) -> None:
+    if mask is not None:
+        (tmp_path / "thread_siblings").write_text(mask)
+    assert threads_per_core(tmp_path) == threads
 
 
 @pytest.mark.parametrize("prefix", ["HOROVOD_LOCAL_", "RECOGNITION_LOCAL_", "OMPI_COMM_WORLD_LOCAL_"])
