@@ -43,8 +43,9 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     parser.add_argument("--config", metavar="FILE",
                         help="presets and options; default: config.py beside this program, else sample_config.py")
+    bare = {"resume": "yes", "tensorboard": "True"}  # what a flag says that has no value
     for key in flag_keys(entry):
-        also: dict[str, Any] = {"nargs": "?", "const": "yes"} if key == "resume" else {}
+        also: dict[str, Any] = {"nargs": "?", "const": bare[key]} if key in bare else {}
         text = OPTIONS[key].metadata["help"] + shown.get(key, "")
         parser.add_argument(flag_name(key), metavar=key.split("_")[-1].upper(), help=text.replace("%", "%%"), **also)
     return parser

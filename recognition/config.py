@@ -174,6 +174,10 @@ class Config:
                          "finite: stop the run, or leave the step out and go on", ENTRIES)
     profile: int = option(0, kinds.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
                           "table go to the folder of the checkpoints", ENTRIES)
+    tensorboard: bool = option(False, kinds.boolean, "write TensorBoard's event files, to a folder beside the "
+                               "checkpoints", ENTRIES)
+    tensorboard_every: int = option(100, kinds.integer(least=1), "with --tensorboard, batches between measures of "
+                                    "angles and gradients", ENTRIES)
     decode_threads: int = option(2, kinds.integer(least=1), "threads that decode images; if not given, one per "
                                  "processor, at most 8", ENTRIES)
 

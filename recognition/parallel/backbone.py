@@ -4,6 +4,7 @@ of all other processes."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple, Protocol
 
@@ -35,6 +36,9 @@ class Backbone(Protocol):
 
     def finite(self) -> bool:
         """Whether all that the last :meth:`backward` computes is finite, once it is there."""
+
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient of the mean loss by the parameters that :meth:`step` is about to update."""
 
     def step(self, lr: float) -> None:
         """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
@@ -121,6 +125,11 @@ class ReplicatedBackbone:
             verdicts += are_finite(list(replica.auxiliary.values()))
         found = [bool(verdict.asscalar()) for verdict in verdicts]  # all are waited for, and so the backward pass
         return all(found)
+
+    def gradient_norm(self) -> float:
+        gradients = (self.replicas[0].gradients[name].asnumpy() for name in self._rates(self._steps))
+        scale = self._loss_scale.value if self._loss_scale else 1.0
+        return math.sqrt(math.fsum(float(np.vdot(array, array)) for array in gradients)) / scale
 
     def step(self, lr: float) -> None:
         lead, rates = self.replicas[0], self._rates(self._steps)

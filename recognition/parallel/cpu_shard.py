@@ -2,6 +2,7 @@
 """A shard in host memory: the passes of :mod:`recognition.parallel.kernels` over W, its momentum and one buffer."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
@@ -126,8 +127,19 @@ class CpuShard:
             self._logits, parts[group]))
         return parts.sum(axis=0)[: len(log_sums)]
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator) -> None:
+    def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        norms, biases = np.zeros((2, len(self._columns)))
+        here = np.flatnonzero(self._columns >= 0)
+        centres = self.centres[self._rows[self._columns[here]]].astype(np.float64)
+        norms[here] = np.sqrt(np.einsum("nd,nd->n", centres, centres))
+        biases[here] = self._b[self._columns[here]]
+        return norms, biases
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
         step, step_bias = self._adamw(optimiser) if isinstance(optimiser, AdamWStep) else self._sgd(optimiser)
+        squares: list[float] = []  # of the pieces, if they are asked for
+        if measure:
+            step = self._measured(step, squares)
         blocks = kernels.panels(self._x)
 
         def gradient(low: int, high: int) -> np.ndarray:
@@ -146,6 +158,21 @@ class CpuShard:
             self._step_together(gradient, step, replicas)
         if self.with_bias:
             step_bias(replicas.all_reduce(self._logits.sum(axis=1)))
+        return math.fsum(squares)
+
+    def _measured(self, step: Step, squares: list[float]) -> Step:
+        """``step``, which adds the sum of the squares of the gradient through the norm to ``squares`` first."""
+
+        def measured(low: int, high: int, part: np.ndarray) -> None:
+            rows, gradient = self._rows[low:high], part
+            if self.normalised:
+                centres = self.centres[rows]
+                along = np.einsum("nd,nd->n", part, centres) * np.square(self._inverse[rows])
+                gradient = part - along[:, None] * centres
+            squares.append(float(np.vdot(gradient, gradient)))
+            step(low, high, part)
+
+        return measured
 
     def _sgd(self, sgd: SGD) -> tuple[Step, Callable[[np.ndarray], None]]:
         """The steps of centres and of their bias."""

@@ -8,6 +8,7 @@ gradient and contributes (B, D) to that of the features, which is reduce-scatter
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -41,8 +42,14 @@ class Head(Protocol):
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64."""
 
-    def step(self, lr: float) -> None:
-        """Update the centres by the gradients of the last :meth:`forward_backward`."""
+    def target_angles(self) -> np.ndarray | None:
+        """Angles between features and their centres in the last :meth:`forward_backward`; None without centres."""
+
+    def step(self, lr: float, measure: bool = False) -> float | None:
+        """Update the centres by the gradients of the last :meth:`forward_backward`.
+
+        :returns: with ``measure`` the Euclidean norm of that gradient, by all centres, else None.
+        """
 
     def leave_out(self) -> None:
         """In place of :meth:`step`: the step counts, and no centre moves."""
@@ -67,6 +74,7 @@ class ShardedHead:
     steps: int = 0  # updates done; the sampler draws by it, and AdamW corrects its moments by it
     replicas: Communicator = field(default_factory=SingleProcess)
     adamw: AdamW | None = None  # in place of SGD
+    _seen: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)  # of the last batch: what angles are made of
 
     @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
@@ -77,13 +85,15 @@ class ShardedHead:
         count, positives = len(x) * self.replicas.size, self.replicas.all_gather(labels)
 
         # The owner of a row's class knows its similarity: others put -inf, and their maximum is the logit.
-        logits, slopes, statistics = [], [], []
+        logits, slopes, statistics, similarities = [], [], [], []
         for shard in self.shards:
             shard.select(self.sampler(positives, self.steps, shard.start, shard.stop))
-            logit, slope = self.margin.target(shard.similarities(unit, labels))
+            similarities.append(shard.similarities(unit, labels))
+            logit, slope = self.margin.target(similarities[-1])
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
             slopes.append(slope)
             statistics.append(shard.statistics(logit))
+        self._seen = np.stack(similarities), norms[:, 0]
         target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
 
         d_unit = np.zeros_like(x)
@@ -118,17 +128,32 @@ class ShardedHead:
         along = (d_unit * unit[mine]).sum(axis=1, keepdims=True)
         return (d_unit - along * unit[mine]) / norms[mine]
 
-    def step(self, lr: float) -> None:
+    def target_angles(self) -> np.ndarray:
+        """Angles between the features of the last batch and the centres of their classes: radians, (B,) float64.
+
+        Of the whole global batch, in every process, so all call it together, and before :meth:`step`. No margin, no
+        scale; with softmax, whose logits are inner products, the norms and the bias are taken out. Of sub-centres the
+        nearest counts. Cosines are float32, so an angle near 0 or pi is known to 3e-4 only.
+        """
+        similarities, norms = self._seen
+        cosines = similarities.sum(axis=0, dtype=np.float64)  # all shards but the owner's say 0
+        if not self.margin.normalised:
+            lengths, biases = np.sum([shard.target_norms() for shard in self.shards], axis=0)
+            cosines = (cosines - biases) / np.maximum(lengths * norms, EPSILON)
+        cosines = self.replicas.all_gather(self.communicator.all_reduce(cosines))
+        return np.arccos(np.clip(cosines, -1, 1))
+
+    def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
         lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
         optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd)
-        for shard in self.shards:
-            shard.update(optimiser, self.replicas)
+        squares = [shard.update(optimiser, self.replicas, measure) for shard in self.shards]
         for shard in self.shards:
             if not shard.finite:
                 raise UserError(f"step {self.steps}: the centres of classes {shard.start} to {shard.stop - 1} "
                                 f"overflowed in their update at learning rate {lr:g}, and are not saved. Try a lower "
                                 "--lr, from the state before (--resume)")
+        return math.sqrt(self.communicator.all_reduce(np.array([math.fsum(squares)]))[0]) if measure else None
 
     def leave_out(self) -> None:
         self.steps += 1

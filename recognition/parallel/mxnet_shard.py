@@ -171,8 +171,17 @@ class MxnetShard:
         mx.nd.broadcast_mul(z, self._inverse.expand_dims(0), out=z)
         return mx.nd.dot(z, self._w).asnumpy()
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator) -> None:
+    def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        norms, biases = np.zeros((2, len(self._x)))
+        if len(self._here):
+            columns = self._target[1]
+            norms[self._here] = mx.nd.norm(self._w.take(columns), axis=1).asnumpy()
+            biases[self._here] = self._bias.take(columns).asnumpy()
+        return norms, biases
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
         second: tuple[Any, ...] = ()
+        squares = 0.0
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
             second = self._second if self._whole else tuple(map(self._taken, self._second))
@@ -186,6 +195,8 @@ class MxnetShard:
                 product = mx.nd.elemwise_mul(gradient, w, out=products(*w.shape))
                 along = product.sum(axis=1) * mx.nd.square(self._inverse[rows])
                 gradient -= mx.nd.broadcast_mul(w, along.expand_dims(1), out=product)
+            if measure:  # by rows first: one long sum of float32 numbers would lose digits
+                squares += float(mx.nd.square(gradient, out=products(*w.shape)).sum(axis=1).asnumpy().sum(dtype=float))
             _step(optimiser, w, gradient, self._m[rows], *(array[rows] for array in second[:1]))
         if self.with_bias:
             gradient = self._z.sum(axis=0)
@@ -195,6 +206,7 @@ class MxnetShard:
                          for array in (self._w, self._bias)[: 1 + self.with_bias]]
         if not self._whole:
             self._put_back(*second)
+        return squares
 
 
 def _step(optimiser: SGD | AdamWStep, w: mx.nd.NDArray, gradient: mx.nd.NDArray, *moments: mx.nd.NDArray) -> None:

@@ -74,12 +74,20 @@ class Shard(Protocol):
         :param target_gradients: (B,) the gradient by the target's similarity.
         """
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator) -> None:
+    def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Norms and biases of the centres that the last :meth:`similarities` were with: two arrays (B,) float64.
+
+        To be asked for before :meth:`update`. Rows whose label lies in another shard get 0.
+        """
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
         """Step the selected centres by the gradient of the batch that the last three calls were about.
 
         Those that are not selected keep their values and moments.
 
         :param replicas: the processes that hold the same classes, over which the gradient is summed.
+        :param measure: whether to return the sum of the squares of that gradient, by the centres and without decay;
+            0 is returned otherwise.
         """
 
     def norms(self) -> tuple[float, float]:

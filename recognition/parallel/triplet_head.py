@@ -35,7 +35,10 @@ class TripletHead:
         d_features = (gradient / count).reshape(thirds.shape).swapaxes(0, 1).reshape(features.shape)
         return HeadResult(float(loss / count), float(hits / count), d_features.astype(np.float32))
 
-    def step(self, lr: float) -> None:
+    def target_angles(self) -> None:
+        """None: there are no centres."""
+
+    def step(self, lr: float, measure: bool = False) -> None:
         """Nothing: there are no centres."""
 
     def leave_out(self) -> None:

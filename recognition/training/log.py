@@ -6,10 +6,13 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from common.verification import VerificationResult
+from recognition.training.events import EventFile, NoEvents
 from recognition.training.history import History
 
 
@@ -17,12 +20,15 @@ class TrainingLog:
     """Counts batches and prints. Loss and accuracy of a line are means over the batches that it covers."""
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
-                 step: int, with_loss: bool = True, since_line: list[float] | None = None) -> None:
+                 step: int, with_loss: bool = True, since_line: list[float] | None = None,
+                 events: EventFile | NoEvents | None = None) -> None:
         """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end.
         :param since_line: sums of loss and accuracy since the last speed line, and of how many batches, kept up to
             date: a run that goes on from a state between two lines says of the whole interval what it would have said.
         :param with_loss: whether speed lines tell the loss (``ce_loss``).
+        :param events: TensorBoard's file, which gets all that the history gets.
         """
+        self._events = events or NoEvents()
         self._with_loss = with_loss
         self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
@@ -66,14 +72,28 @@ class TrainingLog:
         with self._clear_of_bar():
             logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
                          index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
-        self._history.write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
+        self._write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
         self._start_interval()
 
     def verification(self, step: int, result: VerificationResult) -> None:
         self.line(f"[{result.name}][{step}]XNorm: {result.xnorm:f}")
         self.line(f"[{result.name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}")
-        self._history.write("verification", step, target=result.name, accuracy=result.mean, std=result.std,
-                            xnorm=result.xnorm, auc=result.auc)
+        self._write("verification", step, target=result.name, accuracy=result.mean, std=result.std,
+                    xnorm=result.xnorm, auc=result.auc)
+
+    def measures(self, step: int, angles: np.ndarray | None, gradient: float, centre_gradient: float | None) -> None:
+        """Angles (B,) between features and the centres of their classes, in radians, and norms of the gradients."""
+        centres = {} if centre_gradient is None else {"centres": centre_gradient}
+        self._write("gradient_norm", step, backbone=gradient, **centres)
+        if angles is not None:
+            degrees = np.degrees(angles)
+            low, median, high = np.percentile(degrees, [5, 50, 95])
+            self._write("angle", step, mean=float(degrees.mean()), p5=float(low), median=float(median), p95=float(high))
+            self._events.histogram("angles", step, degrees)
+
+    def _write(self, kind: str, step: int, **values: Any) -> None:
+        self._history.write(kind, step, **values)
+        self._events.write(kind, step, **values)
 
     def line(self, text: str) -> None:
         """A plain line on standard output."""
@@ -85,6 +105,7 @@ class TrainingLog:
 
     def close(self) -> None:
         self._bar.close()
+        self._events.close()
         self._history.close()
 
 
@@ -96,6 +117,9 @@ class SilentLog:
     def left_out(self, step: int, why: str) -> None: ...
 
     def verification(self, step: int, result: VerificationResult) -> None: ...
+
+    def measures(self, step: int, angles: np.ndarray | None, gradient: float,
+                 centre_gradient: float | None) -> None: ...
 
     def line(self, text: str) -> None: ...
 

@@ -41,6 +41,7 @@ from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
 from recognition.training.changes import as_json, changes
+from recognition.training.events import FOLDER, EventFile, require_tensorboard
 from recognition.training.find_state import find_state
 from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
@@ -83,6 +84,8 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
         require_writable(folder)
         discard_temporaries(folder)
         discard_unfinished(folder / "state")
+        if config.tensorboard:
+            require_tensorboard()
     launch = os.environ.get(LAUNCH, "")
     saved = find_state(folder / "state", config.resume, launch, communicator)
     contexts = make_contexts(config)
@@ -112,7 +115,7 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
         log = SilentLog() if not first else TrainingLog(
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
             total_steps(config, batches_an_epoch), progress.step, config.ce_loss,
-            progress.since_line)
+            progress.since_line, EventFile(folder / FOLDER, progress.step) if config.tensorboard else None)
         try:
             return Trainer(
                 backbone, head, batches, schedule, verifier,
@@ -126,6 +129,7 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
                 log, progress, config.verbose, config.state_every, bool(config.keep_best), config.ckpt,
                 config.max_steps, config.end_epoch,
                 Timeline(folder, config.profile) if first and config.profile else NoTimeline(),
+                config.tensorboard_every if config.tensorboard else 0,
             ).run()
         finally:
             log.close()

@@ -13,6 +13,7 @@ from recognition.files import WRITING, replacing, writing
 DAMAGED = ".damaged"  # ends the name of a state that is no longer what was saved
 KEPT_DAMAGED = 2
 KEPT_ASIDE = 2  # runs before this one whose states are kept
+BESIDE = ("history.jsonl", "run.json", "tensorboard")  # what goes with the states of a run
 _LAUNCH = "launch"  # the file that holds the name of the launch that the states are of
 
 
@@ -73,10 +74,10 @@ def set_aside(folder: Path) -> str:
               if path.name.rpartition(".")[2].isdigit()}
     longest = max([folder, *before.values()], key=lambda path: [state.name for state in saved_states(path)][-1:])
     old = [before[number] for number in sorted(before)[: len(before) + 1 - KEPT_ASIDE] if before[number] != longest]
-    history = folder.with_name("history.jsonl")
     with writing(folder):
-        if history.exists():
-            os.replace(history, folder / history.name)
+        for beside in (folder.with_name(name) for name in BESIDE):
+            if beside.exists():
+                os.replace(beside, folder / beside.name)
         kept = folder.rename(folder.with_name(f"{folder.name}.{max(before, default=0) + 1}"))
         for path in old:
             shutil.rmtree(path)

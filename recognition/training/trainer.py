@@ -46,6 +46,7 @@ class Trainer:
     max_steps: int  # 0: no limit
     end_epoch: int
     timeline: NoTimeline | Timeline = field(default_factory=NoTimeline)
+    measure_every: int = 0  # batches between measures of angles and gradients, 0 never
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
@@ -69,6 +70,7 @@ class Trainer:
     def _step(self, batch: Batch, stop: StopRequest) -> int:
         """One step; returns the signal that some process got, 0 if none did."""
         progress, lr = self.progress, self.schedule(self.progress.step)
+        measure = self.measure_every > 0 and (progress.step + 1) % self.measure_every == 0
         phase = self.timeline.phase
         with phase("forward"):
             features = self.backbone.forward(batch.images)
@@ -79,9 +81,10 @@ class Trainer:
         if had_backward:
             with phase("backward"):  # only begun: MXNet's engine works on it while the centres are updated
                 self.backbone.backward(result.d_features)
+            angles = self.head.target_angles() if measure else None
             if moved:
                 with phase("update W"):
-                    self.head.step(lr)
+                    centre_gradient = self.head.step(lr, measure)
             with phase("check"):
                 finite = self.backbone.finite()
         agreed = self.agree((stop.signal or 0) if finite else NOT_FINITE)
@@ -92,11 +95,14 @@ class Trainer:
         else:
             if not moved:
                 with phase("update W"):
-                    self.head.step(lr)
+                    centre_gradient = self.head.step(lr, measure)
+            gradient = self.backbone.gradient_norm() if measure else 0.0
             with phase("update"):
                 self.backbone.step(lr)
             self.bad_steps.in_a_row = 0
             self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
+            if measure:
+                self.log.measures(progress.step, angles, gradient, centre_gradient)
         progress.epoch, progress.offset = batch.next_position
         return 0 if agreed == NOT_FINITE else agreed
 

@@ -134,3 +134,50 @@ def test_adamw_and_a_sample(whole: bool, kind: str) -> None:
         one = train(1, 4, LOSSES[loss], kind, whole, 1, ratio, AdamW(eps=0.1))
         shards = 4 if whole else 2
         assert_close(train(2, shards, LOSSES[loss], kind, whole, 1, ratio, AdamW(eps=0.1)), one)
+
+
+@pytest.mark.parametrize("kind", ["numba", "mxnet"])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("loss", ["softmax", "arcface"])
+@pytest.mark.parametrize(("whole", "sub_centres", "ratio"), [(False, 1, 1.0), (False, 3, 0.5), (True, 3, 1.0)])
+def test_angles_and_the_norm_of_the_gradient(kind: str, whole: bool, processes: int, loss: str, sub_centres: int,
+                                             ratio: float) -> None:
+    """Against float64: angles between features and their (nearest) centres, 1e-4 rad for cosines in float32 away from
+    0 and pi; the norm against the move of W in a plain step of SGD, which float32 knows to 1e-4."""
+    random = np.random.RandomState(1)
+    x = random.standard_normal((BATCH, DIM)).astype(np.float32)
+    labels = random.randint(0, CLASSES, BATCH)
+    margin, lr = LOSSES[loss], 8.0
+
+    def process(communicator: Communicator) -> tuple[Any, ...]:
+        single = SingleProcess()
+        across, replicas = (single, communicator) if whole else (communicator, single)
+        ranges = split_classes(CLASSES, across.size * 2)[across.rank * 2 :][:2]
+        options: dict[str, Any] = {"normalised": margin.normalised, "scale": margin.scale, "sub_centres": sub_centres,
+                                   "with_bias": whole and not margin.normalised}
+        head = ShardedHead([CpuShard(*part, DIM, **options) if kind == "numba" else
+                            MxnetShard(mx.cpu(), *part, DIM, **options) for part in ranges],
+                           margin, across, mu=0, wd=0, sampler=ClassSampler(ratio), replicas=replicas)
+        for shard in head.shards:
+            state = shard.state()
+            grown = state.centres * np.linspace(20, 60, DIM, dtype=np.float32)
+            shard.load(state._replace(centres=grown, bias=state.bias + 0.5 * options["with_bias"]))
+        before = np.concatenate([shard.state().centres for shard in head.shards]).astype(np.float64)
+        mine = slice(communicator.rank * BATCH // processes, (communicator.rank + 1) * BATCH // processes)
+        head.forward_backward(x[mine], labels[mine])
+        angles, norm = head.target_angles(), head.step(lr, measure=True)
+        after = np.concatenate([shard.state().centres for shard in head.shards]).astype(np.float64)
+        head.forward_backward(x[mine], labels[mine])
+        assert head.step(lr) is None
+        return angles, norm, before, after
+
+    found = in_threads(processes, process)
+    before, after = ((found[0][i] if whole else np.concatenate([part[i] for part in found])) for i in (2, 3))
+    candidates = before.reshape(CLASSES, sub_centres, DIM)[labels]
+    products = np.einsum("bkd,bd->bk", candidates, x.astype(np.float64))
+    cosines = products / np.linalg.norm(candidates, axis=2)
+    nearest = (cosines if margin.normalised else products).argmax(axis=1)
+    wanted = np.arccos(cosines[np.arange(BATCH), nearest] / np.linalg.norm(x, axis=1))
+    for angles, norm, *_ in found:
+        np.testing.assert_allclose(angles, wanted, rtol=0, atol=1e-4)
+        assert norm == pytest.approx(np.linalg.norm(after - before) / lr, rel=1e-4) and norm > 0
