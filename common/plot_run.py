@@ -68,11 +68,10 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
     if not train:
         return _say(axes, "no step logged yet")
     steps, loss = (np.array([record[name] for record in train], np.float64) for name in ("step", "loss"))
-    window = min(WINDOW, 1 + len(loss) // 20 | 1)
-    axes.plot(steps, loss, color=COLOURS[0], alpha=0.3 if window > 1 else 1, linewidth=1)
-    if window > 1:
-        mean = np.convolve(loss, np.full(window, 1 / window), mode="valid")
-        axes.plot(steps[window // 2:window // 2 + len(mean)], mean, color=COLOURS[0], linewidth=1.8)
+    middle, mean = smoothed(steps, loss)
+    axes.plot(steps, loss, color=COLOURS[0], alpha=0.3 if len(mean) < len(loss) else 1, linewidth=1)
+    if len(mean) < len(loss):
+        axes.plot(middle, mean, color=COLOURS[0], linewidth=1.8)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     for before, after in zip(train, train[1:]):
@@ -80,6 +79,18 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
             axes.axvline(before["step"], color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
             axes.annotate(f"lr {after['lr']:g}", (before["step"], 1), (3, -4), xycoords=axes.get_xaxis_transform(),
                           textcoords="offset points", rotation=90, va="top", fontsize=7, color=FAINT)
+
+
+def smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The running mean over a twentieth of the points, WINDOW at most, and the step in the middle of each mean.
+
+    All of the points where they are too few.
+    """
+    window = min(WINDOW, 1 + len(values) // 20 | 1)
+    if window == 1:
+        return steps, values
+    mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    return steps[window // 2:window // 2 + len(mean)], mean
 
 
 def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:

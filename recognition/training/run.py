@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from common.report import make_report
 from recognition.config import Config
 from recognition.config_file import about_own_keys
 from recognition.data.augment import Augmentation
@@ -40,6 +41,7 @@ from recognition.parallel.shard import Shard, split_classes
 from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol, first_weights
 from recognition.symbol.initialise import initialise
+from recognition.training.about import note_end, note_start
 from recognition.training.changes import as_json, changes
 from recognition.training.events import FOLDER, EventFile, require_tensorboard
 from recognition.training.find_state import find_state
@@ -116,8 +118,10 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
             History(folder / "history.jsonl", progress.step), config.frequent, global_batch,
             total_steps(config, batches_an_epoch), progress.step, config.ce_loss,
             progress.since_line, EventFile(folder / FOLDER, progress.step) if config.tensorboard else None)
+        if first:
+            note_start(folder, config, progress.step, communicator.size)
         try:
-            return Trainer(
+            status = Trainer(
                 backbone, head, batches, schedule, verifier,
                 lambda number: save_together(config, number, progress.best_number, symbol, backbone, head,
                                              communicator),
@@ -135,6 +139,18 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
             log.close()
             if dataset.bad:
                 logging.warning("%s: %s", dataset.path, dataset.bad)
+    if first:
+        print(report_line(folder, progress, status), flush=True)
+    return status
+
+
+def report_line(folder: Path, progress: Progress, status: int) -> str:
+    """Make the report of a run that has ended; says where it is, or why there is none. It must not break the run."""
+    try:
+        note_end(folder, progress.step, progress.epoch, status)
+        return f"report: {make_report(folder)}"
+    except Exception as error:
+        return f"no report: {error}"
 
 
 def require_writable(folder: Path) -> None:

@@ -40,7 +40,7 @@ def shared(embed: Callable[[np.ndarray], np.ndarray],
 class Verifier:
     """Callable that embeds every set, writes its ROC curve as ``roc-<target>.npz`` and returns the results.
 
-    The file holds that of comparing pixels too, which shows what the network adds.
+    The file holds that of comparing pixels too, which shows what the network adds, and each pair's distance.
     """
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], sets: Sequence[VerificationSet], batch_size: int,
@@ -60,6 +60,8 @@ class Verifier:
 
     def _write_curve(self, result: VerificationResult, folder: Path) -> None:
         pixels, content = self._pixels[result.name], io.BytesIO()  # a zip file cut by a full disk complains when freed
-        np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr)
+        np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr,
+                 distances=result.distances.astype(np.float32), issame=result.issame,
+                 threshold=np.mean(result.best_thresholds))
         with replacing(folder / f"roc-{result.name}.npz") as path:
             path.write_bytes(content.getbuffer())
