@@ -261,7 +261,8 @@ def _where(starts: Sequence[Record]) -> str:
     if len(starts) > 1:
         each = []
         for start in starts:
-            end = start.get("end") if isinstance(start.get("end"), dict) else {}
+            end = start.get("end")
+            end = end if isinstance(end, dict) else {}
             each.append([str(start.get("time", "")), str(start.get("step", "")),
                          f"step {end['step']}, status {end['status']}" if {"step", "status"} <= end.keys() else
                          "not noted", str(start.get("revision", ""))[:12]])

@@ -22,7 +22,6 @@ from recognition.files import writing
 FOLDER = "tensorboard"  # beside the checkpoints
 DEGREES = np.arange(0, 181, 2)  # ends of the bins of angles
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
-MISSING = "--tensorboard: tensorboardX is not installed: pip install 'tensorboardX>=2.6.2'"
 
 
 class NoEvents:
@@ -97,7 +96,7 @@ def _load(name: str) -> Any:
     try:
         return import_module(f"tensorboardX.{name}")
     except ImportError as error:
-        raise UserError(MISSING if error.name == "tensorboardX" else f"--tensorboard: tensorboardX: {error}") from error
+        raise UserError(f"--tensorboard: {error}; it needs tensorboardX: pip install 'tensorboardX>=2.6.2'") from error
 
 
 def cut_after(path: Path, step: int) -> None:
