@@ -47,7 +47,7 @@ def make_report(folder: Path, output: Path | None = None) -> Path:
     body = [f"<header><h1>{escape(name)}</h1>{_headline(history, starts)}</header>",
             section("Verification", _last(history, rocs), charts(_verification_charts(history, rocs, scores)),
                     _all_verifications(history)) if targets else section("Verification", "<p>None yet.</p>"),
-            section("Training", charts(_training_charts(history)))]
+            section("Training", charts(_training_charts(history)), _left_out(history))]
     if starts:
         body += [_configuration(starts[-1]), _where(starts)]
     output = output or folder / FILE
@@ -211,6 +211,13 @@ def _training_charts(history: History) -> list[str]:
                     _column(angles, "p5"), _column(angles, "p95"))
         figures.append(_figure("Angles between features and their centres, degrees", [line], "step"))
     return figures or ["<p>No step logged yet.</p>"]
+
+
+def _left_out(history: History) -> str:
+    """The steps that changed nothing because a number was not finite."""
+    rows = [[str(record["step"]), str(record.get("why", ""))] for record in history.get("left_out", [])]
+    content = table("Steps that were left out", ["step", "why"], rows)
+    return folded(f"{len(rows)} steps left out", content) if rows else ""
 
 
 def _column(records: Sequence[Record], key: str) -> np.ndarray:

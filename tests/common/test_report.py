@@ -80,7 +80,8 @@ def run(tmp_path: Path) -> Path:
          "lr": 0.1 if step < 300 else 0.01} for step in range(20, 1501, 20)]
     lines += [{"kind": "verification", "step": step, "target": "demo", "accuracy": 0.9 - abs(step - 500) / 2000,
                "std": 0.01, "xnorm": 20.0, "auc": 0.9} for step in (250, 500, 750)]
-    lines += [{"kind": "gradient_norm", "step": 100, "backbone": 1.5, "centres": 0.5},
+    lines += [{"kind": "left_out", "step": 7, "why": "step 7: the loss is nan"},
+              {"kind": "gradient_norm", "step": 100, "backbone": 1.5, "centres": 0.5},
               {"kind": "angle", "step": 100, "mean": 80.0, "p5": 60.0, "median": 81.0, "p95": 95.0}]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     random = np.random.RandomState(0)
@@ -126,6 +127,7 @@ def test_a_report_says_what_the_run_wrote(run: Path, capsys: pytest.CaptureFixtu
         tars = [f"{100 * rates['tpr'][rates['fpr'] <= far].max():.2f}" for far in (1e-2, 1e-3, 1e-4)]
     assert last == ["demo", "77.50 ± 1.00", "90.00 (step 500)", "0.9000", *tars, "20.00", "750"]
     assert [row[0] for row in page.tables["Every verification"][1:]] == ["250", "500", "750"]
+    assert page.tables["Steps that were left out"][1:] == [["7", "step 7: the loss is nan"]]
     changed = {row[0]: row[1:3] for row in page.tables["Options that differ from their defaults"][1:]}
     assert changed == {"lr": ["0.25", "0.1"], "dataset": ["demo", "emore"]}
     assert len(page.tables["All options; those that differ stand out"]) - 1 == len(as_json(Config()))
