@@ -174,10 +174,17 @@ def test_a_run_from_the_start_keeps_the_one_before_with_its_states(make: Make) -
 def test_a_run_without_the_flag_measures_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, name in ((ShardedHead, "target_angles"), (ReplicatedBackbone, "gradient_norm"), (CpuShard, "_measured")):
         monkeypatch.setattr(kind, name, lambda *_: pytest.fail("measured"))
-    config = make(tensorboard_every=1)
+    config = make(tensorboard_every=1, ckpt=2, max_steps=3)
     assert train(config) == 0
+    plain = mx.model.load_checkpoint(config.prefix, 0)[1]
     assert not (Path(config.output_dir) / "tensorboard").exists()
     assert {record["kind"] for record in history(Path(config.output_dir))} <= {"train"}
+    monkeypatch.undo()
+    config = make(tensorboard=True, tensorboard_every=1, ckpt=2, max_steps=3, extra_model_name="watched")
+    assert train(config) == 0  # to the same bits
+    watched = mx.model.load_checkpoint(config.prefix, 0)[1]
+    assert plain.keys() == watched.keys()
+    assert all(np.array_equal(array.asnumpy(), watched[name].asnumpy()) for name, array in plain.items())
 
 
 def test_triplets_have_no_angles(make: Make) -> None:
