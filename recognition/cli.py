@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recognition import kinds
 from recognition.command_line import Parser
 from recognition.config import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
@@ -43,15 +44,18 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
     parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
     parser.add_argument("--config", metavar="FILE",
                         help="presets and options; default: config.py beside this program, else sample_config.py")
-    bare = {"resume": "yes", "tensorboard": "True"}  # what a flag says that has no value
     for key in flag_keys(entry):
-        also: dict[str, Any] = {"nargs": "?", "const": bare[key]} if key in bare else {}
+        also: dict[str, Any] = {"metavar": key.split("_")[-1].upper()}
+        if key == "resume":
+            also.update(nargs="?", const="yes")
+        if OPTIONS[key].metadata["kind"] is kinds.boolean:  # given or not, without a value
+            also = {"action": "store_true"}
         text = OPTIONS[key].metadata["help"] + shown.get(key, "")
-        parser.add_argument(flag_name(key), metavar=key.split("_")[-1].upper(), help=text.replace("%", "%%"), **also)
+        parser.add_argument(flag_name(key), help=text.replace("%", "%%"), **also)
     return parser
 
 
-def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, str]:
+def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
     """The flags given, by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun,
     which has flags of nearly that name, takes a word ``--network`` for its own, and stops."""
     parser = _parser(entry, {})
@@ -73,6 +77,8 @@ def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
     """What help adds to a flag: the values there are to choose from, and the default after presets."""
     shown = {}
     for key, value in values.items():
+        if OPTIONS[key].metadata["kind"] is kinds.boolean:
+            continue
         choices = [str(choice) for choice in
                    (file.presets(key) if key in PRESETS else OPTIONS[key].metadata["kind"].choices) if choice]
         default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -128,7 +128,7 @@ class ReplicatedBackbone:
 
     def gradient_norm(self) -> float:
         gradients = (self.replicas[0].gradients[name].asnumpy() for name in self._rates(self._steps))
-        scale = self._loss_scale.value if self._loss_scale else 1.0
+        scale = self.loss_scale.value if self.loss_scale else 1.0
         return math.sqrt(math.fsum(float(np.vdot(array, array)) for array in gradients)) / scale
 
     def step(self, lr: float) -> None:

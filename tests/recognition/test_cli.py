@@ -212,3 +212,12 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert time.perf_counter() - start < 5  # 0.2 s alone; room for a busy machine
     if not (ROOT / "config.py").exists():
         assert done.stderr.strip() == "[]"
+
+
+def test_a_flag_of_yes_or_no_stands_without_a_value(parse, refusal, capsys):
+    assert parse("--network", "r50", "--tensorboard", "--dataset", "webface").tensorboard is True
+    assert parse("--network", "r50").tensorboard is False
+    assert "unexpected argument 'yes'" in refusal("--tensorboard", "yes")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "--tensorboard-every EVERY" in capsys.readouterr().out
