@@ -96,7 +96,8 @@ def _load(name: str) -> Any:
     try:
         return import_module(f"tensorboardX.{name}")
     except ImportError as error:
-        raise UserError(f"--tensorboard: {error}; it needs tensorboardX: pip install 'tensorboardX>=2.6.2.2'") from error
+        needs = "it needs tensorboardX: pip install 'tensorboardX>=2.6.2.2'"
+        raise UserError(f"--tensorboard: {error}; {needs}") from error
 
 
 def cut_after(path: Path, step: int) -> None:
