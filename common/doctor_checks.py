@@ -110,7 +110,7 @@ def _check_header(reader: RecordReader, keys: np.ndarray,
         images = find_images(reader, keys, offsets)
     except UserError as error:
         stop = len(keys)
-        while stop > 1 and _describes_identity(reader, int(offsets[stop - 1])):
+        while stop > 1 and _identity(reader, int(offsets[stop - 1])) is not None:
             stop -= 1
         return 1, stop, [], [Finding(ERROR, "train.rec", str(error).split(": ", 1)[-1], _REPACK)]
     if not images.start:
@@ -122,27 +122,30 @@ def _check_header(reader: RecordReader, keys: np.ndarray,
                                 f"keys at {keys[-1] + 1}", _REPACK))
     identities = []
     for key, offset in zip(keys[stop:].tolist(), offsets[stop:].tolist()):
-        record = unpack_record(reader.read(offset))
-        if record.flag != 2 or record.body:
-            findings.append(Finding(ERROR, f"train.rec, record {key}", f"should describe an identity (flag 2, no image)"
-                                    f", has flag {record.flag} and {len(record.body)} bytes", _REPACK))
+        record = _identity(reader, offset)
+        if record is None:
+            findings.append(Finding(ERROR, f"train.rec, record {key}", "should describe an identity: flag 2, two keys, "
+                                    "no image", _REPACK))
             break
-        identities.append((int(record.label[0]), int(record.label[1])))
+        identities.append(record)
     return 1, stop, identities, findings
 
 
-def _describes_identity(reader: RecordReader, offset: int) -> bool:
+def _identity(reader: RecordReader, offset: int) -> tuple[int, int] | None:
+    """The range of a record that describes an identity; None of any other."""
     try:
         record = unpack_record(reader.read(offset))
     except ValueError:
-        return False
-    return record.flag == 2 and not record.body
+        return None
+    if record.flag != 2 or record.body or not ((record.label >= 0) & (record.label < 1 << 31)).all():  # nor NaN
+        return None
+    return int(record.label[0]), int(record.label[1])
 
 
 def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
     """The identity records' ranges against the labels of the images in them."""
-    if not records.identities or records.keys[-1] >= MAX_RECORDS:  # float32, which ranges are, rounds beyond it
-        return []
+    if not records.identities or not len(records.keys) or records.keys[-1] >= MAX_RECORDS:
+        return []  # ranges are float32, which rounds beyond that
     ranges = np.array(records.identities, np.int64)
     found = []
     first = records.keys[0] if len(records.keys) else 1
@@ -180,7 +183,7 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
         found.append(Finding(ERROR, "train.rec", f"{bad} of {len(keys)} images cannot be used", "as above"))
     labels = looked.labels
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= 0)
-    wrong = np.flatnonzero(~whole & np.isfinite(labels) | (whole & (labels >= prop.num_classes)))
+    wrong = np.flatnonzero((looked.bytes > 0) & ~(whole & (labels < prop.num_classes)))  # read, and of no class
     if wrong.size:
         highest = int(labels[whole].max()) + 1 if whole.any() else 1
         found.append(Finding(ERROR, f"train.rec, record {keys[wrong[0]]}", f"label {labels[wrong[0]]:g}: {wrong.size} "

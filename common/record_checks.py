@@ -67,7 +67,7 @@ class Survey(NamedTuple):
 
     labels: np.ndarray  # float32 (N,), NaN where the record cannot be read
     bytes: np.ndarray  # int32 (N,)
-    sides: np.ndarray  # int16 (N, 2): height and width
+    sides: np.ndarray  # int32 (N, 2): height and width
     grey: np.ndarray  # bool (N,)
     digests: np.ndarray  # uint64 (N,)
     good: np.ndarray  # bool (N,)
@@ -77,7 +77,7 @@ class Survey(NamedTuple):
 def survey(reader: RecordReader, offsets: np.ndarray, height: int, width: int, decode: bool = True) -> Survey:
     """Read, and with ``decode`` decode, the records at ``offsets``, in threads."""
     n = len(offsets)
-    found = Survey(np.full(n, np.nan, np.float32), np.zeros(n, np.int32), np.zeros((n, 2), np.int16),
+    found = Survey(np.full(n, np.nan, np.float32), np.zeros(n, np.int32), np.zeros((n, 2), np.int32),
                    np.zeros(n, bool), np.zeros(n, np.uint64), np.zeros(n, bool), [])
 
     def chunk(low: int) -> list[tuple[float, Image]]:

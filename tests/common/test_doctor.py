@@ -84,6 +84,7 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
         other[5] = cv2.imencode(".jpg", np.full((112, 112, 3), (7, 5, 243), np.uint8))[1].tobytes()
     changes: dict[str, dict[str, Any]] = {
         "label": {"labels": [*LABELS[:-1], 7]}, "half": {"labels": [0.5, *LABELS[1:]]},
+        "nan": {"labels": [float("nan"), *LABELS[1:]]},
         "mixed": {"labels": [0, 2, *LABELS[2:]]}, "header": {"header": (20, 23)}, "end": {"header": (10, 14)},
         "ranges": {"ranges": ((1, 4), (5, 6), (6, 10))}, "empty class": {"prop": "4,112,112\n", "header": (10, 14),
                                                                         "ranges": ((1, 4), (4, 6), (6, 10), (10, 10))},
@@ -116,7 +117,8 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
     ("empty", 2, "record 3: it has no image"), ("small", 1, "1 images are not 112 x 112"),
     ("shape", 2, "record 1: the image is 112 x 96"),
     ("label", 2, "record 9: label 7: 1 of 9 labels are none of 0 to 2"),
-    ("half", 2, "label 0.5"), ("mixed", 2, "record 2: has label 2, others of its identity 0"),
+    ("half", 2, "label 0.5"), ("nan", 2, "record 1: label nan: 1 of 9 labels are none of 0 to 2"),
+    ("mixed", 2, "record 2: has label 2, others of its identity 0"),
     ("header", 2, "the index has 12 of the images 1 .. 19 that the header in record 0 announces"),
     ("end", 1, "records end at 14, the keys at 13"),
     ("ranges", 2, "that of identity 1 begins at 5"), ("empty class", 1, "1 of 4 identities have no image, such as 3"),
