@@ -18,8 +18,8 @@ from bench.memonger import network
 from bench.prelu import THREADS, Bound
 from recognition.mxnet_compat import mx
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
 from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
 
 
 def gradient(bound: Bound) -> np.ndarray:

@@ -23,8 +23,8 @@ from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.activations import maps_memory
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
 from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.recompute import recompute
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -19,7 +19,7 @@ from typing import Callable
 from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
+from recognition.symbol.prelu import fast_prelu
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 MAPS = ((64, 112), (64, 56), (128, 28), (256, 14), (512, 7))

@@ -10,7 +10,7 @@ import numpy as np
 from common.embedder import Embedder
 from recognition.cli import find_pretrained
 from recognition.data.image import write_planes
-from recognition.devices import Device, parse_devices
+from recognition.devices import Device, parse_devices, require_bfloat16
 from recognition.errors import UserError
 
 Images = Union[np.ndarray, Sequence[np.ndarray]]
@@ -20,10 +20,10 @@ class Backbone:
     """A network and its parameters, bound for embedding. Made by :func:`load_backbone`; not for several threads."""
 
     def __init__(self, prefix: str, number: int, devices: Sequence[Device], batch_size: int,
-                 image_size: tuple[int, int]) -> None:
+                 image_size: tuple[int, int], bfloat16: bool) -> None:
         self.image_size, self.batch_size = image_size, batch_size
         self.model = f"{prefix},{number}"
-        self._source, self._devices = (prefix, number), tuple(devices)
+        self._source, self._devices, self._bfloat16 = (prefix, number), tuple(devices), bfloat16
         self._embedders: dict[int, Embedder] = {}  # by images a device; made when they are first needed
         self.dim = self._embedder(1).dim
 
@@ -71,20 +71,22 @@ class Backbone:
 
     def _embedder(self, size: int) -> Embedder:
         if size not in self._embedders:
-            self._embedders[size] = Embedder(*self._source, self._devices, size, (3, *self.image_size))
+            self._embedders[size] = Embedder(*self._source, self._devices, size, (3, *self.image_size),
+                                             self._bfloat16)
         return self._embedders[size]
 
 
 def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
-                  image_size: tuple[int, int] = (112, 112)) -> Backbone:
+                  image_size: tuple[int, int] = (112, 112), bfloat16: bool = False) -> Backbone:
     """The backbone of a checkpoint, to embed images with.
 
     :param model: ``PREFIX,EPOCH``, ``PREFIX``, or the folder that holds ``model-*.params``; epoch 1 if not given
     :param devices: ``cpu``, ``gpu``, ``gpu:0,1``, ...
     :param batch_size: images a device at a time
     :param image_size: (height, width) that the network was trained on
+    :param bfloat16: compute in bfloat16 on CPUs that have it: about twice as fast, cosines change by up to 1e-3
     :raises recognition.errors.UserError: if a file is not there, cannot be read, or is no face recognition checkpoint;
-        if a GPU cannot be used.
+        if a GPU cannot be used; if the processor has no bfloat16.
     """
     try:
         parsed = parse_devices(devices)
@@ -92,8 +94,10 @@ def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
         raise UserError(f"devices: found {devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
     if batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}, expected at least 1")
+    if bfloat16:
+        require_bfloat16("bfloat16")
     prefix, number = find_pretrained(model, 1, "model")
-    return Backbone(prefix, number, parsed, batch_size, image_size)
+    return Backbone(prefix, number, parsed, batch_size, image_size, bfloat16)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

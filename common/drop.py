@@ -77,7 +77,7 @@ def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int,
 
 def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75, k: int = 3, batch_size: int = 16,
          devices: Sequence[Device] = (("cpu", 0),), centres: Path | None = None, threads: int = 2,
-         output_model: tuple[str, int] | None = None) -> dict[str, Any]:
+         output_model: tuple[str, int] | None = None, bfloat16: bool = False) -> dict[str, Any]:
     """What the command does; returns the report, as ``drop.json`` has it.
 
     :param batch_size: images a device at a time.
@@ -89,7 +89,7 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
         checkpoint = Path(as_text(model))
         saved = open_centres(checkpoint, centres, dataset.num_classes, k, data)
         height, width, channels = dataset.image_shape
-        embed = Embedder(*model, devices, batch_size, (channels, height, width))
+        embed = Embedder(*model, devices, batch_size, (channels, height, width), bfloat16)
         if embed.dim != saved.dim:
             raise UserError(f"{saved.where}: found centres of {saved.dim} numbers, but {checkpoint} embeds in "
                             f"{embed.dim}")
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     share_processors(args.devices, os.environ)
     report = drop(args.data, args.model, args.output, args.threshold, args.k, args.batch_size, args.devices,
-                  args.centres, args.decode_threads, args.output_model)
+                  args.centres, args.decode_threads, args.output_model, args.bfloat16)
     images, identities = report["images"], report["identities"]
     print(f"{args.output}: {images['kept']} of {images['all']} images kept, of {identities['kept']} of "
           f"{identities['all']} identities; {images['dropped']} dropped, {images['dropped_of_other_sub_centres']} of "

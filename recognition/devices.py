@@ -13,6 +13,8 @@ from recognition.errors import UserError
 Device = tuple[str, int]
 TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
 CPU: tuple[Device, ...] = (("cpu", 0),)
+BFLOAT16 = ("avx512_bf16", "amx_bf16")  # processors' flags for products of bfloat16
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def parse_devices(value: Any) -> tuple[Device, ...]:
@@ -109,3 +111,16 @@ def num_workers(environ: Mapping[str, str]) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"DMLC_NUM_WORKER: found {text!r}, expected a whole number at least 1")
     return int(text)
+
+
+def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:
+    """:raises UserError: about the flag ``what``, if the processor, as Linux describes it in ``cpu_info``, does not
+    multiply bfloat16."""
+    try:
+        lines = cpu_info.read_text().splitlines()
+        flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    except OSError:
+        flags = set()
+    if not flags.intersection(BFLOAT16):
+        raise UserError(f"{what}: this processor has no bfloat16 (none of {', '.join(BFLOAT16)} in {cpu_info}), and "
+                        "float16 needs a GPU; compute in float32, that is without it")

@@ -11,7 +11,9 @@ import json
 from recognition.mxnet_compat import mx
 from recognition.symbol.passes import Entry, Graph, Node
 
-HEAVY = ("Convolution", "FullyConnected")  # always in 16 bits
+# Always in 16 bits. On a CPU a fully connected layer gains less by bfloat16 than casting its weight costs.
+HEAVY = {"bfloat16": ("Convolution",), "float16": ("Convolution", "FullyConnected")}
+NARROW = 8  # input channels below which oneDNN has no fast convolution of bfloat16, and leaves its layout
 # In 16 bits where an input is so already. All other operators run in float32: for bfloat16 MXNet has no dropout, no
 # LeakyReLU, and no gradient of what shapes and scales.
 FOLLOWING = {
@@ -21,17 +23,34 @@ FOLLOWING = {
 }
 
 
-def low_precision(symbol: mx.sym.Symbol, dtype: str) -> mx.sym.Symbol:
-    """``symbol`` with its convolutions and fully connected layers in ``dtype``, "bfloat16" or "float16".
+def low_precision(symbol: mx.sym.Symbol, dtype: str, image_shape: tuple[int, ...] = (3, 112, 112)) -> mx.sym.Symbol:
+    """``symbol`` with its heavy layers in ``dtype``, "bfloat16" or "float16".
 
-    Arguments, auxiliary states and outputs keep their names and are float32, and so is the layer that gives an output.
-    Comes after the passes that add layers.
+    Arguments, auxiliary states and outputs keep their names and are float32, and so are the layer that gives an output
+    and, in bfloat16, a convolution of the images themselves. Comes after the passes that add layers. ``image_shape``
+    (3, H, W) only tells the channels of maps.
     """
     source, caster = json.loads(symbol.tojson()), _Caster(dtype)
-    outputs = {head[0] for head in source["heads"]}
+    wide = {head[0] for head in source["heads"]}
+    if dtype == "bfloat16":
+        wide.update(_narrow_convolutions(symbol, source["nodes"], image_shape))
     for number, node in enumerate(source["nodes"]):
-        caster.add(node, allowed=number not in outputs)
+        caster.add(node, allowed=number not in wide)
     return caster.graph.symbol([caster.moved(head) for head in source["heads"]], source["attrs"])
+
+
+def _narrow_convolutions(symbol: mx.sym.Symbol, nodes: list[Node], image_shape: tuple[int, ...]) -> list[int]:
+    """The convolutions, not depthwise ones, that read a map of few channels."""
+    internals = symbol.get_internals()
+    shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=(1, *image_shape))[1]))
+
+    def channels(node: Node) -> int:
+        source = nodes[node["inputs"][0][0]]
+        shape = shapes.get(source["name"] if source["op"] == "null" else source["name"] + "_output") or ()
+        return shape[1] if len(shape) > 1 else NARROW
+
+    return [number for number, node in enumerate(nodes) if node["op"] == "Convolution"
+            and node["attrs"].get("num_group", "1") == "1" and channels(node) < NARROW]
 
 
 class _Caster:
@@ -61,7 +80,7 @@ class _Caster:
         """Append a node of the old graph; in 16 bits only if ``allowed``."""
         inputs = [self.moved(entry) for entry in node["inputs"]]
         follows = node["op"] in FOLLOWING[self._dtype] and any(self._low[entry.node] for entry in inputs)
-        low = allowed and (node["op"] in HEAVY or follows)
+        low = allowed and (node["op"] in HEAVY[self._dtype] or follows)
         # Batch norm takes its parameters and statistics in float32 whatever the map.
         mapped = 1 if node["op"] == "BatchNorm" else len(inputs)
         inputs = [self._cast(entry, low and place < mapped) for place, entry in enumerate(inputs)]

@@ -2,20 +2,16 @@
 """How the backbone is computed: the passes and the loss scale that ``fp16``, ``memonger`` and the devices ask for."""
 from __future__ import annotations
 
-from pathlib import Path
-
 from recognition.config import Config
-from recognition.errors import UserError
+from recognition.devices import require_bfloat16
 from recognition.mxnet_compat import mx
 from recognition.parallel.loss_scale import LossScale
 from recognition.symbol.flops import count_flops, describe
-from recognition.symbol.passes import fast_prelu
 from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.recompute import recompute
 
 DEFAULT_SCALE = 1024.0  # for config.fp16 without --fp16-scale
-BFLOAT16 = ("avx512_bf16", "amx_bf16")  # processors' flags for products of bfloat16
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 def runs_in_16_bits(config: Config) -> bool:
@@ -29,7 +25,7 @@ def prepare(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ...])
     :raises UserError: if the processor has no 16-bit numbers.
     """
     if runs_in_16_bits(config) and config.devices[0][0] == "cpu":
-        require_bfloat16()
+        require_bfloat16("--fp16-scale, fp16")
     return bound_form(symbol, config, image_shape)
 
 
@@ -39,7 +35,7 @@ def bound_form(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ..
     if not on_gpu:
         symbol = fast_prelu(symbol, image_shape)
     if runs_in_16_bits(config):
-        symbol = low_precision(symbol, "float16" if on_gpu else "bfloat16")
+        symbol = low_precision(symbol, "float16" if on_gpu else "bfloat16", image_shape)
     if config.memonger:
         symbol = recompute(symbol, image_shape, on_gpu)
     return symbol
@@ -63,15 +59,3 @@ def make_loss_scale(config: Config) -> LossScale | None:
     if config.devices[0][0] == "gpu" and runs_in_16_bits(config):
         return LossScale(config.fp16_scale or DEFAULT_SCALE)
     return None
-
-
-def require_bfloat16(cpu_info: Path = CPU_INFO) -> None:
-    """:raises UserError: if the processor, as Linux describes it in ``cpu_info``, does not multiply bfloat16."""
-    try:
-        lines = cpu_info.read_text().splitlines()
-        flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    except OSError:
-        flags = set()
-    if not flags.intersection(BFLOAT16):
-        raise UserError("--fp16-scale, fp16: float16 needs a GPU, and this processor has no bfloat16 either (none of "
-                        f"{', '.join(BFLOAT16)} in {cpu_info}); train in float32, that is without them")

@@ -45,7 +45,7 @@ def test_the_golden_checkpoint(shared):
 def test_flip_adds_the_mirror_and_unit_divides_by_the_norm(small_model, noise):
     backbone = load_backbone(str(small_model), batch_size=4)
     both = plain(small_model, noise) + plain(small_model, noise[:, :, ::-1])
-    np.testing.assert_allclose(backbone.embed(list(noise), unit=False), both, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(backbone.embed(list(noise), unit=False), both, rtol=1e-4, atol=5e-5)
     unit = both / np.linalg.norm(both, axis=1, keepdims=True)
     np.testing.assert_allclose(backbone.embed(noise), unit, rtol=1e-4, atol=1e-6)
 

@@ -12,6 +12,8 @@ import pytest
 
 from common.embedder import Embedder, read_network
 from recognition.config import Config
+from recognition.data.verification_set import load_bin
+from recognition.devices import require_bfloat16
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.symbol import build_symbol, first_weights
@@ -34,6 +36,24 @@ def test_the_golden_output_of_a_legacy_checkpoint(legacy: str) -> None:
     expected = np.load(Path(legacy).parent / "expected.npz")["fc1"]
     found = Embedder(legacy, number, CPU, 2, SIZE)(images.astype(np.uint8))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_bfloat16_changes_cosines_by_less_than_a_thousandth(legacy: str, shared: Path) -> None:
+    """Real faces through y1 of random weights. 50 layers that round to 8 bits, each by up to 2**-9."""
+    require_or_skip_bfloat16()
+    images = load_bin(shared / "data" / "wild" / "lfw_sample.bin", (112, 112)).images[:8]
+    exact, low = (Embedder(legacy, 1, CPU, 4, SIZE, bfloat16)(images) for bfloat16 in (False, True))
+    exact, low = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (exact, low))
+    assert (low != exact).any()
+    np.testing.assert_allclose((low * exact).sum(axis=1), 1, atol=1e-3)
+    np.testing.assert_allclose(low @ low.T, exact @ exact.T, atol=1e-3)
+
+
+def require_or_skip_bfloat16() -> None:
+    try:
+        require_bfloat16("this test")
+    except UserError as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize("activation, output", [("relu", "GDC"), ("prelu", "E")])

@@ -11,8 +11,8 @@ from recognition.config_file import ROOT, open_config
 from recognition.mxnet_compat import mx
 from recognition.symbol import build_symbol
 from recognition.symbol.activations import Size, Step, maps_memory, planned, training_steps
-from recognition.symbol.passes import fast_prelu
 from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.recompute import recompute
 
 IMAGE = (3, 112, 112)
@@ -63,12 +63,13 @@ def test_as_mxnet_plans_every_form(name: str, batch: int, form: str) -> None:
     assert expected * 0.985 <= found <= (expected + 1) * 1.015
 
 
-@pytest.mark.parametrize(("form", "low"), [("gpu", "gpu, 16 bits"), ("cpu", "cpu, 16 bits")])
-def test_maps_of_16_bits_take_half(form: str, low: str) -> None:
-    """y1 is nearly all maps; its parameters' copies in 16 bits are 2 MB of the 150 at this batch."""
+@pytest.mark.parametrize(("form", "low", "share"), [("gpu", "gpu, 16 bits", 0.5), ("cpu", "cpu, 16 bits", 0.55)])
+def test_maps_of_16_bits_take_half(form: str, low: str, share: float) -> None:
+    """y1 is nearly all maps; its parameters' copies in 16 bits are 2 MB of the 150 at this batch. On a CPU the first
+    maps, those in front of the second convolution, are float32."""
     symbol = build_symbol(Config(**NETWORKS["y1"]))
     whole, half = (maps_memory(FORMS[name](symbol), IMAGE, 8) for name in (form, low))
-    assert whole * 0.49 < half < whole * 0.52
+    assert whole * (share - 0.01) < half < whole * (share + 0.02)
 
 
 @pytest.mark.parametrize(("middle", "blocks"), [

@@ -12,7 +12,7 @@ from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.symbol import build_symbol
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.shapes import infer_shapes
 
 # As the public recipes have it: options from the global config, helpers of the same folder, other names of layers.

@@ -12,8 +12,8 @@ import pytest
 from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
 from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.recompute import ATTRIBUTE, recompute
 
 IMAGE = (3, 112, 112)

@@ -17,7 +17,7 @@ from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import SingleProcess
 from recognition.symbol import FAMILIES, build_symbol, first_weights
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
+from recognition.symbol.prelu import fast_prelu
 
 QUICK = ("r18", "y1", "m05", "mnas025", "vargfacenet")
 GOLDEN = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "y1", "y2", "m1", "m05", "mnas", "mnas05", "mnas025", "d169",
@@ -48,7 +48,10 @@ def attributes(node):
 
 
 def run(symbol, parameters, auxiliary, images):
-    executor = symbol.bind(mx.cpu(), {"data": mx.nd.array(images), **parameters}, aux_states=auxiliary, grad_req="null")
+    # Bound with gradients: without any, MXNet 1.9.1 fuses layers in ways that go wrong.
+    arguments = {"data": mx.nd.array(images), **parameters}
+    executor = symbol.bind(mx.cpu(), arguments, {name: mx.nd.zeros_like(array) for name, array in arguments.items()},
+                           aux_states=auxiliary)
     return executor.forward(is_train=False)[0].asnumpy()
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from recognition.data.recordio import RecordWriter, pack_record
+from recognition.devices import require_bfloat16
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
-from recognition.training.prepare import require_bfloat16
 
 Train = Callable[..., "tuple[int, str, str]"]
 SHORT = ["--max-steps", "3", "--verbose", "100", "--per-batch-size", "8", "--val-targets", "none"]
@@ -42,7 +42,7 @@ def test_memonger_trains_to_the_same_bits_and_flops_and_loss_can_be_left_out(tra
 
 def test_fp16_scale_on_a_cpu_is_bfloat16_with_float32_masters(train: Train, tmp_path: Path) -> None:
     try:
-        require_bfloat16()
+        require_bfloat16("this test")
     except UserError as reason:
         pytest.skip(str(reason))
     status, out, err = train("low", *SHORT, "--fp16-scale", "128")

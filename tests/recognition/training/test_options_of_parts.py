@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recognition.config import Config
+from recognition.devices import require_bfloat16
 from recognition.errors import UserError
 from recognition.loss.margin import margin_of
 from recognition.mxnet_compat import mx
@@ -16,7 +17,7 @@ from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.head import ShardedHead
 from recognition.parallel.triplet_head import TripletHead
 from recognition.symbol import build_symbol
-from recognition.training.prepare import make_loss_scale, prepare, require_bfloat16
+from recognition.training.prepare import make_loss_scale, prepare
 from recognition.training.run import make_backbone, make_head
 
 CLASSES, DIM = 11, 8
@@ -64,7 +65,8 @@ def test_options_of_networks(key: str, value: Any, others: dict[str, Any],
 
 def test_fp16() -> None:
     """Low precision by the key alone: float16 with a scale of 1024 on a GPU, bfloat16 on a CPU that has it."""
-    symbol = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=4, kernel=(3, 3), name="conv0")
+    symbol = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=8, kernel=(3, 3), name="conv0")
+    symbol = mx.sym.Convolution(symbol, num_filter=4, kernel=(3, 3), name="conv1")
     symbol = mx.sym.FullyConnected(symbol, num_hidden=4, name="fc1")
     scale = make_loss_scale(Config(fp16=True, devices=GPU))
     assert scale is not None and scale.value == 1024
@@ -77,9 +79,9 @@ def test_fp16() -> None:
 
     assert dtypes(fp16=True, devices=GPU) == {"float16", "float32", None} and dtypes(devices=GPU) == {None}
     try:
-        require_bfloat16()
+        require_bfloat16("this test")
     except UserError:
-        with pytest.raises(UserError, match="float16 needs a GPU, and this processor has no bfloat16 either"):
+        with pytest.raises(UserError, match=r"this processor has no bfloat16 .*, and float16 needs a GPU"):
             dtypes(fp16=True)
     else:
         assert dtypes(fp16=True) == {"bfloat16", "float32", None}
