@@ -20,7 +20,7 @@ import numpy as np
 from common import doctor_checks as checks
 from common.contact_sheet import draw_sheet
 from common.doctor_checks import ERROR, WARNING, Finding, Records
-from common.record_checks import Survey, repeats
+from common.record_checks import Survey, framing, repeats, survey
 from common.results import table, write_json
 from recognition.command_line import Parser
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
@@ -52,10 +52,12 @@ def examine(folder: Path, decode: bool = True) -> Examined:
         raise UserError(f"{folder}: not found, expected the folder of a data set")
     found = Examined()
     prop, found.findings = checks.check_property(folder)
+    size = (prop.height, prop.width) if prop else (112, 112)
     records, of_files = checks.check_files(folder)
     found.findings += of_files
     if records is not None:
-        found.records, found.survey = records, checks.look_over(records, prop, decode)
+        found.records = records
+        found.survey = survey(records.reader, records.offsets, *size, decode)
         found.findings += checks.check_identities(records, found.survey.labels)
         if prop is not None:
             found.findings += checks.check_images(records, found.survey, prop)
@@ -66,7 +68,6 @@ def examine(folder: Path, decode: bool = True) -> Examined:
                        "images_that_can_be_used": int(found.survey.good.sum()), "bytes": records.reader.size}
     if prop is not None:
         found.facts.update(identities=prop.num_classes, height=prop.height, width=prop.width)
-    size = (prop.height, prop.width) if prop else (112, 112)
     found.facts["verification"] = {}
     for path in sorted(folder.glob("*.bin")):
         found.facts["verification"][path.stem], of_bin = checks.check_bin(path, found.survey, size)
@@ -78,7 +79,7 @@ def examine(folder: Path, decode: bool = True) -> Examined:
 def write_index(folder: Path) -> int:
     """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number."""
     reader = RecordReader(folder / "train.rec")
-    frames = checks.framing(reader)
+    frames = framing(reader)
     ids = np.array([unpack_record(reader.read(offset)).id for offset in frames.offsets.tolist()], np.uint64)
     distinct = len(np.unique(ids)) == len(ids) and (not len(ids) or ids.max() < 1 << 62)
     keys = ids.tolist() if distinct else range(len(ids))
@@ -94,14 +95,14 @@ def draw_doubtful(found: Examined, path: Path) -> bool:
     labels, keys = found.survey.labels, found.records.keys
     groups = (group for group in repeats(found.survey.digests, np.flatnonzero(found.survey.bytes > 0))
               if (labels[group] != labels[group[0]]).any())
-    places = [i for i, _ in found.survey.problems[: DOUBTFUL // 2]]
+    places = [i for i, _ in (*found.survey.problems, *found.survey.damages)][: DOUBTFUL // 2]
     places += [i for group, _ in zip(groups, range(DOUBTFUL // 4)) for i in group[:2].tolist()]
     images, captions = [], []
     for i in places:
         images.append(_shown(found.records.reader, int(found.records.offsets[i])))
         captions.append(f"{keys[i]}: label {labels[i]:g}")
     if images:
-        draw_sheet(path, images, captions, title="cannot be used, then pairs that are there under two labels")
+        draw_sheet(path, images, captions, title="cannot be used or damaged, then pairs under two labels")
     return bool(images)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.record_checks import Framing, Survey, framing, look_at, repeats, survey
+from common.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_at, repeats
 from common.training_set import MAX_RECORDS
 from recognition.data.dataset import open_dataset
 from recognition.data.record_index import read_index
@@ -181,6 +181,11 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
     bad = int((~looked.good).sum())
     if bad > 3:
         found.append(Finding(ERROR, "train.rec", f"{bad} of {len(keys)} images cannot be used", "as above"))
+    if looked.damages:
+        i, damage = looked.damages[0]
+        many = f"{len(looked.damages)}{' or more' if len(looked.damages) == MOST_PROBLEMS else ''}"
+        found.append(Finding(WARNING, f"train.rec, record {keys[i]}", f"{damage}; {many} JPEGs are damaged so, and "
+                             "decode to something", "look at doubtful.png; get the file again if its checksum differs"))
     labels = looked.labels
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= 0)
     wrong = np.flatnonzero((looked.bytes > 0) & ~(whole & (labels < prop.num_classes)))  # read, and of no class
@@ -290,8 +295,3 @@ def check_targets(folder: Path) -> list[Finding]:
     names = ", ".join(f"{name}.bin" for name in missing)
     return [Finding(NOTE, folder.name, f"has no {names}, which presets verify on",
                     "put them there, or name others with --val-targets")]
-
-
-def look_over(records: Records, prop: Property | None, decode: bool) -> Survey:
-    height, width = (prop.height, prop.width) if prop else (112, 112)
-    return survey(records.reader, records.offsets, height, width, decode)

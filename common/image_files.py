@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from recognition.errors import UserError
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 CUT = "the JPEG is cut short, it has no end marker after its last scan"
+_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -43,6 +45,33 @@ def is_jpeg(encoded: bytes) -> bool:
 def cut_short(encoded: bytes) -> bool:
     """Whether a JPEG lacks its end, which OpenCV paints grey: no end marker comes after the start of its last scan."""
     return is_jpeg(encoded) and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda")
+
+
+def jpeg_damage(encoded: bytes) -> str:
+    """What is wrong between the segments of a JPEG that a decoder passes over; empty for a sound one, or another kind.
+
+    Every segment begins with a marker; in the data of a scan 0xff is followed by 0, by a restart, or ends it.
+    """
+    at = 2 if is_jpeg(encoded) else len(encoded)
+    while at < len(encoded):
+        if encoded[at] != 0xFF:
+            return f"byte {at} should begin a segment, and is 0x{encoded[at]:02x}"
+        kind = encoded[at + 1] if at + 1 < len(encoded) else 0
+        if kind == 0xD9:
+            return ""
+        if kind == 0xFF:  # fill
+            at += 1
+        elif kind == 0x01 or 0xD0 <= kind <= 0xD7:
+            at += 2
+        else:
+            length = int.from_bytes(encoded[at + 2 : at + 4], "big")
+            if length < 2:
+                return f"the segment at byte {at} has the length {length}"
+            at += 2 + length
+            if kind == 0xDA:
+                found = _SCAN_END.search(encoded, at)
+                at = found.start() if found else len(encoded)
+    return CUT if is_jpeg(encoded) else ""
 
 
 def read_image(path: Path) -> tuple[bytes, np.ndarray]:

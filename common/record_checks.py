@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common.image_files import CUT, cut_short, in_order
+from common.image_files import CUT, cut_short, in_order, jpeg_damage
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
 from recognition.data.recordio import MAGIC, RecordReader, unpack_record
 from recognition.errors import UserError
@@ -26,7 +26,8 @@ _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 
 
 class Image(NamedTuple):
-    """What is kept of an encoded image; ``problem`` is empty if training can use it. Sides are 0 where unknown."""
+    """What is kept of an encoded image. Sides are 0 where unknown; ``problem`` is empty if training can use it,
+    ``damage`` if nothing in it is damaged that decoders pass over."""
 
     bytes: int
     height: int
@@ -34,6 +35,7 @@ class Image(NamedTuple):
     grey: bool
     digest: int  # 64 bits of the encoded bytes
     problem: str
+    damage: str = ""
 
 
 def digest_of(encoded: bytes) -> int:
@@ -59,11 +61,12 @@ def look_at(encoded: bytes, height: int, width: int, decode: bool = True) -> Ima
             fit(pixels, height, width)
         except ValueError as error:
             problem = str(error)
-    return Image(len(encoded), pixels.shape[0], pixels.shape[1], grey, digest, problem)
+    return Image(len(encoded), pixels.shape[0], pixels.shape[1], grey, digest, problem, jpeg_damage(encoded))
 
 
 class Survey(NamedTuple):
-    """N records that should be images, as they were found; ``problems`` are (place, text), at most MOST_PROBLEMS."""
+    """N records that should be images, as they were found; ``problems`` and ``damages`` are (place, text), at
+    most MOST_PROBLEMS of each."""
 
     labels: np.ndarray  # float32 (N,), NaN where the record cannot be read
     bytes: np.ndarray  # int32 (N,)
@@ -72,13 +75,14 @@ class Survey(NamedTuple):
     digests: np.ndarray  # uint64 (N,)
     good: np.ndarray  # bool (N,)
     problems: list[tuple[int, str]]
+    damages: list[tuple[int, str]]
 
 
 def survey(reader: RecordReader, offsets: np.ndarray, height: int, width: int, decode: bool = True) -> Survey:
     """Read, and with ``decode`` decode, the records at ``offsets``, in threads."""
     n = len(offsets)
     found = Survey(np.full(n, np.nan, np.float32), np.zeros(n, np.int32), np.zeros((n, 2), np.int32),
-                   np.zeros(n, bool), np.zeros(n, np.uint64), np.zeros(n, bool), [])
+                   np.zeros(n, bool), np.zeros(n, np.uint64), np.zeros(n, bool), [], [])
 
     def chunk(low: int) -> list[tuple[float, Image]]:
         return [_record(reader, int(offset), height, width, decode) for offset in offsets[low : low + _CHUNK]]
@@ -90,6 +94,8 @@ def survey(reader: RecordReader, offsets: np.ndarray, height: int, width: int, d
                 found.sides[i], found.digests[i], found.good[i] = image[1:3], image.digest, not image.problem
                 if image.problem and len(found.problems) < MOST_PROBLEMS:
                     found.problems.append((i, image.problem))
+                elif image.damage and len(found.damages) < MOST_PROBLEMS:
+                    found.damages.append((i, image.damage))
             bar.update(len(looked))
     return found
 

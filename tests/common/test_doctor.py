@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.doctor import examine, main
+from common.image_files import jpeg_damage
 from common.record_checks import framing, repeats
 from recognition.data.record_index import read_index
 from recognition.data.recordio import RecordReader
@@ -74,6 +75,9 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
         other[2] = b"\xff\xd8 no more"
     elif case == "empty":
         other[2] = b""
+    elif case == "damaged":
+        at = other[4].index(b"\xff\xc4")  # a table of codes, and before it what belongs to nothing
+        other[4] = other[4][:at] + b"junk" + other[4][at:]
     elif case == "small":
         other[0] = cv2.imencode(".jpg", np.full((56, 56, 3), 9, np.uint8))[1].tobytes()
     elif case == "shape":
@@ -114,7 +118,8 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
 
 @pytest.mark.parametrize("case, status, line", [
     ("cut", 2, "record 5: the JPEG is cut short"), ("no image", 2, "record 3: its 10 bytes are not an image"),
-    ("empty", 2, "record 3: it has no image"), ("small", 1, "1 images are not 112 x 112"),
+    ("damaged", 1, "1 JPEGs are damaged so"), ("empty", 2, "record 3: it has no image"),
+    ("small", 1, "1 images are not 112 x 112"),
     ("shape", 2, "record 1: the image is 112 x 96"),
     ("label", 2, "record 9: label 7: 1 of 9 labels are none of 0 to 2"),
     ("half", 2, "label 0.5"), ("nan", 2, "record 1: label nan: 1 of 9 labels are none of 0 to 2"),
@@ -137,7 +142,7 @@ def test_each_thing_that_can_be_wrong(case: str, status: int, line: str, images:
     assert line in out and "to do: " in out
     assert found == status, out
     assert (tmp_path / "out" / "doubtful.png").exists() == (case in (
-        "cut", "no image", "empty", "shape", "two labels"))
+        "cut", "no image", "empty", "shape", "two labels", "damaged"))
 
 
 def test_an_index_made_anew(images: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +165,16 @@ def test_damage_does_not_hide_what_follows(images: list[bytes], tmp_path: Path) 
     assert found.offsets.tolist() == [offset for i, offset in enumerate(offsets.tolist()) if i not in (2, 7)]
     assert [part[:2] for part in found.damaged] == [(offsets[2], offsets[3]), (offsets[7], offsets[8])]
     assert examine(folder).facts["images_that_can_be_used"] == 7
+
+
+def test_sound_jpegs_of_every_kind(noise: np.ndarray) -> None:
+    """Baseline, progressive, with restarts, of every quality, as OpenCV writes them; and one of each cut or filled."""
+    for flags in ([], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 3],
+                  *([cv2.IMWRITE_JPEG_QUALITY, quality] for quality in (1, 50, 100))):
+        encoded = cv2.imencode(".jpg", noise[0], flags)[1].tobytes()
+        assert jpeg_damage(encoded) == "" and jpeg_damage(encoded + b"after the end") == ""
+        assert jpeg_damage(encoded[:-2]) and jpeg_damage(encoded[:2] + b"\0" + encoded[2:])
+    assert jpeg_damage(cv2.imencode(".png", noise[0])[1].tobytes()) == jpeg_damage(b"") == ""
 
 
 def test_repeats_by_brute_force() -> None:
