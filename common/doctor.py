@@ -47,7 +47,7 @@ class Examined:
 
 
 def examine(folder: Path, decode: bool = True) -> Examined:
-    """Examine a folder; ``decode`` False looks at the bytes of images alone, which is fifty times faster."""
+    """Examine a folder; ``decode`` False looks at the bytes of images alone."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected the folder of a data set")
     found = Examined()
