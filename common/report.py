@@ -230,7 +230,7 @@ def _all_verifications(history: History) -> str:
     rows = [[str(record["step"]), str(record["target"]), f"{record['accuracy']:.5f}", f"{record['std']:.5f}",
              f"{record['xnorm']:.3f}" if "xnorm" in record else "-", f"{record['auc']:.5f}" if "auc" in record else "-"]
             for record in history["verification"]]
-    return folded(f"All {len(rows)} verifications", table(
+    return folded(f"Every verification: {len(rows)}", table(
         "Every verification", ["step", "target", "accuracy", "std", "XNorm", "AUC"], rows, numbers=True))
 
 

@@ -117,9 +117,9 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:
     for value, y in zip(y_axis.ticks(), _up(y_axis, np.array(y_axis.ticks()))):
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
                      f'<text class="end" x="{LEFT - 5}" y="{y + 4:.1f}">{number(value)}</text>')
-    parts.append(f'<text class="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
+    parts.append(f'<text class="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)} →</text>')
     if y_label:
-        parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">{escape(y_label)}</text>')
+        parts.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">↑ {escape(y_label)}</text>')
     return parts
 
 
