@@ -34,7 +34,7 @@ from recognition.params_file import read_arrays
 from recognition.symbol_file import read_symbol
 
 LONGEST, MOST_MEMORY = 5.0, 512 << 20
-REFUSED = f"one line, within {LONGEST:g} s and {MOST_MEMORY >> 20} MB; nothing of it is run"
+REFUSED = f"one line, within {LONGEST:g} s of the processor and {MOST_MEMORY >> 20} MB; nothing of it is run"
 
 
 class _Evil:
@@ -126,7 +126,7 @@ def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int
     here, there = os.pipe()
     child = os.fork()
     if not child:
-        code, began = 1, time.perf_counter()
+        code, began = 1, time.process_time()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             with open("/proc/self/statm") as file:
@@ -138,7 +138,7 @@ def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int
             code = 0
         finally:
             taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-            os.write(there, struct.pack("<dq", time.perf_counter() - began, taken))
+            os.write(there, struct.pack("<dq", time.process_time() - began, taken))
             os._exit(code)
     os.close(there)
     _, status = os.waitpid(child, 0)
