@@ -30,7 +30,10 @@ from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.mxnet_compat import mx
+from recognition.devices import CPU, share_processors
+
+share_processors(CPU, os.environ)  # before MXNet is imported, which reads its number of threads then
+from recognition.mxnet_compat import mx  # noqa: E402
 
 
 def made_up_jpeg(chance: np.random.RandomState) -> bytes:
