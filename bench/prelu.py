@@ -77,22 +77,26 @@ FORMS: dict[str, Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol]] =
 
 
 class Bound:
-    """A symbol bound for training on the CPU, its parameters and inputs random."""
+    """A symbol bound on the CPU, its parameters and inputs random."""
 
-    def __init__(self, symbol: mx.sym.Symbol, **shapes: tuple[int, ...]) -> None:
+    def __init__(self, symbol: mx.sym.Symbol, training: bool = True, **shapes: tuple[int, ...]) -> None:
+        self.training = training
         self.executor = symbol.simple_bind(mx.cpu(), grad_req="write", **shapes)
         for array in self.executor.arg_arrays:
             array[:] = mx.nd.random.normal(scale=0.3, shape=array.shape)
         self.seconds = float("inf")
 
-    def step(self) -> None:
-        """One forward and backward pass; keeps the least time."""
+    def step(self) -> float:
+        """One forward pass, in training a backward pass, too; returns its seconds and keeps the least."""
         mx.nd.waitall()
         start = time.process_time()
-        outputs = self.executor.forward(is_train=True)
-        self.executor.backward(outputs)
+        outputs = self.executor.forward(is_train=self.training)
+        if self.training:
+            self.executor.backward(outputs)
         mx.nd.waitall()
-        self.seconds = min(self.seconds, (time.process_time() - start) / THREADS)
+        seconds = (time.process_time() - start) / THREADS
+        self.seconds = min(self.seconds, seconds)
+        return seconds
 
 
 def in_context(form: Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol], channels: int) -> mx.sym.Symbol:

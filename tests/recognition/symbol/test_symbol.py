@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from recognition.config import FAMILIES as NAMES_OF_FAMILIES
-from recognition.config import NETWORK_KEYS
+from recognition.config import NETWORK_KEYS, Config
+from recognition.devices import require_bfloat16
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.parallel.backbone import ReplicatedBackbone
@@ -18,6 +19,7 @@ from recognition.parallel.communicator import SingleProcess
 from recognition.symbol import FAMILIES, build_symbol, first_weights
 from recognition.symbol.initialise import initialise
 from recognition.symbol.prelu import fast_prelu
+from recognition.training.prepare import bound_form
 
 QUICK = ("r18", "y1", "m05", "mnas025", "vargfacenet")
 GOLDEN = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "y1", "y2", "m1", "m05", "mnas", "mnas05", "mnas025", "d169",
@@ -142,14 +144,22 @@ def test_outputs_that_the_legacy_graph_has_too_few_channels_for(options, emb_siz
     assert build_symbol(configuration(emb_size=emb_size, **options)).list_outputs() == ["fc1_output"]
 
 
+@pytest.mark.parametrize("options", [{}, {"fp16": True, "memonger": True}], ids=["float32", "all passes"])
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name in ("y1", "m05", "mnas025") else pytest.mark.slow) for name in GOLDEN])
-def test_preset_trains(name, configuration):
-    """Two steps with fast PReLU, on two images: every gradient is a number, and the second step sees the first."""
+def test_preset_trains(name, options, configuration):
+    """Two steps in the form that training binds, on two images: every gradient is a number, and the second step sees
+    the first."""
     config = configuration(name)
+    if options:
+        try:
+            require_bfloat16("this test")
+        except UserError as reason:
+            pytest.skip(str(reason))
     symbol = build_symbol(config)
     backbone = ReplicatedBackbone(
-        fast_prelu(symbol), *initialise(symbol, (3, SIDE, SIDE), 1, first_weights(config.net_name)), [mx.cpu()], 2,
+        bound_form(symbol, Config(**options), (3, SIDE, SIDE)),
+        *initialise(symbol, (3, SIDE, SIDE), 1, first_weights(config.net_name)), [mx.cpu()], 2,
         (3, SIDE, SIDE), SingleProcess(), mu=0.9, wd=5e-4)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, SIDE, SIDE), dtype=np.uint8)
     features = []

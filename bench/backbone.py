@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images a second through backbones: as their graphs stand, through the passes of this trainer, and PyTorch's.
+
+    OMP_NUM_THREADS=2 python -m bench.backbone --networks y1 r50 --batch 16 --torch ENVIRONMENT/bin/python
+
+``unmodified`` is the legacy graph as MXNet binds it. ``passes`` is what training binds, and in inference what an
+embedder binds: batch norms folded, PReLU in fast operators; ``bfloat16`` is that in bfloat16. A step of training is
+forward and backward. ``--torch`` names a Python that has PyTorch: it runs the residual network of the same depth,
+channels last, in eager mode (``bench/torch_backbone.py``), a process of its own that takes its turns with the others.
+
+The forms take turns; a figure is the least of all repeats, in processor time divided by the threads: on a quiet machine
+that is the time on the clock, and on a busy one it is less disturbed.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from bench.memonger import network
+from bench.prelu import THREADS, Bound
+from recognition.config import Config
+from recognition.mxnet_compat import mx
+from recognition.symbol.fold import fold_batch_norms
+from recognition.symbol.initialise import initialise
+from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
+from recognition.training.prepare import bound_form
+
+IMAGE = (3, 112, 112)
+Step = Callable[[], float]  # returns seconds
+
+
+def prepared(symbol: mx.sym.Symbol, values: dict[str, np.ndarray], states: dict[str, np.ndarray], batch: int,
+             training: bool) -> Step:
+    """A step of ``symbol``, bound with these values and random images."""
+    bound = Bound(symbol, training, data=(batch, *IMAGE))
+    images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE))
+    bound.executor.copy_params_from({name: mx.nd.array(value) for name, value in {**values, "data": images}.items()},
+                                    {name: mx.nd.array(value) for name, value in states.items()})
+    return bound.step
+
+
+def training_steps(name: str, batch: int) -> dict[str, Step]:
+    symbol = network(name)
+    start = initialise(symbol, IMAGE, 0)
+    forms = {"unmodified": symbol, "passes": bound_form(symbol, Config(), IMAGE),
+             "bfloat16": bound_form(symbol, Config(fp16=True), IMAGE)}
+    return {form: prepared(graph, *start, batch, True) for form, graph in forms.items()}
+
+
+def inference_steps(name: str, batch: int) -> dict[str, Step]:
+    symbol = network(name)
+    start = initialise(symbol, IMAGE, 0)
+    folded, *parameters = fold_batch_norms(symbol, *start)
+    fast = fast_prelu(folded)
+    return {"unmodified": prepared(symbol, *start, batch, False), "passes": prepared(fast, *parameters, batch, False),
+            "bfloat16": prepared(low_precision(fast, "bfloat16"), *parameters, batch, False)}
+
+
+@contextlib.contextmanager
+def torch_step(python: str, name: str, batch: int, training: bool) -> Iterator[Step]:
+    """A step in a process of PyTorch, which makes one for every line that it reads."""
+    command = [python, str(Path(__file__).with_name("torch_backbone.py")), name[1:], str(batch), str(THREADS),
+               "training" if training else "inference"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+
+        def step() -> float:
+            assert process.stdin and process.stdout
+            process.stdin.write("step\n")
+            process.stdin.flush()
+            return float(process.stdout.readline())
+
+        yield step
+        process.stdin.close()
+
+
+def race(steps: dict[str, Step], repeats: int) -> dict[str, float]:
+    """The least seconds of each, in turns, after a step that allocates and compiles."""
+    least = dict.fromkeys(steps, float("inf"))
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for name, step in steps.items():
+            least[name] = min(least[name], step())
+    return least
+
+
+def compare(name: str, batch: int, repeats: int, python: str | None) -> None:
+    for training in (True, False):
+        steps = (training_steps if training else inference_steps)(name, batch)
+        with contextlib.ExitStack() as stack:
+            if python and name.startswith("r"):
+                steps["PyTorch"] = stack.enter_context(torch_step(python, name, batch, training))
+            seconds = race(steps, repeats)
+        for form, value in seconds.items():
+            print(f"{name:8}{'training' if training else 'inference':12}{form:14}{batch / value:10.1f}"
+                  f"{seconds['unmodified'] / value:8.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
+    parser.add_argument("--networks", nargs="*", default=["y1", "r50"])
+    parser.add_argument("--torch", metavar="PYTHON", help="a Python with PyTorch, for networks r18, r34, r50, r100")
+    options = parser.parse_args()
+    print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
+    print(f"{'network':8}{'':12}{'form':14}{'images/s':>10}{'ratio':>8}")
+    for name in options.networks:
+        compare(name, options.batch, options.repeats, options.torch)
+
+
+if __name__ == "__main__":
+    main()
