@@ -7,6 +7,8 @@
 # make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
 # make lint      ruff and mypy
 # make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/reliability.md; long
+# make lock      pin anew what all of these install, with hashes, for each CPython 3.9 to 3.12 of this machine
+# make audit     licences of what is pinned, and known vulnerabilities where their database can be reached
 # make clean     remove environments and caches; data sets and models stay
 #
 # Each makes its own virtual environment first, once. PYTHON=python3.10 chooses the Python, MXNET=cu112 the MXNet for
@@ -23,7 +25,7 @@ python := $(VENV)/bin/python
 install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
 	"$$python" -I scripts/environment.py $(VENV) $(MXNET)
 
-.PHONY: demo test test-all fuzz lint chaos clean
+.PHONY: demo test test-all fuzz lint chaos lock audit clean
 
 demo:
 	@$(install) plot
@@ -48,6 +50,14 @@ lint:
 chaos:
 	@$(install) plot test horovod
 	@$(python) -m bench.chaos --record $(ARGS)
+
+lock:
+	@PYTHON='$(PYTHON)' scripts/choose_python.sh --all | while IFS= read -r python; do \
+		"$$python" -I scripts/lock.py </dev/null || exit; done
+
+audit:
+	@$(install) plot test onnx horovod
+	@$(python) scripts/audit.py $(VENV)
 
 clean:
 	rm -rf .venv .venv.lock .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

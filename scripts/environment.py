@@ -3,8 +3,10 @@
 
     python scripts/environment.py .venv cpu plot onnx test horovod
 
-The environment is for the interpreter that runs this file. A stamp per extra, written when all of it is installed,
-holds a hash of what it was installed from; a changed pyproject.toml, or a set-up that was stopped, has no valid stamp.
+The environment is for the interpreter that runs this file, and gets what requirements/<version>.txt pins, checked
+against the hashes there (scripts/lock.py makes these files). A stamp per extra, written when all of it is installed,
+holds a hash of what it was installed from; a changed pyproject.toml or pin, or a set-up that was stopped, has no valid
+stamp.
 """
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "pyproject.toml"
+LOCKS = ROOT / "requirements"
 BUILD_TOOLS = ["pip>=22.3", "setuptools>=77,<81", "wheel"]
 # Horovod's setup.py fetches these by itself, as eggs, unless they are there.
 HOROVOD_BUILD_TOOLS = ["cloudpickle", "packaging", "psutil", "pyyaml"]
+CMAKE = "cmake>=3.21,<4"
 HOROVOD_OPTIONS = {
     "HOROVOD_WITH_MXNET": "1",
     "HOROVOD_WITHOUT_TENSORFLOW": "1",
@@ -100,7 +104,7 @@ class Environment:
         self.notes.mkdir(parents=True)
         say(f"making {self.label} for Python {platform.python_version()}")
         self.run("-m", "venv", str(self.venv), python=base_interpreter())
-        self.pip("install", *BUILD_TOOLS)
+        self.install_pins("build")
         self.identity.write_text(identity)
 
     def serves(self, identity: str) -> bool:
@@ -122,7 +126,15 @@ class Environment:
             (self.notes / f"{extra}.stamp").write_text(digest(extra))
 
     def install_project(self, extras: Sequence[str]) -> None:
-        self.pip("install", "--no-build-isolation", "-e", f".[{','.join(extras)}]")
+        self.install_pins("core", *extras)
+        self.pip("install", "--no-build-isolation", "--no-deps", "-e", ".")
+
+    def install_pins(self, *groups: str, command: Sequence[str] = ("install",)) -> None:
+        """Install, or what else pip can do with them, what requirements/ pins for any of the groups."""
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write("\n".join(pins(groups)))
+            file.flush()
+            self.pip(*command, "--require-hashes", "--no-deps", "-r", file.name)
 
     def install_horovod(self) -> None:
         """Build Horovod against the installed MXNet, unless the one that is there works."""
@@ -133,7 +145,7 @@ class Environment:
             )
             return
         say(f"building Horovod {version} with MXNet and Gloo: about two minutes on two cores")
-        self.pip("install", *HOROVOD_BUILD_TOOLS)
+        self.install_pins("horovod")
         with tempfile.TemporaryDirectory(dir=space_free_folder()) as folder:
             wheel = self.build_horovod(version, Path(folder))
             self.pip("install", "--force-reinstall", "--no-deps", str(wheel))
@@ -146,9 +158,9 @@ class Environment:
         """
         link = folder / "venv"
         link.symlink_to(self.venv)
-        self.pip("install", "--target", str(folder / "tools"), "cmake>=3.21,<4")
-        self.pip("download", "--no-deps", "--no-build-isolation", "--no-binary", "horovod", "--dest", str(folder),
-                 f"horovod=={version}")
+        self.install_pins("cmake", command=("install", "--target", str(folder / "tools")))
+        self.install_pins("source", command=("download", "--no-build-isolation", "--no-binary", "horovod", "--dest",
+                                             str(folder)))
         source = folder / f"horovod-{version}"
         shutil.unpack_archive(f"{source}.tar.gz", folder)
         with open(source / "horovod" / "__init__.py", "a") as file:
@@ -179,7 +191,22 @@ def identity(venv: Path, extras: Sequence[str]) -> str:
 
 def digest(extra: str) -> str:
     """A hash of everything that decides what is installed for an extra."""
-    return hashlib.sha256(b"\0".join([PROJECT.read_bytes(), Path(__file__).read_bytes(), extra.encode()])).hexdigest()
+    parts = [PROJECT.read_bytes(), lock_path().read_bytes(), Path(__file__).read_bytes(), extra.encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def lock_path() -> Path:
+    """The file of pins for the Python that runs this."""
+    return LOCKS / "{}.{}.txt".format(*sys.version_info)
+
+
+def pins(groups: Sequence[str]) -> list[str]:
+    """The lines of the file of pins that name one of the groups behind the package."""
+    try:
+        lines = lock_path().read_text().splitlines()
+    except OSError as error:
+        raise SetupError(f"{lock_path()}: cannot be read: {error.strerror}; `make lock` makes it") from None
+    return [line for line in lines if set(line.partition("  # ")[2].split()) & set(groups)]
 
 
 def horovod_version() -> str:

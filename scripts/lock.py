@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pin what `make` installs: every package with its version and the hashes of its files, for the Python that runs this.
+
+    python scripts/lock.py                  # `make lock` runs it under each CPython 3.9 to 3.12 of this machine
+
+pyproject.toml says what may be installed; the newest of that which the registry has goes to
+``requirements/<version>.txt``, in the form of pip's hash-checking mode. A comment behind each package names the extras
+that need it, ``core`` being what all need and ``build`` the tools: scripts/environment.py installs those of the extras
+that it is asked for. The files are for x86-64 Linux, as the published MXNet is.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from environment import (  # type: ignore[import-not-found]
+    BUILD_TOOLS,
+    CMAKE,
+    HOROVOD_BUILD_TOOLS,
+    ROOT,
+    horovod_version,
+    lock_path,
+)
+from pip._vendor.packaging.markers import default_environment
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.utils import canonicalize_name
+
+LEFT_OUT = ("horovod",)  # built from source by itself
+GROUPS = {"build": BUILD_TOOLS, "horovod": HOROVOD_BUILD_TOOLS, "cmake": [CMAKE]}  # beside the extras
+# Nothing but the registry: files of this machine, under the same names and versions, may have other hashes.
+PLAIN = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_NO_INDEX": ""}
+
+
+def pip(*arguments: str, **variables: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"], check=True,
+                   cwd=ROOT, env={**os.environ, **PLAIN, **variables})
+
+
+def resolve(wanted: list[str]) -> list[dict[str, Any]]:
+    """pip's report on what it would install for these requirements in an empty environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        pip("install", "--dry-run", "--ignore-installed", "--only-binary", ":all:", "--report", str(report), *wanted)
+        found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
+    return found
+
+
+def resolve_source(requirement: str) -> dict[str, Any]:
+    """pip's report on a source archive, of which the metadata alone are made, with the build tools of the project."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, tools = Path(folder) / "report.json", Path(folder) / "tools.txt"
+        tools.write_text("\n".join(BUILD_TOOLS))
+        pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--no-binary", ":all:", "--report", str(report),
+            requirement, PIP_CONSTRAINT=str(tools))
+        (found,) = json.loads(report.read_text())["install"]
+    return dict(found)
+
+
+def needed_by(requirements: list[str], found: Mapping[str, dict[str, Any]]) -> set[str]:
+    """The names of the packages that these requirements bring, those of their extras too."""
+    names: set[tuple[str, str]] = set()
+    ahead = [(Requirement(text), "") for text in requirements]
+    while ahead:
+        requirement, extra = ahead.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({**default_environment(), "extra": extra}):
+            continue
+        for wanted in ("", *requirement.extras):
+            if (name, wanted) in names or name in LEFT_OUT:
+                continue
+            names.add((name, wanted))
+            ahead += [(Requirement(text), wanted) for text in found[name]["metadata"].get("requires_dist", [])]
+    return {name for name, _ in names}
+
+
+def project_extras() -> dict[str, list[str]]:
+    """The requirements of each extra, and of all as ``core``, as pyproject.toml has them. Python 3.9 reads no TOML, and
+    pip does: it is asked for the project's metadata."""
+    (project,) = resolve(["--no-deps", "."])
+    extras: dict[str, list[str]] = {"core": []}
+    for text in project["metadata"]["requires_dist"]:
+        head, _, marker = text.partition(";")
+        extra = re.search(r"""extra == ["']([\w-]+)["']""", marker)
+        extras.setdefault(extra[1] if extra else "core", []).append(
+            head.strip() if extra and "python_version" not in marker else text)
+    return extras
+
+
+def line(item: dict[str, Any], groups: list[str]) -> str:
+    """A package as the file has it: version, hash, and who needs it."""
+    ((kind, digest),) = item["download_info"]["archive_info"]["hashes"].items()
+    metadata = item["metadata"]
+    return f"{canonicalize_name(metadata['name'])}=={metadata['version']} --hash={kind}:{digest}  # {' '.join(groups)}"
+
+
+def main() -> int:
+    extras = {name: [text for text in texts if canonicalize_name(Requirement(text).name) not in LEFT_OUT]
+              for name, texts in project_extras().items()}
+    groups = {name: [*extras.get(name, []), *GROUPS.get(name, [])] for name in {**extras, **GROUPS}}
+    found = {canonicalize_name(item["metadata"]["name"]): item
+             for item in resolve(sorted({text for texts in groups.values() for text in texts}))}
+    owners: dict[str, list[str]] = {name: [] for name in found}
+    for group, texts in groups.items():
+        for name in needed_by(texts, found):
+            owners[name].append(group)
+    lines = [line(found[name], owners[name]) for name in sorted(found)]
+    lines.append(line(resolve_source(f"horovod=={horovod_version()}"), ["source"]))
+    path = lock_path()
+    path.parent.mkdir(exist_ok=True)
+    head = "# Made by scripts/lock.py (`make lock`) from pyproject.toml: not to be edited."
+    path.write_text("\n".join([head, *lines, ""]))
+    print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pins of the set-up: whole, with hashes, within the bounds of pyproject.toml, under licences we have looked at."""
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSIONS = ("3.9", "3.10", "3.11", "3.12")
+LINE = re.compile(r"([a-z0-9][a-z0-9-]*)==([\w.+!]+) --hash=sha256:[0-9a-f]{64}  # ([a-z0-9-]+(?: [a-z0-9-]+)*)")
+LEFT_OUT = ("horovod",)  # is built from source: its line has the group "source"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pins(version: str) -> dict[str, tuple[str, set[str]]]:
+    """Version and groups by package; every line has the form that pip's hash-checking mode takes."""
+    head, *lines = (ROOT / "requirements" / f"{version}.txt").read_text().splitlines()
+    assert head.startswith("# Made by scripts/lock.py")
+    found = [LINE.fullmatch(line) for line in lines]
+    assert all(found), [line for line, match in zip(lines, found) if not match]
+    return {match[1]: (match[2], set(match[3].split())) for match in found if match}
+
+
+def requirements() -> list[tuple[str, str]]:
+    """Each extra, or ``core``, with each requirement in pyproject.toml. Python 3.9 reads no TOML."""
+    text = (ROOT / "pyproject.toml").read_text()
+    core = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)
+    extras = re.search(r"^\[project\.optional-dependencies\](.*?)^\[", text, re.M | re.S)
+    assert core and extras
+    found = [("core", name) for name in re.findall(r'^ +"([^"]+)"', core[1], re.M)]
+    for extra, listed in re.findall(r"^([\w-]+) = \[(.*?)\]$", extras[1], re.M | re.S):
+        found += [(extra, name) for name in re.findall(r'"([^"]+)"', re.sub(r"#.*", "", listed))]
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pins_are_within_the_bounds_and_none_is_missing(version: str) -> None:
+    pinned = pins(version)
+    assert len(requirements()) > 25
+    for extra, text in requirements():
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"python_version": version}):
+            continue
+        assert name in pinned, f"{name} of {extra}: make lock"
+        found, groups = pinned[name]
+        assert requirement.specifier.contains(found, prereleases=True), f"{text}: {found} is pinned: make lock"
+        assert ("source" if name in LEFT_OUT else extra) in groups, f"{name} of {extra}: make lock"
+    assert {"pip", "setuptools", "wheel"} <= {name for name, (_, groups) in pinned.items() if "build" in groups}
+
+
+def test_no_pin_names_a_place() -> None:
+    assert not [path for path in (ROOT / "requirements").iterdir() if "://" in path.read_text()]
+    assert sorted(path.stem for path in (ROOT / "requirements").iterdir()) == sorted(VERSIONS)
+
+
+def test_the_set_up_takes_the_lines_of_its_extras() -> None:
+    environment = script("environment")
+    lines = environment.pins(["core", "plot"])
+    names = {line.partition("==")[0] for line in lines}
+    assert {"numpy", "matplotlib"} <= names and not {"mxnet", "pytest", "horovod"} & names
+    assert [line.partition("==")[0] for line in environment.pins(["source"])] == ["horovod"]
+
+
+def test_licences_of_what_is_installed() -> None:
+    """Only those that make installs where the tests run: an environment of someone's own may lack some."""
+    audit = script("audit")
+    known = {name: audit.licence_of(name) for name in audit.pinned()}
+    assert sum(bool(said) for said in known.values()) > 20
+    assert {name: said for name, said in known.items()
+            if said and not re.search(audit.ALLOWED, said, re.IGNORECASE) and not audit.CUDA.match(name)} == {}
+
+
+def test_a_licence_that_is_not_listed_is_named(capsys: pytest.CaptureFixture[str],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = script("audit")
+    monkeypatch.setattr(audit, "licence_of", lambda name: {"a": "GPL-3.0-only", "b": "MIT"}.get(name, ""))
+    assert audit.licences({"a": "1", "b": "2", "c": "3", "nvidia-x": "4"}) == ["a", "c"]
+    assert capsys.readouterr().out.count("<--") == 2
