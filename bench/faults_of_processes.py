@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training in two processes, of which one dies, hangs or is slow, again and again; and starts that cannot succeed.
 
-    python -m bench.faults_of_processes                # ten minutes
+    python -m bench.faults_of_processes                # ten minutes on a machine that is free
     python -m bench.faults_of_processes --times 1      # each fault once
     python -m bench.faults_of_processes --record       # and the rows in docs/reliability.md
 
@@ -76,7 +76,7 @@ class Run:
 
     def end(self, since: float | None = None) -> Ended:
         try:
-            _, err = self.process.communicate(timeout=120)
+            _, err = self.process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             self.process.terminate()
             _, err = self.process.communicate()
@@ -128,12 +128,12 @@ def slowed(pid: int) -> Iterator[None]:
 
 def slow(launcher: Sequence[str]) -> Fault:
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
-        run = Run(folder, ["--slow-after", "5", *launcher], steps=1200)
+        run = Run(folder, ["--slow-after", "5", *launcher], steps=600)
         run.wait_until_it_trains(random)
         with slowed(run.pid_of("RECOGNITION_WORKER=1")):
             ended = run.end()
         line = r"launch: rank 1 on localhost is slow: all others wait for it, \d+ s of 100; the run goes on"
-        return ended.as_promised(0, line, 120), ended
+        return ended.as_promised(0, line, 300), ended
 
     return fault
 
@@ -224,7 +224,7 @@ def main() -> int:
                             f"{min(seconds):.1f} to {max(seconds):.1f} s; nothing left" + "".join(broken[:1])))
             print(rows[-1], flush=True)
     command = f"python -m bench.faults_of_processes --times {options.times} --record"
-    return report("processes", command, rows, options.record)
+    return report("ranks-and-starts", command, rows, options.record)
 
 
 if __name__ == "__main__":
