@@ -97,8 +97,8 @@ def read_subjects(path: Path) -> Subjects:
     for i, line in enumerate(lines):
         fields = line.split(",")
         try:
-            template, subject = int(fields[0]), int(fields[1])
-        except (ValueError, IndexError):
+            template, subject = np.array([int(fields[0]), int(fields[1])], np.int64).tolist()
+        except (ValueError, IndexError, OverflowError):
             if i == 0 and len(fields) > 1 and not fields[0].strip().lstrip("-").isdigit():
                 continue
             raise _bad_line(path, i, line, "TEMPLATE,SUBJECT,... in numbers") from None

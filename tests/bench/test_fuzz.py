@@ -54,6 +54,7 @@ def test_broken_inputs_are_refused_in_the_parsers_own_way(name: str) -> None:
 
 @pytest.mark.parametrize("name, data", [
     ("property", b"1\x1f,112,112"),
+    ("IJB subjects", b"99999999999999999999,2\n"),
 ])
 def test_faults_that_fuzzing_found(name: str, data: bytes) -> None:
     with contextlib.suppress(TARGETS[name].refusal):
