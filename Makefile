@@ -5,6 +5,8 @@
 #                options to pytest, JOBS=4 runs four at a time, JOBS=0 one after the other in one process
 # make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.12 of this machine
 # make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
+# make bench     the short form of all benches of speed and memory, in one table beside the stored figures: ratios to
+#                the alternative measured in the same run; ARGS='--only head input', ARGS=--store stores them
 # make lint      ruff and mypy
 # make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/reliability.md; long
 # make lock      pin anew what all of these install, with hashes, for each CPython 3.9 to 3.12 of this machine
@@ -25,7 +27,7 @@ python := $(VENV)/bin/python
 install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
 	"$$python" -I scripts/environment.py $(VENV) $(MXNET)
 
-.PHONY: demo test test-all fuzz lint chaos lock audit clean
+.PHONY: demo test test-all fuzz bench lint chaos lock audit clean
 
 demo:
 	@$(install) plot
@@ -41,6 +43,11 @@ test-all:
 fuzz:
 	@$(install) test fuzz
 	@$(python) -m bench.fuzz $(ARGS)
+
+bench:
+	@$(install) horovod
+	@[[ -f datasets/demo/property ]] || $(python) -m datasets.demo --output datasets/demo
+	@$(python) -m bench.short $(ARGS)
 
 lint:
 	@$(install) plot test

@@ -24,6 +24,7 @@ import numpy as np
 
 from bench.memonger import network
 from bench.prelu import THREADS, Bound
+from bench.ratios import add_json, write_ratios
 from recognition.config import Config
 from recognition.mxnet_compat import mx
 from recognition.symbol.fold import fold_batch_norms
@@ -92,7 +93,9 @@ def race(steps: dict[str, Step], repeats: int) -> dict[str, float]:
     return least
 
 
-def compare(name: str, batch: int, repeats: int, python: str | None) -> None:
+def compare(name: str, batch: int, repeats: int, python: str | None) -> dict[str, float]:
+    """The rows of a network, and its ratios: images/s to those of the unmodified graph."""
+    ratios = {}
     for training in (True, False):
         steps = (training_steps if training else inference_steps)(name, batch)
         with contextlib.ExitStack() as stack:
@@ -100,8 +103,10 @@ def compare(name: str, batch: int, repeats: int, python: str | None) -> None:
                 steps["PyTorch"] = stack.enter_context(torch_step(python, name, batch, training))
             seconds = race(steps, repeats)
         for form, value in seconds.items():
-            print(f"{name:8}{'training' if training else 'inference':12}{form:14}{batch / value:10.1f}"
-                  f"{seconds['unmodified'] / value:8.2f}", flush=True)
+            what, ratio = "training" if training else "inference", seconds["unmodified"] / value
+            print(f"{name:8}{what:12}{form:14}{batch / value:10.1f}{ratio:8.2f}", flush=True)
+            ratios[f"{name} {what}, {form}"] = ratio
+    return ratios
 
 
 def main() -> None:
@@ -110,11 +115,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=["y1", "r50"])
     parser.add_argument("--torch", metavar="PYTHON", help="a Python with PyTorch, for networks r18, r34, r50, r100")
+    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     print(f"{'network':8}{'':12}{'form':14}{'images/s':>10}{'ratio':>8}")
+    ratios: dict[str, float] = {}
     for name in options.networks:
-        compare(name, options.batch, options.repeats, options.torch)
+        ratios.update(compare(name, options.batch, options.repeats, options.torch))
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.memonger import network
 from bench.prelu import THREADS, Bound
+from bench.ratios import add_json, write_ratios
 from recognition.mxnet_compat import mx
 from recognition.symbol.initialise import initialise
 from recognition.symbol.precision import low_precision
@@ -28,7 +29,8 @@ def gradient(bound: Bound) -> np.ndarray:
     return np.concatenate([array.asnumpy().ravel() for name, array in arrays if name != "data"])
 
 
-def compare(name: str, batch: int, repeats: int) -> None:
+def compare(name: str, batch: int, repeats: int) -> float:
+    """A row; returns its ratio."""
     wide = fast_prelu(network(name))
     values, statistics = initialise(wide, (3, 112, 112), 0)
     parameters = {key: mx.nd.array(value) for key, value in values.items()}
@@ -44,6 +46,7 @@ def compare(name: str, batch: int, repeats: int) -> None:
     error = np.linalg.norm(found - reference) / np.linalg.norm(reference)
     speeds = [batch / bound.seconds for bound in pair]
     print(f"{name:10}{speeds[0]:12.1f}{speeds[1]:12.1f}{speeds[1] / speeds[0]:8.2f}{error:10.3f}", flush=True)
+    return speeds[1] / speeds[0]
 
 
 def main() -> None:
@@ -51,11 +54,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--repeats", type=int, default=4, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=["y1", "r18", "r50"])
+    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     print(f"{'images/s':10}{'float32':>12}{'bfloat16':>12}{'ratio':>8}{'error':>10}")
-    for name in options.networks:
-        compare(name, options.batch, options.repeats)
+    write_ratios(options.json, {name: compare(name, options.batch, options.repeats) for name in options.networks})
 
 
 if __name__ == "__main__":

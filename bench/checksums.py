@@ -19,6 +19,7 @@ from typing import Callable
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
 from recognition.checksums import sum_of, write_npy
 
 DIM, BLOCK = 512, 1 << 16  # rows that are random; the rest repeats them, which neither a digest nor a disk notices
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4, help="of W, of 10^9 bytes")
     parser.add_argument("--repeats", type=int, default=2, help="turns; the least time counts")
     parser.add_argument("--folder", type=Path, help="on the disk to write to; default: the one of temporary files")
+    add_json(parser)
     options = parser.parse_args()
     rows = max(1, int(options.gigabytes * 1e9 / DIM / 4))
     block = np.random.default_rng(0).standard_normal((min(BLOCK, rows), DIM), dtype=np.float32)
@@ -63,9 +65,12 @@ def main() -> None:
             for name in list(ways)[:: 1 if turn % 2 else -1]:
                 path.unlink(missing_ok=True)
                 times[name].append(seconds(ways[name]))
-        print(f"\n{f'{size:.2f} GB':24}{'seconds':>10}{'GB/s':>8}{'ratio':>8}")
-        for name, found in [*times.items(), ("compared with its sum", [seconds(lambda: sum_of(path))])]:
-            print(f"{name:24}{min(found):10.2f}{size / min(found):8.2f}{min(found) / min(times['np.save']):8.2f}")
+        times["compared with its sum"] = [seconds(lambda: sum_of(path))]
+    ratios = {name: min(found) / min(times["np.save"]) for name, found in times.items()}
+    print(f"\n{f'{size:.2f} GB':24}{'seconds':>10}{'GB/s':>8}{'ratio':>8}")
+    for name, found in times.items():
+        print(f"{name:24}{min(found):10.2f}{size / min(found):8.2f}{ratios[name]:8.2f}")
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
 from recognition.parallel.costs import HeadSize, sent_data_parallel, sent_parallel
 
 
@@ -88,12 +89,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="each process has all of W, and sums its gradients")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    add_json(parser)
     options = parser.parse_args()
     if options.work:
         return work(options)
     print(f"batch {options.batch}, dim {options.dim}, {options.parameters} backbone parameters; bytes a process and "
           f"step\n\n{'processes':>10}{'classes':>10}{'counted':>12}{'formula':>12}{'network':>12}")
+    ratios = {}
     for processes in options.processes:
+        first = 0
         for classes in options.classes:
             counted, network = measure(options, processes, classes)
             own = options.batch // processes
@@ -102,6 +106,11 @@ def main() -> None:
                 size = HeadSize(classes, classes, own, options.dim)
                 wanted = sent_data_parallel(processes, own, size, options.parameters)
             print(f"{processes:10}{classes:10}{counted:12}{wanted:12}{network:12}", flush=True)
+            first = first or counted
+            if processes > 1:
+                ratios[f"{processes} processes, {classes} classes"] = counted / first
+                ratios[f"{processes} processes, {classes} classes, formula"] = counted / wanted
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
 from recognition.cli import parse_args
 from recognition.mxnet_compat import mx
 from recognition.parallel.communicator import SingleProcess
@@ -57,15 +58,19 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", default=["y1"])
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--steps", type=int, default=12)
+    add_json(parser)
     options = parser.parse_args()
     print(f"{options.batch} images; seconds a step\n\n{'network':10}" + "".join(f"{way:>12}" for way in WAYS)
           + f"{'check costs':>14}{'undo costs':>12}")
+    ratios = {}
     for network in options.network:
         seconds = measure(network, options.batch, options.steps)
         costs = [statistics.median(np.subtract(seconds[way], seconds["plain"])) for way in WAYS[1:]]
         plain = statistics.median(seconds["plain"])
         print(f"{network:10}" + "".join(f"{statistics.median(seconds[way]):12.4f}" for way in WAYS)
               + f"{costs[0] / plain:14.2%}{costs[1] / plain:12.2%}", flush=True)
+        ratios.update({f"{network}, {way}": 1 + cost / plain for way, cost in zip(WAYS[1:], costs)})
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

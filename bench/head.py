@@ -23,6 +23,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
+
 
 class Row(NamedTuple):
     """One line of the table."""
@@ -114,6 +116,20 @@ def measure(way: str, repeats: int, **size: Any) -> dict[str, float]:
             "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
 
 
+def compare(found: dict[Row, dict[str, float]]) -> dict[str, float]:
+    """Least seconds and peak memory of the old way, to those of each row of ours with as many classes."""
+    old = {row.classes: figures for row, figures in found.items() if row.way == "old"}
+    ratios = {}
+    for row, figures in found.items():
+        if row.way == "ours" and row.classes in old:
+            differs = [f"{key.replace('_', '-')} {value}" for key, value in row._asdict().items()
+                       if key not in ("way", "classes") and value != Row._field_defaults[key]]
+            name = ", ".join([f"{row.classes} classes", *differs])
+            ratios[name] = old[row.classes]["least"] / figures["least"]
+            ratios[f"{name}, memory"] = old[row.classes]["memory"] / figures["memory"]
+    return ratios
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.head", description=(__doc__ or "").splitlines()[0])
     for flag, default in (("batch", 64), ("dim", 512), ("sub-centres", 1), ("shards", 1), ("repeats", 5)):
@@ -124,6 +140,7 @@ def main() -> int:
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="of ours; the old way has SGD")
     parser.add_argument("--most", type=int, default=10**9, help="leave out rows of more classes from the table")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    add_json(parser)
     options = vars(parser.parse_args())
     if options["measure"]:
         print(json.dumps(measure(options["way"], options["repeats"],
@@ -133,6 +150,7 @@ def main() -> int:
     print(f"{os.cpu_count()} processors, {options['repeats']} steps a row, median and least\n")
     print(f"{'way':5s}{'classes':>11s}{'D':>5s}{'K':>3s}{'shards':>7s}{'B':>4s}{'ratio':>6s} {'update':6s}"
           f"{'seconds':>9s}{'least':>8s}{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
+    results: dict[Row, dict[str, float]] = {}
     for row in rows:
         if row.classes > options["most"]:
             continue
@@ -140,10 +158,12 @@ def main() -> int:
         command += [word for key, value in row._asdict().items()
                     for word in (f"--{key.replace('_', '-')}", str(value))]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        results[row] = found
         rate = 6 * row.batch * row.classes * row.ratio * row.sub_centres * row.dim / found["seconds"] / 1e9
         print(f"{row.way:5s}{row.classes:11,d}{row.dim:5d}{row.sub_centres:3d}{row.shards:7d}{row.batch:4d}"
               f"{row.ratio:6.2f} {row.optimizer:6s}{found['seconds']:9.3f}{found['least']:8.3f}"
               f"{found['memory'] / 1e9:9.2f}{rate:9.0f}{rate / found['peak']:9.0%}", flush=True)
+    write_ratios(options["json"], compare(results))
     return 0
 
 

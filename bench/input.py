@@ -25,6 +25,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--networks", nargs="*", default=[], help="for the wait for data as a share of a step")
+    add_json(parser)
     args = parser.parse_args()
     images, batch, threads = args.images // args.batch * args.batch, args.batch, args.threads
     with tempfile.TemporaryDirectory() as folder:
@@ -190,10 +192,13 @@ def main() -> None:
         print(f"{'':40s}{'images/s':>10s}{'ratio':>8s}{'CPU us an image':>18s}")
         for name, way in ways.items():
             print(f"{name:40s}{way.rate:10.0f}{way.rate / ways['recipe, mx.image'].rate:8.1f}{way.cpu:18.1f}")
+        ratios = {name: way.rate / ways["recipe, mx.image"].rate for name, way in ways.items()}
         for network in args.networks:
             step, wait = wait_for_data(network, dataset, threads)
             print(f"{network}: {1000 * step:.0f} ms a step of 32 images, {1000 * wait:.2f} ms of them waiting for data "
                   f"({wait / step:.2%})", flush=True)
+            ratios[f"{network}, step with the wait for data"] = step / (step - wait)
+    write_ratios(args.json, ratios)
 
 
 if __name__ == "__main__":

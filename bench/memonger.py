@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.ratios import add_json, write_ratios
 from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.activations import maps_memory
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["y1", "r50", "r100"])
     parser.add_argument("--cases", nargs="*", default=CASES[:2], choices=CASES)
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
+    add_json(parser)
     options = parser.parse_args()
     if options.one:
         name, case = options.one
@@ -83,12 +85,19 @@ def main() -> None:
         return
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     print(f"{'network':10}{'case':24}{'maps, MB':>10}{'peak, MB':>10}{'step, ms':>10}")
+    ratios = {}
     for name in options.networks:
+        found = {}
         for case in options.cases:
             command = [sys.executable, "-m", "bench.memonger", "--one", name, case, "--batch", str(options.batch),
                        "--repeats", str(options.repeats)]
             maps, peak, step = map(float, subprocess.check_output(command, text=True).split()[-3:])
             print(f"{name:10}{case:24}{maps:10.0f}{peak:10.0f}{step:10.0f}", flush=True)
+            found[case] = (maps, peak, step)
+        for case in set(found) - {"kept"} if "kept" in found else ():
+            for what, before, after in zip(("maps", "peak", "step"), found["kept"], found[case]):
+                ratios[f"{name} {what}, {case}"] = after / before
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
 from common.all_pairs import evaluate_all_pairs
 from common.distractors import BLOCK_BYTES, search_distractors
 from common.embedding import normalised
@@ -129,6 +130,7 @@ def compare(options: argparse.Namespace) -> None:
     print(f"{'way':<10}{'distractors':>12}{'probes':>8}{'seconds':>9}{'at full size':>14}{'GFLOP/s':>9}{'peak MiB':>10}"
           f"{'rank 1':>8}{'TAR':>8}  found")
     before: dict[str, Any] = {}
+    ratios = {}
     for way, distractors, probes in plan:
         command = [sys.executable, "-m", "bench.million", "--way", way, "--distractors", str(distractors), "--probes",
                    str(probes), "--dim", str(options.dim)]
@@ -142,7 +144,10 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{way:<10}{distractors:>12}{probes:>8}{found['seconds']:>9.1f}{full:>14.1f}"
               f"{2e-9 * options.dim * work / found['seconds']:>9.0f}{found['mib']:>10.0f}"
               f"{rate(found, 'rank1'):>8}{rate(found, 'tar'):>8}  {same}", flush=True)
+        if way != "blocks":
+            ratios[way] = before["seconds"] / found["seconds"]
         before = found
+    write_ratios(options.json, ratios)
 
 
 def all_pairs(images: int, dim: int) -> None:
@@ -165,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--share", type=int, default=20, help="one of so many, for the ways that would take too long")
     parser.add_argument("--way", choices=list(WAYS), help="this one alone, as JSON")
     parser.add_argument("--pairs-of", type=int, default=0, help="all pairs of so many images, in place of distractors")
+    add_json(parser)
     options = parser.parse_args(arguments)
     if options.pairs_of:
         all_pairs(options.pairs_of, options.dim)

@@ -20,6 +20,8 @@ import time
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
+
 WAYS = ("overlapped", "afterwards", "none")
 MARK = "RESULT "
 
@@ -78,11 +80,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images a process")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    add_json(parser)
     options = parser.parse_args()
     if options.work:
         return work(options.network[0], options.batch, options.steps)
     print(f"{options.processes} processes, {options.batch} images each; seconds a step\n\n{'network':10}"
           + "".join(f"{way:>14}" for way in WAYS) + f"{'saved':>9}")
+    ratios = {}
     for network in options.network:
         run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(options.processes), "--",
                               sys.executable, "-m", "bench.overlap", "--work", "--network", network, "--batch",
@@ -93,6 +97,8 @@ def main() -> None:
         times = json.loads(found[found.index(MARK) + len(MARK):])
         saved = 1 - times["overlapped"] / times["afterwards"]
         print(f"{network:10}" + "".join(f"{times[way]:14.3f}" for way in WAYS) + f"{saved:9.1%}", flush=True)
+        ratios.update({f"{network}, {way}": times["overlapped"] / times[way] for way in WAYS[1:]})
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

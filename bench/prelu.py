@@ -16,6 +16,7 @@ import os
 import time
 from typing import Callable
 
+from bench.ratios import add_json, write_ratios
 from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.initialise import initialise
@@ -106,7 +107,8 @@ def in_context(form: Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol
     return mx.sym.Convolution(data, num_filter=channels, num_group=channels, kernel=(3, 3), pad=(1, 1), no_bias=True)
 
 
-def compare_forms(batch: int, repeats: int) -> None:
+def compare_forms(batch: int, repeats: int) -> dict[str, float]:
+    """The table of forms, and what MXNet's operator adds over all maps, to what the pass adds."""
     columns = []
     for channels, size in MAPS:
         graphs = {name: in_context(form, channels) for name, form in FORMS.items()}
@@ -120,9 +122,12 @@ def compare_forms(batch: int, repeats: int) -> None:
     print(f"{'ms that PReLU adds':36}" + "".join(f"{f'{c} x {s} x {s}':>16}" for c, s in MAPS))
     for name in columns[0]:
         print(f"{name:36}" + "".join(f"{column[name]:16.1f}" for column in columns))
+    before, after = (sum(column[name] for column in columns) for name in ("LeakyReLU", "the pass"))
+    return {"all maps": before / after}
 
 
-def compare_networks(names: list[str], batch: int, repeats: int) -> None:
+def compare_networks(names: list[str], batch: int, repeats: int) -> dict[str, float]:
+    ratios = {}
     print(f"\n{'images/s in training':20}{'LeakyReLU':>12}{'the pass':>12}{'ratio':>8}")
     for name in names:
         symbol = NETWORKS[name]()
@@ -135,6 +140,8 @@ def compare_networks(names: list[str], batch: int, repeats: int) -> None:
             after.step()
         speeds = batch / before.seconds, batch / after.seconds
         print(f"{name:20}{speeds[0]:12.1f}{speeds[1]:12.1f}{speeds[1] / speeds[0]:8.2f}", flush=True)
+        ratios[name] = speeds[1] / speeds[0]
+    return ratios
 
 
 def main() -> None:
@@ -142,10 +149,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
-    compare_forms(options.batch, options.repeats)
-    compare_networks(options.networks, options.batch, options.repeats)
+    ratios = compare_forms(options.batch, options.repeats)
+    ratios.update(compare_networks(options.networks, options.batch, options.repeats))
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
+from bench.ratios import add_json, write_ratios
+
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--network", "y1", "--dataset", "demo", "--loss", "arcface", "--devices", "cpu", "--per-batch-size", "32"]
 ONE_STEP = ["--max-steps", "1", "--ckpt", "0"]
@@ -111,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="after --: flags of train_parall.py")
+    add_json(parser)
     args = parser.parse_args()
     first, later = [], []
     for _ in range(args.repeats):
@@ -124,7 +127,11 @@ def main() -> None:
         if name != "all":
             print(f"{name:28s}" + "".join(f"{column.get(name, 0.0):10.3f}" for column in columns))
     print(f"{'to the end of the first step':28s}" + "".join(f"{column['all']:10.3f}" for column in columns))
-    print(f"{'--help':28s}{'':10s}{min(help_seconds() for _ in range(args.repeats)):10.3f}")
+    shown = min(help_seconds() for _ in range(args.repeats))
+    print(f"{'--help':28s}{'':10s}{shown:10.3f}")
+    bound = columns[1]["import of MXNet"]
+    write_ratios(args.json, {"first run": columns[0]["all"] / bound, "later run": columns[1]["all"] / bound,
+                             "--help": shown / bound})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Callable
 
 import numpy as np
 
+from bench.ratios import add_json, write_ratios
 from recognition.loss.triplet import choose_triplets, positive_pairs
 
 EACH, ALPHA = 5, 0.3
@@ -72,9 +73,11 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")
     parser.add_argument("--loops", type=int, default=1, help="runs of the legacy way")
+    add_json(parser)
     options = parser.parse_args()
     print(f"dim {options.dim}, alpha {ALPHA}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads\n")
     print(f"{'bag':>8}{'pairs':>8}{'triplets':>10}{'seconds':>10}{'MB':>8}{'loops, s':>10}")
+    ratios = {}
     for size in options.bags:
         embeddings, labels = make_bag(size, options.dim)
         choose = functools.partial(choose_triplets, embeddings, labels, ALPHA, 0.0, (0,))
@@ -82,6 +85,8 @@ def main() -> None:
         loops = [least(functools.partial(by_loops, embeddings, labels), options.loops)] if options.loops else []
         print(f"{size:8}{len(positive_pairs(labels)[0]):8}{triplets:10}{seconds:10.2f}{peak_memory(choose) / 1e6:8.0f}"
               + "".join(f"{value:10.1f}" for value in loops), flush=True)
+        ratios.update({f"bag of {size}": value / seconds for value in loops})
+    write_ratios(options.json, ratios)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Callable
 import numpy as np
 from sklearn.model_selection import KFold
 
+from bench.ratios import add_json, write_ratios
 from common.verification import evaluate
 from recognition.data.image import mirror
 from recognition.data.verification_set import load_bin, save_bin
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, help="a verification set of your own to load; it is run as a pickle, too")
     parser.add_argument("--load", choices=LOADERS, help=argparse.SUPPRESS)  # what each process of loading() does
+    add_json(parser)
     args = parser.parse_args()
     if args.load:
         load(args.load, args.data)
@@ -153,6 +155,7 @@ def main() -> None:
     print(f"{'':28s}{'ours':>10s}{'recipe':>10s}{'ratio':>8s}")
     for name, ours, theirs in rows:
         print(f"{name:28s}{ours:10.3f}{theirs:10.3f}{theirs / ours:8.1f}")
+    write_ratios(args.json, {name.partition(",")[0]: theirs / ours for name, ours, theirs in rows})
 
 
 if __name__ == "__main__":

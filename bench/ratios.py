@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bench found, for programs: ratios to the alternative that it measured in the same run.
+
+A bench that takes ``--json FILE`` writes them there, beside the table that it prints; ``bench.short`` reads them.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recognition.errors import UserError
+from recognition.files import replacing
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the flag to a bench."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there, too")
+
+
+def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:
+    """Write ``{what was measured: ratio}``; nothing without a path.
+
+    :raises UserError: if the file cannot be written.
+    """
+    if path:
+        with replacing(path) as file:
+            file.write_text(json.dumps(dict(ratios), indent=1) + "\n", encoding="utf-8")
+
+
+def read_ratios(path: Path, expected: Sequence[str]) -> dict[str, float]:
+    """Those that are expected, in this order.
+
+    :raises UserError: if there is no such file, or a ratio is missing or no finite number above 0.
+    """
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no ratios: {error}") from error
+    for name in expected:
+        ratio = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(ratio, (int, float)) or not 0 < ratio < math.inf:
+            raise UserError(f"found the ratio {ratio} of {name!r}, expected a number above 0")
+    return {name: float(found[name]) for name in expected}
