@@ -25,7 +25,8 @@ INPUTS, OUTPUT = 1, 2
 # What the backward pass of an operator reads beside the gradient, as MXNet 1.9.1 has it; others count as both.
 READS = {
     **dict.fromkeys(("Convolution", "FullyConnected", "BatchNorm", "Concat", "elemwise_mul", "broadcast_mul",
-                     "broadcast_div", "square", "clip", "_power_scalar", "InstanceNorm", "LayerNorm"), INPUTS),
+                     "broadcast_div", "square", "clip", "_power_scalar", "InstanceNorm", "LayerNorm",
+                     "recognition_winograd"), INPUTS),
     **dict.fromkeys(("sqrt", "relu", "softmax", "L2Normalization"), OUTPUT),
     **dict.fromkeys(("elemwise_add", "elemwise_sub", "broadcast_add", "broadcast_sub", "sum", "mean", "negative",
                      "_copy", "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_rminus_scalar",
@@ -217,7 +218,8 @@ class _Training:
         """The outputs of nodes that the backward pass of this one reads."""
         op = self._nodes[number]["op"]
         relu = op == "Activation" and self._nodes[number]["attrs"]["act_type"] == "relu"
-        reads = OUTPUT if relu else READS.get(op, INPUTS | OUTPUT)
+        kind = self._nodes[number]["attrs"]["op_type"] if op == "Custom" else op
+        reads = OUTPUT if relu else READS.get(kind, INPUTS | OUTPUT)
         read = self._inputs(number) if reads & INPUTS else []
         if reads & OUTPUT:
             read.append((number, 0))

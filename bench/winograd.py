@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3 x 3 convolutions by Winograd's way against MXNet's: layers alone, between batch norms, and steps of networks.
+
+    OMP_NUM_THREADS=1 python -m bench.winograd --batch 16 --repeats 5 --networks r18 r50
+
+The first table has milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
+batch norms, which keep maps in oneDNN's own layout: there Winograd's way pays for the way out of it and back. The
+second is a step of a whole network, with the PReLU pass on in both. MXNet's way and ours take turns, and each figure is
+the least of all repeats, in processor time divided by the threads; on a busy machine one thread is the better measure,
+since threads that wait for each other spin.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from recognition.mxnet_compat import mx
+from recognition.symbol import fresnet
+from recognition.symbol.initialise import initialise
+from recognition.symbol.passes import fast_prelu
+from recognition.symbol.winograd import winograd
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+# Channels in and out, height and width, and how many of them r50 has.
+LAYERS = ((64, 64, 112, 1), (64, 64, 56, 7), (128, 128, 28, 6), (256, 256, 14, 26), (512, 512, 7, 4))
+NETWORKS = {"r18": 18, "r50": 50}  # and their layers
+
+
+class Bound:
+    """A symbol bound for training on the CPU, its parameters and inputs random."""
+
+    def __init__(self, symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> None:
+        self.executor = symbol.simple_bind(mx.cpu(), grad_req="write", data=shape)
+        for array in self.executor.arg_arrays:
+            array[:] = mx.nd.random.normal(scale=0.05, shape=array.shape)
+        self.forward = self.backward = float("inf")
+
+    def step(self) -> None:
+        """One forward and backward pass; keeps the least times, in seconds."""
+        mx.nd.waitall()
+        start = time.process_time()
+        outputs = self.executor.forward(is_train=True)
+        mx.nd.waitall()
+        middle = time.process_time()
+        self.executor.backward(outputs)
+        mx.nd.waitall()
+        end = time.process_time()
+        self.forward = min(self.forward, (middle - start) / THREADS)
+        self.backward = min(self.backward, (end - middle) / THREADS)
+
+    @property
+    def seconds(self) -> float:
+        return self.forward + self.backward
+
+
+def layer(channels: int, normed: bool) -> mx.sym.Symbol:
+    data = mx.sym.var("data")
+    if normed:
+        data = mx.sym.BatchNorm(data, fix_gamma=False)
+    data = mx.sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
+    return mx.sym.BatchNorm(data, fix_gamma=False) if normed else data
+
+
+def race(symbols: tuple[mx.sym.Symbol, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
+    bound = [Bound(symbol, shape) for symbol in symbols]
+    for _ in range(repeats + 1):  # the first time, memory is set aside
+        for item in bound:
+            item.step()
+    return bound
+
+
+def compare_layers(batch: int, repeats: int) -> None:
+    print(f"{'ms, forward + backward':24}{'MXNet':>16}{'Winograd':>16}{'ratio':>8}")
+    for normed in (False, True):
+        totals = [0.0, 0.0]
+        for channels, filters, size, count in LAYERS:
+            plain = layer(filters, normed)
+            shape = (channels, size, size)
+            found = race((plain, winograd(plain, shape)), (batch, *shape), repeats)
+            totals = [total + count * item.seconds for total, item in zip(totals, found)]
+            row(f"{channels} x {size} x {size}{', normed' if normed else ''}",
+                [f"{1e3 * item.forward:.1f} + {1e3 * item.backward:.1f}" for item in found],
+                found[0].seconds / found[1].seconds)
+        row("as often as in r50", [f"{1e3 * total:.0f}" for total in totals], totals[0] / totals[1])
+
+
+def row(name: str, columns: list[str], ratio: float) -> None:
+    print(f"{name:24}" + "".join(f"{column:>16}" for column in columns) + f"{ratio:8.2f}", flush=True)
+
+
+def compare_networks(names: list[str], batch: int, repeats: int) -> None:
+    print(f"\n{'images/s in training':24}{'MXNet':>16}{'Winograd':>16}{'ratio':>8}")
+    for name in names:
+        plain = fast_prelu(fresnet.get_symbol(num_layers=NETWORKS[name]))
+        values, states = initialise(plain, (3, 112, 112), 0)
+        bound = [Bound(symbol, (batch, 3, 112, 112)) for symbol in (plain, winograd(plain))]
+        for item in bound:
+            item.executor.copy_params_from({key: mx.nd.array(value) for key, value in values.items()},
+                                           {key: mx.nd.array(value) for key, value in states.items()})
+        for _ in range(repeats + 1):
+            for item in bound:
+                item.step()
+        row(name, [f"{batch / item.seconds:.2f}" for item in bound], bound[0].seconds / bound[1].seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    options = parser.parse_args()
+    print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
+    compare_layers(options.batch, options.repeats)
+    compare_networks(options.networks, options.batch, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
