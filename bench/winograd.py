@@ -22,8 +22,8 @@ from recognition.symbol.passes import fast_prelu
 from recognition.symbol.winograd import winograd
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-# Channels in and out, height and width, and how many of them r50 has.
-LAYERS = ((64, 64, 112, 1), (64, 64, 56, 7), (128, 128, 28, 6), (256, 256, 14, 26), (512, 512, 7, 4))
+# Channels in and out, height and width, and how many of them r50 has; three more have twice as many channels out.
+LAYERS = ((64, 64, 112, 1), (64, 64, 56, 4), (128, 128, 28, 6), (256, 256, 14, 26), (512, 512, 7, 4))
 NETWORKS = {"r18": 18, "r50": 50}  # and their layers
 
 
