@@ -18,7 +18,7 @@ import time
 from recognition.mxnet_compat import mx
 from recognition.symbol import fresnet
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.winograd import winograd
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -12,8 +12,7 @@ from recognition.mxnet_compat import mx
 from recognition.symbol import fresnet
 from recognition.symbol.activations import maps_memory
 from recognition.symbol.initialise import initialise
-from recognition.symbol.passes import fast_prelu
-from recognition.symbol.precision import low_precision
+from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.recompute import recompute
 from recognition.symbol.winograd import has_winograd, winograd
 
@@ -141,9 +140,9 @@ def test_where_channels_or_tiles_do_not_fit_it_stays_with_mxnet():
     symbol = convolution()
     assert "Custom" not in operators(winograd(symbol, (48, 14, 14)))
     assert "Custom" not in operators(winograd(symbol, (64, 5, 5)))  # a quarter of the tiles' outputs would be used
-    two = low_precision(mx.sym.Activation(symbol, act_type="relu") + 1, "bfloat16")
-    assert "amp_cast" in operators(two)
-    assert operators(winograd(two, (64, 14, 14))) == operators(two)
+    low = mx.sym.amp_cast(symbol, dtype="bfloat16")
+    assert "amp_cast" in operators(low)
+    assert operators(winograd(low, (64, 14, 14))) == operators(low)
 
 
 @needs_vectors
