@@ -26,9 +26,10 @@ def winograd(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 112)
     """``symbol`` with Winograd's F(4 x 4, 3 x 3) for its 3 x 3 convolutions, where that is faster; float32 alone.
 
     These have stride 1, padding 1, no dilation, no groups and no bias, and channels in multiples of 64 on both sides.
-    Outputs and gradients are equal up to rounding, which is about four times that of plain sums in float32. Without
-    AVX-512, or where the network has layers of 16 bits, nothing changes. ``image_shape`` (3, H, W) tells the sizes of
-    the maps. Comes after passes that add layers.
+    Outputs and gradients are equal up to rounding: an error of 1e-6 to 2e-6 of their root mean square, where plain sums
+    in float32 have 2e-7; that of the gradient of the weights is at most twice theirs. Without AVX-512, or where the
+    network has layers of 16 bits, nothing changes. ``image_shape`` (3, H, W) tells the sizes of the maps. Comes after
+    passes that add layers.
     """
     if not has_winograd() or "amp_cast" in symbol.tojson(remove_amp_cast=False):
         return symbol

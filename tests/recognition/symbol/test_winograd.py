@@ -69,10 +69,10 @@ def arrays(batch, channels, filters, height, width):
     (2, 64, 64, 7, 7), (1, 64, 128, 14, 14), (3, 128, 64, 13, 9), (1, 64, 64, 12, 36), (5, 192, 64, 8, 8),
     (2, 64, 64, 56, 40)])
 def test_it_is_the_convolution(batch, channels, filters, height, width):
-    """Against float64: float32 by plain sums is off by 2e-7 to 1e-6 of the root mean square. The transforms add and
-    take away numbers up to 1 / (a b)^2 + ... times as large as what is left: 1e-6 to 4e-6 for the output and the
-    gradient of the input, and for that of the weights more the longer the sum over tiles is: 2e-5 leaves a factor of
-    five. The largest single error: 2e-4."""
+    """Against float64, by the root mean square of what is right: plain sums in float32 are off by 2e-7 (output and
+    gradient of the input, 64 to 512 channels) and 2e-6 (gradient of the weights, 12,500 products each). The transforms
+    take away numbers several times as large as what is left: 0.8e-6 to 1.9e-6 and 2.4e-6 were found, ten times that for
+    the largest single error of millions. A factor of two is left for other shapes."""
     values, d_output = arrays(batch, channels, filters, height, width)
     symbol = winograd(convolution(filters=filters), (channels, height, width))
     assert operators(symbol).count("Custom") == 1
@@ -81,8 +81,8 @@ def test_it_is_the_convolution(batch, channels, filters, height, width):
     for name, array in expected.items():
         size = np.sqrt(np.mean(array**2))
         error = found[name] - array
-        assert np.sqrt(np.mean(error**2)) <= 2e-5 * size, name
-        assert np.abs(error).max() <= 2e-4 * size, name
+        assert np.sqrt(np.mean(error**2)) <= 5e-6 * size, name
+        assert np.abs(error).max() <= 5e-5 * size, name
 
 
 @needs_vectors
