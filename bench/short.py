@@ -56,8 +56,8 @@ class Bench(NamedTuple):
 
 
 BENCHES = (
-    Bench("backbone", "--networks y1 r18 --batch 8 --repeats 3", "images/s, to the graph as it stands",
-          more=tuple(f"{network} {what}, {form}" for network in ("y1", "r18") for what in ("training", "inference")
+    Bench("backbone", "--networks y1 r50 --batch 8 --repeats 2", "images/s, to the graph as it stands",
+          more=tuple(f"{network} {what}, {form}" for network in ("y1", "r50") for what in ("training", "inference")
                      for form in ("passes", "bfloat16"))),
     Bench("prelu", "--batch 8 --repeats 3 --networks", "ms that MXNet's operator adds, to those that the pass adds",
           more=("all maps",)),
