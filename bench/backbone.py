@@ -58,10 +58,11 @@ def training_steps(name: str, batch: int) -> dict[str, Step]:
 def inference_steps(name: str, batch: int) -> dict[str, Step]:
     symbol = network(name)
     start = initialise(symbol, IMAGE, 0)
-    folded, *parameters = fold_batch_norms(symbol, *start)
+    folded, values, states = fold_batch_norms(symbol, *start)
     fast = fast_prelu(folded)
-    return {"unmodified": prepared(symbol, *start, batch, False), "passes": prepared(fast, *parameters, batch, False),
-            "bfloat16": prepared(low_precision(fast, "bfloat16"), *parameters, batch, False)}
+    return {"unmodified": prepared(symbol, *start, batch, False),
+            "passes": prepared(fast, values, states, batch, False),
+            "bfloat16": prepared(low_precision(fast, "bfloat16"), values, states, batch, False)}
 
 
 @contextlib.contextmanager

@@ -70,6 +70,9 @@ class CountingBackbone:
     def finite(self) -> bool:
         return True
 
+    def gradient_norm(self) -> float:
+        return 1.0
+
     def step(self, lr: float) -> None:
         self.steps += 1
         self.rates.setdefault(lr, [self.done, 0])[1] = self.done
@@ -98,8 +101,12 @@ class CountingHead:
         self.done += 1
         return HeadResult(float("nan") if self.done % BAD == 0 else 1 / self.done, 0.5, ONE)
 
-    def step(self, lr: float) -> None:
+    def target_angles(self) -> np.ndarray | None:
+        return None
+
+    def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
+        return None
 
     def leave_out(self) -> None:
         self.left_out += 1

@@ -105,8 +105,9 @@ def main() -> int:
     extras = {name: [text for text in texts if canonicalize_name(Requirement(text).name) not in LEFT_OUT]
               for name, texts in project_extras().items()}
     groups = {name: [*extras.get(name, []), *GROUPS.get(name, [])] for name in {**extras, **GROUPS}}
-    found = {canonicalize_name(item["metadata"]["name"]): item
-             for item in resolve(sorted({text for texts in groups.values() for text in texts}))}
+    found: dict[str, dict[str, Any]] = {
+        canonicalize_name(item["metadata"]["name"]): item
+        for item in resolve(sorted({text for texts in groups.values() for text in texts}))}
     owners: dict[str, list[str]] = {name: [] for name in found}
     for group, texts in groups.items():
         for name in needed_by(texts, found):

@@ -46,7 +46,8 @@ def _narrow_convolutions(symbol: mx.sym.Symbol, nodes: list[Node], image_shape: 
 
     def channels(node: Node) -> int:
         source = nodes[node["inputs"][0][0]]
-        shape = shapes.get(source["name"] if source["op"] == "null" else source["name"] + "_output") or ()
+        name = source["name"] if source["op"] == "null" else source["name"] + "_output"
+        shape: tuple[int, ...] = shapes.get(name) or ()
         return shape[1] if len(shape) > 1 else NARROW
 
     return [number for number, node in enumerate(nodes) if node["op"] == "Convolution"

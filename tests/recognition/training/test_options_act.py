@@ -63,9 +63,12 @@ def folder(tiny_set: Path, tmp_path: Path) -> Path:
 
 
 def one_line(result: tuple[int, str, str]) -> str:
+    """The line of the error, the last; what the log said comes before it, if anything."""
     status, _, err = result
-    assert status == 2 and err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
-    return err.strip()
+    *before, line = err.strip().splitlines()
+    assert status == 2 and line.startswith("error: "), err
+    assert [said for said in before if not said.startswith(("INFO:", "WARNING:"))] == [], err
+    return line
 
 
 def test_a_folder_without_records(train: Train, folder: Path) -> None:
@@ -74,16 +77,24 @@ def test_a_folder_without_records(train: Train, folder: Path) -> None:
 
 
 def test_a_property_file_that_disagrees_with_the_labels(train: Train, folder: Path) -> None:
+    """Classes 5 to 10 are more than the share of records that may be left out."""
     (folder / "property").write_text("5,112,112\n")
-    assert one_line(train("x", *SHORT)) == (f"error: {folder}/train.rec: record 31: label 5, expected a whole number "
-                                            f"from 0 to 4, as {folder}/property says")
+    wrong = f"label 5, expected a whole number from 0 to 4, as {folder}/property says"
+    status, out, err = train("x", *SHORT)
+    assert f"WARNING:recognition.data.bad_records:left out: {folder}/train.rec: record 31: {wrong}" in err.splitlines()
+    assert one_line((status, out, err)) == (
+        f"error: {folder}/train.rec: record 32: {wrong}; 2 of 66 records cannot be used (the first met: 31, 32), "
+        "expected at most 1, which is --bad-record-share 0.01")
+    stopped = train("y", *SHORT, "--on-bad-record", "stop")
+    assert one_line(stopped) == f"error: {folder}/train.rec: record 31: {wrong}"
 
 
 def test_a_label_out_of_range(train: Train, folder: Path) -> None:
     with RecordWriter(folder / "train.rec", folder / "train.idx") as records:
         for key, label in enumerate((0, 1, 2, 99, 4, 5)):
             records.write(key, pack_record(float(label), b"image"))
-    assert f"{folder}/train.rec: record 3: label 99, expected" in one_line(train("x", *SHORT))
+    error = one_line(train("x", *SHORT, "--on-bad-record", "stop"))
+    assert f"{folder}/train.rec: record 3: label 99, expected" in error
 
 
 def test_images_of_another_size_than_the_network_is_built_for(train: Train, folder: Path) -> None:
