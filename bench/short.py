@@ -81,7 +81,7 @@ BENCHES = (
           more=("load", "memory while loading", "mirror images", "statistics")),
     Bench("start", "--repeats 1", "seconds to the end of the first step and of --help, to MXNet's import",
           less=("first run", "later run", "--help")),
-    Bench("million", "--distractors 100000 --probes 880", "seconds of the search by blocks, to ...",
+    Bench("million", "--distractors 200000 --probes 1760", "seconds of the search by blocks, to ...",
           less=("products", "whole", "by probe")),
     Bench("checksums", "--gigabytes 0.5 --repeats 3", "seconds of a file, to np.save",
           less=("with sha256", "compared with its sum")),
