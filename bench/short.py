@@ -61,6 +61,8 @@ BENCHES = (
                      for form in ("passes", "bfloat16"))),
     Bench("prelu", "--batch 8 --repeats 3 --networks", "ms that MXNet's operator adds, to those that the pass adds",
           more=("all maps",)),
+    Bench("winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",
+          more=("layers", "layers, normed", "r18")),
     Bench("bfloat16", "--networks r18 --batch 8 --repeats 3", "images/s in training, to float32 with the same passes",
           more=("r18",)),
     Bench("memonger", "--networks r50 --batch 8 --repeats 2", "MB and ms of a step, to maps kept",

@@ -15,6 +15,7 @@ import argparse
 import os
 import time
 
+from bench.ratios import add_json, write_ratios
 from recognition.mxnet_compat import mx
 from recognition.symbol import fresnet
 from recognition.symbol.initialise import initialise
@@ -70,7 +71,9 @@ def race(symbols: tuple[mx.sym.Symbol, ...], shape: tuple[int, ...], repeats: in
     return bound
 
 
-def compare_layers(batch: int, repeats: int) -> None:
+def compare_layers(batch: int, repeats: int) -> dict[str, float]:
+    """The first table; returns the ratios of all layers together."""
+    ratios = {}
     print(f"{'ms, forward + backward':24}{'MXNet':>16}{'Winograd':>16}{'ratio':>8}")
     for normed in (False, True):
         totals = [0.0, 0.0]
@@ -83,13 +86,16 @@ def compare_layers(batch: int, repeats: int) -> None:
                 [f"{1e3 * item.forward:.1f} + {1e3 * item.backward:.1f}" for item in found],
                 found[0].seconds / found[1].seconds)
         row("as often as in r50", [f"{1e3 * total:.0f}" for total in totals], totals[0] / totals[1])
+        ratios["layers, normed" if normed else "layers"] = totals[0] / totals[1]
+    return ratios
 
 
 def row(name: str, columns: list[str], ratio: float) -> None:
     print(f"{name:24}" + "".join(f"{column:>16}" for column in columns) + f"{ratio:8.2f}", flush=True)
 
 
-def compare_networks(names: list[str], batch: int, repeats: int) -> None:
+def compare_networks(names: list[str], batch: int, repeats: int) -> dict[str, float]:
+    ratios = {}
     print(f"\n{'images/s in training':24}{'MXNet':>16}{'Winograd':>16}{'ratio':>8}")
     for name in names:
         plain = fast_prelu(fresnet.get_symbol(num_layers=NETWORKS[name]))
@@ -101,7 +107,9 @@ def compare_networks(names: list[str], batch: int, repeats: int) -> None:
         for _ in range(repeats + 1):
             for item in bound:
                 item.step()
-        row(name, [f"{batch / item.seconds:.2f}" for item in bound], bound[0].seconds / bound[1].seconds)
+        ratios[name] = bound[0].seconds / bound[1].seconds
+        row(name, [f"{batch / item.seconds:.2f}" for item in bound], ratios[name])
+    return ratios
 
 
 def main() -> None:
@@ -109,10 +117,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
-    compare_layers(options.batch, options.repeats)
-    compare_networks(options.networks, options.batch, options.repeats)
+    ratios = compare_layers(options.batch, options.repeats)
+    write_ratios(options.json, {**ratios, **compare_networks(options.networks, options.batch, options.repeats)})
 
 
 if __name__ == "__main__":
