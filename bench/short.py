@@ -49,10 +49,12 @@ class Bench(NamedTuple):
     more: tuple[str, ...] = ()  # those of which more is better
     less: tuple[str, ...] = ()
     processes: int = 1  # several: Horovod's, which share the processors by themselves
+    threads: int = 0  # for MXNet, where the bench's own command names a number; else as many as a run has
 
     @property
     def command(self) -> str:
-        return f"python -m bench.{self.name} {self.flags}".strip()
+        threads = f"OMP_NUM_THREADS={self.threads} " if self.threads else ""
+        return f"{threads}python -m bench.{self.name} {self.flags}".rstrip()
 
 
 BENCHES = (
@@ -62,7 +64,7 @@ BENCHES = (
     Bench("prelu", "--batch 8 --repeats 3 --networks", "ms that MXNet's operator adds, to those that the pass adds",
           more=("all maps",)),
     Bench("winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",
-          more=("layers", "layers, normed", "r18")),
+          more=("layers", "layers, normed", "r18"), threads=1),
     Bench("bfloat16", "--networks r18 --batch 8 --repeats 3", "images/s in training, to float32 with the same passes",
           more=("r18",)),
     Bench("memonger", "--networks r50 --batch 8 --repeats 2", "MB and ms of a step, to maps kept",
@@ -106,13 +108,16 @@ def run(bench: Bench, limit: float) -> Outcome:
     if bench.processes > 1 and not importlib.util.find_spec("horovod"):
         return Outcome(0, why="left out: no Horovod here")
     environ = dict(os.environ)
+    if bench.threads:
+        environ["OMP_NUM_THREADS"] = str(bench.threads)
     if bench.processes == 1:
         share_processors(CPU, environ)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "said", "w+", encoding="utf-8") as said:
         ratios = Path(folder) / "ratios.json"
-        process = subprocess.Popen([sys.executable, *bench.command.split()[1:], "--json", str(ratios)], cwd=ROOT,
-                                   env=environ, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"bench.{bench.name}", *bench.flags.split(), "--json", str(ratios)], cwd=ROOT,
+            env=environ, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             status = process.wait(limit)
         except BaseException as error:  # Ctrl-C and SIGTERM do not reach another session
