@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The short form of every bench of speed and memory, in one table beside the stored figures: `make bench`.
 
-    python -m bench.short                           # all, about five minutes on two quiet cores
+    python -m bench.short                           # all, about four minutes on two quiet cores
     python -m bench.short --only head input
     python -m bench.short --store                   # these are the figures from now on
 

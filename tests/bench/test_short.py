@@ -11,7 +11,7 @@ import pytest
 
 from bench import short
 from bench.ratios import read_ratios, write_ratios
-from bench.short import BENCHES, Bench, Outcome, lines_of, main, read_figures, store, verdict
+from bench.short import BENCHES, FIGURES, Bench, Outcome, lines_of, main, read_figures, store, verdict
 from recognition.errors import UserError
 
 TINY = Bench("triplets", "--bags 100 --dim 16 --repeats 1", "loops to this way", more=("bag of 100",))
@@ -109,6 +109,15 @@ def test_store_keeps_what_did_not_run(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     store(figures, entry(PAIR, speed=2), {PAIR: Outcome(1, why="FAILED", failed=True)})
     assert read_figures(figures) == entry(PAIR, speed=2)
+
+
+def test_stored_figures_are_of_the_benches() -> None:
+    """Each bench's figures are there, of the short form that runs today; else it was changed and not measured again."""
+    stored = read_figures(FIGURES)
+    assert set(stored) == {bench.name for bench in BENCHES}
+    for bench in BENCHES:
+        assert stored[bench.name]["command"] == bench.command
+        assert set(stored[bench.name]["ratios"]) == set(bench.more + bench.less)
 
 
 @pytest.mark.parametrize("bench", BENCHES, ids=lambda bench: bench.name)
