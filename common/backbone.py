@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from common.embedder import Embedder
 from recognition.cli import find_pretrained
 from recognition.data.image import write_planes
 from recognition.devices import Device, parse_devices, require_bfloat16
 from recognition.errors import UserError
+
+if TYPE_CHECKING:
+    from common.embedder import Embedder
 
 Images = Union[np.ndarray, Sequence[np.ndarray]]
 
@@ -70,6 +72,8 @@ class Backbone:
         return np.concatenate([*parts, self._embedder(1)(planes[whole:])] if whole < len(planes) else parts)
 
     def _embedder(self, size: int) -> Embedder:
+        from common.embedder import Embedder  # imports MXNet: after what can be found wrong without it
+
         if size not in self._embedders:
             self._embedders[size] = Embedder(*self._source, self._devices, size, (3, *self.image_size),
                                              self._bfloat16)

@@ -30,6 +30,7 @@ from common.gallery import (
     nearest,
     save_gallery,
 )
+from common.image_sources import find_images
 from recognition.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.files import replacing
@@ -66,11 +67,9 @@ def embed(backbone: Backbone, options: argparse.Namespace) -> Found:
         save_gallery(options.output, gallery)
         print(f"{options.output}: embeddings of {len(gallery.paths)} images, {backbone.dim} numbers each; "
               f"{len(gallery.paths) / seconds:.1f} images/s")
-    elif options.images.is_file():
+    else:
         with np.printoptions(precision=5, suppress=True, linewidth=100, threshold=backbone.dim + 1):
             print(gallery.embeddings[0])
-    else:
-        raise UserError("--output: not given, expected FILE.npz for the embeddings of a folder")
     found: Found = {"images": len(gallery.paths), "unusable": bad, "seconds": seconds}
     return found if options.output else {**found, "embedding": gallery.embeddings[0].tolist()}
 
@@ -89,10 +88,6 @@ def compare(backbone: Backbone, options: argparse.Namespace) -> Found:
 
 
 def search(backbone: Backbone, options: argparse.Namespace) -> Found:
-    if options.probes is None:
-        raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
-    if options.top < 1:
-        raise UserError(f"--top: found {options.top}, expected at least 1")
     flip = not options.no_flip
     bad: list[str] = []
     if options.gallery.suffix == ".npz":
@@ -132,14 +127,33 @@ def _tell(bad: list[str]) -> None:
         print(f"{len(bad)} images left out")
 
 
-@command
-def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+def _check(options: argparse.Namespace) -> None:
+    """Raise UserError for what is wrong with flags and paths: before MXNet, and hours of work."""
     for flag, goes_with in (("output", "images"), ("probes", "gallery")):
         if getattr(options, flag) is not None and getattr(options, goes_with) is None:
             raise UserError(f"--{flag}: goes with --{goes_with} only")
-    if options.output and options.output.suffix != ".npz":  # before hours of work
+    if options.output and options.output.suffix != ".npz":
         raise UserError(f"--output: found {options.output}, expected a name that ends in .npz")
+    if options.gallery and options.probes is None:
+        raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
+    if options.top < 1:
+        raise UserError(f"--top: found {options.top}, expected at least 1")
+    for place in (options.images, options.gallery, options.probes, *(options.compare or ())):
+        if place and (place != options.gallery or place.suffix != ".npz"):
+            find_images(place)
+    for place in options.compare or ():
+        if place.is_dir():
+            raise UserError(f"--compare: found the folder {place}, expected two images")
+    if options.gallery and options.gallery.suffix == ".npz":
+        load_gallery(options.gallery)
+    if options.images and options.images.is_dir() and not options.output:
+        raise UserError("--output: not given, expected FILE.npz for the embeddings of a folder")
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    _check(options)
     side = options.image_size
     backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side))
     action = embed if options.images else compare if options.compare else search

@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -118,6 +121,23 @@ def test_bad_input_is_one_line(small_model, folder, tmp_path, monkeypatch, capsy
     assert message in said
     assert said.count("\n") == 1
     assert not list(tmp_path.glob("o*"))
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--images", "nowhere", "--output", "o.npz"], "nowhere: not found"),
+    (["--images", "{people}"], "--output: not given"),
+    (["--compare", "nowhere.png", "{people}"], "nowhere.png: not found"),
+    (["--compare", "{people}/a/0.png", "{people}"], "people, expected two images"),
+    (["--gallery", "nowhere.npz", "--probes", "{people}"], "nowhere.npz: cannot be read"),
+    (["--help"], "Embeds aligned face images"),
+])
+def test_what_needs_no_network_is_said_without_mxnet(small_model, folder, tmp_path, flags, message):
+    code = "import sys; from common.inference import main; main(); print('mxnet' in sys.modules)"
+    flags = [flag.format(people=folder) for flag in flags]
+    done = subprocess.run([sys.executable, "-c", code, "--model", str(small_model), *flags], capture_output=True,
+                          text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()}, check=False)
+    assert message in done.stdout + done.stderr
+    assert "True" not in done.stdout
 
 
 def test_a_gallery_of_another_network_is_refused(small_model, folder, tmp_path, capsys):
