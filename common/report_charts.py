@@ -96,7 +96,7 @@ def _axis(values: Sequence[np.ndarray], from_zero: bool) -> Axis:
     finite = together[np.isfinite(together)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if from_zero:
-        return Axis(0, max(high, 1e-12) * 1.04)
+        return Axis(0, 1.04 * high if high > 1e-12 else 1)
     room = (high - low) * 0.03
     return Axis(low - room, high + room)
 

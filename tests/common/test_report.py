@@ -228,6 +228,12 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
 
 
+def test_a_line_of_zeros_has_ticks_that_differ() -> None:
+    svg = chart([Line("a", np.arange(3.0), np.zeros(3))], "about", "step", from_zero=True)
+    up = re.findall(r'<text class="end" x="[^"]*" y="[^"]*">([0-9.]+)</text>', svg)
+    assert len(up) > 2 and len(set(up)) == len(up)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 900), (0.5, 0.5), (0, 1e-9), (1e6, 1e6 + 1), (0.8999, 0.9)])
 def test_ticks_lie_in_the_axis(low: float, high: float) -> None:
     axis = Axis(low, high)
