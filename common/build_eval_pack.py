@@ -146,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                   str((~kept).sum())]]))
     if len(issame) % 10 or broken:
         print(f"mind: {len(issame)} pairs in the protocol's 10 folds, in the order of the list")
+    print(f"what was done, and some pairs as a picture: {args.output.with_suffix('.json')}, .png")
     return 0
 
 

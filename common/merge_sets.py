@@ -201,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "identity_limit": args.identity_limit, "join": args.join, "images": sum(merged.counts),
             "identities": len(merged.counts), "of_each_set": [dict(zip(REASONS, part)) for part in parts]})
     print(table(["set", *REASONS], [[path.name, *map(str, part)] for path, part in zip(args.data, parts)]))
-    print(f"{args.output}: {sum(merged.counts)} images of {len(merged.counts)} identities")
+    print(f"{args.output}: {sum(merged.counts)} images of {len(merged.counts)} identities; "
+          "merge.json, merge.tsv" + (", merge.png and nearest.png" if alike and apart else "") + " there say more")
     return 0
 
 

@@ -254,7 +254,8 @@ def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDat
                   communicator: Communicator) -> Verifier:
     sets = load_targets(dataset.path, config.val_targets, dataset.image_shape[:2])
     if not sets:
-        print(f"{dataset.path}: no verification set there ({', '.join(config.val_targets)}: .bin)", flush=True)
+        looked_for = ", ".join(f"{target}.bin" for target in config.val_targets)
+        print(f"{dataset.path}: no verification set there (looked for {looked_for})", flush=True)
     images = config.per_batch_size * len(config.devices) * communicator.size
     return Verifier(shared(backbone.embed, communicator), sets, images,
                     Path(config.output_dir) if communicator.rank == 0 else None)

@@ -89,7 +89,7 @@ def test_verbose_and_frequent(run: Callable[..., Outcome]) -> None:
 
 def test_val_targets(run: Callable[..., Outcome], tiny_set: Path) -> None:
     assert "[tiny][3]XNorm: " in run(val_targets="none,tiny").out
-    assert f"{tiny_set}: no verification set there (none: .bin)" in run().out
+    assert f"{tiny_set}: no verification set there (looked for none.bin)" in run().out
 
 
 def test_lr_and_lr_steps(run: Callable[..., Outcome]) -> None:
