@@ -14,11 +14,20 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common.rates import Highest, Rate, count_above, rates_at, scores_needed, thresholds_at
+from common.rates import (
+    CURVE_SCORES,
+    Highest,
+    Rate,
+    count_above,
+    curve_at,
+    curve_places,
+    rates_at,
+    scores_needed,
+    thresholds_at,
+)
 from recognition.errors import UserError
 
 BLOCK = 2048  # rows: a block of scores is 16 MiB
-CURVE_POINTS = 60
 
 
 class AllPairs(NamedTuple):
@@ -27,7 +36,7 @@ class AllPairs(NamedTuple):
     same_pairs: int
     different_pairs: int
     rates: list[Rate]
-    curve: tuple[np.ndarray, np.ndarray]  # FAR and TAR, up to the highest FAR asked for
+    curve: tuple[np.ndarray, np.ndarray]  # FAR and TAR, to the highest FAR asked for or as far as CURVE_SCORES go
 
 
 def count_pairs(identities: np.ndarray) -> tuple[int, int]:
@@ -59,7 +68,7 @@ def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Seq
     order = np.argsort(identities, kind="stable")
     embeddings, identities = embeddings[order], identities[order]
     same, different = count_pairs(identities)
-    highest = Highest(scores_needed(fars, different, name))
+    highest = Highest(max(scores_needed(fars, different, name), min(different, CURVE_SCORES)))
     with tqdm(total=same + different, desc=name, unit=" pairs", unit_scale=True, disable=None) as bar:
         for scores, is_same, is_pair in _score_blocks(embeddings, identities, block, near_diagonal=False):
             highest.add(scores if is_same is None else scores[is_pair & ~is_same])
@@ -68,14 +77,13 @@ def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Seq
     if highest.seen != different or np.isnan(kept).any():
         raise ValueError(f"{name}: embeddings that are not finite")
     asked = thresholds_at(fars, kept, different)
-    steps = np.unique(np.geomspace(1, len(kept), CURVE_POINTS).astype(np.int64)) - 1
-    thresholds = np.concatenate([asked, kept[steps]])
+    places = curve_places(len(kept))
+    thresholds = np.concatenate([asked, kept[places]])
     accepted = np.zeros(len(thresholds), np.int64)
     for scores, is_same, is_pair in _score_blocks(embeddings, identities, block, near_diagonal=True):
         accepted += count_above(scores[is_same & is_pair], thresholds)
-    false = np.searchsorted(-kept, -kept[steps], side="left")
     return AllPairs(same, different, rates_at(fars, kept, different, accepted[: len(fars)], same, asked),
-                    (false / different, accepted[len(fars) :] / same))
+                    curve_at(kept, places, different, accepted[len(fars) :], same))
 
 
 def _score_blocks(embeddings: np.ndarray, identities: np.ndarray, block: int,

@@ -12,7 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.rates import Highest, Rate, count_above, rates_at, scores_needed, thresholds_at
+from common.rates import (
+    CURVE_SCORES,
+    Highest,
+    Rate,
+    count_above,
+    curve_at,
+    curve_places,
+    rates_at,
+    scores_needed,
+    thresholds_at,
+)
 from recognition.errors import UserError
 
 BLOCK_BYTES = 16 << 20  # of one block of scores: in cache when it is looked through
@@ -26,6 +36,7 @@ class Found(NamedTuple):
     same_pairs: int  # not ordered
     different_pairs: int
     distractors: int
+    curve: tuple[np.ndarray, np.ndarray]  # FAR and TAR, as far as scores were kept
 
 
 class _Mates(NamedTuple):
@@ -47,7 +58,7 @@ def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Itera
     if not same_pairs:
         raise UserError(f"{name}: no two of the {len(probes)} probes are of one identity, expected pairs")
     different = len(probes) * distractors
-    highest = Highest(scores_needed(fars, different, name))
+    highest = Highest(max(scores_needed(fars, different, name), min(different, CURVE_SCORES)))
     step = max(1, block_bytes // (4 * len(probes)))
     room = np.empty(len(probes) * step, np.float32)
     for block in blocks:
@@ -59,11 +70,14 @@ def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Itera
             _count(scores, best, mates)
     if highest.seen != different:
         raise ValueError(f"{highest.seen // len(probes)} distractors, {distractors} were announced")
-    thresholds = thresholds_at(fars, highest.descending(), different)
-    accepted = count_above(np.concatenate(mates.scores), thresholds) // 2  # each pair is there from both sides
+    kept = highest.descending()
+    asked, places = thresholds_at(fars, kept, different), curve_places(len(kept))
+    accepted = count_above(np.concatenate(mates.scores), np.concatenate([asked, kept[places]]))
+    accepted //= 2  # each pair is there from both sides
     ranks = [1 + np.cumsum(counts[::-1])[::-1][1:] for counts in mates.beaten_by]
-    rates = rates_at(fars, highest.descending(), different, accepted, same_pairs, thresholds)
-    return Found(np.concatenate(ranks), rates, same_pairs, different, distractors)
+    rates = rates_at(fars, kept, different, accepted[: len(fars)], same_pairs, asked)
+    curve = curve_at(kept, places, different, accepted[len(fars) :], same_pairs)
+    return Found(np.concatenate(ranks), rates, same_pairs, different, distractors, curve)
 
 
 def _find_mates(probes: np.ndarray, identities: np.ndarray) -> _Mates:

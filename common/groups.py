@@ -21,7 +21,7 @@ from common.embedding import Embed, embed_images, normalised
 from common.image_files import in_order, read_image
 from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.rate_pictures import draw_rates
-from common.results import percent, table, write_json
+from common.results import print_rates, rate_cells, write_json
 from common.verification_pictures import NO_MATPLOTLIB
 from recognition.command_line import Parser
 from recognition.data.image import fit
@@ -125,12 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             group: {"images": images[group], "pairs_of_one_identity": one.same_pairs,
                     "pairs_of_two": one.different_pairs, "verification": [rate.as_json() for rate in one.rates]}
             for group, one in found.items()}})
-    rows = [[group, str(images[group]), str(one.same_pairs), str(one.different_pairs),
-             *(percent(rate.tar) + ("" if rate.allowed else "*") for rate in one.rates)]
-            for group, one in found.items()]
-    print(table(["group", "images", "same", "different", *(f"TAR % at {far:g}" for far in sorted(args.far))], rows))
-    if not all(rate.allowed for one in found.values() for rate in one.rates):
-        print("*: fewer pairs of two identities than one in this rate: the share accepted with no false accept at all")
+    print_rates(["group", "images", "same", "different", *(f"TAR % at {far:g}" for far in sorted(args.far))],
+                [[group, str(images[group]), str(one.same_pairs), str(one.different_pairs), *rate_cells(one.rates)]
+                 for group, one in found.items()])
     drawn = draw_rates({group: one.curve for group, one in found.items()}, args.output / "roc.png")
     print(f"results: {args.output}" + ("" if drawn else f"; {NO_MATPLOTLIB}"))
     return 0

@@ -24,7 +24,7 @@ from common.image_files import in_order, read_image
 from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.rate_pictures import draw_rates
 from common.rates import Rate, tar_at, thin_curve
-from common.results import percent, table, write_json
+from common.results import percent, print_rates, rate_cells, table, write_json
 from common.templates import Templates, aggregate
 from common.verification_pictures import NO_MATPLOTLIB
 from recognition.command_line import Parser
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pairs_of_two": len(scores.different), "verification": [rate.as_json() for rate in rates],
         "identification": found})
     name = args.data.resolve().name
-    print(table(["1:1", *(f"TAR % at {rate.far:g}" for rate in rates)], [[name, *(percent(r.tar) for r in rates)]]))
+    print_rates(["1:1", *(f"TAR % at {rate.far:g}" for rate in rates)], [[name, *rate_cells(rates)]])
     if found:
         print(_identification_table(found))
     drawn = draw_rates({name: thin_curve(*scores)}, args.output / "roc.png")

@@ -21,7 +21,7 @@ from common.identification import cmc
 from common.megaface_files import list_images, read_features, without_noises
 from common.model_flags import rates_flag
 from common.rate_pictures import draw_rates
-from common.results import percent, table, write_json
+from common.results import percent, print_rates, rate_cells, write_json
 from common.verification_pictures import NO_MATPLOTLIB
 from recognition.command_line import Parser
 from recognition.errors import UserError, command
@@ -86,10 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pairs_of_one_identity": found.same_pairs, "pairs_of_two": found.different_pairs,
         "rank": {str(rank): share for rank, share in shares.items()}, "cmc": curve.tolist(),
         "verification": [rate.as_json() for rate in found.rates]})
-    print(table(["distractors", *(f"rank {rank} %" for rank in RANKS), *(f"TAR % at {r.far:g}" for r in found.rates)],
-                [[str(len(others)), *map(percent, shares.values()), *(percent(rate.tar) for rate in found.rates)]]))
-    points = (np.array([rate.far for rate in found.rates]), np.array([rate.tar for rate in found.rates]))
-    drawn = draw_rates({"verification": points}, args.output / "curves.png", {"identification": curve})
+    print_rates(["distractors", *(f"rank {rank} %" for rank in RANKS), *(f"TAR % at {r.far:g}" for r in found.rates)],
+                [[str(len(others)), *map(percent, shares.values()), *rate_cells(found.rates)]])
+    drawn = draw_rates({"verification": found.curve}, args.output / "curves.png", {"identification": curve})
     print(f"results: {args.output}" + ("" if drawn else f"; {NO_MATPLOTLIB}"))
     return 0
 

@@ -59,6 +59,8 @@ def read_features(folder: Path, images: Sequence[str], suffix: str, block: int =
 def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
     """The images whose features are in ``folder``: of a list (a path a line, or the devkit's JSON with "path"), or all
     that are there."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not found, expected a folder of features")
     if listed is None:
         found = [os.path.relpath(os.path.join(root, name), folder)[: -len(suffix)]
                  for root, _, names in os.walk(folder) for name in names if name.endswith(suffix)]

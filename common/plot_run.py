@@ -33,7 +33,8 @@ def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; expected the history of a training run") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read: {reason}; expected the history of a training run") from error
     records: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KEYS}
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -123,7 +124,8 @@ def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[s
             axes.step(np.maximum(curve["pixel_fpr"], floor), curve["pixel_tpr"], where="post", color=colour,
                       linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.75, label=f"{target}, pixel similarity")
     axes.set_xscale("log")
-    axes.set_xlim(min(floor, 0.1), 1)
+    highest = max(curve["fpr"].max(initial=floor) for curve in curves.values())  # 1, but of the lowest rates alone
+    axes.set_xlim(min(floor, 0.1 * highest), 10 ** np.ceil(np.log10(highest)))
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("true accept rate", color=INK, fontsize=9)
     legend(axes)

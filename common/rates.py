@@ -17,6 +17,8 @@ import numpy as np
 from recognition.errors import UserError
 
 MOST_KEPT = 1 << 24  # scores of pairs of different identities, 64 MiB
+CURVE_SCORES = 1 << 16  # kept at least, so that small sets have a whole curve, not its first points
+CURVE_POINTS = 200
 
 
 class Rate(NamedTuple):
@@ -124,6 +126,22 @@ def tar_at(fars: Sequence[float], same: np.ndarray, different: np.ndarray, name:
     highest = np.sort(np.partition(different, different.size - needed)[different.size - needed :])[::-1]
     thresholds = thresholds_at(fars, highest, different.size)
     return rates_at(fars, highest, different.size, count_above(same, thresholds), same.size, thresholds)
+
+
+def curve_places(kept: int) -> np.ndarray:
+    """Places among ``kept`` highest scores, from 0, that grow geometrically: thresholds of a curve to draw. int64."""
+    return np.unique(np.geomspace(1, kept, CURVE_POINTS).astype(np.int64)) - 1
+
+
+def curve_at(highest: np.ndarray, places: np.ndarray, pairs: int, accepted: np.ndarray,
+             same_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """FAR and TAR, float64, at the thresholds ``highest[places]``; to (1, 1) if all of the ``pairs`` scores were kept.
+
+    :param accepted: int64, how many of the ``same_pairs`` lie above each threshold
+    """
+    false = np.searchsorted(-highest, -highest[places], side="left") / pairs
+    true = accepted / same_pairs
+    return (np.append(false, 1.0), np.append(true, 1.0)) if len(highest) == pairs else (false, true)
 
 
 def count_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.rates import Rate
 from recognition.files import replacing
 
 
@@ -21,6 +22,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def percent(share: float) -> str:
     """As tables of papers have it: 98.21, in percent; ``-`` for what there is none of."""
     return "-" if share != share else f"{100 * share:.2f}"
+
+
+NO_FALSE_ACCEPTS = ("*: fewer pairs of two identities than one in this rate: the share accepted with no false accept "
+                    "at all")
+
+
+def rate_cells(rates: Sequence[Rate]) -> list[str]:
+    """A table's cells of TAR: in percent, marked where the rate allows no false accept (:data:`NO_FALSE_ACCEPTS`)."""
+    return [percent(rate.tar) + ("" if rate.allowed else "*") for rate in rates]
+
+
+def print_rates(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, and below it what its marks mean if it has any."""
+    print(table(header, rows))
+    if any(cell.endswith("*") for row in rows for cell in row[1:]):
+        print(NO_FALSE_ACCEPTS)
 
 
 def write_json(path: Path, value: Any) -> None:

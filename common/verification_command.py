@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.rates import allowed_accepts
-from common.results import percent, table, write_json
+from common.results import percent, print_rates, write_json
 from common.roc import tar_at_far
 from common.verification import FOLDS, VerificationResult, check_pairs, embed_views, evaluate
 from common.verification_pca import evaluate_pca
@@ -62,6 +62,8 @@ def as_json(result: VerificationResult, fars: Sequence[float]) -> dict[str, Any]
 
 def _targets(data: Path, text: str | None) -> list[Path]:
     """The files of the targets; by default all that DIR has."""
+    if not data.is_dir():
+        raise UserError(f"--data: found no folder {data}, expected one of verification sets, <target>.bin")
     paths = [data / f"{name.strip()}.bin" for name in text.split(",")] if text else sorted(data.glob("*.bin"))
     missing = [path.name for path in paths if not path.is_file()]
     if missing or not paths:
@@ -128,6 +130,4 @@ def _print_table(content: dict[str, dict[str, Any]], fars: Sequence[float]) -> N
     rows = [[name, str(part["pairs"]), percent(part["accuracy"]), percent(part["std"]), f"{part['auc']:.5f}",
              *(percent(rate["tar"]) + ("" if rate["false_accepts_allowed"] else "*") for rate in part["tar_at_far"])]
             for name, part in content.items()]
-    print(table(["set", "pairs", "accuracy %", "std", "AUC", *(f"TAR % at {far:g}" for far in fars)], rows))
-    if any(cell.endswith("*") for row in rows for cell in row):
-        print("*: fewer pairs of two identities than one in this rate: the share accepted with no false accept at all")
+    print_rates(["set", "pairs", "accuracy %", "std", "AUC", *(f"TAR % at {far:g}" for far in fars)], rows)

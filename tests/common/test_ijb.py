@@ -128,7 +128,7 @@ def test_verification_against_loops(model, drawn, tmp_path, flags, options):
 
 
 def test_identification_against_loops(model, drawn, tmp_path, capsys):
-    assert run(model, drawn.folder, tmp_path) == 0
+    assert run(model, drawn.folder, tmp_path, "--far", "1e-4,1e-2") == 0
     written = json.loads((tmp_path / "results.json").read_text())["identification"]
     templates, subject_of = by_loops(drawn), drawn.subject_of
     gallery_of = {"gallery 1": [t for t in list(subject_of)[:SUBJECTS] if subject_of[t] < 6],
@@ -156,6 +156,7 @@ def test_identification_against_loops(model, drawn, tmp_path, capsys):
         assert written["mean"][kind][key] == pytest.approx((one + two) / 2)
     printed = capsys.readouterr().out
     assert "TPIR % at FPIR 0.01" in printed and "both as one" in printed
+    assert "*: fewer pairs of two identities" in printed  # 60 x 59 / 2 pairs: less than one in 1e-4 of them
     image = cv2.imread(str(tmp_path / "roc.png")).astype(int)
     assert (image.max(axis=2) - image.min(axis=2) > 60).sum() > 300
 

@@ -49,19 +49,21 @@ def test_against_loops(seed, block_bytes):
     assert sorted(found.ranks.tolist()) == ranks
     assert (found.same_pairs, found.different_pairs) == (len(same), len(different))
     assert [rate.tar for rate in found.rates] == [tar(far, same, different) for far in FARS]
+    assert found.curve[0][-1] == found.curve[1][-1] == 1
+    assert found.curve[1][::9].tolist() == [tar(far, same, different) for far in found.curve[0][::9]]
 
 
 def test_memory_does_not_grow_with_the_distractors():
     random = np.random.default_rng(0)
     probes, people = random.normal(size=(20, 8)).astype(np.float32), np.arange(20) // 2
     peaks = []
-    for blocks in (5, 50):
+    for blocks in (20, 200):
         tracemalloc.start()
         stream = (random.normal(size=(1000, 8)).astype(np.float32) for _ in range(blocks))
         search_distractors(probes, people, stream, 1000 * blocks, (1e-5,), block_bytes=80_000)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0] < 20 * 50_000 * 4  # all scores would be more
+    assert peaks[1] < 1.5 * peaks[0] < 20 * 200_000 * 4  # all scores would be more
 
 
 @pytest.fixture
@@ -148,6 +150,7 @@ def test_features_that_are_none(devkit, capsys, content, found):
 
 
 @pytest.mark.parametrize("flags, found", [
+    (("--probes", "nowhere"), "nowhere: not found, expected a folder of features"),
     (("--suffix", "_y.bin"), "facescrub: found no file that ends with '_y.bin'"),
     (("--probe-noises", "megaface_noises.txt"), "megaface_noises.txt: none of its 2 images is among the 24"),
     (("--distractor-list", "nothing"), "nothing: cannot be read"),

@@ -162,6 +162,7 @@ def test_the_set_of_one_class_that_is_found_in_the_wild(model, shared, tmp_path,
 
 @pytest.mark.parametrize("flags, line", [
     (("--targets", "lfw"), "found no lfw.bin, expected verification sets; there are: far, near"),
+    (("--data", "nowhere"), "--data: found no folder nowhere, expected one of verification sets"),
     (("--folds", "1"), "--folds: found 1, expected at least 2"),
     (("--far", "0.1,2"), "found '0.1,2', expected rates between 0 and 1"),
     (("--batch-size", "0"), "--batch-size: found 0"),
