@@ -57,6 +57,9 @@ def test_a_state_of_before_adamw_goes_on_with_sgd(train: Train, tmp_path: Path) 
     assert train("x", *flags, "--max-steps", "1")[0] == 0
     (state,) = saved_states(tmp_path / "x" / "tiny-arcface-tiny" / "state")
     manifest = json.loads((state / "manifest.json").read_text())
+    for key in ("files", "sha256", "best_step", "best_number"):
+        del manifest[key]
+    manifest["format"] = 1  # it was before checksums
     del manifest["identity"]["optimizer"]
     for key in ("optimizer", "lr_schedule", "lr_power", "warmup", "adam_beta1", "adam_beta2", "adam_eps"):
         del manifest["config"][key]
