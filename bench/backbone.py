@@ -25,12 +25,10 @@ import numpy as np
 from bench.memonger import network
 from bench.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
+from common.embedder import inference_form
 from recognition.config import Config
 from recognition.mxnet_compat import mx
-from recognition.symbol.fold import fold_batch_norms
 from recognition.symbol.initialise import initialise
-from recognition.symbol.precision import low_precision
-from recognition.symbol.prelu import fast_prelu
 from recognition.training.prepare import bound_form
 
 IMAGE = (3, 112, 112)
@@ -58,11 +56,9 @@ def training_steps(name: str, batch: int) -> dict[str, Step]:
 def inference_steps(name: str, batch: int) -> dict[str, Step]:
     symbol = network(name)
     start = initialise(symbol, IMAGE, 0)
-    folded, values, states = fold_batch_norms(symbol, *start)
-    fast = fast_prelu(folded)
-    return {"unmodified": prepared(symbol, *start, batch, False),
-            "passes": prepared(fast, values, states, batch, False),
-            "bfloat16": prepared(low_precision(fast, "bfloat16"), values, states, batch, False)}
+    forms = {"unmodified": (symbol, *start), "passes": inference_form(symbol, *start, IMAGE),
+             "bfloat16": inference_form(symbol, *start, IMAGE, bfloat16=True)}
+    return {form: prepared(*bound, batch, False) for form, bound in forms.items()}
 
 
 @contextlib.contextmanager

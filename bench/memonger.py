@@ -20,13 +20,12 @@ import time
 from pathlib import Path
 
 from bench.ratios import add_json, write_ratios
+from recognition.config import Config
 from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.activations import maps_memory
 from recognition.symbol.initialise import initialise
-from recognition.symbol.precision import low_precision
-from recognition.symbol.prelu import fast_prelu
-from recognition.symbol.recompute import recompute
+from recognition.training.prepare import bound_form
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 IMAGE = (3, 112, 112)
@@ -47,11 +46,7 @@ def held() -> float:
 
 def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float, float]:
     """MB for maps, MB at the peak, and milliseconds of a step."""
-    symbol = fast_prelu(network(name))
-    if "bfloat16" in case:
-        symbol = low_precision(symbol, "bfloat16")
-    if "memonger" in case:
-        symbol = recompute(symbol)
+    symbol = bound_form(network(name), Config(fp16="bfloat16" in case, memonger="memonger" in case), IMAGE)
     parameters, statistics = initialise(symbol, IMAGE, 0)
     arguments = {key: mx.nd.array(value) for key, value in parameters.items()}
     arguments["data"] = mx.nd.random.uniform(0, 255, (batch, *IMAGE))

@@ -13,10 +13,11 @@ from recognition.devices import Device
 from recognition.errors import UserError
 from recognition.mxnet_compat import check_gpu, mx
 from recognition.params_file import read_arrays
-from recognition.symbol.fold import fold_batch_norms
+from recognition.symbol.fold import Arrays, fold_batch_norms
 from recognition.symbol.precision import low_precision
 from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.shapes import Shape, infer_shapes
+from recognition.symbol.winograd import winograd
 from recognition.symbol_file import read_symbol
 
 OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
@@ -49,11 +50,8 @@ class Embedder:
         have = dict(zip(file.names, file.arrays))
         arguments = _chosen(path, "arg", have, shapes.arguments)
         auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
-        symbol, arguments, auxiliary = fold_batch_norms(symbol, arguments, auxiliary)
-        if devices[0][0] == "cpu":
-            symbol = fast_prelu(symbol, image_shape)
-        if bfloat16:
-            symbol = low_precision(symbol, "bfloat16", image_shape)
+        symbol, arguments, auxiliary = inference_form(symbol, arguments, auxiliary, image_shape,
+                                                      on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
         self._bound = [_Bound(symbol, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
                        for device in devices]
         self._batch_size = batch_size
@@ -71,6 +69,19 @@ class Embedder:
         padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
         return [bound.queue(padded[i * self._batch_size : (i + 1) * self._batch_size])
                 for i, bound in enumerate(self._bound)]
+
+
+def inference_form(symbol: mx.sym.Symbol, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
+                   on_cpu: bool = True, bfloat16: bool = False) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
+    """The same function, up to rounding, as it is bound to embed: graph, parameters and auxiliary states."""
+    if on_cpu and not bfloat16:
+        symbol = winograd(symbol, image_shape)  # first: the batch norm behind it then stays
+    symbol, arguments, auxiliary = fold_batch_norms(symbol, arguments, auxiliary)
+    if on_cpu:
+        symbol = fast_prelu(symbol, image_shape)
+    if bfloat16:
+        symbol = low_precision(symbol, "bfloat16", image_shape)
+    return symbol, arguments, auxiliary
 
 
 class _Bound:

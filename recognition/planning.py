@@ -25,6 +25,7 @@ from recognition.symbol.activations import maps_memory
 from recognition.symbol.flops import count_flops
 from recognition.symbol.recompute import ATTRIBUTE, recompute
 from recognition.symbol.shapes import infer_shapes
+from recognition.symbol.winograd import held_copies
 from recognition.training.prepare import bound_form
 
 MOST_DEVICES = 4096  # that are tried
@@ -57,8 +58,9 @@ def backbone_cost(config: Config) -> BackboneCost:
         again = count_flops(marked, image, lambda node: ATTRIBUTE in node.get("attrs", {})).products
     states = infer_shapes(symbol, image).auxiliary.values()
     pixels = batch * channels * height * width
-    return BackboneCost(flops.parameters, sum(shape[0] for shape in states),
-                        maps_memory(bound_form(symbol, config, image), image, batch), pixels * (FLOAT + 1),
+    bound = bound_form(symbol, config, image)
+    maps = maps_memory(bound, image, batch) + held_copies(bound, image, batch)
+    return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
                         batch * (3 * flops.products + again))
 
 

@@ -10,6 +10,7 @@ from recognition.symbol.flops import count_flops, describe
 from recognition.symbol.precision import low_precision
 from recognition.symbol.prelu import fast_prelu
 from recognition.symbol.recompute import recompute
+from recognition.symbol.winograd import winograd
 
 DEFAULT_SCALE = 1024.0  # for config.fp16 without --fp16-scale
 
@@ -36,6 +37,8 @@ def bound_form(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ..
         symbol = fast_prelu(symbol, image_shape)
     if runs_in_16_bits(config):
         symbol = low_precision(symbol, "float16" if on_gpu else "bfloat16", image_shape)
+    elif not on_gpu:
+        symbol = winograd(symbol, image_shape)
     if config.memonger:
         symbol = recompute(symbol, image_shape, on_gpu)
     return symbol
