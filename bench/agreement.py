@@ -5,9 +5,9 @@
 
 Trains the demo network with PReLU on the demo set from the same seed, each run in a process of its own: with the
 graph as it stands; the same with sums in another order (one thread instead of two), which is what float32 alone
-explains; with the passes; in bfloat16; and with another seed. Prints the accuracy of the verification at the end, the mean loss of the
-last 50 steps, and the distance of the backbone's parameters from the first run's, as a share of how far training moved
-them. Training is chaotic: a difference in the last bit grows, so the second row is the measure for the third.
+explains; with the passes; in bfloat16; and with another seed. Prints the accuracy of the verification at the end, the
+mean loss of the last steps, and the distance of the backbone's parameters from the first run's, as a share of their
+norm. Training is chaotic: a difference in the last bit grows, so the second row is the measure for the third.
 """
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ def run_case(work: Path, name: str, steps: int) -> Path:
     root = work / name.replace(" ", "_").replace(",", "")
     command = [sys.executable, "-m", "bench.agreement", str(work), "--one", "with" if passes else "without",
                "--config", str(work / "config.py"), "--models-root", str(root), "--network", "demo", "--loss",
-               "arcface", "--dataset", "demo", "--devices", "cpu", "--per-batch-size", "32", "--lr", "0.05", "--max-steps",
-               str(steps), "--verbose", str(steps), "--frequent", "50", "--ckpt", "2", "--state-every", "0", *flags]
+               "arcface", "--dataset", "demo", "--devices", "cpu", "--per-batch-size", "32", "--lr", "0.05",
+               "--max-steps", str(steps), "--verbose", str(steps), "--frequent", "50", "--ckpt", "2",
+               "--state-every", "0", *flags]
     folder = root / "demo-arcface-demo"
     if not (folder / "model-0000.params").exists():
         environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
