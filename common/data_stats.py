@@ -95,7 +95,7 @@ def draw_stats(path: Path, dataset: FaceDataset, looked: Survey) -> bool:
         whole = values.dtype.kind == "i" and values.max() - values.min() < 60
         axes.hist(values, np.arange(values.min(), values.max() + 2) - 0.5 if whole else 60, color=colour)
         if whole:
-            axes.set_xlim(values.min() - 5, values.max() + 5)
+            axes.set_xlim(max(values.min() - 5, 0), values.max() + 5)
         axes.axvline(float(np.median(values)), color=INK, linewidth=1, linestyle=(0, (3, 3)), label="median")
         axes.set_ylabel(unit, color=INK, fontsize=9)
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
