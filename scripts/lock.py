@@ -71,7 +71,7 @@ def needed_by(requirements: list[str], found: Mapping[str, dict[str, Any]]) -> s
     while ahead:
         requirement, extra = ahead.pop()
         name = canonicalize_name(requirement.name)
-        if requirement.marker and not requirement.marker.evaluate({**default_environment(), "extra": extra}):
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
         for wanted in ("", *requirement.extras):
             if (name, wanted) in names or name in LEFT_OUT:
