@@ -29,7 +29,6 @@ from environment import (  # type: ignore[import-not-found]
     horovod_version,
     lock_path,
 )
-from pip._vendor.packaging.markers import default_environment
 from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
