@@ -18,13 +18,16 @@ import cv2
 import numpy as np
 
 import train_parall
+from common import report
 from common.training_set import write_training_set
 from recognition.data.verification_set import save_bin
+from recognition.training import about
 from recognition.training.state import SavedState
 from recognition.training.state_folder import saved_states
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, IDENTITIES, IMAGES, PAIRS = 32, 11, 6, 20  # 11 classes: two processes have five and six
+OF_STARTS = ("launch", about.FILE, report.FILE)  # when and how a run was started, which no two runs share
 PATIENCE = 600.0  # seconds for a life of a run, on a machine that has other work
 
 NETWORK = '''
@@ -111,7 +114,7 @@ class Workshop:
         """How the end of the run ``name`` differs from the undisturbed one's; empty if in nothing, bit for bit."""
         ours, theirs = self.output(name), self.reference()
         names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
-                        if path.is_file() and path.name != "launch" and ".damaged" not in str(path))
+                        if path.is_file() and path.name not in OF_STARTS and ".damaged" not in str(path))
                  for folder in (ours, theirs)]
         if names[0] != names[1]:
             return f"files {sorted(set(names[0]) ^ set(names[1]))}"

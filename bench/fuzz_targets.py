@@ -182,7 +182,7 @@ TARGETS: dict[str, Target] = {
                      ValueError),
     "verification sets": Target(_file(lambda path: load_bin(path, (24, 24))), _bins),
     "PyTorch files": Target(_file(read_tensors), lambda: [_written(lambda path: write_tensors(path, _TENSORS))]),
-    "params": Target(_file(read_arrays), lambda: [
+    "params": Target(_file(lambda path: [np.asarray(array) for array in read_arrays(path).arrays]), lambda: [
         _written(lambda path: write_arrays(path, {"arg:w": [np.ones((2, 3), np.float32)], "aux:m": [np.zeros(1)]}))]),
     "symbols": Target(_file(read_symbol), lambda: [json.dumps(_graph()).encode()]),
     "embeddings": Target(_file(load_gallery), lambda: [_gallery()]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from recognition.checksums import write_bytes
 from recognition.parallel.saved_centres import SavedCentres, is_of_centres, rows_at
-from recognition.params_file import read_arrays, write_arrays
+from recognition.params_file import Pieces, read_arrays, write_arrays
 
 CHUNK = 1 << 14  # rows read and written at once: 32 MB at D = 512
 
@@ -17,7 +17,7 @@ CHUNK = 1 << 14  # rows read and written at once: 32 MB at D = 512
 class _Rows(Sequence):
     """Rows of W in pieces of CHUNK, each read when it is asked for."""
 
-    def __init__(self, shards: Sequence[np.ndarray], rows: np.ndarray) -> None:
+    def __init__(self, shards: Pieces, rows: np.ndarray) -> None:
         self._shards, self._rows = shards, rows
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, r
     :param rows: int64 (C,), one for each class.
     """
     file = read_arrays(checkpoint)
-    arrays: dict[str, Sequence[np.ndarray]] = {
+    arrays: dict[str, Pieces] = {
         name: [array] for name, array in zip(file.names, file.arrays) if not is_of_centres(name)}
     arrays["arg:fc7_weight"] = _Rows(centres.centres, rows)
     prefix, number = output

@@ -13,6 +13,7 @@ from recognition.devices import Device
 from recognition.errors import UserError
 from recognition.mxnet_compat import check_gpu, mx
 from recognition.params_file import read_arrays
+from recognition.stored_array import StoredArray
 from recognition.symbol.fold import Arrays, fold_batch_norms
 from recognition.symbol.precision import low_precision
 from recognition.symbol.prelu import fast_prelu
@@ -46,7 +47,7 @@ class Embedder:
                             "expected one row an image")
         self.dim: int = shapes.output[1]
         path = Path(f"{prefix}-{number:04d}.params")
-        file = read_arrays(path, mapped=False)
+        file = read_arrays(path)
         have = dict(zip(file.names, file.arrays))
         arguments = _chosen(path, "arg", have, shapes.arguments)
         auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
@@ -125,12 +126,12 @@ def read_network(path: Path) -> mx.sym.Symbol:
     return internals[OUTPUT]
 
 
-def _chosen(path: Path, group: str, have: dict[str, np.ndarray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:
-    """The arrays ``<group>:<name>`` of ``wanted``, of those that the file has."""
+def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:
+    """The arrays ``<group>:<name>`` of ``wanted``, which are read, of those that the file has."""
     for name, shape in wanted.items():
         found = have.get(f"{group}:{name}")
         if found is None or found.shape != shape:
             what = "is missing" if found is None else f"is of shape {found.shape}"
             raise UserError(f"{path}: {name} {what}, expected {shape}: not a checkpoint of the network in "
                             f"{path.name.rsplit('-', 1)[0]}-symbol.json")
-    return {name: have[f"{group}:{name}"] for name in wanted}
+    return {name: np.asarray(have[f"{group}:{name}"]) for name in wanted}

@@ -18,34 +18,33 @@ import numpy as np
 from recognition.checksums import HashedFile, check_sum, forget_sum, write_sum
 from recognition.errors import UserError
 from recognition.files import replacing
+from recognition.stored_array import OpenFile, Rows, StoredArray
 
 _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8, 6: np.int64, 7: np.bool_}
 _MOST_DIMENSIONS = 32
-MOST_READ = 1 << 30  # bytes; files of more hold class centres
 _CHUNK = 1 << 22  # values converted and written at once: 16 MB
 
-Pieces = Sequence[np.ndarray]  # one array cut along its first axis
+Pieces = Sequence[Rows]  # one array cut along its first axis
 
 
 class ParamsFile(NamedTuple):
-    """The arrays of a file, read-only views of it. ``names`` is empty if they were saved as a list."""
+    """The arrays of a file, read when they are used. ``names`` is empty if they were saved as a list."""
 
-    arrays: list[np.ndarray]
+    arrays: list[StoredArray]
     names: list[str]
 
 
-def read_arrays(path: Path, mapped: bool = True) -> ParamsFile:
-    """The arrays of a file. Values are read when they are used; or, if not ``mapped``, all at once from a file of up to
-    MOST_READ bytes: who cuts a mapped file short kills its readers with SIGBUS.
+def read_arrays(path: Path) -> ParamsFile:
+    """What arrays a file holds. Of their values those are read that are asked for, when they are.
 
     :raises UserError: if it is no such file, is cut short, holds sparse arrays or elements that NumPy lacks, or is not
         the file that the checksum beside it is of.
     """
     check_sum(path)
     try:
-        reader = _Reader(_content(path, mapped))
+        reader = _Reader(OpenFile(path))
         magic, _, count = reader.take("QQQ")
         if magic != _LIST_MAGIC:
             raise ValueError("it does not begin as one")
@@ -59,39 +58,35 @@ def read_arrays(path: Path, mapped: bool = True) -> ParamsFile:
     return ParamsFile(arrays, names)
 
 
-def _content(path: Path, mapped: bool) -> np.ndarray:
-    if mapped or path.stat().st_size > MOST_READ:
-        return np.memmap(path, np.uint8, "r")
-    data = np.fromfile(path, np.uint8)
-    data.flags.writeable = False
-    return data
-
-
 class _Reader:
-    def __init__(self, data: np.ndarray) -> None:
-        self._data, self._place = data, 0
+    def __init__(self, file: OpenFile) -> None:
+        self._file, self._place = file, 0
 
     def take(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(f"<{form}", self.bytes(struct.calcsize(f"<{form}")).data)
-
-    def bytes(self, count: int) -> np.ndarray:
-        if count > len(self._data) - self._place:
-            raise ValueError(f"it ends at byte {len(self._data)}, where {count} more are expected")
-        self._place += count
-        return self._data[self._place - count : self._place]
+        return struct.unpack(f"<{form}", self._bytes(struct.calcsize(f"<{form}")))
 
     def text(self) -> str:
-        return self.bytes(*self.take("Q")).tobytes().decode()
+        return self._bytes(*self.take("Q")).decode()
 
-    def array(self) -> np.ndarray:
+    def array(self) -> StoredArray:
         shape = self._shape()
         if shape is None:  # an array that was never filled
-            return np.empty(0, np.float32)
+            return StoredArray(self._file, 0, (0,), np.dtype(np.float32))
         _, _, kind = self.take("iii")
         if kind not in _DTYPES:
             raise ValueError(f"an array has elements of MXNet's type {kind}")
         dtype = np.dtype(_DTYPES[kind]).newbyteorder("<")
-        return self.bytes(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+        return StoredArray(self._file, self._skip(math.prod(shape) * dtype.itemsize), shape, dtype)
+
+    def _bytes(self, count: int) -> bytes:
+        return self._file.read(self._skip(count), count).tobytes()
+
+    def _skip(self, count: int) -> int:
+        """Go on by so many bytes; where they begin."""
+        if count > self._file.size - self._place:
+            raise ValueError(f"it ends at byte {self._file.size}, where {count} more are expected")
+        self._place += count
+        return self._place - count
 
     def _shape(self) -> tuple[int, ...] | None:
         (magic,) = self.take("I")

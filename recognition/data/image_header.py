@@ -17,6 +17,7 @@ _MOST_TAGS = 4096  # of a TIFF's directory
 _NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # among 0xC0 to 0xCF, which otherwise begin a frame
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _START_OF_SCAN = b"\xff\xda"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _FRAME = struct.Struct(">HBHH")  # length, bits, height, width
 _BLANK = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
 _PNM = re.compile(rb"P[1-6]" + _BLANK + rb"([0-9]{1,9})" + _BLANK + rb"([0-9]{1,9})[ \t\r\n]")
@@ -69,8 +70,16 @@ def _jpeg(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _png(encoded: bytes) -> tuple[int, int] | None:
+    """OpenCV takes memory for as much as a chunk says it has, so all must lie within the file, as in whole ones."""
     width, height = struct.unpack_from(">II", encoded, 16)
-    return (height, width) if encoded[12:16] == b"IHDR" else None
+    if encoded[12:16] != b"IHDR" or not width or not height:
+        return None
+    place = len(_PNG_MAGIC)
+    while encoded[place + 4 : place + 8] != b"IEND":
+        place += 12 + struct.unpack_from(">I", encoded, place)[0]  # length, kind and checksum
+        if place + 12 > len(encoded):
+            return None
+    return height, width
 
 
 def _webp(encoded: bytes) -> tuple[int, int] | None:
@@ -113,5 +122,5 @@ def _tiff(encoded: bytes) -> tuple[int, int] | None:
 
 
 _READERS: dict[bytes, Callable[[bytes], tuple[int, int] | None]] = {
-    b"\x89PNG\r\n\x1a\n": _png, b"RIFF": _webp, b"BM": _bmp, b"II*\0": _tiff, b"MM\0*": _tiff,
+    _PNG_MAGIC: _png, b"RIFF": _webp, b"BM": _bmp, b"II*\0": _tiff, b"MM\0*": _tiff,
     **{b"P%d" % n: _pnm for n in range(1, 7)}}

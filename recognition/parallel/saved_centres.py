@@ -22,18 +22,19 @@ from recognition.checksums import Sum, complaint, forget_sum, sum_of
 from recognition.errors import UserError
 from recognition.files import replacing
 from recognition.params_file import ParamsFile, Pieces, read_arrays
+from recognition.stored_array import Rows, open_npy
 
 NOTE = "centers.json"
 
 
 @dataclass(frozen=True)
 class SavedCentres:
-    """W, its momentum and its bias in shards: views of mapped files, empty lists for what there is none of."""
+    """W, its momentum and its bias in shards, in files; empty lists for what there is none of."""
 
     where: str  # for messages
-    centres: list[np.ndarray]  # (rows, D) each
-    momentum: list[np.ndarray] = field(default_factory=list)  # (rows, D) each, that of SGD
-    bias: list[np.ndarray] = field(default_factory=list)  # (rows,) each
+    centres: list[Rows]  # (rows, D) each
+    momentum: list[Rows] = field(default_factory=list)  # (rows, D) each, that of SGD
+    bias: list[Rows] = field(default_factory=list)  # (rows,) each
     missing: str = ""  # the first shard that is not there though a later one is
     form: str = ""  # the name that the files give them
     stranger: str = ""  # why they are not of the checkpoint that they were asked for
@@ -73,8 +74,8 @@ class SavedCentres:
                 f"{_count(num_classes, 'class')}" + (f" of {sub_centres} centres" if sub_centres > 1 else ""))
 
 
-def rows_between(shards: Pieces, start: int, stop: int) -> list[np.ndarray]:
-    """The rows ``start .. stop - 1`` of all shards together, in pieces."""
+def rows_between(shards: Pieces, start: int, stop: int) -> list[Rows]:
+    """The rows ``start .. stop - 1`` of all shards together, in pieces, which are not read yet."""
     bounds = np.cumsum([0, *map(len, shards)]).tolist()
     return [shard[max(start - low, 0) : stop - low] for shard, low, high in zip(shards, bounds, bounds[1:])
             if start < high and low < stop]
@@ -188,10 +189,10 @@ def _numbers(folder: Path, pattern: str) -> list[int]:
     return sorted(int(path.name.split("_")[0]) for path in folder.glob(pattern) if path.name.split("_")[0].isdigit())
 
 
-def _npy_shards(folder: Path, name: str) -> list[np.ndarray]:
+def _npy_shards(folder: Path, name: str) -> list[Rows]:
     paths = [folder / f"{name}-{i}.npy" for i in range(len(list(folder.glob(f"{name}-*.npy"))))]
     try:
-        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        return [open_npy(path) for path in paths]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {name}-*.npy cannot be read: {error}") from None
 
@@ -209,7 +210,7 @@ def _check_sums(state: Path) -> None:
             raise UserError(problem)
 
 
-def _only_array(path: Path) -> np.ndarray:
+def _only_array(path: Path) -> Rows:
     arrays = read_arrays(path).arrays
     if len(arrays) != 1:
         raise UserError(f"{path}: found {_count(len(arrays), 'array')}, expected one, the centres of a shard")

@@ -21,18 +21,18 @@ def checkpoint_path(prefix: str, number: int) -> Path:
 
 
 def read_params(path: Path) -> tuple[Arrays, Arrays]:
-    """Parameters and auxiliary states of a ``.params`` file, without those of the class centres: views of the file.
+    """Parameters and auxiliary states of a ``.params`` file, without those of the class centres.
 
     :raises UserError: if it is no file of named arrays.
     """
-    file = read_arrays(path, mapped=False)
+    file = read_arrays(path)
     groups: dict[str, Arrays] = {"arg": {}, "aux": {}}
     for key, value in zip(file.names, file.arrays):
         group, _, name = key.partition(":")
         if group not in groups:
             raise UserError(f"{path}: not a checkpoint: found an array named {key!r}, expected arg:... and aux:...")
         if not is_of_centres(key):
-            groups[group][name] = value
+            groups[group][name] = np.asarray(value)
     if not file.names:
         raise UserError(f"{path}: not a checkpoint: found arrays without names, expected arg:... and aux:...")
     return groups["arg"], groups["aux"]

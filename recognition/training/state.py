@@ -23,6 +23,7 @@ from recognition.checksums import Sum, complaint
 from recognition.errors import UserError
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.shard import Shard, ShardState, pieces
+from recognition.stored_array import open_npy
 from recognition.training.state_folder import saved_states, step_of
 
 FORMAT = 2
@@ -143,14 +144,14 @@ class SavedState:
             if is_second(name) and not any(self.path.glob(f"{name}-*.npy")):
                 break
             pieces = [self._read(f"{name}-{i}.npy")[low * sub_centres : high * sub_centres] for i, low, high in shards]
-            parts.append(np.concatenate(pieces))
+            parts.append(np.asarray(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces))
         return ShardState(*parts)
 
     def _read(self, name: str) -> Any:
-        """The arrays of an .npz by name, or the one of an .npy, mapped."""
+        """The arrays of an .npz by name, or the one of an .npy, of which only rows that are used are read."""
         try:
             if name.endswith(".npy"):
-                return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+                return open_npy(self.path / name)
             with np.load(self.path / name, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:

@@ -64,7 +64,7 @@ def test_a_file_of_arrays_that_is_another_is_refused_and_a_whole_one_offered(tmp
                                             r"model-0002\.params beside it is whole; if another program"):
             read_arrays(paths[2])
     (tmp_path / "model-0003.params.sha256").unlink()  # as any program leaves a file
-    assert read_arrays(paths[2]).arrays[0][0, 0] == 0
+    assert np.asarray(read_arrays(paths[2]).arrays[0])[0, 0] == 0
     (tmp_path / "model-0002.params.sha256").write_text("words\n")
     with pytest.raises(UserError, match=r"model-0002\.params\.sha256: found 'words.n', expected a line of sha256sum"):
         read_arrays(paths[1])
@@ -88,7 +88,8 @@ def test_a_kill_between_a_file_and_its_sum_leaves_none(tmp_path: Path, monkeypat
     monkeypatch.setattr("recognition.params_file.write_sum", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_arrays(path, [[np.ones(3, np.float32)]])
-    assert read_arrays(path).arrays[0].tolist() == [1, 1, 1] and [p.name for p in tmp_path.iterdir()] == ["x.params"]
+    assert np.asarray(read_arrays(path).arrays[0]).tolist() == [1, 1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.params"]
 
 
 FULL = """

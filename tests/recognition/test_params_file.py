@@ -32,7 +32,7 @@ def test_reads_arrays_of_numpy_shapes(tmp_path: Path) -> None:
     with mx.util.np_shape(True):
         mx.nd.save(str(tmp_path / "file"), {"a": mx.np.array(3.0).as_nd_ndarray(),
                                             "b": mx.np.zeros((0, 3)).as_nd_ndarray()})
-    scalar, empty = read_arrays(tmp_path / "file").arrays
+    scalar, empty = map(np.asarray, read_arrays(tmp_path / "file").arrays)
     assert scalar == 3 and scalar.shape == () and empty.shape == (0, 3)
 
 
@@ -87,7 +87,17 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_short_while_it_is_used(tmp_path: Path) -> None:
     """Mapped, it would kill the process with SIGBUS."""
     path = tmp_path / "a.params"
-    write_arrays(path, {"arg:w": [np.arange(100_000, dtype=np.float32)]})
-    (array,) = read_arrays(path, mapped=False).arrays
-    os.truncate(path, 100)
-    assert array[-1] == 99_999 and not array.flags.writeable
+    write_arrays(path, {"arg:w": [np.arange(100_000, dtype=np.float32).reshape(1000, 100)]})
+    (array,) = read_arrays(path).arrays
+    os.truncate(path, 40_000)
+    assert np.asarray(array[50:60])[0, 0] == 5000
+    for use in (np.asarray, lambda array: np.concatenate([array[900:]]), lambda array: array[np.array([0, 999])]):
+        with pytest.raises(UserError, match=r"a\.params: it was cut short while it was used: it ends at byte 40000, "):
+            use(array)
+
+
+def test_a_shape_that_numpy_has_no_arrays_of(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(struct.pack("<QQQIiI3qiii", 0x112, 0, 1, 0xF993FAC9, 0, 3, 2**40, 2**40, 0, 1, 0, 0)
+                                   + struct.pack("<Q", 0))
+    with pytest.raises(UserError, match="the shape"):
+        read_arrays(tmp_path / "bad")

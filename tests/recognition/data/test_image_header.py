@@ -2,6 +2,7 @@
 """Sizes from headers against OpenCV's decoder, and images that announce more than anybody decodes."""
 from __future__ import annotations
 
+import resource
 import struct
 import time
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_a_bomb_is_refused_by_its_header(kind: str) -> None:
     with pytest.raises(ValueError, match=r"^the image is 16383 x 16383, expected at most 16777216 pixels$"):
         decode_rgb(bomb, MOST_RECORD_PIXELS)
     assert time.process_time() - began < 1  # decoding one takes many times that
+
+
+@pytest.mark.parametrize("place", [8, 33])  # of the header, and of the chunk behind it
+def test_a_png_whose_chunk_says_that_it_is_of_gigabytes(place: int) -> None:
+    """OpenCV takes as much memory before it reads; found by fuzzing."""
+    data = bytearray(encoded("png"))
+    struct.pack_into(">I", data, place, 0xD80627F9)
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for bad in (bytes(data), encoded("png")[:-5]):
+        with pytest.raises(ValueError, match="bytes are not an image that OpenCV can decode"):
+            decode_rgb(bad)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # kilobytes
 
 
 def test_a_frame_in_a_comment_does_not_hide_the_real_one() -> None:

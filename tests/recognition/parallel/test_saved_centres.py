@@ -68,7 +68,7 @@ def test_w_is_found_in_the_checkpoint_before_its_folder(tmp_path: Path) -> None:
     for i, part in enumerate(shards(2, 2)):
         write_arrays(tmp_path / f"{i}_centers_mom.param", [[part + 1]])
     found = find_centres(path)
-    assert found is not None and np.array_equal(found.momentum[1], found.centres[1] + 1)
+    assert found is not None and np.array_equal(found.momentum[1], np.asarray(found.centres[1]) + 1)
     parts = shards(*range(1, 12))  # 11 shards: fc7_10 comes after fc7_9, not after fc7_1
     write_arrays(path, {f"arg:fc7_{i}_weight": [parts[i]] for i in reversed(range(11))})
     found = find_centres(path)

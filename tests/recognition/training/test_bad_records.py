@@ -30,7 +30,7 @@ def bad_set(tiny_set: Path, tmp_path: Path) -> Path:
 
 
 def end(config: Config) -> bytes:
-    return b"".join(array.tobytes() for array in read_arrays(Path(config.prefix + "-0000.params")).arrays)
+    return b"".join(np.asarray(array).tobytes() for array in read_arrays(Path(config.prefix + "-0000.params")).arrays)
 
 
 def test_a_run_over_bad_records(make: Callable[..., Config], bad_set: Path, tmp_path: Path,
