@@ -119,7 +119,7 @@ def test_a_rank_that_is_slow_is_named_and_the_run_goes_on(launched: Launched, kv
 
 @KINDS
 def test_ranks_of_one_pace_are_not_called_slow(launched: Launched, kvstore: str) -> None:
-    found, err, _ = launched(kvstore, "pass", "--slow-after", "2", exchanges=250)
+    found, err, _ = launched(kvstore, "pass", "--slow-after", "6", exchanges=700)
     assert found == 0 and "slow" not in err, err
 
 
