@@ -49,7 +49,8 @@ def train(passes: bool, argv: list[str]) -> int:
 
 def parameters(path: Path) -> dict[str, np.ndarray]:
     file = read_arrays(path)
-    return {name: array.astype(np.float64) for name, array in zip(file.names, file.arrays) if name.startswith("arg:")}
+    return {name: np.asarray(array, np.float64) for name, array in zip(file.names, file.arrays)
+            if name.startswith("arg:")}
 
 
 def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
