@@ -38,7 +38,8 @@ def fast_prelu(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 11
     Outputs and gradients are equal up to rounding. (``LeakyReLU`` itself gives gamma times the right gradient of gamma
     where MXNet lets it write over its input, as on maps in NCHW. The pass gives the right one.)
 
-    ``image_shape`` (3, H, W) only tells the sizes of maps.
+    To be bound with a gradient, if only that of one parameter: bound without any, MXNet 1.9.1 fuses the sums into
+    convolutions and gets them wrong. ``image_shape`` (3, H, W) only tells the sizes of maps.
     """
     internals = symbol.get_internals()
     shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=(1, *image_shape))[1]))
