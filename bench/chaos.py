@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -69,6 +70,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"faults: found {', '.join(sorted(unknown))}, expected some of {', '.join(FAULTS)}")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # tallies are kept, mounts given back
     with tempfile.TemporaryDirectory() as scratch:
         status = 0
         for name in options.faults or FAULTS:

@@ -66,6 +66,10 @@ def hostile(folder: Path, marker: Path) -> dict[str, list[tuple[Callable[[Path],
     bombs = [deep, b"\x80\x02X\x04\0\0\0aaaaq\0" + b"h\0\x86" * 10_000 + b".", b"\x80\x04\x8e" + b"\xff" * 8 + b"x"]
     for content in bombs:
         add("a .bin of deep nesting or huge lengths", load_bin, content)
+    large = cv2.imencode(".jpg", np.zeros((4096, 4096, 3), np.uint8))[1].tobytes()
+    for count in (1 << 10, 1 << 20):
+        add("a .bin that names one image of 16 million pixels up to a million times", load_bin,
+            pickle.dumps(([large] * count, [True] * (count // 2)), 4))
     for name in ("evil.pth", "deflated.pth"):
         _zip(folder / name, {"a/data.pkl": pickle.dumps(_Evil(marker), 2) if name == "evil.pth" else bytes(1 << 28)},
              zipfile.ZIP_DEFLATED if name == "deflated.pth" else zipfile.ZIP_STORED)

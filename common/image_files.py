@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from common.image_sources import Identity
 from recognition.data.image import decode_rgb
+from recognition.data.image_header import CUT, cut_short, is_jpeg
 from recognition.errors import UserError
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
-CUT = "the JPEG is cut short, it has no end marker after its last scan"
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -36,15 +36,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def is_jpeg(encoded: bytes) -> bool:
-    return encoded.startswith(b"\xff\xd8")
-
-
-def cut_short(encoded: bytes) -> bool:
-    """Whether a JPEG lacks its end, which OpenCV paints grey: no end marker comes after the start of its last scan."""
-    return is_jpeg(encoded) and encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda")
 
 
 def jpeg_damage(encoded: bytes) -> str:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common.image_files import CUT, cut_short, in_order, jpeg_damage
+from common.image_files import in_order, jpeg_damage
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
+from recognition.data.image_header import CUT, cut_short
 from recognition.data.recordio import MAGIC, RecordReader, unpack_record
 from recognition.errors import UserError
 

@@ -15,6 +15,7 @@ TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
 CPU: tuple[Device, ...] = (("cpu", 0),)
 BFLOAT16 = ("avx512_bf16", "amx_bf16")  # processors' flags for products of bfloat16
 CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_INFO = Path("/proc/meminfo")
 
 
 def parse_devices(value: Any) -> tuple[Device, ...]:
@@ -49,6 +50,12 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[Device, ...]:
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that programs can have without swapping, as the kernel reckons."""
+    found = dict(line.split(":", 1) for line in MEMORY_INFO.read_text(encoding="ascii").splitlines())
+    return int(found["MemAvailable"].split()[0]) << 10
 
 
 # How launchers tell a process its place among those of its host: horovodrun, launch for servers, Open MPI.

@@ -58,7 +58,8 @@ OPERATORS: dict[str, Inputs] = {
     **_each("Concat concat add_n ElementWiseSum stack amp_multicast", _MANY),
     **_each("UpSampling SoftmaxOutput", (1, 2)),
 }
-_WITH_STATES = frozenset(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"))
+# Layers of which MXNet does not compare the shapes of factors and statistics, all inputs after the first.
+_WITH_OWN = frozenset(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm", "GroupNorm", "InstanceNorm"))
 _SEVERAL_OUTPUTS = {"SliceChannel": "num_outputs", "split": "num_outputs", "amp_multicast": "num_outputs"}
 # What is not the operator's business: hints for training, under names old and new. They are left out.
 _HINT = re.compile(r"__\w*__|(?:\w+_)?(?:lr_mult|wd_mult|ctx_group|force_mirroring|mirror_stage)")
@@ -68,7 +69,7 @@ _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?L?"
 _ITEM = rf"(?:{_NUMBER}|None)"
 _VALUE = re.compile(rf"(?:{_NUMBER}|[A-Za-z_]\w{{0,63}}|[(\[] *(?:{_ITEM}(?: *, *{_ITEM}){{0,31}} *,?)? *[)\]])")
 _POSITIVE = frozenset(("num_filter", "num_hidden", "num_group", "num_groups", "num_outputs", "num_args", "kernel",
-                       "stride", "dilate", "block_size", "scale", "nsize"))
+                       "stride", "dilate", "block_size", "scale", "nsize", "reps", "repeats"))
 _SMALL = {"num_outputs": MOST_OUTPUTS, "num_args": MOST_INPUTS, "scale": 64, "block_size": 1024, "repeats": 1024,
           "reps": 1024, "nsize": 1024, "pad_width": 4096, "pad": 4096, "kernel": 4096, "stride": 4096, "dilate": 4096,
           "output_size": 4096, "height": 4096, "width": 4096, "adj": 4096, "target_shape": 4096}
@@ -121,7 +122,7 @@ def checked_graph(graph: Any) -> Node:
         nodes.append(checked)
         outputs.append(_outputs(checked))
         is_variable.append(checked["op"] == "null")
-    _check_states(nodes)
+    _check_own(nodes)
     heads = _entries(graph.get("heads"), outputs)
     if not heads:
         raise ValueError("found no heads")
@@ -144,7 +145,7 @@ def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
     fewest, most = (0, 0) if op == "null" else OPERATORS[op]
     if not fewest <= len(inputs) <= most:
         raise ValueError(f"{op} has {len(inputs)} inputs, expected {fewest} to {most}")
-    if op in _WITH_STATES and any(not is_variable[entry[0]] for entry in inputs[1:]):
+    if op in _WITH_OWN and any(not is_variable[entry[0]] for entry in inputs[1:]):
         raise ValueError(f"{op} has statistics or factors that are no variables")
     attrs = _attributes(node)
     if "num_args" in attrs and attrs["num_args"] != str(len(inputs)):
@@ -152,13 +153,19 @@ def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
     return {"op": op, "name": name, **({"attrs": attrs} if attrs else {}), "inputs": inputs}
 
 
-def _check_states(nodes: list[Node]) -> None:
-    """MXNet writes to what a layer has as its states: these must be nothing else."""
-    states = {entry[0] for node in nodes if node["op"] in _WITH_STATES for entry in node["inputs"][3:]}
-    for node in nodes:
-        for entry in node["inputs"][: 3 if node["op"] in _WITH_STATES else None]:
-            if entry[0] in states:
-                raise ValueError(f"{_shown(nodes[entry[0]]['name'])} is a moving statistic and something else, too")
+def _check_own(nodes: list[Node]) -> None:
+    """MXNet writes to what a layer has as its states, and takes factors to have the shape that the layer needs without
+    comparing: these must be nobody else's."""
+    owner: dict[int, int] = {}
+    for place, node in enumerate(nodes):
+        for entry in node["inputs"][1:] if node["op"] in _WITH_OWN else ():
+            owner.setdefault(entry[0], place)
+    for place, node in enumerate(nodes):
+        for number, entry in enumerate(node["inputs"]):
+            other = nodes[owner.get(entry[0], place)]
+            if other is not node or (entry[0] in owner and [at for at, *_ in node["inputs"]].index(entry[0]) != number):
+                raise ValueError(f"{_shown(nodes[entry[0]]['name'])} is a factor or a statistic of "
+                                 f"{_shown(other['name'])} and something else, too")
 
 
 def _entries(found: Any, outputs: list[int]) -> list[list[int]]:

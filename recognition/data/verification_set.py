@@ -19,10 +19,11 @@ import numpy as np
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
 from recognition.data.pickles import StandIn, check_opcodes
 from recognition.data.recordio import PathLike
-from recognition.devices import processors
+from recognition.devices import available_memory, processors
 from recognition.errors import UserError
 
 MAX_IMAGES = 1 << 20
+MOST_UNFOLDED = 100  # times a file's size: what its images have together. Pairs may share images
 _CHUNK = 64  # images that a thread decodes at a time
 _MOST_THREADS = 8
 _EXPECTED = "expected a pickle of (encoded images, issame)"
@@ -50,6 +51,10 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     """
     encoded, issame = _unpickle(Path(path))
     height, width = image_size
+    needed, free = 3 * height * width * len(encoded), available_memory()
+    if needed > free:
+        raise UserError(f"{path}: {len(encoded)} images of {height} x {width} take {needed >> 20} MB, expected at most "
+                        f"the {free >> 20} MB of memory that this machine has free")
     images = np.empty((len(encoded), 3, height, width), np.uint8)
 
     def decode(first: int) -> None:
@@ -116,7 +121,18 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
     if not 0 < len(content[0]) == 2 * len(issame) <= MAX_IMAGES:
         raise UserError(f"{path}: {len(content[0])} images for {len(issame)} pairs, expected two a pair and at most "
                         f"{MAX_IMAGES} images")
+    _check_size(path, content[0])
     return list(content[0]), np.array(issame, bool)
+
+
+def _check_size(path: Path, images: Sequence[Any]) -> None:
+    """A file of kilobytes can name one image a million times, which would be decoded as often."""
+    total = sum(len(image.data if isinstance(image, _Array) else image) for image in images
+                if isinstance(image, (_Array, bytes, bytearray)))
+    size = path.stat().st_size
+    if total > MOST_UNFOLDED * size:
+        raise UserError(f"{path}: {total} bytes of images in a file of {size}, expected at most {MOST_UNFOLDED} times "
+                        "its size: pairs share them too often")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -12,6 +12,7 @@ from recognition.mxnet_compat import mx
 
 MOST_NUMBERS = 2 ** 31 - 1  # of an array: MXNet 1.9.1 counts them in 32 bits, and does not notice when it cannot
 _SAME_SIZE = frozenset(("Reshape", "reshape"))
+_MAY_BE_EMPTY = frozenset(("slice", "slice_like"))
 Shape = tuple[int, ...]
 
 
@@ -29,6 +30,7 @@ def infer_shapes(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch
     :raises UserError: if the network cannot take images of this size; it names the layer.
     """
     try:
+        _check_slices(symbol, (batch, *image_shape))
         # The partial form says the same as infer_shape of a complete input, without printing when it fails.
         arguments, outputs, auxiliary = symbol.infer_shape_partial(data=(batch, *image_shape))
     except mx.MXNetError as error:
@@ -39,6 +41,19 @@ def infer_shapes(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch
     by_name = dict(zip(symbol.list_arguments(), arguments))
     del by_name["data"]
     return Shapes(by_name, dict(zip(symbol.list_auxiliary_states(), auxiliary)), outputs[0])
+
+
+def _check_slices(symbol: mx.sym.Symbol, data: Shape) -> None:
+    """A slice of nothing, the one layer without an output, makes MXNet divide by zero in a layer that comes after it,
+    which ends the process. So slices are looked at one after the other, each before anything that follows it.
+
+    :raises UserError: which names the layer.
+    """
+    names = [node["name"] for node in json.loads(symbol.tojson())["nodes"] if node["op"] in _MAY_BE_EMPTY]
+    for name in names:
+        (shape,) = symbol.get_internals()[f"{name}_output"].infer_shape_partial(data=data)[1]
+        if shape and 0 in shape:
+            raise UserError(f"{name} has an output of {shape} for images {data}, expected some numbers in it")
 
 
 def _check_sizes(symbol: mx.sym.Symbol, data: Shape) -> None:

@@ -64,6 +64,19 @@ def test_the_next_image_stands_in(bad_set: Path, make_jpeg: Callable[..., bytes]
     assert dataset.is_image(order[:20], batch.records).tolist() == [i not in BAD for i in order[:20].tolist()]
 
 
+def test_a_jpeg_cut_short_is_not_trained_on_half_grey(make_set: Callable[..., Path],
+                                                      make_jpeg: Callable[..., bytes]) -> None:
+    """With zeros for its second half, as after a copy that broke off, OpenCV decodes it; bytes behind a whole JPEG
+    change nothing."""
+    cut, longer = make_jpeg(3)[: len(make_jpeg(3)) // 2] + b"\0" * 20000, make_jpeg(4) + b"more"
+    dataset = open_skipping(make_set(counts=COUNTS, bodies={3: cut, 4: longer}))
+    assert decode_rgb(cut).shape == decode_rgb(longer).shape == dataset.image_shape
+    assert [dataset.usable(i)[2] for i in (3, 4)] == [5, 5]
+    np.testing.assert_array_equal(dataset.usable(3)[1], decode_rgb(make_jpeg(4)))
+    with pytest.raises(UserError, match=r"train\.rec: record 4: the JPEG is cut short, it has no end marker"):
+        dataset.load(3)
+
+
 def test_bits_do_not_depend_on_threads_processes_or_where_a_run_began(bad_set: Path) -> None:
     whole = bits(batches(open_skipping(bad_set), 7))
     assert bits(batches(open_skipping(bad_set), 7, threads=5, prefetch=0)) == whole

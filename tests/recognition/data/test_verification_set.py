@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recognition import devices
 from recognition.data.image import decode_rgb
-from recognition.data.verification_set import load_bin, save_bin
+from recognition.data.verification_set import load_bin, read_bin, save_bin
 from recognition.errors import UserError
 
 
@@ -74,6 +75,25 @@ def test_every_form_and_protocol(tmp_path: Path, encoded: list[bytes], form: str
 def test_images_that_pairs_share(tmp_path: Path, encoded: list[bytes]) -> None:
     images = [encoded[0], encoded[1]] * 50
     assert_holds(dump(tmp_path / "a.bin", (images, [False] * 50), 2), images, [False] * 50)
+
+
+def test_an_image_that_is_named_too_often(tmp_path: Path, encoded: list[bytes]) -> None:
+    """A pickle names an object again with two bytes."""
+    path = dump(tmp_path / "a.bin", ([encoded[0]] * 2000, [True] * 1000), 4)
+    with pytest.raises(UserError, match=r"a\.bin: \d+ bytes of images in a file of \d+, expected at most 100 times"):
+        load_bin(path)
+    with pytest.raises(UserError, match="expected at most 100 times its size"):
+        read_bin(path)
+
+
+def test_more_images_than_memory_holds(tmp_path: Path, encoded: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dump(tmp_path / "a.bin", (encoded, [True] * 3), 4)
+    monkeypatch.setattr(devices, "MEMORY_INFO", tmp_path / "meminfo")
+    devices.MEMORY_INFO.write_text("MemTotal:  4096 kB\nMemAvailable:    200 kB\n")
+    with pytest.raises(UserError, match=r"a\.bin: 6 images of 112 x 112 take 0 MB, expected at most the 0 MB of"):
+        load_bin(path)
+    devices.MEMORY_INFO.write_text("MemAvailable:    400 kB\n")
+    assert len(load_bin(path).images) == 6
 
 
 def test_save(tmp_path: Path, encoded: list[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 
 from recognition.errors import UserError
+from recognition.mxnet_compat import mx
 from recognition.symbol import fmobilefacenet, fresnet
 from recognition.symbol.shapes import infer_shapes
 
@@ -29,3 +30,12 @@ def test_images_that_do_not_fit_are_named_with_the_layer(capfd):
     with pytest.raises(UserError, match=r"found 96x80x3, .*conv_6dw7_7_conv2d says: kernel size exceed"):
         infer_shapes(fmobilefacenet.get_symbol(), (3, 96, 80))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_slice_of_nothing_is_named_before_mxnet_divides_by_zero():
+    """MXNet 1.9.1 ends the process: found by fuzzing."""
+    part = mx.sym.slice(mx.sym.Variable("data"), begin=(None, None, 8, None), end=(None, None, 16, None), name="part")
+    symbol = mx.sym.Reshape(part, shape=(0, 0, 0, -1), name="flat")
+    assert infer_shapes(symbol, (3, 16, 16)).output == (1, 3, 8, 16)
+    with pytest.raises(UserError, match=r"^part has an output of \(1, 3, 0, 8\) for images \(1, 3, 8, 8\), expected"):
+        infer_shapes(symbol, (3, 8, 8))
