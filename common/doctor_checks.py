@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_at, repeats
+from common.text_columns import whole_number
 from common.training_set import MAX_RECORDS
 from recognition.data.dataset import open_dataset
 from recognition.data.record_index import read_index
@@ -246,9 +247,9 @@ def _check_repeats(keys: np.ndarray, looked: Survey) -> list[Finding]:
 def check_shuffled(prop: Property, folder: Path, images: int) -> list[Finding]:
     """The further lines of a shuffled set's ``property``."""
     lines = (folder / "property").read_text("utf-8", "replace").split()
-    numbers = [int(line) for line in lines[1:] if line.isdecimal()]
-    if prop.shuffled and numbers and numbers[0] != images:
-        return [Finding(WARNING, "property", f"says {numbers[0]} images, there are {images}",
+    numbers = [line for line in lines[1:] if line.isdecimal()]
+    if prop.shuffled and numbers and whole_number(numbers[0]) != images:
+        return [Finding(WARNING, "property", f"says {numbers[0][:20]} images, there are {images}",
                         "write the right number into its second line, or get train.rec again")]
     return []
 

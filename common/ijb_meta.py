@@ -71,7 +71,7 @@ def _read_landmarks(path: Path) -> tuple[list[str], np.ndarray]:
         try:
             name, *numbers = line.split()
             rows[i] = [float(number) for number in numbers] if len(numbers) == 11 else np.nan
-            if not np.isfinite(rows[i]).all() or name.startswith("/") or ".." in name.split("/"):
+            if not np.isfinite(rows[i]).all() or name.startswith("/") or ".." in name.split("/") or "\0" in name:
                 raise ValueError
         except ValueError:
             raise _bad_line(path, i, line, "an image's name, ten coordinates and a score") from None

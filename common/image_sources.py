@@ -2,6 +2,7 @@
 """Which images of which people there are: a folder of folders, or a list file."""
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -9,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from recognition.errors import UserError
+from recognition.errors import UserError, one_line
 
 EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _EXPECTED = "expected 'path<TAB>label' or 'flag<TAB>path<TAB>label' (flag 1: the image is aligned)"
+_logger = logging.getLogger(__name__)
 
 
 class Identity(NamedTuple):
@@ -50,9 +52,10 @@ def find_images(place: Path) -> list[Path]:
 
 
 def _natural(name: str) -> tuple[list, str]:
-    """Sorts s2 before s10; the digits stand at the odd places of the split."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    """Sorts s2 before s10; the digits stand at the odd places of the split. Numbers may have any length: of two without
+    leading zeros the longer one is greater."""
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def each_identity(source: Path) -> Iterator[Identity]:
@@ -85,21 +88,36 @@ def _images_below(folder: Path) -> list[Path]:
 def _read_list(source: Path) -> dict[str, list[Path]]:
     """Lines ``path label`` (label: any word) or, as InsightFace's .lst has them, ``flag<TAB>path<TAB>label``.
 
-    Paths count from the list's folder; images keep the list's order.
+    Paths count from the list's folder, which none may lead out of by ``..``; absolute ones, which InsightFace's lists
+    have, are counted in one line. Images keep the list's order.
     """
     try:
         text = source.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
     found: dict[str, list[Path]] = {}
+    named: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             path, label = _parse_line(source, number, line.strip("\r"))
+            if "\0" in path or _leads_out(path):
+                raise UserError(f"{source}: line {number}: found {path[:80]!r}, expected a path below the list's "
+                                "folder, or an absolute one")
+            named.append(path)
             found.setdefault(label, []).append(source.parent / path)
     for image, times in Counter(image for images in found.values() for image in images).most_common(1):
         if times > 1:
             raise UserError(f"{source}: {image} is listed {times} times, expected once")
+    absolute = [path for path in named if os.path.isabs(path)]
+    if absolute:
+        _logger.warning("%s: %d of its %d images have absolute paths, which are read wherever they lead; the first: %s",
+                        one_line(source), len(absolute), len(named), one_line(absolute[0]))
     return found
+
+
+def _leads_out(path: str) -> bool:
+    """Whether ``..`` in a relative path leads out of the folder that it counts from."""
+    return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 
 def _parse_line(source: Path, number: int, line: str) -> tuple[str, str]:

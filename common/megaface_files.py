@@ -71,7 +71,7 @@ def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
     if text.lstrip().startswith("{"):
         try:
             lines = json.loads(text)["path"]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise UserError(f"{listed}: {error}; expected JSON with a list \"path\"") from error
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise UserError(f"{listed}: found a \"path\" that is no list of texts")
@@ -81,7 +81,7 @@ def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if line.startswith("/") or ".." in line.strip().split("/"):
+        if line.startswith("/") or ".." in line.strip().split("/") or "\0" in line:
             raise UserError(f"{listed}: line {number}: found {line[:80]!r}, expected a path below {folder}")
         images.append(line.strip())
     if not images:

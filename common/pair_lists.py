@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.text_columns import whole_number
 from recognition.errors import UserError
 
 _EXPECTED = "expected 'image image 1' for one identity or 'image image 0' for two, or LFW's pairs.txt"
@@ -72,7 +73,8 @@ def _lfw_line(line: str) -> tuple[str, str, bool] | None:
         same = True
     else:
         same = False
-    if len(fields) != 4 or not (fields[1].isdecimal() and fields[3].isdecimal()):
+    numbers = [whole_number(field) for field in fields[1::2]]
+    if len(fields) != 4 or None in numbers:
         return None
-    first, second = (f"{name}/{name}_{int(number):04d}.jpg" for name, number in (fields[:2], fields[2:]))
+    first, second = (f"{name}/{name}_{number:04d}.jpg" for name, number in zip(fields[::2], numbers))
     return first, second, same

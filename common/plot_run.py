@@ -43,7 +43,7 @@ def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
             if not set(KEYS.get(kind, ())) <= record.keys():
                 raise KeyError(kind)
             records.setdefault(kind, []).append(record)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             kinds = " or ".join(f"{kind} with {', '.join(keys)}" for kind, keys in KEYS.items())
             raise UserError(f"{path}: line {number}: found {line[:60]!r}, expected an object of {kinds}") from error
     if not any(records.values()):

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.output_folder import new_folder
+from common.text_columns import whole_number
 from recognition.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.data.verification_set import read_bin
@@ -91,9 +92,10 @@ def _labels(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers and ranges such as 0,5,10-19")
-        found.extend(range(int(first), min(int(last or first), 1 << 24) + 1))
+        low, high = whole_number(first), whole_number(last or first)
+        if low is None or high is None or high < low:
+            raise argparse.ArgumentTypeError(f"found {text[:80]!r}, expected numbers and ranges such as 0,5,10-19")
+        found.extend(range(low, min(high, 1 << 24) + 1))
     return found
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole numbers in columns, read a chunk at a time: the pair lists of IJB have 16 million lines."""
+"""Whole numbers in text: one; or columns, read a chunk at a time: the pair lists of IJB have 16 million lines."""
 from __future__ import annotations
 
 import warnings
@@ -11,7 +11,13 @@ import numpy as np
 from recognition.errors import UserError
 
 CHUNK_BYTES = 1 << 24
+_MOST_DIGITS = 18  # of a number that fits int64; Python itself refuses 4301
 _ALLOWED = np.isin(np.arange(256), list(b"0123456789-+ \t\r\n"))
+
+
+def whole_number(text: str) -> int | None:
+    """The number that decimal digits are, of a stranger's file; None for anything else, and for more than 18 digits."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def read_whole_numbers(path: Path, columns: int, what: str, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray:

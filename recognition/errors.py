@@ -25,10 +25,11 @@ class LostProcess(UserError):
     status = 75  # EX_TEMPFAIL of sysexits.h
 
 
-def one_line(error: Exception) -> str:
-    """What is said of an error, in one line: names of files may hold line ends, and codes that a terminal obeys."""
+def one_line(text: object) -> str:
+    """What is said of an error or a stranger's name, in one line: names of files may hold line ends, and codes that a
+    terminal obeys."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-                   for letter in str(error))
+                   for letter in str(text))
 
 
 def command(main: Callable[..., int]) -> Callable[..., int]:

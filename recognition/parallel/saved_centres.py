@@ -107,7 +107,8 @@ def is_of_centres(name: str) -> bool:
 def centres_in_file(path: Path, file: ParamsFile) -> SavedCentres | None:
     """W of a checkpoint by ``fc7_...``; None if it holds none."""
     named = {name[4:]: array for name, array in zip(file.names, file.arrays) if name.startswith("arg:fc7_")}
-    numbers = sorted(int(match[1]) for match in (re.fullmatch(r"fc7_(\d+)_weight", name) for name in named) if match)
+    matches = (re.fullmatch(r"fc7_(0|[1-9][0-9]{0,8})_weight", name) for name in named)
+    numbers = sorted(int(match[1]) for match in matches if match)
     names = ["fc7_weight"] if "fc7_weight" in named else [f"fc7_{number}_weight" for number in numbers]
     if not names:
         return None
@@ -177,7 +178,7 @@ def _stranger(note: Path, checkpoint: Path) -> str:
     try:
         found = json.loads(note.read_text())
         name, digest = found["checkpoint"], found.get("sha256")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{note}: not a note of class centres: {error!r}; expected one that a run wrote") from None
     if name is not None and digest == sum_of(checkpoint).sha256:
         return ""
@@ -202,7 +203,7 @@ def _check_sums(state: Path) -> None:
     try:
         files = json.loads((state / "manifest.json").read_text()).get("files", {})
         sums = {name: Sum(*values) for name, values in files.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{state / 'manifest.json'}: not of a training state: {error}") from None
     known = {found.sha256: name for name, found in sums.items()}
     for name, wanted in sums.items():

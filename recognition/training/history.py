@@ -69,6 +69,6 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         try:
             if json.loads(line)["step"] <= step and line.endswith("\n"):
                 kept.append(line)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
     return kept

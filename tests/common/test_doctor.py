@@ -92,7 +92,7 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
         "mixed": {"labels": [0, 2, *LABELS[2:]]}, "header": {"header": (20, 23)}, "end": {"header": (10, 14)},
         "ranges": {"ranges": ((1, 4), (5, 6), (6, 10))}, "empty class": {"prop": "4,112,112\n", "header": (10, 14),
                                                                         "ranges": ((1, 4), (4, 6), (6, 10), (10, 10))},
-        "property": {"prop": "three\n"}}
+        "property": {"prop": "three\n"}, "digits": {"prop": "3,112,112\nshuffled\n" + "9" * 5000}}
     write(folder, other, **changes.get(case, {}))
     lines = (folder / "train.idx").read_text().splitlines()
     index = {"second key": [*lines, lines[-1]], "moved": [*lines[:5], "5\t4", *lines[6:]], "short": lines[:-1],
@@ -127,7 +127,8 @@ def broken(folder: Path, images: list[bytes], case: str) -> None:
     ("header", 2, "the index has 12 of the images 1 .. 19 that the header in record 0 announces"),
     ("end", 1, "records end at 14, the keys at 13"),
     ("ranges", 2, "that of identity 1 begins at 5"), ("empty class", 1, "1 of 4 identities have no image, such as 3"),
-    ("property", 2, "property: found 'three'"), ("second key", 2, "key 12 stands there a second time"),
+    ("property", 2, "property: found 'three'"), ("digits", 1, "property: says 99999999999999999999 images, there are"),
+    ("second key", 2, "key 12 stands there a second time"),
     ("moved", 2, "1 of 13 lines do not lead to a record, such as key 5: offset 4"),
     ("short", 2, "1 of the 13 records in train.rec are not in it"), ("no number", 2, "train.idx: line 1: found 'zero"),
     ("no index", 0, "is not there; records are found by a scan"), ("no records", 2, "train.rec: is not there"),

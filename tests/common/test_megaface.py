@@ -156,6 +156,8 @@ def test_features_that_are_none(devkit, capsys, content, found):
     (("--distractor-list", "nothing"), "nothing: cannot be read"),
     (("--distractor-list", "bad.json"), "bad.json: 'path'; expected JSON"),
     (("--distractor-list", "bad.txt"), "bad.txt: line 2: found '../x.jpg', expected a path below"),
+    (("--distractor-list", "nul.txt"), r"nul.txt: line 1: found 'a\x00.jpg', expected a path below"),
+    (("--distractor-list", "deep.json"), "deep.json: maximum recursion depth exceeded"),
     (("--count", "0"), "--count, --suffix: expected at least 1"),
     (("--far", "x"), "found 'x', expected rates"),
 ])
@@ -163,6 +165,8 @@ def test_what_cannot_be_run(devkit, capsys, monkeypatch, flags, found):
     folder, _ = devkit
     monkeypatch.chdir(folder)
     (folder / "bad.json").write_text('{"id": []}')
+    (folder / "deep.json").write_text('{"path": ' + "[" * 200_000)
+    (folder / "nul.txt").write_text("a\0.jpg\n")
     (folder / "bad.txt").write_text("100/u0@N0/0.jpg\n../x.jpg\n")
     assert run(folder, *flags) == 2
     error = capsys.readouterr().err

@@ -123,11 +123,31 @@ def test_list_file(photographs, tmp_path, line):
 
 @pytest.mark.parametrize(("line", "what"), [
     ("p1/0.jpg", "expected 'path<TAB>label'"), ("0\tp1/0.jpg\t4", "not aligned"),
-    ("7\t12.0\tp1/0.jpg", "line 2: found"), ("p1/1.jpg\t3", "listed 2 times")])
+    ("7\t12.0\tp1/0.jpg", "line 2: found"), ("p1/1.jpg\t3", "listed 2 times"),
+    ("p1/\0.jpg\t4", r"line 2: found 'p1/\x00.jpg', expected a path below the list's folder"),
+    ("../elsewhere/secret.jpg p2", "list.txt: line 2: found '../elsewhere/secret.jpg', expected a path below"),
+    ("1\tp1/../../secret.jpg\t3", "line 2: found 'p1/../../secret.jpg'")])
 def test_bad_lines(photographs, tmp_path, capsys, line, what):
     (photographs / "list.txt").write_text(f"p1/1.jpg\t3\n{line}\n")
     assert what in fails(capsys, photographs / "list.txt", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_labels_and_names_may_have_numbers_of_any_length(photographs, tmp_path):
+    """Python makes no number of more than 4300 digits."""
+    long = "9" * 5000
+    (photographs / "list.lst").write_text(f"p1/../p2/1.jpg {long}0\np1/1.jpg {long}\np1/2.jpg 10\np1/3.jpg 0009\n")
+    names = [identity.name for identity in read_identities(photographs / "list.lst")]
+    assert names == ["0009", "10", long, long + "0"]
+
+
+def test_absolute_paths_are_said(photographs, tmp_path, caplog):
+    lines = f"1\t{photographs / 'p1' / '0.jpg'}\t0\n1\tp2/0.jpg\t1\n1\t{photographs / 'p3' / '0.jpg'}\t1\n"
+    (photographs / "list.lst").write_text(lines)
+    read_identities(photographs / "list.lst")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{photographs / 'list.lst'}: 2 of its 3 images have absolute paths, which are read wherever they lead; the "
+        f"first: {photographs / 'p1' / '0.jpg'}"]
 
 
 def test_broken_image_stops_or_is_left_out(photographs, tmp_path, capsys):

@@ -75,6 +75,9 @@ def test_what_cannot_be_drawn(run, capsys):
     history = run / "history.jsonl"
     history.write_text('{"kind": "train", "step": 1}\n')
     assert "line 1: found" in fails(capsys, run)
+    for line in ("[" * 100_000, "[]", '"train"'):
+        history.write_text(line + "\n")
+        assert "line 1: found" in fails(capsys, run)
     history.write_text("")
     assert "nothing to draw yet" in fails(capsys, run)
     history.unlink()

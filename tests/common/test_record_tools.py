@@ -203,6 +203,7 @@ def test_broken_records_are_counted(images: list[bytes], write_set: Callable[...
 
 def test_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, line in ((["--identities", "5-2"], "expected numbers and ranges"),
+                        (["--identities", "9" * 5000], "expected numbers and ranges"),
                         (["--limit", "0"], "--limit: found 0"), ([], "no train.rec there")):
         assert rec2image.main(["--include", str(tmp_path), "--output", str(tmp_path / "out"), *flags]) == 2
         assert line in capsys.readouterr().err

@@ -123,6 +123,9 @@ def test_centres_of_a_state_are_those_that_its_manifest_has_the_sums_of(tmp_path
     shutil.copy(tmp_path / "momentum-0.npy", tmp_path / "centres-0.npy")
     with pytest.raises(UserError, match=r"centres-0\.npy: another file: found momentum-0\.npy"):
         centres_in_folder(tmp_path)
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"manifest\.json: not of a training state: maximum recursion"):
+        centres_in_folder(tmp_path)
 
 
 def test_files_that_somebody_left_do_not_go_with_a_checkpoint_saved_later(tmp_path: Path) -> None:
@@ -134,9 +137,10 @@ def test_files_that_somebody_left_do_not_go_with_a_checkpoint_saved_later(tmp_pa
     disown_centres(tmp_path)
     found = find_centres(path)
     assert found is not None and found.misfit(2, 1).startswith("they were saved before the checkpoints there, not with")
-    (tmp_path / "centers.json").write_text("[]")
-    with pytest.raises(UserError, match=r"centers\.json: not a note of class centres"):
-        find_centres(path)
+    for text in "[]", "[" * 100_000:
+        (tmp_path / "centers.json").write_text(text)
+        with pytest.raises(UserError, match=r"centers\.json: not a note of class centres"):
+            find_centres(path)
 
 
 def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
@@ -147,6 +151,9 @@ def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
     write_arrays(path, {f"arg:fc7_{i}_weight": [np.ones((2, 3 + i))] for i in range(2)})
     with pytest.raises(UserError, match=r"shards of \(2, 3\) and \(2, 4\), expected rows of one length"):
         find_centres(path)
+    for name in "fc7_00_weight", f"fc7_{'9' * 5000}_weight":
+        write_arrays(path, {f"arg:{name}": [np.ones((2, 3))]})
+        assert find_centres(path) is None
     write_arrays(path, {"arg:fc7_weight": [np.ones((2, 3))], "arg:fc7_bias": [np.ones(3)]})
     with pytest.raises(UserError, match="3 biases for 2 rows"):
         find_centres(path)

@@ -35,7 +35,8 @@ def test_a_run_from_nothing_starts_a_new_history(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "7", "null", '"step"', '{"step": "20"}', '{"step": null}', "\0\0\0"])
+@pytest.mark.parametrize("line", ["{}", "[]", "7", "null", '"step"', '{"step": "20"}', '{"step": null}', "\0\0\0",
+                                  "[" * 100_000])
 def test_a_line_that_is_no_record_ends_what_is_kept(tmp_path: Path, line: str) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text('{"kind": "train", "step": 20}\n' + line + '\n{"kind": "train", "step": 30}\n')
