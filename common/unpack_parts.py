@@ -6,19 +6,22 @@
 The parts are joined in the order of their names' numbers: as one .tar, .tar.gz, .tar.bz2, .tar.xz or .zip. SUMS is a
 file as md5sum, sha1sum and sha256sum write it; sums of files inside the archive may be among them, and are checked as
 these are unpacked. Nothing is unpacked before all parts are right, and the new folder is there when all that belongs in
-it is, or not at all. A folder around everything in the archive is left out. Only plain files and folders are unpacked.
+it is, or not at all. A folder around everything in the archive is left out. Only plain files and folders are unpacked,
+and of no file more than the disk has room for: what an archive says of its size is not believed to be small.
 """
 from __future__ import annotations
 
 import argparse
 import hashlib
 import io
+import lzma
 import re
 import shutil
 import tarfile
 import zipfile
+import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -34,6 +37,8 @@ KINDS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
 _BLOCK = 1 << 22
 _LINE = re.compile(r"#?\s*([0-9a-fA-F]{32,64})\s+\*?(\S.*)")
 _EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or all of its parts"
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError,
+            NotImplementedError)  # what the standard library raises at archives that are none
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -128,12 +133,17 @@ def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
                                 "again")
 
 
-def members(joined: Joined) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the plain files in the archive, in its order; neither file nor folder is an error."""
+def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of the plain files in the archive, in its order; neither file nor folder is an error.
+
+    :param require: called with what is to be unpacked next and its bytes, before any of them is read: of a .zip, which
+        lists what it holds, once for everything
+    """
     start = joined.read(4)
     joined.seek(0)
     if start == b"PK\3\4":
         with zipfile.ZipFile(io.BufferedReader(joined)) as archive:  # type: ignore[type-var]
+            require("what it holds", sum(info.file_size for info in archive.infolist()))
             for info in archive.infolist():
                 if not info.is_dir():
                     with archive.open(info) as unzipped:
@@ -141,6 +151,9 @@ def members(joined: Joined) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with tarfile.open(fileobj=joined, mode="r|*", bufsize=1 << 20) as packed:  # type: ignore[call-overload]
         for member in packed:
+            if member.issparse():
+                raise UserError(f"{member.name} in the archive is a sparse file, expected plain files")
+            require(member.name, member.size)
             content = packed.extractfile(member) if member.isfile() else None
             if content is not None:
                 yield member.name, content
@@ -149,11 +162,30 @@ def members(joined: Joined) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[Path]:
-    """Unpack all files to ``folder``, and check those that have a sum; returns their paths, counted from it."""
+    """Unpack all files to ``folder``, and check those that have a sum; returns their paths, counted from it.
+
+    :raises UserError: if this is no archive, or holds anything but plain files, or more than there is room for
+    """
+    try:
+        return _unpack(parts, folder, sums)
+    except (*_DAMAGES, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; bzip2 raises one without a number at data that are none
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{parts[0]}: {what}; {_EXPECTED}") from error
+
+
+def _unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[Path]:
     written: list[Path] = []
     joined = Joined(parts)
+
+    def require(what: str, size: int) -> None:
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(f"{parts[0]}: {what} takes {size} bytes, the disk has room for {free}")
+
     with tqdm(total=joined.size, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
-        for name, content in members(joined):
+        for name, content in members(joined, require):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
                 raise UserError(f"{parts[0]}: it holds {name!r}, expected a path inside the folder")
@@ -211,11 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sums:
         check_parts(parts, sums)
     with new_folder(args.output) as folder, writing(args.output):
-        try:
-            written = lift(folder, unpack(parts, folder, sums))
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
-            what = " ".join(str(error).split())[:120] or type(error).__name__
-            raise UserError(f"{parts[0]}: {what}; {_EXPECTED}") from error
+        written = lift(folder, unpack(parts, folder, sums))
     checked = len(parts) + sum(path.name in sums for path in written) if sums else 0
     print(f"{args.output}: {len(written)} files from {len(parts)} parts; {checked} checksums were right")
     if any(path == Path("train.rec") for path in written):

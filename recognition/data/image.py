@@ -2,6 +2,8 @@
 """Encoded bytes to pixels, the same pixels that MXNet's image functions give."""
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 
@@ -11,6 +13,10 @@ MOST_PIXELS = 1 << 26  # of an image to decode: 8192 x 8192, 200 MB
 MOST_RECORD_PIXELS = 1 << 24  # of one that is decoded beside many others: 4096 x 4096, the largest side of a set
 
 _TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # the decoder writes RGB itself, from OpenCV 4.11 on
+_FATAL = 1  # of OpenCV's levels of logging: 2 is errors
+
+if "OPENCV_LOG_LEVEL" not in os.environ:  # of an image cut short OpenCV would print lines beside the one that is ours
+    cv2.setLogLevel(_FATAL)
 
 
 def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -110,6 +111,43 @@ def test_archives_that_reach_out(name: str, kind: bytes, line: str, tmp_path: Pa
     assert run([tmp_path / "evil.tar"], tmp_path / "a" / "new", "--no-sums") == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "a" / "new").exists() and not (tmp_path / "a" / "out.txt").exists()
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_with_damage_inside(kind: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w", kind) as archive:
+        archive.writestr("faces/train.rec", bytes(range(256)) * 40)
+    data = bytearray((tmp_path / "faces.zip").read_bytes())
+    data[60:90] = b"\xff" * 30
+    (tmp_path / "faces.zip").write_bytes(data)
+    assert run([tmp_path / "faces.zip"], tmp_path / "new", "--no-sums") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'faces.zip'}: ") and "expected a .tar" in error
+    assert error.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sparse file of a terabyte in 10 KB; one that is said to be whole; many in a .zip, each of which would fit."""
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("faces/train.rec")
+        member.size, member.pax_headers = 512, {
+            "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "faces/train.rec",
+            "GNU.sparse.realsize": str(1 << 40)}
+        archive.addfile(member, io.BytesIO(b"1\n1099511627776\n0\n".ljust(512, b"\0")))
+    member = tarfile.TarInfo("faces/train.rec")
+    member.size = 1 << 60
+    (tmp_path / "large.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    free = shutil.disk_usage(tmp_path).free
+    with zipfile.ZipFile(tmp_path / "large.zip", "w") as zipped:
+        for name in "ab":
+            zipped.writestr(name, b"x")
+            zipped.infolist()[-1].file_size = free // 3 * 2  # as the list at the end of the file has it
+    for name, line in (("sparse.tar", "faces/train.rec in the archive is a sparse file"),
+                       ("large.tar", f"large.tar: faces/train.rec takes {1 << 60} bytes, the disk has room for "),
+                       ("large.zip", "large.zip: what it holds takes ")):
+        assert run([tmp_path / name], tmp_path / "new", "--no-sums") == 2
+        assert line in capsys.readouterr().err
+        assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*writing*"))
 
 
 def test_what_is_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

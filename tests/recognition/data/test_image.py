@@ -73,6 +73,14 @@ def test_fit_refuses_another_shape(make_jpeg: Callable[..., bytes], size: tuple[
         fit(decode_rgb(make_jpeg(3, size)), 112, 112)
 
 
+@pytest.mark.parametrize("ending", [".bmp", ".ppm"])
+def test_opencv_says_nothing_of_an_image_that_is_refused(ending: str, capfd: pytest.CaptureFixture[str]) -> None:
+    encoded = cv2.imencode(ending, np.zeros((24, 24, 3), np.uint8))[1].tobytes()
+    with pytest.raises(ValueError, match="not an image that OpenCV can decode"):
+        decode_rgb(encoded[:-5])
+    assert capfd.readouterr().err == ""
+
+
 def test_write_planes(make_jpeg: Callable[..., bytes]) -> None:
     image = decode_rgb(make_jpeg(4, (30, 20)))
     batch = np.zeros((3, 3, 30, 20), np.uint8)
