@@ -17,9 +17,12 @@ from recognition.errors import UserError
 
 ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
+LARGEST = 1e37  # of what is computed with in float32; 1 / LARGEST, too, is a normal number there
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 # The networks of symbol. Another net_name is the user's own, which may give these options any values and meanings.
 FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet")
+_PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
+             ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
 NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
                 "net_multiplier", "densenet_dropout")
 
@@ -187,6 +190,11 @@ class Config:
             object.__setattr__(self, item.name, value)
         if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
             raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
+        for keys in _PRODUCTS:
+            factors = [self._largest(key) for key in keys]
+            if math.prod(factors) > LARGEST:
+                raise UserError(f"{', '.join(keys)}: found {' times '.join(f'{factor:g}' for factor in factors)}, "
+                                f"expected at most {LARGEST:g}, as it is computed with in float32")
         if self.triplets and self.per_batch_size % 3:
             raise UserError(f"per_batch_size: found {self.per_batch_size}, expected a multiple of 3 such as "
                             f"{self.per_batch_size // 3 * 3 or 3}: a {self.loss_name} batch is anchors, positives and "
@@ -200,6 +208,10 @@ class Config:
         if self.worker_id >= self.num_workers:
             raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
                             f"(DMLC_NUM_WORKER), {self.num_workers}")
+
+    def _largest(self, key: str) -> float:
+        """A number, or the largest of the factors of parameters."""
+        return max((factor for _, factor in self.lr_factor), default=1.0) if key == "lr_factor" else getattr(self, key)
 
     @property
     def triplets(self) -> bool:

@@ -11,6 +11,7 @@ from recognition.mxnet_compat import mx
 from recognition.parallel.adamw import AdamWStep
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.kernels import EPSILON
+from recognition.parallel.optimisers import readable
 from recognition.parallel.shard import (
     LOADED_ROWS,
     SGD,
@@ -212,7 +213,9 @@ class MxnetShard:
 def _step(optimiser: SGD | AdamWStep, w: mx.nd.NDArray, gradient: mx.nd.NDArray, *moments: mx.nd.NDArray) -> None:
     """Update an array and its moments, two with AdamW, in place."""
     if isinstance(optimiser, AdamWStep):
-        mx.nd.contrib.adamw_update(w, gradient, *moments, 1.0, lr=optimiser.factor, eta=optimiser.lr, wd=optimiser.wd,
-                                   beta1=optimiser.beta1, beta2=optimiser.beta2, epsilon=optimiser.eps, out=w)
+        _, wd, beta1, beta2, factor, eps = optimiser
+        mx.nd.contrib.adamw_update(w, gradient, *moments, 1.0, lr=factor, eta=readable(optimiser.lr), wd=readable(wd),
+                                   beta1=readable(beta1), beta2=readable(beta2), epsilon=eps, out=w)
     else:
-        mx.nd.sgd_mom_update(w, gradient, *moments, out=w, lr=optimiser.lr, wd=optimiser.wd, momentum=optimiser.mu)
+        lr, mu, wd = map(readable, optimiser)
+        mx.nd.sgd_mom_update(w, gradient, *moments, out=w, lr=lr, wd=wd, momentum=mu)

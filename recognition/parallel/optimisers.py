@@ -9,6 +9,7 @@ from recognition.mxnet_compat import mx
 from recognition.parallel.adamw import AdamW
 
 NDArrays = Mapping[str, mx.nd.NDArray]
+LEAST = 1.2e-38  # the least normal float32: MXNet reads no parameter of an operator that is less, but for 0
 GROUP = 32  # parameters per fused update; the operators take at most 60 and 45
 
 
@@ -26,7 +27,7 @@ class SgdOptimiser:
     """MXNet's SGD with momentum: ``m = mu m - lr (g + wd w);  w += m``."""
 
     def __init__(self, parameters: NDArrays, names: Sequence[str], mu: float, wd: float) -> None:
-        self.mu, self.wd = mu, wd
+        self.mu, self.wd = readable(mu), wd
         self.moments = {"momentum": {name: mx.nd.zeros_like(parameters[name]) for name in names}}
         self.updates: dict[str, int] = {}
 
@@ -58,8 +59,13 @@ class AdamWOptimiser:
                 arrays = [[of[name] for name in names] for of in (weights, gradients, *self.moments.values())]
                 mx.nd.contrib.multi_adamw_update(
                     *arrays, rescale, lrs=[step.factor] * len(names), wds=[step.wd] * len(names),
-                    etas=[lrs[name] for name in names], beta1=step.beta1, beta2=step.beta2, epsilon=step.eps,
-                    out=arrays[0])
+                    etas=[lrs[name] for name in names], beta1=readable(step.beta1), beta2=readable(step.beta2),
+                    epsilon=step.eps, out=arrays[0])
+
+
+def readable(value: float) -> float:
+    """A number from 0 on as an operator of MXNet takes it: 0 for what float32 has no digits for."""
+    return value if value >= LEAST else 0.0
 
 
 def _groups(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from typing import Any
 
 import pytest
 
@@ -178,3 +179,19 @@ def test_centres_from_embeddings_needs_a_network_that_gives_some() -> None:
     for options in ({}, {"pretrained": "model", "loss_name": "triplet", "per_batch_size": 3}):
         with pytest.raises(UserError, match="centres_from: found 'embeddings', expected it with --pretrained"):
             Config(centres_from="embeddings", **options)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"lr": 2e37}, r"lr: found 2e\+37, expected at most 1e\+37, as it is computed with in float32$"),
+    ({"wd": "1e39"}, r"wd: found 1e\+39, expected at most 1e\+37, "),
+    ({"fp16_scale": 1e38}, r"fp16_scale: found 1e\+38, expected at most "),
+    ({"loss_s": 1e39}, r"loss_s: found 1e\+39, expected at most "),
+    ({"lr": 0.01, "lr_factor": "fc*=2,*=1e45"}, r"lr, lr_factor: found 0.01 times 1e\+45, expected at most "),
+    ({"lr": 1e20, "fc7_lr_mult": 1e20}, r"lr, fc7_lr_mult: found 1e\+20 times 1e\+20, expected at most "),
+    ({"wd": 1e20, "fc7_wd_mult": 1e20}, r"wd, fc7_wd_mult: found 1e\+20 times 1e\+20, "),
+    ({"lr": 1e20, "wd": 1e20}, r"lr, wd: found 1e\+20 times 1e\+20, "),
+])
+def test_what_float32_has_no_numbers_for_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}"):
+        Config(**options)
+    Config(lr=1e37, wd=0, lr_factor="*=1")

@@ -13,7 +13,9 @@ from recognition.parallel.adamw import AdamW
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.loss_scale import LossScale
+from recognition.parallel.mxnet_shard import MxnetShard
 from recognition.parallel.rates import Rates
+from recognition.parallel.shard import SGD
 
 ADAMW, LR, WD, LAYERS, STEPS = AdamW(0.8, 0.99, 1e-6), 0.02, 0.1, 20, 6
 FROZEN, FAST = "fc3_*", "fc5_weight"
@@ -121,3 +123,23 @@ def test_a_state_of_other_shapes_is_told() -> None:
     short = {name: a[:1] for name, a in state.second_moment.items()}
     assert backbone.difference(state._replace(second_moment=short)).startswith("fc0_bias has the shape (1,) there and")
     assert backbone.difference(state._replace(second_moment=None)) == "fc0_bias is in one of them alone"
+
+
+@pytest.mark.parametrize("adamw", [None, AdamW(1e-50, 1e-50, 1e-8)], ids=["sgd", "adamw"])
+def test_numbers_below_those_of_float32_count_as_0(adamw: AdamW | None) -> None:
+    """MXNet refuses momentum and the like where float32 has no digits for them; at that rate nothing moves."""
+    weights = {"fc_weight": np.ones((3, 12), np.float32), "fc_bias": np.ones(3, np.float32)}
+    backbone = ReplicatedBackbone(mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=3, name="fc"), weights, {},
+                                  [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50, adamw=adamw)
+    backbone.forward(batch(0)[0])
+    backbone.backward(batch(0)[1][:, :3])
+    backbone.step(1e-50)
+    after = backbone.parameters()[0]
+    assert all((after[name] == 1).all() for name in weights)
+    shard = MxnetShard(mx.cpu(), 0, 3, 4, normalised=True, scale=64.0)
+    before, x = shard.state().centres.copy(), np.eye(4, dtype=np.float32)[:2]
+    shard.select(None)
+    shard.statistics(shard.similarities(x, np.arange(2)))
+    shard.gradient(np.ones(2), 2, np.ones(2))
+    shard.update(adamw.step(1e-50, 1e-50, 1) if adamw else SGD(1e-50, 1e-50, 1e-50), SingleProcess())
+    assert (shard.state().centres == before).all()

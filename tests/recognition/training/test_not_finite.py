@@ -147,14 +147,14 @@ def test_too_many_in_a_row_stop_the_run_and_files_do_not_pile_up(
 def test_parameters_that_are_lost_already_stop_the_run_with_skip_too(configured: Callable[..., Config]) -> None:
     """A learning rate at which the first update overflows: nothing could be learnt after it."""
     with pytest.raises(UserError, match=r"^step [12]: .*(class centres|centres of classes)"):
-        train(configured("backward", on_nan="skip", lr=1e38, state_every=0, loss_name="softmax"))
+        train(configured("backward", on_nan="skip", lr=1e37, state_every=0, loss_name="softmax"))
 
 
 @pytest.mark.parametrize("loss", [{}, {"loss_name": "softmax"}, {"optimizer": "adamw"}])
 def test_centres_that_overflow_are_found_in_the_step_of_their_update(configured: Callable[..., Config],
                                                                      loss: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^step 1: the centres of classes 0 to 5 overflowed in their update at lea"):
-        train(configured("backward", lr=1e-6, fc7_lr_mult=1e38, seed=1, **loss))
+        train(configured("backward", lr=1e-6, fc7_lr_mult=1e37, seed=1, **loss))
 
 
 def float16_backbone(scale: float) -> ReplicatedBackbone:
