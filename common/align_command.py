@@ -27,7 +27,7 @@ from common.landmark_files import write_landmarks
 from common.output_folder import new_folder
 from common.results import write_json
 from recognition.command_line import Parser
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.files import replacing
 
 SHOWN = 31  # faces in the picture, and their mean
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw_sheet(output.with_name(output.name + ".png"), [written.mean(), *(image for _, image in written.shown)],
                    [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])
     for line in written.left_out[:TOLD]:
-        print(f"left out: {line}")
+        print(f"left out: {one_line(line)}")
     if len(written.left_out) > TOLD:
         print(f"left out: {len(written.left_out) - TOLD} more, see {args.output}.json")
     print(f"{args.output}: {len(written.names)} of {len(names)} images aligned; mean face and examples: "

@@ -30,7 +30,7 @@ from common.results import table, write_json
 from recognition.command_line import Parser
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.files import writing
 
 SHOWN = 16  # pairs in the picture
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     encode = encoder(aligner, args.image_size, args.fit, args.quality)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
     for line in broken[:TOLD]:
-        print(f"left out: {line}")
+        print(f"left out: {one_line(line)}")
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
     report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,

@@ -26,7 +26,7 @@ from common.verification_pictures import NO_MATPLOTLIB
 from recognition.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.files import replacing
 
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles in the table
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = summary(dataset, looked)
     print(report(found))
     for key, text in broken(dataset, looked)[:TOLD]:
-        print(f"broken: record {key}: {text}")
+        print(f"broken: record {key}: {one_line(text)}")
     write_json(output / "stats.json", {"data": str(args.data), **found})
     write_identities(output / "identities.tsv", dataset, looked)
     drawn = draw_stats(output / "stats.png", dataset, looked) if looked.good.any() else True

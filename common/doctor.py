@@ -11,6 +11,7 @@ mending, 2 if training would stop or learn what is wrong, or there is no such fo
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from common.results import table, write_json
 from recognition.command_line import Parser
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.recordio import RecordReader, unpack_record
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.files import replacing
 
 DOUBTFUL = 32  # images in the picture
@@ -77,10 +78,17 @@ def examine(folder: Path, decode: bool = True) -> Examined:
 
 
 def write_index(folder: Path) -> int:
-    """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number."""
+    """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number.
+
+    A record whose header cannot be read gets its number as its id, so that all others keep their keys; what is wrong
+    with it, by that key, is for the examination to say.
+    """
     reader = RecordReader(folder / "train.rec")
     frames = framing(reader)
-    ids = np.array([unpack_record(reader.read(offset)).id for offset in frames.offsets.tolist()], np.uint64)
+    ids = np.arange(len(frames.offsets), dtype=np.uint64)
+    for i, offset in enumerate(frames.offsets.tolist()):
+        with contextlib.suppress(ValueError):
+            ids[i] = unpack_record(reader.read(offset)).id
     distinct = len(np.unique(ids)) == len(ids) and (not len(ids) or ids.max() < 1 << 62)
     keys = ids.tolist() if distinct else range(len(ids))
     with replacing(folder / "train.idx") as temporary, open(temporary, "w", encoding="ascii") as file:
@@ -124,7 +132,7 @@ def report(found: Examined) -> str:
     for level in (checks.ERROR, checks.WARNING, checks.NOTE):
         for finding in found.findings:
             if finding.level == level:
-                lines += [f"{level}: {finding.where}: {finding.what}", f"    to do: {finding.advice}"]
+                lines += [one_line(f"{level}: {finding.where}: {finding.what}"), f"    to do: {finding.advice}"]
     return "\n".join(lines)
 
 

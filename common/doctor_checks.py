@@ -13,7 +13,7 @@ from common.training_set import MAX_RECORDS
 from recognition.data.dataset import open_dataset
 from recognition.data.record_index import read_index
 from recognition.data.recordio import RecordReader, unpack_record
-from recognition.data.set_layout import Property, find_images, read_property
+from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 
@@ -149,9 +149,8 @@ def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
         return []  # ranges are float32, which rounds beyond that
     ranges = np.array(records.identities, np.int64)
     found = []
-    first = records.keys[0] if len(records.keys) else 1
+    first, last = records.keys[0], records.keys[-1] + 1
     gaps = np.flatnonzero(ranges[:, 0] != np.concatenate([[first], ranges[:-1, 1]]))
-    last = records.keys[-1] + 1 if len(records.keys) else first
     if gaps.size or ranges[-1, 1] != last or (ranges[:, 1] < ranges[:, 0]).any():
         where = f"that of identity {gaps[0]} begins at {ranges[gaps[0], 0]}" if gaps.size else (
             f"the last ends at {ranges[-1, 1]}, the images at {last}")
@@ -191,10 +190,13 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= 0)
     wrong = np.flatnonzero((looked.bytes > 0) & ~(whole & (labels < prop.num_classes)))  # read, and of no class
     if wrong.size:
-        highest = int(labels[whole].max()) + 1 if whole.any() else 1
+        highest = int(labels[whole & (labels < MAX_CLASSES)].max(initial=0))  # that property can number
+        advice = "find out where these labels come from, then leave the records out or pack them with labels 0, 1, ..."
+        if highest >= prop.num_classes:
+            advice = f"if the labels are right, write {highest + 1},{prop.height},{prop.width} into property"
         found.append(Finding(ERROR, f"train.rec, record {keys[wrong[0]]}", f"label {labels[wrong[0]]:g}: {wrong.size} "
                              f"of {len(labels)} labels are none of 0 to {prop.num_classes - 1}, which property gives",
-                             f"if the labels are right, write {highest},{prop.height},{prop.width} into property"))
+                             advice))
     sizes = looked.sides[looked.good & (looked.sides[:, 0] > 0)]
     other = int((sizes != (prop.height, prop.width)).any(axis=1).sum())
     if other:

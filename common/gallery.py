@@ -22,6 +22,7 @@ from recognition.files import replacing
 from recognition.npz_file import read_npz
 
 _ROWS = 1024  # probes compared at once
+_UNIT = 1e-3  # how far from 1 a length may be: what float16 leaves of a unit vector is, by its rounding, within 5e-4
 
 
 class Gallery(NamedTuple):
@@ -85,7 +86,7 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
 
 
 def load_gallery(path: Path) -> Gallery:
-    """Read what :func:`save_gallery` wrote. Raises UserError if it is no such file."""
+    """Read what :func:`save_gallery` wrote. Raises UserError if it is no such file, or a row's length is not 1."""
     try:
         file = read_npz(path)
         paths, embeddings = file["paths"], file["embeddings"]
@@ -98,6 +99,11 @@ def load_gallery(path: Path) -> Gallery:
     if embeddings.ndim != 2 or embeddings.dtype != np.float32 or paths.shape != embeddings.shape[:1] or not len(paths):
         raise UserError(f"{path}: found embeddings {embeddings.dtype} {embeddings.shape} and {paths.shape} paths, "
                         "expected float32 of one row a path")
+    lengths = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT))  # NaN, too
+    if bad.size:
+        raise UserError(f"{path}: {bad.size} of {len(paths)} embeddings are not of length 1, such as that of "
+                        f"{paths[bad[0]]!s}: {lengths[bad[0]]:g}; expected a file that common.inference wrote")
     return Gallery([str(name) for name in paths], embeddings, model, flip)
 
 

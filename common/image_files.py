@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.image_sources import Identity
 from recognition.data.image import decode_rgb
 from recognition.data.image_header import CUT, cut_short, is_jpeg
-from recognition.errors import UserError
+from recognition.errors import UserError, one_line
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 _SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -104,16 +104,18 @@ def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> 
             digests[i] = found
         elif skip_broken:
             kept[i] = False
-            tqdm.write(f"left out: {found}")
+            tqdm.write(f"left out: {one_line(found)}")
         else:
             raise found
     repeats = _repeats(np.flatnonzero(kept), digests, owners)
     if repeats.size:
         kept[repeats] = False
-        print(f"left out: {repeats.size} images that repeat another of the same person, such as {paths[repeats[0]]}")
+        print(f"left out: {repeats.size} images that repeat another of the same person, such as "
+              f"{one_line(paths[repeats[0]])}")
     shared = _repeats(np.flatnonzero(kept), digests)
     if shared.size:
-        print(f"mind: {shared.size} images are there under more than one person, such as {paths[shared[0]]}")
+        print(f"mind: {shared.size} images are there under more than one person, such as "
+              f"{one_line(paths[shared[0]])}")
     if not kept.any():
         raise UserError(f"none of the {len(paths)} images can be used")
     usable: list[list[Path]] = [[] for _ in identities]

@@ -32,7 +32,7 @@ from common.gallery import (
 )
 from common.image_sources import find_images
 from recognition.command_line import Parser
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.files import replacing
 
 Found = dict[str, Any]
@@ -110,19 +110,21 @@ def search(backbone: Backbone, options: argparse.Namespace) -> Found:
 
 
 def _table(results: list[Found]) -> None:
-    width = max(len(result["probe"]) for result in results)
+    probes = [one_line(result["probe"]) for result in results]
+    width = max(map(len, probes))
     print(f"{'probe':<{width}}  rank  cosine  distance  gallery")
-    for result in results:
+    for probe, result in zip(probes, results):
         for rank, found in enumerate(result["found"], 1):
-            name = result["probe"] if rank == 1 else ""
-            print(f"{name:<{width}}  {rank:>4}  {found['cosine']:6.3f}  {found['distance']:8.4f}  {found['path']}")
+            name = probe if rank == 1 else ""
+            print(f"{name:<{width}}  {rank:>4}  {found['cosine']:6.3f}  {found['distance']:8.4f}  "
+                  f"{one_line(found['path'])}")
         if not result["found"]:
-            print(f"{result['probe']:<{width}}     -       -         -  none is below the threshold")
+            print(f"{probe:<{width}}     -       -         -  none is below the threshold")
 
 
 def _tell(bad: list[str]) -> None:
     for line in bad:
-        print(f"left out: {line}")
+        print(f"left out: {one_line(line)}")
     if bad:
         print(f"{len(bad)} images left out")
 

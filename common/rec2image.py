@@ -22,7 +22,7 @@ from common.text_columns import whole_number
 from recognition.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.data.verification_set import read_bin
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.files import writing
 
 TOLD = 10
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             images, broken = unpack_set(args.include, folder, args.identities, args.limit)
             done = f"{images} images"
     for line in broken[:TOLD]:
-        print(f"left out: {line}")
+        print(f"left out: {one_line(line)}")
     print(f"{args.output}: {done}" + (f"; {len(broken)} broken records left out" if broken else ""))
     return 0
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from common.rates import Rate
+from recognition.errors import one_line
 from recognition.files import replacing
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines with aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    """Lines with aligned columns, the first to the left, the others to the right. Names may be those of strangers."""
+    shown = [[one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
     lines = ("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-             for row in (header, *rows))
+             for row in shown)
     return "\n".join(line.rstrip() for line in lines)
 
 

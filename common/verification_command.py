@@ -26,7 +26,7 @@ from common.verification_pca import evaluate_pca
 from common.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
 from recognition.command_line import Parser
 from recognition.data.verification_set import VerificationSet, load_bin
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 
 FARS = (1e-4, 1e-3)
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = results[chosen.name] = score(embed, chosen, batch_size, args.folds, args.pca)
         except UserError as error:
             refused.append(path.stem)
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             continue
         draw_contact_sheet(chosen, result, args.output / f"worst-{chosen.name}.png")
         print(f"[{chosen.name}]XNorm: {result.xnorm:f}\n[{chosen.name}]Accuracy-Flip: {result.mean:1.5f}+-"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -42,11 +43,13 @@ def _array(data: bytes) -> np.ndarray:
         raise ValueError(f"an array in version {version} of the format, expected 1.0 or 2.0")
     try:
         shape, in_columns, dtype = _FORMATS[version](file)
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise ValueError(f"a header of an array that cannot be read: {error}") from error
+    if any(type(side) is not int or side < 0 for side in shape):  # True is an integer to NumPy's own check
+        raise ValueError(f"an array of shape {str(shape)[:60]}, expected whole numbers")
     count = math.prod(shape)
-    if dtype.hasobject or dtype.itemsize == 0 or count * dtype.itemsize != len(data) - file.tell() or min(
-            shape, default=0) < 0 or len(shape) > 32:
+    if dtype.hasobject or dtype.itemsize == 0 or count * dtype.itemsize != len(data) - file.tell() or len(
+            shape) > 32:
         raise ValueError(f"an array of {str(dtype)[:40]} {str(shape)[:60]} with {len(data) - file.tell()} bytes")
     flat = np.frombuffer(data, dtype, count, file.tell())
     return flat.reshape(shape, order="F" if in_columns else "C")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import weakref
 from pathlib import Path
 from typing import Any, Union, overload
@@ -111,11 +112,12 @@ def open_npy(path: Path) -> StoredArray:
             raise ValueError(f"version {version} of the format, expected 1.0")
         try:
             shape, in_columns, dtype = np.lib.format.read_array_header_1_0(header)
-        except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError, tokenize.TokenError) as error:
             raise ValueError(f"a header that cannot be read: {error}") from error
         place = header.tell()
     file = OpenFile(path)
-    if dtype.hasobject or dtype.itemsize == 0 or in_columns or not 0 < len(shape) <= _MOST_DIMENSIONS or min(shape) < 0:
+    if dtype.hasobject or dtype.itemsize == 0 or in_columns or not 0 < len(shape) <= _MOST_DIMENSIONS or any(
+            type(side) is not int or side < 0 for side in shape):
         raise ValueError(f"an array of {str(dtype)[:40]} {str(shape)[:60]}, expected rows of numbers")
     if file.size - place != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"found {file.size - place} bytes for {str(dtype)[:40]} {str(shape)[:60]}")

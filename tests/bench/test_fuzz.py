@@ -78,6 +78,18 @@ def test_npz_bombs(tmp_path: Path) -> None:
         read_npz(npz(tmp_path / "huge.npz", "(4000000000000,)", 12))
 
 
+def test_headers_that_are_no_shapes(tmp_path: Path) -> None:
+    path = npz(tmp_path / "true.npz", "(True,)", 4)
+    with pytest.raises(ValueError, match=r"an array of shape \(True,\)"):
+        read_npz(path)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("embeddings.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("embeddings.npy", content[:10] + b"\xff\xfe{".ljust(len(content) - 14) + bytes(4))
+    with pytest.raises(ValueError, match="a header of an array that cannot be read"):
+        read_npz(path)
+
+
 def test_members_that_lie_on_each_other(tmp_path: Path) -> None:
     """A thousand entries of one member's bytes: 20 MB out of 100 KB, were they read."""
     path = npz(tmp_path / "one.npz", "(3,)", 20_000)

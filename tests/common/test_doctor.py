@@ -155,6 +155,35 @@ def test_an_index_made_anew(images: list[bytes], tmp_path: Path, capsys: pytest.
     assert (folder / "train.idx").read_text() == before  # MXNet's own
 
 
+def test_an_index_of_records_of_which_one_has_no_header(images: list[bytes], tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    """It gets the key that is its number: the doctor names it by that, and all others keep theirs."""
+    folder = write(tmp_path / "set", images)
+    record = mx.recordio.MXIndexedRecordIO(str(folder / "train.idx"), str(folder / "train.rec"), "r")
+    contents = {key: record.read_idx(key) for key in record.keys}
+    record.close()
+    contents[5] = b"abc"
+    record = mx.recordio.MXIndexedRecordIO(str(folder / "train.idx"), str(folder / "train.rec"), "w")
+    for key, content in contents.items():
+        record.write_idx(key, content)
+    record.close()
+    before = (folder / "train.idx").read_text()
+    (folder / "train.idx").unlink()
+    status, out = said(folder, capsys, "--write-index")
+    assert (folder / "train.idx").read_text() == before
+    assert status == 2 and "13 records" in out and "error: train.rec, record 5: " in out
+
+
+@pytest.mark.parametrize("label, advice", [
+    (1e30, "find out where these labels come from"), (7.0, "if the labels are right, write 8,112,112 into property"),
+    (-1.0, "find out where"), (float(1 << 24), "find out where")])
+def test_no_advice_is_given_that_property_could_not_hold(label: float, advice: str, images: list[bytes],
+                                                         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "set", images, labels=[label, *LABELS[1:]])
+    status, out = said(folder, capsys)
+    assert status == 2 and f"record 1: label {label:g}: 1 of 9 labels" in out and f"to do: {advice}" in out
+
+
 def test_damage_does_not_hide_what_follows(images: list[bytes], tmp_path: Path) -> None:
     folder = write(tmp_path / "set", images)
     offsets = read_index(folder / "train.idx")[1]

@@ -11,9 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from common import inference
 from common.gallery import load_gallery, nearest
 from common.inference import main
+from common.results import table
 from recognition import load_backbone
+from recognition.errors import UserError
 
 
 @pytest.fixture
@@ -100,6 +103,39 @@ def test_nearest_against_a_loop():
         products = [float(np.dot(probes[place], row)) for row in gallery]
         np.testing.assert_allclose(cosines[place], sorted(products, reverse=True), rtol=1e-5, atol=1e-5)
         assert list(numbers[place]).index(2) + 1 == list(numbers[place]).index(5)
+
+
+def gallery_of(path: Path, embeddings: np.ndarray) -> Path:
+    np.savez(path, embeddings=embeddings, paths=np.array([f"{i}.jpg" for i in range(len(embeddings))]),
+             model=np.array("m,1"), flip=np.array(True))
+    return path
+
+
+@pytest.mark.parametrize("row, length", [([np.nan, 0, 0], "nan"), ([1e38, 0, 0], "1e+38"), ([3e38] * 3, "5.19615e+38"),
+                                         ([0, 0, 0], "0"), ([np.inf, 0, 0], "inf"), ([1.002, 0, 0], "1.002")])
+def test_rows_that_are_no_directions_are_refused(row: list[float], length: str, tmp_path: Path) -> None:
+    """They would be nearest to every probe, or print nan."""
+    path = gallery_of(tmp_path / "g.npz", np.array([[0, 1, 0], row], np.float32))
+    with pytest.raises(UserError) as error:
+        load_gallery(path)
+    assert str(error.value) == (f"{path}: 1 of 2 embeddings are not of length 1, such as that of 1.jpg: {length}; "
+                                "expected a file that common.inference wrote")
+
+
+def test_what_float16_leaves_of_unit_rows_is_of_unit_length(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((200, 512))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+    assert np.array_equal(load_gallery(gallery_of(tmp_path / "g.npz", rows)).embeddings, rows)
+
+
+def test_names_of_strangers_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line ends and codes that a terminal obeys, and bytes that are no UTF-8."""
+    inference._table([{"probe": "a\x1b[2J", "found": [{"path": "b\nc\udcff", "cosine": 1.0, "distance": 0.0}]},
+                      {"probe": "\x9bx", "found": []}])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "a\\x1b[2J     1   1.000    0.0000  b\\nc\\udcff",
+        "\\x9bx        -       -         -  none is below the threshold"]
+    assert table(["name", "n"], [["\x1b\n", "1"]]) == "name     n\n\\x1b\\n  1"
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -61,6 +61,13 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(ValueError):
             open_npy(path)
+    path.write_bytes(content[:10] + b"\xff\xfe{".ljust(len(content) - 34) + content[-24:])
+    with pytest.raises(ValueError, match="a header that cannot be read"):
+        open_npy(path)
+    np.save(path, np.ones(1))
+    path.write_bytes(path.read_bytes().replace(b"(1,), }   ", b"(True,), }"))
+    with pytest.raises(ValueError, match=r"\(True,\), expected rows of numbers"):
+        open_npy(path)
     path.write_bytes(content + b"x")
     with pytest.raises(ValueError, match="found 25 bytes for float64"):
         open_npy(path)
