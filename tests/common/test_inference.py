@@ -135,7 +135,7 @@ def test_names_of_strangers_are_shown_as_text(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines()[1:] == [
         "a\\x1b[2J     1   1.000    0.0000  b\\nc\\udcff",
         "\\x9bx        -       -         -  none is below the threshold"]
-    assert table(["name", "n"], [["\x1b\n", "1"]]) == "name     n\n\\x1b\\n  1"
+    assert table(["name", "n"], [["\x1b\n", "1"]]) == "name    n\n\\x1b\\n  1"
 
 
 @pytest.mark.parametrize(("flags", "message"), [
