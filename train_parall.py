@@ -10,12 +10,14 @@ from recognition.cli import parse_args
 from recognition.devices import share_processors
 from recognition.errors import command
 from recognition.parallel.compiling import Compiling, needed
+from recognition.training.signals import end_at_sigterm
 
 
 @command
 def main() -> int:
     config = parse_args("train_parall", sys.argv[1:])
     share_processors(config.devices, os.environ)
+    end_at_sigterm()
     with Compiling(needed(config)) as compiling:
         from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
 

@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 
 from bench.reliability import Row, report
+from common.embedder import Bound, inference_form
 from recognition.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.mxnet_compat import mx
-from recognition.symbol.shapes import infer_shapes
+from recognition.symbol.shapes import Shapes, infer_shapes
 from recognition.symbol_file import OPERATORS, checked_graph
 
-IMAGES, SIDE = 2, 32
+IMAGES, SHAPE = 2, (3, 32, 32)
 MOST_NUMBERS, MEMORY, PATIENCE = 5e7, 6 << 30, 30  # of all outputs; bytes and seconds of a graph that runs
 VALUES = """0 1 2 3 5 7 -1 64 4096 16777216 0.5 1e38 inf nan None True False () (1,) (0,0) (1,1) (2,2) (3,3) (-1,0)
     (0,-1) (1,2,3) [3,3] (4096,4096) (0,0,0,0,1,1,1,1) (-1,-2,0,0) (2,0,3,1) avg max sum prelu leaky rrelu gelu elu
@@ -102,25 +103,37 @@ def run(graph: dict[str, Any]) -> str:
         return REFUSED
     try:
         symbol = mx.sym.load_json(text)
-        shapes = infer_shapes(symbol, (3, SIDE, SIDE), IMAGES)
-        inner = symbol.get_internals().infer_shape_partial(data=(IMAGES, 3, SIDE, SIDE))[1]
+        shapes = infer_shapes(symbol, SHAPE, IMAGES)
+        inner = symbol.get_internals().infer_shape_partial(data=(IMAGES, *SHAPE))[1]
         if not all(shape and 0 not in shape for shape in inner):
             return "shapes are not known"
         if sum(np.prod(shape, dtype=float) for shape in inner) > MOST_NUMBERS:
             return "large"
-        arguments = {"data": mx.nd.ones((IMAGES, 3, SIDE, SIDE)),
-                     **{name: mx.nd.ones(shape) for name, shape in shapes.arguments.items()}}
-        executor = symbol.bind(mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
-                               aux_states={name: mx.nd.ones(shape) for name, shape in shapes.auxiliary.items()})
-        executor.forward(is_train=False)[0].wait_to_read()
-        output = executor.forward(is_train=True)[0]
-        executor.backward(output.ones_like())
-        mx.nd.waitall()
+        _embed(symbol, shapes)
+        _train(symbol, shapes)
     except UserError:
         return "refused by its shapes"
     except mx.MXNetError:
         return "an error of MXNet"
     return RAN
+
+
+def _embed(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
+    """As common.embedder does."""
+    form = inference_form(symbol, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
+                          {name: np.ones(shape, np.float32) for name, shape in shapes.auxiliary.items()}, SHAPE)
+    Bound(*form, mx.cpu(), (IMAGES, *SHAPE)).queue(np.ones((IMAGES, *SHAPE), np.uint8)).wait_to_read()
+
+
+def _train(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
+    """Output and gradients."""
+    arguments = {"data": mx.nd.ones((IMAGES, *SHAPE)),
+                 **{name: mx.nd.ones(shape) for name, shape in shapes.arguments.items()}}
+    executor = symbol.bind(mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
+                           aux_states={name: mx.nd.ones(shape) for name, shape in shapes.auxiliary.items()})
+    output = executor.forward(is_train=True)[0]
+    executor.backward(output.ones_like())
+    mx.nd.waitall()
 
 
 def alone(graph: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from common.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_a
 from common.text_columns import whole_number
 from common.training_set import MAX_RECORDS
 from recognition.data.dataset import open_dataset
-from recognition.data.record_index import read_index
+from recognition.data.record_index import read_index, require_fitting
 from recognition.data.recordio import RecordReader, unpack_record
 from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
 from recognition.data.verification_set import read_bin
@@ -79,6 +79,7 @@ def _check_index(path: Path, frames: Framing) -> tuple[np.ndarray, np.ndarray, l
     if not path.exists():
         return *scanned, [Finding(NOTE, path.name, "is not there; records are found by a scan at each start", advice)]
     try:
+        require_fitting(path, path.with_name("train.rec").stat().st_size)
         keys, offsets = read_index(path)
     except UserError as error:
         return *scanned, [Finding(ERROR, path.name, str(error).split(": ", 1)[-1], advice)]

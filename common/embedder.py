@@ -2,7 +2,8 @@
 """A checkpoint's network, bound for embedding images and nothing else."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from recognition.stored_array import StoredArray
 from recognition.symbol.fold import Arrays, fold_batch_norms
 from recognition.symbol.precision import low_precision
 from recognition.symbol.prelu import fast_prelu
-from recognition.symbol.shapes import Shape, infer_shapes
+from recognition.symbol.shapes import Shape, infer_shapes, reason
 from recognition.symbol.winograd import winograd
 from recognition.symbol_file import read_symbol
 
@@ -51,25 +52,37 @@ class Embedder:
         have = dict(zip(file.names, file.arrays))
         arguments = _chosen(path, "arg", have, shapes.arguments)
         auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
-        symbol, arguments, auxiliary = inference_form(symbol, arguments, auxiliary, image_shape,
-                                                      on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
-        self._bound = [_Bound(symbol, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
-                       for device in devices]
+        self._path = f"{prefix}-symbol.json"
+        with _naming(self._path):
+            symbol, arguments, auxiliary = inference_form(symbol, arguments, auxiliary, image_shape,
+                                                          on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
+            self._bound = [Bound(symbol, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
+                           for device in devices]
         self._batch_size = batch_size
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         size, queued, found = self._batch_size * len(self._bound), [], [np.empty((0, self.dim), np.float32)]
-        for low in range(0, len(images), size):
-            queued.append(self._queue(images[low : low + size], size))
-            if len(queued) > 1:  # the next batch is queued before this one is waited for
-                found += [array.asnumpy() for array in queued.pop(0)]
-        found += [array.asnumpy() for arrays in queued for array in arrays]
+        with _naming(self._path):
+            for low in range(0, len(images), size):
+                queued.append(self._queue(images[low : low + size], size))
+                if len(queued) > 1:  # the next batch is queued before this one is waited for
+                    found += [array.asnumpy() for array in queued.pop(0)]
+            found += [array.asnumpy() for arrays in queued for array in arrays]
         return np.concatenate(found)[: len(images)]
 
     def _queue(self, images: np.ndarray, size: int) -> list[mx.nd.NDArray]:
         padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
         return [bound.queue(padded[i * self._batch_size : (i + 1) * self._batch_size])
                 for i, bound in enumerate(self._bound)]
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """What MXNet cannot run is the file's fault: it is named."""
+    try:
+        yield
+    except mx.MXNetError as error:
+        raise UserError(f"{path}: MXNet cannot run this network: {reason(error)}") from error
 
 
 def inference_form(symbol: mx.sym.Symbol, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
@@ -85,7 +98,7 @@ def inference_form(symbol: mx.sym.Symbol, arguments: Arrays, auxiliary: Arrays, 
     return symbol, arguments, auxiliary
 
 
-class _Bound:
+class Bound:
     """The network on one device, for batches of one shape, without gradients."""
 
     def __init__(self, symbol: mx.sym.Symbol, arguments: dict[str, np.ndarray], auxiliary: dict[str, np.ndarray],

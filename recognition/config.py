@@ -150,7 +150,7 @@ class Config:
     adam_beta1: float = option(0.9, kinds.real(least=0, most=0.999999), "AdamW: decay of the first moment")
     adam_beta2: float = option(0.999, kinds.real(least=0, most=0.999999), "AdamW: decay of the second moment")
     adam_eps: float = option(1e-8, kinds.real(least=1e-20), "AdamW: added to the root of the second moment")
-    per_batch_size: int = option(128, kinds.integer(least=1), "images per device and batch", ENTRIES)
+    per_batch_size: int = option(128, kinds.integer(least=1, most=1 << 20), "images per device and batch", ENTRIES)
     max_steps: int = option(0, kinds.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
     end_epoch: int = option(NO_END, kinds.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", kinds.choice("local", "device", "dist_sync", "dist_device_sync"),

@@ -12,6 +12,7 @@ from recognition.errors import UserError
 
 Device = tuple[str, int]
 TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
+MOST_DEVICES = 1024  # of a process
 CPU: tuple[Device, ...] = (("cpu", 0),)
 BFLOAT16 = ("avx512_bf16", "amx_bf16")  # processors' flags for products of bfloat16
 CPU_INFO = Path("/proc/cpuinfo")
@@ -26,13 +27,14 @@ def parse_devices(value: Any) -> tuple[Device, ...]:
     if isinstance(value, str):
         kind, _, which = value.strip().partition(":")
         if kind == "cpu":
-            devices = tuple(("cpu", index) for index in range(int(which or 1)))
+            devices = tuple(("cpu", index) for index in range(min(int(which or 1), MOST_DEVICES + 1)))
         else:
             devices = tuple((kind, int(index)) for index in (which or "0").split(","))
     else:
         devices = tuple((str(kind), int(index)) for kind, index in value)
     kinds = {kind for kind, _ in devices}
-    if kinds not in ({"cpu"}, {"gpu"}) or len(set(devices)) < len(devices) or min(devices)[1] < 0:
+    if (kinds not in ({"cpu"}, {"gpu"}) or len(set(devices)) < len(devices) or min(devices)[1] < 0
+            or len(devices) > MOST_DEVICES):
         raise ValueError
     return devices
 

@@ -5,7 +5,9 @@ A disk that is full, fails or may not be written is a :class:`UserError` that na
 """
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,17 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def regular(path: str | Path, flags: int) -> int:
+    """An ``opener`` for :func:`open` that opens files alone: a pipe that nobody writes to would be waited for."""
+    handle = os.open(path, flags | os.O_NONBLOCK)  # which says nothing to a file
+    if stat.S_ISREG(mode := os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "it is a pipe or a device, expected a file", path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8, 6: np.int64, 7: np.bool_}
 _MOST_DIMENSIONS = 32
+_MOST_ARRAYS = 1 << 17  # of a file. r200 has 2,000
 _CHUNK = 1 << 22  # values converted and written at once: 16 MB
 
 Pieces = Sequence[Rows]  # one array cut along its first axis
@@ -48,10 +50,15 @@ def read_arrays(path: Path) -> ParamsFile:
         magic, _, count = reader.take("QQQ")
         if magic != _LIST_MAGIC:
             raise ValueError("it does not begin as one")
+        if count > _MOST_ARRAYS:
+            raise ValueError(f"it has {count} arrays, expected at most {_MOST_ARRAYS}")
         arrays = [reader.array() for _ in range(count)]
-        names = [reader.text() for _ in range(*reader.take("Q"))]
-        if names and len(names) != len(arrays):
-            raise ValueError(f"{len(arrays)} arrays and {len(names)} names")
+        (count,) = reader.take("Q")
+        if count not in (0, len(arrays)):
+            raise ValueError(f"{len(arrays)} arrays and {count} names")
+        names = [reader.text() for _ in range(count)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arrays have the name {Counter(names).most_common(1)[0][0]!r}")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: not a file of MXNet's arrays that can be read: {reason}") from None

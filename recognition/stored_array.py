@@ -15,6 +15,7 @@ from typing import Any, Union, overload
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.files import regular
 
 _DENSE = 4  # rows that are numbered so close are read with those between them
 _GATHERED = 1 << 10  # rows at once, so that those between them take little memory
@@ -27,7 +28,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         """:raises OSError: if it cannot be opened."""
-        self.path, self._handle = path, os.open(path, os.O_RDONLY)
+        self.path, self._handle = path, regular(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
         self.size = os.fstat(self._handle).st_size
 
@@ -107,7 +108,7 @@ def open_npy(path: Path) -> StoredArray:
 
     :raises ValueError: which says what was found; OSError if the file cannot be opened.
     """
-    with open(path, "rb") as header:
+    with open(path, "rb", opener=regular) as header:
         if (version := np.lib.format.read_magic(header)) != (1, 0):
             raise ValueError(f"version {version} of the format, expected 1.0")
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
+from recognition.files import regular
 
 MOST_BYTES = 32 << 20
 MOST_NODES = 50_000  # r200 has 3,000
@@ -54,12 +55,13 @@ OPERATORS: dict[str, Inputs] = {
         _Maximum _maximum _Minimum _minimum _Power _power _grad_add broadcast_add broadcast_plus broadcast_sub
         broadcast_minus broadcast_mul broadcast_div broadcast_maximum broadcast_minimum broadcast_power dot batch_dot
         broadcast_like slice_like reshape_like""", _TWO),
-    "where": (3, 3),
     **_each("Concat concat add_n ElementWiseSum stack amp_multicast", _MANY),
-    **_each("UpSampling SoftmaxOutput", (1, 2)),
+    "UpSampling": _ONE,
+    "SoftmaxOutput": (1, 2),
 }
 # Layers of which MXNet does not compare the shapes of factors and statistics, all inputs after the first.
 _WITH_OWN = frozenset(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm", "GroupNorm", "InstanceNorm"))
+_NEAREST = ("UpSampling", "sample_type", "nearest")  # the other kind divides by zero at some scales
 _SEVERAL_OUTPUTS = {"SliceChannel": "num_outputs", "split": "num_outputs", "amp_multicast": "num_outputs"}
 # What is not the operator's business: hints for training, under names old and new. They are left out.
 _HINT = re.compile(r"__\w*__|(?:\w+_)?(?:lr_mult|wd_mult|ctx_group|force_mirroring|mirror_stage)")
@@ -81,7 +83,7 @@ def read_symbol(path: Path) -> str:
     :raises UserError: if the file is no such graph, or holds what networks of images have no use for.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
@@ -148,6 +150,8 @@ def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
     if op in _WITH_OWN and any(not is_variable[entry[0]] for entry in inputs[1:]):
         raise ValueError(f"{op} has statistics or factors that are no variables")
     attrs = _attributes(node)
+    if op == _NEAREST[0] and attrs.get(_NEAREST[1]) != _NEAREST[2]:
+        raise ValueError(f"{op} has the {_NEAREST[1]} {attrs.get(_NEAREST[1])}, expected {_NEAREST[2]}")
     if "num_args" in attrs and attrs["num_args"] != str(len(inputs)):
         raise ValueError(f"num_args {attrs['num_args']} with {len(inputs)} inputs")
     return {"op": op, "name": name, **({"attrs": attrs} if attrs else {}), "inputs": inputs}

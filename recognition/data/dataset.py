@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,12 @@ class FaceDataset:
             except UserError as error:
                 self._leave_out(j % len(self), error)
         raise UserError(f"{self._reader.path}: none of its {len(self)} images can be used; {self.bad}")
+
+    def digest(self) -> str:
+        """Of the images' record keys and places in the file: another where the images are others, or in other order."""
+        found = sha256(np.ascontiguousarray(self._keys, np.int64).data)
+        found.update(np.ascontiguousarray(self._offsets, np.int64).data)
+        return found.hexdigest()[:16]
 
     def is_image(self, images: np.ndarray, records: np.ndarray) -> np.ndarray:
         """Whether ``records``, keys of a batch, are those of ``images`` and not of others that stand in; bool (n,)."""

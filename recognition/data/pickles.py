@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickletools
 from typing import Any, BinaryIO, Callable
 
+_MOST_BITS = 53  # of a number. Python's dictionaries take hours over keys that are multiples of 2 ** 61 - 1
 _STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
-    """Refuse opcodes that are not ``allowed``, and memo numbers that would make the memo huge.
+    """Refuse opcodes that are not ``allowed``, memo numbers that would make the memo huge, and long numbers.
 
     :raises ValueError: which says what was found, for a sentence that begins with the file.
     """
@@ -18,6 +19,8 @@ def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
             raise ValueError(f"it has the opcode {opcode.name}")
         if opcode.name in _STORE and int(argument or 0) > count:
             raise ValueError(f"it stores memo {argument} after {count} opcodes")
+        if opcode.name == "LONG1" and isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
+            raise ValueError(f"it has a number of {argument.bit_length()} bits")
 
 
 class StandIn:

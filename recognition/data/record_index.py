@@ -2,6 +2,8 @@
 """The ``.idx`` beside a ``.rec``: a line ``key<TAB>offset`` for each record."""
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Union
@@ -9,6 +11,7 @@ from typing import Union
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.files import regular
 
 PathLike = Union[str, Path]
 _INDEX_READ = 1 << 24
@@ -21,6 +24,15 @@ def read_index(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     if again.size:
         raise UserError(key_again(path, keys, again[0]))
     return keys, offsets
+
+
+def require_fitting(path: PathLike, record_bytes: int) -> None:
+    """:raises UserError: if an index is larger than any of a file of so many bytes: a record has at least 32, its line
+    at most 38."""
+    with contextlib.suppress(OSError):  # which is said by who reads it
+        size = os.stat(path).st_size
+        if size > 2 * record_bytes + _INDEX_READ:
+            raise UserError(f"{path}: found {size} bytes, which no index of a file of {record_bytes} has")
 
 
 def key_again(path: PathLike, keys: np.ndarray, place: int) -> str:
@@ -37,7 +49,7 @@ def read_index_lines(path: PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray
     blocks = [np.empty((0, 2), np.int64)]
     lines = 0
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             rest = b""
             while True:
                 data = file.read(_INDEX_READ)

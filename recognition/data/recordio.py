@@ -24,6 +24,7 @@ import numpy as np
 from recognition.data.record_index import PathLike as PathLike
 from recognition.data.record_index import read_index as read_index
 from recognition.errors import UserError
+from recognition.files import regular
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
@@ -88,7 +89,7 @@ class RecordReader:
     def __init__(self, path: PathLike):
         self.path = Path(path)
         try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            self._file = open(self.path, "rb", buffering=0, opener=regular)  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{self.path}: cannot be opened: {error.strerror}") from error
         self._opened = os.fstat(self._file.fileno())

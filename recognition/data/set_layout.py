@@ -11,9 +11,10 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from recognition.data.bad_records import BadRecords
-from recognition.data.record_index import key_again, read_index_lines
+from recognition.data.record_index import key_again, read_index_lines, require_fitting
 from recognition.data.recordio import PathLike, Record, RecordReader, unpack_record
 from recognition.errors import UserError
+from recognition.files import regular
 
 MAX_CLASSES = 1 << 24  # labels are float32, which holds every whole number up to here
 _MAX_SIDE = 4096
@@ -32,7 +33,7 @@ class Property(NamedTuple):
 def read_property(path: PathLike) -> Property:
     """The file ``property``: ``num_classes,height,width`` in its first line."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace", opener=regular) as file:
             lines = [line.strip() for line in file.read(4096).splitlines()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
@@ -58,6 +59,7 @@ def find_records(path: Path, reader: RecordReader, by_offset: bool, bad: BadReco
         _logger.warning("%s: not found, %d records of %s indexed by a scan", path, len(offsets), reader.path)
         _require_few(bad, damages, len(offsets), lambda n: damages[n])
         return np.arange(len(offsets)), offsets
+    require_fitting(path, reader.size)
     keys, offsets, again = read_index_lines(path)
     _require_few(bad, again, len(keys), lambda n: UserError(key_again(path, keys, again[n])))
     beyond = np.flatnonzero(offsets >= reader.size)

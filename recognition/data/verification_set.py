@@ -6,6 +6,7 @@ pickle asks for is answered with a stand-in of ours that does nothing but keep b
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pickle
@@ -17,13 +18,16 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 import numpy as np
 
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
+from recognition.data.image_header import image_size as size_of
 from recognition.data.pickles import StandIn, check_opcodes
 from recognition.data.recordio import PathLike
 from recognition.devices import available_memory, processors
 from recognition.errors import UserError
+from recognition.files import regular
 
 MAX_IMAGES = 1 << 20
 MOST_UNFOLDED = 100  # times a file's size: what its images have together. Pairs may share images
+MOST_PIXELS = 1 << 33  # of all images: 600,000 a pair of 7,000. A minute or two of decoding
 _CHUNK = 64  # images that a thread decodes at a time
 _MOST_THREADS = 8
 _EXPECTED = "expected a pickle of (encoded images, issame)"
@@ -64,6 +68,7 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
             except ValueError as error:
                 raise UserError(f"{path}: image {i}: {error}") from error
 
+    _check_pixels(path, encoded)
     pool = ThreadPoolExecutor(min(processors(), _MOST_THREADS), thread_name_prefix="decode")
     try:
         for _ in pool.map(decode, range(0, len(encoded), _CHUNK)):  # in order: of several errors the first is raised
@@ -76,10 +81,13 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
 def read_bin(path: PathLike) -> tuple[list[bytes], np.ndarray]:
     """The 2 P images of a verification set, still encoded, and issame, bool ``(P,)``."""
     encoded, issame = _unpickle(Path(path))
-    images = []
+    images: list[bytes] = []
+    copies: dict[int, bytes] = {}  # of arrays that pairs share
     for i, item in enumerate(encoded):
         try:
-            images.append(_image_bytes(item))
+            if id(item) not in copies:
+                copies[id(item)] = _image_bytes(item)
+            images.append(copies[id(item)])
         except ValueError as error:
             raise UserError(f"{path}: image {i}: {error}") from error
     return images, issame
@@ -104,7 +112,7 @@ def save_bin(path: PathLike, encoded_images: Sequence[bytes], issame: Sequence[b
 def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
     """The 2 P images, still encoded, and issame as bool ``(P,)``."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             check_opcodes(file, _OPCODES)
             file.seek(0)
             content = _Unpickler(file).load()
@@ -135,12 +143,23 @@ def _check_size(path: Path, images: Sequence[Any]) -> None:
                         "its size: pairs share them too often")
 
 
+def _check_pixels(path: PathLike, images: Sequence[Any]) -> None:
+    """Files of a hundred bytes a picture can be hours of decoding."""
+    total = 0
+    for image in images:
+        with contextlib.suppress(ValueError):  # which comes again, with the image's number
+            height, width = size_of(_image_bytes(image)) or (0, 0)
+            total += height * width
+    if total > MOST_PIXELS:
+        raise UserError(f"{path}: its images have {total:,} pixels together, expected at most {MOST_PIXELS:,}")
+
+
 class _Unpickler(pickle.Unpickler):
     """Gives a stand-in for each of the names that byte strings and numpy arrays need, and refuses all others."""
 
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="bytes")
-        self._budget = os.fstat(file.fileno()).st_size
+        self._budget = 2 * os.fstat(file.fileno()).st_size  # bytearrays of protocol 2 are text, then bytes
 
     def find_class(self, module: str, name: str) -> Any:
         known: dict[str, Callable[..., Any]] = {
@@ -158,19 +177,23 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(f"it asks for {module}.{name}, which was not run")
         return StandIn(known[full])
 
-    def _encode(self, text: str, encoding: str) -> bytes:
-        """How protocol 2 writes bytes. One text can be encoded again and again, so there is a limit on the sum."""
-        if encoding not in ("latin1", b"latin1"):
-            raise ValueError(f"it has text in {encoding!r}")
-        self._budget -= len(text)
+    def _spend(self, count: int) -> None:
+        """One text can be encoded again and again, so there is a limit on the sum."""
+        self._budget -= count
         if self._budget < 0:
             raise ValueError("it unfolds to more than its own size")
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """How protocol 2 writes bytes."""
+        if encoding not in ("latin1", b"latin1"):
+            raise ValueError(f"it has text in {encoding!r}")
+        self._spend(len(text))
         return text.encode("latin1")
 
-    @staticmethod
-    def _bytes(data: bytes = b"") -> bytes:
+    def _bytes(self, data: bytes = b"") -> bytes:
         if not isinstance(data, (bytes, bytearray)):  # a number would make that many zeros
             raise ValueError(f"it makes bytes from {_describe(data)}")
+        self._spend(len(data))
         return bytes(data)
 
 

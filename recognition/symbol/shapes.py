@@ -11,6 +11,7 @@ from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 
 MOST_NUMBERS = 2 ** 31 - 1  # of an array: MXNet 1.9.1 counts them in 32 bits, and does not notice when it cannot
+MOST_AN_IMAGE = 1 << 30  # of all layers and parameters: r200 at 224 x 224 has a quarter
 _SAME_SIZE = frozenset(("Reshape", "reshape"))
 _MAY_BE_EMPTY = frozenset(("slice", "slice_like"))
 Shape = tuple[int, ...]
@@ -36,7 +37,7 @@ def infer_shapes(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch
     except mx.MXNetError as error:
         channels, height, width = image_shape
         raise UserError(f"image_shape: found {height}x{width}x{channels}, expected images that all layers can take; "
-                        f"{_reason(str(error))}") from error
+                        f"{reason(error)}") from error
     _check_sizes(symbol, (batch, *image_shape))
     by_name = dict(zip(symbol.list_arguments(), arguments))
     del by_name["data"]
@@ -68,6 +69,9 @@ def _check_sizes(symbol: mx.sym.Symbol, data: Shape) -> None:
     for name, size in sizes.items():
         if size > MOST_NUMBERS:
             raise UserError(f"{name} would have {size} numbers for images {data}, expected at most {MOST_NUMBERS}")
+    if sum(sizes.values()) > MOST_AN_IMAGE * data[0]:
+        raise UserError(f"all layers together have {sum(sizes.values()):,} numbers for images {data}, expected at most "
+                        f"{MOST_AN_IMAGE:,} an image")
     nodes = json.loads(symbol.tojson())["nodes"]
     for node in nodes:
         if node["op"] in _SAME_SIZE:
@@ -80,8 +84,9 @@ def _check_sizes(symbol: mx.sym.Symbol, data: Shape) -> None:
                                 f"images {data}")
 
 
-def _reason(error: str) -> str:
+def reason(error: mx.MXNetError) -> str:
     """``LAYER says: kernel size exceed input`` from MXNet's message with its file names and checks."""
-    layer = re.search(r"Error in operator ([^:\s]+)", error)
-    detail = error.strip().splitlines()[0].rsplit(": ", 1)[-1].strip()
+    text = str(error).strip()
+    layer = re.search(r"Error in operator ([^:\s]+)", text)
+    detail = text.splitlines()[0].rsplit(": ", 1)[-1].strip()
     return f"{layer[1] if layer else 'MXNet'} says: {detail}"

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -48,10 +47,12 @@ from recognition.training.find_state import find_state
 from recognition.training.first_centres import start_centres
 from recognition.training.fitting import advice
 from recognition.training.history import History
+from recognition.training.lasting_output import LastingOutput
 from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.not_finite import BadSteps
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
+from recognition.training.run_folder import require_writable, sole_writer
 from recognition.training.save_state import save_state
 from recognition.training.saving import own_shards, save_together
 from recognition.training.schedule import make_schedule, total_steps
@@ -73,7 +74,11 @@ def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
     with make_communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
         logging.basicConfig(level=logging.INFO if first else logging.WARNING)
-        with contextlib.redirect_stdout(sys.stdout if first else nowhere):
+        folder = Path(config.output_dir)
+        if first:
+            require_writable(folder)
+        with contextlib.redirect_stdout(LastingOutput(sys.stdout) if first else nowhere), (
+                sole_writer(folder) if first else contextlib.nullcontext()):
             return train_together(config, communicator, compiled)
 
 
@@ -83,7 +88,6 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
     if line := about_own_keys(config):
         print(line, flush=True)
     if first:
-        require_writable(folder)
         discard_temporaries(folder)
         discard_unfinished(folder / "state")
         if config.tensorboard:
@@ -151,16 +155,6 @@ def report_line(folder: Path, progress: Progress, status: int) -> str:
         return f"report: {make_report(folder)}"
     except Exception as error:
         return f"no report: {error}"
-
-
-def require_writable(folder: Path) -> None:
-    """:raises UserError: if no file can be written in the folder of the run, before hours are spent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--models-root: {folder} cannot be written to: {error.strerror}") from None
 
 
 def make_dataset(config: Config) -> FaceDataset:
@@ -263,8 +257,8 @@ def make_verifier(config: Config, backbone: ReplicatedBackbone, dataset: FaceDat
 
 def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the shapes of its arrays and the order of its data."""
-    return {"num_classes": dataset.num_classes, "images": len(dataset), "network": config.network,
-            "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
+    return {"num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
+            "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
             "loss_name": config.loss_name, "bias": has_bias(config), "optimizer": config.optimizer}
 
 

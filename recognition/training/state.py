@@ -30,6 +30,7 @@ FORMAT = 2
 FORMATS = (1, 2)  # that can be read
 MANIFEST = "manifest.json"
 _BEFORE = {"optimizer": "sgd"}  # what identities of earlier versions leave unsaid
+_NOT_BEFORE = frozenset(("records",))  # and what they do not know
 
 
 @dataclass
@@ -112,7 +113,7 @@ class SavedState:
     def require_identity(self, identity: dict[str, Any]) -> None:
         """:raises UserError: if the state is of a run with other identities, images or shapes."""
         for key, value in identity.items():
-            found = self.progress.identity.get(key, _BEFORE.get(key))
+            found = self.progress.identity.get(key, value if key in _NOT_BEFORE else _BEFORE.get(key))
             if found != value:
                 raise UserError(f"--resume: {self.path} was saved with {key} {found!r}, this run has {value!r}")
 

@@ -113,6 +113,7 @@ def tensor_pickle(size: bytes, stride: bytes) -> bytes:
     (b"\x80\x02}r\xff\xff\xff\x7f.", "stores memo 2147483647"),
     (b"\x80\x02ios\nsystem\n.", "has the opcode INST"),
     (pickle.dumps({"w": 3}, 2), "'w' is no tensor"),
+    (pickle.dumps({k * (2 ** 61 - 1): 0 for k in range(9)}, 2), "it has a number of 61 bits"),
     (pickle.dumps([], 2), "found list"),
     (b"", "expected a .pth"),
     (tensor_pickle(b"K\x64\x85", b"K\x00\x85"), "size (100,) and stride (0,) in 4 values"),

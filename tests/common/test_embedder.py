@@ -126,3 +126,12 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         Embedder(good, 3, CPU, 1, (3, 2, 2))
     with pytest.raises(UserError, match=r"fc1_output is of shape \(1, 3, 2, 2\) for 1 images"):
         Embedder(small(tmp_path / "maps", lambda d: mx.sym.identity(d, name="fc1")), 1, CPU, 1, (3, 2, 2))
+
+
+def test_a_network_that_mxnet_refuses_to_run_is_named(tmp_path: Path) -> None:
+    """Its types are found out when it is bound: a layer of float16 behind images of float32."""
+    prefix = small(tmp_path / "a", lambda data: mx.sym.FullyConnected(
+        mx.sym.Cast(data, dtype="float16") + data, num_hidden=2, name="fc1", no_bias=True))
+    with pytest.raises(UserError, match=rf"^{prefix}-symbol\.json: MXNet cannot run this network: ") as caught:
+        Embedder(prefix, 1, CPU, 2, (3, 2, 2))(np.zeros((2, 3, 2, 2), np.uint8))
+    assert "\n" not in str(caught.value)

@@ -33,8 +33,8 @@ def test_devices_of_a_flag_or_a_saved_configuration(text, devices):
     assert parse_devices(text) == devices
 
 
-@pytest.mark.parametrize("text", ["", "cpu:0", "cpu:-1", "cpu:a", "gpu:0,0", "gpu:-1", "gpu:0,", "tpu", "0,1", [], None,
-                                  3, [["cpu"]], [["cpu", 0], ["gpu", 0]]])
+@pytest.mark.parametrize("text", ["", "cpu:0", "cpu:-1", "cpu:1025", "cpu:99999999999", "cpu:a", "gpu:0,0", "gpu:-1",
+                                  "gpu:0,", "tpu", "0,1", [], None, 3, [["cpu"]], [["cpu", 0], ["gpu", 0]]])
 def test_no_devices(text):
     with pytest.raises((ValueError, TypeError)):
         parse_devices(text)

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from recognition.data.record_index import read_index
+from recognition.data.recordio import RecordReader
+from recognition.data.set_layout import read_property
+from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
-from recognition.files import replacing, sync_file, sync_folder
+from recognition.files import regular, replacing, sync_file, sync_folder
+from recognition.params_file import read_arrays
+from recognition.symbol_file import read_symbol
 
 
 def test_a_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -51,3 +58,25 @@ def test_a_disk_that_fills_up_leaves_the_file_before(tmp_path: Path, full_disk: 
         path.write_text("long" * 1000)
     assert target.read_text() == "good"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_pipes_folders_and_devices_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("text")
+    with open(tmp_path / "file", opener=regular) as file:
+        assert file.read() == "text"
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(OSError, match="it is a pipe or a device, expected a file"):
+            regular(path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        regular(tmp_path, os.O_RDONLY)
+    with pytest.raises(FileNotFoundError):
+        regular(tmp_path / "none", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("read", [
+    read_property, RecordReader, read_index, load_bin, read_symbol, read_arrays])
+def test_readers_of_strangers_files_do_not_wait_for_a_pipe(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: .*it is a pipe or a device, expected a file"):
+        read(tmp_path / "pipe")

@@ -68,7 +68,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     begin = struct.pack("<QQQ", 0x112, 0, 1)
     array = struct.pack("<Ii", 0xF993FAC9, 0)
     for content, words in [(b"not arrays at all, but a text", "does not begin"),
-                           (struct.pack("<QQQ", 0x112, 0, 2**60), "it ends at byte 24"),
+                           (struct.pack("<QQQ", 0x112, 0, 2**60), "it has 1152921504606846976 arrays"),
                            (begin + struct.pack("<Ii", 0xF993FAC9, 1), "sparse"),
                            (begin + array + struct.pack("<I", 999), "999 dimensions"),
                            (begin + array + struct.pack("<Iqq", 2, -1, 4) + bytes(12), "the shape"),
@@ -101,3 +101,16 @@ def test_a_shape_that_numpy_has_no_arrays_of(tmp_path: Path) -> None:
                                    + struct.pack("<Q", 0))
     with pytest.raises(UserError, match="the shape"):
         read_arrays(tmp_path / "bad")
+
+
+def test_a_name_twice_more_names_than_arrays_and_very_many_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "a.params"
+    write_arrays(path, {"arg:a": [np.ones((2, 3), np.float32)], "arg:b": [np.ones((2, 3), np.float32)]})
+    (tmp_path / "a.params.sha256").unlink()
+    content = path.read_bytes()
+    for changed, message in ((content.replace(b"arg:b", b"arg:a"), "two arrays have the name 'arg:a'"),
+                             (content[:16] + b"\1\0\2" + content[19:], "it has 131073 arrays, expected at most"),
+                             (content.replace(b"\2\0\0\0\0\0\0\0\5", b"\1\0\0\0\0\0\0\0\5"), "2 arrays and 1 names")):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=message):
+            read_arrays(path)

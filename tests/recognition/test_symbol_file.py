@@ -151,3 +151,22 @@ def test_maps_of_more_numbers_than_mxnet_can_count() -> None:
     symbol = mx.sym.load_json(json.dumps(checked_graph(graph)))
     with pytest.raises(UserError, match="fc1_output would have 51380224000 numbers"):
         infer_shapes(symbol, (250, 224, 224), 1)
+
+
+def test_upsampling_by_the_nearest_alone_and_no_where() -> None:
+    """MXNet 1.9.1 divides by zero in the other kind at some scales, and in a where of several shapes: found by
+    others' fuzzing."""
+    weight = [{"op": "null", "name": "w", "inputs": []}]
+    up = {"op": "UpSampling", "name": "fc1", "attrs": {"scale": "1", "sample_type": "bilinear", "num_filter": "3"},
+          "inputs": [[0, 0, 0], [1, 0, 0]]}
+    graph = {"nodes": [GRAPH["nodes"][0], *weight, up], "heads": [[2, 0, 0]]}
+    with pytest.raises(ValueError, match="UpSampling has 2 inputs"):
+        checked_graph(graph)
+    up["inputs"] = [[0, 0, 0]]
+    with pytest.raises(ValueError, match="UpSampling has the sample_type bilinear, expected nearest"):
+        checked_graph(graph)
+    up["attrs"] = {"scale": "2", "sample_type": "nearest"}
+    assert checked_graph(graph)["nodes"][2]["attrs"] == up["attrs"]
+    graph["nodes"][2] = {"op": "where", "name": "fc1", "inputs": [[0, 0, 0]] * 3}
+    with pytest.raises(ValueError, match="the operator 'where', expected one of those"):
+        checked_graph(graph)

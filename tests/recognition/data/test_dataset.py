@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,14 @@ def test_an_index_of_another_file(make_set: Callable[..., Path]) -> None:
         open_dataset(folder)
 
 
+def test_an_index_that_is_larger_than_any_of_the_file(make_set: Callable[..., Path]) -> None:
+    """A file with holes can say that it has terabytes."""
+    folder = make_set()
+    os.truncate(folder / "train.idx", 1 << 40)
+    with pytest.raises(UserError, match=r"train\.idx: found 1099511627776 bytes, which no index of a file of \d+ has"):
+        open_dataset(folder)
+
+
 def test_index_lacks_images(make_set: Callable[..., Path]) -> None:
     folder = make_set()
     lines = (folder / "train.idx").read_text().splitlines(keepends=True)
@@ -249,3 +258,11 @@ def test_bad_property(tmp_path: Path, text: str) -> None:
     (tmp_path / "property").write_bytes(text.encode("latin1"))
     with pytest.raises(UserError, match=r"property: found '.*', expected"):
         read_property(tmp_path / "property")
+
+
+def test_the_digest_is_of_the_records_and_their_order(make_set: Callable[..., Path]) -> None:
+    folder = make_set()
+    dataset = open_dataset(folder)
+    assert dataset.digest() == open_dataset(folder).digest() and len(dataset.digest()) == 16
+    others = [dataset.take(np.arange(len(dataset))[::-1]), dataset.take(np.arange(len(dataset) - 1))]
+    assert len({dataset.digest(), *(other.digest() for other in others)}) == 3

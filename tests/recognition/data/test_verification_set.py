@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -84,6 +85,28 @@ def test_an_image_that_is_named_too_often(tmp_path: Path, encoded: list[bytes]) 
         load_bin(path)
     with pytest.raises(UserError, match="expected at most 100 times its size"):
         read_bin(path)
+
+
+def test_too_many_pixels_together(tmp_path: Path, encoded: list[bytes]) -> None:
+    large = cv2.imencode(".png", np.zeros((4096, 4096), np.uint8))[1].tobytes()
+    path = dump(tmp_path / "a.bin", ([bytes(bytearray(large)) for _ in range(10)] * 60, [True] * 300), 4)
+    with pytest.raises(UserError, match=r"a\.bin: its images have 10,066,329,600 pixels together, expected"):
+        load_bin(path)
+
+
+def test_bytes_made_again_and_again(tmp_path: Path) -> None:
+    """One bytearray of the file, of which a pickle has bytes made fifty times."""
+    array = b"\x96" + struct.pack("<Q", 10000) + b"a" * 10000
+    code = b"\x80\5" + array + b"\x94" + b"cbuiltins\nbytes\n\x94" + b"h\1h\0\x85R" * 50 + b"."
+    (tmp_path / "a.bin").write_bytes(code)
+    with pytest.raises(UserError, match="it unfolds to more than its own size"):
+        load_bin(tmp_path / "a.bin")
+
+
+def test_arrays_that_pairs_share_are_copied_once(tmp_path: Path, encoded: list[bytes]) -> None:
+    shared = bytearray(encoded[0])
+    images, _ = read_bin(dump(tmp_path / "a.bin", ([shared, shared] * 3, [True] * 3), 5))
+    assert images == [encoded[0]] * 6 and len({id(image) for image in images}) == 1
 
 
 def test_more_images_than_memory_holds(tmp_path: Path, encoded: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

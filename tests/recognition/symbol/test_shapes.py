@@ -39,3 +39,12 @@ def test_a_slice_of_nothing_is_named_before_mxnet_divides_by_zero():
     assert infer_shapes(symbol, (3, 16, 16)).output == (1, 3, 8, 16)
     with pytest.raises(UserError, match=r"^part has an output of \(1, 3, 0, 8\) for images \(1, 3, 8, 8\), expected"):
         infer_shapes(symbol, (3, 8, 8))
+
+
+def test_layers_that_take_more_memory_together_than_any_network_has():
+    x = mx.sym.tile(mx.sym.Variable("data"), reps=(1, 1, 40, 40))
+    for _ in range(20):
+        x = x + x
+    assert infer_shapes(x, (3, 32, 32)).output == (1, 3, 1280, 1280)
+    with pytest.raises(UserError, match=r"all layers together have 1,0\d\d,\d\d\d,\d\d\d numbers for images"):
+        infer_shapes(x, (3, 512, 512), batch=2)

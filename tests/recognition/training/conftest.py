@@ -2,8 +2,10 @@
 """A small training set of real JPEG records, and the command line that trains on it."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable
 
@@ -59,10 +61,12 @@ def start(tiny_set: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(tiny_set)))
 
-    def run(name: str, *flags: str, entry: str = "train_parall", loss: str = "arcface") -> subprocess.Popen:
+    def run(name: str, *flags: str, entry: str = "train_parall", loss: str = "arcface",
+            environ: Mapping[str, str] | None = None) -> subprocess.Popen:
         command = [sys.executable, str(ROOT / f"{entry}.py"), "--config", str(config), "--loss", loss,
                    "--models-root", str(tmp_path / name), "--lr", "0.01", "--frequent", "2", *flags]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                env={**os.environ, **(environ or {})})
 
     return run
 
