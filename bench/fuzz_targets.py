@@ -11,14 +11,18 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
+import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import cv2
 import numpy as np
 
+from common.doctor import examine, write_index
 from common.gallery import load_gallery
 from common.ijb_meta import read_faces, read_subjects
 from common.ijb_meta import read_pairs as read_ijb_pairs
@@ -26,7 +30,10 @@ from common.image_sources import read_identities
 from common.landmark_files import read_landmarks
 from common.megaface_files import list_images, read_feature, read_noises
 from common.pair_lists import read_pairs
+from common.plot_run import read_history
+from common.report import read_starts
 from common.torch_file import read_tensors, write_tensors
+from common.unpack_parts import unpack
 from recognition.cli import parse_args
 from recognition.config import Config
 from recognition.data.dataset import open_dataset, read_property
@@ -35,6 +42,7 @@ from recognition.data.record_index import read_index
 from recognition.data.recordio import MAGIC, RecordReader, RecordWriter, pack_record
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
+from recognition.npz_file import read_npz
 from recognition.params_file import read_arrays, write_arrays
 from recognition.symbol_file import read_symbol
 
@@ -147,6 +155,62 @@ def _read_config(data: bytes) -> None:
         Config(**{key: value for key, value in values.items() if key in known})
 
 
+def _read_list(path: Path) -> None:
+    """Images that count from the list's folder must lie below it."""
+    for identity in read_identities(path):
+        for image in identity.images:
+            below = os.path.normpath(image).startswith(f"{path.parent}{os.sep}")
+            absolute = not image.is_relative_to(path.parent)  # pathlib puts no list's folder before these
+            assert below or absolute, image
+
+
+def _diagnose(path: Path) -> None:
+    examine(path)
+    write_index(path)
+    examine(path, decode=False)
+
+
+def _unpack(path: Path) -> None:
+    target = path.parent / "unpacked"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    unpack([path], target, {})
+
+
+def _archives() -> list[bytes]:
+    """Of each kind, one with two files."""
+    found = []
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", kind) as zipped:
+            for name in ("a/train.rec", "a/property"):
+                zipped.writestr(name, bytes(range(64)) * 4)
+        found.append(file.getvalue())
+    for ending in ("", "gz", "bz2", "xz"):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode=f"w:{ending}", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
+            for name in ("a/train.rec", "a/property"):
+                member = tarfile.TarInfo(name)
+                member.size, member.pax_headers = 256, {"size": "256"}
+                tar.addfile(member, io.BytesIO(bytes(256)))
+        found.append(file.getvalue())
+    return found
+
+
+def _read_arrays(data: bytes) -> None:
+    """The bytes as an array in an ``.npz``, whose checksum keeps most changes of the file from its headers."""
+    path = folder() / "arrays.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("embeddings.npy", data)
+    read_npz(path)
+
+
+def _array(of: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, of)
+    return file.getvalue()
+
+
 def _graph() -> dict[str, Any]:
     layer = {"op": "Convolution", "name": "fc1", "attrs": {"kernel": "(3, 3)", "num_filter": "4", "no_bias": "True"},
              "inputs": [[0, 0, 0], [1, 0, 0]]}
@@ -176,6 +240,13 @@ TARGETS: dict[str, Target] = {
     "property": Target(_file(read_property), lambda: [b"85742,112,112\n", b"10,112,112\n99\nshuffled\n"]),
     "training set": Target(_files(_read_set, "train.rec", "train.idx", "property"),
                            lambda: [SEPARATOR.join(_set_files("train.rec", "train.idx", "property"))]),
+    "sets for the doctor": Target(_files(_diagnose, "train.rec", "train.idx", "property"), lambda: [
+        SEPARATOR.join([*_set_files("train.rec", "train.idx"), lines])
+        for lines in (b"2,24,24\n", b"2,24,24\n5\nshuffled\n")]),
+    "archives": Target(_file(_unpack), _archives),
+    "histories": Target(_file(read_history), lambda: [
+        b'{"kind": "train", "step": 1, "loss": 2.5, "lr": 0.1, "images_per_second": 9}\n']),
+    "starts of runs": Target(_file(read_starts), lambda: [b'{"starts": [{"time": "2026", "config": {"lr": 0.1}}]}']),
     "images": Target(lambda data: decode_rgb(data, MOST_PIXELS), lambda: [
         _jpeg(), _jpeg(cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
         *(cv2.imencode(ending, _IMAGE)[1].tobytes() for ending in (".png", ".webp", ".bmp", ".ppm", ".tiff"))],
@@ -185,11 +256,13 @@ TARGETS: dict[str, Target] = {
     "params": Target(_file(lambda path: [np.asarray(array) for array in read_arrays(path).arrays]), lambda: [
         _written(lambda path: write_arrays(path, {"arg:w": [np.ones((2, 3), np.float32)], "aux:m": [np.zeros(1)]}))]),
     "symbols": Target(_file(read_symbol), lambda: [json.dumps(_graph()).encode()]),
+    "arrays in .npz": Target(_read_arrays, lambda: [_array(np.eye(2, dtype=np.float32)), _array(np.array(["a"]))],
+                             ValueError),
     "embeddings": Target(_file(load_gallery), lambda: [_gallery()]),
     "pair lists": Target(_file(read_pairs), lambda: [
         b"a.jpg b.jpg 1\nc.jpg\td.jpg\t0\n", b"2\t1\nA\t1\t2\nA\t1\tB\t1\n"]),
-    "image lists": Target(_file(read_identities), lambda: [
-        b"a/1.jpg\tann\nb/2.jpg\tbob\n", b"1\ta.jpg\t0\n1\tb.jpg\t1\n"]),
+    "image lists": Target(_file(_read_list), lambda: [
+        b"a/1.jpg\tann\nb/2.jpg\tbob\n", b"1\ta.jpg\t0\n1\tb.jpg\t1\n", b"a/../b.jpg 9\n/x/c.jpg 10\n"]),
     "landmarks": Target(_file(read_landmarks), lambda: [_FACES, b"1\ta.jpg\t0\t1\t1\t9\t9" + b"\t2" * 10 + b"\n"]),
     "IJB meta": Target(_files(read_faces, "x_name_5pts_score.txt", "x_face_tid_mid.txt"),
                        lambda: [_FACES + SEPARATOR + b"a/1.jpg 1 1\n2.jpg 1 2\n"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import zipfile
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.fuzz_targets import TARGETS
+from bench.fuzz_targets import SEPARATOR, TARGETS
 from common.gallery import load_gallery
+from recognition.data.recordio import MAGIC
 from recognition.errors import UserError
 from recognition.npz_file import read_npz
 
-INTERESTING = [b"\0", b"\xff" * 4, b"\xff\xff\xff\x7f", b"-1", b"nan", b"1e999", b"9" * 30, b"\n", b"\r", b"\x1c",
-               b"..", b"/", b"(" * 300, b"\xed\xb3\x80", "²".encode(), "١".encode(), b"\0" * 64, b""]
+INTERESTING = [b"\0", b"\xff" * 4, b"\xff\xff\xff\x7f", b"-1", b"nan", b"1e999", b"9" * 30, b"9" * 5000, b"\n", b"\r",
+               b"\x1c", b"..", b"/", b"../../x", b"(" * 300, b"[" * 20_000, b"\xed\xb3\x80", "²".encode(), "١".encode(),
+               b"\0" * 64, b""]
 
 
 @st.composite
@@ -55,6 +58,11 @@ def test_broken_inputs_are_refused_in_the_parsers_own_way(name: str) -> None:
 @pytest.mark.parametrize("name, data", [
     ("property", b"1\x1f,112,112"),
     ("IJB subjects", b"99999999999999999999,2\n"),
+    ("sets for the doctor", SEPARATOR.join((b"", b"", b"2,24,24\nshuffled\n" + b"9" * 5000))),
+    ("sets for the doctor", SEPARATOR.join((struct.pack("<2I4s", MAGIC, 3, b"abc"), b"", b"2,24,24\n"))),
+    ("pair lists", b"10 300\na " + b"9" * 5000 + b" 1\n"), ("image lists", b"a.jpg " + b"9" * 5000 + b"\nb.jpg 1\n"),
+    ("image lists", b"../../x.jpg 1\n"), ("MegaFace lists", b'{"path": ' + b"[" * 200_000),
+    ("histories", b"[" * 100_000 + b"\n"), ("starts of runs", b"[" * 100_000),
 ])
 def test_faults_that_fuzzing_found(name: str, data: bytes) -> None:
     with contextlib.suppress(TARGETS[name].refusal):
