@@ -159,7 +159,7 @@ def _read_list(path: Path) -> None:
     """Images that count from the list's folder must lie below it."""
     for identity in read_identities(path):
         for image in identity.images:
-            below = os.path.normpath(image).startswith(f"{path.parent}{os.sep}")
+            below = Path(os.path.normpath(image)).is_relative_to(path.parent)
             absolute = not image.is_relative_to(path.parent)  # pathlib puts no list's folder before these
             assert below or absolute, image
 

@@ -145,7 +145,7 @@ def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tup
         with zipfile.ZipFile(io.BufferedReader(joined)) as archive:  # type: ignore[type-var]
             require("what it holds", sum(info.file_size for info in archive.infolist()))
             for info in archive.infolist():
-                if not info.is_dir():
+                if not info.filename.endswith("/"):  # is_dir() fails at a name that is empty
                     with archive.open(info) as unzipped:
                         yield info.filename, unzipped
         return

@@ -150,6 +150,15 @@ def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path: Path, capsys: pyte
         assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*writing*"))
 
 
+def test_a_zip_with_a_file_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        archive.writestr("qz", b"x")
+    data = (tmp_path / "faces.zip").read_bytes()
+    (tmp_path / "faces.zip").write_bytes(data.replace(b"qz", b"\0z"))  # names end at the first NUL
+    assert run([tmp_path / "faces.zip"], tmp_path / "new", "--no-sums") == 2
+    assert "it holds '', expected a path inside the folder" in capsys.readouterr().err
+
+
 def test_what_is_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").write_bytes(b"hello" * 1000)
     assert run([tmp_path / "x"], tmp_path / "new", "--no-sums") == 2
