@@ -6,9 +6,12 @@ without one, as other programs leave it, is taken as it is.
 """
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +35,31 @@ class Sum(NamedTuple):
 
     size: int  # bytes
     sha256: str
+
+
+class UnreadableFile(UserError):
+    """A file that could not be read, for a reason that says nothing about its content and may pass."""
+
+
+# That there is no such file, or no such place in it: the fault of who wrote it, and it will not pass.
+_OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+
+
+def require_readable(path: Path, error: OSError) -> None:
+    """:raises UnreadableFile: if what went wrong with reading a file is no fault of the file."""
+    if error.errno is not None and error.errno not in _OF_CONTENT:
+        raise UnreadableFile(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file that can be opened without waiting for somebody to write into it.
+
+    :raises OSError: of EINVAL if it is a folder, a pipe or a device; others if it cannot be looked at.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    return found.st_size
 
 
 class HashedFile:
@@ -116,14 +144,16 @@ def complaint(path: Path, wanted: Sum, known: Mapping[str, str] | None = None) -
     """What is wrong with a file, in words that begin with its path; empty if it is as wanted.
 
     :param known: by sha256, what other files are called that it may have been mixed up with.
+    :raises UnreadableFile: if that cannot be known now.
     """
     try:
-        size = os.stat(path).st_size
+        size = size_of(path)
         found = sum_of(path) if size == wanted.size else Sum(size, "")
     except FileNotFoundError:
         return f"{path}: is missing"
     except OSError as error:
-        return f"{path}: cannot be read: {error.strerror or error}"
+        require_readable(path, error)
+        return f"{path}: damaged: {error.strerror or error}"
     if found == wanted:
         return ""
     if found.size != wanted.size:
@@ -165,16 +195,41 @@ def check_sum(path: Path) -> None:
         text = _text_beside(path)
         if text is None or not path.is_file():
             return
-        match = re.fullmatch(r"([0-9a-f]{64}) [ *].+\n?", text)
-        if match is None:
-            raise UserError(f"{_beside(path)}: found {text[:80]!r}, expected a line of sha256sum; remove it to use "
-                            f"{path.name} unchecked")
-        problem = complaint(path, Sum(path.stat().st_size, match[1]))
+        problem = complaint(path, Sum(path.stat().st_size, _wanted(path, text)))
         if not problem:
             return
         if text == _text_beside(path) or attempt == _ATTEMPTS - 1:  # else a run has just replaced both
             raise UserError(f"{problem}, as {_beside(path).name} says{_other(path)}; if another program wrote it on "
                             f"purpose, remove {_beside(path).name}")
+
+
+def _wanted(path: Path, text: str) -> str:
+    """The sha256 of a file in lines of sha256sum: that of the one line whatever it calls the file, which may have been
+    renamed; of several, that of the line which names it.
+
+    :raises UserError: if there is none, or not just one.
+    """
+    lines = [found for line in re.split(r"\r?\n", text) if (found := _LINE.fullmatch(line))]
+    if not lines:
+        raise UserError(f"{_beside(path)}: found {text[:80]!r}, expected a line of sha256sum; remove it to use "
+                        f"{path.name} unchecked")
+    named = lines if len(lines) == 1 else [line for line in lines if os.path.basename(_name(line)) == path.name]
+    sums = {(line["sum"] or line["tagged"]).lower() for line in named}
+    if len(sums) != 1:
+        raise UserError(f"{_beside(path)}: found {len(sums)} sums for {path.name} in {len(lines)} lines, expected one; "
+                        f"remove it to use {path.name} unchecked")
+    return sums.pop()
+
+
+# As sha256sum writes them, and with --tag; after a backslash, names in which \\ and line ends are escaped.
+_LINE = re.compile(r"(?P<escaped>\\?)(?:(?P<sum>[0-9a-fA-F]{64}) [ *](?P<name>.+)"
+                   r"|SHA256 \((?P<other>.+)\) = (?P<tagged>[0-9a-fA-F]{64}))")
+_ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+
+
+def _name(line: re.Match[str]) -> str:
+    name = line["name"] or line["other"]
+    return re.sub(r"\\[\\nr]", lambda found: _ESCAPES[found[0]], name) if line["escaped"] else name
 
 
 def _other(path: Path) -> str:
@@ -183,9 +238,10 @@ def _other(path: Path) -> str:
     beside = [other for other in path.parent.glob("*.params") if match and other != path
               and re.fullmatch(re.escape(match[1]) + r"-\d{4,9}\.params", other.name)]
     for other in sorted(beside, key=lambda one: one.stat().st_mtime_ns, reverse=True):
-        text = _text_beside(other)
-        if text and text[:64] == sum_of(other).sha256:
-            return f"; {other.name} beside it is whole"
+        with contextlib.suppress(UserError, OSError):  # then it is none to offer
+            text = _text_beside(other)
+            if text and not complaint(other, Sum(size_of(other), _wanted(other, text))):
+                return f"; {other.name} beside it is whole"
     return ""
 
 
@@ -195,6 +251,7 @@ def _beside(path: Path) -> Path:
 
 def _text_beside(path: Path) -> str | None:
     try:
+        size_of(_beside(path))
         return _beside(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None

@@ -46,11 +46,11 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
                or not all(map(_finite, backbone.parameters.values()))):
         raise UserError(f"step {progress.step}: parameters or class centres are no longer finite, and are not saved; "
                         f"{last_good(folder)}. Try a lower --lr")
-    if largest(communicator, target.exists()):  # a run that went on from it and was stopped before its first step
+    if largest(communicator, target.is_dir()):  # a run that went on from it and was stopped before its first step
         return target
     temporary, attempt = folder / f"{target.name}{WRITING}", _Attempt()
     if first:
-        attempt(_begin, temporary)
+        attempt(_begin, temporary, target)
     numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
     sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
     everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
@@ -84,7 +84,9 @@ class _Attempt:
             return None
 
 
-def _begin(temporary: Path) -> None:
+def _begin(temporary: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise UserError(f"{target}: found no folder where the training state is to go; remove or rename it")
     with writing(temporary):
         discard_unfinished(temporary.parent)
         temporary.mkdir(parents=True)

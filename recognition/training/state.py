@@ -19,12 +19,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from recognition.checksums import Sum, complaint
+from recognition.checksums import Sum, complaint, require_readable, size_of
 from recognition.errors import UserError
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.shard import Shard, ShardState, pieces
 from recognition.stored_array import open_npy
-from recognition.training.state_folder import saved_states, step_of
+from recognition.training.state_folder import is_state, saved_states, step_of
 
 FORMAT = 2
 FORMATS = (1, 2)  # that can be read
@@ -69,10 +69,11 @@ class SavedState:
 
     def __init__(self, path: Path) -> None:
         """:raises DamagedState: if the folder holds no whole manifest.
+        :raises UnreadableFile: if that cannot be known now.
         :raises UserError: if the state is of a format that this version does not read."""
         self.path = path
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = _manifest(path)
             if "sha256" in manifest and manifest.pop("sha256") != seal(manifest):
                 raise ValueError("it is damaged: its own sha256 is another")
             found = manifest.pop("format")
@@ -83,16 +84,20 @@ class SavedState:
             self.sums = {name: Sum(*values) for name, values in files.items()}
             self._ranges: list[list[int]] = manifest.pop("shards")
             self.progress = Progress(**{**manifest, "best": tuple(manifest["best"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *_NOT_OURS) as error:
+            if isinstance(error, OSError):
+                require_readable(path / MANIFEST, error)
             reason = error.strerror if isinstance(error, OSError) else error
             raise DamagedState(f"{path / MANIFEST}: not of a training state: {reason}") from None
-        if path.name[5:].isdigit() and self.progress.step != step_of(path):
+        if is_state(path.name) and self.progress.step != step_of(path):
             raise DamagedState(f"{path / MANIFEST}: of another state: found step {self.progress.step}")
 
     def problem(self, part: int = 0, parts: int = 1) -> str:
         """What is wrong with every ``parts``-th of its files, from ``part`` on; empty if they are as they were saved.
 
         Of a state without checksums only what NumPy sees: lengths, and the checksums of archives.
+
+        :raises UnreadableFile: if one of them cannot be read now.
         """
         names = sorted(self.sums or [path.name for path in self.path.glob("*.np[yz]")])[part::parts]
         if not self.sums:
@@ -151,11 +156,14 @@ class SavedState:
     def _read(self, name: str) -> Any:
         """The arrays of an .npz by name, or the one of an .npy, of which only rows that are used are read."""
         try:
+            size_of(self.path / name)
             if name.endswith(".npy"):
                 return open_npy(self.path / name)
             with np.load(self.path / name, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            if isinstance(error, OSError):
+                require_readable(self.path / name, error)
             raise DamagedState(f"{self.path / name}: cannot be read ({error}); "
                                f"{last_good(self.path.parent, self.path)}") from None
 
@@ -169,7 +177,15 @@ def last_good(folder: Path, but: Path | None = None) -> str:
 def _digests(state: Path) -> dict[str, str]:
     """By sha256, the files of another state; none if it has no manifest that can be read."""
     try:
-        files = json.loads((state / MANIFEST).read_text())["files"]
+        files = _manifest(state)["files"]
         return {sha256: f"{state.name}/{name}" for name, (_, sha256) in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *_NOT_OURS):
         return {}
+
+
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a manifest of another form
+
+
+def _manifest(state: Path) -> Any:
+    size_of(state / MANIFEST)
+    return json.loads((state / MANIFEST).read_text(encoding="utf-8"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from recognition.errors import UserError
 from recognition.files import WRITING, replacing, writing
 
 DAMAGED = ".damaged"  # ends the name of a state that is no longer what was saved
@@ -15,6 +17,8 @@ KEPT_DAMAGED = 2
 KEPT_ASIDE = 2  # runs before this one whose states are kept
 BESIDE = ("history.jsonl", "run.json", "tensorboard")  # what goes with the states of a run
 _LAUNCH = "launch"  # the file that holds the name of the launch that the states are of
+_STATE = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # as step-%09d writes them
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")  # of earlier runs
 
 
 class Retention(NamedTuple):
@@ -26,8 +30,37 @@ class Retention(NamedTuple):
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """The states below a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir())
+    """The states below a folder, oldest first.
+
+    :raises UserError: if the folder cannot be listed, or a name of a state is not that of a folder.
+    """
+    names = _names(folder)
+    for name in sorted(names):
+        if is_state(name) and not names[name]:
+            raise UserError(f"{folder / name}: found no folder, expected that of a training state; remove or rename it")
+    return sorted((folder / name for name in names if is_state(name)), key=step_of)
+
+
+def is_state(name: str) -> bool:
+    """Whether it is the name of a state: of those that are written here, and no other."""
+    return bool(_STATE.fullmatch(name))
+
+
+def strange_names(folder: Path) -> list[str]:
+    """What looks like a state, and has another name than any that is written here."""
+    return sorted(name for name in _names(folder) if name.startswith("step-") and not is_state(name)
+                  and not is_state(name.partition(".")[0]))
+
+
+def _names(folder: Path) -> dict[str, bool]:
+    """All names in a folder, which need not be there, and whether they are of folders."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_dir() for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror or error}") from None
 
 
 def step_of(state: Path) -> int:
@@ -71,8 +104,8 @@ def set_aside(folder: Path) -> str:
     if not saved_states(folder):
         return ""
     before = {int(path.name.rpartition(".")[2]): path for path in folder.parent.glob(f"{folder.name}.*")
-              if path.name.rpartition(".")[2].isdigit()}
-    longest = max([folder, *before.values()], key=lambda path: [state.name for state in saved_states(path)][-1:])
+              if _NUMBER.fullmatch(path.name.rpartition(".")[2])}
+    longest = max([folder, *before.values()], key=lambda path: [step_of(state) for state in saved_states(path)][-1:])
     old = [before[number] for number in sorted(before)[: len(before) + 1 - KEPT_ASIDE] if before[number] != longest]
     with writing(folder):
         for beside in (folder.with_name(name) for name in BESIDE):
@@ -93,6 +126,12 @@ def claim(folder: Path, launch: str) -> None:
 
 
 def is_claimed(folder: Path, launch: str) -> bool:
-    """Whether the states below ``folder`` are of the launch of this name."""
+    """Whether the states below ``folder`` are of the launch of this name.
+
+    :raises UserError: if that cannot be read.
+    """
     marker = folder / _LAUNCH
-    return bool(launch) and marker.is_file() and marker.read_text() == launch
+    try:
+        return bool(launch) and marker.is_file() and marker.read_bytes() == launch.encode()
+    except OSError as error:
+        raise UserError(f"{marker}: cannot be read: {error.strerror or error}") from None

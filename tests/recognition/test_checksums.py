@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -127,3 +128,57 @@ def test_pieces_and_sizes_of_a_hashed_file(tmp_path: Path) -> None:
         for size in (0, 1, 100_000, 5_000_000):
             file.write(bytes(size))
     assert file.sum == Sum(5_100_001, sha256(tmp_path / "x"))
+
+
+SUM, OTHER = hashlib.sha256(b"content").hexdigest(), "0" * 64
+
+
+@pytest.mark.parametrize("text", [
+    f"{SUM.upper()}  x\n", f"{SUM} *x\n", f"{SUM}  x\r\n", f"{SUM}  x", f"SHA256 (x) = {SUM}\n",
+    f"{OTHER}  y\n{SUM}  x\n", f"{SUM}  ./x\n{OTHER}  xx\n", f"# of today\n{SUM}  x\n", f"{SUM}  x\n{SUM}  x\n",
+    f"SHA256 (y) = {OTHER}\nSHA256 (x) = {SUM}\n", f"\\{OTHER}  y\\nx\n{SUM.upper()}  x\n"])
+def test_lines_that_sha256sum_takes_are_taken(tmp_path: Path, text: str) -> None:
+    for name in ("x", "y", "xx", "y\nx"):
+        (tmp_path / name).write_bytes(b"content")
+    (tmp_path / "x.sha256").write_bytes(text.encode())
+    check_sum(tmp_path / "x")
+    done = subprocess.run(["sha256sum", "-c", "x.sha256"], cwd=tmp_path, capture_output=True, text=True)
+    said = [line.rstrip("\r") for line in done.stdout.splitlines()]
+    if "\r" not in text:  # which older ones take for a part of the name
+        assert "x: OK" in said or "./x: OK" in said
+    (tmp_path / "x").write_bytes(b"Content")
+    with pytest.raises(UserError, match="x: damaged: "):
+        check_sum(tmp_path / "x")
+
+
+@pytest.mark.parametrize("text, words", [
+    (f"{OTHER}  y\n{OTHER}  z\n", "0 sums for x in 2 lines, expected one"),
+    (f"{OTHER}  x\n{SUM}  x\n", "2 sums for x in 2 lines, expected one"),
+    (f"{SUM[:-1]}  x\n", "expected a line of sha256sum"), ("", "expected a line of sha256sum"),
+    (f"{SUM}\n", "expected a line of sha256sum"), ("# none\n", "expected a line of sha256sum")])
+def test_lines_that_say_nothing_of_a_file_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x").write_bytes(b"content")
+    (tmp_path / "x.sha256").write_text(text)
+    with pytest.raises(UserError, match=rf"x\.sha256: found .*{words}"):
+        check_sum(tmp_path / "x")
+
+
+def test_a_renamed_file_goes_with_its_one_line(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "x", b"content")
+    for end in ("", ".sha256"):
+        (tmp_path / f"x{end}").rename(tmp_path / f"best{end}")
+    check_sum(tmp_path / "best")
+
+
+def test_pipes_beside_files_are_not_waited_for(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_arrays(tmp_path / f"model-000{number}.params", [[np.zeros(3, np.float32)]])
+    (tmp_path / "model-0002.params").write_bytes(b"")
+    (tmp_path / "model-0001.params").unlink()
+    os.mkfifo(tmp_path / "model-0001.params")
+    with pytest.raises(UserError, match=r"model-0002\.params: damaged: .* says; if another program"):
+        check_sum(tmp_path / "model-0002.params")
+    (tmp_path / "model-0002.params.sha256").unlink()
+    os.mkfifo(tmp_path / "model-0002.params.sha256")
+    with pytest.raises(UserError, match=r"model-0002\.params\.sha256: cannot be read: is no regular file"):
+        check_sum(tmp_path / "model-0002.params")

@@ -2,21 +2,26 @@
 """Damage of every kind to every file of a state: named, and the state before it is offered or taken."""
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from recognition.errors import UserError
+from recognition import checksums
+from recognition.errors import LostProcess, UserError
 from recognition.parallel.backbone import BackboneState
 from recognition.parallel.cpu_shard import CpuShard
 from recognition.parallel.shard import split_classes
+from recognition.training import state as state_module
 from recognition.training.find_state import find_state
 from recognition.training.save_state import save_state
 from recognition.training.state import Progress, SavedState
-from recognition.training.state_folder import KEPT_DAMAGED, Retention, saved_states
+from recognition.training.state_folder import KEPT_DAMAGED, Retention, saved_states, set_aside
 
 FILES = ("backbone.npz", "bias-0.npy", "bias-1.npy", "bias_momentum-0.npy", "bias_momentum-1.npy", "centres-0.npy",
          "centres-1.npy", "data.npz", "momentum-0.npy", "momentum-1.npy")
@@ -188,3 +193,139 @@ def test_each_file_is_compared_by_one_process(tmp_path: Path) -> None:
     state = save(tmp_path, 2)
     (state / FILES[4]).unlink()
     assert [bool(SavedState(state).problem(part, 3)) for part in range(3)] == [False, True, False]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Looking at this file fails, as no mode of a file makes it for root."""
+    for module in (checksums, state_module):
+        was = module.size_of  # type: ignore[attr-defined]
+
+        def size_of(asked: Path, was: Any = was) -> int:
+            if asked == path:
+                raise OSError(number, os.strerror(number))
+            return int(was(asked))
+
+        monkeypatch.setattr(module, "size_of", size_of)
+
+
+@pytest.mark.parametrize("of_format_1", [False, True])
+@pytest.mark.parametrize("name", ["backbone.npz", "centres-1.npy", "manifest.json"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+                                                          number: int, of_format_1: bool) -> None:
+    states = [save(tmp_path, step) for step in (2, 4)]
+    if of_format_1:
+        for state in states:
+            as_format_1(state)
+    with monkeypatch.context() as patch:
+        failing(patch, states[1] / name, number)
+        for resume in ("yes", "auto"):
+            with pytest.raises(UserError) as caught:
+                find_state(tmp_path, resume)
+            assert caught.value.status == 2 and not isinstance(caught.value, LostProcess)
+            assert str(caught.value) == (
+                f"--resume: {states[1] / name}: cannot be read: {os.strerror(number)}; that need not be damage, so "
+                "step-000000004 is kept: start again when it can be read, or, if it never can (a broken disk), rename "
+                "step-000000004 to go on without it")
+    assert sorted(tmp_path.iterdir()) == states
+    found = find_state(tmp_path, "auto")  # the fault has passed
+    assert found is not None and found.path == states[1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what nobody may")
+def test_a_file_without_rights_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    states = [save(tmp_path, step) for step in (2, 4)]
+    (states[1] / "backbone.npz").chmod(0)
+    with pytest.raises(UserError, match=r"backbone\.npz: cannot be read: Permission denied; .* is kept"):
+        find_state(tmp_path, "auto")
+    assert sorted(tmp_path.iterdir()) == states
+
+
+class Blind(Half):
+    """One of two processes, of which the other could not read a file."""
+
+    def all_gather(self, array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.full_like(array, 2) if array.shape == (1,) else array])
+
+
+def test_what_one_process_cannot_read_no_process_takes_for_damaged(tmp_path: Path) -> None:
+    states = [save(tmp_path, step) for step in (2, 4)]
+    with pytest.raises(LostProcess, match="step-000000004: another process could not read its part"):
+        find_state(tmp_path, "auto", communicator=Blind())  # type: ignore[arg-type]
+    assert sorted(tmp_path.iterdir()) == states
+
+
+@pytest.mark.parametrize("name", ["backbone.npz", "centres-0.npy", "manifest.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_only_regular_files_are_read(tmp_path: Path, name: str, make: Any,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """Who opens a pipe waits for somebody to write into it."""
+    save(tmp_path, 2)
+    path = save(tmp_path, 4) / name
+    path.unlink()
+    make(path)
+    refused(tmp_path, rf"step-000000004/{name}: .*is no regular file")
+    assert f"step-000000004/{name}: " in taken(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_only_regular_files_of_states_without_checksums_are_read(tmp_path: Path, make: Any) -> None:
+    save(tmp_path, 2)
+    for step in (2, 4):
+        as_format_1(save(tmp_path, step))
+    for name in ("backbone.npz", "centres-0.npy"):
+        path = tmp_path / "step-000000004" / name
+        kept = path.rename(tmp_path / "kept")
+        make(path)
+        refused(tmp_path, rf"step-000000004/{name}: cannot be read")
+        os.replace(kept, path) if path.is_fifo() else (path.rmdir(), kept.rename(path))
+
+
+def test_other_names_than_those_that_are_written_are_no_states(tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    newest = save(tmp_path, 60)
+    for name in ("step-60", "step-061", "step-\u00b2", "step-\u0661", "step-" + "9" * 200, "step-0000000061"):
+        shutil.copytree(newest, tmp_path / name)
+    shutil.copytree(newest, tmp_path / "step-000000070.damaged")
+    assert saved_states(tmp_path) == [newest]
+    found = find_state(tmp_path, "yes")
+    assert found is not None and found.path == newest
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 6 and all("is not taken for a training state: expected a name as" in line for line in said)
+    assert "step-60'" in "".join(said) and "damaged" not in "".join(said)
+
+
+def test_states_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    paths = [tmp_path / f"step-{step:09d}" for step in (7, 999_999_999, 1_000_000_000)]
+    for path in paths:
+        path.mkdir()
+    assert saved_states(tmp_path) == paths
+
+
+def test_a_file_of_the_name_of_a_state_is_refused(tmp_path: Path) -> None:
+    before = save(tmp_path, 2)
+    (tmp_path / "step-000000004").write_text("mine")
+    for action in (lambda: find_state(tmp_path, "auto"), lambda: set_aside(tmp_path), lambda: save(tmp_path, 4)):
+        with pytest.raises(UserError, match="step-000000004: found no folder"):
+            action()
+    assert sorted(tmp_path.iterdir()) == [before, tmp_path / "step-000000004"]
+    assert (tmp_path / "step-000000004").read_text() == "mine"
+
+
+def test_a_folder_of_states_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 2)
+
+    def denied(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be read: Permission denied"):
+        find_state(tmp_path, "auto")
+
+
+def test_earlier_runs_are_numbered_as_they_are_written(tmp_path: Path) -> None:
+    for name in ("state.\u00b2", "state.01"):
+        (tmp_path / name).mkdir()
+    save(tmp_path / "state", 2)
+    assert set_aside(tmp_path / "state").endswith("state.1")
