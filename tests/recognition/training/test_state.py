@@ -184,9 +184,10 @@ def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     for resume in ("yes", "auto"):  # nor does auto start anew, or go back, where only the version is wrong
         with pytest.raises(UserError, match="format 99, expected 1 or 2: the version of the trainer that saved it"):
             find_state(tmp_path, resume)
-    (path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="not of a training state"):
-        SavedState(path)
+    for text in "{", "[" * 100_000:
+        (path / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match="not of a training state"):
+            SavedState(path)
 
 
 def test_what_is_not_finite_is_not_saved_and_the_state_before_stays(tmp_path: Path) -> None:
