@@ -5,14 +5,17 @@ Numba compiles a function when it is first called, one at a time and half of it 
 them not compiled starts two processes for it, and imports MXNet, binds its network and loads the verification sets
 meanwhile.
 
-    python -m recognition.parallel.compiling [KERNEL ...]
+    python -m recognition.parallel.compiling PARENT [KERNEL ...]
 
-compiles these, or all. NumPy and Numba are imported where they are needed: to ask whether to compile takes neither.
+compiles these, or all, and ends with the process PARENT, however that ends. NumPy and Numba are imported where they are
+needed: to ask whether to compile takes neither.
 """
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +38,7 @@ KERNELS = {
     "kernels.update_centres": "f4M f4M i8A f4M f4A b1 f4 f4 f4",
     "adamw_kernel.update_centres_adamw": "f4M f4M f4M i8A f4M f4A b1 f4 f4 f4 f4 f4",
 }
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 SGD_ONLY, ADAMW_ONLY = "kernels.update_centres", "adamw_kernel.update_centres_adamw"
 FOLDER, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 SOURCES = ("kernels.py", "tiles.py", "adamw_kernel.py")
@@ -71,7 +75,7 @@ class Compiling:
             if half:
                 with contextlib.suppress(OSError):
                     self._processes.append(subprocess.Popen(
-                        [sys.executable, "-m", "recognition.parallel.compiling", *half], cwd=ROOT,
+                        [sys.executable, "-m", "recognition.parallel.compiling", str(os.getpid()), *half], cwd=ROOT,
                         env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL))
 
@@ -103,5 +107,13 @@ def compile_kernels(names: Sequence[str]) -> None:
                              for kind in KERNELS[name].split()))
 
 
+def end_with(parent: int) -> None:
+    """Have the kernel end this process when the one that started it does; at once if that is gone."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
 if __name__ == "__main__":
-    compile_kernels(sys.argv[1:] or list(KERNELS))
+    end_with(int(sys.argv[1]))
+    compile_kernels(sys.argv[2:] or list(KERNELS))
