@@ -12,13 +12,14 @@ from typing import Callable
 
 import numpy as np
 
-from bench.chaos_run import Workshop
+from bench.chaos_run import Standing, Workshop
 from bench.reliability import Row
 from recognition.checksums import SUFFIX
 from recognition.errors import UserError
+from recognition.mxnet_compat import mx
 from recognition.params_file import read_arrays
 from recognition.training.find_state import find_state
-from recognition.training.state_folder import saved_states
+from recognition.training.state_folder import saved_states, step_of
 
 TRIALS, RUNS, STEPS = 300, 3, 24
 KINDS = ("bit flipped", "cut short", "swapped", "removed")
@@ -89,8 +90,12 @@ def _checkpoints(source: Path, folder: Path, trials: int, random: np.random.Gene
         kind = spoil(path, files, random, KINDS[:3])
         kinds[kind] += 1
         said = _refusal(read_arrays, path)
-        if f"{path.name}: damaged" not in said or f"remove {path.name}{SUFFIX}" not in said:
+        others = sorted(set(files) - {path}, key=lambda one: one.stat().st_mtime_ns)
+        words = (f"{path.name}: damaged", f"remove {path.name}{SUFFIX}", f"; {others[-1].name} beside it is whole")
+        if not all(word in said for word in words):
             failures.append(f"{kind} {path.name}: said {said!r}")
+        elif strange := [other.name for other in others if not _loads(other)]:
+            failures.append(f"{kind} {path.name}: MXNet does not load {', '.join(strange)} as it is")
     return Row("a checkpoint's `.params` damaged", sum(kinds.values()),
                "refused by name, a whole one beside it is named; plain MXNet loads those that are whole",
                sum(kinds.values()) - len(failures), "; ".join([_counted(kinds), *failures]))
@@ -108,12 +113,19 @@ def _runs(workshop: Workshop, runs: int, random: np.random.Generator) -> Row:
         newest = saved_states(workshop.output(name) / "state")[-1]
         files = sorted(newest.iterdir())
         kind = spoil(files[int(random.integers(len(files)))], files, random)
-        status = workshop.run(name, "--resume", "auto").status
-        if problem := f"status {status}" if status else workshop.difference(name):
+        before = Standing.of(workshop.output(name))._replace(step=step_of(saved_states(newest.parent)[-2]))
+        if problem := workshop.end(name, workshop.start(name, "--resume", "auto"), before, damaged=True):
             failures.append(f"{kind}: {problem}")
     return Row("a run whose newest state was damaged after a kill", runs,
                "goes on by `--resume auto` to the end of a run that nothing disturbed, bit for bit",
                runs - len(failures), "; ".join(failures) or "the same bits")
+
+
+def _loads(path: Path) -> bool:
+    """Whether plain MXNet reads from a whole checkpoint what this project does."""
+    ours, theirs = read_arrays(path), mx.nd.load(str(path))
+    return ours.names == list(theirs) and all(np.array_equal(array, theirs[name].asnumpy())
+                                              for name, array in zip(ours.names, ours.arrays))
 
 
 def _refusal(action: Callable[..., object], *args: object) -> str:

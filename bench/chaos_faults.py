@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.chaos_run import Life, Workshop, unfinished
+from bench.chaos_life import Life
+from bench.chaos_run import Standing, Workshop, unfinished
 from bench.reliability import Row
 from recognition.training.find_state import find_state
 from recognition.training.state_folder import saved_states
@@ -20,6 +21,7 @@ from recognition.training.state_folder import saved_states
 STEPS = 24
 END = "after which `--resume auto` ends with the bits of a run that nothing disturbed"
 JUMPS = ("-10y", "-1d", "-3600", "-5", "+5", "+3600", "+1d", "+10y")
+LIMITS = (6, 7, 8, 10, 12, 16, 32, 64)  # of file handles: the first two are too few, and below them a shell fails, too
 LIBRARIES = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 
 
@@ -117,10 +119,12 @@ def handles(folder: Path, seed: int, trials: int = 6) -> list[Row]:
     """A limit from the start, and one that comes in the middle, as when something else takes them all."""
     workshop, random, start, later = Workshop(folder, STEPS), np.random.default_rng(seed), Trials(), Trials()
     workshop.reference()
-    for limit in (8, 10, 12, 16, 32, 64):
+    for limit in LIMITS:
         name = f"handles-{limit}"
         life = workshop.run(name, preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit)))
-        problem = workshop.difference(name) if life.status == 0 else ended_cleanly(life, "")
+        problem = workshop.end(name, life) if life.status == 0 else ended_cleanly(life, "Too many open files")
+        if life.status == 0 and limit in LIMITS[:2]:
+            problem = problem or "was to be too few"
         start.note(name, problem, f"runs with {limit}" if life.status == 0 else f"{limit}: {life.lines[-1][:90]}")
     for number in range(trials):
         name, wanted = f"fewer-{number}", int(random.integers(1, 3))
@@ -145,7 +149,7 @@ def clock(folder: Path, seed: int, trials: int = 8) -> list[Row]:
     library = next(iter(Path("/").glob(LIBRARIES[1:])), None)
     if library is None:
         return [Row(fault, 0, promise, 0, f"skipped: no {LIBRARIES}; apt-get install faketime")]
-    random, done = np.random.default_rng(seed), Trials()
+    random, done, jumps = np.random.default_rng(seed), Trials(), 0
     for processes in (1, 2):
         workshop = Workshop(folder / str(processes), 4 * STEPS, processes)
         workshop.reference()
@@ -155,11 +159,9 @@ def clock(folder: Path, seed: int, trials: int = 8) -> list[Row]:
             life = workshop.start(name, launch=["--stall-timeout", "60"], environ={
                 "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(now), "FAKETIME_NO_CACHE": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"})
-            jumps = _jump(life, now, random)
-            status = life.wait()
-            problem = f"status {status}: {' '.join(life.lines)[-200:]}" if status else workshop.difference(name)
-            done.note(f"{name}, {processes} processes, {jumps} jumps", problem, "")
-            done.seen = []
+            jumps += _jump(life, now, random)
+            done.note(f"{name}, {processes} processes", workshop.end(name, life), "")
+    done.seen = [f"{trials // 2} runs of one process, {trials // 2} of two with Horovod; {jumps} jumps in all"]
     return [done.row(fault, promise)]
 
 
@@ -177,7 +179,7 @@ def ended_cleanly(life: Life, words: str) -> str:
     lines = life.lines
     if life.status != 2 or len(lines) != 1 or not lines[0].startswith("error: ") or words not in lines[0]:
         return f"status {life.status}, {len(lines)} lines: {' / '.join(lines)[-300:]}"
-    return ""
+    return f"left processes {left}" if (left := life.left()) else ""
 
 
 def left_whole(workshop: Workshop, name: str, but_for_names: bool = False) -> str:
@@ -194,7 +196,5 @@ def left_whole(workshop: Workshop, name: str, but_for_names: bool = False) -> st
 
 def goes_on(workshop: Workshop, name: str) -> str:
     """Go on with a run; how its end differs from that of one that nothing disturbed."""
-    life = workshop.run(name, "--resume", "auto")
-    return f"status {life.status}: {' '.join(life.lines)[-200:]}" if life.status else workshop.difference(name)
-
-
+    before = Standing.of(workshop.output(name))
+    return workshop.end(name, workshop.start(name, "--resume", "auto"), before)

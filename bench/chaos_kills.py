@@ -7,18 +7,26 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from bench.chaos_run import Life, Workshop, unfinished
+from bench.chaos_life import Life
+from bench.chaos_run import Standing, Workshop, unfinished
 from bench.reliability import Row
+from recognition.training.state_folder import saved_states
 
 PROMISE = ("`--resume auto` goes on; the end is that of a run that nothing disturbed, bit for bit: states, "
-           "checkpoints, history; no temporary file is left")
-MOST_CHECKPOINTS = 12  # of a life that is killed inside one
-INSIDE = 0.7  # of the kills: what is unfinished is watched for
-WINDOW = 0.003  # seconds after something unfinished is seen in which the kill comes
+           "checkpoints, history; no temporary file, no damaged state and no process is left")
+STATE, CHECKPOINT = "state", "checkpoint"  # what is saved
+MOST_SAVES = 4  # of its kind, in a life that is killed inside one
+INSIDE, OF_STATES = 0.75, 0.6  # of the kills, and of these: what is unfinished is watched for
+WINDOW = 2.0  # times what a save took when nothing disturbed it: from its begin until then the kill comes
+PAUSE = 0.005  # seconds without anything unfinished between two saves
+WATCHED = 24  # saves that are measured
 LATER = 1.5  # how far moments reach beyond the first state of the first life, in its time
 
 
@@ -48,33 +56,74 @@ def kill_runs(workshop: Workshop, kills: int, random: np.random.Generator, tally
     """Kill so many times, or until so much time is over, and let the last run come to its end."""
     end = time.monotonic() + seconds
     workshop.reference()
-    first = _time_to_first_state(workshop)
+    pace = _measure(workshop)
     goal = tally.tried + kills
     while tally.tried < goal and time.monotonic() < end:
-        _one_run(workshop, f"killed-{tally.runs}-{tally.tried}", goal, end, first, random, tally)
+        _one_run(workshop, f"killed-{tally.runs}-{tally.tried}", goal, end, pace, random, tally)
 
 
-def _time_to_first_state(workshop: Workshop) -> int:
-    """In rounds of watching, how long it takes."""
-    life, rounds = workshop.start("first"), 0
+class Pace(NamedTuple):
+    """How fast a run goes that nothing disturbs."""
+
+    first: float  # seconds to the begin of its first save
+    saves: dict[str, float]  # by kind, the mean of the seconds that one takes
+
+
+class Save(NamedTuple):
+    """A save that is seen from outside: names of what is unfinished, with hardly a pause between them."""
+
+    begin: float  # of a monotonic clock
+    kind: str  # STATE, CHECKPOINT, or empty: what a start writes, a state that is removed
+    seconds: float  # until something unfinished was last seen
+
+
+def _saves(life: Life, folder: Path) -> Iterator[Save]:
+    """In each round of watching a life, the save that it is at, or was at last; not what a life before it left."""
+    begin, last, kind, old = 0.0, -1.0, "", set(unfinished(folder))
     for _ in life.rounds():
-        rounds += 1
-        if unfinished(workshop.output("first")):
+        found, now = set(unfinished(folder)), time.monotonic()
+        old &= found
+        names = found - old
+        if names and now > last + PAUSE:
+            begin, kind = now, _kind(names, folder)
+        last = now if names else last
+        if begin:
+            yield Save(begin, kind, last - begin)
+
+
+def _kind(names: set[str], folder: Path) -> str:
+    newest = max(saved_states(folder / "state"), default=Path()).name
+    if any(name.startswith("state/") and Path(name).stem > newest for name in names):
+        return STATE
+    return CHECKPOINT if any(name.startswith((".model", ".roc")) for name in names) else ""
+
+
+def _measure(workshop: Workshop) -> Pace:
+    start, life, found = time.monotonic(), workshop.start("watched"), {}
+    for save in _saves(life, workshop.output("watched")):
+        found[save.begin] = save
+        if len(found) > WATCHED:
             break
     life.kill()
-    return rounds
+    if len(found) < 2:
+        raise RuntimeError(f"no save was seen: {life.out}{life.err}")
+    *whole, _ = found.values()
+    times = {kind: [save.seconds for save in whole if save.kind == kind] for kind in (STATE, CHECKPOINT)}
+    return Pace(whole[0].begin - start, {kind: float(np.mean([PAUSE, *seconds])) for kind, seconds in times.items()})
 
 
-def _one_run(workshop: Workshop, name: str, goal: int, end: float, first: int, random: np.random.Generator,
+def _one_run(workshop: Workshop, name: str, goal: int, end: float, pace: Pace, random: np.random.Generator,
              tally: Kills) -> None:
     """From its start, through kills, to its end; every end that was not ours is a failure."""
-    folder, before, life = workshop.output(name), tally.tried, None
+    folder, before, life, found = workshop.output(name), tally.tried, None, ""
+    stood: Standing | None = Standing.of(folder)
     restarts = ["--restarts", "1000"] if workshop.processes > 1 else []
-    while True:
+    while not found:
         if life is None:
             life = workshop.start(name, "--resume", "auto", launch=restarts)
+        old = set(unfinished(folder))  # of the life before, and soon to be removed
         over = tally.tried == goal or time.monotonic() > end
-        if over or not _wait_for_moment(workshop, life, name, first, random):
+        if over or not _wait_for_moment(life, folder, pace, random):
             break
         tally.tried += 1
         workers = life.workers()
@@ -83,14 +132,20 @@ def _one_run(workshop: Workshop, name: str, goal: int, end: float, first: int, r
                 os.kill(int(random.choice(workers)), signal.SIGKILL)
             tally.worker += 1
             left = unfinished(folder)
-            _await_restart(life)
+            found, stood = stood.went_on(folder, False) if stood else "", Standing.of(folder)
+            if not _restarts(life):  # what was killed had come to its end
+                stood = None
         else:
             life.kill()
-            life, left = None, unfinished(folder)
-        tally.inside += bool(left)
+            alive, left = life.left(), unfinished(folder)
+            found, stood = stood.went_on(folder, False) if stood else "", Standing.of(folder)
+            found = f"left processes {alive}" if alive else found
+            life = None
+        tally.inside += bool(set(left) - old)
         tally.most_left = max(tally.most_left, len(left))
-    status = life.wait()
-    problem = f"status {status}: {' '.join(life.lines)[-300:]}" if status else workshop.difference(name)
+    if found and life:
+        life.kill()
+    problem = found or (workshop.end(name, life, stood) if life else "")
     problem = problem or (f"left {unfinished(folder)}" if unfinished(folder) else "")
     tally.runs += 1
     if problem:
@@ -99,33 +154,23 @@ def _one_run(workshop: Workshop, name: str, goal: int, end: float, first: int, r
           flush=True)
 
 
-def _wait_for_moment(workshop: Workshop, life: Life, name: str, first: int, random: np.random.Generator) -> bool:
-    """A kill comes at any time, or soon after something unfinished is seen; False: the run ended before."""
-    folder = workshop.output(name)
+def _wait_for_moment(life: Life, folder: Path, pace: Pace, random: np.random.Generator) -> bool:
+    """A kill comes at any time, or at any moment of a save or soon after it; False: the run ended before."""
     if random.random() > INSIDE:
-        rounds = int(random.integers(1, int(LATER * first) + 2))
-        for _ in life.rounds():
-            rounds -= 1
-            if not rounds:
-                return True
-        return False
-    wanted, seen = int(random.integers(1, MOST_CHECKPOINTS)), set(unfinished(folder))
-    for _ in life.rounds():
-        now = set(unfinished(folder))
-        wanted -= bool(now - seen)
-        seen = now
-        if not wanted:
-            rounds = int(random.integers(0, int(WINDOW / 0.0005)))
-            for _ in life.rounds():
-                rounds -= 1
-                if rounds < 0:
-                    return True
+        moment = time.monotonic() + random.uniform(0, LATER * pace.first)
+        return any(time.monotonic() >= moment for _ in life.rounds())
+    kind, wanted = STATE if random.random() < OF_STATES else CHECKPOINT, int(random.integers(1, MOST_SAVES + 1))
+    later, moment, begins = random.uniform(0, WINDOW * pace.saves[kind]), math.inf, set()
+    for save in _saves(life, folder):
+        begins |= {save.begin} if save.kind == kind else set()
+        if len(begins) == wanted and moment == math.inf:
+            moment = save.begin + later
+        if time.monotonic() >= moment:
+            return True
     return False
 
 
-def _await_restart(life: Life) -> None:
-    """Until launch says that it starts again."""
+def _restarts(life: Life) -> bool:
+    """Wait until launch says that it starts again; False: it does not, and ends."""
     before = life.err.count("starting again")
-    for _ in life.rounds():
-        if life.err.count("starting again") > before:
-            return
+    return any(life.err.count("starting again") > before for _ in life.rounds())

@@ -2,33 +2,29 @@
 """The small run that the harness of faults starts, breaks and compares: real entry points, records and processes."""
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-import train_parall
+from bench.chaos_life import Forked, Life
 from common import report
 from common.training_set import write_training_set
 from recognition.data.verification_set import save_bin
 from recognition.training import about
 from recognition.training.state import SavedState
-from recognition.training.state_folder import saved_states
+from recognition.training.state_folder import DAMAGED, saved_states, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, IDENTITIES, IMAGES, PAIRS = 32, 11, 6, 20  # 11 classes: two processes have five and six
 OF_STARTS = ("launch", about.FILE, report.FILE)  # when and how a run was started, which no two runs share
-PATIENCE = 600.0  # seconds for a life of a run, on a machine that has other work
 
 NETWORK = '''
 import mxnet as mx
@@ -86,14 +82,15 @@ class Workshop:
                      "--max-steps", str(self.steps), "--state-every", "3", "--verbose", "6", "--frequent", "2",
                      "--ckpt", "2", "--keep-ckpt", "3", "--keep-every", "50", "--lr", "0.01", "--per-batch-size",
                      str(12 // self.processes), "--decode-threads", "1", *flags]
-        own, said = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", **(environ or {})}, self.folder / f"said-{name}"
+        mark, said = uuid.uuid4().hex, self.folder / f"said-{name}"
+        own = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MARK": mark, **(environ or {})}
         with open(f"{said}.out", "w") as out, open(f"{said}.err", "w") as err:
             if self.processes == 1 and not options and not environ:
-                return Life(Forked(arguments, own, out.fileno(), err.fileno()), said)
+                return Life(Forked(arguments, own, out.fileno(), err.fileno()), said, mark)
             before = [] if self.processes == 1 else ["-m", "recognition.launch", "-np", str(self.processes), *launch,
                                                      "--", sys.executable]
             return Life(subprocess.Popen([sys.executable, *before, str(ROOT / "train_parall.py"), *arguments], cwd=ROOT,
-                                         stdout=out, stderr=err, env={**os.environ, **own}, **options), said)
+                                         stdout=out, stderr=err, env={**os.environ, **own}, **options), said, mark)
 
     def run(self, name: str, *flags: str, **options: Any) -> Life:
         """As :meth:`start`, and wait for its end."""
@@ -110,11 +107,24 @@ class Workshop:
                 raise RuntimeError(f"the undisturbed run failed: {life.out}{life.err}")
         return folder
 
-    def difference(self, name: str) -> str:
+    def end(self, name: str, life: Life, before: Standing | None = None, damaged: bool = False) -> str:
+        """What is wrong with the last life of the run ``name``, which should come to its end; empty if nothing is.
+
+        :param before: how the run stood before this life.
+        :param damaged: whether states were damaged, and may have been set aside.
+        """
+        if status := life.wait():
+            return f"status {status}: {' '.join(life.lines)[-300:]}"
+        if left := life.left():
+            return f"left processes {left}"
+        problem = before.went_on(self.output(name), True) if before else ""
+        return problem or self.difference(name, damaged)
+
+    def difference(self, name: str, damaged: bool = False) -> str:
         """How the end of the run ``name`` differs from the undisturbed one's; empty if in nothing, bit for bit."""
         ours, theirs = self.output(name), self.reference()
         names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
-                        if path.is_file() and path.name not in OF_STARTS and ".damaged" not in str(path))
+                        if path.is_file() and path.name not in OF_STARTS and not (damaged and DAMAGED in str(path)))
                  for folder in (ours, theirs)]
         if names[0] != names[1]:
             return f"files {sorted(set(names[0]) ^ set(names[1]))}"
@@ -131,6 +141,31 @@ class Workshop:
         return "" if history(ours) == history(theirs) else "history.jsonl"
 
 
+class Standing(NamedTuple):
+    """How a run stands between two lives."""
+
+    step: int  # of its newest state; 0: it has none
+    starts: list[Any]  # what its file says about its starts
+
+    @classmethod
+    def of(cls, folder: Path) -> Standing:
+        """:param folder: the output of the run."""
+        step = max(map(step_of, saved_states(folder / "state")), default=0)
+        file = folder / about.FILE
+        return cls(step, json.loads(file.read_text())["starts"] if file.exists() else [])
+
+    def went_on(self, folder: Path, ended: bool) -> str:
+        """What is wrong with where the run began after this; empty if nothing is, or it did not come to begin.
+
+        A run that begins anew where it has a state ends with the same bits: no comparison of ends would see it.
+        """
+        starts = Standing.of(folder).starts
+        if starts == self.starts:
+            return f"ended, and {about.FILE} has no start of it" if ended else ""
+        step = starts[-1]["step"] if starts else 0
+        return f"went on from step {step}, but there was a state of step {self.step}" if step < self.step else ""
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     """The records of a run, without what depends on the clock."""
     found = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -141,100 +176,3 @@ def unfinished(folder: Path) -> list[str]:
     """The names, below the output of a run, of what is not whole yet."""
     return [str(path.relative_to(folder)) for pattern in ("*.writing", "state/*.writing") for path in
             folder.glob(pattern)] if folder.is_dir() else []
-
-
-class Forked:
-    """The part of subprocess.Popen that a life needs, for a child that has imported everything before it was born.
-
-    Most of the life of a small run is imports, and a harness of many kills has no use for them.
-    """
-
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], out: int, err: int) -> None:
-        self.returncode: int | None = None
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                os.setsid()
-                os.dup2(out, 1)
-                os.dup2(err, 2)
-                os.environ.update(environ)
-                sys.argv = ["train_parall.py", *arguments]
-                status = train_parall.main()
-            except SystemExit as end:
-                status = int(end.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self, timeout: float = PATIENCE) -> int:
-        end = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("train_parall.py", timeout)
-            time.sleep(0.01)
-        return self.returncode  # type: ignore[return-value]
-
-
-class Life:
-    """One process of a run, or the launcher of several, from its start to its end."""
-
-    def __init__(self, process: subprocess.Popen | Forked, said: Path) -> None:
-        """:param said: of the files of standard output and error, without their endings."""
-        self.process, self._said = process, said
-
-    @property
-    def out(self) -> str:
-        return self._said.with_suffix(".out").read_text()
-
-    @property
-    def err(self) -> str:
-        return self._said.with_suffix(".err").read_text()
-
-    @property
-    def status(self) -> int | None:
-        return self.process.poll()
-
-    @property
-    def lines(self) -> list[str]:
-        """What was said on standard error, without the log's own lines."""
-        return [line for line in self.err.splitlines() if not line.startswith("INFO:root:")]
-
-    def wait(self, patience: float = PATIENCE) -> int:
-        """The status; a life that lasts too long is ended, with -SIGKILL."""
-        try:
-            return self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return -signal.SIGKILL
-
-    def workers(self) -> list[int]:
-        """The processes that a launcher has started, in the order of their ranks."""
-        pid = self.process.pid
-        with contextlib.suppress(OSError):
-            return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return []
-
-    def rounds(self, seconds: float = PATIENCE) -> Iterator[None]:
-        """Goes round with hardly a pause until this life ends or its time is up."""
-        end = time.monotonic() + seconds
-        while self.status is None and time.monotonic() < end:
-            yield
-            time.sleep(0.0005)
-
-    def kill(self) -> None:
-        """SIGKILL to all processes of the run as good as at once, as when the power goes."""
-        victims = [self.process.pid] if isinstance(self.process, Forked) else [*self.workers(), self.process.pid]
-        for victim in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-        self.process.wait()
