@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs with numbers that are not finite, in features, gradients and class centres: what stops, goes on, and stays.
 
-    python -m bench.faults_of_numbers                  # two minutes
+    python -m bench.faults_of_numbers --times 3        # two minutes
     python -m bench.faults_of_numbers --record         # and the rows in docs/reliability.md
 
 Each run trains on a set with one black image, which the network cannot bear: see ``bench/small_run.py``. Where the
@@ -84,18 +84,31 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     return {f"{group} {name}": array for group, part in groups.items() for name, array in part.items()}
 
 
-def overflows(folder: Path, seed: int, *flags: str) -> bool:
-    """Class centres that overflow in an update: the run stops in that step, and no state holds them."""
-    models = Path(tempfile.mkdtemp(dir=folder))
-    argv = small_run.command(folder, models, "--max-steps", "9", "--state-every", "1", "--val-targets", "none", *flags,
-                             "--seed", str(seed), "--lr", "1e30")[2:]
-    config = parse_args("train_parall", argv)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            train(config)
-    except UserError as error:
-        return str(error).startswith("step 1: ") and not saved_states(Path(config.output_dir) / "state")
-    return False
+def overflow_stops(folder: Path, seed: int, *flags: str) -> bool:
+    """An update that overflows: the run stops in its step, says and keeps what it should, and saves no state."""
+    status, said, models = run(folder, "small", "--on-nan", "stop", "--verbose", "1", "--seed", str(seed), *flags)
+    found = re.search(r"^error: step 1: the update of .* overflows at learning rate .*; norms: features .*, gradients "
+                      r".*, class centres .*; its images are records .*; nothing of this step stays; there is no "
+                      r"training state to go back to", said, re.M)
+    if status != 2 or found is None:
+        return False
+    kept = np.load(models / "nan-step-1.npz")
+    return len(set(kept["records"].tolist())) == 4 and not saved_states(models / "state")
+
+
+def overflow_skips(folder: Path, seed: int, *flags: str) -> bool:
+    """From the second step on every update overflows: the run goes on, and no step moves anything; if it is longer, it
+    ends when twenty of them have followed each other."""
+    flags = ("--on-nan", "skip", "--seed", str(seed), "--warmup", "4", "--keep-last", "99", *flags)
+    status, said, models = run(folder, "small", *flags, "--max-steps", str(STEPS))
+    left_out = re.findall(r"^step (\d+): the update of .* overflows at .*; left out \(--on-nan skip\)$", said, re.M)
+    states = [arrays(state) for state in saved_states(models / "state")]
+    same = all(state.keys() == states[0].keys() and all(state[name].tobytes() == states[0][name].tobytes()
+                                                        for name in state) for state in states)
+    status_of_more, more, _ = run(folder, "small", *flags)
+    ended = status_of_more == 2 and re.search(r"^error: step 22: .*; 21 such steps in a row; --resume goes", more, re.M)
+    return (status == 0 and [int(step) for step in left_out] == list(range(2, STEPS + 1)) and len(states) == STEPS
+            and same and ended is not None)
 
 
 def main() -> int:
@@ -107,6 +120,7 @@ def main() -> int:
     random, rows = np.random.RandomState(0), []
     stopping = "the run stops in that step, says rate, norms and records, keeps them, and no state holds anything of it"
     going_on = "the run goes on to its end, and not a bit of parameters, moments, statistics or W moved in that step"
+    left_out = "each such step is left out, and not a bit moves; after 20 of them in a row the run ends and says so"
     cases = [(what, policy, network, flags) for what, network in (("infinite features", "forward"),
                                                                   ("gradients of 0 / 0", "backward"))
              for policy, flags in (("stop", ()), ("skip", ()), ("skip", ("--optimizer", "adamw")),
@@ -123,9 +137,14 @@ def main() -> int:
             rows.append(Row(" ".join([what, "with --on-nan", policy, *flags]), options.times,
                             stopping if policy == "stop" else going_on, kept, "as promised" if kept else "not so"))
         folder = small_run.make(Path(name) / "overflow")
-        kept = sum(overflows(folder, seed) for seed in range(options.times))
-        rows.append(Row("a learning rate at which centres overflow", options.times,
-                        "the run stops in that step, and no state is saved", kept, "as promised" if kept else "not so"))
+        for what, rate in (("class centres", ("--lr", "1e30")), ("parameters", ("--lr-factor", "*=1e37"))):
+            for policy, flags in (("stop", ()), ("skip", ()), ("skip", ("--optimizer", "adamw")),
+                                  ("skip", ("--sample-ratio", "0.5"))):
+                overflow = overflow_stops if policy == "stop" else overflow_skips
+                kept = sum(overflow(folder, seed, *rate, *flags) for seed in range(options.times))
+                rows.append(Row(" ".join([f"{what} that overflow in their update, with --on-nan", policy, *flags]),
+                                options.times, stopping if policy == "stop" else left_out, kept,
+                                "as promised" if kept else "not so"))
     return report("numbers", "python -m bench.faults_of_numbers --record", rows, options.record)
 
 

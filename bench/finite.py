@@ -3,9 +3,10 @@
 
     OMP_NUM_THREADS=2 python -m bench.finite --network y1 --batch 16
 
-``checked`` waits for the gradients and the moving statistics and looks at all of them, as every run does; ``undoable``
-copies the moving statistics before the step, too, as runs with --on-nan skip do. The three take turns within one run,
-so that they meet the same disturbances; medians of the steps, and of the differences within a turn.
+``checked`` waits for the gradients and the moving statistics, looks at all of them, and asks whether the update may
+overflow, as every run does; ``undoable`` copies the moving statistics before the step, too, as runs with --on-nan skip
+do. The three take turns within one run, so that they meet the same disturbances; medians of the steps, and of the
+differences within a turn.
 """
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def measure(network: str, batch: int, steps: int) -> dict[str, list[float]]:
             backbone, start = backbones[way], time.perf_counter()
             features = backbone.forward(images)
             backbone.backward(features / features.size)
-            if way != "plain" and not backbone.finite():
+            if way != "plain" and (not backbone.finite() or backbone.may_overflow(1e-6)):
                 raise FloatingPointError(f"{network}: not finite")
             backbone.step(1e-6)
             mx.nd.waitall()

@@ -73,6 +73,13 @@ class CountingBackbone:
     def gradient_norm(self) -> float:
         return 1.0
 
+    def may_overflow(self, lr: float) -> bool:
+        return False
+
+    def try_step(self, lr: float) -> list[str]:
+        self.step(lr)
+        return []
+
     def step(self, lr: float) -> None:
         self.steps += 1
         self.rates.setdefault(lr, [self.done, 0])[1] = self.done
@@ -104,7 +111,12 @@ class CountingHead:
     def target_angles(self) -> np.ndarray | None:
         return None
 
-    def step(self, lr: float, measure: bool = False) -> float | None:
+    finite = True
+
+    def may_overflow(self, lr: float) -> bool:
+        return False
+
+    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
         self.steps += 1
         return None
 

@@ -76,6 +76,10 @@ def check_pairs(issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> N
     check_both_classes(pairs, name)
 
 
+class NoDirection(UserError):
+    """An embedding that is zero or not finite."""
+
+
 def evaluate(embeddings: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> Result:
     """Score embeddings by the legacy protocol.
 
@@ -102,7 +106,7 @@ def pair_distances(embeddings: np.ndarray, name: str = "pairs") -> np.ndarray:
         if not (squares.min() > 0 and np.isfinite(squares).all()):
             first = int(np.argmin((squares > 0) & np.isfinite(squares)))
             found = "is zero" if squares[first] == 0 else "is not finite"
-            raise UserError(f"{name}: the embedding of image {rows.start + first} {found}, expected a direction")
+            raise NoDirection(f"{name}: the embedding of image {rows.start + first} {found}, expected a direction")
         block /= np.sqrt(squares)[:, None]
         difference = block[0::2] - block[1::2]
         distances[rows.start // 2:rows.stop // 2] = np.einsum("nd,nd->n", difference, difference)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Callable, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from recognition.parallel.communicator import Communicator
 from recognition.parallel.loss_scale import LossScale
 from recognition.parallel.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.parallel.rates import Rates
-
-Arrays = dict[str, np.ndarray]
-GROUP = 100  # arrays that one call looks at
+from recognition.parallel.reach import Reach, all_finite, overflowed, queued_squares, waited
+from recognition.parallel.replica import Arrays, Replica, fill, to_host
 
 
 class Backbone(Protocol):
@@ -43,8 +42,14 @@ class Backbone(Protocol):
     def step(self, lr: float) -> None:
         """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
 
+    def may_overflow(self, lr: float) -> bool:
+        """Whether the update that is due may, by what :meth:`finite` saw. To be asked once a step."""
+
+    def try_step(self, lr: float) -> list[str]:
+        """As :meth:`step`, by copies with which :meth:`leave_out` takes it back; the parameters that overflowed."""
+
     def leave_out(self) -> None:
-        """In place of :meth:`step`: the step counts, and nothing of it stays."""
+        """In place of :meth:`step`, or after :meth:`try_step`: the step counts, and nothing of it stays."""
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""
@@ -98,8 +103,13 @@ class ReplicatedBackbone:
         self._optimiser: Optimiser = (AdamWOptimiser(lead, self.names, adamw, wd) if adamw else
                                       SgdOptimiser(lead, self.names, mu, wd))
         self._steps = 0
+        self._mu, self._wd = 0.0 if adamw else mu, wd
+        self._reach = Reach(lambda: _norm(self._parameters()))
+        self._gradient = math.inf  # its norm, all parameters together, when finite() looked
+        self._kept: BackboneState | None = None  # before an update that may be taken back
 
     def forward(self, images: np.ndarray) -> np.ndarray:
+        self._kept = None
         if self._has_dropout:  # a mask is a function of the seed and the step, so that a resumed run draws the same
             stream = np.random.SeedSequence([self.seed, self._steps, self.communicator.rank])
             mx.random.seed(int(stream.generate_state(1)[0] >> 1))
@@ -120,34 +130,56 @@ class ReplicatedBackbone:
         self._reduce_gradients()
 
     def finite(self) -> bool:
-        verdicts = are_finite(list(self.replicas[0].gradients.values()))
-        for replica in self.replicas:
-            verdicts += are_finite(list(replica.auxiliary.values()))
-        found = [bool(verdict.asscalar()) for verdict in verdicts]  # all are waited for, and so the backward pass
-        return all(found)
+        parts = [list(self.replicas[0].gradients.values()),
+                 *(list(replica.auxiliary.values()) for replica in self.replicas)]
+        queued = [queued_squares(arrays) for arrays in parts]
+        squares = [waited(sums) for sums in queued]  # all are waited for, and so the backward pass
+        self._gradient = math.sqrt(squares[0].sum()) / self._scale
+        return all(all_finite(arrays, sums) for arrays, sums in zip(parts, squares))
+
+    @property
+    def _scale(self) -> float:
+        return self.loss_scale.value if self.loss_scale else 1.0
+
+    def _parameters(self) -> dict[str, mx.nd.NDArray]:
+        return {name: self.replicas[0].arguments[name] for name in self.names}
 
     def gradient_norm(self) -> float:
-        gradients = (self.replicas[0].gradients[name].asnumpy() for name in self._rates(self._steps))
-        scale = self.loss_scale.value if self.loss_scale else 1.0
-        return math.sqrt(math.fsum(float(np.vdot(array, array)) for array in gradients)) / scale
+        return _norm({name: self.replicas[0].gradients[name] for name in self._rates(self._steps)}) / self._scale
 
     def step(self, lr: float) -> None:
         lead, rates = self.replicas[0], self._rates(self._steps)
-        scale = self.loss_scale.value if self.loss_scale else 1.0
         self._steps += 1
-        self._optimiser(lead.arguments, lead.gradients, {name: lr * rate for name, rate in rates.items()}, 1 / scale)
+        self._optimiser(lead.arguments, lead.gradients, {name: lr * rate for name, rate in rates.items()},
+                        1 / self._scale)
         for replica in self.replicas[1:]:
             for name in rates:
                 lead.arguments[name].copyto(replica.arguments[name])
         if self.loss_scale:
             self.loss_scale.count(finite=True)
 
+    def may_overflow(self, lr: float) -> bool:
+        rates = self._rates(self._steps).values()
+        return self._reach(lr * max(rates, default=0.0), self._gradient, self._wd, self._mu)
+
+    def try_step(self, lr: float) -> list[str]:
+        self._kept = BackboneState(auxiliary=[], **self._moved())
+        self.step(lr)
+        names = set(overflowed(self._parameters()))
+        for arrays in self._optimiser.moments.values():
+            names |= {name for name in overflowed(arrays) if not np.isfinite(arrays[name].asnumpy()).all()}
+        return sorted(names)
+
     def leave_out(self) -> None:
-        self._steps += 1
         for replica in self.replicas:
             replica.restore_statistics()
-        if self.loss_scale:
-            self.loss_scale.count(finite=False)
+        if self._kept:
+            self._fill_moved(self._kept)
+        else:
+            self._steps += 1
+            if self.loss_scale:
+                self.loss_scale.count(finite=False)
+        self._kept = None
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         lead = self.replicas[0]
@@ -170,10 +202,10 @@ class ReplicatedBackbone:
         own = self._own_statistics()
         mean = _mean(self._gathered(own))
         for replica in self.replicas:
-            _fill(replica.auxiliary, mean)
+            fill(replica.auxiliary, mean)
         features = self._inferred(images)
         for replica, auxiliary in zip(self.replicas, own):
-            _fill(replica.auxiliary, auxiliary)
+            fill(replica.auxiliary, auxiliary)
         return features
 
     def _inferred(self, images: np.ndarray) -> np.ndarray:
@@ -192,12 +224,12 @@ class ReplicatedBackbone:
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         auxiliary = _mean(self._gathered(self._own_statistics()))
-        return _to_host(self.replicas[0].arguments, self.names), auxiliary
+        return to_host(self.replicas[0].arguments, self.names), auxiliary
 
     def _own_statistics(self) -> list[Arrays]:
         # Batch norm moves its statistics in the backward pass, and a read of them does not wait for it by itself.
         mx.nd.waitall()
-        return [_to_host(replica.auxiliary) for replica in self.replicas]
+        return [to_host(replica.auxiliary) for replica in self.replicas]
 
     def _gathered(self, own: list[Arrays]) -> list[Arrays]:
         """The statistics of all processes' replicas, in the order of ranks."""
@@ -210,11 +242,14 @@ class ReplicatedBackbone:
                 for row in self.communicator.all_gather(flat)]
 
     def state(self) -> BackboneState:
-        auxiliary = self._gathered(self._own_statistics())
-        moments = {kind: _to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
+        return BackboneState(auxiliary=self._gathered(self._own_statistics()), **self._moved())
+
+    def _moved(self) -> dict[str, Any]:
+        """What an update moves: all fields of a state but the statistics."""
         updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
-        return BackboneState(_to_host(self.replicas[0].arguments, self.names), auxiliary=auxiliary, **moments,
-                             loss_scale=self.loss_scale.state() if self.loss_scale else None, updates=updates or None)
+        return {"parameters": to_host(self._parameters()), "updates": updates or None,
+                "loss_scale": self.loss_scale.state() if self.loss_scale else None,
+                **{kind: to_host(arrays) for kind, arrays in self._optimiser.moments.items()}}
 
     def difference(self, state: BackboneState) -> str:
         """Why a state is not of this network: the first name or shape that differs; '' if none does."""
@@ -231,77 +266,28 @@ class ReplicatedBackbone:
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
-        for kind, arrays in self._optimiser.moments.items():
-            _fill(arrays, getattr(state, kind))
-        if state.updates is not None:
-            self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
-        if self.loss_scale and state.loss_scale is not None:
-            self.loss_scale.load(state.loss_scale)
+        self._fill_moved(state)
         own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
         first = self.communicator.rank * len(self.replicas)
         mean = _mean(state.auxiliary)
         for i, replica in enumerate(self.replicas):
-            _fill(replica.arguments, state.parameters)
-            _fill(replica.auxiliary, state.auxiliary[first + i] if own else mean)
+            fill(replica.auxiliary, state.auxiliary[first + i] if own else mean)
         self._steps = steps
 
-
-class Replica:
-    """The backbone bound to one device for batches of one shape."""
-
-    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
-                 data_shape: tuple[int, int, int, int]) -> None:
-        self.device = device
-        self.arguments = {name: mx.nd.array(value, ctx=device) for name, value in parameters.items()}
-        self.auxiliary = {name: mx.nd.array(value, ctx=device) for name, value in auxiliary.items()}
-        self.gradients = {name: mx.nd.zeros_like(value) for name, value in self.arguments.items()}
-        self._kept: Mapping[str, mx.nd.NDArray] = {}
-        self._data = mx.nd.zeros(data_shape, ctx=device)
-        self._executor = symbol.bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
-                                     grad_req={"data": "null", **dict.fromkeys(parameters, "write")},
-                                     aux_states=self.auxiliary)
-
-    def forward(self, images: np.ndarray, is_train: bool) -> None:
-        mx.nd.array(images, ctx=self.device, dtype=np.uint8).copyto(self._data)
-        self._executor.forward(is_train=is_train)
-
-    def keep_statistics(self) -> None:
-        """Copy the moving statistics. The backward pass before must be over: a copy does not wait for it by itself."""
-        if not self._kept:
-            self._kept = {name: mx.nd.empty(array.shape, ctx=self.device) for name, array in self.auxiliary.items()}
-        for name, array in self.auxiliary.items():
-            array.copyto(self._kept[name])
-
-    def restore_statistics(self) -> None:
-        """Take back what :meth:`keep_statistics` copied."""
-        mx.nd.waitall()
-        for name, array in self._kept.items():
-            array.copyto(self.auxiliary[name])
-
-    def features(self) -> np.ndarray:
-        return self._executor.outputs[0].asnumpy()
-
-    def queued_features(self) -> mx.nd.NDArray:
-        """Those of the last forward pass, once it is through, whatever is queued after it."""
-        return self._executor.outputs[0].copy()
-
-    def backward(self, d_features: np.ndarray) -> None:
-        self._executor.backward([mx.nd.array(d_features, ctx=self.device)])
+    def _fill_moved(self, state: BackboneState) -> None:
+        for kind, arrays in self._optimiser.moments.items():
+            fill(arrays, getattr(state, kind))
+        if state.updates is not None:
+            self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
+        if self.loss_scale and state.loss_scale is not None:
+            self.loss_scale.load(state.loss_scale)
+        for replica in self.replicas:
+            fill(replica.arguments, state.parameters)
 
 
-def are_finite(arrays: Sequence[mx.nd.NDArray]) -> list[mx.nd.NDArray]:
-    """Whether arrays of one device hold no NaN and no Inf: 1 or 0 for each GROUP of them, once they are computed."""
-    groups = [arrays[low : low + GROUP] for low in range(0, len(arrays), GROUP)]
-    return [mx.nd.multi_all_finite(*group, num_arrays=len(group)) for group in groups]
-
-
-def _to_host(arrays: Mapping[str, mx.nd.NDArray], names: Sequence[str] = ()) -> Arrays:
-    return {name: arrays[name].asnumpy() for name in names or arrays}
-
-
-def _fill(arrays: Mapping[str, mx.nd.NDArray], values: Mapping[str, np.ndarray]) -> None:
-    for name, value in values.items():
-        arrays[name][:] = value
+def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:
+    """The Euclidean norm of all numbers together."""
+    return math.sqrt(math.fsum(float(np.square(array.asnumpy(), dtype=np.float64).sum()) for array in arrays.values()))
 
 
 def _mean(states: Sequence[Arrays]) -> Arrays:

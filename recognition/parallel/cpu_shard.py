@@ -66,6 +66,7 @@ class CpuShard:
         for own, values in zip(self.state(), state):
             if len(values):
                 own[low : low + len(values)] = values
+        self.finite = True  # states are
         self._renew_norms(low, low + len(state.centres))
 
     def norms(self) -> tuple[float, float]:
@@ -163,6 +164,7 @@ class CpuShard:
     def _measured(self, step: Step, squares: list[float]) -> Step:
         """``step``, which adds the sum of the squares of the gradient through the norm to ``squares`` first."""
 
+        @np.errstate(over="ignore", invalid="ignore")  # of an update that may overflow
         def measured(low: int, high: int, part: np.ndarray) -> None:
             rows, gradient = self._rows[low:high], part
             if self.normalised:
@@ -183,6 +185,7 @@ class CpuShard:
                                       self.normalised, lr, mu, wd):
                 self.finite = False
 
+        @np.errstate(over="ignore", invalid="ignore")
         def step_bias(gradient: np.ndarray) -> None:
             move = mu * self.bias_momentum[self._rows] - lr * (gradient + wd * self.bias[self._rows])
             self.bias_momentum[self._rows] = move

@@ -64,6 +64,7 @@ class MxnetShard:
         for own, values in zip((*self._stored, *self._second), state):
             if len(values):
                 own[low : low + len(values)] = values if self.on_host else self._array(values)
+        self._squares = []
 
     @property
     def finite(self) -> bool:

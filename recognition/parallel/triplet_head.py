@@ -38,8 +38,17 @@ class TripletHead:
     def target_angles(self) -> None:
         """None: there are no centres."""
 
-    def step(self, lr: float, measure: bool = False) -> None:
+    def may_overflow(self, lr: float) -> bool:
+        """No: there are no centres."""
+        return False
+
+    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> None:
         """Nothing: there are no centres."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether no centre has overflowed."""
+        return True
 
     def leave_out(self) -> None:
         """Nothing, either."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step with NaN or Inf in its loss, features, gradients or moving statistics: what is said and kept of it, and
-whether the run stops or leaves the step out."""
+"""A step with NaN or Inf in its loss, features, gradients, moving statistics or update: what is said and kept of it,
+and whether the run stops or leaves the step out."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recognition.files import replacing
 from recognition.parallel.backbone import Backbone
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.head import Head
+from recognition.training.state_folder import saved_states
 
 MOST_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
 KEPT = 20  # files of such steps beside the checkpoints
@@ -38,30 +40,51 @@ class BadSteps:
         return self.skip or self.backbone.loss_scale is not None
 
     def __call__(self, step: int, lr: float, batch: Batch, features: np.ndarray, loss: float,
-                 had_backward: bool) -> str:
+                 had_backward: bool, overflows: str = "", centre_gradient: float | None = None) -> str:
         """Leave the step out, and return the line that says so.
 
         :param step: its number, from 1; ``features``: (b, D) of this process's part of the batch.
         :param had_backward: whether there are gradients of this step: not if its loss is not finite.
+        :param overflows: what the update would, which is the fault then, and not gradients: "of the class centres".
+        :param centre_gradient: the norm of their gradient, where it was measured.
         :raises UserError: if the run stops here.
         """
         scale = self.backbone.loss_scale
-        if had_backward and scale is not None and scale.can_fall:
+        if had_backward and not overflows and scale is not None and scale.can_fall:
             line = f"step {step}: gradients overflowed with a loss scale of {scale.value:g}; left out, the scale halved"
             self._leave_out()
             return line
         self.in_a_row += 1
+        self._leave_out()
         found = self._measure(batch, features, had_backward)
+        if centre_gradient is not None:
+            found["centre_gradient_norm"] = np.array(centre_gradient)
         path = self.folder / f"nan-step-{step}.npz"
         if self.communicator.rank == 0:
             self._keep(path, dict(step=step, lr=lr, loss=loss, **found))
-        line = f"step {step}: {_describe(found, lr, loss, had_backward)}; {path} has the numbers of all records"
+        line = (f"step {step}: {_describe(found, lr, loss, had_backward, overflows)}; {path} has the numbers of all "
+                "records")
         broken = not all(np.isfinite(found[name]).all() for name in ("parameter_norms", "centre_norms"))
         if not self.skip or broken or self.in_a_row > MOST_IN_A_ROW:
             why = f"; {self.in_a_row} such steps in a row" if self.in_a_row > 1 else ""
-            raise UserError(f"{line}; nothing of this step stays{why}. {ADVICE}")
-        self._leave_out()
+            why += "; the parameters or class centres were lost before it, and cannot be mended" if broken else ""
+            raise UserError(f"{line}; nothing of this step stays{why}; {self._state()}. {ADVICE}")
         return f"{line}; left out (--on-nan skip)"
+
+    def lost_centres(self, step: int, lr: float) -> UserError:
+        """Class centres of this process that an update, which had seemed safe, has carried beyond float32: the others
+        know nothing of it, so there is no exchange."""
+        return UserError(f"step {step}: class centres overflowed in their update at learning rate {lr:g}, and it "
+                         f"cannot be taken back; {self._state()}. {ADVICE}")
+
+    def no_verification(self, error: UserError, step: int, lr: float) -> UserError:
+        """What is said of a verification whose embeddings are not finite, or zero."""
+        return UserError(f"step {step}: {error}; parameters' norm {_total(self.backbone.norms()[0].values()):g} after "
+                         f"learning rate {lr:g}; {self._state()}. {ADVICE}")
+
+    def _state(self) -> str:
+        states = saved_states(self.folder / "state")
+        return f"--resume goes on from {states[-1]}" if states else "there is no training state to go back to"
 
     def _leave_out(self) -> None:
         self.backbone.leave_out()
@@ -85,24 +108,47 @@ class BadSteps:
         """Write the file of a step, and drop the oldest of too many."""
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        files = [(int(old.stem[9:]), old) for old in self.folder.glob("nan-step-*.npz") if old.stem[9:].isdecimal()]
+        files = [(int(old.stem[9:]), old) for old in self.folder.glob("nan-step-*.npz") if old.stem[9:].isdigit()]
         for _, old in sorted(files)[:-KEPT]:
             old.unlink()
 
 
-def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool) -> str:
+def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool, overflows: str) -> str:
     """What is not finite, the norms, and the records whose features are not."""
     norms, gradients = found["feature_norms"], found["gradient_norms"]
     what = f"the loss is {loss} at learning rate {lr:g}"
-    if had_backward:
+    if overflows:
+        what = f"the update {overflows} overflows at learning rate {lr:g}"
+    elif had_backward:
         names = found["parameters"][~np.isfinite(gradients)]
         what = (f"the gradients of {len(names)} of {len(gradients)} parameters, the first of them {names[0]}, are not "
                 f"finite" if len(names) else "moving statistics are not finite") + f" at learning rate {lr:g}"
     bad = ~np.isfinite(norms)
     records = found["records"][bad if bad.any() else slice(None)].tolist()
     whose = "features are not finite for the images of records" if bad.any() else "its images are records"
+    if bad.all() and len(bad) > 1:
+        whose = "no image has finite features, so more likely parameters are at fault than the images of records"
     more = ", ..." if len(records) > NAMED else ""
+    return f"{what}; norms: {_norms(found)}; {whose} {', '.join(map(str, records[:NAMED]))}{more}"
+
+
+def _norms(found: dict[str, np.ndarray]) -> str:
+    """Those of features that are finite, of gradients where there are any, of parameters and of class centres."""
+    features = found["feature_norms"]
+    finite = features[np.isfinite(features)]
+    parts = [f"features {finite.min():g} to {finite.max():g}" if len(finite) else "features of no image"]
+    if missing := len(features) - len(finite):
+        parts[0] += f" ({missing} of {len(features)} not finite)"
+    if len(found["gradient_norms"]):
+        parts.append(f"gradients {_total(found['gradient_norms']):g}")
+    parts.append(f"parameters {_total(found['parameter_norms']):g}")
     low, high = found["centre_norms"]
-    total = float(np.sqrt(np.square(found["parameter_norms"]).sum()))
-    return (f"{what}; norms: features {norms.min():g} to {norms.max():g}, parameters {total:g}, class centres {low:g} "
-            f"to {high:g}; {whose} {', '.join(map(str, records[:NAMED]))}{more}")
+    parts.append(f"class centres {low:g} to {high:g}")
+    if "centre_gradient_norm" in found:
+        parts.append(f"gradient of class centres {float(found['centre_gradient_norm']):g}")
+    return ", ".join(parts)
+
+
+def _total(norms: Iterable[float]) -> float:
+    """The norm of all numbers together."""
+    return float(np.sqrt(np.square(np.fromiter(norms, np.float64)).sum()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from signal import Signals
 from typing import Callable
 
-from common.verification import VerificationResult
+from common.verification import NoDirection, VerificationResult
 from recognition.data.loader import Batch
 from recognition.parallel.backbone import Backbone
 from recognition.parallel.head import Head
@@ -21,7 +21,7 @@ from recognition.training.timeline import NoTimeline, Timeline
 
 SAVE_NEVER, SAVE_BEST, SAVE_ALWAYS, SAVE_BEST_AS_ONE = range(4)  # --ckpt
 LAST = 0  # the number of the checkpoint that ends a run
-NOT_FINITE = 1 << 10  # what processes agree on, beside the numbers of signals
+NOT_FINITE, PARAMETERS, CENTRES = range(1 << 10, (1 << 10) + 3)  # what processes agree on, beside numbers of signals
 
 
 @dataclass
@@ -76,40 +76,55 @@ class Trainer:
             features = self.backbone.forward(batch.images)
         with phase("head"):
             result = self.head.forward_backward(features, batch.labels)
-        finite = had_backward = math.isfinite(result.loss)  # in all processes or in none
-        moved = had_backward and not self.bad_steps.may_leave_out  # else a bad step ends the run, and W with it
+        had_backward = math.isfinite(result.loss)  # in all processes or in none
+        fault, stepped, lost, centre_gradient = 0 if had_backward else NOT_FINITE, False, [""], None
+        undoable = had_backward and self.head.may_overflow(lr)
+        # Where a bad step ends the run, W is done with it.
+        moved = had_backward and (undoable or not self.bad_steps.may_leave_out)
         if had_backward:
             with phase("backward"):  # only begun: MXNet's engine works on it while the centres are updated
                 self.backbone.backward(result.d_features)
             angles = self.head.target_angles() if measure else None
             if moved:
                 with phase("update W"):
-                    centre_gradient = self.head.step(lr, measure)
+                    centre_gradient = self.head.step(lr, measure or undoable, undoable)
             with phase("check"):
-                finite = self.backbone.finite()
-        agreed = self.agree((stop.signal or 0) if finite else NOT_FINITE)
+                fault = NOT_FINITE if not self.backbone.finite() else CENTRES if not self.head.finite else 0
+                gradient = self.backbone.gradient_norm() if measure else 0.0
+            if not fault and self.backbone.may_overflow(lr):
+                stepped, lost = True, self.backbone.try_step(lr)
+                fault = PARAMETERS if lost else 0
+        agreed = self.agree(fault or stop.signal or 0)
         progress.step += 1
-        if agreed == NOT_FINITE:
-            line = self.bad_steps(progress.step, lr, batch, features, result.loss, had_backward)
+        if agreed >= NOT_FINITE:
+            what = {PARAMETERS: f"of {len(lost)} parameters, the first of them {lost[0] if lost else ''},",
+                    CENTRES: "of the class centres"}.get(agreed, "")
+            line = self.bad_steps(progress.step, lr, batch, features, result.loss, had_backward, what, centre_gradient)
             self.log.left_out(progress.step, line)
         else:
             if not moved:
                 with phase("update W"):
                     centre_gradient = self.head.step(lr, measure)
-            gradient = self.backbone.gradient_norm() if measure else 0.0
-            with phase("update"):
-                self.backbone.step(lr)
+                if not self.head.finite:
+                    raise self.bad_steps.lost_centres(progress.step, lr)
+            if not stepped:
+                with phase("update"):
+                    self.backbone.step(lr)
             self.bad_steps.in_a_row = 0
             self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
             if measure:
                 self.log.measures(progress.step, angles, gradient, centre_gradient)
         progress.epoch, progress.offset = batch.next_position
-        return 0 if agreed == NOT_FINITE else agreed
+        return 0 if agreed >= NOT_FINITE else agreed
 
     def _verify(self) -> bool:
         """Returns whether it is the best so far."""
         self.log.pause_clock()
-        results, progress = self.verify(), self.progress
+        progress = self.progress
+        try:
+            results = self.verify()
+        except NoDirection as error:
+            raise self.bad_steps.no_verification(error, progress.step, self.schedule(progress.step - 1)) from None
         for result in results:
             self.log.verification(progress.step, result)
         progress.verifications += 1

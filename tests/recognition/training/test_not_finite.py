@@ -14,18 +14,21 @@ import cv2
 import numpy as np
 import pytest
 
+from common.verification import NoDirection
 from recognition.config import Config
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import UserError
 from recognition.mxnet_compat import mx
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import SingleProcess
+from recognition.parallel.head import ShardedHead
 from recognition.parallel.loss_scale import LossScale
 from recognition.training import not_finite
 from recognition.training.not_finite import BadSteps
 from recognition.training.run import train
 from recognition.training.state import SavedState
 from recognition.training.state_folder import saved_states
+from recognition.training.verify import Verifier
 
 ROOT = Path(__file__).resolve().parents[3]
 BLACK = 17  # the record of the black image
@@ -144,17 +147,83 @@ def test_too_many_in_a_row_stop_the_run_and_files_do_not_pile_up(
     assert sorted(path.name for path in folder.glob("nan-step-*")) == ["nan-step-3.npz", "nan-step-4.npz"]
 
 
-def test_parameters_that_are_lost_already_stop_the_run_with_skip_too(configured: Callable[..., Config]) -> None:
-    """A learning rate at which the first update overflows: nothing could be learnt after it."""
-    with pytest.raises(UserError, match=r"^step [12]: .*(class centres|centres of classes)"):
-        train(configured("backward", on_nan="skip", lr=1e37, state_every=0, loss_name="softmax"))
+LOSSES = [{}, {"loss_name": "softmax"}, {"optimizer": "adamw"}, {"sample_ratio": 0.5}]
 
 
-@pytest.mark.parametrize("loss", [{}, {"loss_name": "softmax"}, {"optimizer": "adamw"}])
-def test_centres_that_overflow_are_found_in_the_step_of_their_update(configured: Callable[..., Config],
-                                                                     loss: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^step 1: the centres of classes 0 to 5 overflowed in their update at lea"):
-        train(configured("backward", lr=1e-6, fc7_lr_mult=1e37, seed=1, **loss))
+def overflowing(what: str, seed: int = 1) -> dict[str, Any]:
+    """Options with which the first update overflows class centres, or parameters, and they alone."""
+    return {"seed": seed, **({"lr": 1e-6, "fc7_lr_mult": 1e37} if what == "centres" else
+                             {"lr_factor": "fc1_weight=1e37"})}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "-".join(map(str, loss.values())))
+@pytest.mark.parametrize("what, line", [
+    ("centres", r"^step 1: the update of the class centres overflows at learning rate 1e-06; norms: features \S+ to "
+                r"\S+, gradients \S+, parameters \S+, class centres 0.0\d+ to 0.\d+, gradient of class centres \S+;"),
+    ("parameters", r"^step 1: the update of 1 parameters, the first of them fc1_weight, overflows at learning rate "
+                   r"0.01; norms: features \S+ to \S+, gradients \S+, parameters \S+, class centres \S+ to \S+;"),
+])
+def test_an_update_that_overflows_stops_the_run_in_its_step(configured: Callable[..., Config], loss: dict[str, Any],
+                                                           what: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{line} its images are records \d.*; nothing of this step stays; there is"):
+        train(configured("backward", on_nan="stop", verbose=1, **overflowing(what), **loss))
+    folder = tmp_path / "models-backward" / "plain-arcface-tiny"
+    kept = np.load(folder / "nan-step-1.npz")
+    assert len(kept["records"]) == 6 and np.isfinite(kept["gradient_norms"]).all()
+    assert what == "parameters" or kept["centre_norms"].max() < 1 < kept["centre_gradient_norm"]
+    assert not saved_states(folder / "state")
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, {"loss_name": "softmax", "entry": "train"}],
+                         ids=lambda loss: "-".join(map(str, loss.values())))
+@pytest.mark.parametrize("what", ["centres", "parameters"])
+def test_an_update_that_overflows_is_left_out_and_nothing_of_it_stays(
+        configured: Callable[..., Config], loss: dict[str, Any], what: str, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """The second step rises to a rate that overflows, and the black image is in the third: then all is as the first
+    left it, though the third's update of the centres had been tried, too."""
+    more = {**overflowing(what), **loss, "warmup": 4, "per_batch_size": 3, "devices": "cpu:2"}  # the first rate is 0
+    if what == "centres":
+        more["lr"] = 4e-6
+    assert train(configured("backward", on_nan="skip", max_steps=3, keep_last=9, **more)) == 0
+    said = capsys.readouterr().out
+    for found in (r"step 2: the update of .* overflows at", "step 3: the gradients of 1 of 7 .* are not finite at"):
+        assert re.search(rf"^{found} .*; left out \(--on-nan skip\)$", said, re.M), said
+    states = saved_states(next((tmp_path / "models-backward").iterdir()) / "state")
+    first, second, third = map(arrays_of, states)
+    assert first.keys() == second.keys() == third.keys()
+    assert [name for name in first if first[name].tobytes() != third[name].tobytes()] == []
+    assert all(np.isfinite(array).all() for array in first.values())
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_centres_that_nothing_foresaw_stop_the_run(configured: Callable[..., Config], on_nan: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ShardedHead, "may_overflow", lambda head, lr: False)
+    found = "it cannot be taken back" if on_nan == "skip" else "the update of the class centres overflows"
+    with pytest.raises(UserError, match=rf"^step 1: .*{found}.*there is no training state to go back to. Try"):
+        train(configured("backward", on_nan=on_nan, **overflowing("centres")))
+
+
+def test_parameters_that_are_lost_are_said_to_be(configured: Callable[..., Config],
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an update that overflows gets through, the next step says that no image is to blame, and skips nothing."""
+    monkeypatch.setattr(ReplicatedBackbone, "may_overflow", lambda backbone, lr: False)
+    options = {**overflowing("parameters"), "lr_factor": "fc*_weight=9e38", "state_every": 0}
+    with pytest.raises(UserError, match=r"^step 2: .*; norms: features of no image \(6 of 6 not finite\), .*; no image "
+                       r"has finite features, so more likely parameters are at fault than the images of records \d.*"):
+        train(configured("backward", on_nan="stop", **options))
+
+
+def test_a_verification_without_finite_embeddings_says_where_the_run_stands(configured: Callable[..., Config],
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def verify(self: Verifier) -> None:
+        raise NoDirection("tiny: the embedding of image 0 is not finite")
+
+    monkeypatch.setattr(Verifier, "__call__", verify)
+    with pytest.raises(UserError, match=r"^step 2: tiny: the embedding of image 0 is not finite; "
+                       r"parameters' norm [\d.]+ after learning rate 0.01; --resume goes on from \S+/step-000000001"):
+        train(configured("backward", verbose=2, max_steps=9, seed=1))
 
 
 def float16_backbone(scale: float) -> ReplicatedBackbone:
@@ -221,6 +290,20 @@ def test_all_processes_leave_out_the_same_step(horovod: None, configured: Callab
     assert len(kept["records"]) == 6 and BLACK in kept["records"]
     assert out.count("left out (--on-nan skip)") == 1
     assert all(np.isfinite(array).all() for array in arrays_of(saved_states(folder / "state")[-1]).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [("--lr", "1e30"), ("--lr-factor", "fc1_weight=1e37")], ids=["centres", "parameters"])
+def test_all_processes_take_an_update_back(horovod: None, configured: Callable[..., Config], tmp_path: Path,
+                                           what: tuple[str, str]) -> None:
+    """Centres cut over two processes; the first step has rate 0, all after it move nothing."""
+    status, out, err = run_two(configured, tmp_path, "--on-nan", "skip", "--warmup", "9", "--keep-last", "9", *what)
+    assert status == 0, out + err
+    assert out.count("left out (--on-nan skip)") == 5 and out.count(": the update of ") in (4, 5)
+    first, *others = map(arrays_of, saved_states(tmp_path / "two" / "plain-arcface-tiny" / "state"))
+    assert len(others) == 5
+    for other in others:
+        assert [name for name in first if first[name].tobytes() != other[name].tobytes()] == []
 
 
 @pytest.mark.slow
