@@ -46,5 +46,5 @@ def test_layers_that_take_more_memory_together_than_any_network_has():
     for _ in range(20):
         x = x + x
     assert infer_shapes(x, (3, 32, 32)).output == (1, 3, 1280, 1280)
-    with pytest.raises(UserError, match=r"all layers together have 3,303,112,704 numbers for images \(2, 3, 128, 128\)"):
+    with pytest.raises(UserError, match=r"all layers together have 3,303,112,704 numbers for images \(2, 3, 128"):
         infer_shapes(x, (3, 128, 128), batch=2)
