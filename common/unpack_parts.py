@@ -37,7 +37,10 @@ KINDS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
 _BLOCK = 1 << 22
 _LINE = re.compile(r"#?\s*([0-9a-fA-F]{32,64})\s+\*?(\S.*)")
 _EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or all of its parts"
-_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError,
+MOST_OF_A_HEADER = 1 << 20
+_OF_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+               tarfile.SOLARIS_XHDTYPE)
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError, RuntimeError,
             NotImplementedError)  # what the standard library raises at archives that are none
 
 
@@ -133,6 +136,17 @@ def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
                                 "again")
 
 
+class _Header(tarfile.TarInfo):
+    """A header of a .tar. tarfile reads what belongs to one, long names and times, at once, however much it says."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _OF_HEADERS and found.size > MOST_OF_A_HEADER:
+            raise tarfile.ReadError(f"it has a header of {found.size} bytes, expected at most {MOST_OF_A_HEADER}")
+        return found
+
+
 def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tuple[str, IO[bytes]]]:
     """Names and contents of the plain files in the archive, in its order; neither file nor folder is an error.
 
@@ -149,7 +163,8 @@ def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tup
                     with archive.open(info) as unzipped:
                         yield info.filename, unzipped
         return
-    with tarfile.open(fileobj=joined, mode="r|*", bufsize=1 << 20) as packed:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=joined, mode="r|*", bufsize=1 << 20,  # type: ignore[call-overload]
+                      tarinfo=_Header) as packed:
         for member in packed:
             if member.issparse():
                 raise UserError(f"{member.name} in the archive is a sparse file, expected plain files")

@@ -81,16 +81,18 @@ def _jpeg(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _png(encoded: bytes) -> tuple[int, int] | None:
-    """OpenCV takes memory for as much as a chunk says it has, so all must lie within the file, as in whole ones."""
+    """OpenCV takes memory for as much as a chunk says it has, and goes on behind an end that is none: so all chunks
+    must lie within the file, pixels among them, and the end must be empty, as in whole ones."""
     width, height = struct.unpack_from(">II", encoded, 16)
     if encoded[12:16] != b"IHDR" or not width or not height:
         return None
-    place = len(_PNG_MAGIC)
-    while encoded[place + 4 : place + 8] != b"IEND":
+    place, pixels = len(_PNG_MAGIC), False
+    while (kind := encoded[place + 4 : place + 8]) != b"IEND":
+        pixels = pixels or kind == b"IDAT"
         place += 12 + struct.unpack_from(">I", encoded, place)[0]  # length, kind and checksum
         if place + 12 > len(encoded):
             return None
-    return height, width
+    return (height, width) if pixels and encoded[place : place + 4] == bytes(4) else None
 
 
 def _webp(encoded: bytes) -> tuple[int, int] | None:

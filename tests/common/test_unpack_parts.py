@@ -150,6 +150,29 @@ def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path: Path, capsys: pyte
         assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*writing*"))
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_is_larger_than_any(kind: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python reads it into memory."""
+    member = tarfile.TarInfo("faces/train.rec")
+    member.type, member.size = kind, 1 << 30
+    (tmp_path / "faces.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    assert run([tmp_path / "faces.tar"], tmp_path / "new", "--no-sums") == 2
+    error = capsys.readouterr().err
+    assert "faces.tar: it has a header of 1073741824 bytes, expected at most 1048576" in error
+    assert error.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
+def test_a_record_of_a_header_whose_length_no_number_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An OverflowError of Python; found by fuzzing."""
+    member = tarfile.TarInfo("faces/train.rec")
+    member.type, member.size = tarfile.XHDTYPE, 512
+    record = (b"9" * 25 + b" path=a\n").ljust(512, b"\0")
+    (tmp_path / "faces.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + record + bytes(10240))
+    assert run([tmp_path / "faces.tar"], tmp_path / "new", "--no-sums") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'faces.tar'}: ") and error.count("\n") == 1
+
+
 def test_a_zip_with_a_file_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
         archive.writestr("qz", b"x")

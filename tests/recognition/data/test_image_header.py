@@ -90,6 +90,17 @@ def test_a_png_whose_chunk_says_that_it_is_of_gigabytes(place: int) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # kilobytes
 
 
+def test_a_png_without_pixels_or_whose_end_is_none() -> None:
+    """OpenCV looks on behind it, and takes gigabytes for what it finds there; found by fuzzing."""
+    whole = encoded("png")
+    chunk = struct.pack(">I4s", 9, b"IEND") + bytes(13)
+    began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for bad in (whole[:33] + chunk + whole[33:], whole[:33] + chunk + b"\xd8" * 900, whole[:33] + whole[-12:]):
+        with pytest.raises(ValueError, match="bytes are not an image that OpenCV can decode"):
+            decode_rgb(bad)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - began < 100_000  # kilobytes
+
+
 def test_a_frame_in_a_comment_does_not_hide_the_real_one() -> None:
     bomb = enlarged("jpeg", 20000)
     comment = encoded("jpeg")
