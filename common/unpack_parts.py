@@ -40,8 +40,8 @@ _EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or
 MOST_OF_A_HEADER = 1 << 20
 _OF_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
                tarfile.SOLARIS_XHDTYPE)
-_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError, RuntimeError,
-            NotImplementedError)  # what the standard library raises at archives that are none
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError,
+            RuntimeError, NotImplementedError)  # what the standard library raises at archives that are none
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -140,7 +140,7 @@ class _Header(tarfile.TarInfo):
     """A header of a .tar. tarfile reads what belongs to one, long names and times, at once, however much it says."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         found = super().frombuf(buf, encoding, errors)
         if found.type in _OF_HEADERS and found.size > MOST_OF_A_HEADER:
             raise tarfile.ReadError(f"it has a header of {found.size} bytes, expected at most {MOST_OF_A_HEADER}")
