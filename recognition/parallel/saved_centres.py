@@ -187,7 +187,7 @@ def _stranger(note: Path, checkpoint: Path) -> str:
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:
-    return sorted(int(path.name.split("_")[0]) for path in folder.glob(pattern) if path.name.split("_")[0].isdigit())
+    return sorted(int(path.name.split("_")[0]) for path in folder.glob(pattern) if path.name.split("_")[0].isdecimal())
 
 
 def _npy_shards(folder: Path, name: str) -> list[Rows]:

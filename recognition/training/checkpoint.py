@@ -30,7 +30,7 @@ def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters
 def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
     """Remove the arrays numbered 1 to ``number`` but for the ``last`` ones and those numbered ``best``."""
     found = {int(path.stem.rpartition("-")[2]): path for path in prefix.parent.glob(f"{prefix.name}-*.params")
-             if path.stem.rpartition("-")[2].isdigit()}
+             if path.stem.rpartition("-")[2].isdecimal()}
     for old in [n for n in sorted(found) if 0 < n <= number][:-last]:
         if old != best:
             forget_sum(found[old])

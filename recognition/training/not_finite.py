@@ -108,7 +108,7 @@ class BadSteps:
         """Write the file of a step, and drop the oldest of too many."""
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        files = [(int(old.stem[9:]), old) for old in self.folder.glob("nan-step-*.npz") if old.stem[9:].isdigit()]
+        files = [(int(old.stem[9:]), old) for old in self.folder.glob("nan-step-*.npz") if old.stem[9:].isdecimal()]
         for _, old in sorted(files)[:-KEPT]:
             old.unlink()
 
