@@ -12,6 +12,7 @@ and of no file more than the disk has room for: what an archive says of its size
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import io
 import lzma
@@ -35,6 +36,7 @@ from recognition.files import writing
 
 KINDS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
 _BLOCK = 1 << 22
+_GZIP = b"\x1f\x8b"
 _LINE = re.compile(r"#?\s*([0-9a-fA-F]{32,64})\s+\*?(\S.*)")
 _EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or all of its parts"
 MOST_OF_A_HEADER = 1 << 20
@@ -163,7 +165,8 @@ def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tup
                     with archive.open(info) as unzipped:
                         yield info.filename, unzipped
         return
-    with tarfile.open(fileobj=joined, mode="r|*", bufsize=1 << 20,  # type: ignore[call-overload]
+    source = gzip.GzipFile(fileobj=joined) if start.startswith(_GZIP) else joined  # tarfile's does not check its sum
+    with tarfile.open(fileobj=source, mode="r|*", bufsize=1 << 20,  # type: ignore[call-overload]
                       tarinfo=_Header) as packed:
         for member in packed:
             if member.issparse():
@@ -174,6 +177,8 @@ def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tup
                 yield member.name, content
             elif not member.isdir():
                 raise UserError(f"{member.name} in the archive is a link or a device, expected plain files")
+    while source.read(_BLOCK):  # the sum stands at the end
+        pass
 
 
 def unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[Path]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from recognition.checksums import Sum, complaint, forget_sum, sum_of
 from recognition.errors import UserError
-from recognition.files import replacing
+from recognition.files import regular, replacing
 from recognition.params_file import ParamsFile, Pieces, read_arrays
 from recognition.stored_array import Rows, open_npy
 
@@ -201,7 +201,8 @@ def _npy_shards(folder: Path, name: str) -> list[Rows]:
 def _check_sums(state: Path) -> None:
     """:raises UserError: if a file of W in a training state is not the one that its manifest has the sum of."""
     try:
-        files = json.loads((state / "manifest.json").read_text()).get("files", {})
+        with open(state / "manifest.json", encoding="utf-8", opener=regular) as file:
+            files = json.load(file).get("files", {})
         sums = {name: Sum(*values) for name, values in files.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{state / 'manifest.json'}: not of a training state: {error}") from None

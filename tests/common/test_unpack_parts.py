@@ -150,6 +150,19 @@ def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path: Path, capsys: pyte
         assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*writing*"))
 
 
+@pytest.mark.parametrize("place", [-5, -1])
+def test_the_sum_of_a_gzip(place: int, content: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its last eight bytes the first four are the sum, the others the size; tarfile looks at neither."""
+    subprocess.run(["tar", "-czf", tmp_path / "faces.tgz", "-C", content.parent, "faces"], check=True)
+    data = bytearray((tmp_path / "faces.tgz").read_bytes())
+    data[place] ^= 1
+    (tmp_path / "faces.tgz").write_bytes(data)
+    assert run([tmp_path / "faces.tgz"], tmp_path / "new", "--no-sums") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'faces.tgz'}: ") and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_header_that_is_larger_than_any(kind: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Python reads it into memory."""
