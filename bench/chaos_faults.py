@@ -88,7 +88,7 @@ def read_only(folder: Path, seed: int, trials: int = 4) -> list[Row]:
         life = workshop.run("closed")
     problem = ended_cleanly(life, "--models-root:")
     start.note("read-only models folder", problem or ("" if not any((folder / "closed").iterdir()) else "left a file"),
-               life.lines[-1].replace(str(folder), "...") if life.lines else "")
+               _without_places(life.lines[-1], folder) if life.lines else "")
     for number in range(trials):
         name = f"closed-{number}"
         life, wanted = workshop.start(name), int(random.integers(1, 5))
@@ -127,7 +127,7 @@ def handles(folder: Path, seed: int, trials: int = 6) -> list[Row]:
         problem = workshop.end(name, life) if life.status == 0 else ended_cleanly(life, "Too many open files")
         if life.status == 0 and limit in LIMITS[:2]:
             problem = problem or "was to be too few"
-        start.note(name, problem, f"runs with {limit}" if life.status == 0 else f"{limit}: {life.lines[-1][:90]}")
+        start.note(name, problem, f"runs with {limit}" if life.status == 0 else f"{limit}: {_without_places(life.lines[-1], folder)[:90]}")
     for number in range(trials):
         name, wanted = f"fewer-{number}", int(random.integers(1, 3))
         life = workshop.start(name)
@@ -180,6 +180,13 @@ def _jump(life: Life, now: Path, random: np.random.Generator) -> int:
                 file.write(int(random.choice(JUMPS)).to_bytes(8, sys.byteorder, signed=True))
                 jumps += 1
     return jumps
+
+
+def _without_places(line: str, folder: Path) -> str:
+    """A line without what of its paths is this machine's own."""
+    for place in (str(folder), sys.prefix, sys.base_prefix):
+        line = line.replace(place, "...")
+    return line
 
 
 def ended_cleanly(life: Life, words: str) -> str:
