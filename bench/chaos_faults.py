@@ -127,7 +127,8 @@ def handles(folder: Path, seed: int, trials: int = 6) -> list[Row]:
         problem = workshop.end(name, life) if life.status == 0 else ended_cleanly(life, "Too many open files")
         if life.status == 0 and limit in LIMITS[:2]:
             problem = problem or "was to be too few"
-        start.note(name, problem, f"runs with {limit}" if life.status == 0 else f"{limit}: {_without_places(life.lines[-1], folder)[:90]}")
+        said = f"{limit}: {_without_places(life.lines[-1], folder)[:90]}" if life.status else f"runs with {limit}"
+        start.note(name, problem, said)
     for number in range(trials):
         name, wanted = f"fewer-{number}", int(random.integers(1, 3))
         life = workshop.start(name)

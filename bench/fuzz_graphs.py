@@ -182,7 +182,7 @@ def _show(seed: int) -> None:
     before = network()
     after = changed(before, seed)
     for old, new in zip(before["nodes"], after["nodes"]):
-        if {**old, "attrs": old.get("attrs", {})} != new:
+        if {**old, "attrs": old.get("attrs", {})} != {**new, "attrs": new.get("attrs", {})}:
             print(f"- {json.dumps(old)}\n+ {json.dumps(new)}")
     print(alone(after))
 

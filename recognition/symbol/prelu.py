@@ -46,9 +46,9 @@ def fast_prelu(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 11
     signs = _find_signs(json.loads(symbol.tojson()), shapes)
 
     def activation(graph: Graph, node: Node, inputs: list[Entry]) -> Entry | None:
-        if not _is_prelu(node, shapes):
+        slopes = graph.nodes[inputs[-1].node]
+        if not _is_prelu(node, slopes, shapes):
             return None
-        slopes = graph.nodes[inputs[1].node]
         # Behind a reshape MXNet could not infer it any more.
         slopes["attrs"] = {**slopes.get("attrs", {}), "__shape__": str(shapes[slopes["name"]])}
         return _add_prelu(graph, node["name"], *inputs, channels=shapes[node["name"] + "_output"][1],
@@ -63,9 +63,11 @@ def fast_prelu(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 11
     return rewrite(symbol, {"LeakyReLU": activation, "BatchNorm": batch_norm, "Convolution": convolution})
 
 
-def _is_prelu(node: Node, shapes: Shapes) -> bool:
-    return (node["op"] == "LeakyReLU" and node.get("attrs", {}).get("act_type") == "prelu"
-            and len(shapes.get(node["name"] + "_output", ())) == 4)
+def _is_prelu(node: Node, slopes: Node, shapes: Shapes) -> bool:
+    """Of maps, with ``slopes`` that are a parameter: one a channel, or one in all."""
+    output = shapes.get(node["name"] + "_output", ())
+    return (node["op"] == "LeakyReLU" and node.get("attrs", {}).get("act_type") == "prelu" and len(output) == 4
+            and slopes["op"] == "null" and shapes.get(slopes["name"]) in ((1,), output[1:2]))
 
 
 def _find_signs(graph: Node, shapes: Shapes) -> _Signs:
@@ -87,7 +89,7 @@ def _find_signs(graph: Node, shapes: Shapes) -> _Signs:
         return bool(weight) and math.prod(weight) <= size
 
     for number, node in enumerate(nodes):
-        if not _is_prelu(node, shapes) or count[node["name"]] > 1:
+        if not node["inputs"] or not _is_prelu(node, nodes[node["inputs"][-1][0]], shapes) or count[node["name"]] > 1:
             continue
         before, size = nodes[node["inputs"][0][0]], math.prod(shapes[node["name"] + "_output"])
         if (before["op"] == "BatchNorm" and before.get("attrs", {}).get("fix_gamma") in ("False", "0")

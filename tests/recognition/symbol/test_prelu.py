@@ -180,3 +180,11 @@ def test_features_and_other_activations_stay_as_they_are(act_type, options):
     hidden = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=8)
     symbol = mx.sym.FullyConnected(mx.sym.LeakyReLU(hidden, act_type=act_type, **options), num_hidden=4)
     assert operators(fast_prelu(symbol, (6,))) == operators(symbol)
+
+
+def test_slopes_that_are_a_layer_or_of_another_shape_stay_as_they_are():
+    """A network of others may compute them, or cast them; found by fuzzing."""
+    for gamma in (mx.sym.BlockGrad(mx.sym.var("g", shape=(8,))), mx.sym.var("g", shape=(2,))):
+        hidden = mx.sym.Convolution(mx.sym.var("data"), num_filter=8, kernel=(3, 3))
+        symbol = mx.sym.FullyConnected(mx.sym.LeakyReLU(hidden, gamma=gamma, act_type="prelu"), num_hidden=4)
+        assert operators(fast_prelu(symbol, (3, 8, 8))) == operators(symbol)
