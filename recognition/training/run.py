@@ -50,6 +50,7 @@ from recognition.training.history import History
 from recognition.training.lasting_output import LastingOutput
 from recognition.training.log import SilentLog, TrainingLog
 from recognition.training.not_finite import BadSteps
+from recognition.training.one_run import require_alike, require_shared, shared_options
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
 from recognition.training.run_folder import require_writable, sole_writer
@@ -92,17 +93,20 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
         discard_unfinished(folder / "state")
         if config.tensorboard:
             require_tensorboard()
+    require_alike(shared_options(config), communicator)
+    require_shared(folder, communicator)
     launch = os.environ.get(LAUNCH, "")
     saved = find_state(folder / "state", config.resume, launch, communicator)
     contexts = make_contexts(config)
     dataset = make_dataset(config)
+    require_alike(identity := identity_of(config, dataset), communicator)
     symbol = build_symbol(config)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
     compiled()
     head = make_head(config, dataset.num_classes, contexts, communicator)
-    progress = Progress(identity=identity_of(config, dataset))
+    progress = Progress(identity=identity)
     if saved:
         progress = go_on(saved, progress.identity, config, backbone, head)
     if line := "" if saved else start_centres(config, checkpoint, dataset, head.shards, backbone.embed, communicator):
