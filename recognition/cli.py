@@ -17,7 +17,7 @@ from recognition import kinds
 from recognition.command_line import Parser
 from recognition.config import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config_file import PRESETS, ROOT, ConfigFile, open_config
-from recognition.devices import num_workers, own_devices, processors, visible_devices
+from recognition.devices import num_workers, own_devices, processors, require_numbers, visible_devices
 from recognition.errors import UserError
 from recognition.kinds import nearest
 
@@ -130,6 +130,7 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     """
     flags: dict[str, Any] = _parse_flags(entry, argv)
     asks_help = flags.pop("help", False)
+    require_numbers(environ)
     file = open_config(flags.pop("config", ""), root)
     chosen = {kind: str(flags.get(kind, file.default(kind))) for kind in PRESETS}
     where = {kind: flag_name(kind) if kind in flags else f"{file.name}: default.{kind}" for kind in PRESETS}

@@ -15,6 +15,7 @@ TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
 MOST_DEVICES = 1024  # of a process
 CPU: tuple[Device, ...] = (("cpu", 0),)
 BFLOAT16 = ("avx512_bf16", "amx_bf16")  # processors' flags for products of bfloat16
+WORKER = "RECOGNITION_WORKER"  # the variable that holds this process's number, if launch started it
 CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_INFO = Path("/proc/meminfo")
 
@@ -116,10 +117,32 @@ def threads_per_core(topology: Path = TOPOLOGY) -> int:
 
 def num_workers(environ: Mapping[str, str]) -> int:
     """The number of worker processes: DMLC_NUM_WORKER, 1 where it is unset or empty."""
-    text = environ.get("DMLC_NUM_WORKER") or "1"
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"DMLC_NUM_WORKER: found {text!r}, expected a whole number at least 1")
-    return int(text)
+    require_numbers(environ)
+    return int(environ.get("DMLC_NUM_WORKER") or "1")
+
+
+# Variables that are read by libraries in C++, which end the process where they cannot: fewest and most.
+_THREADS, _RANK, _SIZE = (1, 4096), (0, 1 << 20), (1, 1 << 20)
+NUMBERS = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS"),
+                    _THREADS),
+    **dict.fromkeys(("HOROVOD_RANK", "HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
+                     "PMI_RANK", WORKER), _RANK),
+    **dict.fromkeys(("HOROVOD_SIZE", "HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE",
+                     "PMI_SIZE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER"), _SIZE),
+    "DMLC_PS_ROOT_PORT": (1, 65535)}
+
+
+def require_numbers(environ: Mapping[str, str]) -> None:
+    """:raises UserError: if one of NUMBERS is set to something else. OpenMP's may be several, with commas."""
+    for name, (least, most) in NUMBERS.items():
+        parts = environ.get(name, "").split(",") if name.startswith("OMP_") else [environ.get(name, "")]
+        if parts != [""] and not all(part.strip().isdecimal() and len(part) < 10 and least <= int(part) <= most
+                                     for part in parts):
+            raise UserError(f"{name}: found {environ[name][:60]!r}, expected a whole number from {least} to {most}")
+    for rank, size in (("HOROVOD_RANK", "HOROVOD_SIZE"), ("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")):
+        if environ.get(rank) and environ.get(size) and int(environ[rank]) >= int(environ[size]):
+            raise UserError(f"{rank}: found {environ[rank]}, expected less than {size}, {environ[size]}")
 
 
 def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-WORKER = "RECOGNITION_WORKER"  # the variable that holds this process's number, if launch started it
-
 
 class Communicator(Protocol):
     """Collectives over host arrays. Every process calls the same ones in the same order with the same shapes.

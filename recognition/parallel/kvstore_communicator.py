@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from recognition.devices import WORKER
+from recognition.errors import UserError
 from recognition.mxnet_compat import mx
-from recognition.parallel.communicator import WORKER
+
+PATIENCE = 60.0  # seconds for the scheduler to begin
+
+
+def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE) -> None:
+    """Until the scheduler can be reached: MXNet itself waits for ever, deaf to signals.
+
+    :raises UserError: if the variables that name it are not there, or it does not answer.
+    """
+    missing = [name for name in ("DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT", "DMLC_NUM_SERVER", "DMLC_NUM_WORKER")
+               if not environ.get(name)]
+    if missing:
+        raise UserError(f"{missing[0]}: not set, expected what recognition.launch --servers 1 sets for workers")
+    host, port, end = environ["DMLC_PS_ROOT_URI"], int(environ["DMLC_PS_ROOT_PORT"]), time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(1.0, end - time.monotonic())).close()
+            return
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > end:
+                raise UserError(f"DMLC_PS_ROOT_URI: no scheduler answers at {host}:{port}: {error.strerror or error}; "
+                                f"waited up to {patience:g} s") from None
+        time.sleep(0.1)
 
 
 class KVStoreCommunicator:
@@ -25,6 +50,7 @@ class KVStoreCommunicator:
 
     def __init__(self, kind: str) -> None:
         """:param kind: 'dist_sync' or 'dist_device_sync'."""
+        await_scheduler(os.environ)
         self._store = mx.kv.create(kind)
         # Servers give out ranks in the order of arrival. Under launch the first worker is the first of the command.
         self.rank = int(os.environ.get(WORKER, self._store.rank))

@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from recognition.devices import WORKER
 from recognition.errors import UserError
-from recognition.parallel.communicator import WORKER, Communicator, SingleProcess
+from recognition.parallel.communicator import Communicator, SingleProcess
 
 # What mpirun of Open MPI and of MPICH's family set; horovodrun and launch set HOROVOD_SIZE.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -26,7 +27,10 @@ def make_communicator(kvstore: str, environ: Mapping[str, str] = os.environ) -> 
     """
     found: list[Communicator] = []  # none while the processes look for each other, which may take for ever
     if MONITOR in environ:
-        host, port, token = environ[MONITOR].rsplit(":", 2)
+        host, port, token = [*environ[MONITOR].rsplit(":", 2), "", ""][:3]
+        if not (host and port.isdecimal() and token and environ.get(WORKER)):
+            raise UserError(f"{MONITOR}: found {environ[MONITOR]!r}, expected host:port:token beside {WORKER}, both of "
+                            "recognition.launch")
         arguments = (found, (host, int(port)), f"{token} {environ[WORKER]}")
         threading.Thread(target=_beat, args=arguments, name="signs of life", daemon=True).start()
     found.append(_choose(kvstore, environ))

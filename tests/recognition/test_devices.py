@@ -2,15 +2,18 @@
 """Devices and workers from the flag and the environment."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from recognition.cli import parse_args
 from recognition.devices import (
     num_workers,
     own_devices,
     parse_devices,
     processors,
+    require_numbers,
     share_processors,
     threads_per_core,
     visible_devices,
@@ -103,3 +106,22 @@ def test_gpus_are_dealt_out_among_the_processes_of_a_host(prefix):
         own_devices(gpus[:3], environ)
     with pytest.raises(UserError, match=r"^devices: found 1 GPUs"):
         own_devices(gpus[:1], environ)
+
+
+@pytest.mark.parametrize(("environ", "message"), [
+    ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS: found 'abc', expected a whole number from 1 to 4096"),
+    ({"OMP_NUM_THREADS": "100000"}, "OMP_NUM_THREADS: found '100000'"), ({"OMP_NUM_THREADS": "2,"}, "OMP_NUM_THREADS"),
+    ({"MXNET_CPU_WORKER_NTHREADS": "0"}, "MXNET_CPU_WORKER_NTHREADS: found '0'"),
+    ({"NUMBA_NUM_THREADS": "9" * 5000}, "NUMBA_NUM_THREADS: found '999"),
+    ({"DMLC_PS_ROOT_PORT": "abc"}, "DMLC_PS_ROOT_PORT: found 'abc', expected a whole number from 1 to 65535"),
+    ({"HOROVOD_SIZE": "abc"}, "HOROVOD_SIZE: found 'abc'"), ({"RECOGNITION_WORKER": "-1"}, "RECOGNITION_WORKER: found"),
+    ({"HOROVOD_RANK": "5", "HOROVOD_SIZE": "2"}, "HOROVOD_RANK: found 5, expected less than HOROVOD_SIZE, 2")])
+def test_variables_that_end_libraries_are_looked_at_first(environ, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        require_numbers(environ)
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        parse_args("train", [], environ=environ)
+
+
+def test_variables_as_they_should_be():
+    require_numbers({"OMP_NUM_THREADS": "4,2", "HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "DMLC_NUM_WORKER": ""})

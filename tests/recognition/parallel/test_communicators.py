@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.parallel.communicator import SingleProcess, largest
+from recognition.parallel.kvstore_communicator import await_scheduler
 from recognition.parallel.processes import make_communicator
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,3 +91,25 @@ def test_one_process_has_all() -> None:
 def test_an_environment_that_does_not_fit(kvstore: str, environ: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=f"^kvstore: .*{words}"):
         make_communicator(kvstore, environ)
+
+
+def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MXNet itself would wait for ever."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        port = str(taken.getsockname()[1])
+        environ = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": port, "DMLC_NUM_SERVER": "1",
+                   "DMLC_NUM_WORKER": "1"}
+        with pytest.raises(UserError, match=rf"DMLC_PS_ROOT_URI: no scheduler answers at 127\.0\.0\.1:{port}: Conn"):
+            await_scheduler(environ, patience=0.3)
+        with pytest.raises(UserError, match=r"DMLC_PS_ROOT_URI: no scheduler answers at no host:"):
+            await_scheduler({**environ, "DMLC_PS_ROOT_URI": "no host"}, patience=30)
+        with pytest.raises(UserError, match=r"^DMLC_NUM_SERVER: not set, expected what recognition\.launch"):
+            await_scheduler({**environ, "DMLC_NUM_SERVER": ""}, patience=30)
+        taken.listen()
+        await_scheduler(environ, patience=30)
+
+
+def test_a_monitor_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"^RECOGNITION_MONITOR: found 'garbage', expected host:port:token"):
+        make_communicator("device", {"RECOGNITION_MONITOR": "garbage"})
