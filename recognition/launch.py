@@ -12,9 +12,11 @@ The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_dev
 ``--servers``, through MXNet's parameter servers, which are started too. Other hosts need ssh without a password, the
 same folder, and the same Python; models go to a file system that all share.
 
-A process that dies ends all others within 10 seconds, one that hangs after ``--stall-timeout`` more, with a line that
-says which; the status is then not 0, and no process is left. One that is slow, so that all others wait for it more than
-a tenth of the last minute, is named in a line, and the run goes on. With ``--restarts`` all start again and go on from
+A process that dies, or was told to stop, ends all others within 10 seconds, one that hangs after ``--stall-timeout``
+more, with a line that says which; the status is then not 0, and no process is left. The timeout counts from the last
+exchange, or from a worker's first sign of life; train.py and train_parall.py have 10 minutes for that, or the timeout
+if it is longer, and other programs need not give any. One that is slow, so that all others wait for it more than a
+tenth of the last minute, is named in a line, and the run goes on. With ``--restarts`` all start again and go on from
 the last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM
 and Ctrl-C go to the workers, which save and stop; a second one ends them at once.
 """
@@ -24,7 +26,6 @@ import argparse
 import contextlib
 import os
 import secrets
-import shlex
 import signal
 import socket
 import sys
@@ -33,60 +34,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from recognition.command_line import Parser
 from recognition.errors import LostProcess, UserError, command
+from recognition.launch_flags import parse, require_interface, starts_trainer, wants_servers
 from recognition.monitor import Monitor
-from recognition.nodes import LOCAL, SSH, Node, Place, assign, end_all, parse_hosts, tell_errors
+from recognition.nodes import LOCAL, Node, Place, assign, end_all, tell_errors
 
 POLL = 0.05
 UNREACHED = 255  # the status of ssh itself
 SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
-STOPPING = 10.0  # the same for a process that was told to stop, which tells the others
+STOPPING = 3.0  # the same for a process that was told to stop; none ends before the state that all save is whole
 NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
-TRAINERS = ("train.py", "train_parall.py")
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, and the command to start as ``command``."""
-    parser = Parser(prog="python -m recognition.launch", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-np", "--workers", type=int, required=True, metavar="N", help="worker processes")
-    parser.add_argument("--hosts", default="", metavar="A:2,B:2", help="hosts and how many workers each takes")
-    parser.add_argument("--servers", type=int, metavar="S", help="parameter servers; 0 for Horovod "
-                        "(default: one a host if the command says --kvstore dist_..., else 0); train.py and "
-                        "train_parall.py without --kvstore get --kvstore dist_sync with them")
-    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="how often to start again (default: 0)")
-    parser.add_argument("--stall-timeout", type=float, default=300, metavar="SECONDS",
-                        help="without any exchange, after which a run counts as hung (default: 300)")
-    parser.add_argument("--slow-after", type=float, default=60, metavar="SECONDS",
-                        help="in which one worker held the others up, to be called slow (default: 60)")
-    parser.add_argument("--address", metavar="HOST", help="this host's address as the other hosts see it")
-    parser.add_argument("--interface", metavar="NAME", help="network interface of every host to use")
-    parser.add_argument("--ssh", default=shlex.join(SSH), metavar="COMMAND", help="how to reach another host")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
-    options = parser.parse_args(argv)
-    options.command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if options.workers < 1 or not options.command:
-        parser.error(f"found {options.workers} workers and the command {options.command}, expected one or more and "
-                     "-- python train_parall.py ...")
-    for flag, value in (("--servers", options.servers or 0), ("--restarts", options.restarts)):
-        if value < 0:
-            parser.error(f"{flag}: found {value}, expected 0 or more")
-    if options.servers and not wants_servers(options.command):
-        if named := next((word for word in options.command if word.partition("=")[0] == "--kvstore"), ""):
-            parser.error(f"--servers: found {named} of another kind in the command, expected --kvstore dist_sync or "
-                         "dist_device_sync, or none")
-        if any(os.path.basename(word) in TRAINERS for word in options.command):
-            options.command += ["--kvstore", "dist_sync"]
-    return options
-
-
-def wants_servers(arguments: Sequence[str]) -> bool:
-    """Whether a command line says ``--kvstore dist_...``."""
-    pairs = zip(arguments, [*arguments[1:], ""])
-    return any(argument.startswith("--kvstore=dist") or (argument == "--kvstore" and following.startswith("dist"))
-               for argument, following in pairs)
 
 
 def own_address(hosts: Sequence[str]) -> str:
@@ -97,7 +55,7 @@ def own_address(hosts: Sequence[str]) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((others[0].rpartition("@")[2], 9))  # sends nothing
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name may be none that a host can have
             raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
         return str(probe.getsockname()[0])
 
@@ -186,8 +144,8 @@ def say(text: str) -> None:
 
 def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: float) -> int:
     """Wait until all workers have ended, or end them all after the first that fails; the run's status."""
-    workers, forwarded = [node for node in nodes if node.worker is not None], 0
-    while any(node.status is None for node in workers):
+    workers, forwarded, running = [node for node in nodes if node.worker is not None], 0, True
+    while running:
         time.sleep(POLL)
         monitor.listen()
         if stop.count > forwarded:
@@ -198,19 +156,28 @@ def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: floa
                 say("ending all processes at once")
                 return 128 + stop.number
         asked = (0, 128 + stop.number) if forwarded else (0,)
+        running = any(node.status is None for node in workers)  # before the look at those that failed: none is missed
         if any(node.status not in (None, *asked) for node in nodes):
             return settle(nodes, asked, monitor)
-        worker = monitor.hung(timeout)
-        if worker is not None:
-            behind = max(monitor.exchanges.values()) - monitor.exchanges.get(worker, 0)
-            how = f"is {behind} exchanges behind the others" if worker in monitor.heard else "never gave a sign of life"
-            say(f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it {how}; ending all "
-                "others")
+        if line := stalled(workers, monitor, timeout):
+            say(line)
             return 1
         if slow := monitor.slow():
             say(f"{describe(workers[slow[0]])} is slow: all others wait for it, {slow[1]:.0f} s of 100; the run goes "
                 "on")
     return max((node.status or 0 for node in workers), default=0)
+
+
+def stalled(workers: Sequence[Node], monitor: Monitor, timeout: float) -> str:
+    """What is to be said of a run in which no worker goes on, and of the one that the others wait for."""
+    worker = monitor.hung(timeout)
+    if worker is None:
+        return ""
+    if not monitor.heard:
+        return f"no worker has begun: none gave a sign of life in {monitor.limit(timeout):g} s; ending all"
+    behind = max(monitor.exchanges.values()) - monitor.exchanges.get(worker, 0)
+    how = f"is {behind} exchanges behind the others" if worker in monitor.heard else "never gave a sign of life"
+    return f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it {how}; ending all others"
 
 
 def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int:
@@ -225,8 +192,8 @@ def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int
             break
         time.sleep(POLL)
     failed = [node for node in nodes if node.status not in (None, *asked)]
-    # Its own error or a signal comes before having lost another process.
-    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, node.status in STOPPED))
+    # Its own error or a signal comes before having lost another process; of equals, the one that was seen to end first.
+    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, node.status in STOPPED, node.ended))
     status = culprit.status or 1
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     if status == UNREACHED and culprit.host not in LOCAL:
@@ -235,7 +202,11 @@ def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int
     if culprit.status in (LostProcess.status, -signal.SIGABRT) and (silent := monitor.silent()):
         names = ", ".join(describe(node) for node in nodes if node.worker in silent)
         say(f"no sign of life ever came from {names}")
-    if status != UserError.status or not culprit.error:
+    alike = sum(node.status == status for node in failed)
+    if status in STOPPED and alike > 1:  # they agreed on it, and end in any order
+        which = "all" if alike == monitor.workers else f"{alike} of {monitor.workers} workers"
+        say(f"a worker was told to stop by {signal.Signals(status - 128).name}, and {which} ended with status {status}")
+    elif status != UserError.status or not culprit.error:
         say(f"{describe(culprit)} {how}; ending all others")
     return 128 - status if status < 0 else status
 
@@ -246,16 +217,18 @@ def describe(node: Node) -> str:
 
 def run_once(options: argparse.Namespace, stop: Stop) -> int:
     """Start everything, wait for its end, leave nothing behind; the status."""
-    hosts = parse_hosts(options.hosts) if options.hosts else [("localhost", options.workers)]
-    places, ssh = assign(hosts, options.workers), shlex.split(options.ssh)
+    places = assign(options.hosts or [("localhost", options.workers)], options.workers)
     used = list(dict.fromkeys(place.hostname for place in places))
     address = options.address or own_address(used)
     interface = options.interface or ("lo" if all(host in LOCAL for host in used) and sys.platform == "linux" else None)
     servers = options.servers
     if servers is None:
         servers = len(used) if wants_servers(options.command) else 0
+    if options.interface and (servers or any(host in LOCAL for host in used)):  # the scheduler runs here
+        require_interface(options.interface)
+    ssh: Sequence[str] = options.ssh or ()
     with contextlib.ExitStack() as stack:
-        monitor = Monitor(address, options.workers, options.slow_after)
+        monitor = Monitor(address, options.workers, options.slow_after, starts_trainer(options.command))
         stack.callback(monitor.socket.close)
         if servers:
             nodes = server_nodes(places, servers, monitor, address, interface, ssh)
@@ -267,13 +240,14 @@ def run_once(options: argparse.Namespace, stop: Stop) -> int:
             try:
                 node.start(options.command)
             except OSError as error:
-                raise UserError(f"{options.command[0]}: cannot be started: {error}") from None
+                what = options.command[0] if node.host in LOCAL else f"--ssh: {ssh[0]}"
+                raise UserError(f"{what}: cannot be started: {error}") from None
         return supervise(nodes, monitor, stop, options.stall_timeout)
 
 
 @command
 def main() -> int:
-    options, stop = parse(sys.argv[1:]), Stop()
+    options, stop = parse(sys.argv[1:], __doc__), Stop()
     status = run_once(options, stop)
     for attempt in range(options.restarts):
         if status in (0, UserError.status) or stop.count:

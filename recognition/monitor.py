@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import secrets
 import socket
 import time
@@ -14,6 +15,7 @@ from recognition.errors import UserError
 
 SLOW = 0.1  # of the time, which all others waited longer than it did: then it is slow
 AGAIN = 600.0  # seconds until the same worker is called slow once more
+START = 600.0  # seconds in which some worker has to be heard, where signs of life are awaited
 
 
 @dataclass
@@ -21,12 +23,13 @@ class Monitor:
     """Hears the workers' signs of life: ``token worker exchanges waited`` in a datagram.
 
     ``workers``: how many there are; one that was never heard has begun no exchange. ``window``: seconds over which a
-    worker is compared with the others.
+    worker is compared with the others. ``awaited``: whether the command is one that gives signs of life.
     """
 
     address: str
     workers: int
     window: float = 60.0
+    awaited: bool = False
     token: str = field(default_factory=functools.partial(secrets.token_hex, 8))
     exchanges: dict[int, int] = field(default_factory=dict)  # by worker
     heard: dict[int, float] = field(default_factory=dict)
@@ -37,7 +40,8 @@ class Monitor:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self.socket.bind((self.address, 0))
-        except OSError as error:
+            _require_reachable(self.socket.getsockname()[0])
+        except (OSError, UnicodeError) as error:
             self.socket.close()
             raise UserError(f"--address: found {self.address}, expected an address of this host: {error}") from None
         self.socket.setblocking(False)
@@ -64,10 +68,14 @@ class Monitor:
 
     def hung(self, timeout: float) -> int | None:
         """The worker that the others wait for, if none has gone on for so long."""
-        if not self.exchanges or time.monotonic() - self.moved < timeout:
+        if time.monotonic() - self.moved < self.limit(timeout):
             return None
         # Of those that have begun the fewest exchanges, the one not heard for longest: it may be stopped.
         return min(range(self.workers), key=lambda worker: (self.exchanges.get(worker, -1), self.heard.get(worker, 0)))
+
+    def limit(self, timeout: float) -> float:
+        """Seconds in which some worker has to go on; longer before any was heard, and endless if none need be."""
+        return timeout if self.heard else max(timeout, START) if self.awaited else math.inf
 
     def silent(self) -> list[int]:
         """The workers that were never heard, where others were."""
@@ -88,6 +96,17 @@ class Monitor:
             return None
         self._told[worker] = now
         return worker, 100 * share
+
+
+def _require_reachable(address: str) -> None:
+    """:raises OSError: for an address that can be bound to, but is that of no host, as those of broadcasts."""
+    if address == "0.0.0.0":
+        raise OSError("it stands for all of them")
+    with socket.socket() as server:
+        server.bind((address, 0))
+        server.listen()
+        with socket.create_connection(server.getsockname(), timeout=5):
+            """It can be reached from here."""
 
 
 def held_up(waited: Mapping[int, float], elapsed: float) -> tuple[int, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import re
 import shlex
 import signal
 import socket
@@ -44,7 +46,7 @@ def parse_hosts(text: str) -> list[tuple[str, int]]:
     hosts = []
     for item in text.split(","):
         name, _, slots = item.strip().rpartition(":")
-        if not name or not slots.isdecimal() or int(slots) < 1 or name.startswith("-"):
+        if not re.fullmatch(r"[^\s,-][^\s,]*", name) or not re.fullmatch(r"0*[1-9][0-9]{0,5}", slots):
             raise UserError(f"--hosts: found {item!r}, expected HOST:WORKERS, such as a:2,b:2")
         hosts.append((name, int(slots)))
     if len({name for name, _ in hosts}) < len(hosts):
@@ -81,6 +83,7 @@ class Node:
     worker: int | None = None  # its number, unless it is a server or the scheduler
     process: subprocess.Popen[bytes] | None = None
     error: str = ""  # what it ended with on standard error, if it was bad input
+    ended: float = math.inf  # by time.monotonic(), when its end was seen
     _pumps: list[threading.Thread] = field(default_factory=list)
 
     def start(self, command: Sequence[str]) -> None:
@@ -122,7 +125,10 @@ class Node:
     @property
     def status(self) -> int | None:
         """Exit status, negative if a signal ended it, None while it runs."""
-        return self.process.poll() if self.process else None
+        found = self.process.poll() if self.process else None
+        if found is not None:
+            self.ended = min(self.ended, time.monotonic())
+        return found
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and what it started; another host's process gets SIGTERM, then SIGKILL."""

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable
 
 import pytest
 
 from recognition.errors import UserError
-from recognition.launch import own_address, parse, wants_servers
+from recognition.launch import own_address, supervise
 from recognition.monitor import Monitor
 from recognition.nodes import Node, Place, assign, parse_hosts, tell_errors
 
@@ -97,6 +98,57 @@ time.sleep(100)
     status, _, err = ended(process, tmp_path)
     assert (status, time.monotonic() - began < LIMIT) == (expected, True)
     assert f"launch: rank 1 on localhost {how}; ending all others" in err
+
+
+@pytest.mark.parametrize("commands, status, line", [
+    (("true", "true"), 0, ""), (("true", "kill -9 $$"), 137, "rank 1 on localhost was ended by SIGKILL"),
+    (("kill -9 $$", "kill -9 $$"), 137, "rank 0 on localhost was ended by SIGKILL"),
+    (("exit 1", "exit 1"), 1, "rank 0 on localhost ended with status 1"),
+    (("exit 143", "exit 143"), 143, "a worker was told to stop by SIGTERM, and all ended with status 143"),
+    (("true", "exit 143"), 143, "rank 1 on localhost ended with status 143"),
+    (("exit 75", "exit 143"), 143, "rank 1 on localhost ended with status 143"),
+])
+def test_all_ended_before_the_first_look(capsys: pytest.CaptureFixture[str], commands: tuple[str, ...], status: int,
+                                         line: str) -> None:
+    nodes = [Node(f"rank {i}", "localhost", {}, worker=i) for i in range(len(commands))]
+    for node, command in zip(nodes, commands):
+        node.start(["sh", "-c", command])
+        assert node.process is not None
+        node.process.wait()
+    monitor = Monitor("127.0.0.1", len(nodes))
+    assert supervise(nodes, monitor, SimpleNamespace(number=0, count=0), 300) == status  # type: ignore[arg-type]
+    monitor.socket.close()
+    said = capsys.readouterr().err
+    assert said.startswith(f"launch: {line}") and said.count("\n") == 1 if line else said == ""
+
+
+def test_of_several_that_fail_alike_the_first_is_named(launched: Callable[..., subprocess.Popen],
+                                                       tmp_path: Path) -> None:
+    status, _, err = ended(launched("time.sleep(0.1 if rank == 1 else 0.6)\nsys.exit(3)"), tmp_path)
+    assert (status, err) == (3, "launch: rank 1 on localhost ended with status 3; ending all others\n")
+
+
+def test_one_that_is_told_to_stop_alone_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    """As in a worker that has not begun to train, while others wait for it and hear no signal."""
+    process = launched("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank == 1: sys.exit(143)\ntime.sleep(100)")
+    pids(tmp_path)
+    began = time.monotonic()
+    status, _, err = ended(process, tmp_path)
+    assert (status, time.monotonic() - began < LIMIT) == (143, True)
+    assert err == "launch: rank 1 on localhost ended with status 143; ending all others\n"
+
+
+@pytest.mark.parametrize("name, status, line", [
+    ("train.py", 1, "launch: no worker has begun: none gave a sign of life in 1.5 s; ending all\n"),
+    ("other.py", 0, "")])
+def test_a_trainer_that_never_begins(horovod: None, tmp_path: Path, name: str, status: int, line: str) -> None:
+    """Other programs need not give signs of life."""
+    (tmp_path / name).write_text("import time\ntime.sleep(4)\n")
+    launcher = "import sys, recognition.launch as l, recognition.monitor as m; m.START = 1.5; sys.exit(l.main())"
+    found = subprocess.run([sys.executable, "-c", launcher, "-np", "2", "--stall-timeout", "1", "--", sys.executable,
+                            name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                           text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (status, line)
 
 
 def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
@@ -216,28 +268,16 @@ def test_hosts() -> None:
     assert own_address(["localhost"]) == "127.0.0.1"
 
 
-def test_flags() -> None:
-    options = parse(["-np", "2", "--", "python", "train.py", "--kvstore", "dist_sync"])
-    assert options.command == ["python", "train.py", "--kvstore", "dist_sync"] and wants_servers(options.command)
-    for command, more in ((["python", "train.py"], ["--kvstore", "dist_sync"]), (["./mine.sh"], []),
-                          (["python", "train.py", "--kvstore=dist_device_sync"], [])):
-        assert parse(["-np", "2", "--servers", "1", "--", *command]).command == command + more
-        assert parse(["-np", "2", "--servers", "0", "--", *command]).command == command
-    with pytest.raises(UserError, match="--servers: found --kvstore of another kind in the command, expected"):
-        parse(["-np", "2", "--servers", "1", "--", "python", "train.py", "--kvstore", "device"])
-    assert wants_servers(["--kvstore=dist_device_sync"]) and not wants_servers(["--kvstore", "device"])
-    for flag in ("--servers", "--restarts"):
-        with pytest.raises(UserError, match=f"{flag}: found -1, expected 0 or more"):
-            parse(["-np", "2", flag, "-1", "--", "x"])
-    for argv in (["-np", "2"], ["-np", "0", "--", "x"], ["--", "x"], ["-np", "two", "--", "x"]):
-        with pytest.raises(UserError):
-            parse(argv)
-
-
 def test_the_monitor_names_who_is_behind() -> None:
     monitor = Monitor("127.0.0.1", 3)
     monitor.exchanges, monitor.heard = {0: 5, 1: 4, 2: 4}, {0: 1.0, 1: 9.0, 2: 3.0}
     assert monitor.hung(1000) is None
     monitor.moved -= 1000
     assert monitor.hung(1000) == 2
+    monitor.exchanges, monitor.heard = {}, {}
+    assert monitor.hung(1) is None  # not a program that gives signs of life
+    monitor.awaited = True
+    assert (monitor.hung(1), monitor.hung(2000)) == (0, None)  # 10 minutes, or the timeout if it is longer
+    monitor.heard, monitor.exchanges = {1: 1.0}, {1: 0}
+    assert (monitor.hung(1), monitor.hung(2000)) == (0, None)
     monitor.socket.close()
