@@ -122,6 +122,13 @@ def no_images(data: Set, random: Random) -> None:
     data.write({i: bodies[random.randint(len(bodies))] or b"x" for i in random.randint(0, IMAGES, 3).tolist()}, {})
 
 
+def lost_blocks(data: Set, random: Random) -> None:
+    """Zeros where a disk or a copy lost blocks of train.rec; decoders paint such an image in grey and go on."""
+    size = int(random.choice([512, 4096]))
+    at = random.randint(len(data.records) // size) * size
+    data.damage(_patched(data.records, at, bytes(size)))
+
+
 def other_images(data: Set, random: Random) -> None:
     """All of them can be used."""
     exif = b"\xff\xe1" + struct.pack(">H", 34) + b"Exif\0\0" + b"II*\0" + struct.pack(
@@ -141,7 +148,7 @@ def labels(data: Set, random: Random) -> None:
 
 DAMAGES: dict[str, Damage] = {
     "one to three bits of train.rec flipped": flip_bits, "train.rec cut short anywhere": truncate,
-    "the last records cut off": truncate_a_little, "wrong offsets in train.idx": wrong_offsets,
+    "the last records cut off": truncate_a_little, "512 or 4,096 bytes of train.rec that are zeros": lost_blocks, "wrong offsets in train.idx": wrong_offsets,
     "keys that stand twice in train.idx": keys_again, "zero, short and huge lengths, parts out of order": lengths,
     "records that are no JPEG, cut, or of another shape": no_images,
     "other sizes, grey, progressive, EXIF-turned, 16-bit, transparent, WebP": other_images,

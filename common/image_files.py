@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from common.image_sources import Identity
 from recognition.data.image import decode_rgb
-from recognition.data.image_header import CUT, cut_short, is_jpeg
+from recognition.data.image_header import is_jpeg
+from recognition.data.jpeg_damage import CUT, damage
 from recognition.errors import UserError, one_line
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
@@ -72,8 +73,8 @@ def read_image(path: Path) -> tuple[bytes, np.ndarray]:
         image = decode_rgb(encoded)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    if cut_short(encoded):
-        raise UserError(f"{path}: {CUT}")
+    if lost := damage(encoded):
+        raise UserError(f"{path}: {lost}")
     return encoded, image
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.image_files import in_order, jpeg_damage
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
-from recognition.data.image_header import CUT, cut_short
+from recognition.data.jpeg_damage import damage
 from recognition.data.recordio import MAGIC, RecordReader, unpack_record
 from recognition.errors import UserError
 
@@ -49,7 +49,7 @@ def look_at(encoded: bytes, height: int, width: int, decode: bool = True) -> Ima
     digest = digest_of(encoded)
     if not encoded:
         return Image(0, 0, 0, False, digest, "it has no image")
-    problem = CUT if cut_short(encoded) else ""
+    problem = damage(encoded)
     if not decode:
         return Image(len(encoded), 0, 0, False, digest, problem)
     try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from recognition.data.bad_records import SKIP, STOP, BadRecords
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
-from recognition.data.image_header import CUT, cut_short
+from recognition.data.jpeg_damage import damage
 from recognition.data.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
 from recognition.data.set_layout import Property, check_last, find_images, find_records, read_property
 from recognition.errors import UserError
@@ -72,8 +72,8 @@ class FaceDataset:
         """
         label, encoded, key = self.read(i)
         try:
-            if cut_short(encoded):
-                raise ValueError(CUT)
+            if lost := damage(encoded):
+                raise ValueError(lost)
             return label, fit(decode_rgb(encoded, MOST_RECORD_PIXELS), *self.image_shape[:2]), key
         except ValueError as error:
             raise self.error(key, error) from error

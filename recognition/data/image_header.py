@@ -16,8 +16,7 @@ _MOST_SEGMENTS = 4096  # before the frame of a JPEG
 _MOST_TAGS = 4096  # of a TIFF's directory
 _NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # among 0xC0 to 0xCF, which otherwise begin a frame
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-_START, _END, _START_OF_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
-CUT = "the JPEG is cut short, it has no end marker after its last scan"
+_START, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _FRAME = struct.Struct(">HBHH")  # length, bits, height, width
 _BLANK = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
@@ -42,12 +41,6 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
 
 def is_jpeg(encoded: bytes) -> bool:
     return encoded.startswith(_START)
-
-
-def cut_short(encoded: bytes) -> bool:
-    """Whether a JPEG lacks its end: no end marker comes after the start of its last scan. Where zeros follow, as in
-    a copy that broke off, OpenCV paints the rest grey."""
-    return is_jpeg(encoded) and not encoded.endswith(_END) and encoded.rfind(_END) < encoded.rfind(_START_OF_SCAN)
 
 
 def _jpeg(encoded: bytes) -> tuple[int, int] | None:
