@@ -234,3 +234,19 @@ def test_a_file_that_another_replaces_is_read_to_the_end(make_set: Callable[...,
     shutil.copy(folder / "property", folder / "new")
     os.replace(folder / "new", folder / "train.rec")
     assert bits(batches(dataset, 2)) == whole
+
+
+@pytest.mark.parametrize("form", ["identities", "sequential"])
+def test_two_keys_of_one_record_are_said(make_set: Callable[..., Path], caplog: pytest.LogCaptureFixture,
+                                         form: str) -> None:
+    folder = make_set(form=form, counts=COUNTS)
+    open_dataset(folder).close()
+    assert not caplog.records
+    lines = (folder / "train.idx").read_text().splitlines()
+    for key, other in ((9, 30), (12, 9), (40, 41)):
+        lines[key] = f"{key}\t{lines[other].split()[1]}"
+    (folder / "train.idx").write_text("\n".join(lines) + "\n")
+    open_dataset(folder).close()
+    (line,) = (record.message for record in caplog.records)
+    assert line.startswith(f"{folder / 'train.idx'}: 3 of {len(lines)} keys lead to a record that another key leads to, "
+                           f"such as 9 and 12, offset {lines[30].split()[1]}: it is used more than once")
