@@ -148,7 +148,8 @@ def labels(data: Set, random: Random) -> None:
 
 DAMAGES: dict[str, Damage] = {
     "one to three bits of train.rec flipped": flip_bits, "train.rec cut short anywhere": truncate,
-    "the last records cut off": truncate_a_little, "512 or 4,096 bytes of train.rec that are zeros": lost_blocks, "wrong offsets in train.idx": wrong_offsets,
+    "the last records cut off": truncate_a_little, "512 or 4,096 bytes of train.rec that are zeros": lost_blocks,
+    "wrong offsets in train.idx": wrong_offsets,
     "keys that stand twice in train.idx": keys_again, "zero, short and huge lengths, parts out of order": lengths,
     "records that are no JPEG, cut, or of another shape": no_images,
     "other sizes, grey, progressive, EXIF-turned, 16-bit, transparent, WebP": other_images,

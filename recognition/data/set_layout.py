@@ -81,8 +81,8 @@ def _warn_of_shared(path: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
     again = ordered[1:][ordered[1:] == ordered[:-1]]
     if again.size:
         first, second = keys[offsets == again[0]][:2].tolist()
-        _logger.warning("%s: %d of %d keys lead to a record that another key leads to, such as %d and %d, offset %d: it "
-                        "is used more than once, another may be missing; python -m common.doctor says more", path,
+        _logger.warning("%s: %d of %d keys lead to a record that another key leads to, such as %d and %d, offset %d: "
+                        "it is used more than once, another may be missing; python -m common.doctor says more", path,
                         again.size, len(keys), first, second, again[0])
 
 

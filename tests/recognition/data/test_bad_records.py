@@ -248,5 +248,5 @@ def test_two_keys_of_one_record_are_said(make_set: Callable[..., Path], caplog: 
     (folder / "train.idx").write_text("\n".join(lines) + "\n")
     open_dataset(folder).close()
     (line,) = (record.message for record in caplog.records)
-    assert line.startswith(f"{folder / 'train.idx'}: 3 of {len(lines)} keys lead to a record that another key leads to, "
-                           f"such as 9 and 12, offset {lines[30].split()[1]}: it is used more than once")
+    assert line.startswith(f"{folder / 'train.idx'}: 3 of {len(lines)} keys lead to a record that another key leads "
+                           f"to, such as 9 and 12, offset {lines[30].split()[1]}: it is used more than once")
