@@ -183,7 +183,7 @@ def stalled(workers: Sequence[Node], monitor: Monitor, timeout: float) -> str:
 def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int:
     """Say which process failed first, once those are known that failed with it; its status.
 
-    Bad input says what it is itself.
+    Bad input says what it is itself, and who sends this launch a signal knows it.
     """
     began = time.monotonic()
     while any(node.status is None for node in nodes):
@@ -193,22 +193,33 @@ def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int
         time.sleep(POLL)
     failed = [node for node in nodes if node.status not in (None, *asked)]
     # Its own error or a signal comes before having lost another process; of equals, the one that was seen to end first.
-    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, node.status in STOPPED, node.ended))
-    status = culprit.status or 1
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, in_shell(node) in STOPPED, node.ended))
+    status = culprit.status or 0
+    how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
     if status == UNREACHED and culprit.host not in LOCAL:
         how += ", with which ssh says that it cannot reach a host or lost it"
     culprit.finish_output()
     if culprit.status in (LostProcess.status, -signal.SIGABRT) and (silent := monitor.silent()):
         names = ", ".join(describe(node) for node in nodes if node.worker in silent)
         say(f"no sign of life ever came from {names}")
+    code = in_shell(culprit)
     alike = sum(node.status == status for node in failed)
     if status in STOPPED and alike > 1:  # they agreed on it, and end in any order
         which = "all" if alike == monitor.workers else f"{alike} of {monitor.workers} workers"
         say(f"a worker was told to stop by {signal.Signals(status - 128).name}, and {which} ended with status {status}")
-    elif status != UserError.status or not culprit.error:
+    elif code not in asked and (status != UserError.status or not culprit.error):
         say(f"{describe(culprit)} {how}; ending all others")
+    return code
+
+
+def in_shell(node: Node) -> int:
+    """The status of a process that has ended as a shell gives it: 128 and the number of the signal that ended it."""
+    status = node.status or 0
     return 128 - status if status < 0 else status
+
+
+def signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"  # real-time ones
 
 
 def describe(node: Node) -> str:

@@ -100,23 +100,29 @@ time.sleep(100)
     assert f"launch: rank 1 on localhost {how}; ending all others" in err
 
 
-@pytest.mark.parametrize("commands, status, line", [
-    (("true", "true"), 0, ""), (("true", "kill -9 $$"), 137, "rank 1 on localhost was ended by SIGKILL"),
-    (("kill -9 $$", "kill -9 $$"), 137, "rank 0 on localhost was ended by SIGKILL"),
-    (("exit 1", "exit 1"), 1, "rank 0 on localhost ended with status 1"),
-    (("exit 143", "exit 143"), 143, "a worker was told to stop by SIGTERM, and all ended with status 143"),
-    (("true", "exit 143"), 143, "rank 1 on localhost ended with status 143"),
-    (("exit 75", "exit 143"), 143, "rank 1 on localhost ended with status 143"),
+@pytest.mark.parametrize("commands, told, status, line", [
+    (("true", "true"), 0, 0, ""),
+    (("true", "kill -9 $$"), 0, 137, "rank 1 on localhost was ended by SIGKILL"),
+    (("kill -9 $$", "kill -9 $$"), 0, 137, "rank 0 on localhost was ended by SIGKILL"),
+    (("true", "kill -40 $$"), 0, 168, "rank 1 on localhost was ended by signal 40"),
+    (("exit 1", "exit 1"), 0, 1, "rank 0 on localhost ended with status 1"),
+    (("exit 143", "exit 143"), 0, 143, "a worker was told to stop by SIGTERM, and all ended with status 143"),
+    (("true", "exit 143"), 0, 143, "rank 1 on localhost ended with status 143"),
+    (("exit 75", "exit 143"), 0, 143, "rank 1 on localhost ended with status 143"),
+    (("exit 143", "exit 143"), signal.SIGTERM, 143, ""),
+    (("kill $$", "kill $$"), signal.SIGTERM, 143, ""),
+    (("kill $$", "kill -9 $$"), signal.SIGTERM, 137, "rank 1 on localhost was ended by SIGKILL"),
 ])
-def test_all_ended_before_the_first_look(capsys: pytest.CaptureFixture[str], commands: tuple[str, ...], status: int,
-                                         line: str) -> None:
+def test_all_ended_before_the_first_look(capsys: pytest.CaptureFixture[str], commands: tuple[str, ...], told: int,
+                                         status: int, line: str) -> None:
+    """``told``: the signal that the launcher got."""
     nodes = [Node(f"rank {i}", "localhost", {}, worker=i) for i in range(len(commands))]
     for node, command in zip(nodes, commands):
         node.start(["sh", "-c", command])
         assert node.process is not None
         node.process.wait()
-    monitor = Monitor("127.0.0.1", len(nodes))
-    assert supervise(nodes, monitor, SimpleNamespace(number=0, count=0), 300) == status  # type: ignore[arg-type]
+    monitor, stop = Monitor("127.0.0.1", len(nodes)), SimpleNamespace(number=told, count=int(told > 0))
+    assert supervise(nodes, monitor, stop, 300) == status  # type: ignore[arg-type]
     monitor.socket.close()
     said = capsys.readouterr().err
     assert said.startswith(f"launch: {line}") and said.count("\n") == 1 if line else said == ""
