@@ -24,6 +24,14 @@ from recognition.loss.triplet import choose_triplets
 MAX_BAGS = 10  # bags in a row that may together hold less than a batch
 _IDENTITIES, _IMAGES, _NEGATIVES = 2, 3, 4  # random streams; 0 and 1 are those of data/order.py
 _logger = logging.getLogger(__name__)
+Judge = Callable[[int, np.ndarray, np.ndarray, np.ndarray], str]
+
+
+def refuse(bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
+    """A :class:`TripletLoader`'s judge that leaves no image out."""
+    bad = records[~np.isfinite(features).all(axis=1)]
+    raise UserError(f"bag {bag}: the embeddings of {len(bad)} of {len(records)} images are not finite, the first of "
+                    f"them record {bad[0]}; try a lower --lr")
 
 
 class Bags:
@@ -85,13 +93,16 @@ class TripletLoader:
                  augmentation: Augmentation | None, alpha: float, max_ap: float, global_batch: int, device_batch: int,
                  part: tuple[int, int] | None = None, start: Position = BEGINNING,
                  saved: Mapping[str, np.ndarray] | None = None, threads: int = 2, prefetch: int = 3,
-                 gather: Callable[[np.ndarray], np.ndarray] = np.asarray):
+                 gather: Callable[[np.ndarray], np.ndarray] = np.asarray, judge: Judge = refuse):
         """:param embed: features (n, D) of images uint8 (n, 3, H, W); each process embeds its ``part`` of a bag.
         :param device_batch: images a device, a multiple of 3.
         :param saved: the :meth:`state` of the run that stood at ``start``.
         :param gather: the communicator's ``all_gather``, with several processes.
+        :param judge: called for a bag with embeddings that are not finite, in all processes with the same: its number,
+            record keys and labels (n,), embeddings (n, D). It raises a ``UserError``, or returns the line that says
+            that these images are left out.
         """
-        self._dataset, self._bags, self._embed, self._gather = dataset, bags, embed, gather
+        self._dataset, self._bags, self._embed, self._gather, self._judge = dataset, bags, embed, gather, judge
         self._augmentation, self._alpha, self._max_ap = augmentation, alpha, max_ap
         self._global_batch, self._device_batch, self._part = global_batch, device_batch, part
         self._threads, self._prefetch = threads, prefetch
@@ -145,11 +156,15 @@ class TripletLoader:
 
     def _mine(self, first: int) -> tuple[int, np.ndarray]:
         """Triplets enough for a batch from bag ``first`` and, if need be, those after it; the last of these bags."""
-        needed, found, bag = self._global_batch // 3, np.empty((0, 3), np.int64), first
+        needed, found, bag, usable = self._global_batch // 3, np.empty((0, 3), np.int64), first, 0
         for bag in range(first, first + MAX_BAGS):
-            found = np.concatenate([found, self._choose(bag)])
+            triplets, images = self._choose(bag)
+            found, usable = np.concatenate([found, triplets]), usable + images
             if len(found) >= needed:
                 return bag, found
+        if not usable:
+            raise UserError(f"bags {first} to {bag}: no image has an embedding other than zero, so there are no "
+                            "triplets; look at the images, or try a lower --lr")
         line = (f"{len(found)} triplets in bags {first} to {bag}, a batch takes {needed}: negatives farther than the "
                 f"positive by less than triplet_alpha {self._alpha:g} are rare or gone")
         if first == 0:
@@ -157,24 +172,39 @@ class TripletLoader:
         _logger.info("%s; the run ends", line)
         return bag, found[:0]
 
-    def _choose(self, bag: int) -> np.ndarray:
-        """The triplets of one bag, int64 (T, 3), images of the set."""
+    def _choose(self, bag: int) -> tuple[np.ndarray, int]:
+        """The triplets of one bag, int64 (T, 3), images of the set; and how many images they were chosen from."""
         began = time.perf_counter()
         images = self._bags.images(bag)
-        features = self._features(images)
-        embedded = time.perf_counter()
-        if not np.isfinite(features).all():
-            raise UserError(f"bag {bag}: the embeddings are not finite; try a lower --lr")
-        usable = features.any(axis=1)
-        images, features = images[usable], features[usable]
         labels = self._bags.labels[images]
-        rows = choose_triplets(features, labels, self._alpha, self._max_ap, (self._bags.seed, bag, _NEGATIVES))
-        _logger.info("bag %d: %d images of %d identities, %d triplets; embedded in %.1f s, chosen in %.1f s", bag,
-                     len(images), len(np.unique(labels)), len(rows), embedded - began, time.perf_counter() - embedded)
-        return images[rows]
+        there, features = self._features(images)
+        embedded = time.perf_counter()
+        finite = np.isfinite(features).all(axis=1)
+        if not finite.all():
+            self._leave_out(bag, images, labels, features, there & finite)
+        usable = there & finite & features.any(axis=1)
+        rows = choose_triplets(features[usable], labels[usable], self._alpha, self._max_ap,
+                               (self._bags.seed, bag, _NEGATIVES))
+        reasons = {"cannot be read": ~there, "have embeddings that are not finite": ~finite,
+                   "have embeddings of nothing but zeros": there & finite & ~usable}
+        left_out = "".join(f", {which.sum()} left out that {why}" for why, which in reasons.items() if which.any())
+        _logger.info("bag %d: %d images of %d identities%s, %d triplets; embedded in %.1f s, chosen in %.1f s", bag,
+                     len(images), len(np.unique(labels)), left_out, len(rows), embedded - began,
+                     time.perf_counter() - embedded)
+        return images[usable][rows], int(usable.sum())
 
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        """Embeddings (n, D) of the images as they are; zeros for one that another stands in for."""
+    def _leave_out(self, bag: int, images: np.ndarray, labels: np.ndarray, features: np.ndarray,
+                   usable: np.ndarray) -> None:
+        """:raises UserError: if not finite embeddings end the run, or the ``usable`` images hold no triplet."""
+        line = self._judge(bag, self._dataset.records[1][images], labels, features)
+        _, counts = np.unique(labels[usable], return_counts=True)
+        if len(counts) < 2 or counts.max() < 2:
+            raise UserError(f"{line}; the {usable.sum()} images left hold no triplet")
+        _logger.info("%s", line)  # by the first process
+
+    def _features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (n, D) of the images as they are, zeros for one that another stands in for; before them, whether
+        it is the image itself, bool (n,)."""
         count, size = -(-len(images) // self._global_batch), self._global_batch
         start, stop = self._part or (0, size)
         padded = np.resize(images, count * size)
@@ -183,8 +213,10 @@ class TripletLoader:
             for number, batch in enumerate(itertools.islice(batches, count)):
                 own = padded[number * size + start : number * size + stop]
                 itself = self._dataset.is_image(own, batch.records)[:, None]
-                parts.append(self._gather(np.where(itself, self._embed(batch.images), np.float32(0))))
-        return np.concatenate(parts)[:len(images)]
+                features = np.where(itself, self._embed(batch.images), np.float32(0))
+                parts.append(self._gather(np.concatenate([itself, features], axis=1, dtype=features.dtype)))
+        rows = np.concatenate(parts)[:len(images)]
+        return rows[:, 0] > 0, rows[:, 1:]
 
 
 def lay_out(triplets: np.ndarray, offset: int, global_batch: int, device_batch: int) -> np.ndarray:

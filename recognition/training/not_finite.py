@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step with NaN or Inf in its loss, features, gradients, moving statistics or update: what is said and kept of it,
-and whether the run stops or leaves the step out."""
+"""A step with NaN or Inf in its loss, features, gradients, moving statistics or update, or a bag of triplets with such
+embeddings: what is said and kept of it, and whether the run stops or leaves the step, or the images, out."""
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from recognition.files import replacing
 from recognition.parallel.backbone import Backbone
 from recognition.parallel.communicator import Communicator
 from recognition.parallel.head import Head
+from recognition.training.schedule import Schedule
+from recognition.training.state import Progress
 from recognition.training.state_folder import saved_states
 
 MOST_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
@@ -61,28 +64,29 @@ class BadSteps:
             found["centre_gradient_norm"] = np.array(centre_gradient)
         path = self.folder / f"nan-step-{step}.npz"
         if self.communicator.rank == 0:
-            self._keep(path, dict(step=step, lr=lr, loss=loss, **found))
+            _keep(path, dict(step=step, lr=lr, loss=loss, **found))
         line = (f"step {step}: {_describe(found, lr, loss, had_backward, overflows)}; {path} has the numbers of all "
                 "records")
         broken = not all(np.isfinite(found[name]).all() for name in ("parameter_norms", "centre_norms"))
         if not self.skip or broken or self.in_a_row > MOST_IN_A_ROW:
             why = f"; {self.in_a_row} such steps in a row" if self.in_a_row > 1 else ""
             why += "; the parameters or class centres were lost before it, and cannot be mended" if broken else ""
-            raise UserError(f"{line}; nothing of this step stays{why}; {self._state()}. {ADVICE}")
+            raise UserError(f"{line}; nothing of this step stays{why}; {self.state()}. {ADVICE}")
         return f"{line}; left out (--on-nan skip)"
 
     def lost_centres(self, step: int, lr: float) -> UserError:
         """Class centres of this process that an update, which had seemed safe, has carried beyond float32: the others
         know nothing of it, so there is no exchange."""
         return UserError(f"step {step}: class centres overflowed in their update at learning rate {lr:g}, and it "
-                         f"cannot be taken back; {self._state()}. {ADVICE}")
+                         f"cannot be taken back; {self.state()}. {ADVICE}")
 
     def no_verification(self, error: UserError, step: int, lr: float) -> UserError:
         """What is said of a verification whose embeddings are not finite, or zero."""
         return UserError(f"step {step}: {error}; parameters' norm {_total(self.backbone.norms()[0].values()):g} after "
-                         f"learning rate {lr:g}; {self._state()}. {ADVICE}")
+                         f"learning rate {lr:g}; {self.state()}. {ADVICE}")
 
-    def _state(self) -> str:
+    def state(self) -> str:
+        """What a run that stops here goes on from."""
         states = saved_states(self.folder / "state")
         return f"--resume goes on from {states[-1]}" if states else "there is no training state to go back to"
 
@@ -92,8 +96,7 @@ class BadSteps:
 
     def _measure(self, batch: Batch, features: np.ndarray, had_backward: bool) -> dict[str, np.ndarray]:
         """Norms, and the images of the global batch, in the order of ranks."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.sqrt(np.square(features, dtype=np.float64).sum(axis=1))
+        norms = _row_norms(features)
         rows = self.communicator.all_gather(np.stack([batch.records, batch.labels, norms], axis=1).astype(np.float64))
         ranges = [shard.norms() for shard in self.head.shards]
         own = [np.min([low for low, _ in ranges]), np.max([high for _, high in ranges])] if ranges else [0.0, 0.0]
@@ -104,18 +107,57 @@ class BadSteps:
                 "parameters": np.array(list(parameters)), "parameter_norms": np.array(list(parameters.values())),
                 "gradient_norms": np.array(list(gradients.values()) if had_backward else [])}
 
-    def _keep(self, path: Path, arrays: dict[str, np.ndarray | float]) -> None:
-        """Write the file of a step, and drop the oldest of too many."""
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        files = [(int(old.stem[9:]), old) for old in self.folder.glob("nan-step-*.npz") if old.stem[9:].isdecimal()]
-        for _, old in sorted(files)[:-KEPT]:
-            old.unlink()
+
+@dataclass
+class BadBags:
+    """Judges embeddings that are not finite, of a bag that triplets are to be chosen from. All processes call it
+    together, with the same embeddings."""
+
+    steps: BadSteps
+    schedule: Schedule
+    progress: Progress
+
+    def __call__(self, bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
+        """Returns the line that says which images are left out.
+
+        :param records: keys (n,), with ``labels`` (n,) and ``features`` (n, D).
+        :raises UserError: if the run stops here.
+        """
+        step, lr = self.progress.step, self.schedule(self.progress.step)
+        parameters, _ = self.steps.backbone.norms()
+        found = {"records": records, "labels": labels, "feature_norms": _row_norms(features),
+                 "parameters": np.array(list(parameters)), "parameter_norms": np.array(list(parameters.values()))}
+        path = self.steps.folder / f"nan-bag-{bag}.npz"
+        if self.steps.communicator.rank == 0:
+            _keep(path, dict(step=step, bag=bag, lr=lr, **found))
+        line = (f"bag {bag}, after step {step}: embeddings are not finite at learning rate {lr:g}; norms: "
+                f"{_norms(found)}; {_whose(found)}; {path} has the numbers of all records")
+        broken = not np.isfinite(found["parameter_norms"]).all()
+        if not self.steps.skip or broken or not np.isfinite(found["feature_norms"]).any():
+            why = "; the parameters were lost before it, and cannot be mended" if broken else ""
+            raise UserError(f"{line}{why}; {self.steps.state()}. {ADVICE}")
+        return f"{line}; left out of the bag (--on-nan skip)"
+
+
+def _row_norms(features: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sqrt(np.square(features, dtype=np.float64).sum(axis=1))
+
+
+def _keep(path: Path, arrays: dict[str, Any]) -> None:
+    """Write the file of a step or bag, and drop the oldest of too many."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    kind = path.stem.rpartition("-")[0]
+    files = [(int(number), old) for old in path.parent.glob(f"{kind}-*.npz")
+             if (number := old.stem.rpartition("-")[2]).isdecimal()]
+    for _, old in sorted(files)[:-KEPT]:
+        old.unlink()
 
 
 def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool, overflows: str) -> str:
     """What is not finite, the norms, and the records whose features are not."""
-    norms, gradients = found["feature_norms"], found["gradient_norms"]
+    gradients = found["gradient_norms"]
     what = f"the loss is {loss} at learning rate {lr:g}"
     if overflows:
         what = f"the update {overflows} overflows at learning rate {lr:g}"
@@ -123,27 +165,33 @@ def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward
         names = found["parameters"][~np.isfinite(gradients)]
         what = (f"the gradients of {len(names)} of {len(gradients)} parameters, the first of them {names[0]}, are not "
                 f"finite" if len(names) else "moving statistics are not finite") + f" at learning rate {lr:g}"
-    bad = ~np.isfinite(norms)
+    return f"{what}; norms: {_norms(found)}; {_whose(found)}"
+
+
+def _whose(found: dict[str, np.ndarray]) -> str:
+    """The records whose features are not finite; if all are, those of the step."""
+    bad = ~np.isfinite(found["feature_norms"])
     records = found["records"][bad if bad.any() else slice(None)].tolist()
     whose = "features are not finite for the images of records" if bad.any() else "its images are records"
     if bad.all() and len(bad) > 1:
         whose = "no image has finite features, so more likely parameters are at fault than the images of records"
     more = ", ..." if len(records) > NAMED else ""
-    return f"{what}; norms: {_norms(found)}; {whose} {', '.join(map(str, records[:NAMED]))}{more}"
+    return f"{whose} {', '.join(map(str, records[:NAMED]))}{more}"
 
 
 def _norms(found: dict[str, np.ndarray]) -> str:
-    """Those of features that are finite, of gradients where there are any, of parameters and of class centres."""
+    """Those of features that are finite, of parameters, and of gradients and class centres where there are any."""
     features = found["feature_norms"]
     finite = features[np.isfinite(features)]
     parts = [f"features {finite.min():g} to {finite.max():g}" if len(finite) else "features of no image"]
     if missing := len(features) - len(finite):
         parts[0] += f" ({missing} of {len(features)} not finite)"
-    if len(found["gradient_norms"]):
+    if len(found.get("gradient_norms", ())):
         parts.append(f"gradients {_total(found['gradient_norms']):g}")
     parts.append(f"parameters {_total(found['parameter_norms']):g}")
-    low, high = found["centre_norms"]
-    parts.append(f"class centres {low:g} to {high:g}")
+    if "centre_norms" in found:
+        low, high = found["centre_norms"]
+        parts.append(f"class centres {low:g} to {high:g}")
     if "centre_gradient_norm" in found:
         parts.append(f"gradient of class centres {float(found['centre_gradient_norm']):g}")
     return ", ".join(parts)

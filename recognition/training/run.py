@@ -21,7 +21,7 @@ from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder, Position
-from recognition.data.triplets import Bags, TripletLoader
+from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.errors import UserError
 from recognition.files import discard_temporaries
 from recognition.loss.margin import margin_of
@@ -49,7 +49,7 @@ from recognition.training.fitting import advice
 from recognition.training.history import History
 from recognition.training.lasting_output import LastingOutput
 from recognition.training.log import SilentLog, TrainingLog
-from recognition.training.not_finite import BadSteps
+from recognition.training.not_finite import BadBags, BadSteps
 from recognition.training.one_run import require_alike, require_shared, shared_options
 from recognition.training.prepare import introduction, make_loss_scale, prepare
 from recognition.training.pretrained import checkpoint_path, read_params, take_over
@@ -116,8 +116,9 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
     global_batch = config.per_batch_size * len(contexts) * communicator.size
     batches_an_epoch = math.inf if config.triplets else len(dataset) // global_batch
     schedule = make_schedule(config, batches_an_epoch)
+    bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
-                     saved.data() if saved else {}) as batches:
+                     saved.data() if saved else {}, BadBags(bad_steps, schedule, progress)) as batches:
         if first and not saved and config.state_every and (line := set_aside(folder / "state")):
             print(line, flush=True)
         if first and launch and config.state_every:
@@ -137,8 +138,7 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
                                        batches.state(), communicator,
                                        Retention(config.keep_last, config.keep_every, bool(config.keep_best))),
                 lambda number: largest(communicator, number),
-                BadSteps(folder, communicator, backbone, head, config.on_nan == "skip"),
-                log, progress, config.verbose, config.state_every, bool(config.keep_best), config.ckpt,
+                bad_steps, log, progress, config.verbose, config.state_every, bool(config.keep_best), config.ckpt,
                 config.max_steps, config.end_epoch,
                 Timeline(folder, config.profile) if first and config.profile else NoTimeline(),
                 config.tensorboard_every if config.tensorboard else 0,
@@ -233,7 +233,8 @@ def make_head(config: Config, num_classes: int, contexts: list[Any],
 
 
 def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbone, communicator: Communicator,
-                start: Position, saved: Mapping[str, np.ndarray]) -> BatchLoader | TripletLoader:
+                start: Position, saved: Mapping[str, np.ndarray],
+                judge: Judge = refuse) -> BatchLoader | TripletLoader:
     """This process's part of every batch from ``start`` on; ``saved``: the state of the loader that stood there."""
     size = config.per_batch_size * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
@@ -242,7 +243,7 @@ def make_loader(config: Config, dataset: FaceDataset, backbone: ReplicatedBackbo
         bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
         return TripletLoader(dataset, bags, backbone.embed, augmentation, config.triplet_alpha, config.triplet_max_ap,
                              size * communicator.size, config.per_batch_size, part, start, saved,
-                             config.decode_threads, PREFETCH, communicator.all_gather)
+                             config.decode_threads, PREFETCH, communicator.all_gather, judge)
     order = EpochOrder(len(dataset), config.seed, shuffle=dataset.form != "shuffled")
     return BatchLoader(dataset, order, augmentation, size * communicator.size, part, start, config.decode_threads,
                        PREFETCH)

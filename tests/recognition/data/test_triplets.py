@@ -225,8 +225,56 @@ def test_with_no_triplets_from_the_start_there_is_an_error(dataset: FaceDataset)
 
 
 def test_embeddings_that_are_not_finite_are_an_error(dataset: FaceDataset) -> None:
-    with pytest.raises(UserError, match="bag 0: the embeddings are not finite"):
+    with pytest.raises(UserError, match=r"bag 0: the embeddings of 20 of 20 images are not finite, .* record \d+; try"):
         take(make_loader(dataset, embed=lambda images: embed(images) * np.nan), 1)
+
+
+def spoilt(dataset: FaceDataset, images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """An embedding that is not finite for these images of the set."""
+    keys = {dataset.load(i)[1].transpose(2, 0, 1).tobytes() for i in images.tolist()}
+
+    def embed_spoilt(batch: np.ndarray) -> np.ndarray:
+        bad = np.array([image.tobytes() in keys for image in batch])[:, None]
+        return np.where(bad, np.float32(np.inf), embed(batch))
+
+    return embed_spoilt
+
+
+def test_images_whose_embeddings_are_not_finite_are_left_out_by_all_processes_alike(
+        dataset: FaceDataset, caplog: pytest.LogCaptureFixture) -> None:
+    bad, exchange, asked = Bags(dataset, 3, 20, 0).images(0)[[0, 7, 8]], Exchange(2), []
+
+    def judge(bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
+        asked.append((bag, records[~np.isfinite(features).all(axis=1)].tolist()))
+        assert (dataset.labels()[records - 1] == labels).all()
+        return f"left out of bag {bag}"
+
+    def process(rank: int) -> list[Batch]:
+        return take(make_loader(dataset, part=(6 * rank, 6 * rank + 6), embed=spoilt(dataset, bad), judge=judge,
+                                gather=functools.partial(exchange.gather, rank)), 3)
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(process, (0, 1))
+    assert asked.count((0, (bad + 1).tolist())) == 2 and len(first) == len(second) == 3
+    used = np.concatenate([batch.records for batch in first + second])
+    assert not set(used.tolist()) & set((bad + 1).tolist())
+    assert "left out of bag 0" in caplog.text
+    assert "bag 0: 20 images of 8 identities, 3 left out that have embeddings that are not finite, " in caplog.text
+
+
+def test_too_few_images_left_end_the_run(dataset: FaceDataset) -> None:
+    images = Bags(dataset, 3, 20, 0).images(0)
+    for left in (0, 1, 2):
+        with pytest.raises(UserError, match=rf"^the line; the {left} images left hold no triplet$"):
+            take(make_loader(dataset, embed=spoilt(dataset, images[left:]), judge=lambda *_: "the line"), 1)
+
+
+def test_embeddings_of_zeros_are_said_and_end_the_run(dataset: FaceDataset, caplog: pytest.LogCaptureFixture) -> None:
+    loader = make_loader(dataset, embed=lambda images: embed(images) * 0, start=Position(3, 0))
+    with caplog.at_level(logging.INFO), pytest.raises(
+            UserError, match=r"^bags 3 to 12: no image has an embedding other than zero, so there are no triplets"):
+        take(loader, 1)
+    assert "bag 3: 20 images of 8 identities, 20 left out that have embeddings of nothing but zeros, 0" in caplog.text
 
 
 def test_an_image_that_cannot_be_read_names_its_record(make_set: Callable[..., Path]) -> None:

@@ -16,17 +16,21 @@ import pytest
 
 from common.verification import NoDirection
 from recognition.config import Config
+from recognition.data.loader import Batch
+from recognition.data.order import Position
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import UserError
+from recognition.loss.triplet import TripletLoss
 from recognition.mxnet_compat import mx
 from recognition.parallel.backbone import ReplicatedBackbone
 from recognition.parallel.communicator import SingleProcess
 from recognition.parallel.head import ShardedHead
 from recognition.parallel.loss_scale import LossScale
+from recognition.parallel.triplet_head import TripletHead
 from recognition.training import not_finite
-from recognition.training.not_finite import BadSteps
+from recognition.training.not_finite import BadBags, BadSteps
 from recognition.training.run import train
-from recognition.training.state import SavedState
+from recognition.training.state import Progress, SavedState
 from recognition.training.state_folder import saved_states
 from recognition.training.verify import Verifier
 
@@ -239,11 +243,6 @@ def float16_backbone(scale: float) -> ReplicatedBackbone:
 
 
 def test_float16_halves_its_scale_and_leaves_the_step_out_whatever_the_policy(tmp_path: Path) -> None:
-    from recognition.data.loader import Batch
-    from recognition.data.order import Position
-    from recognition.loss.triplet import TripletLoss
-    from recognition.parallel.triplet_head import TripletHead
-
     backbone = float16_backbone(2.0**100)
     judge = BadSteps(tmp_path, SingleProcess(), backbone, TripletHead(TripletLoss(0.3), 3, SingleProcess()), skip=False)
     assert judge.may_leave_out
@@ -263,14 +262,65 @@ def test_float16_halves_its_scale_and_leaves_the_step_out_whatever_the_policy(tm
     assert not list(tmp_path.iterdir())
 
 
-def run_two(configured: Callable[..., Config], tmp_path: Path, *flags: str) -> tuple[int, str, str]:
+BAGS = {"loss_name": "triplet", "images_per_identity": 6, "triplet_alpha": 2.0}  # each bag holds the whole set
+
+
+def test_triplets_on_nan_stop_names_bag_rate_norms_and_records(configured: Callable[..., Config],
+                                                               tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        train(configured("forward", on_nan="stop", **BAGS))
+    folder = tmp_path / "models-forward" / "plain-arcface-tiny"
+    path = folder / "nan-bag-0.npz"
+    assert re.fullmatch(
+        r"bag 0, after step 0: embeddings are not finite at learning rate 0\.01; norms: features \S+ to \S+ \(1 of 36 "
+        rf"not finite\), parameters [\d.]+; features are not finite for the images of records {BLACK}; "
+        rf"{re.escape(str(path))} has the numbers of all records; there is no training state to go back to\. Try a "
+        r"lower --lr, or softmax before a margin", str(error.value)), str(error.value)
+    kept = np.load(path)
+    assert sorted(kept["records"].tolist()) == list(range(36)) and (kept["labels"] == kept["records"] % 6).all()
+    assert (~np.isfinite(kept["feature_norms"]) == (kept["records"] == BLACK)).all()
+    assert (float(kept["lr"]), int(kept["step"]), int(kept["bag"])) == (0.01, 0, 0)
+    assert np.isfinite(kept["parameter_norms"]).all() and "fc1_weight" in kept["parameters"]
+
+
+def test_triplets_on_nan_skip_leaves_the_images_out(configured: Callable[..., Config], tmp_path: Path,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert train(configured("forward", on_nan="skip", **BAGS)) == 0
+    folder = tmp_path / "models-forward" / "plain-arcface-tiny"
+    lines = [record.message for record in caplog.records]
+    assert any(re.match(rf"bag 0, after step 0: .* records {BLACK}; .*; left out of the bag \(--on-nan skip\)$", line)
+               for line in lines), lines
+    state = SavedState(saved_states(folder / "state")[-1])
+    assert state.progress.step == 6
+    assert all(np.isfinite(array).all() for array in state.backbone().parameters.values())
+    assert BLACK not in state.data().get("triplets", np.empty(0))
+
+
+@pytest.mark.parametrize("bad, found", [(slice(1), "; the parameters were lost before it, and cannot be mended"),
+                                        (slice(3), "no image has finite features, so more likely parameters are at")])
+def test_a_bag_that_nothing_can_mend_stops_the_run_even_to_skip(tmp_path: Path, bad: slice, found: str) -> None:
+    backbone = float16_backbone(1)
+    if bad.stop == 1:
+        backbone.replicas[0].arguments["fc1_bias"][2] = np.nan
+    features = np.ones((3, 4), np.float32)
+    features[bad, 1] = np.inf
+    steps = BadSteps(tmp_path, SingleProcess(), backbone, TripletHead(TripletLoss(0.3), 3, SingleProcess()), skip=True)
+    with pytest.raises(UserError, match=rf"^bag 7, after step 5: .*{found}"):
+        BadBags(steps, lambda step: 0.1, Progress(step=5))(7, np.arange(3), np.arange(3), features)
+    assert [path.name for path in tmp_path.iterdir()] == ["nan-bag-7.npz"]
+
+
+def run_two(configured: Callable[..., Config], tmp_path: Path, *flags: str,
+            where: str = "backward") -> tuple[int, str, str]:
     """Two processes of three images each on the same set."""
-    config = configured("backward")
+    config = configured(where)
     (tmp_path / "config.py").write_text(f"""
 exec(compile(open({str(ROOT / "sample_config.py")!r}).read(), "sample_config.py", "exec"))
-network.plain = edict(net_name="backward", emb_size=8)
+network.plain = edict(net_name={where!r}, emb_size=8)
 dataset.tiny = edict(dataset_path={config.dataset_path!r}, num_classes=6, image_shape=(112, 112, 3), val_targets=[])
 config.data_rand_mirror = False
+loss.triplet.images_per_identity = 6
 """)
     process = subprocess.run(
         [sys.executable, "-m", "recognition.launch", "-np", "2", "--", sys.executable, str(ROOT / "train_parall.py"),
@@ -290,6 +340,16 @@ def test_all_processes_leave_out_the_same_step(horovod: None, configured: Callab
     assert len(kept["records"]) == 6 and BLACK in kept["records"]
     assert out.count("left out (--on-nan skip)") == 1
     assert all(np.isfinite(array).all() for array in arrays_of(saved_states(folder / "state")[-1]).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_all_processes_judge_a_bag_alike(horovod: None, configured: Callable[..., Config], tmp_path: Path,
+                                         on_nan: str) -> None:
+    status, out, err = run_two(configured, tmp_path, "--on-nan", on_nan, "--loss", "triplet", where="forward")
+    assert status == (2 if on_nan == "stop" else 0), out + err
+    assert (tmp_path / "two" / "plain-triplet-tiny" / "nan-bag-0.npz").exists()
+    assert len(re.findall(rf"bag 0, after step 0: .* of records {BLACK}; ", out + err)) == 1, out + err
 
 
 @pytest.mark.slow
