@@ -63,7 +63,7 @@ lock:
 		"$$python" -I scripts/lock.py </dev/null || exit; done
 
 audit:
-	@$(install) plot test onnx horovod
+	@$(install) plot test onnx horovod fuzz
 	@$(python) scripts/audit.py $(VENV)
 
 clean:

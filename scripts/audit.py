@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = (r"apache|\bbsd|\bmit\b|\bisc\b|python software foundation|\bpsf|mpl[ -]2|mozilla|hpnd|zlib|unlicense|\bcc0|"
            r"public domain|lgpl")
 UNSAID = {  # whose metadata name no licence, by their own files
+    "atheris": "Apache-2.0",
     "cmake": "BSD-3-Clause",  # is in the environment while Horovod is built, and not after
 }
 CUDA = re.compile(r"nvidia-|mxnet-cu")  # NVIDIA's own licence: users of GPUs accept it; not installed here
@@ -39,7 +40,7 @@ def licence_of(name: str) -> str:
     try:
         metadata = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
-        return ""
+        return UNSAID.get(name, "")
     classifiers = metadata.get_all("Classifier", [])
     classified = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License")]
     said = metadata.get("License-Expression") or "; ".join(classified) or (metadata.get("License") or "").strip()
@@ -71,7 +72,7 @@ def vulnerabilities(names: dict[str, str]) -> str:
     unseen = done.stdout.count("could not be audited")
     if unseen:
         seen = [line for line in done.stdout.splitlines() if "could not be audited" not in line]
-        return "\n".join([f"pip-audit found nothing on {unseen} of {len(names)} packages in its database", *seen])
+        return "\n".join([f"pip-audit's database knows nothing of {unseen} of {len(names)} packages", *seen])
     return done.stdout + done.stderr
 
 
