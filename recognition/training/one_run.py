@@ -15,8 +15,9 @@ from recognition.files import WRITING
 from recognition.parallel.communicator import Communicator, largest
 from recognition.training.changes import as_json
 
-# Paths, which may be others on other hosts, and what each process has for itself.
-_OF_HOSTS = frozenset(("config_file", "dataset_path", "models_root", "pretrained", "decode_threads", "worker_id"))
+# Paths, which may be others on other hosts, what each process has for itself, and keys that we know nothing of.
+_OF_HOSTS = frozenset(("config_file", "dataset_path", "models_root", "pretrained", "decode_threads", "worker_id",
+                       "own_keys"))
 _TOKEN_BITS = 24  # servers add float32 numbers
 
 

@@ -56,7 +56,8 @@ def said(*processes: Callable[[Thread], None]) -> list[str]:
 
 def test_the_first_option_that_differs_is_named_in_all_processes() -> None:
     config = parse_args("train_parall", ["--devices", "cpu:2"], environ={})
-    hosts = replace(config, dataset_path="elsewhere", models_root="there", config_file="/b/config.py", decode_threads=3)
+    hosts = replace(config, dataset_path="elsewhere", models_root="there", config_file="/b/config.py", decode_threads=3,
+                    own_keys={"scratch": {"/host/b"}})
     gpus = [replace(config, devices=(("gpu", first), ("gpu", first + 1))) for first in (0, 4)]
     for changed, expected in ((config, ""), (hosts, ""),
                               (replace(config, lr=0.5), "lr: process 2 has 0.5, process 0 0.1, expected the same"),
