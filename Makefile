@@ -42,7 +42,7 @@ test-all:
 
 fuzz:
 	@$(install) test fuzz
-	@$(python) -m bench.fuzz $(ARGS)
+	@$(python) -m faults.fuzz $(ARGS)
 
 bench:
 	@$(install) horovod
@@ -52,11 +52,11 @@ bench:
 lint:
 	@$(install) plot test
 	@$(python) -m ruff check .
-	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py)
+	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py faults/*.py)
 
 chaos:
 	@$(install) plot test horovod
-	@$(python) -m bench.chaos --record $(ARGS)
+	@$(python) -m faults.chaos --record $(ARGS)
 
 lock:
 	@PYTHON='$(PYTHON)' scripts/choose_python.sh --all | while IFS= read -r python; do \
@@ -68,4 +68,4 @@ audit:
 
 clean:
 	rm -rf .venv .venv.lock .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find recognition common scripts tests datasets bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find recognition common scripts tests datasets bench faults -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import sys
 
-from recognition.cli import parse_args
-from recognition.devices import share_processors
+from recognition.config.cli import parse_args
+from recognition.config.devices import share_processors
+from recognition.engines.cpu.compiling import Compiling, needed
 from recognition.errors import command
-from recognition.parallel.compiling import Compiling, needed
 from recognition.training.signals import end_at_sigterm
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.params_file import read_arrays
+from recognition.io.params import read_arrays
 
 CONFIG = """
 exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
@@ -39,11 +39,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def train(passes: bool, argv: list[str]) -> int:
     """The entry point's work in this process; without the passes the graph is bound as it is."""
-    from recognition.cli import parse_args
-    from recognition.training import prepare, run
+    from recognition.config.cli import parse_args
+    from recognition.engines.mxnet.passes import choose
+    from recognition.training import run
 
     if not passes:
-        prepare.bound_form = lambda symbol, config, image_shape: symbol
+        choose.bound_form = lambda symbol, config, image_shape: symbol
     return run.train(parse_args("train_parall", argv))
 
 

@@ -25,11 +25,11 @@ import numpy as np
 from bench.memonger import network
 from bench.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
-from common.embedder import inference_form
-from recognition.config import Config
-from recognition.mxnet_compat import mx
-from recognition.symbol.initialise import initialise
-from recognition.training.prepare import bound_form
+from recognition.config.options import Config
+from recognition.engines.mxnet.embedder import inference_form
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.passes.choose import bound_form
+from recognition.networks.initialise import initialise
 
 IMAGE = (3, 112, 112)
 Step = Callable[[], float]  # returns seconds

@@ -17,10 +17,10 @@ import numpy as np
 from bench.memonger import network
 from bench.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
-from recognition.mxnet_compat import mx
-from recognition.symbol.initialise import initialise
-from recognition.symbol.precision import low_precision
-from recognition.symbol.prelu import fast_prelu
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.passes.precision import low_precision
+from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.networks.initialise import initialise
 
 
 def gradient(bound: Bound) -> np.ndarray:

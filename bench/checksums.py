@@ -20,7 +20,7 @@ from typing import Callable
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
-from recognition.checksums import sum_of, write_npy
+from recognition.io.checksums import sum_of, write_npy
 
 DIM, BLOCK = 512, 1 << 16  # rows that are random; the rest repeats them, which neither a digest nor a disk notices
 HASHES = ("sha256", "sha1", "blake2b", "md5")

@@ -6,7 +6,7 @@
 
 Real processes do the steps of a run, through Horovod, with random features and a flat array for the backbone's
 gradients. ``counted`` is what the communicator says, ``formula`` that of
-``recognition.parallel.costs``, and ``network`` what the
+``recognition.plan.head_costs``, and ``network`` what the
 kernel counts on the loopback interface, divided by the processes: it holds headers and Horovod's own agreements too.
 """
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
-from recognition.parallel.costs import HeadSize, sent_data_parallel, sent_parallel
+from recognition.plan.head_costs import HeadSize, sent_data_parallel, sent_parallel
 
 
 def loopback_bytes() -> int:
@@ -31,13 +31,13 @@ def loopback_bytes() -> int:
 
 def work(options: argparse.Namespace) -> None:
     """What each process does: steps of the head and of the exchange of gradients."""
-    from recognition.loss.margin import Margin
-    from recognition.mxnet_compat import mx
-    from recognition.parallel.communicator import Communicator, SingleProcess, largest
-    from recognition.parallel.cpu_shard import CpuShard
-    from recognition.parallel.head import ShardedHead
-    from recognition.parallel.processes import make_communicator
-    from recognition.parallel.shard import split_classes
+    from recognition.engines.cpu.shard import CpuShard
+    from recognition.engines.mxnet.imports import mx
+    from recognition.engines.mxnet.processes import make_communicator
+    from recognition.head.margin import Margin
+    from recognition.head.shard import split_classes
+    from recognition.head.sharded import ShardedHead
+    from recognition.processes.communicator import Communicator, SingleProcess, largest
 
     with make_communicator("device") as communicator:
         margin = Margin(64, 1, 0.5)

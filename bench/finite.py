@@ -19,10 +19,10 @@ import time
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
-from recognition.cli import parse_args
-from recognition.mxnet_compat import mx
-from recognition.parallel.communicator import SingleProcess
-from recognition.symbol import build_symbol
+from recognition.config.cli import parse_args
+from recognition.engines.mxnet.imports import mx
+from recognition.networks import build_symbol
+from recognition.processes.communicator import SingleProcess
 from recognition.training.run import make_backbone
 
 WAYS = ("plain", "checked", "undoable")

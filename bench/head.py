@@ -47,13 +47,13 @@ ROWS = [Row("ours", 200_000), Row("old", 200_000), Row("ours", 200_000, 0.1), Ro
 
 def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
          optimizer: str) -> Callable[..., None]:
-    from recognition.loss.margin import Margin
-    from recognition.parallel.adamw import AdamW
-    from recognition.parallel.communicator import SingleProcess
-    from recognition.parallel.cpu_shard import CpuShard
-    from recognition.parallel.head import ShardedHead
-    from recognition.parallel.sampling import ClassSampler
-    from recognition.parallel.shard import split_classes
+    from recognition.engines.cpu.shard import CpuShard
+    from recognition.head.margin import Margin
+    from recognition.head.sampling import ClassSampler
+    from recognition.head.shard import split_classes
+    from recognition.head.sharded import ShardedHead
+    from recognition.optim.adamw import AdamW
+    from recognition.processes.communicator import SingleProcess
 
     cut = [CpuShard(start, stop, dim, normalised=True, scale=64, sub_centres=sub_centres)
            for start, stop in split_classes(classes, shards)]
@@ -69,7 +69,7 @@ def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, sha
 
 def old(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
         optimizer: str) -> Callable[..., None]:
-    from recognition.mxnet_compat import mx
+    from recognition.engines.mxnet.imports import mx
 
     w = mx.nd.random.normal(0, 0.01, (classes, dim))
     w.attach_grad()

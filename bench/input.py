@@ -26,15 +26,15 @@ import cv2
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
+from recognition.config.devices import CPU, share_processors
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.devices import CPU, share_processors
 
 share_processors(CPU, os.environ)  # before MXNet is imported, which reads its number of threads then
-from recognition.mxnet_compat import mx  # noqa: E402
+from recognition.engines.mxnet.imports import mx  # noqa: E402
 
 
 def made_up_jpeg(chance: np.random.RandomState) -> bytes:
@@ -135,8 +135,8 @@ def measure(ways: dict[str, Way], images: int, repeats: int) -> None:
 
 def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int = 4) -> tuple[float, float]:
     """Median seconds of a training step of 32 images, and those of them in which the loop waits for the batch."""
-    from recognition.cli import parse_args
-    from recognition.parallel.communicator import SingleProcess
+    from recognition.config.cli import parse_args
+    from recognition.processes.communicator import SingleProcess
     from recognition.training import run
 
     config = dataclasses.replace(

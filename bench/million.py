@@ -7,7 +7,7 @@
 
 The ways, each in a process of its own, so that its peak memory is its own; seconds are without making the features:
 
-    blocks      common.distractors, as python -m common.megaface runs it
+    blocks      recognition.evaluation.distractors, as python -m common.megaface runs it
     products    its matrix products and nothing else: what the processor could do at best in that time
     whole       on a share of the distractors: all of them in memory, one product, all scores kept and sorted
     by probe    on a share of the probes: a product of a matrix with a vector and a sort for each, as the devkit goes
@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
-from common.all_pairs import evaluate_all_pairs
-from common.distractors import BLOCK_BYTES, search_distractors
-from common.embedding import normalised
-from common.identification import cmc
-from common.rates import tar_at
+from recognition.evaluation.all_pairs import evaluate_all_pairs
+from recognition.evaluation.distractors import BLOCK_BYTES, search_distractors
+from recognition.evaluation.embedding import normalised
+from recognition.evaluation.identification import cmc
+from recognition.evaluation.rates import tar_at
 
 BLOCK = 8192
 PER_PERSON = 44  # FaceScrub's 3,530 probes are of 80 people

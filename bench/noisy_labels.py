@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from common.drop_report import THRESHOLDS
-from common.output_folder import new_folder
-from common.training_set import write_training_set
+from common.sets.drop_report import THRESHOLDS
+from common.sets.output_folder import new_folder
+from common.sets.training_set import write_training_set
 from datasets.demo import make_demo
-from recognition.command_line import Parser
+from recognition.config.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.errors import UserError, command
 

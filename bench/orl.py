@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from common.verification import pixel_similarity
 from recognition.data.verification_set import load_bin
+from recognition.evaluation.verification import pixel_similarity
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = {"1": [f"s{i}" for i in range(26, 31)], "2": [f"s{i}" for i in range(1, 6)]}

@@ -28,15 +28,15 @@ MARK = "RESULT "
 
 def work(network: str, batch: int, steps: int) -> None:
     """What each process does."""
-    from recognition.devices import CPU, share_processors
+    from recognition.config.devices import CPU, share_processors
 
     share_processors(CPU, os.environ)
-    from recognition.cli import parse_args
-    from recognition.mxnet_compat import mx
-    from recognition.parallel.backbone import ReplicatedBackbone
-    from recognition.parallel.communicator import Communicator, SingleProcess
-    from recognition.parallel.processes import make_communicator
-    from recognition.symbol import build_symbol
+    from recognition.config.cli import parse_args
+    from recognition.engines.mxnet.backbone import ReplicatedBackbone
+    from recognition.engines.mxnet.imports import mx
+    from recognition.engines.mxnet.processes import make_communicator
+    from recognition.networks import build_symbol
+    from recognition.processes.communicator import Communicator, SingleProcess
     from recognition.training.run import make_backbone
 
     config = parse_args("train_parall", ["--config", "sample_config.py", "--network", network, "--devices", "cpu",

@@ -23,10 +23,10 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.cli import parse_args
-from recognition.config import Config
-from recognition.parallel.costs import FLOAT, MOMENTS, SHARDS, HeadSize, selected_classes
-from recognition.planning import WAYS, Setting, backbone_cost
+from recognition.config.cli import parse_args
+from recognition.config.options import Config
+from recognition.plan.head_costs import FLOAT, MOMENTS, SHARDS, HeadSize, selected_classes
+from recognition.plan.planning import WAYS, Setting, backbone_cost
 
 STEPS, DIM = 3, 512
 STATUS = Path("/proc/self/status")
@@ -49,14 +49,14 @@ def head_size(classes: int, batch: int, sub_centres: int, ratio: float, optimize
 
 
 def measure_head(kind: str, classes: int, batch: int, sub_centres: int, ratio: float, optimizer: str = "sgd") -> int:
-    from recognition.loss.margin import Margin
-    from recognition.mxnet_compat import mx
-    from recognition.parallel.adamw import AdamW
-    from recognition.parallel.communicator import SingleProcess
-    from recognition.parallel.cpu_shard import CpuShard
-    from recognition.parallel.head import ShardedHead
-    from recognition.parallel.mxnet_shard import MxnetShard
-    from recognition.parallel.sampling import ClassSampler
+    from recognition.engines.cpu.shard import CpuShard
+    from recognition.engines.mxnet.imports import mx
+    from recognition.engines.mxnet.shard import MxnetShard
+    from recognition.head.margin import Margin
+    from recognition.head.sampling import ClassSampler
+    from recognition.head.sharded import ShardedHead
+    from recognition.optim.adamw import AdamW
+    from recognition.processes.communicator import SingleProcess
 
     def train(classes: int) -> int:
         options: dict[str, Any] = {"normalised": True, "scale": 64.0, "sub_centres": sub_centres}
@@ -84,12 +84,12 @@ def configuration(network: str, batch: int, low: bool, memonger: bool, kind: str
 
 
 def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int:
-    from recognition.mxnet_compat import mx
-    from recognition.parallel.backbone import ReplicatedBackbone
-    from recognition.parallel.communicator import SingleProcess
-    from recognition.symbol import build_symbol
-    from recognition.symbol.initialise import initialise
-    from recognition.training.prepare import prepare
+    from recognition.engines.mxnet.backbone import ReplicatedBackbone
+    from recognition.engines.mxnet.imports import mx
+    from recognition.engines.mxnet.passes.choose import prepare
+    from recognition.networks import build_symbol
+    from recognition.networks.initialise import initialise
+    from recognition.processes.communicator import SingleProcess
 
     config = configuration(network, batch, low, memonger, "cpu")
     side = config.image_shape[0]

@@ -17,10 +17,10 @@ import time
 from typing import Callable
 
 from bench.ratios import add_json, write_ratios
-from recognition.mxnet_compat import mx
-from recognition.symbol import fmobilefacenet, fresnet
-from recognition.symbol.initialise import initialise
-from recognition.symbol.prelu import fast_prelu
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 MAPS = ((64, 112), (64, 56), (128, 28), (256, 14), (512, 7))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
-from recognition.files import replacing
+from recognition.io.files import replacing
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

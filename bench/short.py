@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.ratios import read_ratios
-from recognition.command_line import Parser
-from recognition.devices import CPU, share_processors
+from recognition.config.command_line import Parser
+from recognition.config.devices import CPU, share_processors
 from recognition.errors import UserError, command, one_line
-from recognition.files import replacing
-from recognition.training.about import machine, revision
+from recognition.io.files import replacing
+from recognition.training.watch.run_record import machine, revision
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = Path(__file__).with_name("figures.json")

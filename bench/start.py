@@ -48,15 +48,15 @@ def child(begun: float, argv: Sequence[str]) -> None:
         return run
 
     def configure() -> Any:
-        from recognition.cli import parse_args
-        from recognition.devices import share_processors
+        from recognition.config.cli import parse_args
+        from recognition.config.devices import share_processors
 
         config = parse_args("train_parall", argv)
         share_processors(config.devices, os.environ)
         return config
 
     def compiling() -> Any:
-        from recognition.parallel.compiling import Compiling, needed
+        from recognition.engines.cpu.compiling import Compiling, needed
 
         return Compiling(needed(config))
 
@@ -67,7 +67,7 @@ def child(begun: float, argv: Sequence[str]) -> None:
 
     config = timed("flags, presets", configure)()
     with timed("start of the compilers", compiling)() as compilers:
-        timed("import of MXNet", __import__)("recognition.mxnet_compat")
+        timed("import of MXNet", __import__)("recognition.engines.mxnet.imports")
         run = timed("import of the rest", imported)()
         for name in BUILT:
             setattr(run, name, timed(name, getattr(run, name)))

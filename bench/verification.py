@@ -23,10 +23,10 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from bench.ratios import add_json, write_ratios
-from common.verification import evaluate
 from recognition.data.image import mirror
 from recognition.data.verification_set import load_bin, save_bin
-from recognition.mxnet_compat import mx
+from recognition.engines.mxnet.imports import mx
+from recognition.evaluation.verification import evaluate
 
 
 def loops(embeddings: np.ndarray, issame: np.ndarray) -> float:

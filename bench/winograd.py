@@ -16,11 +16,11 @@ import os
 import time
 
 from bench.ratios import add_json, write_ratios
-from recognition.mxnet_compat import mx
-from recognition.symbol import fresnet
-from recognition.symbol.initialise import initialise
-from recognition.symbol.prelu import fast_prelu
-from recognition.symbol.winograd import winograd
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.passes.winograd import winograd
+from recognition.networks import fresnet
+from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 # Channels in and out, height and width, and how many of them r50 has; three more have twice as many channels out.

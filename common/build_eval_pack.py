@@ -21,17 +21,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.aligner import Aligner, add_alignment_flags, open_aligner
-from common.contact_sheet import draw_sheet
-from common.image_files import in_order
+from common.evaluation.results import table, write_json
+from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
+from common.faces.contact_sheet import draw_sheet
 from common.pack_folder import FITS, encode_image
-from common.pair_lists import PairList, read_pairs
-from common.results import table, write_json
-from recognition.command_line import Parser
+from common.sets.image_files import in_order
+from common.sets.pair_lists import PairList, read_pairs
+from recognition.config.command_line import Parser
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
-from recognition.files import writing
+from recognition.io.files import writing
 
 SHOWN = 16  # pairs in the picture
 TOLD = 10

@@ -19,18 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.output_folder import new_folder
-from recognition.command_line import Parser
+from common.sets.output_folder import new_folder
+from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
-from recognition.parallel.saved_centres import (
-    SavedCentres,
-    centres_in_file,
-    centres_in_folder,
-    is_of_centres,
-    rows_between,
-)
-from recognition.parallel.shard import split_classes
-from recognition.params_file import Pieces, read_arrays, write_arrays
+from recognition.head.shard import split_classes
+from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, is_of_centres, rows_between
+from recognition.io.params import Pieces, read_arrays, write_arrays
 
 PARTS = ("fc7_<i>_weight", "<i>_centers.param")  # forms in which a file or a folder may hold some shards of several
 

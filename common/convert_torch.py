@@ -14,14 +14,14 @@ import argparse
 import re
 from pathlib import Path
 
-from common.embedder import read_network
-from common.iresnet import from_torch, to_torch
-from common.torch_file import read_tensors, write_tensors
-from recognition.cli import find_pretrained
-from recognition.command_line import Parser
+from common.export.iresnet import from_torch, to_torch
+from common.export.torch_file import read_tensors, write_tensors
+from recognition.config.cli import find_pretrained
+from recognition.config.command_line import Parser
+from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
-from recognition.training.checkpoint import save_checkpoint
-from recognition.training.pretrained import read_params
+from recognition.training.checkpoints.checkpoint import save_checkpoint
+from recognition.training.checkpoints.pretrained import read_params
 
 ENDINGS = (".pth", ".pt")
 

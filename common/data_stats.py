@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from common.contact_sheet import draw_sheet
-from common.plot_run import COLOURS, INK, style
-from common.record_checks import Survey, survey
-from common.results import table, write_json
-from common.training_set import identity_names
-from common.verification_pictures import NO_MATPLOTLIB
-from recognition.command_line import Parser
+from common.evaluation.plots import COLOURS, INK, style
+from common.evaluation.results import table, write_json
+from common.evaluation.verification_pictures import NO_MATPLOTLIB
+from common.faces.contact_sheet import draw_sheet
+from common.sets.record_checks import Survey, survey
+from common.sets.training_set import identity_names
+from recognition.config.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.errors import UserError, command, one_line
-from recognition.files import replacing
+from recognition.io.files import replacing
 
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles in the table
 ROWS, COLUMNS = 6, 8  # identities in the picture, and images of each

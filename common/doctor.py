@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from common import doctor_checks as checks
-from common.contact_sheet import draw_sheet
-from common.doctor_checks import ERROR, WARNING, Finding, Records
-from common.record_checks import Survey, framing, repeats, survey
-from common.results import table, write_json
-from recognition.command_line import Parser
+from common.evaluation.results import table, write_json
+from common.faces.contact_sheet import draw_sheet
+from common.sets import doctor_checks as checks
+from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
+from common.sets.record_checks import Survey, framing, repeats, survey
+from recognition.config.command_line import Parser
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.recordio import RecordReader, unpack_record
 from recognition.errors import UserError, command, one_line
-from recognition.files import replacing
+from recognition.io.files import replacing
 
 DOUBTFUL = 32  # images in the picture
 

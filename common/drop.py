@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.dominant_model import save_dominant_model
-from common.drop_report import write_report
-from common.model_flags import add_model_flags, as_text, check_model_flags
-from common.output_folder import new_folder
-from common.sub_centres import Choice, choose
-from common.training_set import identity_names, link_bins, write_set
-from recognition.cli import split_pretrained
-from recognition.command_line import Parser
+from common.embedding.model_flags import add_model_flags, as_text, check_model_flags
+from common.sets.dominant_model import save_dominant_model
+from common.sets.drop_report import write_report
+from common.sets.output_folder import new_folder
+from common.sets.sub_centres import Choice, choose
+from common.sets.training_set import identity_names, link_bins, write_set
+from recognition.config.cli import split_pretrained
+from recognition.config.command_line import Parser
+from recognition.config.devices import Device, processors, share_processors
 from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.devices import Device, processors, share_processors
 from recognition.errors import UserError, command
-from recognition.files import writing
-from recognition.parallel.saved_centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
-from recognition.params_file import read_arrays
+from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
+from recognition.io.files import writing
+from recognition.io.params import read_arrays
 
 MOST_DECODE_THREADS = 8
 
@@ -82,7 +82,9 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
 
     :param batch_size: images a device at a time.
     """
-    from common.embedder import Embedder  # imports MXNet: after --help and what can be found wrong without it
+    from recognition.engines.mxnet.embedder import (
+        Embedder,  # imports MXNet: after --help and what can be found wrong without it
+    )
 
     with new_folder(output) as folder:
         dataset = open_dataset(data)

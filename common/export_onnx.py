@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.backbone import Backbone, load_backbone, unit_rows
-from common.embedder import read_network
-from common.gallery import find_images
-from common.image_files import read_image
-from common.onnx_graph import IR_VERSION, OPSET
-from common.onnx_operators import to_onnx
-from recognition.cli import find_pretrained
-from recognition.command_line import Parser
+from common.embedding.gallery import find_images
+from common.export.onnx_graph import IR_VERSION, OPSET
+from common.export.onnx_operators import to_onnx
+from common.sets.image_files import read_image
+from recognition.config.cli import find_pretrained
+from recognition.config.command_line import Parser
 from recognition.data.image import fit
+from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
-from recognition.files import replacing
-from recognition.training.pretrained import read_params
+from recognition.evaluation.trained_backbone import Backbone, load_backbone, unit_rows
+from recognition.io.files import replacing
+from recognition.training.checkpoints.pretrained import read_params
 
 MOST_IMAGES = 256  # of DIR in the check
 # 1 - cosine, and the largest difference of a number of an embedding, in units of the embeddings' root mean square

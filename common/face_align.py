@@ -1,94 +1,149 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alignment of faces by five landmarks: eyes, nose, corners of the mouth, the left one of the image first.
+"""Aligns a folder of images by five landmarks: what ``python -m common.face_align`` does.
 
-The similarity transform (scale, rotation, shift) that brings the landmarks nearest to a template in the sense of least
-squares: Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991. In the
-plane a similarity is a product with a complex number, which gives it in closed form.
-
-ARCFACE is the template of ArcFace's training and test sets, and of Glint360K: that one was published as the template of
-112 x 96 shifted by 8 to the right, which are the same numbers. FIVE are the five of the recipes' other mode, from one
-profile over the front to the other; the one that fits best is taken.
-
-    python -m common.face_align photographs aligned --landmarks FILE
+    python -m common.face_align photographs aligned --landmarks landmarks.txt
     python -m common.face_align photographs aligned --detector face_detection_yunet_2023mar.onnx
 
-aligns a folder of images (``common/align_command.py``).
+The new folder has the same folders and names as the old one, as JPEGs (or PNGs). Beside it: <output>.txt, the landmarks
+that were used, which --landmarks reads again; <output>.json, what was done and which images were left out and why; and
+<output>.png, some of the faces and the mean of all, which is a sharp face if the alignment is right.
 """
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
-FIVE = np.array([
-    [[51.642, 50.115], [57.617, 49.990], [35.740, 69.007], [51.157, 89.050], [57.025, 89.702]],  # profile to the left
-    [[45.031, 50.118], [65.568, 50.872], [39.677, 68.111], [45.177, 86.190], [64.246, 86.758]],
-    [[39.730, 51.138], [72.270, 51.138], [56.000, 68.493], [42.463, 87.010], [69.537, 87.010]],  # from the front
-    [[46.845, 50.872], [67.382, 50.118], [72.737, 68.111], [48.167, 86.758], [67.236, 86.190]],
-    [[54.796, 49.990], [60.771, 50.115], [76.673, 69.007], [55.388, 89.702], [61.257, 89.050]],  # profile to the right
-])
-MODES = {"arcface": ARCFACE[None], "five": FIVE}  # float64 (templates, 5, 2), for images of 112 x 112
-BASE = 112
+from common.evaluation.results import write_json
+from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
+from common.faces.alignment import BASE, MODES
+from common.faces.contact_sheet import draw_sheet
+from common.faces.landmark_files import write_landmarks
+from common.sets.image_files import in_order
+from common.sets.image_sources import find_images
+from common.sets.output_folder import new_folder
+from recognition.config.command_line import Parser
+from recognition.errors import UserError, command, one_line
+from recognition.io.files import replacing
 
-
-def templates_of(mode: str, size: int) -> np.ndarray:
-    """The templates of a mode, float64 ``(templates, 5, 2)``, for images of ``size``: 112, or a multiple of it."""
-    if size % BASE or size < BASE:
-        raise ValueError(f"found size {size}, expected a multiple of {BASE}")
-    return MODES[mode] * (size // BASE)
+SHOWN = 31  # faces in the picture, and their mean
+TOLD = 10  # left-out images named on the screen; all are in the .json
 
 
-def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The similarity transform that brings ``points`` nearest to ``target``, both float ``(n, 2)``: float64 ``(2, 3)``.
+class Written:
+    """What :func:`align_folder` has done."""
 
-    Never a reflection. Points that are all one are a ``ValueError``, as are numbers that are not finite.
-    """
-    source = np.asarray(points, np.float64) @ [1, 1j]
-    wanted = np.asarray(target, np.float64) @ [1, 1j]
-    centred = source - source.mean()
-    spread = np.vdot(centred, centred).real
-    if not (np.isfinite(spread) and spread > 1e-12 * max(1.0, float(np.abs(source).max()) ** 2)):
-        raise ValueError("the landmarks are all one point or not finite, expected five places in a face")
-    factor = np.vdot(centred, wanted - wanted.mean()) / spread  # vdot conjugates the first
-    shift = wanted.mean() - factor * source.mean()
-    return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
+    def __init__(self, size: int) -> None:
+        self.names: list[str] = []
+        self.landmarks: list[np.ndarray] = []
+        self.left_out: list[str] = []
+        self.shown: list[tuple[str, np.ndarray]] = []
+        self._sum = np.zeros((size, size, 3))
 
+    def add(self, name: str, aligned: Aligned, show: bool) -> None:
+        self.names.append(name)
+        self.landmarks.append(aligned.landmarks)
+        self._sum += aligned.image
+        if show:
+            self.shown.append((name, aligned.image))
 
-def best_transform(landmarks: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, int]:
-    """The transform to the template, of float ``(templates, 5, 2)``, whose points lie nearest after it, and its number.
-
-    Nearest: the smallest sum of the five distances, as the recipes have it.
-    """
-    found = [similarity(landmarks, template) for template in templates]
-    moved = [landmarks @ transform[:, :2].T + transform[:, 2] for transform in found]
-    errors = [np.linalg.norm(points - template, axis=1).sum() for points, template in zip(moved, templates)]
-    best = int(np.argmin(errors))
-    return found[best], best
+    def mean(self) -> np.ndarray:
+        return np.rint(self._sum / max(1, len(self.names))).astype(np.uint8)
 
 
-def align(image: np.ndarray, landmarks: np.ndarray, size: int = BASE, mode: str = "arcface") -> np.ndarray:
-    """The aligned face, uint8 ``(size, size, 3)``; black where the image has nothing.
+def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: Path, suffix: str = ".jpg",
+                 quality: int = 95) -> Written:
+    """Align ``source/name`` for each of ``names`` to ``folder``; what cannot be aligned is left out with a line."""
+    written = Written(aligner.size)
+    step = max(1, len(names) // SHOWN)
+    taken: dict[str, str] = {}
+    for i, (name, found) in enumerate(tqdm(_aligned(source, names, aligner), "aligning", len(names), unit=" images",
+                                           disable=None)):
+        if isinstance(found, UserError):
+            written.left_out.append(str(found))
+            continue
+        target = Path(name).with_suffix(suffix)
+        if (other := taken.setdefault(str(target), name)) != name:
+            raise UserError(f"{source}: {other} and {name} would both become {target}: rename one of them")
+        path = folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = cv2.cvtColor(found.image, cv2.COLOR_RGB2BGR)
+        path.write_bytes(cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+        written.add(name, found, i % step == 0 and len(written.shown) < SHOWN)
+    if not written.names:
+        raise UserError(f"{source}: none of its {len(names)} images could be aligned: {written.left_out[0]}")
+    return written
 
-    :param image: uint8 ``(H, W, 3)``
-    :param landmarks: float ``(5, 2)``, x and y in pixels of ``image``
-    :param mode: ``arcface`` or ``five``
-    :raises ValueError: if the landmarks have no extent
-    """
-    transform, _ = best_transform(np.asarray(landmarks, np.float64), templates_of(mode, size))
-    return cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+
+def _aligned(source: Path, names: Sequence[str], aligner: Aligner) -> Iterator[tuple[str, Aligned | UserError]]:
+    def one(name: str) -> tuple[str, Aligned | UserError]:
+        try:
+            return name, aligner(name, source / name)
+        except UserError as error:
+            return name, error
+
+    return in_order(one, names)
 
 
-def estimate_norm(lmk: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> tuple[np.ndarray, int]:
-    """:func:`best_transform` under the name and with the arguments that it has in the recipes."""
-    return best_transform(np.asarray(lmk, np.float64), templates_of(mode, image_size))
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.face_align", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", type=Path, help="a folder of images, at any depth")
+    add("output", type=Path, help="a new folder")
+    add_alignment_flags(parser)
+    add("--size", type=int, choices=(112, 224), default=BASE, help="side of the aligned images (default 112)")
+    add("--mode", choices=list(MODES), default="arcface", help="the template of ArcFace's and Glint360K's sets "
+        "(arcface, the default), or that of five which fits best, from profile to profile (five)")
+    add("--format", choices=("jpg", "png"), default="jpg", help="of the aligned images (default jpg)")
+    add("--quality", type=int, default=95, help="of JPEGs (default 95)")
+    args = parser.parse_args(argv)
+    if args.landmarks is None and args.detector is None:
+        raise UserError("--landmarks or --detector: found neither, expected a file of landmarks or a YuNet model")
+    if not 1 <= args.quality <= 100:
+        raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    return args
 
 
-def norm_crop(img: np.ndarray, landmark: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> np.ndarray:
-    """:func:`align` under the name and with the arguments that it has in the recipes."""
-    return align(img, landmark, image_size, mode)
+def image_names(source: Path, aligner: Aligner, detects: bool) -> list[str]:
+    """The images to align: all in the folder, or without a detector those that have landmarks."""
+    if not source.is_dir():
+        raise UserError(f"{source}: not found, expected a folder of images")
+    return [str(path.relative_to(source)) for path in find_images(source)] if detects else list(aligner.landmarks)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    aligner = open_aligner(args, args.size, args.mode)
+    names = image_names(args.source, aligner, args.detector is not None)
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{args.landmarks}: found {name!r}, expected a path inside {args.source}")
+    with new_folder(args.output) as folder:
+        written = align_folder(args.source, names, aligner, folder, "." + args.format, args.quality)
+        output = args.output.resolve()
+        report = {"source": str(args.source), "size": args.size, "mode": args.mode,
+                  "detector": str(args.detector) if args.detector else None,
+                  "landmarks": str(args.landmarks) if args.landmarks else None, "images": len(names),
+                  "aligned": len(written.names), "left_out": written.left_out}
+        with replacing(output.with_name(output.name + ".txt")) as temporary:
+            write_landmarks(temporary, written.names, written.landmarks)
+        write_json(output.with_name(output.name + ".json"), report)
+        draw_sheet(output.with_name(output.name + ".png"), [written.mean(), *(image for _, image in written.shown)],
+                   [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])
+    for line in written.left_out[:TOLD]:
+        print(f"left out: {one_line(line)}")
+    if len(written.left_out) > TOLD:
+        print(f"left out: {len(written.left_out) - TOLD} more, see {args.output}.json")
+    print(f"{args.output}: {len(written.names)} of {len(names)} images aligned; mean face and examples: "
+          f"{args.output}.png")
+    return 0
 
 
 if __name__ == "__main__":
-    from common.align_command import main
-
     raise SystemExit(main())

@@ -22,19 +22,19 @@ from typing import Any
 
 import numpy as np
 
-from common.backbone import load_backbone
-from common.embedder import read_network
-from recognition.cli import find_pretrained, parse_args
-from recognition.command_line import Parser
-from recognition.config_file import open_config
+from recognition.config.cli import find_pretrained, parse_args
+from recognition.config.command_line import Parser
+from recognition.config.presets import open_config
+from recognition.engines.mxnet.embedder import read_network
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError, command
-from recognition.files import replacing
-from recognition.mxnet_compat import mx
-from recognition.symbol import build_symbol, first_weights
-from recognition.symbol.flops import count_flops, short
-from recognition.symbol.initialise import initialise
-from recognition.symbol.shapes import infer_shapes
-from recognition.training.checkpoint import save_checkpoint
+from recognition.evaluation.trained_backbone import load_backbone
+from recognition.io.files import replacing
+from recognition.networks import build_symbol, first_weights
+from recognition.networks.flops import count_flops, short
+from recognition.networks.initialise import initialise
+from recognition.networks.shapes import infer_shapes
+from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 
 def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, float]:

@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
-from common.embedding import Embed, embed_images, normalised
-from common.image_files import in_order, read_image
-from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
-from common.rate_pictures import draw_rates
-from common.results import print_rates, rate_cells, write_json
-from common.verification_pictures import NO_MATPLOTLIB
-from recognition.command_line import Parser
+from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.evaluation.rate_pictures import draw_rates
+from common.evaluation.results import print_rates, rate_cells, write_json
+from common.evaluation.verification_pictures import NO_MATPLOTLIB
+from common.sets.image_files import in_order, read_image
+from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.errors import UserError, command
+from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
+from recognition.evaluation.embedding import Embed, embed_images, normalised
 
 FARS = (1e-6, 1e-5, 1e-4)
 ALL = "ALL"

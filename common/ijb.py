@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.embedding import Embed, embed_images, normalised
-from common.face_align import align
-from common.identification import cmc, search, tpir_at
-from common.ijb_meta import Faces, Subjects, find, read_faces, read_identification, read_pairs
-from common.image_files import in_order, read_image
-from common.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
-from common.rate_pictures import draw_rates
-from common.rates import Rate, tar_at, thin_curve
-from common.results import percent, print_rates, rate_cells, table, write_json
-from common.templates import Templates, aggregate
-from common.verification_pictures import NO_MATPLOTLIB
-from recognition.command_line import Parser
+from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.evaluation.ijb_meta import Faces, Subjects, find, read_faces, read_identification, read_pairs
+from common.evaluation.rate_pictures import draw_rates
+from common.evaluation.results import percent, print_rates, rate_cells, table, write_json
+from common.evaluation.verification_pictures import NO_MATPLOTLIB
+from common.faces.alignment import align
+from common.sets.image_files import in_order, read_image
+from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
+from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.identification import cmc, search, tpir_at
+from recognition.evaluation.rates import Rate, tar_at, thin_curve
+from recognition.evaluation.templates import Templates, aggregate
 
 FARS, FPIRS, RANKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), (0.01, 0.1), (1, 5, 10)
 
@@ -68,7 +68,7 @@ def embed_templates(embed: Embed, data: Path, faces: Faces, batch_size: int, siz
 
 
 def pair_scores(templates: Templates, pairs: np.ndarray, where: str, block: int = 1 << 14) -> Scores:
-    """Scores of pairs, int64 ``(P, 3)`` as :func:`common.ijb_meta.read_pairs` gives them."""
+    """Scores of pairs, int64 ``(P, 3)`` as :func:`common.evaluation.ijb_meta.read_pairs` gives them."""
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), block):
         rows = [templates.rows(pairs[start : start + block, column], where) for column in (0, 1)]

@@ -21,19 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from common.backbone import Backbone, load_backbone
-from common.gallery import (
-    check_same_network,
-    distances,
-    embed_files,
-    load_gallery,
-    nearest,
-    save_gallery,
-)
-from common.image_sources import find_images
-from recognition.command_line import Parser
+from common.embedding.gallery import check_same_network, distances, embed_files, load_gallery, nearest, save_gallery
+from common.sets.image_sources import find_images
+from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
-from recognition.files import replacing
+from recognition.evaluation.trained_backbone import Backbone, load_backbone
+from recognition.io.files import replacing
 
 Found = dict[str, Any]
 

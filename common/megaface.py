@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.distractors import search_distractors
-from common.identification import cmc
-from common.megaface_files import list_images, read_features, without_noises
-from common.model_flags import rates_flag
-from common.rate_pictures import draw_rates
-from common.results import percent, print_rates, rate_cells, write_json
-from common.verification_pictures import NO_MATPLOTLIB
-from recognition.command_line import Parser
+from common.embedding.model_flags import rates_flag
+from common.evaluation.megaface_files import list_images, read_features, without_noises
+from common.evaluation.rate_pictures import draw_rates
+from common.evaluation.results import percent, print_rates, rate_cells, write_json
+from common.evaluation.verification_pictures import NO_MATPLOTLIB
+from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
+from recognition.evaluation.distractors import search_distractors
+from recognition.evaluation.identification import cmc
 
 FARS, RANKS, CURVE = (1e-6, 1e-5, 1e-4), (1, 5, 10, 100), 1000
 DISTRACTORS = 1_000_000

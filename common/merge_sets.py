@@ -23,21 +23,21 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from common.embedding import Embed, embed_images, normalised
-from common.image_files import in_order
-from common.leaks import Likeness, check_sizes, compare, joined
-from common.merge_report import draw_nearest, draw_spread, write_identities
-from common.model_flags import add_model_flags, as_text, check_model_flags, open_model
-from common.output_folder import new_folder
-from common.record_checks import digest_of, repeats
-from common.results import table, write_json
-from common.training_set import identity_names, link_bins, write_set
-from recognition.command_line import Parser
+from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model
+from common.evaluation.results import table, write_json
+from common.sets.image_files import in_order
+from common.sets.leaks import Likeness, check_sizes, compare, joined
+from common.sets.merge_report import draw_nearest, draw_spread, write_identities
+from common.sets.output_folder import new_folder
+from common.sets.record_checks import digest_of, repeats
+from common.sets.training_set import identity_names, link_bins, write_set
+from recognition.config.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import decode_rgb, fit
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
-from recognition.files import writing
+from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.io.files import writing
 
 KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # what becomes of an image, and why
 REASONS = ("kept", "repeats", "copies of verification images", "near a verification image", "of an identity near one")

@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.image_files import in_order, is_jpeg, read_file, read_image, usable_images
-from common.image_sources import Identity, read_identities
-from common.output_folder import new_folder
-from common.pairs import draw_pairs
-from common.training_set import write_training_set
-from recognition.command_line import Parser
+from common.sets.image_files import in_order, is_jpeg, read_file, read_image, usable_images
+from common.sets.image_sources import Identity, read_identities
+from common.sets.output_folder import new_folder
+from common.sets.pairs import draw_pairs
+from common.sets.training_set import write_training_set
+from recognition.config.command_line import Parser
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 

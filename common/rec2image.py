@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.output_folder import new_folder
-from common.text_columns import whole_number
-from recognition.command_line import Parser
+from common.sets.output_folder import new_folder
+from common.sets.text_columns import whole_number
+from recognition.config.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command, one_line
-from recognition.files import writing
+from recognition.io.files import writing
 
 TOLD = 10
 _KINDS = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))

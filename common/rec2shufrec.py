@@ -15,15 +15,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.image_files import in_order
-from common.output_folder import new_folder
-from common.training_set import identity_names, link_bins, write_property
-from recognition.command_line import Parser
+from common.sets.image_files import in_order
+from common.sets.output_folder import new_folder
+from common.sets.training_set import identity_names, link_bins, write_property
+from recognition.config.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.data.order import EpochOrder
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import UserError, command
-from recognition.files import writing
+from recognition.io.files import writing
 
 
 def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:

@@ -27,17 +27,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.image_files import in_order
-from common.image_sources import each_identity
-from common.output_folder import new_folder
 from common.pack_folder import FITS, encode_image
-from common.training_set import MAX_RECORDS, identity_names, link_bins, write_property
-from recognition.command_line import Parser
+from common.sets.image_files import in_order
+from common.sets.image_sources import each_identity
+from common.sets.output_folder import new_folder
+from common.sets.training_set import MAX_RECORDS, identity_names, link_bins, write_property
+from recognition.config.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import PathLike, RecordWriter, pack_record
 from recognition.data.set_layout import MAX_CLASSES
 from recognition.errors import UserError, command
-from recognition.files import writing
+from recognition.io.files import writing
 
 Image = Union[bytes, np.ndarray]  # encoded, or uint8 (H, W, 3) BGR as OpenCV reads
 

@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.output_folder import new_folder
+from common.evaluation.results import table, write_json
 from common.pack_folder import held_out_names
-from common.pairs import draw_pairs
-from common.results import table, write_json
-from common.training_set import identity_names, link_bins, write_set
-from recognition.command_line import Parser
+from common.sets.output_folder import new_folder
+from common.sets.pairs import draw_pairs
+from common.sets.training_set import identity_names, link_bins, write_set
+from recognition.config.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
-from recognition.files import writing
+from recognition.io.files import writing
 
 TRAIN, HELD_OUT = "train", "held-out"
 

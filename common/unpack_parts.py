@@ -29,10 +29,10 @@ from typing import IO
 
 from tqdm import tqdm
 
-from common.output_folder import new_folder
-from recognition.command_line import Parser
+from common.sets.output_folder import new_folder
+from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
-from recognition.files import writing
+from recognition.io.files import writing
 
 KINDS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
 _BLOCK = 1 << 22

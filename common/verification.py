@@ -1,203 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification: are two images of one identity? Accuracy by the legacy protocol, and the ROC.
+"""Scores a checkpoint on verification sets: what ``python -m common.verification`` does.
 
-The protocol of LFW as the recipes have it: pairs are cut in order into folds, and the threshold that is best on all
-other folds is scored on each. An embedding is that of the image plus that of its mirror, normalised; the distance of a
-pair is the squared Euclidean one, 0 to 4.
+    python -m common.verification --model models/r100-arcface-emore/model,1 --data DIR --targets lfw,cfp_fp,agedb_30
 
-    python -m common.verification --model PREFIX,EPOCH --data DIR --targets lfw,cfp_fp,agedb_30
+Prints the legacy lines and a table; writes to the output folder results.json, roc.png (ROC curves), scores.png
+(histograms of the distances) and worst-<target>.png (the worst pairs of both kinds, errors in red).
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from tqdm import tqdm
 
-from common.roc import Roc, check_both_classes, roc
-from recognition.data.image import mirror
-from recognition.errors import UserError
+from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.evaluation.results import percent, print_rates, write_json
+from common.evaluation.verification_pca import evaluate_pca
+from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
+from recognition.config.command_line import Parser
+from recognition.data.verification_set import VerificationSet, load_bin
+from recognition.errors import UserError, command, one_line
+from recognition.evaluation.rates import allowed_accepts
+from recognition.evaluation.roc import tar_at_far
+from recognition.evaluation.verification import FOLDS, VerificationResult, check_pairs, embed_views, evaluate
 
-if TYPE_CHECKING:
-    from recognition.data.verification_set import VerificationSet
-
-FOLDS = 10
-THRESHOLDS = np.arange(0, 4, 0.01)
-BLOCK_BYTES = 4 << 20  # of one temporary array: stays in a processor's cache
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey of RGB, ITU-R BT.601
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the pairs of one set show."""
-
-    distances: np.ndarray  # float64 (P,)
-    issame: np.ndarray  # bool (P,)
-    tpr: np.ndarray  # float64 (400,), at THRESHOLDS, mean over the folds
-    fpr: np.ndarray  # likewise
-    accuracies: np.ndarray  # float64 (folds,)
-    best_thresholds: np.ndarray  # float64 (folds,): the ones that they were scored at
-    roc: Roc  # of all pairs, a point for each distinct distance
-
-    @property
-    def auc(self) -> float:
-        """Area under the ROC curve of all pairs."""
-        return self.roc.area
-
-    @property
-    def mean(self) -> float:
-        """Accuracy: the mean over the folds."""
-        return float(np.mean(self.accuracies))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation (of the population) of the folds' accuracies."""
-        return float(np.std(self.accuracies))
+FARS = (1e-4, 1e-3)
+Embed = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class VerificationResult(Result):
-    """What a network reaches on a verification set."""
-
-    name: str
-    xnorm: float  # mean Euclidean norm of the embeddings of all images and of all mirrors, not normalised
-
-
-def check_pairs(issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> None:
-    """Raise UserError if a set can't be scored: fewer pairs than folds, or all of one class.
-
-    Also for use where sets are loaded, before time is spent on them.
-    """
-    pairs = np.asarray(issame, bool)
-    if len(pairs) < folds:
-        raise UserError(f"{name}: found {len(pairs)} pairs, expected at least one for each of {folds} folds")
-    check_both_classes(pairs, name)
-
-
-class NoDirection(UserError):
-    """An embedding that is zero or not finite."""
-
-
-def evaluate(embeddings: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> Result:
-    """Score embeddings by the legacy protocol.
-
-    :param embeddings: float ``(2 P, D)``, normalised or not; rows 2 p and 2 p + 1 are pair p
-    :param issame: bool ``(P,)``
-    :param name: what messages begin with
-    :raises UserError: on what :func:`check_pairs` refuses, embeddings that are not finite, and zero embeddings
-    """
-    count, pairs = len(embeddings), len(np.asarray(issame))
-    if count != 2 * pairs:
-        raise UserError(f"{name}: found {count} embeddings for {pairs} pairs, expected two a pair")
-    return evaluate_distances(pair_distances(embeddings, name), issame, folds, name)
-
-
-def pair_distances(embeddings: np.ndarray, name: str = "pairs") -> np.ndarray:
-    """Squared Euclidean distances of normalised rows 2 p and 2 p + 1: float64 ``(P,)``.
-
-    Raises UserError if an embedding is not finite or has no direction.
-    """
-    distances = np.empty(len(embeddings) // 2)
-    for rows in _blocks(embeddings):
-        block = embeddings[rows].astype(np.float64)
-        squares = np.einsum("nd,nd->n", block, block)
-        if not (squares.min() > 0 and np.isfinite(squares).all()):
-            first = int(np.argmin((squares > 0) & np.isfinite(squares)))
-            found = "is zero" if squares[first] == 0 else "is not finite"
-            raise NoDirection(f"{name}: the embedding of image {rows.start + first} {found}, expected a direction")
-        block /= np.sqrt(squares)[:, None]
-        difference = block[0::2] - block[1::2]
-        distances[rows.start // 2:rows.stop // 2] = np.einsum("nd,nd->n", difference, difference)
-    return distances
-
-
-def _blocks(rows: np.ndarray) -> Iterator[slice]:
-    """Slices of whole pairs of rows that are small as float64."""
-    size = 2 * max(1, BLOCK_BYTES // (16 * max(1, rows[0].size))) if len(rows) else 2
-    return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
-
-
-def evaluate_distances(distances: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> Result:
-    """Score distances, float64 ``(P,)``, by the legacy protocol: accepted is what lies below a threshold of THRESHOLDS.
-
-    Folds are cut as scikit-learn's KFold does it without shuffling: the first P mod folds have one pair more.
-    Of equally good thresholds the lowest is taken.
-    """
-    same = np.asarray(issame, bool)
-    check_pairs(same, folds, name)
-    sizes = np.full(folds, len(same) // folds)
-    sizes[:len(same) % folds] += 1
-    positives, negatives = _accepted(distances, same, sizes)  # true and false accepts
-    of_same = np.bincount(np.repeat(np.arange(folds), sizes), weights=same, minlength=folds)[:, None]
-    right = positives + (sizes[:, None] - of_same - negatives)
-    best = np.argmax(right.sum(axis=0) - right, axis=1)
-    return Result(
-        distances=distances, issame=same, best_thresholds=THRESHOLDS[best], roc=roc(distances, same, name),
-        tpr=np.mean(positives / np.maximum(of_same, 1), axis=0),
-        fpr=np.mean(negatives / np.maximum(sizes[:, None] - of_same, 1), axis=0),
-        accuracies=right[np.arange(folds), best] / sizes)
-
-
-def _accepted(distances: np.ndarray, same: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of one and of two identities that each threshold accepts in each fold: two of int ``(folds, 400)``."""
-    first_accepting = np.searchsorted(THRESHOLDS, distances, side="right")
-    slots = len(THRESHOLDS) + 1  # the last: accepted by none
-    fold = np.repeat(np.arange(len(sizes)), sizes)
-    counts = np.bincount((same * len(sizes) + fold) * slots + first_accepting, minlength=2 * len(sizes) * slots)
-    accepted = np.cumsum(counts.reshape(2, len(sizes), slots), axis=2)[:, :, :-1]
-    return accepted[1], accepted[0]
-
-
-def verify(embed: Callable[[np.ndarray], np.ndarray], verification_set: VerificationSet, batch_size: int,
-           folds: int = FOLDS) -> VerificationResult:
-    """Score a network on a verification set.
-
-    :param embed: images uint8 ``(n, 3, H, W)`` -> embeddings float32 ``(n, D)``, for any n up to twice ``batch_size``
-    """
-    name, images, issame = verification_set
+def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = FOLDS,
+          pca: int = 0) -> VerificationResult:
+    """The legacy protocol, as in the training loop; with ``pca`` above 0 after a PCA to so many numbers."""
+    name, images, issame = chosen
     check_pairs(issame, folds, name)
-    embeddings, xnorm = embed_views(embed, images, batch_size)
-    return VerificationResult(**vars(evaluate(embeddings, issame, folds, name)), name=name, xnorm=xnorm)
+    with tqdm(total=2 * len(images), desc=name, unit=" images", disable=None) as bar:
+
+        def embed_and_say(batch: np.ndarray) -> np.ndarray:
+            bar.update(len(batch))
+            return embed(batch)
+
+        embeddings, xnorm = embed_views(embed_and_say, images, batch_size)
+    result = evaluate_pca(embeddings, issame, pca, folds, name) if pca else evaluate(embeddings, issame, folds, name)
+    return VerificationResult(**vars(result), name=name, xnorm=xnorm)
 
 
-def embed_views(embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray,
-                batch_size: int) -> tuple[np.ndarray, float]:
-    """The sums of the embeddings of images and mirrors, float64 ``(n, D)``, and the mean norm of those of both views.
-
-    :param images: uint8 ``(n, 3, H, W)``; ``embed`` as of :func:`verify`
-    """
-    sums, norms = [], 0.0
-    for start in range(0, len(images), batch_size):
-        batch = images[start:start + batch_size]
-        views = np.empty((2, *batch.shape), np.uint8)  # in one call, so that nothing waits between the two
-        views[0] = batch
-        mirror(views[0], views[1])
-        rows = np.asarray(embed(views.reshape(-1, *batch.shape[1:])), np.float64)
-        norms += float(np.linalg.norm(rows, axis=1).sum())
-        sums.append(rows[:len(batch)] + rows[len(batch):])
-    return np.concatenate(sums), norms / (2 * len(images))
+def as_json(result: VerificationResult, fars: Sequence[float]) -> dict[str, Any]:
+    """A set's part of results.json."""
+    same = int(result.issame.sum())
+    different = len(result.issame) - same
+    rates = tar_at_far(result.distances, result.issame, fars, result.name)
+    return {"pairs": len(result.issame), "pairs_of_one_identity": same, "accuracy": result.mean, "std": result.std,
+            "accuracies": result.accuracies.tolist(), "thresholds": result.best_thresholds.tolist(),
+            "xnorm": result.xnorm, "auc": result.auc,
+            "tar_at_far": [{"far": far, "tar": float(tar), "false_accepts_allowed": allowed_accepts(far, different)}
+                           for far, tar in zip(fars, rates)]}
 
 
-def pixel_similarity(verification_set: VerificationSet, folds: int = FOLDS) -> Result:
-    """What comparing pixels reaches, with nothing learnt: the baseline that a network has to beat.
+def _targets(data: Path, text: str | None) -> list[Path]:
+    """The files of the targets; by default all that DIR has."""
+    if not data.is_dir():
+        raise UserError(f"--data: found no folder {data}, expected one of verification sets, <target>.bin")
+    paths = [data / f"{name.strip()}.bin" for name in text.split(",")] if text else sorted(data.glob("*.bin"))
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing or not paths:
+        there = ", ".join(path.stem for path in sorted(data.glob("*.bin"))) or "none"
+        raise UserError(f"{data}: found no {', '.join(missing) or '<target>.bin'}, expected verification sets; "
+                        f"there are: {there}")
+    return paths
 
-    An image's embedding is its grey values, less their mean, normalised: so the distance is 2 - 2 r, with r the
-    correlation of the two images' grey values. An image of one grey correlates with none. No mirrors.
-    """
-    name, images, issame = verification_set
-    correlations = np.empty(len(images) // 2)
-    for rows in _blocks(images):
-        planes = images[rows].reshape(rows.stop - rows.start, 3, -1).astype(np.float32)
-        grey = np.einsum("c,ncp->np", LUMA, planes)
-        grey -= grey.mean(axis=1, keepdims=True)
-        grey /= np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-6)
-        correlations[rows.start // 2:rows.stop // 2] = np.einsum("nd,nd->n", grey[0::2], grey[1::2])
-    return evaluate_distances(np.maximum(2 - 2 * correlations, 0), issame, folds, name)
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m common.verification", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="the folder of the sets, <target>.bin")
+    add("--targets", metavar="A,B", help="names of the sets (default: all in DIR)")
+    add("--output", type=Path, metavar="DIR", help="where results go (default: beside the checkpoint, "
+        "<prefix>-<epoch>-verification)")
+    add("--folds", type=int, default=FOLDS, help=f"folds of the protocol (default {FOLDS})")
+    add("--pca", type=int, default=0, metavar="N", help="reduce embeddings to N numbers by a PCA that each fold's "
+        "others are fitted with (default 0: do not)")
+    add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates of the table (default "
+        "1e-4,1e-3)")
+    args = parser.parse_args(argv)
+    for name, least in (("folds", 2), ("pca", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least {least}")
+    check_model_flags(args)
+    args.paths = _targets(args.data, args.targets)
+    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-verification")
+    return args
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    embed, batch_size = open_model(args)
+    results: dict[str, VerificationResult] = {}
+    refused = []
+    for path in args.paths:  # a set at a time in memory; one that cannot be scored does not cost the others
+        try:
+            chosen = load_bin(path, (args.image_size, args.image_size))
+            result = results[chosen.name] = score(embed, chosen, batch_size, args.folds, args.pca)
+        except UserError as error:
+            refused.append(path.stem)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            continue
+        draw_contact_sheet(chosen, result, args.output / f"worst-{chosen.name}.png")
+        print(f"[{chosen.name}]XNorm: {result.xnorm:f}\n[{chosen.name}]Accuracy-Flip: {result.mean:1.5f}+-"
+              f"{result.std:1.5f}", flush=True)
+    if not results:
+        return UserError.status
+    content = {name: as_json(result, args.far) for name, result in results.items()}
+    write_json(args.output / "results.json", {"model": as_text(args.model), "data": str(args.data), "folds": args.folds,
+                                              "pca": args.pca, "targets": content, "refused": refused})
+    _print_table(content, args.far)
+    drawn = draw_curves({**results}, args.output / "roc.png")
+    drawn = drawn and draw_histograms({**results}, args.output / "scores.png")
+    print(f"results and pictures: {args.output}" if drawn else f"results: {args.output}; {NO_MATPLOTLIB}")
+    return UserError.status if refused else 0
+
+
+def _print_table(content: dict[str, dict[str, Any]], fars: Sequence[float]) -> None:
+    rows = [[name, str(part["pairs"]), percent(part["accuracy"]), percent(part["std"]), f"{part['auc']:.5f}",
+             *(percent(rate["tar"]) + ("" if rate["false_accepts_allowed"] else "*") for rate in part["tar_at_far"])]
+            for name, part in content.items()]
+    print_rates(["set", "pairs", "accuracy %", "std", "AUC", *(f"TAR % at {far:g}" for far in fars)], rows)
 
 
 if __name__ == "__main__":
-    from common.verification_command import main
-
     raise SystemExit(main())

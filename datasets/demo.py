@@ -20,16 +20,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.output_folder import new_folder
-from common.pairs import draw_pairs
-from common.training_set import write_training_set
-from common.verification import pixel_similarity
+from common.sets.output_folder import new_folder
+from common.sets.pairs import draw_pairs
+from common.sets.training_set import write_training_set
 from datasets.face import Face
 from datasets.photo import photograph
-from recognition.command_line import Parser
+from recognition.config.command_line import Parser
 from recognition.data.recordio import PathLike
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import UserError, command
+from recognition.evaluation.verification import pixel_similarity
 
 QUALITY = 95
 MAX_WORKERS = 16

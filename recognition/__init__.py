@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from common.backbone import load_backbone
+    from recognition.evaluation.trained_backbone import load_backbone
 
 __version__ = "0.1.0"
 __all__ = ["load_backbone"]
@@ -19,6 +19,6 @@ __all__ = ["load_backbone"]
 def __getattr__(name: str) -> Any:  # PEP 562
     if name != "load_backbone":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from common.backbone import load_backbone
+    from recognition.evaluation.trained_backbone import load_backbone
 
     return load_backbone

@@ -44,7 +44,7 @@ assert importlib.metadata.version("horovod") == sys.argv[1]
 import horovod.mxnet
 """
 # Horovod imports MXNet by itself, when it is built and in horovodrun, and MXNet on Python 3.12 needs numpy.bool first:
-# recognition/mxnet_compat.py says why.
+# recognition/engines/mxnet/imports.py says why.
 RESTORE_NUMPY_BOOL = "\nimport numpy\nvars(numpy).setdefault('bool', bool)\n"
 # What `make` and the user's shell set for themselves, and pip or a compiler would take for theirs.
 FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = """
 import numpy as np
-from recognition.mxnet_compat import mx
+from recognition.engines.mxnet.imports import mx
 import horovod.mxnet as hvd
 
 hvd.init()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The scheduler and the server do their work inside the import of MXNet, and end there.
 NODE = """
 import numpy as np
-from recognition.mxnet_compat import mx
+from recognition.engines.mxnet.imports import mx
 
 store = mx.kv.create("dist_sync")
 assert store.num_workers == 2

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.orl import HELD_OUT, RECIPES, pack, train
-from common.verification import pixel_similarity
 from recognition.data.verification_set import load_bin
+from recognition.evaluation.verification import pixel_similarity
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Union
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.files import regular
+from recognition.io.files import regular
 
 PathLike = Union[str, Path]
 _INDEX_READ = 1 << 24

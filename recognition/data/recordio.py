@@ -24,7 +24,7 @@ import numpy as np
 from recognition.data.record_index import PathLike as PathLike
 from recognition.data.record_index import read_index as read_index
 from recognition.errors import UserError
-from recognition.files import regular
+from recognition.io.files import regular
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1

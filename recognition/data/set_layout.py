@@ -14,7 +14,7 @@ from recognition.data.bad_records import BadRecords
 from recognition.data.record_index import key_again, read_index_lines, require_fitting
 from recognition.data.recordio import PathLike, Record, RecordReader, unpack_record
 from recognition.errors import UserError
-from recognition.files import regular
+from recognition.io.files import regular
 
 MAX_CLASSES = 1 << 24  # labels are float32, which holds every whole number up to here
 _MAX_SIDE = 4096

@@ -17,13 +17,13 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
+from recognition.config.devices import available_memory, processors
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
 from recognition.data.image_header import image_size as size_of
-from recognition.data.pickles import StandIn, check_opcodes
 from recognition.data.recordio import PathLike
-from recognition.devices import available_memory, processors
 from recognition.errors import UserError
-from recognition.files import regular
+from recognition.io.files import regular
+from recognition.io.pickles import StandIn, check_opcodes
 
 MAX_IMAGES = 1 << 20
 MOST_UNFOLDED = 100  # times a file's size: what its images have together. Pairs may share images

@@ -14,54 +14,54 @@ from typing import Any, Callable
 
 import numpy as np
 
-from common.report import make_report
-from recognition.config import Config
-from recognition.config_file import about_own_keys
+from recognition.config.differences import as_json, changes
+from recognition.config.options import Config
+from recognition.config.presets import about_own_keys
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder, Position
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.mxnet.imports import check_gpu, mx
+from recognition.engines.mxnet.passes.choose import introduction, make_loss_scale, prepare
+from recognition.engines.mxnet.processes import LAUNCH, make_communicator
+from recognition.engines.mxnet.shard import MxnetShard
 from recognition.errors import UserError
-from recognition.files import discard_temporaries
-from recognition.loss.margin import margin_of
-from recognition.loss.triplet import TripletLoss
-from recognition.mxnet_compat import check_gpu, mx
-from recognition.parallel.adamw import adamw_of
-from recognition.parallel.backbone import ReplicatedBackbone
-from recognition.parallel.communicator import Communicator, SingleProcess, largest
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.head import ShardedHead
-from recognition.parallel.mxnet_shard import MxnetShard
-from recognition.parallel.processes import LAUNCH, make_communicator
-from recognition.parallel.rates import Rates
-from recognition.parallel.sampling import ClassSampler
-from recognition.parallel.shard import Shard, split_classes
-from recognition.parallel.triplet_head import TripletHead
-from recognition.symbol import build_symbol, first_weights
-from recognition.symbol.initialise import initialise
-from recognition.training.about import note_end, note_start
-from recognition.training.changes import as_json, changes
-from recognition.training.events import FOLDER, EventFile, require_tensorboard
-from recognition.training.find_state import find_state
-from recognition.training.first_centres import start_centres
-from recognition.training.fitting import advice
-from recognition.training.history import History
-from recognition.training.lasting_output import LastingOutput
-from recognition.training.log import SilentLog, TrainingLog
-from recognition.training.not_finite import BadBags, BadSteps
-from recognition.training.one_run import require_alike, require_shared, shared_options
-from recognition.training.prepare import introduction, make_loss_scale, prepare
-from recognition.training.pretrained import checkpoint_path, read_params, take_over
+from recognition.head.margin import margin_of
+from recognition.head.sampling import ClassSampler
+from recognition.head.shard import Shard, split_classes
+from recognition.head.sharded import ShardedHead
+from recognition.head.triplet_head import TripletHead
+from recognition.head.triplet_loss import TripletLoss
+from recognition.io.files import discard_temporaries
+from recognition.networks import build_symbol, first_weights
+from recognition.networks.initialise import initialise
+from recognition.optim.adamw import adamw_of
+from recognition.optim.factors import Rates
+from recognition.optim.schedule import make_schedule, total_steps
+from recognition.processes.alike import require_alike, require_shared, shared_options
+from recognition.processes.communicator import Communicator, SingleProcess, largest
+from recognition.training.bad_steps import BadBags, BadSteps
+from recognition.training.checkpoints.first_centres import start_centres
+from recognition.training.checkpoints.matching import advice
+from recognition.training.checkpoints.pretrained import checkpoint_path, read_params, take_over
+from recognition.training.checkpoints.save import own_shards, save_together
 from recognition.training.run_folder import require_writable, sole_writer
-from recognition.training.save_state import save_state
-from recognition.training.saving import own_shards, save_together
-from recognition.training.schedule import make_schedule, total_steps
-from recognition.training.state import Progress, SavedState
-from recognition.training.state_folder import Retention, claim, discard_unfinished, set_aside
-from recognition.training.timeline import NoTimeline, Timeline
+from recognition.training.states.find import find_state
+from recognition.training.states.folder import Retention, claim, discard_unfinished, set_aside
+from recognition.training.states.save import save_state
+from recognition.training.states.state import Progress, SavedState
 from recognition.training.trainer import Trainer
 from recognition.training.verify import Verifier, load_targets, shared
+from recognition.training.watch.events import FOLDER, EventFile, require_tensorboard
+from recognition.training.watch.history import History
+from recognition.training.watch.lasting_output import LastingOutput
+from recognition.training.watch.log import SilentLog, TrainingLog
+from recognition.training.watch.report import make_report
+from recognition.training.watch.run_record import note_end, note_start
+from recognition.training.watch.timeline import NoTimeline, Timeline
 
 PREFETCH = 3  # batches decoded ahead
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from signal import Signals
 from typing import Callable
 
-from common.verification import NoDirection, VerificationResult
 from recognition.data.loader import Batch
-from recognition.parallel.backbone import Backbone
-from recognition.parallel.head import Head
-from recognition.training.log import SilentLog, TrainingLog, best_of
-from recognition.training.not_finite import BadSteps
-from recognition.training.schedule import Schedule
+from recognition.engines.mxnet.backbone import Backbone
+from recognition.evaluation.verification import NoDirection, VerificationResult
+from recognition.head.sharded import Head
+from recognition.optim.schedule import Schedule
+from recognition.training.bad_steps import BadSteps
 from recognition.training.signals import StopRequest
-from recognition.training.state import Progress
-from recognition.training.timeline import NoTimeline, Timeline
+from recognition.training.states.state import Progress
+from recognition.training.watch.log import SilentLog, TrainingLog, best_of
+from recognition.training.watch.timeline import NoTimeline, Timeline
 
 SAVE_NEVER, SAVE_BEST, SAVE_ALWAYS, SAVE_BEST_AS_ONE = range(4)  # --ckpt
 LAST = 0  # the number of the checkpoint that ends a run

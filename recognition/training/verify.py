@@ -9,11 +9,11 @@ from typing import Callable
 
 import numpy as np
 
-from common.roc import Roc
-from common.verification import VerificationResult, check_pairs, pixel_similarity, verify
 from recognition.data.verification_set import VerificationSet, load_bin
-from recognition.files import replacing
-from recognition.parallel.communicator import Communicator
+from recognition.evaluation.roc import Roc
+from recognition.evaluation.verification import VerificationResult, check_pairs, pixel_similarity, verify
+from recognition.io.files import replacing
+from recognition.processes.communicator import Communicator
 
 
 def load_targets(folder: Path, targets: Sequence[str], image_size: tuple[int, int]) -> list[VerificationSet]:

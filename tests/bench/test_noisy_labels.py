@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.noisy_labels import main, make_noisy, make_right, precision_and_recall, wrong_labels
-from common.training_set import write_training_set
+from common.sets.training_set import write_training_set
 from recognition.data.dataset import open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from common.image_files import read_image
+from common.sets.image_files import read_image
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.mxnet_compat import mx
-from recognition.symbol import fmobilefacenet
-from recognition.symbol.initialise import initialise
-from recognition.training.checkpoint import save_checkpoint
+from recognition.engines.mxnet.imports import mx
+from recognition.networks import fmobilefacenet
+from recognition.networks.initialise import initialise
+from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 IMAGE = (3, 112, 112)
 CLASSES, K, LOST = 7, 3, 4  # identity 2 has no image, of LOST none is left
@@ -180,7 +180,7 @@ def yunet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The face is 112 x 112, its left upper corner below that of the square, with ARCFACE's landmarks in it. OpenCV does
     all the rest: reading, running, decoding boxes and landmarks, suppressing what overlaps.
     """
-    from common.face_align import ARCFACE
+    from common.faces.alignment import ARCFACE
 
     red = np.zeros((1, 3, MARK, MARK), np.float32)
     red[0, :, :, :] = np.array([-1, -1, 1]).reshape(3, 1, 1) / (255 * MARK * MARK)  # of blue, green, red

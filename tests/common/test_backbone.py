@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from recognition import load_backbone
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
 
 ROOT = Path(__file__).resolve().parents[2]
 

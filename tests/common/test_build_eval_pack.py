@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.build_eval_pack import main
-from common.pair_lists import read_pairs
+from common.sets.pair_lists import read_pairs
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 

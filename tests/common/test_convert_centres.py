@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common.convert_centres import convert, main
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, K, DIM = 11, 3, 4

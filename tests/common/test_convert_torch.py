@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.backbone import load_backbone
 from common.convert_torch import main
-from common.iresnet import pairs
-from common.torch_file import read_tensors, write_tensors
+from common.export.iresnet import pairs
+from common.export.torch_file import read_tensors, write_tensors
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.symbol import fresnet
-from recognition.symbol.shapes import infer_shapes
-from recognition.training.checkpoint import save_checkpoint
-from recognition.training.pretrained import read_params
+from recognition.evaluation.trained_backbone import load_backbone
+from recognition.networks import fresnet
+from recognition.networks.shapes import infer_shapes
+from recognition.training.checkpoints.checkpoint import save_checkpoint
+from recognition.training.checkpoints.pretrained import read_params
 
 
 @pytest.fixture(scope="module")

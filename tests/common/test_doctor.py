@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from common.doctor import examine, main
-from common.image_files import jpeg_damage
-from common.record_checks import framing, repeats
+from common.sets.image_files import jpeg_damage
+from common.sets.record_checks import framing, repeats
 from recognition.data.record_index import read_index
 from recognition.data.recordio import RecordReader
 from recognition.data.verification_set import save_bin
-from recognition.mxnet_compat import mx
+from recognition.engines.mxnet.imports import mx
 
 COUNTS = (3, 2, 4)
 LABELS = np.repeat(np.arange(3), COUNTS).tolist()

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
-from common import training_set
 from common.drop import main
-from common.sub_centres import choose
+from common.sets import training_set
+from common.sets.sub_centres import choose
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordReader, read_index, unpack_record
-from recognition.mxnet_compat import mx
-from recognition.parallel.saved_centres import SavedCentres
-from recognition.params_file import read_arrays
+from recognition.engines.mxnet.imports import mx
+from recognition.io.centres import SavedCentres
+from recognition.io.params import read_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, K, EMPTY, LOST = 7, 3, 2, 4  # identity 2 has no image, of 4 none is left

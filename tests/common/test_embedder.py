@@ -10,15 +10,15 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from common.embedder import Embedder, read_network
-from recognition.config import Config
+from recognition.config.devices import require_bfloat16
+from recognition.config.options import Config
 from recognition.data.verification_set import load_bin
-from recognition.devices import require_bfloat16
+from recognition.engines.mxnet.embedder import Embedder, read_network
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.symbol import build_symbol, first_weights
-from recognition.symbol.initialise import initialise
-from recognition.training.checkpoint import save_checkpoint
+from recognition.networks import build_symbol, first_weights
+from recognition.networks.initialise import initialise
+from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 CPU, TWO = (("cpu", 0),), (("cpu", 0), ("cpu", 1))
 SIZE = (3, 112, 112)

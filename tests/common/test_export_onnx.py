@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from common.backbone import load_backbone
+from common.export.onnx_operators import OPERATORS, to_onnx
 from common.export_onnx import LIMITS, Agreement, main
-from common.onnx_operators import OPERATORS, to_onnx
-from recognition.cli import parse_args
+from recognition.config.cli import parse_args
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.symbol import build_symbol, fresnet
-from recognition.symbol.flops import ELEMENTWISE, FREE, REDUCTIONS
+from recognition.evaluation.trained_backbone import load_backbone
+from recognition.networks import build_symbol, fresnet
+from recognition.networks.flops import ELEMENTWISE, FREE, REDUCTIONS
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
 PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
@@ -185,10 +185,10 @@ def test_the_limits():
 
 def test_folded_networks_in_mxnet(tmp_path, small_model, noise):
     """The folded graph by MXNet itself, so without the onnx package: 1e-5, roundings."""
-    from common.embedder import read_network
-    from recognition.symbol.fold import fold_batch_norms
-    from recognition.training.checkpoint import save_checkpoint
-    from recognition.training.pretrained import read_params
+    from recognition.engines.mxnet.embedder import read_network
+    from recognition.networks.fold import fold_batch_norms
+    from recognition.training.checkpoints.checkpoint import save_checkpoint
+    from recognition.training.checkpoints.pretrained import read_params
 
     symbol, values = read_network(Path(f"{small_model}-symbol.json")), read_params(Path(f"{small_model}-0001.params"))
     folded = fold_batch_norms(symbol, *values)

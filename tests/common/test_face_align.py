@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common.face_align import ARCFACE, FIVE, align, best_transform, similarity, templates_of
+from common.faces.alignment import ARCFACE, FIVE, align, best_transform, similarity, templates_of
 
 
 def by_least_squares(points, target):

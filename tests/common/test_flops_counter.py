@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.flops_counter import main
-from recognition.params_file import read_arrays
+from recognition.io.params import read_arrays
 
 SAMPLE = str(Path(__file__).resolve().parents[2] / "sample_config.py")
 

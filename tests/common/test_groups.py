@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from common.all_pairs import count_pairs, evaluate_all_pairs
 from common.groups import main, read_list
 from recognition.errors import UserError
+from recognition.evaluation.all_pairs import count_pairs, evaluate_all_pairs
 
 FARS = (1e-3, 1e-2, 0.1)
 
@@ -75,8 +75,8 @@ def test_what_has_no_pairs(identities, line):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """PREFIX of checkpoint 1 of a network that embeds an image as its mean colour, less grey."""
-    from recognition.mxnet_compat import mx
-    from recognition.training.checkpoint import save_checkpoint
+    from recognition.engines.mxnet.imports import mx
+    from recognition.training.checkpoints.checkpoint import save_checkpoint
 
     pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, global_pool=True, pool_type="avg", kernel=(1, 1))
     symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=3, name="fc1")

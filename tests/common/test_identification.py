@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.identification import Search, cmc, search, tpir_at
 from recognition.errors import UserError
+from recognition.evaluation.identification import Search, cmc, search, tpir_at
 
 
 def case(seed: int, probes: int = 40, gallery: int = 25):

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from common.face_align import ARCFACE, align
+from common.evaluation.ijb_meta import read_faces
+from common.faces.alignment import ARCFACE, align
 from common.ijb import main
-from common.ijb_meta import read_faces
-from common.templates import Templates, aggregate
 from recognition.errors import UserError
+from recognition.evaluation.templates import Templates, aggregate
 
 SUBJECTS, PER_SUBJECT = 12, 5
 FARS = (0.001, 0.01, 0.1)
@@ -31,8 +31,8 @@ class Drawn(NamedTuple):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
-    from recognition.mxnet_compat import mx
-    from recognition.training.checkpoint import save_checkpoint
+    from recognition.engines.mxnet.imports import mx
+    from recognition.training.checkpoints.checkpoint import save_checkpoint
 
     pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
     symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=12, name="fc1")
@@ -166,7 +166,7 @@ def test_templates_over_many_blocks(monkeypatch):
     rows = random.normal(size=(500, 6)).astype(np.float32)
     templates, media = random.integers(0, 90, 500), random.integers(0, 4, 500)
     whole = aggregate(rows, templates, media)
-    monkeypatch.setattr("common.templates.BLOCK", 7)
+    monkeypatch.setattr("recognition.evaluation.templates.BLOCK", 7)
     np.testing.assert_array_equal(aggregate(rows, templates, media).embeddings, whole.embeddings)
     for number, found in zip(*whole):
         means = [rows[(templates == number) & (media == medium)].astype(np.float64).mean(axis=0)

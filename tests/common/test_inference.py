@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from common import inference
-from common.gallery import load_gallery, nearest
+from common.embedding.gallery import load_gallery, nearest
+from common.evaluation.results import table
 from common.inference import main
-from common.results import table
 from recognition import load_backbone
 from recognition.errors import UserError
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from common.distractors import search_distractors
+from common.evaluation.megaface_files import read_feature, read_noises, write_feature
 from common.megaface import main
-from common.megaface_files import read_feature, read_noises, write_feature
+from recognition.evaluation.distractors import search_distractors
 
 FARS = (1e-3, 1e-2)
 

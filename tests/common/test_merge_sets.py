@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.leaks import joined, nearest_rows
 from common.merge_sets import main
+from common.sets.leaks import joined, nearest_rows
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.data.verification_set import save_bin
@@ -159,7 +159,7 @@ def test_joining_by_hand() -> None:
 
 
 def test_nearest_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.leaks._ROWS", 7)
+    monkeypatch.setattr("common.sets.leaks._ROWS", 7)
     random = np.random.default_rng(0)
     rows, others = (random.standard_normal((n, 5)).astype(np.float32) for n in (30, 23))
     best, whose = nearest_rows(rows, others)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.output_folder import new_folder
+from common.sets.output_folder import new_folder
 from recognition.errors import UserError
 
 

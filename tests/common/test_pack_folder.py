@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from common.image_files import read_file
-from common.image_sources import read_identities
 from common.pack_folder import encode_image, fit_square, main
+from common.sets.image_files import read_file
+from common.sets.image_sources import read_identities
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import RecordReader, read_index, unpack_record
 from recognition.data.verification_set import load_bin
@@ -72,7 +72,7 @@ def test_records_follow_the_contract(photographs, tmp_path):
 
 
 def test_mxnet_reads_the_records(photographs, tmp_path):
-    from recognition.mxnet_compat import mx
+    from recognition.engines.mxnet.imports import mx
     assert main([str(photographs), str(tmp_path / "set")]) == 0
     reader = mx.recordio.MXIndexedRecordIO(str(tmp_path / "set/train.idx"), str(tmp_path / "set/train.rec"), "r")
     header, _ = mx.recordio.unpack(reader.read_idx(0))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.pairs import draw_pairs
+from common.sets.pairs import draw_pairs
 from recognition.errors import UserError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.rates import (
+from recognition.errors import UserError
+from recognition.evaluation.rates import (
     Highest,
     allowed_accepts,
     count_above,
@@ -15,8 +16,7 @@ from common.rates import (
     thin_curve,
     thresholds_at,
 )
-from common.roc import tar_at_far
-from recognition.errors import UserError
+from recognition.evaluation.roc import tar_at_far
 
 FARS = (0, 1e-3, 0.01, 0.29, 0.5, 1)
 

@@ -15,8 +15,8 @@ from common import build_eval_pack, rec2image, rec2shufrec, rec_builder
 from common.rec_builder import RecBuilder, SeqRecBuilder
 from recognition.data.dataset import open_dataset
 from recognition.data.record_index import read_index
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
 
 LABELS = [0, 0, 0, 2, 2, 3, 3, 3, 3]  # of identity 1 there is no image
 

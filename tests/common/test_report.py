@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.report import main, make_report
-from common.report_charts import Axis, Line, chart, number
-from common.roc import roc
-from recognition.config import Config
-from recognition.training.changes import as_json
+from common.report import main
+from recognition.config.differences import as_json
+from recognition.config.options import Config
+from recognition.evaluation.roc import roc
+from recognition.training.watch.report import make_report
+from recognition.training.watch.report_charts import Axis, Line, chart, number
 
 VOID = {"meta", "link", "br", "path", "circle"}
 EVIL = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)>\"'&"

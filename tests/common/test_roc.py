@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from common.roc import area_under_roc, roc, tar_at_far
 from recognition.errors import UserError
+from recognition.evaluation.roc import area_under_roc, roc, tar_at_far
 
 
 def pairs_with_ties(seed: int, count: int = 500):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.text_columns import read_whole_numbers
+from common.sets.text_columns import read_whole_numbers
 from recognition.errors import UserError
 
 

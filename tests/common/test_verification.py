@@ -9,7 +9,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
-from common.verification import (
+from recognition.errors import UserError
+from recognition.evaluation.verification import (
     THRESHOLDS,
     VerificationResult,
     check_pairs,
@@ -19,7 +20,6 @@ from common.verification import (
     pixel_similarity,
     verify,
 )
-from recognition.errors import UserError
 
 
 class ImagePairs(NamedTuple):

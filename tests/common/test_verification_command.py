@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from common.pairs import draw_pairs
-from common.results import table
-from common.roc import tar_at_far
-from common.verification import THRESHOLDS, evaluate
-from common.verification_command import main
-from common.verification_pca import evaluate_pca
-from common.verification_pictures import worst_pairs
+from common.evaluation.results import table
+from common.evaluation.verification_pca import evaluate_pca
+from common.evaluation.verification_pictures import worst_pairs
+from common.sets.pairs import draw_pairs
+from common.verification import main
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import UserError
+from recognition.evaluation.roc import tar_at_far
+from recognition.evaluation.verification import THRESHOLDS, evaluate
 
 PAIRS = 40
 
@@ -27,8 +27,8 @@ PAIRS = 40
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
-    from recognition.mxnet_compat import mx
-    from recognition.training.checkpoint import save_checkpoint
+    from recognition.engines.mxnet.imports import mx
+    from recognition.training.checkpoints.checkpoint import save_checkpoint
 
     pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
     symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=12, name="fc1")

@@ -4,11 +4,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.verification import pixel_similarity
 from datasets.demo import draw_person, main, make_demo
 from recognition.data.dataset import open_dataset
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import load_bin
+from recognition.evaluation.verification import pixel_similarity
 
 FILES = ("train.rec", "train.idx", "property", "demo.bin")
 

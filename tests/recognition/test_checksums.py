@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition import checksums
-from recognition.checksums import HashedFile, Sum, check_sum, sum_of, write_bytes, write_npy, write_npz
 from recognition.errors import UserError
-from recognition.params_file import read_arrays, write_arrays
+from recognition.io import checksums
+from recognition.io.checksums import HashedFile, Sum, check_sum, sum_of, write_bytes, write_npy, write_npz
+from recognition.io.params import read_arrays, write_arrays
 
 ARRAYS = [np.arange(12.0).reshape(3, 4), np.empty((0, 4), np.float32), np.zeros((), np.float16),
           np.arange(3_000_000, dtype=np.float32).reshape(-1, 3)[:, :2], np.array([True]), np.arange(4)[::2]]
@@ -86,7 +86,7 @@ def test_a_file_that_a_run_replaces_meanwhile_is_not_called_damaged(tmp_path: Pa
 def test_a_kill_between_a_file_and_its_sum_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.params"
     write_arrays(path, [[np.zeros(3, np.float32)]])
-    monkeypatch.setattr("recognition.params_file.write_sum", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("recognition.io.params.write_sum", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_arrays(path, [[np.ones(3, np.float32)]])
     assert np.asarray(read_arrays(path).arrays[0]).tolist() == [1, 1, 1]
@@ -97,9 +97,9 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from recognition.checksums import write_npy, write_npz
+from recognition.io.checksums import write_npy, write_npz
 from recognition.errors import UserError
-from recognition.params_file import write_arrays
+from recognition.io.params import write_arrays
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 folder, array, failed = Path(sys.argv[1]), np.ones((1000, 100), np.float32), 0

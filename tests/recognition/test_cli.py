@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from recognition.cli import find_pretrained, flag_keys, flag_name, parse_args
-from recognition.config_file import ROOT
+from recognition.config.cli import find_pretrained, flag_keys, flag_name, parse_args
+from recognition.config.presets import ROOT
 from recognition.errors import UserError, command
 
 CONTRACT = {

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from recognition.command_line import Parser
+from recognition.config.command_line import Parser
 from recognition.errors import UserError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from recognition.config import OPTIONS, REFUSALS, Config, refuse_unsupported
-from recognition.config_file import ROOT, open_config
+from recognition.config.options import OPTIONS, REFUSALS, Config, refuse_unsupported
+from recognition.config.presets import ROOT, open_config
 from recognition.errors import UserError
 
 # The contract's presets, written down a second time on purpose.

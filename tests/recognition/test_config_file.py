@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recognition.config import Config
-from recognition.config_file import ConfigFile, about_own_keys, open_config
+from recognition.config.options import Config
+from recognition.config.presets import ConfigFile, about_own_keys, open_config
 from recognition.errors import UserError
 
 # The form of the legacy file: attributes on EasyDicts, imports that it does not need, values of every age of it.

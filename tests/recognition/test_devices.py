@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recognition.cli import parse_args
-from recognition.devices import (
+from recognition.config.cli import parse_args
+from recognition.config.devices import (
     num_workers,
     own_devices,
     parse_devices,

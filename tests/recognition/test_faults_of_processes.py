@@ -15,7 +15,7 @@ from typing import Callable
 import pytest
 
 from recognition.errors import UserError
-from recognition.monitor import Monitor, held_up
+from recognition.launch.monitor import Monitor, held_up
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10.0  # seconds from a death to the end of all, as the help says
@@ -26,9 +26,9 @@ from recognition.errors import command
 
 @command
 def main():
-    from recognition.mxnet_compat import mx  # in which the scheduler and the servers do their work
-    from recognition.parallel.communicator import largest
-    from recognition.parallel.processes import make_communicator
+    from recognition.engines.mxnet.imports import mx  # in which the scheduler and the servers do their work
+    from recognition.processes.communicator import largest
+    from recognition.engines.mxnet.processes import make_communicator
     rank = int(os.environ["RECOGNITION_WORKER"])
     with make_communicator(sys.argv[1]) as communicator:
         for i in range({exchanges}):
@@ -175,7 +175,8 @@ def test_a_port_in_use(launched: Launched) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        launcher = ("-c", f"import sys, recognition.launch as l; l.free_port = lambda _: {port}; sys.exit(l.main())")
+        launcher = ("-c", "import sys\nfrom recognition.launch import launcher as l\n"
+                    f"l.free_port = lambda _: {port}\nsys.exit(l.main())")
         found, err, seconds = launched("dist_sync", "pass", launcher=launcher)
     assert found not in (0, None) and seconds < 30, err
     assert ("launch: scheduler on localhost ended with status 75; ending all others\nerror: the scheduler of the "

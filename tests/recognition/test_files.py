@@ -12,9 +12,9 @@ from recognition.data.recordio import RecordReader
 from recognition.data.set_layout import read_property
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
-from recognition.files import regular, replacing, sync_file, sync_folder
-from recognition.params_file import read_arrays
-from recognition.symbol_file import read_symbol
+from recognition.io.files import regular, replacing, sync_file, sync_folder
+from recognition.io.params import read_arrays
+from recognition.networks.symbol_file import read_symbol
 
 
 def test_a_file_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

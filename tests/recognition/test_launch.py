@@ -15,9 +15,9 @@ from typing import Callable
 import pytest
 
 from recognition.errors import UserError
-from recognition.launch import own_address, supervise
-from recognition.monitor import Monitor
-from recognition.nodes import Node, Place, assign, parse_hosts, tell_errors
+from recognition.launch.launcher import own_address, supervise
+from recognition.launch.monitor import Monitor
+from recognition.launch.nodes import Node, Place, assign, parse_hosts, tell_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10.0  # seconds from a death to the end of all, as the help says
@@ -150,7 +150,8 @@ def test_one_that_is_told_to_stop_alone_ends_all(launched: Callable[..., subproc
 def test_a_trainer_that_never_begins(horovod: None, tmp_path: Path, name: str, status: int, line: str) -> None:
     """Other programs need not give signs of life."""
     (tmp_path / name).write_text("import time\ntime.sleep(4)\n")
-    launcher = "import sys, recognition.launch as l, recognition.monitor as m; m.START = 1.5; sys.exit(l.main())"
+    launcher = "import sys\nfrom recognition.launch import launcher as l, monitor as m\n" \
+               "m.START = 1.5\nsys.exit(l.main())"
     found = subprocess.run([sys.executable, "-c", launcher, "-np", "2", "--stall-timeout", "1", "--", sys.executable,
                             name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
                            text=True, timeout=60)
@@ -160,8 +161,8 @@ def test_a_trainer_that_never_begins(horovod: None, tmp_path: Path, name: str, s
 def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
     """A stopped process neither dies nor answers; Horovod's processes tell how far they have come."""
     body = """
-from recognition.parallel.communicator import largest
-from recognition.parallel.processes import make_communicator
+from recognition.processes.communicator import largest
+from recognition.engines.mxnet.processes import make_communicator
 with make_communicator("device") as communicator:
     for i in range(1000):
         largest(communicator, i)

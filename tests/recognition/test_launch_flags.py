@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recognition.errors import UserError
-from recognition.launch_flags import parse, wants_servers
+from recognition.launch.flags import parse, wants_servers
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,8 +14,7 @@ from typing import Callable
 
 import pytest
 
-from recognition.errors import UserError
-from recognition.mxnet_compat import (
+from recognition.engines.mxnet.imports import (
     check_capability,
     check_gpu,
     check_numpy,
@@ -23,6 +22,7 @@ from recognition.mxnet_compat import (
     mx,
     preload_libraries,
 )
+from recognition.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 Compile = Callable[..., Path]
@@ -39,7 +39,7 @@ def refusal(code: str, **variables: str) -> str:
     """The line of the UserError that the import raises after ``code``."""
     done = run_python(
         f"{code}\nfrom recognition.errors import UserError\n"
-        "try:\n    import recognition.mxnet_compat\nexcept UserError as error:\n    print(error)", **variables
+        "try:\n    import recognition.engines.mxnet.imports\nexcept UserError as error:\n    print(error)", **variables
     )
     assert done.returncode == 0, done.stderr
     line = done.stdout.strip()
@@ -69,7 +69,7 @@ def compile_library(tmp_path: Path) -> Compile:
 
 def test_import_is_silent_and_mends_numpy() -> None:
     done = run_python(
-        "from recognition.mxnet_compat import mx\nimport numpy\nimport mxnet\n"
+        "from recognition.engines.mxnet.imports import mx\nimport numpy\nimport mxnet\n"
         "assert mx is mxnet and numpy.bool is bool\n"
         "mx.sym.Variable('x').simple_bind(mx.cpu(), x=(1,)).forward()\n"
         "print(mx.__version__, mx.nd.ones((2, 3)).sum().asscalar())",

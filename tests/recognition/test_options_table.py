@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from recognition.cli import flag_keys, flag_name
-from recognition.config import ENTRIES, OPTIONS
-from recognition.config_file import ROOT
+from recognition.config.cli import flag_keys, flag_name
+from recognition.config.options import ENTRIES, OPTIONS
+from recognition.config.presets import ROOT
 
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")]
         for line in (ROOT / "docs" / "options.md").read_text().splitlines() if line.startswith("| `")]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.params_file import read_arrays, write_arrays
+from recognition.io.params import read_arrays, write_arrays
 
 
 def test_reads_what_mxnet_writes(tmp_path: Path) -> None:

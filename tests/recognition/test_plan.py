@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from recognition.errors import UserError
-from recognition.plan import main, parse
-from recognition.planning import WAYS
+from recognition.plan.command import main, parse
+from recognition.plan.planning import WAYS
 
 DEMO = ["--network", "demo", "--classes", "1000000", "--devices", "4", "--per-batch-size", "16"]
 
@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_help_and_mistakes_do_not_wait_for_mxnet() -> None:
-    program = ("import sys\nfrom recognition.plan import main\ncode = main(['--classes', 'x'])\n"
+    program = ("import sys\nfrom recognition.plan.command import main\ncode = main(['--classes', 'x'])\n"
                "print(code, 'mxnet' in sys.modules, 'numpy' in sys.modules)")
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                          cwd=Path(__file__).parents[2])

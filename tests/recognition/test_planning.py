@@ -15,12 +15,14 @@ from bench.plan import (
     not_planned,
     planned_rows,
 )
-from recognition.mxnet_compat import mx
-from recognition.parallel.adamw import AdamW
-from recognition.parallel.backbone import ReplicatedBackbone
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.costs import SHARDS
-from recognition.planning import (
+from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.mxnet.imports import mx
+from recognition.networks import build_symbol
+from recognition.networks.flops import count_flops
+from recognition.networks.initialise import initialise
+from recognition.optim.adamw import AdamW
+from recognition.plan.head_costs import SHARDS
+from recognition.plan.planning import (
     MOST_DEVICES,
     WAYS,
     BackboneCost,
@@ -29,9 +31,7 @@ from recognition.planning import (
     fewest_devices,
     most_classes,
 )
-from recognition.symbol import build_symbol
-from recognition.symbol.flops import count_flops
-from recognition.symbol.initialise import initialise
+from recognition.processes.communicator import SingleProcess
 
 GB = 10**9
 BACKBONE = BackboneCost(parameters=40_000_000, states=30_000, maps=2 * GB, images=10**7, operations=10**12)

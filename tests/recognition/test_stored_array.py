@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.checksums import write_npy
 from recognition.errors import UserError
-from recognition.stored_array import open_npy
+from recognition.io.checksums import write_npy
+from recognition.io.stored_array import open_npy
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.symbol.shapes import infer_shapes
-from recognition.symbol_file import MOST_NODES, OPERATORS, checked_graph, read_symbol
+from recognition.networks.shapes import infer_shapes
+from recognition.networks.symbol_file import MOST_NODES, OPERATORS, checked_graph, read_symbol
 
 FC = {"op": "FullyConnected", "name": "fc1", "attrs": {"num_hidden": "4"}, "inputs": [[0, 0, 0], [1, 0, 0], [2, 0, 0]]}
 GRAPH: dict[str, Any] = {

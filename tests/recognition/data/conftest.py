@@ -18,7 +18,7 @@ from recognition.errors import UserError
 def mx() -> ModuleType:
     """MXNet, as the reference to compare with."""
     try:
-        from recognition.mxnet_compat import mx
+        from recognition.engines.mxnet.imports import mx
     except UserError as error:
         pytest.skip(str(error))
     return mx

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.image_files import read_image
-from common.record_checks import look_at
+from common.sets.image_files import read_image
+from common.sets.record_checks import look_at
 from recognition.data.dataset import open_dataset
 from recognition.data.image import decode_rgb
 from recognition.data.jpeg_damage import CUT, damage

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition import devices
+from recognition.config import devices
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import load_bin, read_bin, save_bin
 from recognition.errors import UserError

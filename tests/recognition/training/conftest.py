@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.config import Config
+from recognition.config.options import Config
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.data.verification_set import save_bin
 

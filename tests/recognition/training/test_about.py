@@ -10,14 +10,15 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from common.report import FILE, make_report
-from common.verification import verify
-from recognition.config import Config
+from common.report import FILE
+from recognition.config.differences import as_json
+from recognition.config.options import Config
 from recognition.data.verification_set import load_bin
-from recognition.mxnet_compat import mx
-from recognition.training.about import note_end, note_start, revision
-from recognition.training.changes import as_json
+from recognition.engines.mxnet.imports import mx
+from recognition.evaluation.verification import verify
 from recognition.training.run import train
+from recognition.training.watch.report import make_report
+from recognition.training.watch.run_record import note_end, note_start, revision
 
 Make = Callable[..., Config]
 

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.training.state import SavedState, saved_states
+from recognition.training.states.state import SavedState, saved_states
 
 Train = Callable[..., "tuple[int, str, str]"]
 ADAMW = ["--optimizer", "adamw", "--lr", "0.002", "--wd", "0.05"]

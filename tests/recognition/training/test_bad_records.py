@@ -9,10 +9,10 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from recognition.config import Config
+from recognition.config.options import Config
 from recognition.data.record_index import read_index
 from recognition.errors import UserError
-from recognition.params_file import read_arrays
+from recognition.io.params import read_arrays
 from recognition.training.run import train
 
 

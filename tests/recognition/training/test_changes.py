@@ -4,8 +4,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from recognition.config import Config
-from recognition.training.changes import as_json, changes
+from recognition.config.differences import as_json, changes
+from recognition.config.options import Config
 
 
 def test_what_changed_is_said_by_its_key() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.training.checkpoint import save_centres, save_checkpoint
-from recognition.training.pretrained import read_params, take_over
+from recognition.training.checkpoints.checkpoint import save_centres, save_checkpoint
+from recognition.training.checkpoints.pretrained import read_params, take_over
 
 
 def small_network() -> mx.sym.Symbol:

@@ -13,14 +13,14 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.config import Config
+from recognition.config.options import Config
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.parallel.backbone import ReplicatedBackbone
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.head import HeadResult, ShardedHead
-from recognition.training.events import EventFile, cut_after
+from recognition.head.sharded import HeadResult, ShardedHead
 from recognition.training.run import train
+from recognition.training.watch.events import EventFile, cut_after
 
 pytest.importorskip("tensorboardX")
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

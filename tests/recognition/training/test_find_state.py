@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recognition import checksums
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.backbone import BackboneState
 from recognition.errors import LostProcess, UserError
-from recognition.parallel.backbone import BackboneState
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.shard import split_classes
-from recognition.training import state as state_module
-from recognition.training.find_state import find_state
-from recognition.training.save_state import save_state
-from recognition.training.state import Progress, SavedState
-from recognition.training.state_folder import KEPT_DAMAGED, Retention, saved_states, set_aside
+from recognition.head.shard import split_classes
+from recognition.io import checksums
+from recognition.training.states import state as state_module
+from recognition.training.states.find import find_state
+from recognition.training.states.folder import KEPT_DAMAGED, Retention, saved_states, set_aside
+from recognition.training.states.save import save_state
+from recognition.training.states.state import Progress, SavedState
 
 FILES = ("backbone.npz", "bias-0.npy", "bias-1.npy", "bias_momentum-0.npy", "bias_momentum-1.npy", "centres-0.npy",
          "centres-1.npy", "data.npz", "momentum-0.npy", "momentum-1.npy")

@@ -10,8 +10,8 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from recognition.mxnet_compat import mx
-from recognition.training.state import SavedState, saved_states
+from recognition.engines.mxnet.imports import mx
+from recognition.training.states.state import SavedState, saved_states
 
 Train = Callable[..., "tuple[int, str, str]"]
 SHORT = ["--verbose", "100", "--per-batch-size", "4", "--val-targets", "none"]  # no verification: it is not of interest

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.config import Config
+from recognition.config.options import Config
 from recognition.data.dataset import open_dataset
 from recognition.data.image import decode_rgb
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.shard import initial_centres, split_classes
-from recognition.params_file import write_arrays
-from recognition.training.first_centres import MOST_IMAGES, choose_images, from_checkpoint, start_centres
+from recognition.engines.cpu.shard import CpuShard
+from recognition.head.shard import initial_centres, split_classes
+from recognition.io.params import write_arrays
+from recognition.processes.communicator import SingleProcess
+from recognition.training.checkpoints.first_centres import MOST_IMAGES, choose_images, from_checkpoint, start_centres
 
 CLASSES, K, DIM = 11, 2, 3
 W = np.random.RandomState(0).rand(CLASSES * K, DIM).astype(np.float32)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recognition.config import Config
-from recognition.mxnet_compat import mx
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.head import HeadResult, ShardedHead
-from recognition.parallel.mxnet_shard import MxnetShard
+from recognition.config.options import Config
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.shard import MxnetShard
+from recognition.head.sharded import HeadResult, ShardedHead
+from recognition.processes.communicator import SingleProcess
 from recognition.training import run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recognition.errors import UserError
-from recognition.training.history import History
+from recognition.training.watch.history import History
 
 
 def steps(path: Path) -> list[int]:

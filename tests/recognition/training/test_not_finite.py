@@ -14,24 +14,24 @@ import cv2
 import numpy as np
 import pytest
 
-from common.verification import NoDirection
-from recognition.config import Config
+from recognition.config.options import Config
 from recognition.data.loader import Batch
 from recognition.data.order import Position
 from recognition.data.recordio import RecordWriter, pack_record
+from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.loss.triplet import TripletLoss
-from recognition.mxnet_compat import mx
-from recognition.parallel.backbone import ReplicatedBackbone
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.head import ShardedHead
-from recognition.parallel.loss_scale import LossScale
-from recognition.parallel.triplet_head import TripletHead
-from recognition.training import not_finite
-from recognition.training.not_finite import BadBags, BadSteps
+from recognition.evaluation.verification import NoDirection
+from recognition.head.sharded import ShardedHead
+from recognition.head.triplet_head import TripletHead
+from recognition.head.triplet_loss import TripletLoss
+from recognition.optim.loss_scale import LossScale
+from recognition.processes.communicator import SingleProcess
+from recognition.training import bad_steps
+from recognition.training.bad_steps import BadBags, BadSteps
 from recognition.training.run import train
-from recognition.training.state import Progress, SavedState
-from recognition.training.state_folder import saved_states
+from recognition.training.states.folder import saved_states
+from recognition.training.states.state import Progress, SavedState
 from recognition.training.verify import Verifier
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -143,8 +143,8 @@ def test_on_nan_skip_leaves_the_step_out_and_nothing_of_it_stays(
 
 def test_too_many_in_a_row_stop_the_run_and_files_do_not_pile_up(
         configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(not_finite, "MOST_IN_A_ROW", 3)
-    monkeypatch.setattr(not_finite, "KEPT", 2)
+    monkeypatch.setattr(bad_steps, "MOST_IN_A_ROW", 3)
+    monkeypatch.setattr(bad_steps, "KEPT", 2)
     with pytest.raises(UserError, match=r"^step 4: .*; 4 such steps in a row"):
         train(configured("forward", on_nan="skip", per_batch_size=36, state_every=0, max_steps=9))
     folder = tmp_path / "models-forward" / "plain-arcface-tiny"

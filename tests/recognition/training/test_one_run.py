@@ -13,10 +13,10 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.cli import parse_args
+from recognition.config.cli import parse_args
 from recognition.errors import UserError
-from recognition.parallel.communicator import SingleProcess
-from recognition.training.one_run import require_alike, require_shared, shared_options
+from recognition.processes.alike import require_alike, require_shared, shared_options
+from recognition.processes.communicator import SingleProcess
 
 ROOT = Path(__file__).resolve().parents[3]
 

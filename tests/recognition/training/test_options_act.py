@@ -10,10 +10,10 @@ from typing import Callable
 import numpy as np
 import pytest
 
+from recognition.config.devices import require_bfloat16
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.devices import require_bfloat16
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
 
 Train = Callable[..., "tuple[int, str, str]"]
 SHORT = ["--max-steps", "3", "--verbose", "100", "--per-batch-size", "8", "--val-targets", "none"]

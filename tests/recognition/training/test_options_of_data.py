@@ -11,13 +11,13 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.config import Config
+from recognition.config.options import Config
 from recognition.data.loader import Batch
 from recognition.data.order import BEGINNING
+from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.mxnet_compat import mx
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.triplet_head import TripletHead
+from recognition.head.triplet_head import TripletHead
+from recognition.processes.communicator import SingleProcess
 from recognition.training.run import make_dataset, make_head, make_loader
 
 DIM = 8

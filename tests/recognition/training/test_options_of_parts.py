@@ -8,16 +8,16 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.config import Config
-from recognition.devices import require_bfloat16
+from recognition.config.devices import require_bfloat16
+from recognition.config.options import Config
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.passes.choose import make_loss_scale, prepare
 from recognition.errors import UserError
-from recognition.loss.margin import margin_of
-from recognition.mxnet_compat import mx
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.head import ShardedHead
-from recognition.parallel.triplet_head import TripletHead
-from recognition.symbol import build_symbol
-from recognition.training.prepare import make_loss_scale, prepare
+from recognition.head.margin import margin_of
+from recognition.head.sharded import ShardedHead
+from recognition.head.triplet_head import TripletHead
+from recognition.networks import build_symbol
+from recognition.processes.communicator import SingleProcess
 from recognition.training.run import make_backbone, make_head
 
 CLASSES, DIM = 11, 8

@@ -10,10 +10,10 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import pytest
 
-from recognition.config import Config
-from recognition.mxnet_compat import mx
+from recognition.config.options import Config
+from recognition.engines.mxnet.imports import mx
 from recognition.training.run import train
-from recognition.training.state import saved_states
+from recognition.training.states.state import saved_states
 
 
 class Outcome(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from common.verification import verify
 from recognition.data.verification_set import load_bin
-from recognition.mxnet_compat import mx
+from recognition.engines.mxnet.imports import mx
+from recognition.evaluation.verification import verify
 
 SYMBOL = """
 import mxnet as mx

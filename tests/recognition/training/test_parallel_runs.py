@@ -11,14 +11,14 @@ from recognition.data.augment import Augmentation
 from recognition.data.dataset import open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
-from recognition.loss.margin import Margin
-from recognition.mxnet_compat import mx
-from recognition.parallel.backbone import ReplicatedBackbone
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.head import ShardedHead
-from recognition.parallel.shard import split_classes
-from recognition.symbol.initialise import initialise
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.mxnet.imports import mx
+from recognition.head.margin import Margin
+from recognition.head.shard import split_classes
+from recognition.head.sharded import ShardedHead
+from recognition.networks.initialise import initialise
+from recognition.processes.communicator import SingleProcess
 
 GLOBAL_BATCH, DIM = 12, 16
 

@@ -13,8 +13,8 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from recognition.mxnet_compat import mx
-from recognition.training.state import SavedState, saved_states
+from recognition.engines.mxnet.imports import mx
+from recognition.training.states.state import SavedState, saved_states
 
 Train = Callable[..., "tuple[int, str, str]"]
 RUN = ["--devices", "cpu:2", "--per-batch-size", "4", "--max-steps", "12", "--verbose", "6", "--state-every", "3"]

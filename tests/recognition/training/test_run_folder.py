@@ -14,8 +14,8 @@ from typing import Callable
 import pytest
 
 from recognition.errors import UserError
-from recognition.training.lasting_output import LastingOutput
 from recognition.training.run_folder import sole_writer
+from recognition.training.watch.lasting_output import LastingOutput
 
 HOLD = """
 import sys, time

@@ -11,16 +11,16 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.checksums import Sum
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.backbone import BackboneState
 from recognition.errors import LostProcess, UserError
-from recognition.parallel.backbone import BackboneState
-from recognition.parallel.communicator import SingleProcess
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.shard import split_classes
-from recognition.training import save_state as module
-from recognition.training.find_state import find_state
-from recognition.training.save_state import save_state
-from recognition.training.state import Progress
+from recognition.head.shard import split_classes
+from recognition.io.checksums import Sum
+from recognition.processes.communicator import SingleProcess
+from recognition.training.states import save as module
+from recognition.training.states.find import find_state
+from recognition.training.states.save import save_state
+from recognition.training.states.state import Progress
 
 CLASSES, PROCESSES = 7, 3
 WEIGHTS = {"w": np.ones(3, np.float32)}

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from recognition.config import Config
+from recognition.config.options import Config
 from recognition.errors import UserError
-from recognition.training.schedule import (
+from recognition.optim.schedule import (
     CosineSchedule,
     PolynomialSchedule,
     StepSchedule,

@@ -15,8 +15,8 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from recognition.mxnet_compat import mx
-from recognition.training.state import SavedState, saved_states
+from recognition.engines.mxnet.imports import mx
+from recognition.training.states.state import SavedState, saved_states
 
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = '''

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.backbone import BackboneState
 from recognition.errors import UserError
-from recognition.parallel import shard as shard_module
-from recognition.parallel.backbone import BackboneState
-from recognition.parallel.cpu_shard import CpuShard
-from recognition.parallel.shard import ShardState, split_classes
-from recognition.training.find_state import find_state
-from recognition.training.save_state import KEEP, save_state
-from recognition.training.state import Progress, SavedState, seal
-from recognition.training.state_folder import claim, saved_states, set_aside
+from recognition.head import shard as shard_module
+from recognition.head.shard import ShardState, split_classes
+from recognition.training.states.find import find_state
+from recognition.training.states.folder import claim, saved_states, set_aside
+from recognition.training.states.save import KEEP, save_state
+from recognition.training.states.state import Progress, SavedState, seal
 
 CLASSES, K, DIM = 11, 2, 4
 

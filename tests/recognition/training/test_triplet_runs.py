@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from recognition.training.state import SavedState, saved_states
+from recognition.training.states.state import SavedState, saved_states
 
 Train = Callable[..., tuple[int, str, str]]
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of MegaFace's devkit: features in ``.bin``, lists of images, noise lists.
+
+A ``.bin`` is a matrix of OpenCV: four int32 (rows, columns, bytes in a step, type 5 for float32), then float32. The
+feature of image ``a/b.jpg`` is ``a/b.jpg<suffix>``, such as ``a/b.jpg_arcface_112x112.bin``.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.sets.image_files import in_order
+from recognition.errors import UserError
+from recognition.evaluation.embedding import normalised
+from recognition.io.files import replacing
+
+HEADER, FLOAT32 = 4, 5
+
+
+def read_feature(path: Path, dim: int = 0) -> np.ndarray:
+    """One feature, float32 ``(D,)``. Raises UserError if it is none, or not of ``dim`` numbers where that is given."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    head = np.frombuffer(content[: 4 * HEADER], "<i4") if len(content) >= 4 * HEADER else np.zeros(HEADER, np.int32)
+    count = int(head[0]) * int(head[1])
+    if head[3] != FLOAT32 or min(head[:2]) < 1 or len(content) != 4 * (HEADER + count):
+        raise UserError(f"{path}: found {len(content)} bytes that begin with {head.tolist()}, expected rows, columns, "
+                        "step, 5 as int32 and rows x columns float32")
+    if dim and count != dim:
+        raise UserError(f"{path}: found {count} numbers, expected {dim} as in the first feature")
+    return np.frombuffer(content, "<f4", offset=4 * HEADER).astype(np.float32)
+
+
+def write_feature(path: Path, feature: np.ndarray) -> None:
+    """Write one feature, ``(D,)``, as the devkit reads it."""
+    with replacing(path) as temporary:
+        head = np.array([len(feature), 1, 4, FLOAT32], "<i4")
+        temporary.write_bytes(head.tobytes() + np.asarray(feature, "<f4").tobytes())
+
+
+def read_features(folder: Path, images: Sequence[str], suffix: str, block: int = 8192) -> Iterator[np.ndarray]:
+    """The images' features, normalised, float32 ``(n, D)`` with n at most ``block``, read by threads."""
+    paths = [folder / f"{image}{suffix}" for image in images]
+    dim = len(read_feature(paths[0]))
+    for low in range(0, len(paths), block):
+        part = paths[low : low + block]
+        rows = np.empty((len(part), dim), np.float32)
+        for row, feature in zip(rows, in_order(lambda path: read_feature(path, dim), part)):
+            row[...] = feature
+        yield normalised(rows, lambda row, part=part: f"{part[row]}: its feature")  # type: ignore[misc]
+
+
+def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
+    """The images whose features are in ``folder``: of a list (a path a line, or the devkit's JSON with "path"), or all
+    that are there."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not found, expected a folder of features")
+    if listed is None:
+        found = [os.path.relpath(os.path.join(root, name), folder)[: -len(suffix)]
+                 for root, _, names in os.walk(folder) for name in names if name.endswith(suffix)]
+        if not found:
+            raise UserError(f"{folder}: found no file that ends with {suffix!r}, expected features")
+        return sorted(found)
+    text = _read(listed)
+    if text.lstrip().startswith("{"):
+        try:
+            lines = json.loads(text)["path"]
+        except (ValueError, KeyError, RecursionError) as error:
+            raise UserError(f"{listed}: {error}; expected JSON with a list \"path\"") from error
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise UserError(f"{listed}: found a \"path\" that is no list of texts")
+    else:
+        lines = text.splitlines()
+    images = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if line.startswith("/") or ".." in line.strip().split("/") or "\0" in line:
+            raise UserError(f"{listed}: line {number}: found {line[:80]!r}, expected a path below {folder}")
+        images.append(line.strip())
+    if not images:
+        raise UserError(f"{listed}: found no lines, expected images")
+    return images
+
+
+def read_noises(path: Path) -> set[str]:
+    """The images of a noise list: the last field of each line, between tabs; lines with # are comments."""
+    return {line.split("\t")[-1].strip() for line in _read(path).splitlines() if line.strip() and line[0] != "#"}
+
+
+def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
+    """The images that a noise list does not name, by path, or by the file's name alone, as the one of FaceScrub does.
+
+    :raises UserError: if the list names none of them, so that it is of another set or the paths differ.
+    """
+    if path is None:
+        return list(images)
+    noises = read_noises(path)
+    kept = [image for image in images
+            if image not in noises and not (by_name and image.rsplit("/", 1)[-1] in noises)]
+    if len(kept) == len(images):
+        raise UserError(f"{path}: none of its {len(noises)} images is among the {len(images)} with features, expected "
+                        f"names such as {images[0]}")
+    if not kept:
+        raise UserError(f"{path}: names all of the {len(images)} images")
+    return kept
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error

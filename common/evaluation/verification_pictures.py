@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a verification: ROC curves, histograms of the distances, and the pairs that went worst."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from common.evaluation.plots import COLOURS, FAINT, INK, draw_roc, style
+from recognition.data.verification_set import VerificationSet
+from recognition.evaluation.verification import Result
+from recognition.io.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TILE, GAP, LINE = 112, 6, 18  # pixels of a contact sheet: an image, what lies between two, a line of text
+NO_MATPLOTLIB = "no curves: matplotlib is not installed: pip install 'matplotlib>=3.8'"
+
+
+def draw_curves(results: dict[str, Result], path: Path) -> bool:
+    """The ROC curves of all sets, on a logarithmic axis, to a .png; False where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    draw_roc(axes, {name: {"fpr": result.roc.fpr, "tpr": result.roc.tpr} for name, result in results.items()},
+             {name: result.auc for name, result in results.items()})
+    axes.set_title("ROC curve", loc="left", color=INK, fontsize=10.5)
+    _save(figure, path)
+    return True
+
+
+def draw_histograms(results: dict[str, Result], path: Path) -> bool:
+    """How the distances of both kinds of pairs are spread, a panel a set, with the mean threshold of the folds."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    columns = min(3, len(results))
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=120, layout="constrained", facecolor="white")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, result) in zip(panels, results.items()):
+        style(axes, name, "squared distance")
+        bins = np.linspace(0, max(float(result.distances.max()), 1e-6), 61)
+        for issame, colour, label in ((True, COLOURS[0], "one identity"), (False, COLOURS[1], "two identities")):
+            axes.hist(result.distances[result.issame == issame], bins, color=colour, alpha=0.55, label=label)
+        axes.axvline(float(np.mean(result.best_thresholds)), color=INK, linewidth=1, linestyle=(0, (3, 3)),
+                     label="threshold")
+        axes.set_ylabel("pairs", color=INK, fontsize=9)
+        axes.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
+    for axes in panels[len(results):]:
+        axes.set_axis_off()
+    _save(figure, path)
+    return True
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def worst_pairs(result: Result, most: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """The farthest pairs of one identity and the nearest of two, the worst first: numbers of pairs, ``most`` of each.
+
+    Whether or not a threshold lies between them: of a set without errors these are the narrowest escapes.
+    """
+    numbers = np.arange(len(result.issame))
+    same, different = numbers[result.issame], numbers[~result.issame]
+    return (same[np.argsort(-result.distances[same], kind="stable")][:most],
+            different[np.argsort(result.distances[different], kind="stable")][:most])
+
+
+def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, columns: int = 6, most: int = 24) -> None:
+    """The worst pairs of both kinds as images side by side, each with its number and distance; red: an error.
+
+    An error is a pair on the wrong side of its fold's threshold.
+    """
+    folds = len(result.accuracies)
+    sizes = np.full(folds, len(result.issame) // folds) + (np.arange(folds) < len(result.issame) % folds)
+    errors = (result.distances < np.repeat(result.best_thresholds, sizes)) != result.issame
+    parts = []
+    for title, pairs in zip(("one identity, farthest first", "two identities, nearest first"),
+                            worst_pairs(result, most)):
+        count = int(np.count_nonzero(errors & (result.issame == result.issame[pairs[0]])))
+        parts += [_title(f"{chosen.name}: {title}; {count} errors in the set", columns),
+                  *_rows(chosen, result, errors, pairs, columns)]
+    encoded = cv2.imencode(".png", np.concatenate(parts))[1]
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+def _width(columns: int) -> int:
+    return columns * (2 * TILE + GAP) + GAP
+
+
+def _text(canvas: np.ndarray, text: str, x: int, y: int, colour: Sequence[int], size: float = 0.42) -> None:
+    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, tuple(colour), 1, cv2.LINE_AA)
+
+
+def _bgr(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
+
+
+def _title(text: str, columns: int) -> np.ndarray:
+    canvas = np.full((LINE + 2 * GAP, _width(columns), 3), 255, np.uint8)
+    _text(canvas, text, GAP, LINE, _bgr(INK), 0.5)
+    return canvas
+
+
+def _rows(chosen: VerificationSet, result: Result, errors: np.ndarray, pairs: np.ndarray,
+          columns: int) -> list[np.ndarray]:
+    rows = []
+    for start in range(0, len(pairs), columns):
+        canvas = np.full((TILE + LINE + GAP, _width(columns), 3), 255, np.uint8)
+        for place, pair in enumerate(pairs[start : start + columns].tolist()):
+            x = GAP + place * (2 * TILE + GAP)
+            for i in (0, 1):
+                image = np.ascontiguousarray(chosen.images[2 * pair + i].transpose(1, 2, 0)[..., ::-1])
+                if image.shape[:2] != (TILE, TILE):
+                    image = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA)
+                canvas[:TILE, x + i * TILE : x + (i + 1) * TILE] = image
+            colour = _bgr("#c0271d") if errors[pair] else _bgr(FAINT)
+            _text(canvas, f"pair {pair}: {result.distances[pair]:.3f}", x, TILE + LINE - 4, colour)
+        rows.append(canvas)
+    return rows

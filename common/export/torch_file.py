@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's files of tensors (``.pth``, ``.pt``), read and written without PyTorch, and without running what they say.
+
+Since PyTorch 1.6 such a file is a zip archive, not compressed: ``<folder>/data.pkl`` is a pickle of what was saved, in
+which a tensor is a call of ``torch._utils._rebuild_tensor_v2`` on a storage, and a storage is a persistent id
+``("storage", torch.FloatStorage, key, device, count)`` whose values lie in ``<folder>/data/<key>``, little endian.
+"""
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Callable
+
+import numpy as np
+
+from recognition.errors import UserError
+from recognition.io.files import replacing
+from recognition.io.pickles import StandIn, check_opcodes
+
+MOST_PICKLE_BYTES = 64 << 20  # of data.pkl, which has some hundred bytes a tensor
+_STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "BFloat16Storage": "bfloat16",
+             "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1",
+             "ByteStorage": "u1", "BoolStorage": "?"}
+_EXPECTED = "expected a .pth of named tensors (a state_dict) that PyTorch 1.6 or newer wrote"
+_OPCODES = frozenset((
+    "PROTO", "FRAME", "STOP", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "MARK", "NONE", "NEWTRUE",
+    "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_TUPLE",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
+    "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
+))
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a ``state_dict`` by name; those of bfloat16 come as float32.
+
+    Of a dictionary that holds a ``state_dict_backbone`` or a ``state_dict``, as training checkpoints do, that one is.
+
+    :raises UserError: if the file is no such archive, names anything but tensors, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = _Reader(archive).content()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile:
+        raise UserError(f"{path}: not a zip archive; {_EXPECTED}: torch.load and torch.save of a newer PyTorch convert "
+                        "older ones") from None
+    except Exception as error:  # a broken pickle fails in any way, within the bounds of what was checked
+        raise UserError(f"{path}: {' '.join(str(error).split())[:200] or type(error).__name__}; {_EXPECTED}") from error
+    for key in ("state_dict_backbone", "state_dict"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: found {type(content).__name__}; {_EXPECTED}")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, np.ndarray)):
+            raise UserError(f"{path}: {str(name)[:60]!r} is no tensor; {_EXPECTED}")
+    return content
+
+
+class _Reader:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError(f"found {len(pickles)} members data.pkl, expected one")
+        self._folder = pickles[0][: -len("data.pkl")]
+        self._storages: dict[str, np.ndarray] = {}
+        # What members say of themselves is no more than the file: they might lie on each other.
+        self._left = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+
+    def member(self, name: str) -> bytes:
+        info = self._archive.getinfo(self._folder + name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed, which PyTorch's files are not")
+        self._left -= info.file_size
+        if self._left < 0:
+            raise ValueError("it unfolds to more than its own size")
+        return self._archive.read(info)
+
+    def content(self) -> Any:
+        names = self._archive.namelist()
+        if self._folder + "byteorder" in names and self.member("byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine")
+        if self._archive.getinfo(self._folder + "data.pkl").file_size > MOST_PICKLE_BYTES:
+            raise ValueError(f"data.pkl is larger than {MOST_PICKLE_BYTES >> 20} MB")
+        data = self.member("data.pkl")
+        check_opcodes(data, _OPCODES)
+        return _Unpickler(io.BytesIO(data), self.storage).load()
+
+    def storage(self, key: str, dtype: str, count: int) -> np.ndarray:
+        """The values of ``data/<key>``; read once."""
+        if key not in self._storages:
+            data = self.member(f"data/{key}")
+            if dtype == "bfloat16":  # the upper half of a float32
+                values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+            else:
+                values = np.frombuffer(data, dtype)
+            if len(values) != count:
+                raise ValueError(f"data/{key} holds {len(values)} values, expected {count}")
+            self._storages[key] = values
+        return self._storages[key]
+
+
+class _Dict(dict):
+    """Stands for ``OrderedDict``; the attribute ``_metadata`` that PyTorch gives it has nothing to say here."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that tensors need, by stand-ins of our own, and refuses all others."""
+
+    def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
+        super().__init__(file)
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        known: dict[tuple[str, str], Callable[..., Any]] = {
+            ("collections", "OrderedDict"): lambda: _Dict(),
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        if (module, name) not in known:
+            raise ValueError(f"it asks for {module}.{name}, which was not run")
+        return StandIn(known[module, name])
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or dtype not in _STORAGES.values() or not isinstance(key, str):
+            raise ValueError(f"it has a persistent id {str(pid)[:60]!r}")
+        return self._storage(key, dtype, count)
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+    """A view of a storage; its elements lie one behind the other in some order of axes, as parameters' do."""
+    count = math.prod(size)
+    if not isinstance(storage, np.ndarray) or len(size) != len(stride) or min((*size, *stride, offset), default=0) < 0:
+        raise ValueError(f"it has a tensor of size {size} and stride {stride}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if count else offset
+    if last >= len(storage) + (count == 0) or count > len(storage):
+        raise ValueError(f"it has a tensor of size {size} and stride {stride} in {len(storage)} values")
+    width = storage.itemsize
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * width for step in stride], writeable=False)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a ``state_dict`` of float32 and int64 arrays as ``torch.save`` does, for ``torch.load`` of any version."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        folder = path.stem
+        archive.writestr(f"{folder}/data.pkl", _pickled(tensors))
+        archive.writestr(f"{folder}/byteorder", "little")
+        for key, value in enumerate(tensors.values()):
+            archive.writestr(f"{folder}/data/{key}", np.ascontiguousarray(value, _stored(value)[1]).tobytes())
+        archive.writestr(f"{folder}/version", "3\n")
+
+
+def _stored(value: np.ndarray) -> tuple[str, str]:
+    return ("LongStorage", "<i8") if value.dtype.kind in "iu" else ("FloatStorage", "<f4")
+
+
+def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The pickle, protocol 2, written by hand: the names in it are PyTorch's, which need not be here."""
+    ordered = b"ccollections\nOrderedDict\n)R"
+    out = [b"\x80\x02", ordered, b"("]
+    for key, value in enumerate(tensors.values()):
+        strides = [step // value.itemsize for step in np.empty(value.shape, value.dtype).strides]
+        storage = b"".join((b"(", _text("storage"), f"ctorch\n{_stored(value)[0]}\n".encode(), _text(str(key)),
+                            _text("cpu"), _number(value.size), b"tQ"))
+        out += [_text(list(tensors)[key]), b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, _number(0),
+                _numbers(value.shape), _numbers(strides), b"\x89", ordered, b"tR"]
+    return b"".join([*out, b"u."])
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def _number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def _numbers(values: Any) -> bytes:
+    return b"(" + b"".join(map(_number, values)) + b"t"

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files to aligned faces, by landmarks in a file or by a detector: what the commands that align share."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.faces.alignment import BASE, MODES, align
+from common.faces.face_detector import RULES, FaceDetector, choose_face
+from common.faces.landmark_files import read_landmarks
+from common.sets.image_files import read_image
+from recognition.errors import UserError
+
+
+class Aligned(NamedTuple):
+    """An aligned face, uint8 ``(size, size, 3)`` RGB, and the landmarks in its image, float32 ``(5, 2)``."""
+
+    image: np.ndarray
+    landmarks: np.ndarray
+
+
+class Aligner:
+    """Callable: an image's name and path to :class:`Aligned`. From any thread."""
+
+    def __init__(self, landmarks: dict[str, np.ndarray] | None = None, detector: FaceDetector | None = None,
+                 size: int = BASE, mode: str = "arcface", rule: str = "main") -> None:
+        """:param landmarks: by name; an image that is not there is given to ``detector``, if there is one."""
+        self.landmarks, self.size = landmarks or {}, size
+        self._detector, self._mode, self._rule = detector, mode, rule
+
+    def __call__(self, name: str, path: Path) -> Aligned:
+        """:raises UserError: if the image cannot be read, no face is found, or its landmarks are no face."""
+        points = self.landmarks.get(name)
+        if points is None and self._detector is None:
+            raise UserError(f"{path}: no landmarks of {name!r} in the file")
+        _, image = read_image(path)
+        if points is None:
+            points = self._detected(path, image)
+        try:
+            return Aligned(align(image, points, self.size, self._mode), points)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def _detected(self, path: Path, image: np.ndarray) -> np.ndarray:
+        assert self._detector is not None
+        found = self._detector(image)
+        chosen = choose_face(found, image.shape[0], image.shape[1], self._rule)
+        if chosen is None:
+            raise UserError(f"{path}: no face found")
+        return found.landmarks[chosen]
+
+
+def add_alignment_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--landmarks``, ``--detector`` and what belongs to them."""
+    add = parser.add_argument
+    add("--landmarks", type=Path, metavar="FILE", help="five landmarks an image: lines 'path x1 y1 ... x5 y5', "
+        "CelebA's list, or InsightFace's .lst with a box and landmarks; its paths count from the folder of images")
+    add("--detector", type=Path, metavar="FILE.onnx", help="a YuNet model of OpenCV's model zoo: finds the landmarks "
+        "of images that the file of landmarks has not")
+    add("--score", type=float, default=0.6, help="the least score of a face that the detector finds (default 0.6)")
+    add("--longest-side", type=int, default=640, metavar="PIXELS", help="larger images are given to the detector in "
+        "this size (default 640)")
+    add("--face", choices=RULES, default="main", help="of several faces the large and central one (main, the "
+        "default), the largest, or that with the highest score (surest)")
+
+
+def open_aligner(args: argparse.Namespace, size: int, mode: str) -> Aligner:
+    """The aligner that the flags ask for.
+
+    :raises UserError: if a flag or a file is not valid
+    """
+    if mode not in MODES:
+        raise UserError(f"--align-mode: found {mode!r}, expected one of {', '.join(MODES)}")
+    if not 0 < args.score < 1:
+        raise UserError(f"--score: found {args.score:g}, expected a number between 0 and 1")
+    if not 32 <= args.longest_side <= 1 << 14:
+        raise UserError(f"--longest-side: found {args.longest_side}, expected 32 to {1 << 14}")
+    landmarks = read_landmarks(args.landmarks).by_name() if args.landmarks else None
+    detector = FaceDetector(args.detector, args.score, args.longest_side) if args.detector else None
+    return Aligner(landmarks, detector, size, mode, args.face)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files: read with care, many at a time, and looked through for what is broken or there twice."""
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Callable, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from common.sets.image_sources import Identity
+from recognition.data.image import decode_rgb
+from recognition.data.image_header import is_jpeg
+from recognition.data.jpeg_damage import CUT, damage
+from recognition.errors import UserError, one_line
+
+MOST_BYTES = 256 << 20  # of an image file, or of a list of names
+_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def read_file(path: Path) -> bytes:
+    """:raises UserError: if it cannot be read, is a pipe or a device, which may have no end, or is huge."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            raise UserError(f"{path}: found {found.st_size} bytes in what is {stat.filemode(found.st_mode)}, expected "
+                            f"a file of at most {MOST_BYTES >> 20} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def jpeg_damage(encoded: bytes) -> str:
+    """What is wrong between the segments of a JPEG that a decoder passes over; empty for a sound one, or another kind.
+
+    Every segment begins with a marker; in the data of a scan 0xff is followed by 0, by a restart, or ends it.
+    """
+    at = 2 if is_jpeg(encoded) else len(encoded)
+    while at < len(encoded):
+        if encoded[at] != 0xFF:
+            return f"byte {at} should begin a segment, and is 0x{encoded[at]:02x}"
+        kind = encoded[at + 1] if at + 1 < len(encoded) else 0
+        if kind == 0xD9:
+            return ""
+        if kind == 0xFF:  # fill
+            at += 1
+        elif kind == 0x01 or 0xD0 <= kind <= 0xD7:
+            at += 2
+        else:
+            length = int.from_bytes(encoded[at + 2 : at + 4], "big")
+            if length < 2:
+                return f"the segment at byte {at} has the length {length}"
+            at += 2 + length
+            if kind == 0xDA:
+                found = _SCAN_END.search(encoded, at)
+                at = found.start() if found else len(encoded)
+    return CUT if is_jpeg(encoded) else ""
+
+
+def read_image(path: Path) -> tuple[bytes, np.ndarray]:
+    """The bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB. Raises UserError for a broken one."""
+    encoded = read_file(path)
+    try:
+        image = decode_rgb(encoded)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    if lost := damage(encoded):
+        raise UserError(f"{path}: {lost}")
+    return encoded, image
+
+
+def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """``map`` in threads, never far ahead of who takes the results."""
+    threads = min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 8 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> list[Identity]:
+    """The identities without images that repeat another of the same person pixel by pixel (a verification pair of such
+    two shows nothing), and a line that says how many; another line if two people share an image.
+
+    A broken image is a UserError; with ``skip_broken`` it is left out with a line.
+    """
+    paths = [image for identity in identities for image in identity.images]
+    owners = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities])
+    digests, kept = np.zeros(len(paths), np.uint64), np.ones(len(paths), bool)
+    for i, found in enumerate(tqdm(in_order(_digest, paths), "checking", len(paths), unit=" images", disable=None)):
+        if isinstance(found, int):
+            digests[i] = found
+        elif skip_broken:
+            kept[i] = False
+            tqdm.write(f"left out: {one_line(found)}")
+        else:
+            raise found
+    repeats = _repeats(np.flatnonzero(kept), digests, owners)
+    if repeats.size:
+        kept[repeats] = False
+        print(f"left out: {repeats.size} images that repeat another of the same person, such as "
+              f"{one_line(paths[repeats[0]])}")
+    shared = _repeats(np.flatnonzero(kept), digests)
+    if shared.size:
+        print(f"mind: {shared.size} images are there under more than one person, such as "
+              f"{one_line(paths[shared[0]])}")
+    if not kept.any():
+        raise UserError(f"none of the {len(paths)} images can be used")
+    usable: list[list[Path]] = [[] for _ in identities]
+    for i in np.flatnonzero(kept).tolist():
+        usable[owners[i]].append(paths[i])
+    return [Identity(identity.name, images) for identity, images in zip(identities, usable) if images]
+
+
+def _digest(path: Path) -> int | UserError:
+    """64 bits that tell pixels apart, or what is wrong with the file."""
+    try:
+        _, image = read_image(path)
+    except UserError as error:
+        return error
+    return int.from_bytes(blake2b(image.data, digest_size=8, key=repr(image.shape).encode()).digest(), "little")
+
+
+def _repeats(indices: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Those of the rising ``indices`` at which all ``keys`` are as at one before, in rising order."""
+    order = indices[np.lexsort([key[indices] for key in keys])]  # stable: the first of equals stays in front
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for key in keys:
+        same &= key[order[1:]] == key[order[:-1]]
+    return np.sort(order[1:][same])

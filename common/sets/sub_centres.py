@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images lie near the dominant sub-centre of their identity (sub-center ArcFace, Deng et al., 2020)."""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from recognition.data.dataset import FaceDataset
+from recognition.data.loader import BatchLoader
+from recognition.data.order import EpochOrder
+from recognition.io.centres import SavedCentres, rows_at
+
+PREFETCH = 2
+Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n, D)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is kept of N images of C identities with K sub-centres each; images in the order of their records."""
+
+    records: np.ndarray  # int64 (N,), record keys
+    labels: np.ndarray  # int32 (N,)
+    nearest: np.ndarray  # int16 (N,), the sub-centre that an image is nearest to
+    counts: np.ndarray  # int64 (C, K), how many images are nearest to each sub-centre
+    angles: np.ndarray  # float32 (N,), degrees from the dominant sub-centre
+    threshold: float  # degrees
+
+    @property
+    def dominant(self) -> np.ndarray:
+        """The dominant sub-centre of each identity, int64 (C,): the first of those with the most images."""
+        return self.counts.argmax(axis=1)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """bool (N,)"""
+        return self.angles < self.threshold
+
+    @property
+    def kept_counts(self) -> np.ndarray:
+        """Images kept of each identity, int64 (C,)."""
+        return np.bincount(self.labels[self.kept], minlength=len(self.counts))
+
+
+def choose(dataset: FaceDataset, embed: Embed, centres: SavedCentres, k: int, threshold: float, batch_size: int,
+           threads: int = 2) -> Choice:
+    """Compare each image with the sub-centres of its own identity, ``batch_size`` images at a time.
+
+    Memory: less than 100 bytes an image at K = 3. Of W only the rows of a batch's own identities are read.
+    """
+    cosines = np.empty((len(dataset), k), np.float32)
+    records, labels = np.empty(len(dataset), np.int64), np.empty(len(dataset), np.int32)
+    with tqdm(None, "embedding", len(dataset), unit=" images", disable=None) as bar:
+        for where, features, of_class, keys in _embeddings(dataset, embed, batch_size, threads):
+            own = rows_at(centres.centres, (of_class[:, None] * k + np.arange(k)).ravel())
+            cosines[where] = _cosines(features, own.reshape(-1, k, centres.dim))
+            labels[where], records[where] = of_class, keys
+            for i in np.flatnonzero(~np.isfinite(cosines[where]).all(axis=1))[:1]:
+                whose = f"a centre of class {of_class[i]}" if np.isfinite(features[i]).all() else "its embedding"
+                raise dataset.error(keys[i], f"{whose} is not finite, expected a model that has learnt something")
+            bar.update(len(keys))
+    nearest = cosines.argmax(axis=1)
+    counts = np.bincount(labels.astype(np.int64) * k + nearest, minlength=dataset.num_classes * k).reshape(-1, k)
+    to_dominant = np.take_along_axis(cosines, counts.argmax(axis=1)[labels, None], axis=1)[:, 0]
+    angles = np.degrees(np.arccos(np.clip(to_dominant, -1, 1)))
+    return Choice(records, labels, nearest.astype(np.int16), counts, angles, threshold)
+
+
+def _embeddings(dataset: FaceDataset, embed: Embed, batch_size: int,
+                threads: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Place, embeddings (n, D), labels and record keys of each batch, in the order of the set."""
+    count = -(-len(dataset) // batch_size)
+    padded = dataset.take(np.resize(np.arange(len(dataset)), count * batch_size))
+    order = EpochOrder(len(padded), 0, shuffle=False)
+    with BatchLoader(padded, order, None, batch_size, threads=threads, prefetch=PREFETCH) as batches:
+        for low, batch in zip(range(0, len(dataset), batch_size), itertools.islice(batches, count)):
+            n = min(batch_size, len(dataset) - low)
+            yield slice(low, low + n), embed(batch.images[:n]), batch.labels[:n], batch.records[:n]
+
+
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is said by who calls
+def _cosines(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(n, D) with (n, K, D) to float64 (n, K). Zero embeddings are at 90 degrees from everything."""
+    return np.einsum("nd,nkd->nk", _unit(features), _unit(centres))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)

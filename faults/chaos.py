@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Breaks small runs on purpose, and compares how they end: the long form of tests/bench/test_chaos.py (`make chaos`).
+
+    python -m faults.chaos --record
+    python -m faults.chaos kills --kills 30 --folder F; python -m faults.chaos kills --kills 30 --folder F
+
+What is in the folder is gone on with: the second command above makes it 60 kills. Faults: kills (one process),
+processes (kills of one or all of two, by Horovod), disk, handles, clock, damage. With --record the table of
+docs/reliability.md gets what was found.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from faults.chaos_damage import damage
+from faults.chaos_faults import clock, disk, handles, read_only
+from faults.chaos_kills import Kills, kill_runs
+from faults.chaos_run import Workshop
+from faults.reliability import Row, report
+
+KILLS, STEPS, TRIALS = 50, 240, 10  # kills of one process, and of several: 100 in all
+COMMAND = "make chaos"
+Fault = Callable[[Path, argparse.Namespace], "list[Row]"]
+
+
+def kills(folder: Path, options: argparse.Namespace, processes: int = 1) -> list[Row]:
+    """Kill so many times more than the folder's tally says, and add them to it."""
+    tally_file = folder / "tally.json"
+    tally = Kills(**json.loads(tally_file.read_text())) if tally_file.exists() else Kills()
+    random = np.random.default_rng([options.seed, processes, tally.tried])
+    workshop = Workshop(folder, options.steps, processes)
+    try:
+        kill_runs(workshop, options.kills, random, tally, options.seconds)
+    finally:
+        tally_file.write_text(json.dumps(asdict(tally)))
+    return [tally.row(processes)]
+
+
+FAULTS: dict[str, Fault] = {
+    "kills": kills,
+    "processes": lambda folder, options: kills(folder, options, processes=2),
+    "disk": lambda folder, options: [*disk(folder / "full", options.seed, options.trials),
+                                     *read_only(folder / "read-only", options.seed, options.trials)],
+    "handles": lambda folder, options: handles(folder, options.seed, options.trials),
+    "clock": lambda folder, options: clock(folder, options.seed, options.trials),
+    "damage": lambda folder, options: damage(folder, options.seed, 30 * options.trials, options.trials),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("faults", nargs="*", help=f"of {', '.join(FAULTS)}; default: all")
+    parser.add_argument("--kills", type=int, default=KILLS, help="of one process, and of several")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is killed")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="of each other fault; 30 times as many of damage")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a run that is killed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the runs go, and stay; default: removed at the end")
+    parser.add_argument("--record", action="store_true", help="write what was found to docs/reliability.md")
+    options = parser.parse_args()
+    if unknown := set(options.faults) - set(FAULTS):
+        parser.error(f"faults: found {', '.join(sorted(unknown))}, expected some of {', '.join(FAULTS)}")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # tallies are kept, mounts given back
+    with tempfile.TemporaryDirectory() as scratch:
+        status = 0
+        for name in options.faults or FAULTS:
+            rows = FAULTS[name]((options.folder or Path(scratch)) / name, options)
+            status = max(status, report(name, COMMAND, rows, options.record))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

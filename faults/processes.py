@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training in two processes, of which one dies, hangs or is slow, again and again; and starts that cannot succeed.
+
+    python -m faults.processes                # ten minutes on a machine that is free
+    python -m faults.processes --times 1      # each fault once
+    python -m faults.processes --record       # and the rows in docs/reliability.md
+
+Real runs of ``train_parall.py`` under ``recognition.launch``, through Horovod and through parameter servers. A fault
+comes at a random moment after training has begun. A promise is kept if the run ends in time, with the status and the
+line that it should, without a traceback, and if no process of it is left.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from faults import small_run
+from faults.reliability import Row, report
+
+DEATH, STALL, START = 10.0, 5.0, 60.0  # seconds: from a death to the end; --stall-timeout; until training has begun
+LEFT = 10.0  # seconds in which the watch over a process on another host goes, too
+KINDS = {"Horovod": (), "servers": ("--servers", "1")}
+
+
+class Ended(NamedTuple):
+    status: int
+    err: str
+    seconds: float  # from the fault, or from the start
+    left: int  # processes
+
+    def as_promised(self, status: int, line: str, most: float) -> bool:
+        """``line``: a regular expression that a whole line of standard error matches."""
+        return (self.status == status and self.seconds < most and not self.left and "Traceback" not in self.err
+                and any(re.fullmatch(line, found) for found in self.err.splitlines()))
+
+
+class Run:
+    """A run in a folder of its own, under the launcher."""
+
+    def __init__(self, folder: Path, launcher: Sequence[str], *flags: str, steps: int = 100000,
+                 python: Sequence[str] = ()) -> None:
+        self.mark = tempfile.mkdtemp(dir=folder)
+        self.history = Path(self.mark) / "small-arcface-small" / "history.jsonl"
+        command = small_run.command(folder / "set", Path(self.mark), "--frequent", "1", "--max-steps", str(steps),
+                                    "--verbose", "50", *flags, launcher=["-np", "2", *launcher])
+        command[1:3] = python or command[1:3]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                                        env=small_run.environment(MARK=self.mark), cwd=small_run.ROOT)
+        self.began = time.monotonic()
+
+    def wait_until_it_trains(self, random: np.random.RandomState) -> None:
+        while not (self.history.exists() and self.history.stat().st_size) and self.process.poll() is None:
+            time.sleep(0.05)
+            if time.monotonic() > self.began + START:
+                break
+        time.sleep(random.uniform(0, 1.5))
+
+    def pid_of(self, variable: str) -> int:
+        """The process with this ``NAME=value`` in its environment."""
+        return next(pid for pid in small_run.marked(self.mark)
+                    if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+
+    def end(self, since: float | None = None) -> Ended:
+        try:
+            _, err = self.process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            _, err = self.process.communicate()
+        ended = time.monotonic()
+        while (left := len(list(small_run.marked(self.mark)))) and time.monotonic() < ended + LEFT:
+            time.sleep(0.1)
+        return Ended(self.process.returncode, err, ended - (since or self.began), left)
+
+
+Fault = Callable[[Path, np.random.RandomState], "tuple[bool, Ended]"]
+
+
+def signalled(number: int, variable: str, launcher: Sequence[str], status: int, line: str, most: float) -> Fault:
+    """A signal to one process of a run that trains."""
+
+    def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
+        run = Run(folder, launcher)
+        run.wait_until_it_trains(random)
+        since = time.monotonic()
+        os.kill(run.pid_of(variable), number)
+        ended = run.end(since)
+        return ended.as_promised(status, line, most), ended
+
+    return fault
+
+
+@contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """Let a process run half of the time."""
+    over = threading.Event()
+
+    def brake() -> None:
+        while not over.is_set():
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    return
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=brake)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def slow(launcher: Sequence[str]) -> Fault:
+    def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
+        run = Run(folder, ["--slow-after", "5", *launcher], steps=600)
+        run.wait_until_it_trains(random)
+        with slowed(run.pid_of("RECOGNITION_WORKER=1")):
+            ended = run.end()
+        line = r"launch: rank 1 on localhost is slow: all others wait for it, \d+ s of 100; the run goes on"
+        return ended.as_promised(0, line, 300), ended
+
+    return fault
+
+
+def restarted(launcher: Sequence[str]) -> Fault:
+    """A death, after which the run goes on to its end."""
+
+    def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
+        run = Run(folder, ["--restarts", "1", *launcher], steps=300)
+        run.wait_until_it_trains(random)
+        os.kill(run.pid_of("RECOGNITION_WORKER=1"), signal.SIGKILL)
+        ended = run.end()
+        states = [path.name for path in run.history.parent.glob("state/step-*")]
+        return (ended.as_promised(0, "launch: starting again, 1 of 1", 120) and "step-000000300" in states), ended
+
+    return fault
+
+
+def port_in_use(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code = f"import sys, recognition.launch.launcher as l; l.free_port = lambda _: {port}; sys.exit(l.main())"
+        ended = Run(folder, KINDS["servers"], python=["-c", code]).end()
+    return ended.as_promised(75, f"error: the scheduler .* port {port} of 127.0.0.1 cannot be had: .*", 30), ended
+
+
+def unreachable(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
+    """192.0.2.1 is nobody's (RFC 5737): the client of this machine says that it cannot reach it, or gives up."""
+    ssh = folder / "ssh"
+    ssh.write_text('#!/bin/sh\nhost=$1; shift\n[ $host = a ] && exec sh -c "$*"\n'
+                   'echo "ssh: connect to host b port 22: No route to host" >&2; exit 255\n')
+    ssh.chmod(0o755)
+    ended = Run(folder, ["--hosts", "a:1,b:1", "--ssh", str(ssh), "--address", "127.0.0.1"]).end()
+    return ended.as_promised(255, "launch: rank 1 on b ended with status 255, with which ssh says .*", 30), ended
+
+
+def no_gpu(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
+    ended = Run(folder, [], "--devices", "gpu:0,1").end()
+    return ended.as_promised(2, r"(\[rank 1\] )?error: gpu 0: .*", 30), ended
+
+
+def faults() -> Iterator[tuple[str, str, Fault]]:
+    """Each fault, what is promised, and how to try it."""
+    ending = f"in {DEATH:g} s all processes are gone, with a line that names the one that died, status not 0"
+    for kind, launcher in KINDS.items():
+        yield (f"SIGKILL to rank 1 of 2, {kind}", ending,
+               signalled(signal.SIGKILL, "RECOGNITION_WORKER=1", launcher, 137,
+                         "launch: rank 1 on localhost was ended by SIGKILL; ending all others", DEATH))
+        yield (f"rank 1 of 2 stopped by SIGSTOP, {kind}", "the same after --stall-timeout (5 s here) more",
+               signalled(signal.SIGSTOP, "RECOGNITION_WORKER=1", ["--stall-timeout", f"{STALL:g}", *launcher], 1,
+                         r"launch: rank 1 on localhost hangs: no worker went on for 5 s, .*", STALL + DEATH + 5))
+        yield (f"rank 1 of 2 runs half of the time, {kind}", "it is named, and the run goes on to its end",
+               slow(launcher))
+        yield (f"SIGKILL to rank 1 of 2 with --restarts 1, {kind}", "the run starts again and goes on to its end",
+               restarted(launcher))
+    for role, name in (("server", "server 0"), ("scheduler", "scheduler")):
+        yield (f"SIGKILL to the {role}", ending,
+               signalled(signal.SIGKILL, f"DMLC_ROLE={role}", KINDS["servers"], 137,
+                         f"launch: {name} on localhost was ended by SIGKILL; ending all others", DEATH))
+    yield "the scheduler's port is in use", "in 30 s the end, with a line that says it, status 75", port_in_use
+    yield ("a host that ssh cannot reach", "in 30 s the end, with a line that names host and rank, status 255",
+           unreachable)
+    yield "a GPU that is not there", "in 30 s the end, with one line that names the GPU, status 2", no_gpu
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m faults.processes", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=5, help="that each fault is tried")
+    parser.add_argument("--only", default="", metavar="TEXT", help="faults whose description holds this")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    options = parser.parse_args()
+    random, rows = np.random.RandomState(options.seed), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small_run.make(folder / "set")
+        for what, promised, fault in faults():
+            if options.only not in what:
+                continue
+            tried = [fault(folder, random) for _ in range(options.times)]
+            seconds = [ended.seconds for _, ended in tried]
+            broken = [f"status {ended.status}, {ended.left} left: {ended.err[-600:]!r}" for kept, ended in tried
+                      if not kept]
+            rows.append(Row(what, options.times, promised, options.times - len(broken),
+                            f"{min(seconds):.1f} to {max(seconds):.1f} s; nothing left" + "".join(broken[:1])))
+            print(rows[-1], flush=True)
+    command = f"python -m faults.processes --times {options.times} --record"
+    return report("ranks-and-starts", command, rows, options.record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of ``train.py`` and ``train_parall.py``: flags over presets over defaults, into one checked Config.
+
+MXNet, NumPy and OpenCV are not imported here, so that ``--help`` and a mistyped flag answer at once.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recognition.config import types
+from recognition.config.command_line import Parser
+from recognition.config.devices import num_workers, own_devices, processors, require_numbers, visible_devices
+from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
+from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
+from recognition.config.types import nearest
+from recognition.errors import UserError
+
+MOST_DECODE_THREADS = 8
+# Options that follow from the machine and from other options where nobody sets them.
+DERIVED = ("devices", "decode_threads", "state_every")
+
+
+def flag_name(key: str) -> str:
+    """The flag that sets option ``key``."""
+    return "--" + key.replace("_", "-")
+
+
+def flag_keys(entry: str) -> list[str]:
+    """The options that command ``entry`` has a flag for."""
+    return [key for key, item in OPTIONS.items() if entry in item.metadata["flag"]]
+
+
+def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
+    """All flags of ``entry``, as text: the options' kinds read and check it. ``shown`` adds to a flag's help."""
+    parser = Parser(prog=f"{entry}.py", add_help=False, argument_default=argparse.SUPPRESS,
+                    description="Train a face recognition network"
+                                + (", parallel on x and W." if entry == "train_parall" else "."))
+    parser.add_argument("-h", "--help", action="store_true", help="show this and stop")
+    parser.add_argument("--config", metavar="FILE",
+                        help="presets and options; default: config.py beside this program, else sample_config.py")
+    for key in flag_keys(entry):
+        also: dict[str, Any] = {"metavar": key.split("_")[-1].upper()}
+        if key == "resume":
+            also.update(nargs="?", const="yes")
+        if OPTIONS[key].metadata["kind"] is types.boolean:  # given or not, without a value
+            also = {"action": "store_true"}
+        text = OPTIONS[key].metadata["help"] + shown.get(key, "")
+        parser.add_argument(flag_name(key), help=text.replace("%", "%%"), **also)
+    return parser
+
+
+def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The flags given, by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun,
+    which has flags of nearly that name, takes a word ``--network`` for its own, and stops."""
+    parser = _parser(entry, {})
+    words = [part for word in argv for part in (word.split(" ", 1) if re.match(r"--[a-z-]+ ", word) else [word])]
+    given, rest = parser.parse_known_args(words)
+    if rest:
+        word = rest[0].split("=")[0]
+        if not word.startswith("-"):
+            raise UserError(f"unexpected argument {word!r}; {parser.prog} --help lists the flags")
+        for other in ENTRIES:
+            if word in map(flag_name, flag_keys(other)):
+                raise UserError(f"{word}: a flag of {other}.py only")
+        flags = ["--config", "--help", *map(flag_name, flag_keys(entry))]
+        raise UserError(f"{word}: unknown flag{nearest(word, flags)}; {parser.prog} --help lists them")
+    return vars(given)
+
+
+def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
+    """What help adds to a flag: the values there are to choose from, and the default after presets."""
+    shown = {}
+    for key, value in values.items():
+        if OPTIONS[key].metadata["kind"] is types.boolean:
+            continue
+        choices = [str(choice) for choice in
+                   (file.presets(key) if key in PRESETS else OPTIONS[key].metadata["kind"].choices) if choice]
+        default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shown[key] = (f": {', '.join(choices)}" if choices else "") + f" (default: {default or 'empty'})"
+    return shown
+
+
+def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The DERIVED options that ``values`` lacks."""
+    derive = {
+        "devices": lambda: visible_devices(environ),
+        "decode_threads": lambda: min(processors(), MOST_DECODE_THREADS),
+        "state_every": lambda: values["verbose"] if values["ckpt"] else 0,
+    }
+    return {key: derive[key]() for key in DERIVED if key not in values}
+
+
+def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
+    """The (prefix, epoch) of a checkpoint named as PREFIX, FOLDER (of ``model-*``), either with ``,EPOCH``, or as its
+    ``.params`` file. ``epoch`` is the number where ``text`` has none."""
+    match = re.fullmatch(r"(.+)-(\d{4,9})\.params", text) or re.fullmatch(r"(.+),\s*(\d{1,9})", text)
+    prefix, epoch = (match[1], int(match[2])) if match else (text, epoch)
+    return os.path.join(prefix, "model") if os.path.isdir(prefix) else prefix, epoch
+
+
+def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
+    """As :func:`split_pretrained`; a UserError that names ``flag`` if there is no ``<prefix>-<epoch>.params``."""
+    prefix, epoch = split_pretrained(text, epoch)
+    path = Path(f"{prefix}-{epoch:04d}.params")
+    if not path.is_file():
+        there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
+        raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, either with ,EPOCH, or the .params "
+                        f"file; {path.parent} holds {', '.join(there) or 'no .params file'}")
+    return prefix, epoch
+
+
+def _goes_on(config: Config) -> bool:
+    """Whether the run needs no checkpoint, as a training state is there to go on from, or must be."""
+    there = any(Path(config.output_dir, "state").glob("step-*/manifest.json"))
+    return config.resume == "yes" or (config.resume == "auto" and there)
+
+
+def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
+               environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration of a run of ``entry`` ('train' or 'train_parall') with the flags ``argv``.
+
+    A config.py or sample_config.py is looked for in ``root``. Raises UserError on anything that is not valid or that
+    the trainer cannot do; prints help and raises SystemExit for ``--help``.
+    """
+    flags: dict[str, Any] = _parse_flags(entry, argv)
+    asks_help = flags.pop("help", False)
+    require_numbers(environ)
+    file = open_config(flags.pop("config", ""), root)
+    chosen = {kind: str(flags.get(kind, file.default(kind))) for kind in PRESETS}
+    where = {kind: flag_name(kind) if kind in flags else f"{file.name}: default.{kind}" for kind in PRESETS}
+    in_file = {**file.lay_presets(chosen, where), **chosen}
+    values: dict[str, Any] = {key: item.default for key, item in OPTIONS.items() if key not in DERIVED}
+    own = in_file["net_name"] not in FAMILIES
+    values.update({key: check(key, value, f"{file.name}: {key}", own) for key, value in in_file.items()})
+    values.update({key: check(key, value, flag_name(key)) for key, value in flags.items()})
+    if asks_help:
+        _parser(entry, _described(file, values)).print_help()
+        raise SystemExit(0)
+    values.update(_derived(values, environ), num_workers=num_workers(environ), entry=entry, config_file=file.path)
+    values["devices"] = own_devices(values["devices"], environ)
+    config = Config(**values)
+    refuse_unsupported(config)
+    if not config.pretrained:
+        return config
+    find = split_pretrained if _goes_on(config) else find_pretrained
+    prefix, epoch = find(config.pretrained, config.pretrained_epoch)
+    return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a run as a training state holds them, and what of them changed since."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from recognition.config.options import Config
+
+# What may be another when a run goes on, without a word.
+_PASSING = {"resume", "config_file", "pretrained", "pretrained_epoch", "decode_threads"}
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """Every option in JSON's types; what JSON lacks, which only the user's own keys can hold, as its text."""
+    return {key: _as_json(dict(value) if key == "own_keys" else value) for key, value in vars(config).items()}
+
+
+def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+    """``key old -> new`` for the options that differ from those that a state was saved with."""
+    return [f"{key} {before[key]} -> {value}" for key, value in as_json(config).items()
+            if key not in _PASSING and key in before and before[key] != value]
+
+
+def _as_json(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        if isinstance(value, Mapping):
+            return {str(key): _as_json(item) for key, item in value.items()}
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # the address of a function is another in each run

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of a run, stated once: default, valid values, meaning, and which commands have a flag for it.
+
+:class:`Config` holds them, checked. ``config_file`` reads them from a config.py, ``cli`` from flags.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, Callable, NamedTuple
+
+from recognition.config import types
+from recognition.config.devices import CPU, Device
+from recognition.errors import UserError
+
+ENTRIES = PARALL, _ = ("train_parall", "train")
+PARALL_ONLY = (PARALL,)
+LARGEST = 1e37  # of what is computed with in float32; 1 / LARGEST, too, is a normal number there
+NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
+# The networks of symbol. Another net_name is the user's own, which may give these options any values and meanings.
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet")
+_PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
+             ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
+NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
+                "net_multiplier", "densenet_dropout")
+
+
+def option(default: Any, kind: types.Kind, help: str, flag: tuple[str, ...] = ()) -> Any:
+    """A field of :class:`Config`; ``flag`` names the commands that have a flag of its name."""
+    return field(default=default, metadata={"kind": kind, "help": help, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of one run, each valid by itself and with the others; a :class:`UserError` says which is not.
+
+    An attribute is named as the legacy key. ``dataclasses.replace`` gives a changed copy, checked again;
+    ``Config(**fields)`` takes back what ``dataclasses.asdict`` gave, through JSON too.
+    """
+
+    entry: str = option(PARALL, types.choice(*ENTRIES), "the command")
+    config_file: str = option("", types.text, "the file that the presets come from")
+
+    # presets
+    dataset: str = option("emore", types.filled_text, "dataset preset", ENTRIES)
+    network: str = option("r100", types.filled_text, "network preset", ENTRIES)
+    loss: str = option("arcface", types.filled_text, "loss preset", ENTRIES)
+
+    # data
+    dataset_path: str = option("", types.text, "the folder of train.rec, train.idx, property and TARGET.bin")
+    num_classes: int = option(0, types.integer(least=0), "identities; 0: as the property file says")
+    image_shape: tuple[int, int, int] = option((112, 112, 3), types.square_rgb, "height, width, channels")
+    val_targets: tuple[str, ...] = option(
+        ("lfw", "cfp_fp", "agedb_30"), types.names, "verification sets, those of TARGET.bin that the data folder holds",
+        ENTRIES)
+    data_rand_mirror: bool = option(True, types.boolean, "mirror a random half of the images")
+    data_cutoff: int = option(0, types.side, "side in pixels of a square greyed in half of the images")
+    data_color: int = option(0, types.integer(least=0), "1: colour jitter; 2: recompression as well")
+    data_images_filter: int = option(0, types.integer(least=0), "leave out identities of fewer images")
+    is_shuffled_rec: bool = option(False, types.boolean, "the record file is shuffled and read in its own order")
+    on_bad_record: str = option("skip", types.choice("skip", "stop"), "a record that cannot be used: skip: the next "
+                                "that can be stands in for it, in the same place; stop: it ends the run", ENTRIES)
+    bad_record_share: float = option(0.01, types.real(least=0, most=1), "share of the records, rounded up, beyond which"
+                                     " bad ones end the run, even to skip", ENTRIES)
+    flip_noise_prob: float = option(0.0, types.real(least=0, most=1), "share of labels to make wrong")
+
+    # network
+    net_name: str = option("fresnet", types.filled_text,
+                           "family of the network, or a Python file of your own beside config.py")
+    num_layers: int = option(0, types.integer(least=0), "depth, for the families that have one")
+    emb_size: int = option(512, types.integer(least=1), "length of an embedding")
+    net_se: int = option(0, types.choice(0, 1), "1: squeeze and excitation")
+    net_act: str = option("prelu", types.choice("prelu", "relu"), "activation")
+    net_unit: int = option(3, types.choice(1, 2, 3), "version of the residual unit")
+    net_input: int = option(1, types.choice(0, 1, 2), "version of the first layers")
+    net_output: str = option("E", types.choice("E", "F", "G", "H", "I", "J", "Z", "FC", "SFC", "GAP", "GNAP", "GDC"),
+                             "version of the last layers")
+    net_blocks: tuple[int, ...] = option((1, 4, 6, 2), types.four_counts, "blocks in each stage")
+    net_multiplier: float = option(1.0, types.real(above=0), "factor of the number of channels")
+    densenet_dropout: float = option(0.0, types.real(least=0, below=1), "dropout in dense blocks")
+    own_keys: tuple[tuple[str, Any], ...] = option((), types.pairs, "keys of config.py that are not ours, with their "
+                                                   "values: for a network of your own")
+    bn_mom: float = option(0.9, types.real(least=0, most=1), "momentum of batch norm's running statistics")
+    workspace: int = option(256, types.integer(least=0), "workspace of a convolution, in MB")
+    memonger: bool = option(False, types.boolean, "recompute activations to save memory")
+    count_flops: bool = option(True, types.boolean, "print the network's FLOPs at the start")
+    fp16: bool = option(False, types.boolean, "float16 backbone; bfloat16 on a CPU that has it")
+
+    # loss
+    loss_name: str = option("margin_softmax", types.loss_name, "loss")
+    loss_s: float = option(64.0, types.real(), "scale s of the cosines")
+    loss_m1: float = option(1.0, types.real(least=0), "margin m1, a factor of the angle")
+    loss_m2: float = option(0.5, types.real(least=-math.pi, most=math.pi), "margin m2, added to the angle, in radians")
+    loss_m3: float = option(0.0, types.real(least=-2, most=2), "margin m3, taken from the cosine")
+    loss_K: int = option(1, types.integer(least=1), "sub-centres a class")
+    sample_ratio: float = option(1.0, types.real(above=0, most=1), "share of the class centres in a step",
+                                 PARALL_ONLY)
+    centers_on: str = option("device", types.choice("device", "cpu"), "where the class centres live: on the devices, "
+                             "or in host memory, from where the devices get those of a step", PARALL_ONLY)
+    interclass_filtering_threshold: float = option(
+        0.0, types.real(least=0, below=1), "a cosine: classes nearer than it to an image of another class are left out "
+        "of that image's loss, as their labels may be wrong; 0: none")
+    target_gradient: str = option(
+        "exact", types.choice("exact", "straight_through"), "derivative of the target's logit: of the margin, or of "
+        "the plain cosine as in the PyTorch recipe")
+    ce_loss: bool = option(True, types.boolean, "tell the cross entropy in speed lines")
+    fc7_lr_mult: float = option(1.0, types.real(least=0), "learning-rate factor of the class centres")
+    fc7_wd_mult: float = option(1.0, types.real(least=0), "weight-decay factor of the class centres")
+    fc7_no_bias: bool = option(False, types.boolean, "softmax without a bias")
+    images_per_identity: int = option(5, types.integer(least=2), "triplets: images of an identity in a bag")
+    triplet_alpha: float = option(0.3, types.real(least=0), "triplets: margin")
+    triplet_bag_size: int = option(7200, types.integer(least=3), "triplets: images in a bag")
+    triplet_max_ap: float = option(0.0, types.real(least=0), "triplets: largest distance of a positive pair; 0: any")
+
+    # run
+    models_root: str = option("./models", types.filled_text, "folder of all checkpoints", ENTRIES)
+    pretrained: str = option("", types.text, "checkpoint to start from: PREFIX, FOLDER, either with ,EPOCH, or "
+                             "the .params file", ENTRIES)
+    pretrained_epoch: int = option(1, types.integer(least=0), "its number, unless --pretrained names it", ENTRIES)
+    centres_from: str = option("checkpoint", types.choice("checkpoint", "embeddings", "random"),
+                               "with --pretrained, what the class centres start from: its own if the classes are as "
+                               "many; the mean embedding of each class; random numbers", ENTRIES)
+    freeze: tuple[str, ...] = option((), types.names, "parameters that stay as they are, by patterns of their names, "
+                                     "such as 'conv0*,stage1*'", ENTRIES)
+    freeze_steps: int = option(0, types.integer(least=0), "batches that they stay so; 0: always", ENTRIES)
+    lr_factor: tuple[tuple[str, float], ...] = option(
+        (), types.factors, "factors of the learning rate by patterns of parameters' names, such as "
+        "'stage1*=0.1,pre_fc1*=10'; the last that matches counts", ENTRIES)
+    ckpt: int = option(3, types.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
+                       "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
+    ckpt_embedding: bool = option(True, types.boolean, "leave the class centres out of the checkpoint")
+    verbose: int = option(2000, types.integer(least=1), "batches between verifications", ENTRIES)
+    frequent: int = option(20, types.integer(least=1), "batches between speed lines", ENTRIES)
+    optimizer: str = option("sgd", types.choice("sgd", "adamw"), "optimiser of the backbone and of the class centres: "
+                            "SGD with momentum; Adam with decoupled weight decay", ENTRIES)
+    lr: float = option(0.1, types.real(above=0), "learning rate", ENTRIES)
+    lr_schedule: str = option("steps", types.choice("steps", "polynomial", "cosine"), "how the learning rate falls: by "
+                              "lr_steps; to 0 at the end of the run, as a power of what is left, or as a half cosine",
+                              ENTRIES)
+    lr_steps: tuple[int | str, ...] = option((100000, 160000, 220000), types.spans,
+                                             "batches, or epochs such as '10e,18e,22e', after which the learning rate "
+                                             "falls to a tenth", ENTRIES)
+    lr_power: float = option(2.0, types.real(above=0), "power of the polynomial schedule")
+    warmup: int | str = option(0, types.span, "batches, or epochs such as 2e, in which the learning rate rises from 0, "
+                               "in proportion to the batches done", ENTRIES)
+    wd: float = option(0.0005, types.real(least=0), "weight decay", ENTRIES)
+    mom: float = option(0.9, types.real(least=0, below=1), "momentum of SGD", ENTRIES)
+    adam_beta1: float = option(0.9, types.real(least=0, most=0.999999), "AdamW: decay of the first moment")
+    adam_beta2: float = option(0.999, types.real(least=0, most=0.999999), "AdamW: decay of the second moment")
+    adam_eps: float = option(1e-8, types.real(least=1e-20), "AdamW: added to the root of the second moment")
+    per_batch_size: int = option(128, types.integer(least=1, most=1 << 20), "images per device and batch", ENTRIES)
+    max_steps: int = option(0, types.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
+    end_epoch: int = option(NO_END, types.integer(least=1), "epochs after which the run ends", ENTRIES)
+    kvstore: str = option("device", types.choice("local", "device", "dist_sync", "dist_device_sync"),
+                          "where gradients are summed", ENTRIES)
+    devices: tuple[Device, ...] = option(
+        CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
+    num_workers: int = option(1, types.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
+    worker_id: int = option(0, types.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
+    extra_model_name: str = option("", types.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)
+    fp16_scale: float = option(0.0, types.real(least=0), "loss scale; above 0 turns fp16 on", PARALL_ONLY)
+    seed: int = option(0, types.integer(least=0, most=2**31 - 1), "seed of all that is random", ENTRIES)
+    resume: str = option("", types.choice("", "yes", "auto"), "go on from the saved training state; auto: if there is "
+                         "one, else from the start", ENTRIES)
+    state_every: int = option(2000, types.integer(least=0), "batches between saved training states, 0 for never; if "
+                              "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    keep_last: int = option(2, types.integer(least=1), "training states that stay: the last so many", ENTRIES)
+    keep_every: int = option(0, types.integer(least=0), "training states of every so many batches stay, too; 0: none",
+                             ENTRIES)
+    keep_best: int = option(0, types.integer(least=0, most=1), "1: a training state is saved at each verification that "
+                            "is the best so far, and that of the best stays, too", ENTRIES)
+    keep_ckpt: int = option(0, types.integer(least=0), "numbered checkpoints of --ckpt 1 and 2 that stay: the last so "
+                            "many, and the best; 0: all", ENTRIES)
+    on_nan: str = option("stop", types.choice("stop", "skip"), "a step whose loss, features or gradients are not "
+                         "finite, or whose update overflows: stop the run, or leave the step out and go on", ENTRIES)
+    profile: int = option(0, types.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
+                          "table go to the folder of the checkpoints", ENTRIES)
+    tensorboard: bool = option(False, types.boolean, "write TensorBoard's event files, to a folder beside the "
+                               "checkpoints", ENTRIES)
+    tensorboard_every: int = option(100, types.integer(least=1), "with --tensorboard, batches between measures of "
+                                    "angles and gradients", ENTRIES)
+    decode_threads: int = option(2, types.integer(least=1), "threads that decode images; if not given, one per "
+                                 "processor, at most 8", ENTRIES)
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = check(item.name, getattr(self, item.name), item.name, self.net_name not in FAMILIES)
+            object.__setattr__(self, item.name, value)
+        if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
+            raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
+        for keys in _PRODUCTS:
+            factors = [self._largest(key) for key in keys]
+            if math.prod(factors) > LARGEST:
+                raise UserError(f"{', '.join(keys)}: found {' times '.join(f'{factor:g}' for factor in factors)}, "
+                                f"expected at most {LARGEST:g}, as it is computed with in float32")
+        if self.triplets and self.per_batch_size % 3:
+            raise UserError(f"per_batch_size: found {self.per_batch_size}, expected a multiple of 3 such as "
+                            f"{self.per_batch_size // 3 * 3 or 3}: a {self.loss_name} batch is anchors, positives and "
+                            "negatives in thirds")
+        if self.triplets and self.triplet_bag_size < 2 * self.images_per_identity:
+            raise UserError(f"triplet_bag_size: found {self.triplet_bag_size}, expected at least two identities of "
+                            f"images_per_identity, {2 * self.images_per_identity}")
+        if self.centres_from == "embeddings" and (self.triplets or not self.pretrained):
+            raise UserError("centres_from: found 'embeddings', expected it with --pretrained, and with a loss that has "
+                            "class centres")
+        if self.worker_id >= self.num_workers:
+            raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
+                            f"(DMLC_NUM_WORKER), {self.num_workers}")
+
+    def _largest(self, key: str) -> float:
+        """A number, or the largest of the factors of parameters."""
+        return max((factor for _, factor in self.lr_factor), default=1.0) if key == "lr_factor" else getattr(self, key)
+
+    @property
+    def triplets(self) -> bool:
+        """Whether the loss is one of triplets: no class centres, no labels, batches in thirds."""
+        return self.loss_name in ("triplet", "atriplet")
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is known before it starts after how many batches the run ends."""
+        return self.max_steps > 0 or (self.end_epoch < NO_END and not self.triplets)
+
+    @property
+    def output_dir(self) -> str:
+        """The folder of this run's checkpoints: ``<models_root>/<network>-<loss>-<dataset>[-<extra>]``."""
+        parts = (self.network, self.loss, self.dataset, self.extra_model_name)
+        return os.path.join(self.models_root, "-".join(part for part in parts if part))
+
+    @property
+    def prefix(self) -> str:
+        """The checkpoints' common prefix, as ``mx.model.load_checkpoint`` takes it."""
+        return os.path.join(self.output_dir, "model")
+
+
+OPTIONS = {item.name: item for item in dataclasses.fields(Config)}
+
+
+def check(key: str, value: Any, where: str, own_network: bool = False) -> Any:
+    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid.
+
+    A network of the user's own gets what is not valid for ours as it is.
+    """
+    try:
+        return OPTIONS[key].metadata["kind"].check(value, where)
+    except UserError:
+        if own_network and key in NETWORK_KEYS:
+            return value
+        raise
+
+
+class Refusal(NamedTuple):
+    """An option whose value the trainer does not honour, and why."""
+
+    key: str
+    refused: Callable[[Config], bool]
+    reason: str
+
+
+REFUSALS = (
+    Refusal("num_workers", lambda c: c.num_workers > 1 and not c.kvstore.startswith("dist"),
+            "several workers need --kvstore dist_sync; unset DMLC_NUM_WORKER for one"),
+    Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
+            "a triplet loss has no class centres to sample"),
+    Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
+    Refusal("interclass_filtering_threshold",
+            lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
+            "only a margin loss has cosines with class centres"),
+    Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
+            "only a margin loss has a margin"),
+    Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),
+    Refusal("lr_schedule", lambda c: c.lr_schedule != "steps" and not c.ends,
+            "it needs an end to fall to: --max-steps, or, but not with triplets, --end-epoch"),
+    Refusal("lr_steps", lambda c: c.triplets and any(isinstance(step, str) for step in c.lr_steps),
+            "an epoch of triplets has no fixed number of batches; count batches"),
+    Refusal("warmup", lambda c: c.triplets and isinstance(c.warmup, str),
+            "an epoch of triplets has no fixed number of batches; count batches"),
+    Refusal("freeze_steps", lambda c: c.freeze_steps > 0 and not c.freeze,
+            "--freeze names no parameter to hold for them"),
+    Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
+)
+
+
+def refuse_unsupported(config: Config) -> None:
+    """Stop a run that asks for what REFUSALS lists, rather than train something else in silence."""
+    for key, refused, reason in REFUSALS:
+        if refused(config):
+            raise UserError(f"{key}: found {getattr(config, key)!r}, but {reason}")

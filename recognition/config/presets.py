@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a config.py of the legacy form: EasyDicts ``config``, ``network``, ``dataset``, ``loss``, ``default``, and a
+function ``generate_config`` that lays presets over ``config`` and ``default``. Such a file is code and is run."""
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recognition.config.options import FAMILIES, OPTIONS, Config
+from recognition.config.types import nearest
+from recognition.config.user_code import errors_in_one_line, find_network, run_file, words_of
+from recognition.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ("loss", "network", "dataset")
+NEEDED = (("loss", "loss_name"), ("network", "net_name"), ("dataset", "dataset_path"))
+# The keys that a file may hold: all but those that say where the options come from, and what else it holds.
+KEYS = [key for key in OPTIONS if key not in ("entry", "config_file", "own_keys")]
+TYPO = 0.8  # likeness from which on a key counts as one of ours, mistyped: data_mirror for data_rand_mirror
+
+
+class ConfigFile:
+    """One config.py, run once. ``name`` stands for it in messages."""
+
+    def __init__(self, path: Path, name: str):
+        self.path = path
+        self.name = name
+        self.module = run_file(path, name)
+        for key in ("config", "default", *PRESETS):
+            if not isinstance(getattr(self.module, key, None), Mapping):
+                raise UserError(f"{name}: found no EasyDict named {key}, expected config, network, dataset, loss, "
+                                "default and generate_config, as in sample_config.py")
+        if not callable(getattr(self.module, "generate_config", None)):
+            raise UserError(f"{name}: found no function generate_config(network, dataset, loss)")
+
+    def default(self, key: str) -> Any:
+        """The value of ``key`` before any preset: the file's ``default``, else the program's."""
+        return self.module.default.get(key, OPTIONS[key].default)
+
+    def presets(self, kind: str) -> dict[str, Any]:
+        """The presets of a kind: loss, network or dataset."""
+        return {name: preset for name, preset in getattr(self.module, kind).items() if isinstance(preset, Mapping)}
+
+    def lay_presets(self, chosen: Mapping[str, str], where: Mapping[str, str]) -> dict[str, Any]:
+        """Lay the ``chosen`` preset of each kind over the file's options and return them all, not yet checked.
+
+        An option that a flag can set is read from ``default``, any other from ``config``, as the legacy programs did;
+        the other of the two where only that has it. ``where`` says who chose a preset, for messages. Keys that are
+        not ours stand in ``own_keys``.
+        """
+        for kind in PRESETS:
+            known = self.presets(kind)
+            if chosen[kind] not in known:
+                raise UserError(f"{where[kind]}: found {chosen[kind]!r}, expected a {kind} preset of {self.name}: "
+                                f"{', '.join(known)}{nearest(chosen[kind], known)}")
+        with errors_in_one_line(self.path, self.name):
+            self.module.generate_config(chosen["network"], chosen["dataset"], chosen["loss"])
+        config, default = dict(self.module.config), dict(self.module.default)
+        values = {**default, **config,
+                  **{key: default[key] for key in default if key in KEYS and OPTIONS[key].metadata["flag"]}}
+        for kind, key in NEEDED:
+            if key not in values:
+                raise UserError(f"{self.name}: found no {key} in the {kind} preset {chosen[kind]!r}")
+        values["own_keys"] = {key: values.pop(key) for key in list(values) if key not in KEYS}
+        self._refuse_typos(values["own_keys"], str(values["net_name"]))
+        return values
+
+    def _refuse_typos(self, keys: Iterable[str], net_name: str) -> None:
+        """:raises UserError: on a key that is much like one of ours, unless the user's own network has that word."""
+        path = None if net_name in FAMILIES else find_network(net_name, str(self.path))
+        words = words_of(path) if path else set()
+        for key in keys:
+            if key not in words and difflib.get_close_matches(key, KEYS, n=1, cutoff=TYPO):
+                raise UserError(f"{self.name}: found the unknown key {key!r}{nearest(key, KEYS)}; a key of your own "
+                                "needs another name, or to be read by the network that net_name names")
+
+
+def about_own_keys(config: Config) -> str:
+    """A line about the keys of the file that are not ours; empty if there are none."""
+    keys, name = ", ".join(key for key, _ in config.own_keys), os.path.basename(config.config_file)
+    if config.net_name in FAMILIES:
+        return keys and f"{name}: keys that nothing here reads: {keys}"
+    return keys and f"{name}: keys not ours, left to your own network: {keys}"
+
+
+def open_config(named: str = "", root: Path = ROOT) -> ConfigFile:
+    """The file ``named``, else config.py beside the entry points, else sample_config.py there."""
+    if named:
+        return ConfigFile(Path(named), named)
+    name = "config.py" if (root / "config.py").is_file() else "sample_config.py"
+    return ConfigFile(root / name, name)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What updates the backbone's parameters, many in one call, and what it remembers of them."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from recognition.engines.mxnet.imports import mx
+from recognition.optim.adamw import AdamW
+
+NDArrays = Mapping[str, mx.nd.NDArray]
+LEAST = 1.2e-38  # the least normal float32: MXNet reads no parameter of an operator that is less, but for 0
+GROUP = 32  # parameters per fused update; the operators take at most 60 and 45
+
+
+class Optimiser(Protocol):
+    """Weight decay falls on every parameter, biases and those of batch norm included, as in the legacy code."""
+
+    moments: dict[str, dict[str, mx.nd.NDArray]]  # by kind and by parameter
+    updates: dict[str, int]  # of each parameter until now, where they count
+
+    def __call__(self, weights: NDArrays, gradients: NDArrays, lrs: Mapping[str, float], rescale: float) -> None:
+        """Step the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
+
+
+class SgdOptimiser:
+    """MXNet's SGD with momentum: ``m = mu m - lr (g + wd w);  w += m``."""
+
+    def __init__(self, parameters: NDArrays, names: Sequence[str], mu: float, wd: float) -> None:
+        self.mu, self.wd = readable(mu), wd
+        self.moments = {"momentum": {name: mx.nd.zeros_like(parameters[name]) for name in names}}
+        self.updates: dict[str, int] = {}
+
+    def __call__(self, weights: NDArrays, gradients: NDArrays, lrs: Mapping[str, float], rescale: float) -> None:
+        momentum = self.moments["momentum"]
+        for names in _groups(list(lrs)):
+            triples = [array for name in names for array in (weights[name], gradients[name], momentum[name])]
+            mx.nd.multi_sgd_mom_update(*triples, out=[weights[name] for name in names], num_weights=len(names),
+                                       momentum=self.mu, lrs=[lrs[name] for name in names],
+                                       wds=[self.wd] * len(names), rescale_grad=rescale)
+
+
+class AdamWOptimiser:
+    """:mod:`recognition.optim.adamw`. A parameter's moments are corrected by the number of its own updates: fewer
+    than steps where it was frozen, or a step was skipped because gradients overflowed."""
+
+    def __init__(self, parameters: NDArrays, names: Sequence[str], adamw: AdamW, wd: float) -> None:
+        self.adamw, self.wd = adamw, wd
+        self.moments = {kind: {name: mx.nd.zeros_like(parameters[name]) for name in names}
+                        for kind in ("momentum", "second_moment")}
+        self.updates = dict.fromkeys(names, 0)
+
+    def __call__(self, weights: NDArrays, gradients: NDArrays, lrs: Mapping[str, float], rescale: float) -> None:
+        for name in lrs:
+            self.updates[name] += 1
+        for updates in sorted({self.updates[name] for name in lrs}):
+            step = self.adamw.step(1.0, self.wd, updates)
+            for names in _groups([name for name in lrs if self.updates[name] == updates]):
+                arrays = [[of[name] for name in names] for of in (weights, gradients, *self.moments.values())]
+                mx.nd.contrib.multi_adamw_update(
+                    *arrays, rescale, lrs=[step.factor] * len(names), wds=[step.wd] * len(names),
+                    etas=[lrs[name] for name in names], beta1=readable(step.beta1), beta2=readable(step.beta2),
+                    epsilon=step.eps, out=arrays[0])
+
+
+def readable(value: float) -> float:
+    """A number from 0 on as an operator of MXNet takes it: 0 for what float32 has no digits for."""
+    return value if value >= LEAST else 0.0
+
+
+def _groups(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[low : low + GROUP] for low in range(0, len(names), GROUP))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained backbone as an object that embeds arrays of images: ``from recognition import load_backbone``."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+
+from recognition.config.cli import find_pretrained
+from recognition.config.devices import Device, parse_devices, require_bfloat16
+from recognition.data.image import write_planes
+from recognition.errors import UserError
+
+if TYPE_CHECKING:
+    from recognition.engines.mxnet.embedder import Embedder
+
+Images = Union[np.ndarray, Sequence[np.ndarray]]
+
+
+class Backbone:
+    """A network and its parameters, bound for embedding. Made by :func:`load_backbone`; not for several threads."""
+
+    def __init__(self, prefix: str, number: int, devices: Sequence[Device], batch_size: int,
+                 image_size: tuple[int, int], bfloat16: bool) -> None:
+        self.image_size, self.batch_size = image_size, batch_size
+        self.model = f"{prefix},{number}"
+        self._source, self._devices, self._bfloat16 = (prefix, number), tuple(devices), bfloat16
+        self._embedders: dict[int, Embedder] = {}  # by images a device; made when they are first needed
+        self.dim = self._embedder(1).dim
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return f"Backbone({self.model!r}: {height}x{width} RGB images to {self.dim} numbers)"
+
+    def embed(self, images: Images, flip: bool = True, unit: bool = True) -> np.ndarray:
+        """The embeddings of aligned faces, float32 ``(N, dim)``.
+
+        :param images: uint8 ``(N, H, W, 3)`` RGB, or a sequence of N such ``(H, W, 3)``, of :attr:`image_size`; N may
+            be 0. The network scales pixels itself.
+        :param flip: add the embedding of each image's mirror, as the verification protocol does; twice the work.
+        :param unit: divide each embedding by its Euclidean norm, so that dot products are cosines.
+        :raises ValueError: if the images are not so, or, with ``unit``, an embedding has no direction; it names the
+            image by its number.
+        """
+        found = np.empty((len(images), self.dim), np.float32)
+        step = self.batch_size * len(self._devices)
+        for low in range(0, len(images), step):
+            planes = self._planes(images, low, min(low + step, len(images)))
+            rows = self._rows(planes)
+            if flip:
+                rows = rows + self._rows(planes[:, :, :, ::-1])
+            found[low : low + len(rows)] = rows
+        return unit_rows(found) if unit else found
+
+    def _planes(self, images: Images, low: int, high: int) -> np.ndarray:
+        height, width = self.image_size
+        planes = np.empty((high - low, 3, height, width), np.uint8)
+        for place in range(low, high):
+            image = np.asarray(images[place])
+            if image.shape != (height, width, 3) or image.dtype != np.uint8:
+                raise ValueError(f"image {place}: found {image.dtype} of shape {image.shape}, expected uint8 of shape "
+                                 f"{(height, width, 3)}, RGB")
+            write_planes(np.ascontiguousarray(image), planes[place - low])
+        return planes
+
+    def _rows(self, planes: np.ndarray) -> np.ndarray:
+        """Whole batches at once; a small rest one by one, as a batch that is filled up takes as long as a full one."""
+        size = self.batch_size * len(self._devices)
+        whole = 0 if 0 < len(planes) <= size // 4 else len(planes)
+        parts = [self._embedder(self.batch_size)(planes[:whole])] if whole else []
+        return np.concatenate([*parts, self._embedder(1)(planes[whole:])] if whole < len(planes) else parts)
+
+    def _embedder(self, size: int) -> Embedder:
+        from recognition.engines.mxnet.embedder import (
+            Embedder,  # imports MXNet: after what can be found wrong without it
+        )
+
+        if size not in self._embedders:
+            self._embedders[size] = Embedder(*self._source, self._devices, size, (3, *self.image_size),
+                                             self._bfloat16)
+        return self._embedders[size]
+
+
+def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
+                  image_size: tuple[int, int] = (112, 112), bfloat16: bool = False) -> Backbone:
+    """The backbone of a checkpoint, to embed images with.
+
+    :param model: ``PREFIX,EPOCH``, ``PREFIX``, or the folder that holds ``model-*.params``; epoch 1 if not given
+    :param devices: ``cpu``, ``gpu``, ``gpu:0,1``, ...
+    :param batch_size: images a device at a time
+    :param image_size: (height, width) that the network was trained on
+    :param bfloat16: compute in bfloat16 on CPUs that have it: about twice as fast, cosines change by up to 1e-3
+    :raises recognition.errors.UserError: if a file is not there, cannot be read, or is no face recognition checkpoint;
+        if a GPU cannot be used; if the processor has no bfloat16.
+    """
+    try:
+        parsed = parse_devices(devices)
+    except (TypeError, ValueError):
+        raise UserError(f"devices: found {devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
+    if batch_size < 1:
+        raise UserError(f"batch_size: found {batch_size}, expected at least 1")
+    if bfloat16:
+        require_bfloat16("bfloat16")
+    prefix, number = find_pretrained(model, 1, "model")
+    return Backbone(prefix, number, parsed, batch_size, image_size, bfloat16)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Each row divided by its Euclidean norm, float32. A row without a direction is a ``ValueError``."""
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if bad.size:
+        raise ValueError(f"image {bad[0]}: its embedding has the norm {norms[bad[0]]}, so no direction")
+    return (rows / norms[:, np.newaxis]).astype(np.float32)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door of ``python -m recognition.launch``."""
+import sys
+
+from recognition.launch.launcher import main
+
+sys.exit(main())

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start a run of several processes, on this host or on several over ssh, and see to it that they end together.
+
+    python -m recognition.launch -np 4 -- python train_parall.py --dataset emore ...
+    python -m recognition.launch -np 4 --hosts a:2,b:2 --restarts 3 -- python train_parall.py ...
+    python -m recognition.launch -np 2 -- python train.py --kvstore dist_sync ...
+
+Lines of the first worker, rank 0, come as they are, those of others after their name: [rank 1]. An error that several
+end with is said once.
+
+The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_device_sync`` in the command, or with
+``--servers``, through MXNet's parameter servers, which are started too. Other hosts need ssh without a password, the
+same folder, and the same Python; models go to a file system that all share.
+
+A process that dies, or was told to stop, ends all others within 10 seconds, one that hangs after ``--stall-timeout``
+more, with a line that says which; the status is then not 0, and no process is left. The timeout counts from the last
+exchange, or from a worker's first sign of life; train.py and train_parall.py have 10 minutes for that, or the timeout
+if it is longer, and other programs need not give any. One that is slow, so that all others wait for it more than a
+tenth of the last minute, is named in a line, and the run goes on. With ``--restarts`` all start again and go on from
+the last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM
+and Ctrl-C go to the workers, which save and stop; a second one ends them at once.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from recognition.errors import LostProcess, UserError, command
+from recognition.launch.flags import parse, require_interface, starts_trainer, wants_servers
+from recognition.launch.monitor import Monitor
+from recognition.launch.nodes import LOCAL, Node, Place, assign, end_all, tell_errors
+
+POLL = 0.05
+UNREACHED = 255  # the status of ssh itself
+SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
+STOPPING = 3.0  # the same for a process that was told to stop; none ends before the state that all save is whole
+NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def own_address(hosts: Sequence[str]) -> str:
+    """This host's address on the way to the first of the hosts that is another."""
+    others = [host for host in hosts if host not in LOCAL]
+    if not others:
+        return "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((others[0].rpartition("@")[2], 9))  # sends nothing
+        except (OSError, UnicodeError) as error:  # a name may be none that a host can have
+            raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
+        return str(probe.getsockname()[0])
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> Iterator[dict[str, str]]:
+    """Run the server at which Horovod's processes find each other; yields the variables that lead to it."""
+    try:
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer, RendezvousServer
+    except ImportError as error:
+        raise UserError(f"several workers need Horovod, or servers with --kvstore dist_sync: {error}") from None
+    server = RendezvousServer()
+    # Not server.start(), which listens on all addresses of this host: whoever reaches it may write what workers read.
+    server._httpd = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
+    port = server._httpd.server_address[1]
+    server._listen_thread = threading.Thread(target=server._httpd.serve_forever, daemon=True)
+    server._listen_thread.start()
+    server.init(list(places))
+    variables = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+                 "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    if interface:
+        variables.update(HOROVOD_GLOO_IFACE=interface, NCCL_SOCKET_IFNAME=interface)
+    try:
+        yield variables
+    finally:
+        server.stop()
+
+
+def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
+    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
+            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1",
+            # What the survivors of a death print otherwise, after the line that names who died.
+            "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal")}
+
+
+def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
+                  ssh: Sequence[str]) -> list[Node]:
+    """One worker for each place."""
+    names = ("rank", "size", "local_rank", "local_size", "cross_rank", "cross_size")
+    return [Node(f"rank {place.rank}", place.hostname,
+                 {**common, **worker_variables(place, monitor), "HOROVOD_HOSTNAME": place.hostname,
+                  **{f"HOROVOD_{name.upper()}": str(getattr(place, name)) for name in names}}, ssh, place.rank)
+            for place in places]
+
+
+def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, address: str, interface: str | None,
+                 ssh: Sequence[str]) -> list[Node]:
+    """The scheduler on this host, servers over all hosts in turn, and workers."""
+    hosts = list(dict.fromkeys(place.hostname for place in places))
+    common = {"DMLC_PS_ROOT_URI": address, "DMLC_PS_ROOT_PORT": str(free_port(address)),
+              "DMLC_NUM_SERVER": str(servers), "DMLC_NUM_WORKER": str(len(places))}
+    if all(host in LOCAL for host in hosts):
+        common["DMLC_NODE_HOST"] = address
+    elif interface:
+        common["DMLC_INTERFACE"] = interface
+    nodes = [Node("scheduler", "localhost", {**common, "DMLC_ROLE": "scheduler"})]
+    nodes += [Node(f"server {i}", hosts[i % len(hosts)], {**common, "DMLC_ROLE": "server"}, ssh)
+              for i in range(servers)]
+    return nodes + [Node(f"rank {place.rank}", place.hostname,
+                         {**common, **worker_variables(place, monitor), "DMLC_ROLE": "worker",
+                          "RECOGNITION_LOCAL_RANK": str(place.local_rank),
+                          "RECOGNITION_LOCAL_SIZE": str(place.local_size)}, ssh, place.rank) for place in places]
+
+
+class Stop:
+    """Notes SIGTERM and Ctrl-C, and how many came."""
+
+    def __init__(self) -> None:
+        self.number, self.count = 0, 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.number, self.count = number, self.count + 1
+
+
+def say(text: str) -> None:
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: float) -> int:
+    """Wait until all workers have ended, or end them all after the first that fails; the run's status."""
+    workers, forwarded, running = [node for node in nodes if node.worker is not None], 0, True
+    while running:
+        time.sleep(POLL)
+        monitor.listen()
+        if stop.count > forwarded:
+            forwarded = stop.count
+            for node in workers:
+                node.signal(stop.number)
+            if forwarded > 1:
+                say("ending all processes at once")
+                return 128 + stop.number
+        asked = (0, 128 + stop.number) if forwarded else (0,)
+        running = any(node.status is None for node in workers)  # before the look at those that failed: none is missed
+        if any(node.status not in (None, *asked) for node in nodes):
+            return settle(nodes, asked, monitor)
+        if line := stalled(workers, monitor, timeout):
+            say(line)
+            return 1
+        if slow := monitor.slow():
+            say(f"{describe(workers[slow[0]])} is slow: all others wait for it, {slow[1]:.0f} s of 100; the run goes "
+                "on")
+    return max((node.status or 0 for node in workers), default=0)
+
+
+def stalled(workers: Sequence[Node], monitor: Monitor, timeout: float) -> str:
+    """What is to be said of a run in which no worker goes on, and of the one that the others wait for."""
+    worker = monitor.hung(timeout)
+    if worker is None:
+        return ""
+    if not monitor.heard:
+        return f"no worker has begun: none gave a sign of life in {monitor.limit(timeout):g} s; ending all"
+    behind = max(monitor.exchanges.values()) - monitor.exchanges.get(worker, 0)
+    how = f"is {behind} exchanges behind the others" if worker in monitor.heard else "never gave a sign of life"
+    return f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it {how}; ending all others"
+
+
+def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int:
+    """Say which process failed first, once those are known that failed with it; its status.
+
+    Bad input says what it is itself, and who sends this launch a signal knows it.
+    """
+    began = time.monotonic()
+    while any(node.status is None for node in nodes):
+        gone = {node.status for node in nodes} - {None, *asked}
+        if time.monotonic() - began > (STOPPING if gone <= set(STOPPED) else SETTLE):
+            break
+        time.sleep(POLL)
+    failed = [node for node in nodes if node.status not in (None, *asked)]
+    # Its own error or a signal comes before having lost another process; of equals, the one that was seen to end first.
+    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, in_shell(node) in STOPPED, node.ended))
+    status = culprit.status or 0
+    how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
+    if status == UNREACHED and culprit.host not in LOCAL:
+        how += ", with which ssh says that it cannot reach a host or lost it"
+    culprit.finish_output()
+    if culprit.status in (LostProcess.status, -signal.SIGABRT) and (silent := monitor.silent()):
+        names = ", ".join(describe(node) for node in nodes if node.worker in silent)
+        say(f"no sign of life ever came from {names}")
+    code = in_shell(culprit)
+    alike = sum(node.status == status for node in failed)
+    if status in STOPPED and alike > 1:  # they agreed on it, and end in any order
+        which = "all" if alike == monitor.workers else f"{alike} of {monitor.workers} workers"
+        say(f"a worker was told to stop by {signal.Signals(status - 128).name}, and {which} ended with status {status}")
+    elif code not in asked and (status != UserError.status or not culprit.error):
+        say(f"{describe(culprit)} {how}; ending all others")
+    return code
+
+
+def in_shell(node: Node) -> int:
+    """The status of a process that has ended as a shell gives it: 128 and the number of the signal that ended it."""
+    status = node.status or 0
+    return 128 - status if status < 0 else status
+
+
+def signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"  # real-time ones
+
+
+def describe(node: Node) -> str:
+    return f"{node.name} on {node.host}"
+
+
+def run_once(options: argparse.Namespace, stop: Stop) -> int:
+    """Start everything, wait for its end, leave nothing behind; the status."""
+    places = assign(options.hosts or [("localhost", options.workers)], options.workers)
+    used = list(dict.fromkeys(place.hostname for place in places))
+    address = options.address or own_address(used)
+    interface = options.interface or ("lo" if all(host in LOCAL for host in used) and sys.platform == "linux" else None)
+    servers = options.servers
+    if servers is None:
+        servers = len(used) if wants_servers(options.command) else 0
+    if options.interface and (servers or any(host in LOCAL for host in used)):  # the scheduler runs here
+        require_interface(options.interface)
+    ssh: Sequence[str] = options.ssh or ()
+    with contextlib.ExitStack() as stack:
+        monitor = Monitor(address, options.workers, options.slow_after, starts_trainer(options.command))
+        stack.callback(monitor.socket.close)
+        if servers:
+            nodes = server_nodes(places, servers, monitor, address, interface, ssh)
+        else:
+            nodes = horovod_nodes(places, monitor, stack.enter_context(rendezvous(places, address, interface)), ssh)
+        stack.callback(tell_errors, nodes)
+        stack.callback(end_all, nodes)
+        for node in nodes:
+            try:
+                node.start(options.command)
+            except OSError as error:
+                what = options.command[0] if node.host in LOCAL else f"--ssh: {ssh[0]}"
+                raise UserError(f"{what}: cannot be started: {error}") from None
+        return supervise(nodes, monitor, stop, options.stall_timeout)
+
+
+@command
+def main() -> int:
+    options, stop = parse(sys.argv[1:], __doc__), Stop()
+    status = run_once(options, stop)
+    for attempt in range(options.restarts):
+        if status in (0, UserError.status) or stop.count:
+            break
+        say(f"starting again, {attempt + 1} of {options.restarts}")
+        status = run_once(options, stop)
+    return status

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks, one family a module, with the names, shapes and graphs of the public MXNet recipes.
+
+A family is a module with ``get_symbol(**options)``; the options are keys of the configuration by the same names.
+A network of the user's own is a file of that form: see ``own``.
+"""
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+from typing import Any
+
+from recognition.config import types
+from recognition.config.user_code import find_network
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.own_network import own_symbol
+from recognition.errors import UserError
+from recognition.networks import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
+from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish
+from recognition.networks.shapes import infer_shapes
+
+FAMILIES: dict[str, ModuleType] = {
+    "fresnet": fresnet,
+    "fmobilefacenet": fmobilefacenet,
+    "fmobilenet": fmobilenet,
+    "fmnasnet": fmnasnet,
+    "fdensenet": fdensenet,
+    "vargfacenet": vargfacenet,
+}
+
+
+def build_symbol(config: Any) -> mx.sym.Symbol:
+    """The network of a configuration: ``data``, pixels 0..255 (N, 3, H, W) RGB, to ``fc1_output`` (N, emb_size).
+
+    Reads ``net_name``, ``config_file``, ``image_shape`` (H, W, 3), and the options of that network. The same options
+    give the same JSON.
+
+    :raises UserError: on a value that the family does not know, on images of a size that it cannot take, and if the
+        features are not ``emb_size`` many.
+    """
+    with mx.name.NameManager():  # its own count of nameless nodes
+        symbol = _family_symbol(config) if config.net_name in FAMILIES else _own_symbol(config)
+    height, width, channels = config.image_shape
+    _, *features = infer_shapes(symbol, (channels, height, width)).output
+    if len(features) != 1:
+        raise UserError(f"net_name {config.net_name}: found an output of shape (N, {', '.join(map(str, features))}), "
+                        "expected (N, emb_size)")
+    if features[0] != config.emb_size:
+        raise UserError(f"emb_size: found {config.emb_size}, but net_name {config.net_name} with net_output "
+                        f"{config.net_output} gives {features[0]} features for {height}x{width} images, expected "
+                        f"{features[0]}")
+    return symbol
+
+
+def first_weights(net_name: str) -> Wish:
+    """What the weights of a network start from, as in the public recipes: own networks as most families."""
+    return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet") else UNIFORM_IN
+
+
+def _family_symbol(config: Any) -> mx.sym.Symbol:
+    get_symbol = FAMILIES[config.net_name].get_symbol
+    return get_symbol(**{name: getattr(config, name) for name in inspect.signature(get_symbol).parameters})
+
+
+def _own_symbol(config: Any) -> mx.sym.Symbol:
+    path = find_network(config.net_name, config.config_file)
+    if path is None:
+        kind = types.choice(*FAMILIES)
+        raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "
+                        f"config.py or in symbol there{types.nearest(config.net_name, kind.choices)}")
+    return own_symbol(config, path)

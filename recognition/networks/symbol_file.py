@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MXNet's ``-symbol.json``, checked before MXNet sees it.
+
+MXNet's reader trusts the file: an operator ``Custom`` calls into Python, ``_Native`` and ``_NDArray`` take addresses of
+memory from their attributes, a subgraph's operator may name a library, an input that points nowhere is read all the
+same. So the graph is read here, everything in it is held against lists and bounds, and what MXNet gets is written anew
+from what was checked: what two readers of JSON could understand differently does not reach it.
+"""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from recognition.errors import UserError
+from recognition.io.files import regular
+
+MOST_BYTES = 32 << 20
+MOST_NODES = 50_000  # r200 has 3,000
+MOST_INPUTS = 1024
+MOST_OUTPUTS = 1024
+MOST_NUMBER = 1 << 24  # of an attribute: channels, sides, groups
+_MOST_TEXT = 256
+
+Node = dict[str, Any]
+Inputs = tuple[int, int]  # fewest and most
+
+_ONE: Inputs = (1, 1)
+_TWO: Inputs = (2, 2)
+_MANY: Inputs = (1, MOST_INPUTS)
+
+
+def _each(names: str, inputs: Inputs) -> dict[str, Inputs]:
+    return dict.fromkeys(names.split(), inputs)
+
+
+# The operators of networks that embed images, and how many inputs each has: layers, and arithmetic on maps.
+OPERATORS: dict[str, Inputs] = {
+    **_each("Convolution Deconvolution FullyConnected Convolution_v1", (2, 3)),
+    **_each("BatchNorm BatchNorm_v1 _contrib_SyncBatchNorm", (3, 5)),
+    **_each("LayerNorm GroupNorm InstanceNorm", (3, 3)),
+    "LeakyReLU": (1, 2),
+    **_each("""Activation Pooling Pooling_v1 Flatten flatten Dropout Reshape reshape transpose SwapAxis swapaxes
+        SliceChannel split L2Normalization LRN softmax Softmax log_softmax SoftmaxActivation mean sum sum_axis max
+        max_axis min min_axis prod norm slice slice_axis clip identity _copy BlockGrad stop_gradient Cast cast amp_cast
+        Pad pad relu sigmoid hard_sigmoid softsign tanh exp log sqrt rsqrt square abs negative reciprocal erf floor ceil
+        round sign expand_dims squeeze tile repeat flip reverse broadcast_axis broadcast_axes broadcast_to zeros_like
+        ones_like argmax argmin depth_to_space space_to_depth
+        _contrib_AdaptiveAvgPooling2D _contrib_div_sqrt_dim""", _ONE),
+    **_each("""_plus_scalar _minus_scalar _rminus_scalar _mul_scalar _div_scalar _rdiv_scalar _power_scalar
+        _rpower_scalar _maximum_scalar _minimum_scalar _mod_scalar _equal_scalar _greater_scalar
+        _lesser_scalar""", _ONE),
+    **_each("""elemwise_add elemwise_sub elemwise_mul elemwise_div _Plus _plus _Minus _minus _Mul _mul _Div _div
+        _Maximum _maximum _Minimum _minimum _Power _power _grad_add broadcast_add broadcast_plus broadcast_sub
+        broadcast_minus broadcast_mul broadcast_div broadcast_maximum broadcast_minimum broadcast_power dot batch_dot
+        broadcast_like slice_like reshape_like""", _TWO),
+    **_each("Concat concat add_n ElementWiseSum stack amp_multicast", _MANY),
+    "UpSampling": _ONE,
+    "SoftmaxOutput": (1, 2),
+}
+# Layers of which MXNet does not compare the shapes of factors and statistics, all inputs after the first.
+_WITH_OWN = frozenset(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm", "GroupNorm", "InstanceNorm"))
+_NEAREST = ("UpSampling", "sample_type", "nearest")  # the other kind divides by zero at some scales
+_SEVERAL_OUTPUTS = {"SliceChannel": "num_outputs", "split": "num_outputs", "amp_multicast": "num_outputs"}
+# What is not the operator's business: hints for training, under names old and new. They are left out.
+_HINT = re.compile(r"__\w*__|(?:\w+_)?(?:lr_mult|wd_mult|ctx_group|force_mirroring|mirror_stage)")
+_KEPT_HINTS = frozenset(("__shape__", "__dtype__"))
+_KEY = re.compile(r"\w{1,64}")
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?L?"
+_ITEM = rf"(?:{_NUMBER}|None)"
+_VALUE = re.compile(rf"(?:{_NUMBER}|[A-Za-z_]\w{{0,63}}|[(\[] *(?:{_ITEM}(?: *, *{_ITEM}){{0,31}} *,?)? *[)\]])")
+_POSITIVE = frozenset(("num_filter", "num_hidden", "num_group", "num_groups", "num_outputs", "num_args", "kernel",
+                       "stride", "dilate", "block_size", "scale", "nsize", "reps", "repeats"))
+_SMALL = {"num_outputs": MOST_OUTPUTS, "num_args": MOST_INPUTS, "scale": 64, "block_size": 1024, "repeats": 1024,
+          "reps": 1024, "nsize": 1024, "pad_width": 4096, "pad": 4096, "kernel": 4096, "stride": 4096, "dilate": 4096,
+          "output_size": 4096, "height": 4096, "width": 4096, "adj": 4096, "target_shape": 4096}
+
+
+def read_symbol(path: Path) -> str:
+    """The graph of a ``-symbol.json`` as JSON that MXNet can be given.
+
+    :raises UserError: if the file is no such graph, or holds what networks of images have no use for.
+    """
+    try:
+        with open(path, "rb", opener=regular) as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB")
+        return json.dumps(checked_graph(json.loads(data)))
+    except RecursionError:
+        reason = "it is nested too deep"
+    except (ValueError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:300]
+    raise UserError(f"{path}: not a symbol that MXNet can be given: {reason}")
+
+
+def checked_graph(graph: Any) -> Node:
+    """The graph with what was checked and nothing else.
+
+    :raises ValueError: which says what was found.
+    """
+    if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
+        raise ValueError("found no list of nodes")
+    found = graph["nodes"]
+    if not 0 < len(found) <= MOST_NODES:
+        raise ValueError(f"found {len(found)} nodes, expected 1 to {MOST_NODES}")
+    nodes: list[Node] = []
+    outputs: list[int] = []
+    is_variable: list[bool] = []
+    names: set[str] = set()
+    for place, node in enumerate(found):
+        try:
+            checked = _node(node, outputs, is_variable)
+            if checked["name"] in names:
+                raise ValueError("another node has the same name")
+            names.add(checked["name"])
+        except ValueError as error:
+            name = node.get("name") if isinstance(node, dict) else None
+            raise ValueError(f"node {place} ({_shown(name)}): {error}") from None
+        nodes.append(checked)
+        outputs.append(_outputs(checked))
+        is_variable.append(checked["op"] == "null")
+    _check_own(nodes)
+    heads = _entries(graph.get("heads"), outputs)
+    if not heads:
+        raise ValueError("found no heads")
+    version = _version(graph.get("attrs"))
+    return {"nodes": nodes, "arg_nodes": [n for n, node in enumerate(nodes) if node["op"] == "null"], "heads": heads,
+            **({"attrs": {"mxnet_version": ["int", version]}} if version else {})}
+
+
+def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
+    if not isinstance(node, dict):
+        raise ValueError(f"found {_shown(node)}, expected a node")
+    op, name = node.get("op"), node.get("name")
+    if not isinstance(name, str) or not 0 < len(name) <= _MOST_TEXT or not name.isprintable():
+        raise ValueError("its name is no printable text")
+    if op != "null" and (not isinstance(op, str) or op not in OPERATORS):
+        raise ValueError(f"the operator {_shown(op)}, expected one of those that networks of images are made of")
+    if "subgraphs" in node:
+        raise ValueError("it has subgraphs")
+    inputs = _entries(node.get("inputs", []), outputs)
+    fewest, most = (0, 0) if op == "null" else OPERATORS[op]
+    if not fewest <= len(inputs) <= most:
+        raise ValueError(f"{op} has {len(inputs)} inputs, expected {fewest} to {most}")
+    if op in _WITH_OWN and any(not is_variable[entry[0]] for entry in inputs[1:]):
+        raise ValueError(f"{op} has statistics or factors that are no variables")
+    attrs = _attributes(node)
+    if op == _NEAREST[0] and attrs.get(_NEAREST[1]) != _NEAREST[2]:
+        raise ValueError(f"{op} has the {_NEAREST[1]} {attrs.get(_NEAREST[1])}, expected {_NEAREST[2]}")
+    if "num_args" in attrs and attrs["num_args"] != str(len(inputs)):
+        raise ValueError(f"num_args {attrs['num_args']} with {len(inputs)} inputs")
+    return {"op": op, "name": name, **({"attrs": attrs} if attrs else {}), "inputs": inputs}
+
+
+def _check_own(nodes: list[Node]) -> None:
+    """MXNet writes to what a layer has as its states, and takes factors to have the shape that the layer needs without
+    comparing: these must be nobody else's."""
+    owner: dict[int, int] = {}
+    for place, node in enumerate(nodes):
+        for entry in node["inputs"][1:] if node["op"] in _WITH_OWN else ():
+            owner.setdefault(entry[0], place)
+    for place, node in enumerate(nodes):
+        for number, entry in enumerate(node["inputs"]):
+            other = nodes[owner.get(entry[0], place)]
+            if other is not node or (entry[0] in owner and [at for at, *_ in node["inputs"]].index(entry[0]) != number):
+                raise ValueError(f"{_shown(nodes[entry[0]]['name'])} is a factor or a statistic of "
+                                 f"{_shown(other['name'])} and something else, too")
+
+
+def _entries(found: Any, outputs: list[int]) -> list[list[int]]:
+    """Which outputs of nodes before are meant: (node, output, version), of which old files lack the version."""
+    if not isinstance(found, list) or len(found) > MOST_NODES:
+        raise ValueError(f"found {_shown(found)}, expected a list of inputs or heads")
+    entries = []
+    for entry in found:
+        if not (isinstance(entry, list) and len(entry) in (2, 3) and all(type(number) is int for number in entry)
+                and 0 <= entry[0] < len(outputs) and 0 <= entry[1] < outputs[entry[0]] and entry[2:] in ([], [0], [1])):
+            raise ValueError(f"found {_shown(entry)}, expected [a node before this one, one of its outputs, 0]")
+        entries.append([*entry, 0][:3])
+    return entries
+
+
+def _attributes(node: Node) -> dict[str, str]:
+    """The operator's attributes, which files of older versions have under other names."""
+    attrs: dict[str, str] = {}
+    for kind in ("param", "attr", "attrs"):
+        group = node.get(kind, {})
+        if not isinstance(group, dict) or len(group) > 64:
+            raise ValueError(f"its {kind} is {_shown(group)}, expected a few attributes")
+        for key, value in group.items():
+            if not (_KEY.fullmatch(key) and isinstance(value, str) and len(value) <= 4096):
+                raise ValueError(f"the attribute {_shown(key)} is {_shown(value)}, expected a short text")
+            if _HINT.fullmatch(key) and key not in _KEPT_HINTS:
+                continue
+            if node["op"] == "null" and key not in _KEPT_HINTS:
+                continue
+            _check_value(key, value)
+            if attrs.setdefault(key, value) != value:
+                raise ValueError(f"the attribute {key} stands there twice")
+    return attrs
+
+
+def _check_value(key: str, value: str) -> None:
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"the attribute {key} is {_shown(value)}, expected a number, a word or a tuple of numbers")
+    for text in re.findall(r"(?<![\w.])" + _NUMBER, value):
+        number = float(text.rstrip("L"))
+        if "." not in text and "e" not in text.lower() and abs(number) > _SMALL.get(key, MOST_NUMBER):
+            raise ValueError(f"the attribute {key} is {_shown(value)}, expected numbers up to "
+                             f"{_SMALL.get(key, MOST_NUMBER)}")
+        if key in _POSITIVE and number < 1:
+            raise ValueError(f"the attribute {key} is {_shown(value)}, expected numbers above 0")
+
+
+def _outputs(node: Node) -> int:
+    """How many outputs of a node others may use."""
+    key = _SEVERAL_OUTPUTS.get(node["op"])
+    if key is None:
+        return 1
+    text = node.get("attrs", {}).get(key, "")
+    if not text.isdecimal():
+        raise ValueError(f"node {_shown(node['name'])}: {key} is {_shown(text)}, expected a number")
+    return int(text)
+
+
+def _version(attrs: Any) -> int:
+    """MXNet's version, 10901 for 1.9.1; 0 where the file has none, as before 0.9."""
+    found = attrs.get("mxnet_version") if isinstance(attrs, dict) else None
+    if found is None:
+        return 0
+    if not (isinstance(found, list) and len(found) == 2 and found[0] == "int" and type(found[1]) is int
+            and 0 < found[1] < 10 ** 6):
+        raise ValueError(f"the version {_shown(found)}")
+    return found[1]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door of ``python -m recognition.plan``."""
+import sys
+
+from recognition.plan.command import main
+
+sys.exit(main())

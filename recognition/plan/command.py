@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans a run: memory, bytes sent and arithmetic of a device, for each way to train, and what fits.
+
+    python -m recognition.plan --classes 10000000 --devices 64 --per-batch-size 64 --network r50 --fp16 --memory 11
+
+Nothing is trained and no GPU is needed. Network, dataset and loss are the presets of config.py.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recognition.config import types
+from recognition.config.cli import parse_args
+from recognition.config.command_line import Parser
+from recognition.config.options import Config, check
+from recognition.errors import UserError, command
+from recognition.io.files import replacing
+
+if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
+    from recognition.plan.planning import Setting
+
+# Flags of train_parall.py.
+PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
+RATIO = 0.1  # of the sampled way, where config.sample_ratio is 1
+# GB that are not planned. GPU: what published runs held beside what is, see bench/plan.py; nothing of it was measured.
+# CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
+RESERVE = {"gpu": 2.5, "cpu": 0.5}
+WIDTH = 16
+KINDS = {
+    "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),
+    "memory": types.real(above=0), "reserve": types.real(least=0),
+}
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+    """The flags, typed, and the configuration that they and the presets give.
+
+    :raises UserError: on a flag or a value that is not valid.
+    """
+    parser = Parser(prog="python -m recognition.plan", description=(__doc__ or "").splitlines()[0])
+    for key, text in (
+        ("config", "presets; default: config.py beside the programs, else sample_config.py"),
+        ("network", "network preset"), ("dataset", "dataset preset, for the number of classes and the size of images"),
+        ("loss", "loss preset"), ("per_batch_size", "images a device and step; default: as the presets say"),
+        ("sample_ratio", f"share of the class centres in a step when sampled; default: the preset's, else {RATIO}"),
+        ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
+        ("optimizer", "sgd or adamw; default: the preset's"),
+    ):
+        parser.add_argument("--" + key.replace("_", "-"), metavar=key.split("_")[-1].upper(), help=text)
+    parser.add_argument("--classes", help="identities; default: as the dataset preset says")
+    parser.add_argument("--devices", default="8", help="devices, each a process of its own; default: 8")
+    parser.add_argument("--on", default="gpu", help="gpu or cpu; default: gpu")
+    parser.add_argument("--sub-centres", help="centres a class; default: config.loss_K")
+    parser.add_argument("--emb-size", help="length of an embedding; default: as the presets say")
+    parser.add_argument("--fp16", action="store_true", help="backbone in 16 bits")
+    parser.add_argument("--memonger", action="store_true", help="recompute activations")
+    parser.add_argument("--memory", metavar="GB", help="of a device: tell what fits")
+    parser.add_argument("--reserve", metavar="GB", help="of a device, for what is not planned: CUDA, cuDNN, Python; "
+                        f"default: {RESERVE['gpu']:g} on a GPU, {RESERVE['cpu']:g} on a CPU")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
+                        help="print JSON in place of the table, or write it to FILE beside it")
+    flags = parser.parse_args(argv)
+    for key, kind in KINDS.items():
+        if getattr(flags, key) is not None:
+            setattr(flags, key, kind.check(getattr(flags, key), f"--{key}"))
+    if flags.reserve is None:
+        flags.reserve = RESERVE[flags.on]
+    return flags, configuration(flags)
+
+
+def configuration(flags: argparse.Namespace) -> Config:
+    given = [f"--{key.replace('_', '-')}={value}" for key in PRESET_FLAGS if (value := getattr(flags, key)) is not None]
+    # What a run starts from takes no memory, and need not be there.
+    config = parse_args("train_parall", [*given, "--pretrained=", "--centres-from=checkpoint"], environ={})
+    if config.triplets:
+        raise UserError(f"--loss: found {config.loss!r}, expected a loss with class centres: a triplet loss has none")
+    changes: dict[str, Any] = {"devices": ((flags.on, 0),), "fp16": config.fp16 or flags.fp16,
+                               "memonger": config.memonger or flags.memonger}
+    if flags.classes:
+        changes["num_classes"] = flags.classes
+    for flag, key in (("sub_centres", "loss_K"), ("emb_size", "emb_size")):
+        if getattr(flags, flag) is not None:
+            changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
+    if flags.sample_ratio is None and config.sample_ratio == 1:
+        changes["sample_ratio"] = RATIO
+    config = dataclasses.replace(config, **changes)
+    if not config.num_classes:
+        raise UserError(f"--classes: not given, and the dataset preset {config.dataset!r} has no num_classes; expected "
+                        "either")
+    return config
+
+
+def make_setting(flags: argparse.Namespace, config: Config) -> Setting:
+    from recognition.plan.planning import Setting, backbone_cost
+
+    return Setting(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
+                   flags.on, config.loss_K, config.sample_ratio, config.optimizer, config.centers_on == "cpu",
+                   config.interclass_filtering_threshold > 0, round(flags.reserve * 1e9))
+
+
+def numbers(setting: Setting, memory: float | None) -> dict[str, dict[str, Any]]:
+    """All that is planned, by the names of the ways; with ``memory``, in GB, what fits."""
+    from recognition.plan.planning import WAYS, fewest_devices, most_classes
+
+    planned = {}
+    for name, way in WAYS.items():
+        cost = way.cost(setting)
+        planned[name] = {**cost._asdict(), "total": cost.total}
+        if memory:
+            limit = round(memory * 1e9)
+            planned[name].update(fits=cost.total <= limit, most_classes=most_classes(way, setting, limit),
+                                 fewest_devices=fewest_devices(way, setting, limit))
+    return planned
+
+
+def introduction(config: Config, setting: Setting) -> str:
+    low = {"gpu": "float16", "cpu": "bfloat16"}[setting.kind] if config.fp16 or config.fp16_scale else "float32"
+    more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
+    return (f"{', '.join([config.network, low, *more])}, {setting.optimizer}; {setting.classes:,} classes x "
+            f"{setting.dim}; {setting.devices} {setting.kind} x {setting.images} images = "
+            f"{setting.devices * setting.images:,} a step")
+
+
+def table(config: Config, setting: Setting, planned: dict[str, dict[str, Any]], memory: float | None) -> list[str]:
+    from recognition.plan.planning import WAYS
+
+    columns = list(planned.values())
+    sampled = f"{WAYS['sampled'].title} {setting.ratio:g}"
+
+    def row(title: str, cells: list[str]) -> str:
+        return f"{title:26s}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+
+    def values(title: str, found: list[float], unit: float, digits: int) -> str:
+        return row(title, [f"{value / unit:,.{digits}f}" for value in found])
+
+    lines = [introduction(config, setting), "",
+             row("", [*(way.title for name, way in WAYS.items() if name != "sampled"), sampled]),
+             row("", [way.command for way in WAYS.values()]), "GB a device (10^9 bytes)"]
+    lines += [values(f"  {part}", [column["memory"][part] for column in columns], 1e9, 2)
+              for part in columns[0]["memory"]]
+    lines += [values("  in all", [column["total"] for column in columns], 1e9, 2)]
+    if any(column["host"] for column in columns):
+        lines += [values("  and of its host", [column["host"] for column in columns], 1e9, 2)]
+    lines += ["a device and step",
+              values("  MB sent", [column["sent"] for column in columns], 1e6, 1),
+              values("  GFLOP, head", [column["head_operations"] for column in columns], 1e9, 1),
+              values("  GFLOP, backbone", [column["backbone_operations"] for column in columns], 1e9, 1)]
+    if memory:
+        lines += [f"with {memory:g} GB a device",
+                  row("  fits", ["yes" if column["fits"] else "no" for column in columns]),
+                  row("  most classes", ["any" if column["most_classes"] is None else f"{column['most_classes']:,}"
+                                         for column in columns]),
+                  row("  fewest devices", [str(column["fewest_devices"] or "none") for column in columns])]
+    return lines
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    flags, config = parse(sys.argv[1:] if argv is None else argv)
+    setting = make_setting(flags, config)
+    planned = numbers(setting, flags.memory)
+    text = json.dumps({"setting": dataclasses.asdict(setting), "memory": flags.memory, "ways": planned}, indent=2)
+    if flags.json == "-":
+        print(text)
+        return 0
+    print("\n".join(table(config, setting, planned, flags.memory)))
+    if flags.json:
+        with replacing(Path(flags.json)) as temporary:
+            temporary.write_text(text + "\n")
+    return 0

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the head costs a device in a step: memory, bytes sent, operations. Formulas alone, without MXNet and NumPy.
+
+All arrays are float32, but for row numbers. ``tests/recognition/head/test_costs.py`` compares with the arrays that
+shards hold, ``bench/plan.py`` with the memory of a process.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
+# As in cpu_shard, kernels and tiles: rows whose gradient a thread holds, ranges with sums of their own, columns a tile.
+PIECE, GROUPS, SMALLEST_GROUP, PADDED = 384, 32, 192, 16
+CHUNK = 65536  # as in mxnet_shard: rows whose gradient is held at once
+MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
+
+Memory = dict[str, int]  # bytes by what they are for
+
+
+@dataclass(frozen=True)
+class HeadSize:
+    """A device's part of the head."""
+
+    classes: int  # that it holds
+    selected: int  # of them, those that take part in a step
+    batch: int  # rows of features whose similarities it computes
+    dim: int  # of a feature
+    sub_centres: int = 1
+    moments: int = 1
+    filtered: bool = False  # whether conflicting negatives are left out
+
+    @property
+    def rows(self) -> int:
+        return self.classes * self.sub_centres
+
+    @property
+    def selected_rows(self) -> int:
+        return self.selected * self.sub_centres
+
+    @property
+    def centres(self) -> int:
+        """Bytes of W."""
+        return self.rows * self.dim * FLOAT
+
+    @property
+    def selected_centres(self) -> int:
+        return self.selected_rows * self.dim * FLOAT
+
+    @property
+    def logits(self) -> int:
+        """Bytes of one (batch, selected rows) buffer."""
+        return self.batch * self.selected_rows * FLOAT
+
+    @property
+    def features(self) -> int:
+        return self.batch * self.dim * FLOAT
+
+
+def selected_classes(classes: int, ratio: float, batch: int, shards: int) -> int:
+    """How many of a shard's classes take part in a step, as :class:`recognition.head.sampling.ClassSampler` has it.
+
+    The positives count as spread evenly over the shards, and each image as of another class.
+    """
+    return min(classes, max(round(ratio * classes), -(-batch // shards), 1))
+
+
+def cpu_shard_memory(size: HeadSize) -> Memory:
+    """Bytes of a ``CpuShard`` and of the head's arrays in a step."""
+    batch = -(-size.batch // PADDED) * PADDED
+    groups = max(1, min(GROUPS, size.selected_rows // SMALLEST_GROUP))
+    gradients = (groups + 7) * batch * size.dim * FLOAT  # a part of each group; features, unit vectors, their sums
+    small = size.rows * ((2 + size.moments) * FLOAT + INTEGER)  # norms, bias, its moments, row numbers
+    if size.selected < size.classes:  # those of the sample, and the numbers that it is drawn with
+        small += size.classes * INTEGER + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
+    return _parts(size, size.logits * batch // size.batch, PIECE * size.dim * FLOAT, gradients, small)
+
+
+def mxnet_shard_memory(size: HeadSize) -> Memory:
+    """Bytes of an ``MxnetShard`` on its device in a step."""
+    update = min(CHUNK, size.selected_rows) * (2 * size.dim + size.batch) * FLOAT  # gradient, product, logits
+    choice = size.sub_centres > 1 or size.filtered  # which as ones and zeros, -inf, what is chosen
+    sampled = size.selected < size.classes
+    return _parts(size, size.logits, max(update, 3 * choice * size.logits), 2 * size.features,
+                  (1 + size.moments) * size.rows * FLOAT + size.selected_rows * (3 * FLOAT + sampled * INTEGER),
+                  sampled * (1 + size.moments) * size.selected_centres)
+
+
+def host_memory(size: HeadSize) -> tuple[Memory, int]:
+    """Bytes on the device, and in host memory, of an ``MxnetShard`` whose W stays there (``--centers-on cpu``)."""
+    if size.selected == size.classes:  # the host computes
+        memory = cpu_shard_memory(size)
+        return dict.fromkeys(memory, 0), sum(memory.values())
+    moved = {"class centres W": 0, "their moments": 0}
+    rows = (1 + size.moments) * size.rows * FLOAT + size.selected_centres  # biases; what is on its way
+    return {**mxnet_shard_memory(size), **moved}, (1 + size.moments) * size.centres + rows
+
+
+def _parts(size: HeadSize, logits: int, temporaries: int, features: int, small: int, sampled: int = 0) -> Memory:
+    return {"class centres W": size.centres, "their moments": size.moments * size.centres, "logits": logits,
+            "sampled rows": sampled, "gradients, temporaries": temporaries, "features": features,
+            "norms and numbers": small}
+
+
+def old_memory(size: HeadSize) -> Memory:
+    """Bytes of the head of the public data-parallel recipe, as MXNet plans its graph.
+
+    W, its momentum and gradient; W normalised, and the gradient by that; cosines, one-hot targets, the margins' share
+    and softmax, each (b, C).
+    """
+    return _parts(size, 4 * size.logits, 3 * size.centres, 2 * size.features, 0)
+
+
+def head_operations(size: HeadSize) -> int:
+    """Operations of the three matrix products of a step, a multiply-add being two."""
+    return 6 * size.batch * size.selected_rows * size.dim
+
+
+def summed(processes: int, numbers: int) -> float:
+    """Bytes that each of P processes sends over a ring to sum arrays of float32."""
+    return 2 * (processes - 1) / processes * numbers * FLOAT
+
+
+def sent_parallel(processes: int, own: int, dim: int, parameters: int) -> int:
+    """Bytes that a process sends in a step parallel on x and W, over rings: they do not depend on the classes.
+
+    ``(P - 1) (2 b D 4 + b 8 + B 3 8 + 8) + 2 (P - 1) / P N 4`` with B = P b: features and their gradients, labels, row
+    statistics, one number about stopping; the gradients of the backbone.
+
+    :param own: b, the images of a process; ``parameters``: N, those of the backbone.
+    """
+    gathered = 2 * own * dim * FLOAT + own * INTEGER + processes * own * 3 * DOUBLE + INTEGER
+    return (processes - 1) * gathered + round(summed(processes, parameters))
+
+
+def sent_data_parallel(processes: int, own: int, size: HeadSize, parameters: int) -> int:
+    """Bytes that a process sends in a step in which each has all of W: labels, loss and hits, stopping, gradients."""
+    gathered = (processes - 1) * (own * INTEGER + INTEGER) + round(summed(processes, 2) * DOUBLE / FLOAT)
+    return gathered + round(summed(processes, size.rows * size.dim + parameters))
+
+
+SHARDS = {"cpu": cpu_shard_memory, "gpu": mxnet_shard_memory}

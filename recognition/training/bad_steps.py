@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step with NaN or Inf in its loss, features, gradients, moving statistics or update, or a bag of triplets with such
+embeddings: what is said and kept of it, and whether the run stops or leaves the step, or the images, out."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recognition.data.loader import Batch
+from recognition.engines.mxnet.backbone import Backbone
+from recognition.errors import UserError
+from recognition.head.sharded import Head
+from recognition.io.files import replacing
+from recognition.optim.schedule import Schedule
+from recognition.processes.communicator import Communicator
+from recognition.training.states.folder import saved_states
+from recognition.training.states.state import Progress
+
+MOST_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
+KEPT = 20  # files of such steps beside the checkpoints
+NAMED = 8  # records in a line
+ADVICE = "Try a lower --lr, or softmax before a margin"
+
+
+@dataclass
+class BadSteps:
+    """Judges such steps. All processes call it together, for the same step."""
+
+    folder: Path  # of the checkpoints
+    communicator: Communicator
+    backbone: Backbone
+    head: Head
+    skip: bool  # --on-nan skip
+    in_a_row: int = 0
+
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether such a step may be left out: then nothing, not even W, may have moved when it is found."""
+        return self.skip or self.backbone.loss_scale is not None
+
+    def __call__(self, step: int, lr: float, batch: Batch, features: np.ndarray, loss: float,
+                 had_backward: bool, overflows: str = "", centre_gradient: float | None = None) -> str:
+        """Leave the step out, and return the line that says so.
+
+        :param step: its number, from 1; ``features``: (b, D) of this process's part of the batch.
+        :param had_backward: whether there are gradients of this step: not if its loss is not finite.
+        :param overflows: what the update would, which is the fault then, and not gradients: "of the class centres".
+        :param centre_gradient: the norm of their gradient, where it was measured.
+        :raises UserError: if the run stops here.
+        """
+        scale = self.backbone.loss_scale
+        if had_backward and not overflows and scale is not None and scale.can_fall:
+            line = f"step {step}: gradients overflowed with a loss scale of {scale.value:g}; left out, the scale halved"
+            self._leave_out()
+            return line
+        self.in_a_row += 1
+        self._leave_out()
+        found = self._measure(batch, features, had_backward)
+        if centre_gradient is not None:
+            found["centre_gradient_norm"] = np.array(centre_gradient)
+        path = self.folder / f"nan-step-{step}.npz"
+        if self.communicator.rank == 0:
+            _keep(path, dict(step=step, lr=lr, loss=loss, **found))
+        line = (f"step {step}: {_describe(found, lr, loss, had_backward, overflows)}; {path} has the numbers of all "
+                "records")
+        broken = not all(np.isfinite(found[name]).all() for name in ("parameter_norms", "centre_norms"))
+        if not self.skip or broken or self.in_a_row > MOST_IN_A_ROW:
+            why = f"; {self.in_a_row} such steps in a row" if self.in_a_row > 1 else ""
+            why += "; the parameters or class centres were lost before it, and cannot be mended" if broken else ""
+            raise UserError(f"{line}; nothing of this step stays{why}; {self.state()}. {ADVICE}")
+        return f"{line}; left out (--on-nan skip)"
+
+    def lost_centres(self, step: int, lr: float) -> UserError:
+        """Class centres of this process that an update, which had seemed safe, has carried beyond float32: the others
+        know nothing of it, so there is no exchange."""
+        return UserError(f"step {step}: class centres overflowed in their update at learning rate {lr:g}, and it "
+                         f"cannot be taken back; {self.state()}. {ADVICE}")
+
+    def no_verification(self, error: UserError, step: int, lr: float) -> UserError:
+        """What is said of a verification whose embeddings are not finite, or zero."""
+        return UserError(f"step {step}: {error}; parameters' norm {_total(self.backbone.norms()[0].values()):g} after "
+                         f"learning rate {lr:g}; {self.state()}. {ADVICE}")
+
+    def state(self) -> str:
+        """What a run that stops here goes on from."""
+        states = saved_states(self.folder / "state")
+        return f"--resume goes on from {states[-1]}" if states else "there is no training state to go back to"
+
+    def _leave_out(self) -> None:
+        self.backbone.leave_out()
+        self.head.leave_out()
+
+    def _measure(self, batch: Batch, features: np.ndarray, had_backward: bool) -> dict[str, np.ndarray]:
+        """Norms, and the images of the global batch, in the order of ranks."""
+        norms = _row_norms(features)
+        rows = self.communicator.all_gather(np.stack([batch.records, batch.labels, norms], axis=1).astype(np.float64))
+        ranges = [shard.norms() for shard in self.head.shards]
+        own = [np.min([low for low, _ in ranges]), np.max([high for _, high in ranges])] if ranges else [0.0, 0.0]
+        low, high = self.communicator.all_gather(np.array([own])).T
+        parameters, gradients = self.backbone.norms()
+        return {"records": rows[:, 0].astype(np.int64), "labels": rows[:, 1].astype(np.int64),
+                "feature_norms": rows[:, 2], "centre_norms": np.array([low.min(), high.max()]),
+                "parameters": np.array(list(parameters)), "parameter_norms": np.array(list(parameters.values())),
+                "gradient_norms": np.array(list(gradients.values()) if had_backward else [])}
+
+
+@dataclass
+class BadBags:
+    """Judges embeddings that are not finite, of a bag that triplets are to be chosen from. All processes call it
+    together, with the same embeddings."""
+
+    steps: BadSteps
+    schedule: Schedule
+    progress: Progress
+
+    def __call__(self, bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
+        """Returns the line that says which images are left out.
+
+        :param records: keys (n,), with ``labels`` (n,) and ``features`` (n, D).
+        :raises UserError: if the run stops here.
+        """
+        step, lr = self.progress.step, self.schedule(self.progress.step)
+        parameters, _ = self.steps.backbone.norms()
+        found = {"records": records, "labels": labels, "feature_norms": _row_norms(features),
+                 "parameters": np.array(list(parameters)), "parameter_norms": np.array(list(parameters.values()))}
+        path = self.steps.folder / f"nan-bag-{bag}.npz"
+        if self.steps.communicator.rank == 0:
+            _keep(path, dict(step=step, bag=bag, lr=lr, **found))
+        line = (f"bag {bag}, after step {step}: embeddings are not finite at learning rate {lr:g}; norms: "
+                f"{_norms(found)}; {_whose(found)}; {path} has the numbers of all records")
+        broken = not np.isfinite(found["parameter_norms"]).all()
+        if not self.steps.skip or broken or not np.isfinite(found["feature_norms"]).any():
+            why = "; the parameters were lost before it, and cannot be mended" if broken else ""
+            raise UserError(f"{line}{why}; {self.steps.state()}. {ADVICE}")
+        return f"{line}; left out of the bag (--on-nan skip)"
+
+
+def _row_norms(features: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sqrt(np.square(features, dtype=np.float64).sum(axis=1))
+
+
+def _keep(path: Path, arrays: dict[str, Any]) -> None:
+    """Write the file of a step or bag, and drop the oldest of too many."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    kind = path.stem.rpartition("-")[0]
+    files = [(int(number), old) for old in path.parent.glob(f"{kind}-*.npz")
+             if (number := old.stem.rpartition("-")[2]).isdecimal()]
+    for _, old in sorted(files)[:-KEPT]:
+        old.unlink()
+
+
+def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool, overflows: str) -> str:
+    """What is not finite, the norms, and the records whose features are not."""
+    gradients = found["gradient_norms"]
+    what = f"the loss is {loss} at learning rate {lr:g}"
+    if overflows:
+        what = f"the update {overflows} overflows at learning rate {lr:g}"
+    elif had_backward:
+        names = found["parameters"][~np.isfinite(gradients)]
+        what = (f"the gradients of {len(names)} of {len(gradients)} parameters, the first of them {names[0]}, are not "
+                f"finite" if len(names) else "moving statistics are not finite") + f" at learning rate {lr:g}"
+    return f"{what}; norms: {_norms(found)}; {_whose(found)}"
+
+
+def _whose(found: dict[str, np.ndarray]) -> str:
+    """The records whose features are not finite; if all are, those of the step."""
+    bad = ~np.isfinite(found["feature_norms"])
+    records = found["records"][bad if bad.any() else slice(None)].tolist()
+    whose = "features are not finite for the images of records" if bad.any() else "its images are records"
+    if bad.all() and len(bad) > 1:
+        whose = "no image has finite features, so more likely parameters are at fault than the images of records"
+    more = ", ..." if len(records) > NAMED else ""
+    return f"{whose} {', '.join(map(str, records[:NAMED]))}{more}"
+
+
+def _norms(found: dict[str, np.ndarray]) -> str:
+    """Those of features that are finite, of parameters, and of gradients and class centres where there are any."""
+    features = found["feature_norms"]
+    finite = features[np.isfinite(features)]
+    parts = [f"features {finite.min():g} to {finite.max():g}" if len(finite) else "features of no image"]
+    if missing := len(features) - len(finite):
+        parts[0] += f" ({missing} of {len(features)} not finite)"
+    if len(found.get("gradient_norms", ())):
+        parts.append(f"gradients {_total(found['gradient_norms']):g}")
+    parts.append(f"parameters {_total(found['parameter_norms']):g}")
+    if "centre_norms" in found:
+        low, high = found["centre_norms"]
+        parts.append(f"class centres {low:g} to {high:g}")
+    if "centre_gradient_norm" in found:
+        parts.append(f"gradient of class centres {float(found['centre_gradient_norm']):g}")
+    return ", ".join(parts)
+
+
+def _total(norms: Iterable[float]) -> float:
+    """The norm of all numbers together."""
+    return float(np.sqrt(np.square(np.fromiter(norms, np.float64)).sum()))

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the class centres W of a run that starts come from: a checkpoint, embeddings, or the seed."""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from recognition.config.options import Config
+from recognition.data.dataset import NO_LABEL, FaceDataset
+from recognition.data.loader import BatchLoader
+from recognition.data.order import EpochOrder
+from recognition.errors import UserError
+from recognition.head.shard import Shard, ShardState, pieces
+from recognition.io.centres import SavedCentres, centres_in_file, find_centres, rows_between
+from recognition.io.params import read_arrays
+from recognition.processes.communicator import Communicator
+
+MOST_IMAGES = 10  # of a class: the mean direction of more is hardly another
+PREFETCH = 2
+
+
+def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
+                  embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
+    """Fill the shards as ``centres_from`` says, if it does not say ``random``; returns a line about it, or nothing, and
+    about class centres of the checkpoint that are not taken.
+
+    All processes call it together.
+
+    :param checkpoint: the file that the backbone was taken from, if it was.
+    :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
+    """
+    if checkpoint is None:
+        return ""
+    if not shards:
+        return _left_out(checkpoint, "a triplet loss has none")
+    if config.centres_from == "checkpoint":
+        return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
+    left = _left_out(checkpoint, f"--centres-from {config.centres_from}")
+    if config.centres_from == "random":
+        return left
+    line = _from_embeddings(config, dataset, shards, embed, communicator)
+    return f"{line}; {left}" if left else line
+
+
+def _left_out(path: Path, why: str) -> str:
+    """A line about class centres in the file of a checkpoint, which are of no use here; empty if it has none."""
+    saved = centres_in_file(path, read_arrays(path))
+    return f"{saved.where}: class centres left out: {why}" if saved else ""
+
+
+def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int) -> str:
+    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read."""
+    saved = find_centres(path)
+    if saved is None:
+        return f"{path}: no class centres there; they start anew"
+    misfit = saved.misfit(num_classes, sub_centres)
+    if not misfit and saved.dim != dim:
+        misfit = f"found centres of {saved.dim} numbers, expected {dim}"
+    if misfit:
+        return f"{saved.where}: {misfit}; the class centres start anew"
+    for shard in shards:
+        for low, high in pieces(shard.start, shard.stop, sub_centres):
+            shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)
+    taken = ["class centres", *(["their bias"] if saved.bias and shards[0].with_bias else [])]
+    left = "; their bias left out, this loss has none" if saved.bias and not shards[0].with_bias else ""
+    left += "; their momentum left out, as the backbone's" if saved.momentum else ""
+    return f"{saved.where}: {' and '.join(taken)} of {num_classes} classes loaded{left}"
+
+
+def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardState:
+    """The rows ``low .. high - 1``; zeros for what is not there, or not wanted."""
+    centres = np.concatenate(rows_between(saved.centres, low, high), dtype=np.float32)
+    none = np.zeros(len(centres), np.float32)
+    bias = np.concatenate(rows_between(saved.bias, low, high)) if saved.bias and with_bias else none
+    return ShardState(centres, np.zeros_like(centres), bias, none)
+
+
+def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shard],
+                     embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
+    images, rows = choose_images(dataset.labels(), config.loss_K)
+    states = [shard.state() for shard in shards]
+    sums = [np.zeros_like(state.centres) for state in states]
+    own = config.per_batch_size * len(config.devices)
+    for low, features in _features(dataset, images, embed, own, communicator, config.decode_threads):
+        _add(sums, [shard.start * config.loss_K for shard in shards], rows[low : low + len(features)], features)
+    for shard, state, total in zip(shards, states, sums):
+        lengths = np.linalg.norm(total, axis=1, keepdims=True)
+        # Of length 1: a step turns a centre by an angle in inverse proportion to its squared length, and at that of the
+        # seed's rows, 0.1 to 0.2, the first steps would throw away what the means say.
+        means = total / np.maximum(lengths, 1e-12)
+        shard.load(state._replace(centres=np.where(lengths > 0, means, state.centres)))
+    empty = dataset.num_classes * config.loss_K - len(np.unique(rows))
+    return (f"class centres: the mean embeddings of {len(images)} images, at most {MOST_IMAGES * config.loss_K} of a "
+            "class" + (f"; {empty} centres without images start anew" if empty else ""))
+
+
+def choose_images(labels: np.ndarray, sub_centres: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of each class, MOST_IMAGES for each of its centres in turn, and their rows of W; int64 (n,)."""
+    images = np.argsort(labels, kind="stable")
+    images = images[labels[images] != NO_LABEL]
+    classes = labels[images]
+    place = np.arange(len(images)) - np.searchsorted(classes, classes)  # among the images of its class
+    kept = place < MOST_IMAGES * sub_centres
+    return images[kept], (classes * sub_centres + place % sub_centres)[kept]
+
+
+def _features(dataset: FaceDataset, images: np.ndarray, embed: Callable[[np.ndarray], np.ndarray], own: int,
+              communicator: Communicator, threads: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Unit embeddings of ``images`` by batches of all processes, each with the place of its first; zeros for an image
+    that another stands in for."""
+    batch = own * communicator.size
+    count = -(-len(images) // batch)
+    padded = dataset.take(np.resize(images, count * batch))
+    part = (communicator.rank * own, (communicator.rank + 1) * own)
+    with BatchLoader(padded, EpochOrder(len(padded), 0, shuffle=False), None, batch, part, threads=threads,
+                     prefetch=PREFETCH) as batches:
+        for number, loaded in enumerate(itertools.islice(batches, count)):
+            places = np.arange(number * batch + part[0], number * batch + part[1])
+            itself = padded.is_image(places, loaded.records)[:, None]
+            features = np.where(itself, embed(loaded.images), np.float32(0))
+            features = communicator.all_gather(features)[: len(images) - number * batch]
+            if not np.isfinite(features).all():
+                raise UserError("--centres-from embeddings: the embeddings of --pretrained are not finite")
+            yield number * batch, features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def _add(sums: Sequence[np.ndarray], starts: Sequence[int], rows: np.ndarray, features: np.ndarray) -> None:
+    for total, start in zip(sums, starts):
+        inside = (rows >= start) & (rows < start + len(total))
+        np.add.at(total, rows[inside] - start, features[inside])

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which network a checkpoint is of: for the message that says that it is not the run's."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from recognition.config.options import NETWORK_KEYS, OPTIONS, Config
+from recognition.config.presets import open_config
+from recognition.errors import UserError
+from recognition.networks import build_symbol
+from recognition.networks.shapes import Shape, infer_shapes
+from recognition.training.checkpoints.pretrained import FITS
+
+# What a network preset says about the graph.
+_KEYS = ["net_name", *NETWORK_KEYS, "emb_size", "own_keys"]
+
+
+def fitting_networks(shapes: Mapping[str, Shape], config: Config) -> list[str]:
+    """The network presets of the configuration's file whose parameters and auxiliary states have just these shapes."""
+    height, width, channels = config.image_shape
+    found = []
+    for name in open_config(config.config_file).presets("network"):
+        chosen = {"network": name, "dataset": config.dataset, "loss": config.loss}
+        try:
+            values = open_config(config.config_file).lay_presets(chosen, dict.fromkeys(chosen, "config"))
+            options = {key: values.get(key, OPTIONS[key].default) for key in _KEYS}
+            wanted = infer_shapes(build_symbol(dataclasses.replace(config, **options)), (channels, height, width))
+        except UserError:  # a preset that can't be built for these images
+            continue
+        if {**wanted.arguments, **wanted.auxiliary} == shapes:
+            found.append(name)
+    return found
+
+
+def advice(shapes: Mapping[str, Shape], config: Config) -> str:
+    """What to do about a checkpoint of another network, in words."""
+    try:
+        fits = fitting_networks(shapes, config)
+    except UserError:
+        fits = []
+    return FITS + " or ".join(fits) if fits else "it fits no network preset of the configuration"

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saves a training state, as :mod:`recognition.training.states.state` describes it, by all processes of a run together.
+
+It is written under another name, forced to disk and renamed, so that a folder of a state's name is whole. With several
+processes each writes its own shards, and the first the rest and the new name, once all are done: the folder is on a
+file system that they share.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+from recognition.engines.mxnet.backbone import BackboneState
+from recognition.errors import LostProcess, UserError
+from recognition.head.shard import Shard, ShardState
+from recognition.io.checksums import Sum, write_npy, write_npz
+from recognition.io.files import WRITING, sync_file, sync_folder, writing
+from recognition.processes.communicator import Communicator, SingleProcess, largest
+from recognition.training.states.folder import Retention, discard_unfinished, drop_states
+from recognition.training.states.state import FORMAT, MANIFEST, Progress, is_second, last_good, seal
+
+SINGLE = SingleProcess()
+KEEP = Retention()
+_DIGEST = 32  # bytes of a sha256
+
+
+def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard],
+               data: Mapping[str, np.ndarray] | None = None, communicator: Communicator = SINGLE,
+               retention: Retention = KEEP) -> Path:
+    """Write a state below ``folder``, drop those that need not stay; returns its path. All processes call it together.
+
+    :param shards: those that this process is to save.
+    :param data: the loader's ``state()``.
+    :raises UserError: if a file cannot be written, in whichever process: nothing is left of the state then.
+    """
+    target, first = folder / f"step-{progress.step:09d}", communicator.rank == 0
+    states = [shard.state() for shard in shards]
+    if largest(communicator, not all(_finite(array) for state in states for array in state)
+               or not all(map(_finite, backbone.parameters.values()))):
+        raise UserError(f"step {progress.step}: parameters or class centres are no longer finite, and are not saved; "
+                        f"{last_good(folder)}. Try a lower --lr")
+    if largest(communicator, target.is_dir()):  # a run that went on from it and was stopped before its first step
+        return target
+    temporary, attempt = folder / f"{target.name}{WRITING}", _Attempt()
+    if first:
+        attempt(_begin, temporary, target)
+    numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
+    sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
+    everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
+    if first:
+        everyone.update(attempt(_save_rest, temporary, backbone, data) or {})
+    if not largest(communicator, attempt.error is not None) and first:
+        attempt(_save_manifest, temporary, progress, ranges, everyone)
+        attempt(_commit, temporary, target)
+    # Nobody ends, and takes the others down, before the state has its name.
+    if largest(communicator, attempt.error is not None):
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise attempt.error or LostProcess(f"step {progress.step}: another process could not save its part of the "
+                                           "training state, and says why")
+    if first:
+        drop_states(folder, retention, {progress.best_step})
+    return target
+
+
+class _Attempt:
+    """Runs what may fail, and nothing more once something did: the other processes hear of it when all agree."""
+
+    def __init__(self) -> None:
+        self.error: UserError | None = None
+
+    def __call__(self, action: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return None if self.error else action(*args)
+        except UserError as error:
+            self.error = error
+            return None
+
+
+def _begin(temporary: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise UserError(f"{target}: found no folder where the training state is to go; remove or rename it")
+    with writing(temporary):
+        discard_unfinished(temporary.parent)
+        temporary.mkdir(parents=True)
+
+
+def _finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array.sum(dtype=np.float64)))
+
+
+def _number_shards(shards: Sequence[Shard], communicator: Communicator) -> tuple[range, list[list[int]]]:
+    """The numbers of this process's shards among those of all processes, and the (start, stop) of all."""
+    counts = communicator.all_gather(np.array([len(shards)]))
+    mine = np.full((max(1, int(counts.max())), 2), -1)
+    mine[: len(shards)] = np.reshape([(shard.start, shard.stop) for shard in shards], (-1, 2))
+    before = int(counts[: communicator.rank].sum())
+    ranges = [pair for pair in communicator.all_gather(mine).tolist() if pair[0] >= 0]
+    return range(before, before + len(shards)), ranges
+
+
+def _save_shards(folder: Path, numbers: range, states: Sequence[ShardState],
+                 communicator: Communicator) -> dict[str, Sum]:
+    """Write the files of this process's shards, without the second moments that SGD has not."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: process {communicator.rank} does not see the folder that process 0 made; all "
+                        "need --models-root on a file system that they share")
+    sums = {}
+    for number, state in zip(numbers, states):
+        for name, array in state._asdict().items():
+            if array.size or not is_second(name):
+                path = folder / f"{name}-{number}.npy"
+                with writing(path):
+                    sums[path.name] = write_npy(path, array)
+    return sums
+
+
+def _gather_sums(numbers: range, sums: Mapping[str, Sum], ranges: Sequence[Sequence[int]],
+                 communicator: Communicator) -> dict[str, Sum]:
+    """The sums of the shards' files of all processes."""
+    fields = ShardState._fields
+    rows = np.full((len(ranges), len(fields), 1 + _DIGEST), -1)
+    for number in numbers:
+        for field, name in enumerate(fields):
+            if found := sums.get(f"{name}-{number}.npy"):
+                rows[number, field] = [found.size, *bytes.fromhex(found.sha256)]
+    of_all = communicator.all_gather(rows).reshape(communicator.size, *rows.shape).max(axis=0)
+    return {f"{name}-{number}.npy": Sum(int(of_all[number, field, 0]), bytes(of_all[number, field, 1:].tolist()).hex())
+            for number in range(len(ranges)) for field, name in enumerate(fields) if of_all[number, field, 0] >= 0}
+
+
+def _save_rest(folder: Path, backbone: BackboneState, data: Mapping[str, np.ndarray] | None) -> dict[str, Sum]:
+    """Write what is not a shard, but for the manifest."""
+    sums = {}
+    for name, arrays in (("backbone.npz", _named(backbone)), ("data.npz", data)):
+        if arrays:
+            with writing(folder / name):
+                sums[name] = write_npz(folder / name, arrays)
+    return sums
+
+
+def _named(state: BackboneState) -> dict[str, np.ndarray]:
+    arrays = {f"parameter:{name}": value for name, value in state.parameters.items()}
+    arrays.update({f"momentum:{name}": value for name, value in state.momentum.items()})
+    for i, auxiliary in enumerate(state.auxiliary):
+        arrays.update({f"auxiliary{i}:{name}": value for name, value in auxiliary.items()})
+    arrays.update({f"second_moment:{name}": value for name, value in (state.second_moment or {}).items()})
+    arrays.update({f"updates:{name}": value for name, value in (state.updates or {}).items()})
+    if state.loss_scale is not None:
+        arrays["loss_scale:"] = state.loss_scale
+    return arrays
+
+
+def _save_manifest(folder: Path, progress: Progress, ranges: list[list[int]], sums: Mapping[str, Sum]) -> None:
+    manifest = {"format": FORMAT, "shards": ranges, **asdict(progress), "files": sums}
+    plain = json.loads(json.dumps(manifest, default=str))
+    with writing(folder / MANIFEST):
+        (folder / MANIFEST).write_text(json.dumps({**plain, "sha256": seal(plain)}, indent=1))
+    sync_file(folder / MANIFEST)
+
+
+def _commit(temporary: Path, target: Path) -> None:
+    """Give a complete state its name."""
+    sync_folder(temporary)
+    with writing(target):
+        os.replace(temporary, target)
+    sync_folder(target.parent)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training states: all that a run needs to go on as if it had not stopped, whatever the number of shards.
+
+A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, for shard i of W, ``centres-i.npy``,
+``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``, with AdamW ``second_moment-i.npy`` and
+``bias_second_moment-i.npy``; ``data.npz`` if the position in the data needs arrays. The manifest holds the size and the
+sha256 of each file, and a digest of itself. Format 1, of earlier versions, had no digests.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from recognition.engines.mxnet.backbone import BackboneState
+from recognition.errors import UserError
+from recognition.head.shard import Shard, ShardState, pieces
+from recognition.io.checksums import Sum, complaint, require_readable, size_of
+from recognition.io.stored_array import open_npy
+from recognition.training.states.folder import is_state, saved_states, step_of
+
+FORMAT = 2
+FORMATS = (1, 2)  # that can be read
+MANIFEST = "manifest.json"
+_BEFORE = {"optimizer": "sgd"}  # what identities of earlier versions leave unsaid
+_NOT_BEFORE = frozenset(("records",))  # and what they do not know
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its arrays."""
+
+    step: int = 0  # batches done
+    epoch: int = 0
+    offset: int = 0  # images of this epoch consumed
+    verifications: int = 0
+    best: tuple[float, float] = (-1.0, -1.0)  # accuracy of the last target, sum over all targets
+    best_step: int = 0  # of the best verification so far
+    best_number: int = 0  # which verification it was
+    # Sums of loss and accuracy, and the number, of the batches that no speed line covers yet.
+    since_line: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
+    identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run goes on
+    config: dict[str, Any] = field(default_factory=dict)  # everything it ran with, for the reader
+
+
+class DamagedState(UserError):
+    """A state that is not what was saved."""
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """The digest of a manifest, in JSON's types and without its own digest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def is_second(name: str) -> bool:
+    """Whether an array of a shard is a second moment, which SGD has not."""
+    return name.endswith("second_moment")
+
+
+class SavedState:
+    """A state on disk, opened for reading. :meth:`problem` compares its files with what was saved."""
+
+    def __init__(self, path: Path) -> None:
+        """:raises DamagedState: if the folder holds no whole manifest.
+        :raises UnreadableFile: if that cannot be known now.
+        :raises UserError: if the state is of a format that this version does not read."""
+        self.path = path
+        try:
+            manifest = _manifest(path)
+            if "sha256" in manifest and manifest.pop("sha256") != seal(manifest):
+                raise ValueError("it is damaged: its own sha256 is another")
+            found = manifest.pop("format")
+            if found not in FORMATS:
+                raise UserError(f"{path}: training state of format {found}, expected {' or '.join(map(str, FORMATS))}: "
+                                "the version of the trainer that saved it reads it")
+            files = manifest.pop("files") if found > 1 else {}
+            self.sums = {name: Sum(*values) for name, values in files.items()}
+            self._ranges: list[list[int]] = manifest.pop("shards")
+            self.progress = Progress(**{**manifest, "best": tuple(manifest["best"])})
+        except (OSError, *_NOT_OURS) as error:
+            if isinstance(error, OSError):
+                require_readable(path / MANIFEST, error)
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DamagedState(f"{path / MANIFEST}: not of a training state: {reason}") from None
+        if is_state(path.name) and self.progress.step != step_of(path):
+            raise DamagedState(f"{path / MANIFEST}: of another state: found step {self.progress.step}")
+
+    def problem(self, part: int = 0, parts: int = 1) -> str:
+        """What is wrong with every ``parts``-th of its files, from ``part`` on; empty if they are as they were saved.
+
+        Of a state without checksums only what NumPy sees: lengths, and the checksums of archives.
+
+        :raises UnreadableFile: if one of them cannot be read now.
+        """
+        names = sorted(self.sums or [path.name for path in self.path.glob("*.np[yz]")])[part::parts]
+        if not self.sums:
+            return next(filter(None, map(self._unreadable, names)), "")
+        known = {found.sha256: f"{self.path.name}/{name}" for name, found in self.sums.items()}
+        for other in saved_states(self.path.parent):
+            if other != self.path:
+                known.update({digest: name for digest, name in _digests(other).items() if digest not in known})
+        return next(filter(None, (complaint(self.path / name, self.sums[name], known) for name in names)), "")
+
+    def _unreadable(self, name: str) -> str:
+        try:
+            self._read(name)
+        except DamagedState as error:
+            return str(error)
+        return ""
+
+    def require_identity(self, identity: dict[str, Any]) -> None:
+        """:raises UserError: if the state is of a run with other identities, images or shapes."""
+        for key, value in identity.items():
+            found = self.progress.identity.get(key, value if key in _NOT_BEFORE else _BEFORE.get(key))
+            if found != value:
+                raise UserError(f"--resume: {self.path} was saved with {key} {found!r}, this run has {value!r}")
+
+    def backbone(self) -> BackboneState:
+        """The backbone's arrays."""
+        groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
+        for key, array in self._read("backbone.npz").items():
+            group, _, name = key.partition(":")
+            groups.setdefault(group, {})[name] = array
+        replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
+        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas] or [{}],
+                             groups.get("loss_scale", {}).get(""), groups.get("second_moment"), groups.get("updates"))
+
+    def data(self) -> dict[str, np.ndarray]:
+        """The loader's arrays, if it had any."""
+        return self._read("data.npz") if (self.path / "data.npz").exists() else {}
+
+    def fill(self, shard: Shard, sub_centres: int) -> None:
+        """Load a shard, however W was cut when it was saved, without a second copy of W in memory."""
+        for low, high in pieces(shard.start, shard.stop, sub_centres):
+            shard.load(self.rows(low, high, sub_centres), low)
+
+    def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
+        """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""
+        shards = [(i, max(start, low) - low, min(stop, high) - low) for i, (low, high) in enumerate(self._ranges)
+                  if max(start, low) < min(stop, high)] or [(0, 0, 0)]  # a shard of no class
+        parts = []
+        for name in ShardState._fields:
+            if is_second(name) and not any(self.path.glob(f"{name}-*.npy")):
+                break
+            pieces = [self._read(f"{name}-{i}.npy")[low * sub_centres : high * sub_centres] for i, low, high in shards]
+            parts.append(np.asarray(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces))
+        return ShardState(*parts)
+
+    def _read(self, name: str) -> Any:
+        """The arrays of an .npz by name, or the one of an .npy, of which only rows that are used are read."""
+        try:
+            size_of(self.path / name)
+            if name.endswith(".npy"):
+                return open_npy(self.path / name)
+            with np.load(self.path / name, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            if isinstance(error, OSError):
+                require_readable(self.path / name, error)
+            raise DamagedState(f"{self.path / name}: cannot be read ({error}); "
+                               f"{last_good(self.path.parent, self.path)}") from None
+
+
+def last_good(folder: Path, but: Path | None = None) -> str:
+    """Where one could go on from instead, for the end of an error."""
+    others = [path for path in saved_states(folder) if path != but]
+    return f"the last good state is {others[-1]}" if others else "there is no other state"
+
+
+def _digests(state: Path) -> dict[str, str]:
+    """By sha256, the files of another state; none if it has no manifest that can be read."""
+    try:
+        files = _manifest(state)["files"]
+        return {sha256: f"{state.name}/{name}" for name, (_, sha256) in files.items()}
+    except (OSError, *_NOT_OURS):
+        return {}
+
+
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a manifest of another form
+
+
+def _manifest(state: Path) -> Any:
+    size_of(state / MANIFEST)
+    return json.loads((state / MANIFEST).read_text(encoding="utf-8"))

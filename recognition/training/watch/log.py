@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says while it trains: the legacy lines, a progress bar where a terminal is attached, and the history."""
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from recognition.evaluation.verification import VerificationResult
+from recognition.training.watch.events import EventFile, NoEvents
+from recognition.training.watch.history import History
+
+
+class TrainingLog:
+    """Counts batches and prints. Loss and accuracy of a line are means over the batches that it covers."""
+
+    def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
+                 step: int, with_loss: bool = True, since_line: list[float] | None = None,
+                 events: EventFile | NoEvents | None = None) -> None:
+        """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end.
+        :param since_line: sums of loss and accuracy since the last speed line, and of how many batches, kept up to
+            date: a run that goes on from a state between two lines says of the whole interval what it would have said.
+        :param with_loss: whether speed lines tell the loss (``ce_loss``).
+        :param events: TensorBoard's file, which gets all that the history gets.
+        """
+        self._events = events or NoEvents()
+        self._with_loss = with_loss
+        self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
+        self._history, self._frequent, self._batch_images = history, frequent, batch_images
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not sys.stderr.isatty(),
+                         dynamic_ncols=True, smoothing=0.05)
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._batches, self._busy = 0, 0.0
+        self.resume_clock()
+
+    def pause_clock(self) -> None:
+        """Verification and saving are not training: the speed leaves them out."""
+        self._busy += time.perf_counter() - self._since
+
+    def resume_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None:
+        """After batch ``index`` of an epoch, the ``step``-th of the run."""
+        self._since_line[:] = [old + new for old, new in zip(self._since_line, (loss, accuracy, 1))]
+        self._batches += 1
+        self._bar.set_postfix_str(f"epoch {epoch} loss {loss:.3f} lr {lr:g}", refresh=False)
+        self._bar.update()
+        if step % 1000 == 0:
+            self.line(f"lr-batch-epoch: {lr:g} {index} {epoch}")
+        if index and index % self._frequent == 0:
+            self._speed_line(step, epoch, index, lr)
+
+    def left_out(self, step: int, why: str) -> None:
+        """The ``step``-th of the run changed nothing."""
+        self._bar.update()
+        self.line(why)
+        self._history.write("left_out", step, why=why)
+
+    def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
+        self.pause_clock()
+        loss, accuracy = (total / self._since_line[2] for total in self._since_line[:2])
+        speed = self._batches * self._batch_images / max(self._busy, 1e-9)
+        self._since_line[:] = [0.0, 0.0, 0]
+        with self._clear_of_bar():
+            logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
+                         index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
+        self._write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
+        self._start_interval()
+
+    def verification(self, step: int, result: VerificationResult) -> None:
+        self.line(f"[{result.name}][{step}]XNorm: {result.xnorm:f}")
+        self.line(f"[{result.name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}")
+        self._write("verification", step, target=result.name, accuracy=result.mean, std=result.std,
+                    xnorm=result.xnorm, auc=result.auc)
+
+    def measures(self, step: int, angles: np.ndarray | None, gradient: float, centre_gradient: float | None) -> None:
+        """Angles (B,) between features and the centres of their classes, in radians, and norms of the gradients."""
+        centres = {} if centre_gradient is None else {"centres": centre_gradient}
+        self._write("gradient_norm", step, backbone=gradient, **centres)
+        if angles is not None:
+            degrees = np.degrees(angles)
+            low, median, high = np.percentile(degrees, [5, 50, 95])
+            self._write("angle", step, mean=float(degrees.mean()), p5=float(low), median=float(median), p95=float(high))
+            self._events.histogram("angles", step, degrees)
+
+    def _write(self, kind: str, step: int, **values: Any) -> None:
+        self._history.write(kind, step, **values)
+        self._events.write(kind, step, **values)
+
+    def line(self, text: str) -> None:
+        """A plain line on standard output."""
+        with self._clear_of_bar():
+            print(text, flush=True)
+
+    def _clear_of_bar(self):  # type: ignore[no-untyped-def]
+        return tqdm.external_write_mode(file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._events.close()
+        self._history.close()
+
+
+class SilentLog:
+    """What all processes but the first say."""
+
+    def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None: ...
+
+    def left_out(self, step: int, why: str) -> None: ...
+
+    def verification(self, step: int, result: VerificationResult) -> None: ...
+
+    def measures(self, step: int, angles: np.ndarray | None, gradient: float,
+                 centre_gradient: float | None) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+    def pause_clock(self) -> None: ...
+
+    def resume_clock(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def best_of(results: Sequence[VerificationResult]) -> tuple[float, float]:
+    """What makes a verification the best so far: the last target's accuracy, then the sum over all targets."""
+    return results[-1].mean, sum(result.mean for result in results)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``run.json``: what a run was started with and on what, for its report: options, command, code, machine, versions."""
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import recognition
+from recognition.config.devices import processors
+from recognition.config.differences import as_json
+from recognition.config.options import Config
+from recognition.config.presets import ROOT
+from recognition.io.files import replacing
+
+FILE = "run.json"
+KEPT_STARTS = 100  # of a run that goes on again and again
+PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "scipy", "numba", "opencv-python-headless", "horovod")
+
+
+def note_start(folder: Path, config: Config, step: int, processes: int) -> None:
+    """Add a start to the run's file; a run from the start begins a new one.
+
+    :param step: of the state that the run goes on from, 0 if from none.
+    """
+    starts = _starts(folder / FILE)[1 - KEPT_STARTS :] if step else []
+    start = {"time": _now(), "step": step, "command": list(sys.orig_argv if hasattr(sys, "orig_argv") else sys.argv),
+             "revision": revision(ROOT), "machine": machine(), "processes": processes, "versions": versions(),
+             "config": as_json(config)}
+    _write(folder, [*starts, start])
+
+
+def note_end(folder: Path, step: int, epoch: int, status: int) -> None:
+    """Add to the last start how far it came, and the exit status."""
+    if starts := _starts(folder / FILE):
+        starts[-1]["end"] = {"time": _now(), "step": step, "epoch": epoch, "status": status}
+        _write(folder, starts)
+
+
+def _write(folder: Path, starts: list[Any]) -> None:
+    with replacing(folder / FILE) as path:
+        path.write_text(json.dumps({"starts": starts}, indent=1), encoding="utf-8")
+
+
+def _starts(path: Path) -> list[Any]:
+    """Those that the file holds; none if there is no such file, or it is not what was written here."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return starts if isinstance(starts, list) and all(isinstance(start, dict) for start in starts) else []
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def revision(folder: Path) -> str:
+    """The git revision of the code, with ``, changed since`` if tracked files differ; empty if it is not known."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", os.fspath(folder), *arguments], capture_output=True, text=True, timeout=5)
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").stdout.strip()).resolve() != folder.resolve():
+            return ""  # installed somewhere inside another repository
+        commit = git("rev-parse", "HEAD").stdout.strip()
+        return commit + (", changed since" if git("diff", "--quiet", "HEAD").returncode else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def machine() -> dict[str, str]:
+    """Name, system, processor and memory of this host, as far as it tells."""
+    memory = _field(Path("/proc/meminfo"), "MemTotal").split()
+    return {"host": platform.node(), "system": platform.platform(),
+            "processor": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
+            "processors": str(processors()), "memory": f"{int(memory[0]) * 1024 / 1e9:.1f} GB" if memory else ""}
+
+
+def _field(path: Path, name: str) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
+
+
+def versions() -> dict[str, str]:
+    """Of this project, Python and the packages that compute."""
+    found = {"this trainer": recognition.__version__, "Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step spends its time on: MXNet's profiler over some steps, with the loop's own phases beside the operators."""
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recognition.engines.mxnet.imports import mx
+from recognition.io.files import replacing
+
+WARM_UP = 3  # steps that allocate, compile and choose algorithms
+Item = TypeVar("Item")
+
+
+class NoTimeline:
+    """Takes no times."""
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def waits(self, items: Iterable[Item]) -> Iterable[Item]:
+        return items
+
+    def end_step(self) -> str:
+        return ""
+
+    def end(self) -> str:
+        return ""
+
+
+class Timeline:
+    """Profiles ``steps`` steps after the first few, into ``profile.json`` and ``profile.txt`` in ``folder``.
+
+    The first is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and operators. A
+    phase is what the loop waits for: MXNet's engine works on behind it.
+    """
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.trace, self.table, self._steps = folder / "profile.json", folder / "profile.txt", steps
+        self._done, self._running = 0, False
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._domain: Any = mx.profiler.Domain("step")
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what runs inside as ``name``."""
+        if not self._running:
+            yield
+            return
+        task, start = self._domain.new_task(name), time.perf_counter()
+        task.start()
+        try:
+            yield
+        finally:
+            task.stop()
+            self._seconds[name].append(time.perf_counter() - start)
+
+    def waits(self, items: Iterable[Item]) -> Iterator[Item]:
+        """``items``, with the time until each is there as the phase ``data``."""
+        iterator = iter(items)
+        while True:
+            with self.phase("data"):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def end_step(self) -> str:
+        """To be called after each step; returns what :meth:`end` does once the steps are done."""
+        self._done += 1
+        if self._done == WARM_UP:
+            mx.nd.waitall()
+            mx.profiler.set_config(profile_all=True, aggregate_stats=True, continuous_dump=False,
+                                   filename=os.fspath(self.trace))
+            mx.profiler.set_state("run")
+            self._running, self._start = True, time.perf_counter()
+        return self.end() if self._done == WARM_UP + self._steps else ""
+
+    def end(self) -> str:
+        """Write the profile, if one is being taken; returns a line about it, else nothing."""
+        if not self._running:
+            return ""
+        mx.nd.waitall()
+        elapsed, self._running = time.perf_counter() - self._start, False
+        mx.profiler.set_state("stop")
+        mx.profiler.dump(finished=True)
+        operators = mx.profiler.dumps()
+        with replacing(self.table) as path:
+            path.write_text(self._phases(elapsed) + "\n" + operators)
+        steps = self._done - WARM_UP
+        return f"profile of {steps} steps: {self.trace} (Chrome's trace format), {self.table}"
+
+    def _phases(self, elapsed: float) -> str:
+        rows = [f"{name:12}{1000 * statistics.median(values):12.3f}{sum(values) / elapsed:10.1%}"
+                for name, values in self._seconds.items()]
+        return "\n".join([f"{'phase':12}{'median ms':>12}{'of time':>10}", *rows, ""])

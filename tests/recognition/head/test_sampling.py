@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampled class centres: what is drawn, and a sampled step against a full step over the drawn classes alone."""
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+
+from recognition.engines.cpu.shard import CpuShard
+from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.shard import MxnetShard
+from recognition.head.margin import Margin
+from recognition.head.sampling import ClassSampler
+from recognition.head.shard import ShardState, split_classes
+from recognition.head.sharded import ShardedHead
+from recognition.processes.communicator import SingleProcess
+
+ARCFACE = Margin(64, 1, 0.5)
+KINDS = pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu()),
+                                         functools.partial(MxnetShard, mx.cpu(), on_host=True)],
+                                ids=["numba", "mxnet", "mxnet, W on the host"])
+
+
+def test_a_sample_holds_the_batch_and_as_many_negatives_as_the_ratio_leaves() -> None:
+    labels = np.array([100, 199, 150, 150, 3, 500])
+    classes = ClassSampler(0.2, seed=1)(labels, 7, 100, 200)
+    assert classes is not None
+    assert len(classes) == 20 and (np.diff(classes) > 0).all()
+    assert classes[0] >= 100 and classes[-1] < 200
+    assert {100, 150, 199} <= set(classes.tolist())
+
+
+def test_negatives_are_drawn_uniformly() -> None:
+    sampler, labels = ClassSampler(0.3), np.array([4, 9])
+    counts = np.zeros(20)
+    for step in range(4000):
+        counts[sampler(labels, step, 0, 20)] += 1
+    assert counts[4] == counts[9] == 4000
+    others = np.delete(counts, [4, 9])  # 4 of 18 in each of 4000 draws: mean 889, standard deviation 26
+    assert np.abs(others - 4000 * 4 / 18).max() < 5 * 26
+
+
+def test_a_sample_is_a_function_of_seed_step_and_shard() -> None:
+    labels = np.array([3])
+    first = ClassSampler(0.1, 0)(labels, 5, 0, 1000)
+    assert np.array_equal(first, ClassSampler(0.1, 0)(labels, 5, 0, 1000))
+    others = [ClassSampler(0.1, 1)(labels, 5, 0, 1000), ClassSampler(0.1, 0)(labels, 6, 0, 1000)]
+    assert not any(np.array_equal(first, other) for other in others)
+
+
+def test_a_batch_of_more_classes_than_the_ratio_is_taken_whole() -> None:
+    classes = ClassSampler(0.01)(np.arange(50), 0, 0, 100)
+    assert classes is not None and classes.tolist() == list(range(50))
+    assert ClassSampler(1.0)(np.arange(3), 0, 0, 100) is None
+    assert ClassSampler(0.01)(np.arange(100), 0, 0, 100) is None
+    empty = ClassSampler(0.1)(np.array([700]), 0, 0, 100)
+    assert empty is not None and len(empty) == 10
+
+
+def head_over(kind: Callable[..., Any], state: ShardState, shards: int, sub_centres: int, ratio: float) -> ShardedHead:
+    made = []
+    for start, stop in split_classes(len(state.centres) // sub_centres, shards):
+        shard = kind(start, stop, state.centres.shape[1], normalised=True, scale=64, sub_centres=sub_centres)
+        shard.load(ShardState(*(a[start * sub_centres : stop * sub_centres].copy() for a in state)))
+        made.append(shard)
+    return ShardedHead(made, ARCFACE, SingleProcess(), sampler=ClassSampler(ratio, 3))
+
+
+def some_state(classes: int, sub_centres: int) -> ShardState:
+    random = np.random.RandomState(0)
+    rows = classes * sub_centres
+    w, m = (random.standard_normal((rows, 8)).astype(np.float32) * scale for scale in (0.1, 0.001))
+    return ShardState(w, m, np.zeros(rows, np.float32), np.zeros(rows, np.float32))
+
+
+@KINDS
+@pytest.mark.parametrize("sub_centres", [1, 3])
+def test_a_sampled_step_is_a_full_step_over_the_drawn_classes(kind: Callable[..., Any], sub_centres: int) -> None:
+    """Rows not drawn keep every bit; the others, loss and gradients agree to float32 rounding."""
+    state = some_state(60, sub_centres)
+    random = np.random.RandomState(1)
+    x, labels = random.standard_normal((6, 8)).astype(np.float32), random.randint(0, 60, 6)
+    sampled = head_over(kind, state, 2, sub_centres, 0.3)
+    drawn = np.concatenate([sampled.sampler(labels, 0, s.start, s.stop) for s in sampled.shards])
+    rows = (drawn[:, None] * sub_centres + np.arange(sub_centres)).ravel()
+    dense = head_over(CpuShard, ShardState(*(a[rows] for a in state[:4])), 1, sub_centres, 1.0)
+
+    found, expected = sampled.forward_backward(x, labels), dense.forward_backward(x, np.searchsorted(drawn, labels))
+    sampled.step(0.05)
+    dense.step(0.05)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_allclose(found.d_features, expected.d_features, atol=1e-5 * np.abs(expected.d_features).max())
+    others = np.setdiff1d(np.arange(60 * sub_centres), rows)
+    for name in ("centres", "momentum"):
+        after = np.concatenate([getattr(shard.state(), name) for shard in sampled.shards])
+        reference = getattr(dense.shards[0].state(), name)
+        assert np.array_equal(after[others], getattr(state, name)[others])
+        np.testing.assert_allclose(after[rows], reference, rtol=0, atol=1e-5 * np.abs(reference).max())
+
+
+@KINDS
+def test_a_ratio_of_one_is_the_full_head(kind: Callable[..., Any]) -> None:
+    state = some_state(21, 1)
+    random = np.random.RandomState(2)
+    full, one = head_over(kind, state, 2, 1, 1.0), head_over(kind, state, 2, 1, 0.999)
+    for _ in range(3):
+        x, labels = random.standard_normal((6, 8)).astype(np.float32), random.randint(0, 21, 6)
+        assert full.forward_backward(x, labels).loss == one.forward_backward(x, labels).loss
+        full.step(0.05)
+        one.step(0.05)
+    for ours, theirs in zip(full.shards, one.shards):
+        assert np.array_equal(ours.state().centres, theirs.state().centres)
