@@ -8,7 +8,7 @@
 # make bench     the short form of all benches of speed and memory, in one table beside the stored figures: ratios to
 #                the alternative measured in the same run; ARGS='--only head input', ARGS=--store stores them
 # make lint      ruff and mypy
-# make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/reliability.md; long
+# make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/records/reliability.md; long
 # make lock      pin anew what all of these install, with hashes, for each CPython 3.9 to 3.12 of this machine
 # make audit     licences of what is pinned, and known vulnerabilities where their database can be reached
 # make clean     remove environments and caches; data sets and models stay
