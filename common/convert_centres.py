@@ -79,8 +79,8 @@ def convert(inputs: Sequence[Path], output: Path, shards: int = 1, num_classes: 
         raise UserError(f"{centres.where}: found {centres.rows} rows, expected a multiple of --sub-centres "
                         f"{sub_centres}")
     num_classes = num_classes or centres.rows // sub_centres
-    if misfit := centres.misfit(num_classes, sub_centres):
-        raise UserError(f"{centres.where}: {misfit}")
+    if mismatch := centres.mismatch(num_classes, sub_centres):
+        raise UserError(f"{centres.where}: {mismatch}")
     if not 1 <= shards <= num_classes:
         raise UserError(f"--shards: found {shards}, expected 1 to {num_classes}, the number of classes")
     ranges = [(a * sub_centres, b * sub_centres) for a, b in split_classes(num_classes, shards)]

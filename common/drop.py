@@ -68,10 +68,10 @@ def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int,
         hint = f", or a training state: --centres {newest}" if newest else ""
         raise UserError(f"{given or checkpoint}: found no class centres there, expected fc7_weight or fc7_<i>_weight, "
                         f"as config.ckpt_embedding = False saves them, or <rank>_centers.param{hint}")
-    if misfit := centres.misfit(num_classes, k):
+    if mismatch := centres.mismatch(num_classes, k):
         other = centres.rows // num_classes
-        fits = "" if other in (0, k) or centres.misfit(num_classes, other) else f"; --k {other} would fit"
-        raise UserError(f"{centres.where}: {misfit}, as {data / 'property'} and --k say{fits}")
+        fits = "" if other in (0, k) or centres.mismatch(num_classes, other) else f"; --k {other} would fit"
+        raise UserError(f"{centres.where}: {mismatch}, as {data / 'property'} and --k say{fits}")
     return centres
 
 

@@ -27,7 +27,7 @@ from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
-from recognition.evaluation.trained_backbone import Backbone, load_backbone, unit_rows
+from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
 from recognition.io.files import replacing
 from recognition.training.checkpoints.pretrained import read_params
 
@@ -51,7 +51,7 @@ class Agreement(NamedTuple):
         return self.cosine <= cosine and self.absolute <= absolute * max(1.0, self.rms)  # False for NaN
 
 
-def compare(path: Path, backbone: Backbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
+def compare(path: Path, backbone: TrainedBackbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
     """Run sets of images, uint8 ``(N, H, W, 3)``, through the file and MXNet; None without onnxruntime."""
     try:
         import onnxruntime

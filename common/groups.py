@@ -25,7 +25,7 @@ from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 
 FARS = (1e-6, 1e-5, 1e-4)
 ALL = "ALL"

@@ -25,7 +25,7 @@ from common.faces.alignment import align
 from common.sets.image_files import in_order, read_image
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at
 from recognition.evaluation.rates import Rate, tar_at, thin_curve
 from recognition.evaluation.templates import Templates, aggregate

@@ -25,7 +25,7 @@ from common.embedding.gallery import check_same_network, distances, embed_files,
 from common.sets.image_sources import find_images
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
-from recognition.evaluation.trained_backbone import Backbone, load_backbone
+from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
 from recognition.io.files import replacing
 
 Found = dict[str, Any]
@@ -51,7 +51,7 @@ def parser() -> Parser:
     return flags
 
 
-def embed(backbone: Backbone, options: argparse.Namespace) -> Found:
+def embed(backbone: TrainedBackbone, options: argparse.Namespace) -> Found:
     start = time.perf_counter()
     gallery, bad = embed_files(backbone, options.images, not options.no_flip)
     seconds = time.perf_counter() - start
@@ -67,7 +67,7 @@ def embed(backbone: Backbone, options: argparse.Namespace) -> Found:
     return found if options.output else {**found, "embedding": gallery.embeddings[0].tolist()}
 
 
-def compare(backbone: Backbone, options: argparse.Namespace) -> Found:
+def compare(backbone: TrainedBackbone, options: argparse.Namespace) -> Found:
     rows = [embed_files(backbone, path, not options.no_flip)[0].embeddings[0] for path in options.compare]
     cosine = float(rows[0] @ rows[1])
     found: Found = {"images": [str(path) for path in options.compare], "cosine": cosine,
@@ -80,7 +80,7 @@ def compare(backbone: Backbone, options: argparse.Namespace) -> Found:
     return found
 
 
-def search(backbone: Backbone, options: argparse.Namespace) -> Found:
+def search(backbone: TrainedBackbone, options: argparse.Namespace) -> Found:
     flip = not options.no_flip
     bad: list[str] = []
     if options.gallery.suffix == ".npz":

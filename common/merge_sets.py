@@ -36,7 +36,7 @@ from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import decode_rgb, fit
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.io.files import writing
 
 KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # what becomes of an image, and why

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are whole or absent: written under another name, forced to disk, then renamed.
 
-A disk that is full, fails or may not be written is a :class:`UserError` that names the file.
+If the disk is full, fails or refuses the write, a :class:`UserError` names the file.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from recognition.errors import UserError
 
-WRITING = ".writing"  # ends the name of what is not whole yet
+WRITING = ".writing"  # the suffix of a file that is not complete yet
 
 
 @contextmanager
@@ -27,8 +27,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def regular(path: str | Path, flags: int) -> int:
-    """An ``opener`` for :func:`open` that opens files alone: a pipe that nobody writes to would be waited for."""
-    handle = os.open(path, flags | os.O_NONBLOCK)  # which says nothing to a file
+    """An ``opener`` for :func:`open` that refuses everything but regular files: opening a pipe waits for a writer.
+
+    :raises OSError: EISDIR for a folder, EINVAL for a pipe or a device.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK)  # it has no effect on a regular file
     if stat.S_ISREG(mode := os.fstat(handle).st_mode):
         return handle
     os.close(handle)
@@ -55,7 +58,7 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it takes the place of ``path`` if the block ends well."""
+    """Yield a temporary path to write to; it replaces ``path`` when the block ends without an error."""
     temporary = path.with_name(f".{path.name}{WRITING}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def discard_temporaries(folder: Path) -> None:
-    """Remove what a killed process was writing in ``folder`` by :func:`replacing`."""
+    """Remove the files that :func:`replacing` left in ``folder`` when its process was killed."""
     for path in folder.glob(f".*{WRITING}"):
         with writing(path):
             path.unlink(missing_ok=True)

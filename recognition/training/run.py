@@ -39,7 +39,7 @@ from recognition.io.files import discard_temporaries
 from recognition.networks import build_symbol, first_weights
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import adamw_of
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.schedule import make_schedule, total_steps
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator, SingleProcess, largest
@@ -198,8 +198,8 @@ def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int,
     start = initialise(symbol, (channels, height, width), config.seed, first_weights(config.net_name))
     if checkpoint:
         print(take_over(checkpoint, read_params(checkpoint), start, lambda shapes: advice(shapes, config)), flush=True)
-    rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor,
-                    needed=config.triplets or config.fc7_lr_mult == 0)
+    rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
+                    factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
                               config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
                               wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config),

@@ -15,7 +15,7 @@ from recognition.engines.mxnet.optimisers import AdamWOptimiser, Optimiser, SgdO
 from recognition.engines.mxnet.reach import Reach, all_finite, overflowed, queued_squares, waited
 from recognition.engines.mxnet.replica import Arrays, Replica, fill, to_host
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
@@ -82,7 +82,7 @@ class ReplicatedBackbone:
 
     def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
-                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], Rates] = Rates,
+                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors,
                  loss_scale: LossScale | None = None, adamw: AdamW | None = None, leaves_out: bool = False) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param rates: the factors of the learning rate, made for the names of the parameters.
