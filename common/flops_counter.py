@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from common.embedding.model_flags import files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
@@ -29,7 +30,7 @@ from recognition.engines.mxnet.embedder import read_network
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 from recognition.networks import build_symbol, first_weights
 from recognition.networks.flops import count_flops, short
 from recognition.networks.initialise import initialise
@@ -105,11 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--image-size", type=int, default=112, help="side of the images (default 112)")
     flags.add_argument("--no-latency", action="store_true", help="time nothing")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
     if not (options.network or options.model):
         raise UserError("found neither --network nor --model, expected at least one")
     if min(*options.batch_size, options.repeats) < 1:
         raise UserError("--batch-size, --repeats: found a number below 1")
+    models = [find_pretrained(text, 1, "--model") for text in options.model]
+    require_new([options.json], [options.config, *(path for model in models for path in files_of(model))],
+                options.overwrite)
     presets = options.network
     if presets == ["all"]:
         presets = list(open_config(str(options.config or "")).presets("network"))
