@@ -15,6 +15,7 @@ import numpy as np
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
+EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the legacy L2Normalization
 INITIAL_STD = 0.01  # of W, as in the legacy code
 LOADED_ROWS = 32768  # at once: 64 MB at D = 512
 BLOCK = 4096  # classes that share a random stream, so that W does not depend on how it is cut
