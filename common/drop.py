@@ -32,6 +32,7 @@ from recognition.config.cli import split_pretrained
 from recognition.config.command_line import Parser
 from recognition.config.devices import Device, processors, share_processors
 from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
 from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
 from recognition.io.checksums import sum_beside
@@ -78,21 +79,17 @@ def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int,
 
 def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75, k: int = 3, batch_size: int = 16,
          devices: Sequence[Device] = (("cpu", 0),), centres: Path | None = None, threads: int = 2,
-         output_model: tuple[str, int] | None = None, bfloat16: bool = False) -> dict[str, Any]:
+         output_model: tuple[str, int] | None = None, bfloat16: bool = False, engine: str = "auto") -> dict[str, Any]:
     """What the command does; returns the report, as ``drop.json`` has it.
 
     :param batch_size: images a device at a time.
     """
-    from recognition.engines.mxnet.embedder import (
-        Embedder,  # imports MXNet: after --help and what can be found wrong without it
-    )
-
     with new_folder(output) as folder:
         dataset = open_dataset(data)
         checkpoint = Path(as_text(model))
         saved = open_centres(checkpoint, centres, dataset.num_classes, k, data)
         height, width, channels = dataset.image_shape
-        embed = Embedder(*model, devices, batch_size, (channels, height, width), bfloat16)
+        embed = choose_engine(engine).embedder(model, devices, batch_size, (channels, height, width), bfloat16)
         if embed.dim != saved.dim:
             raise UserError(f"{saved.where}: found centres of {saved.dim} numbers, but {checkpoint} embeds in "
                             f"{embed.dim}")
@@ -154,8 +151,9 @@ def _output_model(text: str, model: tuple[str, int]) -> tuple[str, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     share_processors(args.devices, os.environ)
-    report = drop(args.data, args.model, args.output, args.threshold, args.k, args.batch_size, args.devices,
-                  args.centres, args.decode_threads, args.output_model, args.bfloat16)
+    report = drop(args.data, args.model, args.output, threshold=args.threshold, k=args.k, batch_size=args.batch_size,
+                  devices=args.devices, centres=args.centres, threads=args.decode_threads,
+                  output_model=args.output_model, bfloat16=args.bfloat16, engine=args.engine)
     images, identities = report["images"], report["identities"]
     print(f"{args.output}: {images['kept']} of {images['all']} images kept, of {identities['kept']} of "
           f"{identities['all']} identities; {images['dropped']} dropped, {images['dropped_of_other_sub_centres']} of "

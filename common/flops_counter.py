@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from common.embedding.model_flags import files_of
+from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
@@ -42,7 +42,7 @@ def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, 
     """Median milliseconds of a batch of each size, after two that warm up."""
     side, found = options.image_size, {}
     for size in options.batch_size:
-        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side))
+        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side), engine=options.engine)
         images = np.random.RandomState(0).randint(0, 256, (size, side, side, 3)).astype(np.uint8)
         times = []
         for _ in range(options.repeats + 2):
@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
                        help="images a batch, several sizes (default 1)")
     flags.add_argument("--repeats", type=int, default=10, help="batches timed (default 10)")
     flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:1 (default cpu)")
+    add_engine_flag(flags)
     flags.add_argument("--image-size", type=int, default=112, help="side of the images (default 112)")
     flags.add_argument("--no-latency", action="store_true", help="time nothing")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from recognition.engines.mxnet.imports import mx
 from recognition.io.checksums import forget_sum, write_bytes
 from recognition.io.files import writing
 from recognition.io.params import write_arrays
 
 
-def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters: Mapping[str, np.ndarray],
+def save_checkpoint(prefix: Path, number: int, symbol: Any, parameters: Mapping[str, np.ndarray],
                     auxiliary: Mapping[str, np.ndarray]) -> Path:
     """Write a symbol and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays.
 
