@@ -18,8 +18,8 @@ from common.export.iresnet import from_torch, to_torch
 from common.export.torch_file import read_tensors, write_tensors
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
-from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
 
@@ -29,11 +29,11 @@ ENDINGS = (".pth", ".pt")
 def import_weights(source: Path, target: str) -> None:
     match = re.fullmatch(r"(.+?)(?:,\s*(\d{1,4}))?", target)
     prefix, number = Path(match[1] if match else target), int(match[2] or 1) if match else 1
-    depth, symbol, arguments, auxiliary = from_torch(read_tensors(source), str(source))
+    depth, graph, arguments, auxiliary = from_torch(read_tensors(source), str(source))
     path = prefix.with_name(f"{prefix.name}-{number:04d}.params")
     if path.exists():
         raise UserError(f"{path}: exists already, expected a new checkpoint: remove it, or choose another name")
-    save_checkpoint(prefix, number, symbol, arguments, auxiliary)
+    save_checkpoint(prefix, number, graph, arguments, auxiliary)
     print(f"{path}: r{depth}, {len(arguments['pre_fc1_bias'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
           f"arrays; goes on with --network r{depth} --pretrained {prefix},{number}")
 

@@ -46,7 +46,8 @@ Step = Callable[[Head, sym.Symbol], sym.Symbol]
 
 def embed(blocks: Blocks, data: sym.Symbol, net_output: str, emb_size: int, channels: int = LEGACY_CHANNELS,
           filters: int | None = None) -> Graph:
-    """The network that gives the embedding ``fc1_output`` (N, emb_size) of a feature map ``data`` (N, channels, H, W) by ``net_output``.
+    """The network up to the embedding ``fc1_output`` (N, emb_size) of a map ``data`` (N, channels, H, W), by
+    ``net_output``.
 
     ``filters`` is the number of filters of GDC's and SFC's grouped convolutions; not given, one a channel.
     """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Container
+from typing import NamedTuple
 
-from recognition.networks.graph import Graph, Node
+from recognition.networks.graph import Graph
 from recognition.networks.shapes import all_shapes
 
 
@@ -19,16 +20,16 @@ class Flops(NamedTuple):
 
 
 def count_flops(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112),
-                counts: Callable[[Node], bool] = lambda node: True) -> Flops:
+                places: Container[int] | None = None) -> Flops:
     """Operations of the forward pass for ``image_shape`` (3, H, W), and parameters.
 
-    ``counts`` says which nodes of the graph to count, if not all.
+    ``places`` are those of the nodes to count, if not all.
     """
     shapes = all_shapes(graph, (1, *image_shape))
     operations = products = 0
     unknown: set[str] = set()
-    for node, outputs in zip(graph.nodes, shapes):
-        if node.is_variable or not counts(node):
+    for place, (node, outputs) in enumerate(zip(graph.nodes, shapes)):
+        if node.is_variable or (places is not None and place not in places):
             continue
         if node.operator.flops is None:
             unknown.add(node.op)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Callable, NamedTuple, Optional
 
 from recognition.networks.operators import OPERATORS, Operator
-from recognition.networks.operators.operator import Values, same
+from recognition.networks.operators.operator import Values, same, written_shape
 
 MXNET_VERSION = 10901  # 1.9.1, whose form this is
 INLINE = 10  # numbers of a list that MXNet writes in one line
@@ -47,11 +47,11 @@ class Node:
 
     @cached_property
     def values(self) -> Values:
-        """The attributes as Python values, with the operator's defaults.
+        """The attributes as Python values, with the operator's defaults; of a variable the shape that it says.
 
         :raises ValueError: if one is not known, missing or unreadable.
         """
-        return self.operator.values(self.attrs)
+        return written_shape(self.attrs) if self.is_variable else self.operator.values(self.attrs)
 
     def outputs(self) -> list[str]:
         """Names of the outputs that a graph lists."""
@@ -89,7 +89,7 @@ class Graph:
     @classmethod
     def from_dict(cls, source: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS) -> Graph:
         """As :meth:`from_json`, of JSON that has been read."""
-        maker, places = GraphMaker(), []
+        maker, places = GraphMaker(), list[int]()
         version = source.get("attrs", {}).get("mxnet_version", ("int", 0))[1]
         for node in source["nodes"]:
             op, attrs = node["op"], {**node.get("param", {}), **node.get("attr", {}), **node.get("attrs", {})}
@@ -128,7 +128,7 @@ class Graph:
     def _states(self) -> set[int]:
         """The variables that operators change."""
         return {entry.node for node in self.nodes for place, entry in enumerate(node.inputs)
-                if node.operator.is_state(place)}
+                if node.operator.is_state(place, entry.version)}
 
     def list_inputs(self) -> list[str]:
         """Names of all variables."""
@@ -195,7 +195,7 @@ def rewrite(graph: Graph, rules: Mapping[str, Rule]) -> Graph:
 
     Names of variables and outputs stay as they are, and so does the order of arguments and states.
     """
-    maker, places = GraphMaker(), []
+    maker, places = GraphMaker(), list[Entry]()
 
     def moved(entry: Entry) -> Entry:
         place = places[entry.node]

@@ -2,7 +2,6 @@
 """The shapes of a network's parameters and maps for images of a given size, as MXNet infers them."""
 from __future__ import annotations
 
-import ast
 import math
 from typing import NamedTuple
 
@@ -62,9 +61,7 @@ def all_shapes(graph: Graph, data: Shape) -> list[list[Shape]]:
 
 
 def _written(node: Node, data: Shape) -> Shape:
-    if node.name == "data":
-        return data
-    return tuple(ast.literal_eval(node.attrs.get("__shape__", "()")))
+    return data if node.name == "data" else tuple(node.values)
 
 
 def _infer(node: Node, found: list[list[Shape]], place: int, data: Shape) -> bool:

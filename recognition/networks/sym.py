@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks as expressions, in the words of ``mx.sym``: ``sym.Convolution(data, num_filter=64, kernel=(3, 3))``.
 
-Every operator of the table is a function of this module, by all its names. Its inputs are symbols, in order or by name;
-inputs that are not given become variables ``<name>_weight`` and so on. Attributes are written as ``str`` writes them.
-A node without a name gets one by its kind and a number, which counts from the ``Variable`` that the network begins with.
+Every operator of the table is a function of this module, by all its names. Inputs are symbols, in order or by name;
+those that are not given become variables ``<name>_weight`` and so on. Attributes are written as ``str`` writes them.
+A node without a name gets one by its kind and a number that counts from the ``Variable`` that the network begins with.
 """
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Symbol:
 
 def group(*symbols: Symbol) -> Graph:
     """The network with these outputs."""
-    maker, places = GraphMaker(), {}
+    maker, places = GraphMaker(), dict[int, int]()
 
     def entry(symbol: Symbol, state: bool = False) -> Entry:
         return Entry(places[id(symbol._draft)], symbol._output, int(state))
@@ -96,7 +96,8 @@ def make(function: str, *inputs: Symbol, name: str = "", **others: Any) -> Symbo
         name = f"{hint}{counts[hint]}"
         counts[hint] += 1
     if operator.variadic:
-        attrs["num_args"] = str(len(inputs))
+        if "num_args" in operator.parameters:
+            attrs["num_args"] = str(len(inputs))
         return Symbol(_Draft(operator, name, attrs, list(inputs), counts))
     names = operator.input_names(operator.values(attrs))
     given.update(zip(names, inputs))

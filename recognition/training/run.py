@@ -37,6 +37,7 @@ from recognition.head.triplet_head import TripletHead
 from recognition.head.triplet_loss import TripletLoss
 from recognition.io.files import discard_temporaries
 from recognition.networks import build_symbol, first_weights
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import adamw_of
 from recognition.optim.factors import Rates
@@ -100,9 +101,9 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
     contexts = make_contexts(config)
     dataset = make_dataset(config)
     require_alike(identity := identity_of(config, dataset), communicator)
-    symbol = build_symbol(config)
+    graph = build_symbol(config)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
-    backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator, checkpoint)
+    backbone = make_backbone(config, graph, dataset.image_shape, contexts, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
     compiled()
     head = make_head(config, dataset.num_classes, contexts, communicator)
@@ -132,7 +133,7 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
         try:
             status = Trainer(
                 backbone, head, batches, schedule, verifier,
-                lambda number: save_together(config, number, progress.best_number, symbol, backbone, head,
+                lambda number: save_together(config, number, progress.best_number, graph, backbone, head,
                                              communicator),
                 lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
                                        batches.state(), communicator,
@@ -189,18 +190,18 @@ def make_contexts(config: Config) -> list[Any]:
     return [mx.Context(kind, index) for kind, index in config.devices]
 
 
-def make_backbone(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], contexts: list[Any],
+def make_backbone(config: Config, graph: Graph, image_shape: tuple[int, int, int], contexts: list[Any],
                   communicator: Communicator, checkpoint: Path | None = None) -> ReplicatedBackbone:
     """The backbone on every device, with parameters drawn from the seed or taken from a checkpoint."""
     height, width, channels = image_shape
-    for line in introduction(config, symbol, (channels, height, width)):
+    for line in introduction(config, graph, (channels, height, width)):
         print(line, flush=True)
-    start = initialise(symbol, (channels, height, width), config.seed, first_weights(config.net_name))
+    start = initialise(graph, (channels, height, width), config.seed, first_weights(config.net_name))
     if checkpoint:
         print(take_over(checkpoint, read_params(checkpoint), start, lambda shapes: advice(shapes, config)), flush=True)
     rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor,
                     needed=config.triplets or config.fc7_lr_mult == 0)
-    return ReplicatedBackbone(prepare(symbol, config, (channels, height, width)), *start, contexts,
+    return ReplicatedBackbone(prepare(graph, config, (channels, height, width)), *start, contexts,
                               config.per_batch_size, (channels, height, width), communicator, mu=config.mom,
                               wd=config.wd, seed=config.seed, rates=rates, loss_scale=make_loss_scale(config),
                               adamw=adamw_of(config), leaves_out=config.on_nan == "skip")

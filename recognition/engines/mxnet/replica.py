@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks.graph import Graph
 
 Arrays = dict[str, np.ndarray]
 
@@ -14,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 class Replica:
     """The backbone bound to one device for batches of one shape."""
 
-    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
                  data_shape: tuple[int, int, int, int]) -> None:
         self.device = device
         self.arguments = {name: mx.nd.array(value, ctx=device) for name, value in parameters.items()}
@@ -22,7 +24,7 @@ class Replica:
         self.gradients = {name: mx.nd.zeros_like(value) for name, value in self.arguments.items()}
         self._kept: Mapping[str, mx.nd.NDArray] = {}
         self._data = mx.nd.zeros(data_shape, ctx=device)
-        self._executor = symbol.bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
+        self._executor = to_symbol(graph).bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
                                      grad_req={"data": "null", **dict.fromkeys(parameters, "write")},
                                      aux_states=self.auxiliary)
 

@@ -22,6 +22,7 @@ from recognition.networks.operators.operator import (
     free,
     integer,
     merged,
+    real_or_none,
     same,
     words,
 )
@@ -110,7 +111,7 @@ _ONE_OPERATION = each_output(1)
 _MATRICES = {"transpose_a": Parameter(boolean, False), "transpose_b": Parameter(boolean, False),
              "forward_stype": Parameter(words("None", "default", "csr", "row_sparse"), "None")}
 _SOFTMAX = {
-    "axis": Parameter(integer, -1), "temperature": Parameter(lambda text: None if text == "None" else float(text), None),
+    "axis": Parameter(integer, -1), "temperature": Parameter(real_or_none, None),
     "dtype": Parameter(words("None", "float16", "float32", "float64"), "None"),
     "use_length": Parameter(boolean_or_none, False),
 }
@@ -154,6 +155,6 @@ OPERATORS = [
     *(Operator(f"_{name.lower()}", same, PAIR, aliases=(f"_{name}",)) for name in ("Maximum", "Minimum", "Power")),
     Operator("_grad_add", same, PAIR),
     *(Operator(f"broadcast_{name}", _broadcast, PAIR) for name in ("maximum", "minimum", "power")),
-    Operator("add_n", same, variadic=True, aliases=("ElementWiseSum",)),
+    Operator("add_n", same, variadic=True, aliases=("ElementWiseSum",), parameters={"num_args": Parameter(integer)}),
     Operator("dot", _dot, PAIR, parameters=_MATRICES), Operator("batch_dot", _batch_dot, PAIR, parameters=_MATRICES),
 ]

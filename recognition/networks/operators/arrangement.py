@@ -300,12 +300,15 @@ def _broadcast_like(values: Values, ins: Shapes, outs: Shapes) -> None:
             raise ShapeError(f"found lhs_axes {values.lhs_axes} and rhs_axes {values.rhs_axes}, expected as many")
         sizes = list(ins[0])
         for own, other in zip(values.lhs_axes, values.rhs_axes):
-            sizes[place_of(own, len(ins[0]))] = ins[1][place_of(other, len(ins[1]))]
+            place = place_of(own, len(sizes))
+            if sizes[place] > 1:
+                raise ShapeError(f"found {ins[0]}, expected a size of 1 on the axis {own} to broadcast")
+            sizes[place] = ins[1][place_of(other, len(ins[1]))]
         wanted = tuple(sizes)
     outs[0] = merged(outs[0], _spread(ins[0], wanted))
 
 
-_COUNT = {"num_args": Parameter(integer, 1)}
+_COUNT = {"num_args": Parameter(integer)}
 
 OPERATORS = [
     Operator("Flatten", forward(_flatten), aliases=("flatten",), flops=free, reads=0, in_place=True,

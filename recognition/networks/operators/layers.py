@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from recognition.networks.operators import onnx
 from recognition.networks.operators.operator import (
     INPUTS,
-    OUTPUT,
     Operator,
     Parameter,
     Shape,
@@ -76,7 +75,7 @@ def _convolution(values: Values, ins: Shapes, outs: Shapes) -> None:
     for side, size, step, apart, edge in zip(sides, kernel, stride, dilate, pad):
         left = side + 2 * edge - (apart * (size - 1) + 1)
         if side and left < 0:
-            raise ShapeError(f"kernel size exceed input: {kernel} with dilate {dilate} on {tuple(sides)} with pad {pad}")
+            raise ShapeError(f"kernel size exceed input: {kernel} with dilate {dilate}, pad {pad} on {tuple(sides)}")
         sizes.append(left // step + 1 if side else 0)
     outs[0] = merged(outs[0], _as_laid_out((batch, values.num_filter, *sizes), values.layout))
 
@@ -105,13 +104,14 @@ def _deconvolution(values: Values, ins: Shapes, outs: Shapes) -> None:
         if any(target):
             if whole < wanted:
                 raise ShapeError(f"too big target shape: {target} of {tuple(sides)}")
-            sizes.append(wanted)
+            more, size_out = (whole - wanted) % 2, wanted
         else:
-            if more >= step:
-                raise ShapeError(f"adj({more}) must be smaller than stride({step})")
-            sizes.append(whole - 2 * edge + more if side else 0)
-            if side and sizes[-1] < 1:
+            size_out = whole - 2 * edge + more
+            if side and size_out < 1:
                 raise ShapeError(f"found a padding {pad} that leaves nothing of {tuple(sides)}")
+        if more >= step:
+            raise ShapeError(f"adj({more}) must be smaller than stride({step})")
+        sizes.append(size_out if side else 0)
     outs[0] = merged(outs[0], _as_laid_out((batch, values.num_filter, *sizes), values.layout))
 
 
@@ -132,6 +132,11 @@ def _pooling(values: Values, ins: Shapes, outs: Shapes) -> None:
         return
     layout = getattr(values, "layout", "None")
     batch, channels, *sides = data = _channels_first(ins[0], layout)
+    if values.pool_type == "lp" and values.p_value is None:
+        raise ShapeError("found no p_value for the pool_type lp")
+    if values.pooling_convention == "same" and (len(data) != 3 or any(values.pad)):
+        raise ShapeError(f"found the pooling_convention same for an input {data} and pad {values.pad}, expected "
+                         "(N, C, W) and no padding")
     if values.global_pool:
         if len(data) < 3:
             raise ShapeError(f"found an input {data}, expected maps (N, C, ...)")
@@ -142,6 +147,12 @@ def _pooling(values: Values, ins: Shapes, outs: Shapes) -> None:
                  for window in zip(sides, kernel, stride, pad)]
     for number in range(len(outs)):
         outs[number] = merged(outs[number], _as_laid_out((batch, channels, *sizes), layout))
+
+
+def _pooling_v1(values: Values, ins: Shapes, outs: Shapes) -> None:
+    if ins[0] and len(ins[0]) < 4:
+        raise ShapeError(f"found an input {ins[0]}, expected maps (N, C, H, W)")
+    _pooling(values, ins, outs)
 
 
 def _pooled(convention: str, side: int, size: int, step: int, edge: int) -> int:
@@ -189,13 +200,10 @@ def _softmax_output(values: Values, ins: Shapes, outs: Shapes) -> None:
         return
     if len(ins) > 1 and ins[1] != data:
         if values.multi_output:
-            flat = (data[0], math.prod(data[2:]))
-            if ins[1] not in (flat, (data[0], 1, *data[2:])):
-                ins[1] = merged(ins[1], (data[0], *data[2:]))
-        elif values.preserve_shape:
-            ins[1] = merged(ins[1], data[:-1])
+            if ins[1] not in ((data[0], *data[2:]), (data[0], 1, *data[2:])):
+                ins[1] = merged(ins[1], (data[0], math.prod(data[2:])))
         else:
-            ins[1] = merged(ins[1], data[:1])
+            ins[1] = merged(ins[1], data[:-1])
     outs[0] = merged(outs[0], data)
 
 
@@ -246,9 +254,9 @@ OPERATORS = [
         "count_include_pad": Parameter(boolean_or_none, None), "layout": LAYOUTS},
              outputs=lambda values: 2 if values.pool_type == "max" else 1, visible=lambda values: 1,
              flops=_windows, follows=BOTH, onnx=onnx.pooling),
-    Operator("Pooling_v1", _pooling, parameters=_POOLING),
+    Operator("Pooling_v1", _pooling_v1, parameters=_POOLING),
     Operator("UpSampling", _upsampling, variadic=True, limit=1, parameters={
-        "scale": Parameter(integer), "num_filter": Parameter(integer, 0), "num_args": Parameter(integer, 1),
+        "scale": Parameter(integer), "num_filter": Parameter(integer, 0), "num_args": Parameter(integer),
         "sample_type": Parameter(words("nearest", "bilinear")), "workspace": Parameter(integer, 512),
         "multi_input_mode": Parameter(words("concat", "sum"), "concat")}),
     Operator("_contrib_AdaptiveAvgPooling2D", forward(_adaptive), parameters={"output_size": Parameter(shape, ())}),

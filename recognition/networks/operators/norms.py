@@ -21,6 +21,8 @@ from recognition.networks.operators.operator import (
     integer,
     merged,
     place_of,
+    real_or_none,
+    same,
     words,
 )
 
@@ -53,13 +55,13 @@ def _group_norm(values: Values, ins: Shapes, outs: Shapes) -> None:
     if len(ins[0]) < 3 or values.num_groups < 1 or ins[0][1] % values.num_groups:
         raise ShapeError(f"found an input {ins[0]} and {values.num_groups} groups, expected maps (N, C, ...) whose "
                          "channels come in groups of as many each")
-    ins[1:] = [merged(found, ins[0][1:2]) for found in ins[1:]]
+    ins[1:] = [merged(found, (values.num_groups,)) for found in ins[1:]]
     outs[:] = [merged(outs[0], ins[0]), *(merged(out, (ins[0][0], values.num_groups)) for out in outs[1:])]
 
 
 def _instance_norm(values: Values, ins: Shapes, outs: Shapes) -> None:
     if ins[0]:
-        if len(ins[0]) < 3:
+        if len(ins[0]) < 2:
             raise ShapeError(f"found an input {ins[0]}, expected maps (N, C, ...)")
         ins[1:] = [merged(found, ins[0][1:2]) for found in ins[1:]]
         outs[:] = [merged(outs[0], ins[0]), *(merged(out, ins[0][:2]) for out in outs[1:])]
@@ -74,20 +76,15 @@ def _l2(values: Values, ins: Shapes, outs: Shapes) -> None:
         outs[:] = [merged(outs[0], data), norms[values.mode]]
 
 
-def _lrn(values: Values, ins: Shapes, outs: Shapes) -> None:
-    if ins[0] and len(ins[0]) != 4:
-        raise ShapeError(f"found an input {ins[0]}, expected maps (N, C, H, W)")
-    outs[:] = [merged(out, ins[0]) for out in outs]
-
-
 _FACTORS = ("data", "gamma", "beta")
+_MOMENTS = ("output", "mean", "var")
 _STATES = ("moving_mean", "moving_var")
 _STARTS = {"moving_mean": '["zero", {}]', "moving_var": '["one", {}]'}
 _BATCH_NORM = {
     "eps": Parameter(float, EPSILON), "momentum": Parameter(float, 0.9), "fix_gamma": Parameter(boolean, True),
     "use_global_stats": Parameter(boolean, False), "output_mean_var": Parameter(boolean, False),
 }
-_CALIBRATION = Parameter(lambda text: None if text == "None" else float(text), None)
+_CALIBRATION = Parameter(real_or_none, None)
 
 
 def _three(values: Values) -> int:
@@ -102,26 +99,26 @@ OPERATORS = [
     Operator("BatchNorm", _channels(lambda values: values.axis), _FACTORS, _STATES, parameters={
         **_BATCH_NORM, "axis": Parameter(integer, 1), "cudnn_off": Parameter(boolean, False),
         "min_calib_range": _CALIBRATION, "max_calib_range": _CALIBRATION},
-             outputs=_three, visible=_shown, own_inputs=True, starts=_STARTS, flops=each_output(2), reads=INPUTS,
+             outputs=_three, visible=_shown, output_names=_MOMENTS, own_inputs=True, starts=_STARTS, flops=each_output(2), reads=INPUTS,
              follows=("bfloat16", "float16"), onnx=onnx.batch_norm),
     Operator("BatchNorm_v1", _channels(lambda values: 1), _FACTORS, _STATES, parameters=_BATCH_NORM, outputs=_three,
-             visible=_shown, own_inputs=True),
+             visible=_shown, output_names=_MOMENTS, own_inputs=True),
     Operator("_contrib_SyncBatchNorm", _channels(lambda values: 1), _FACTORS, _STATES, parameters={
         **_BATCH_NORM, "ndev": Parameter(integer, 1), "key": Parameter(str)},
-             outputs=_three, visible=_shown, own_inputs=True, starts=_STARTS),
+             outputs=_three, visible=_shown, output_names=_MOMENTS, own_inputs=True, starts=_STARTS),
     Operator("LayerNorm", _layer_norm, _FACTORS, parameters={
         "axis": Parameter(integer, -1), "eps": Parameter(float, 1e-5), "output_mean_var": Parameter(boolean, False)},
-             outputs=_three, visible=_shown, reads=INPUTS),
+             outputs=_three, visible=_shown, output_names=("output", "mean", "std"), reads=INPUTS),
     Operator("GroupNorm", _group_norm, _FACTORS, parameters={
         "num_groups": Parameter(integer, 1), "eps": Parameter(float, 1e-5),
         "output_mean_var": Parameter(boolean, False)},
-             outputs=_three, visible=_shown, own_inputs=True),
+             outputs=_three, visible=_shown, output_names=("output", "mean", "std"), own_inputs=True),
     Operator("InstanceNorm", _instance_norm, _FACTORS, parameters={"eps": Parameter(float, 1e-3)}, outputs=_three,
              visible=lambda values: 1, own_inputs=True, reads=INPUTS),
     Operator("L2Normalization", _l2, parameters={
         "eps": Parameter(float, 1e-10), "mode": Parameter(words("instance", "channel", "spatial"), "instance")},
              outputs=lambda values: 2, visible=lambda values: 1, reads=OUTPUT),
-    Operator("LRN", _lrn, parameters={
+    Operator("LRN", same, parameters={
         "alpha": Parameter(float, 1e-4), "beta": Parameter(float, 0.75), "knorm": Parameter(float, 2.0),
         "nsize": Parameter(integer)}, outputs=lambda values: 2, visible=lambda values: 1),
 ]

@@ -62,6 +62,7 @@ class Operator:
     aliases: tuple[str, ...] = ()
     outputs: Callable[[Values], int] = lambda values: 1
     visible: Callable[[Values], int] | None = None  # outputs that others may use, if not all
+    output_names: tuple[str, ...] = ("output",)  # of those that are visible, where not all are
     own_inputs: bool = False  # inputs behind the first are variables that no other node uses
     starts: Mapping[str, str] = field(default_factory=dict)  # ``__init__`` of inputs that have no other
     flops: Count | None = None
@@ -102,13 +103,14 @@ class Operator:
     @property
     def fewest(self) -> int:
         """The least number of inputs that a file may give a node; old files leave states out."""
-        return len(self.inputs) - self.optional
+        return 1 if self.variadic else len(self.inputs) - self.optional
 
     @property
     def most(self) -> int:
         return self.limit if self.variadic else len(self.inputs) + len(self.states)
 
-    def is_state(self, place: int) -> bool:
+    def is_state(self, place: int, version: int = 0) -> bool:
+        """Whether an input is a state; ``version`` is what MXNet wrote about the input."""
         return bool(self.states) and place >= len(self.inputs)
 
     def shown(self, values: Values) -> int:
@@ -116,8 +118,10 @@ class Operator:
         return self.outputs(values) if self.visible is None else self.visible(values)
 
     def output_name(self, values: Values, output: int) -> str:
-        """The end of an output's name: ``output``, or ``output0`` and so on where a graph lists several."""
-        return f"output{output}" if self.visible is None and self.outputs(values) != 1 else "output"
+        """The end of an output's name: mostly ``output``, or ``output0`` and so on where there are several."""
+        if self.visible is None:
+            return f"output{output}" if self.outputs(values) != 1 else "output"
+        return self.output_names[output] if output < len(self.output_names) else f"output{output}"
 
 
 # How attributes are read.
@@ -135,6 +139,10 @@ def integer_or_none(text: str) -> int | None:
     return None if text == "None" else integer(text)
 
 
+def real_or_none(text: str) -> float | None:
+    return None if text == "None" else float(text)
+
+
 def boolean_or_none(text: str) -> bool | None:
     return None if text == "None" else boolean(text)
 
@@ -146,6 +154,21 @@ def shape(text: str) -> Any:
     if not all(item is None or type(item) is int for item in items):
         raise ValueError(text)
     return items
+
+
+def written_shape(attrs: Mapping[str, str]) -> Shape:
+    """What a variable says of its own shape: sizes, 0 where one is not known; () if nothing.
+
+    :raises ValueError: if it is no shape.
+    """
+    text = attrs.get("__shape__", "()")
+    try:
+        sizes = shape(text)
+        if all(size is not None and size >= 0 for size in sizes):
+            return tuple(sizes)
+    except (ValueError, SyntaxError):
+        pass
+    raise ValueError(f"the attribute __shape__ is {text!r}, expected a tuple of sizes")
 
 
 def shape_or_none(text: str) -> Any:

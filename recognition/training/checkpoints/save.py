@@ -9,18 +9,18 @@ import numpy as np
 
 from recognition.config.options import Config
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
-from recognition.engines.mxnet.imports import mx
 from recognition.head.shard import Shard
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.centres import begin_centres, disown_centres, pair_centres
+from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator, largest
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_centres, save_checkpoint
 
 NUMBERED = (1, 2)  # values of --ckpt with which each checkpoint has a number of its own
 
 
-def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
+def save_together(config: Config, number: int, best: int, graph: Graph, backbone: ReplicatedBackbone,
                   head: ShardedHead | TripletHead, communicator: Communicator) -> None:
     """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False; then remove those
     that ``keep_ckpt`` does not keep, but not the one of number ``best``.
@@ -47,7 +47,7 @@ def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol,
                          np.concatenate([s.momentum for s in states]) if config.optimizer == "sgd" else None)
             largest(communicator, 0)  # all have written
     if first:
-        saved = save_checkpoint(Path(config.prefix), number, symbol, parameters, auxiliary)
+        saved = save_checkpoint(Path(config.prefix), number, graph, parameters, auxiliary)
         if apart:
             pair_centres(folder, saved)
         else:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import winograd
 from recognition.networks.flops import count_flops, describe
-from recognition.networks.recompute import recompute
+from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
 
 DEFAULT_SCALE = 1024.0  # for config.fp16 without --fp16-scale
@@ -20,33 +20,33 @@ def runs_in_16_bits(config: Config) -> bool:
     return config.fp16 or config.fp16_scale > 0
 
 
-def prepare(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ...]) -> mx.sym.Symbol:
-    """``symbol`` as it is bound for training; ``image_shape``: (3, H, W).
+def prepare(graph: Graph, config: Config, image_shape: tuple[int, ...]) -> Graph:
+    """``graph`` as it is bound for training; ``image_shape``: (3, H, W).
 
     :raises UserError: if the processor has no 16-bit numbers.
     """
     if runs_in_16_bits(config) and config.devices[0][0] == "cpu":
         require_bfloat16("--fp16-scale, fp16")
-    return bound_form(symbol, config, image_shape)
+    return bound_form(graph, config, image_shape)
 
 
-def bound_form(symbol: mx.sym.Symbol, config: Config, image_shape: tuple[int, ...]) -> mx.sym.Symbol:
+def bound_form(graph: Graph, config: Config, image_shape: tuple[int, ...]) -> Graph:
     """As :func:`prepare`, for a machine that may be another than this."""
     on_gpu = config.devices[0][0] == "gpu"
     if not on_gpu:
-        symbol = fast_prelu(symbol, image_shape)
+        graph = fast_prelu(graph, image_shape)
     if runs_in_16_bits(config):
-        symbol = low_precision(symbol, "float16" if on_gpu else "bfloat16", image_shape)
+        graph = low_precision(graph, "float16" if on_gpu else "bfloat16", image_shape)
     elif not on_gpu:
-        symbol = winograd(symbol, image_shape)
+        graph = winograd(graph, image_shape)
     if config.memonger:
-        symbol = recompute(symbol, image_shape, on_gpu)
-    return symbol
+        graph = recompute(graph, image_shape, on_gpu)
+    return graph
 
 
-def introduction(config: Config, symbol: mx.sym.Symbol, image_shape: tuple[int, ...]) -> list[str]:
+def introduction(config: Config, graph: Graph, image_shape: tuple[int, ...]) -> list[str]:
     """Lines that say, before training starts, what the backbone costs and what it computes with if not float32."""
-    lines = [describe(count_flops(symbol, image_shape))] if config.count_flops else []
+    lines = [describe(count_flops(graph, image_shape))] if config.count_flops else []
     return lines + ([_numbers(config)] if runs_in_16_bits(config) else [])
 
 
