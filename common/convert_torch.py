@@ -19,10 +19,10 @@ from common.export.iresnet import from_torch, to_torch
 from common.export.torch_file import read_tensors, write_tensors
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
-from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
 from recognition.io.checksums import sum_beside
 from recognition.io.files import require_new
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
 
@@ -34,10 +34,10 @@ def import_weights(source: Path, target: str, overwrite: bool) -> None:
     prefix, number = Path(match[1] if match else target), int(match[2] or 1) if match else 1
     own_symbol, path = files_of((str(prefix), number))
     require_new([path, sum_beside(path)], [source], overwrite)
-    depth, symbol, arguments, auxiliary = from_torch(read_tensors(source), str(source))
-    if not own_symbol.is_file() or own_symbol.read_bytes() != symbol.tojson().encode():  # else of the same network
+    depth, graph, arguments, auxiliary = from_torch(read_tensors(source), str(source))
+    if not own_symbol.is_file() or own_symbol.read_bytes() != graph.to_json().encode():  # else of the same network
         require_new([own_symbol, sum_beside(own_symbol)], [source], overwrite)
-    save_checkpoint(prefix, number, symbol, arguments, auxiliary)
+    save_checkpoint(prefix, number, graph, arguments, auxiliary)
     print(f"{path}: r{depth}, {len(arguments['pre_fc1_bias'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
           f"arrays; goes on with --network r{depth} --pretrained {prefix},{number}")
 

@@ -20,16 +20,15 @@ import numpy as np
 
 from common.embedding.gallery import find_images
 from common.embedding.model_flags import files_of
-from common.export.onnx_graph import IR_VERSION, OPSET
-from common.export.onnx_operators import to_onnx
 from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
-from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
 from recognition.io.files import replacing, require_new
+from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
 
 MOST_IMAGES = 256  # of DIR in the check
