@@ -26,7 +26,8 @@ import numpy as np
 
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
-from recognition.engines.mxnet.embedder import Bound, inference_form
+from recognition.engines.mxnet.bound import Bound
+from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError, command
 from recognition.networks.shapes import Shapes, infer_shapes

@@ -15,11 +15,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from recognition.engines.cpu.kernels import EPSILON
 from recognition.engines.mxnet.reach import Reach
 from recognition.head.margin import MIN_ANGLE, Margin
 from recognition.head.sampling import ClassSampler
-from recognition.head.shard import SGD, Shard, ShardState, merged_statistics
+from recognition.head.shard import EPSILON, SGD, Shard, ShardState, merged_statistics
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import Communicator, SingleProcess
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets: the two losses with their gradients in closed form, and the choice of triplets from a bag of images.
 
-A triplet is an anchor, a positive of the same identity and a negative of another. FaceNet (Schroff et al., 2015, eq. 3)
-asks that the negative be farther from the anchor than the positive by a margin ``alpha``, on normalised embeddings, and
-trains on semi-hard negatives: farther already, but by less than ``alpha`` (section 3.2).
+A triplet is an anchor, a positive of the same identity and a negative of another. In FaceNet (Schroff et al., 2015, eq.
+3) the negative should be farther from the anchor than the positive by a margin ``alpha``, on normalised embeddings. It
+trains on semi-hard negatives: they are farther already, but by less than ``alpha`` (section 3.2).
 """
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 
 EPSILON = 1e-10  # under the square root of every norm, as in the legacy L2Normalization
-# d arccos(t) / dt = -1 / sin has no bound at sin = 0, where an image meets its copy; a float64 cosine gives a sine of
-# this size to three digits.
+# d arccos(t) / dt = -1 / sin has no bound at sin = 0, the angle of an image and its copy. A sine of this size still has
+# three digits, when it comes from a float64 cosine.
 MIN_SINE = 1e-6
-PAIRS = 512  # positive pairs whose negatives are looked for together: about 15 bytes for each and image of the bag
+PAIRS_AT_ONCE = 512  # positive pairs to find negatives for: about 15 bytes for each pair and image of the bag
 
 
 @dataclass(frozen=True)
 class TripletLoss:
-    """``relu(d(a, p) - d(a, n) + alpha)`` of normalised embeddings.
+    """The loss ``relu(d(a, p) - d(a, n) + alpha)`` of normalised embeddings.
 
-    d is the squared distance (``triplet``), or with ``angular`` the angle in radians (``atriplet``).
+    d is the squared distance (``triplet``) or, with ``angular``, the angle in radians (``atriplet``).
     """
 
     alpha: float
     angular: bool = False
 
     def __call__(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses, gradients and which negatives are farther than their positives.
+        """The losses of T triplets, their gradient, and the triplets whose negative is farther than the positive.
 
         :param features: (3, T, D) anchors, positives, negatives, not normalised.
         :returns: losses float64 (T,); the gradient of their sum by the features, float64 (3, T, D); bool (T,).
@@ -42,7 +42,7 @@ class TripletLoss:
         cosines = (anchor * others).sum(axis=2)  # (2, T)
         (d_ap, d_an), slopes = self._distance(cosines)
         losses = np.maximum(d_ap - d_an + self.alpha, 0)
-        # The positive's distance is in the loss with a plus, the negative's with a minus.
+        # The loss adds the positive's distance and subtracts the negative's.
         d_cosines = slopes * (losses > 0) * np.array([[1.0], [-1.0]])
         d_unit = np.concatenate([(d_cosines[..., None] * others).sum(axis=0)[None], d_cosines[..., None] * anchor])
         along = (d_unit * unit).sum(axis=2, keepdims=True)
@@ -58,12 +58,12 @@ class TripletLoss:
 
 def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, max_ap: float,
                     entropy: Sequence[int]) -> np.ndarray:
-    """For every positive pair of the bag a random negative with ``d_ap < d_an < d_ap + alpha``, squared distances.
+    """Choose a random negative with ``d_ap < d_an < d_ap + alpha``, squared distances, for each positive pair of a bag.
 
     A pair without such a negative gives no triplet. The order of the triplets is random.
 
-    :param embeddings: (n, D), not normalised; ``labels``: (n,), images of an identity side by side.
-    :param max_ap: pairs farther apart than this squared distance are left out (``triplet_max_ap``); 0: none is.
+    :param embeddings: (n, D), not normalised; ``labels``: (n,), with the images of an identity side by side.
+    :param max_ap: pairs farther apart than this squared distance are left out (``triplet_max_ap``); 0: no limit.
     :param entropy: whole numbers; the choice is a function of them and of the other arguments alone.
     :returns: int64 (T, 3), rows of the bag: anchor, positive, negative.
     """
@@ -73,8 +73,8 @@ def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, ma
     random = np.random.PCG64(np.random.SeedSequence(entropy))
     uniform = (random.random_raw(len(anchors)) >> np.uint64(11)) * 2.0**-53
     negatives = np.empty_like(anchors)
-    for low in range(0, len(anchors), PAIRS):
-        pairs = slice(low, low + PAIRS)
+    for low in range(0, len(anchors), PAIRS_AT_ONCE):
+        pairs = slice(low, low + PAIRS_AT_ONCE)
         negatives[pairs] = _negatives(unit, labels, anchors[pairs], positives[pairs], uniform[pairs], alpha, max_ap)
     found = np.flatnonzero(negatives >= 0)
     order = found[np.argsort(random.random_raw(len(found)), kind="stable")]
@@ -82,9 +82,9 @@ def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, ma
 
 
 def positive_pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all pairs of equal labels, each pair once: int64 anchors, rising, and the positives behind them.
+    """The rows of all pairs of equal labels, each pair once: int64 anchors, rising, and positives, after their anchors.
 
-    :param labels: (n,), equal ones side by side.
+    :param labels: (n,), with equal ones side by side.
     """
     rows = np.arange(len(labels))
     starts = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
@@ -97,7 +97,7 @@ def positive_pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _negatives(unit: np.ndarray, labels: np.ndarray, anchors: np.ndarray, positives: np.ndarray, uniform: np.ndarray,
                alpha: float, max_ap: float) -> np.ndarray:
-    """A random candidate for each pair, -1 where there is none; ``uniform`` in [0, 1) says which of them."""
+    """A random candidate for each pair: int64 (pairs,), -1 if there is none. ``uniform`` in [0, 1) chooses it."""
     rows, row_of = np.unique(anchors, return_inverse=True)
     distances = 2 - 2 * (unit[rows] @ unit.T)
     d_ap = distances[row_of, positives]

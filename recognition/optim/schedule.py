@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates as functions of the step alone, so that a resumed run needs no state of theirs.
+"""Learning rates as functions of the step alone: a resumed run needs no state of them.
 
-Epochs become batches by those that an epoch has in this run, images // global batch: the last images of an epoch, that
-fill no batch, are left out. A run that goes on with another global batch has other steps from then on.
+An epoch counts as the batches that it has in this run, images // global batch: the last images of an epoch, which fill
+no batch, are left out. A run that is resumed with another global batch has other steps from then on.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Schedule(Protocol):
 
 
 class StepSchedule(NamedTuple):
-    """``base``, times 0.1 once each of ``steps`` (counted in batches) is done: the legacy ``--lr-steps``."""
+    """``base``, multiplied by 0.1 after each of ``steps`` (in batches): the legacy ``--lr-steps``."""
 
     base: float
     steps: tuple[int, ...]
@@ -31,7 +31,7 @@ class StepSchedule(NamedTuple):
 
 
 class PolynomialSchedule(NamedTuple):
-    """``base * (1 - (step - start) / (end - start))^power``: with power 2 the PolyScheduler of arcface_torch."""
+    """``base * (1 - (step - start) / (end - start))^power``; with power 2 it is the PolyScheduler of arcface_torch."""
 
     base: float
     start: int
@@ -54,7 +54,7 @@ class CosineSchedule(NamedTuple):
 
 
 class WarmUp(NamedTuple):
-    """``base * step / batches`` before ``batches`` are done, then as ``after`` says; the first batch has rate 0, as in
+    """``base * step / batches`` for the first ``batches`` steps, then ``after``. The first batch has the rate 0, as in
     arcface_torch."""
 
     base: float
@@ -72,8 +72,8 @@ def _share(step: int, start: int, end: int) -> float:
 def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
     """The schedule of a run.
 
-    :param batches_an_epoch: infinite if nobody knows (triplets).
-    :raises UserError: if the warm-up leaves nothing of a run whose rate is to fall to its end.
+    :param batches_an_epoch: infinite if unknown, as with triplets.
+    :raises UserError: if the rate should fall until the end of the run, and the warm-up is as long as the run.
     """
     warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
     if config.lr_schedule == "steps":
@@ -88,12 +88,12 @@ def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
 
 
 def in_batches(span: int | str, batches_an_epoch: float) -> int:
-    """A number of batches, or of epochs such as '2.5e', in batches."""
+    """Convert a number of batches, or of epochs such as '2.5e', to batches."""
     return span if isinstance(span, int) else round(float(span[:-1]) * batches_an_epoch)
 
 
 def total_steps(config: Config, batches_an_epoch: float) -> int | None:
-    """Steps until the run ends; None if nobody knows, as with the legacy default, which never does."""
+    """The number of steps of the run; None if it is unknown, as with the legacy default, which never ends."""
     by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < NO_END else math.inf
     total = min(config.max_steps or math.inf, by_epochs)
     return None if total == math.inf else int(total)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recognition.data.loader import Batch
-from recognition.engines.mxnet.backbone import Backbone
+from recognition.engines.interface import Backbone
 from recognition.errors import UserError
 from recognition.head.sharded import Head
 from recognition.io.files import replacing

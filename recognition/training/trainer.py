@@ -9,7 +9,7 @@ from signal import Signals
 from typing import Callable
 
 from recognition.data.loader import Batch
-from recognition.engines.mxnet.backbone import Backbone
+from recognition.engines.interface import Backbone
 from recognition.evaluation.verification import NoDirection, VerificationResult
 from recognition.head.sharded import Head
 from recognition.optim.schedule import Schedule

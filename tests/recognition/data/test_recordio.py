@@ -79,7 +79,7 @@ def test_any_payloads(tmp_path_factory: pytest.TempPathFactory, payloads: list[b
 
 
 def test_scan_crosses_its_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordio, "_SCAN_READ", 20000)
+    monkeypatch.setattr(recordio, "_SCAN_READ_BYTES", 20000)
     payloads = [bytes([n % 251]) * (37 * n % 9000) for n in range(60)] + [b"z" * 50000, b"end"]
     rec, _ = write(tmp_path, payloads)
     with RecordReader(rec) as reader:
@@ -217,7 +217,7 @@ def test_bad_index(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_index_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_index, "_INDEX_READ", 7)
+    monkeypatch.setattr(record_index, "_BYTES_AT_ONCE", 7)
     (tmp_path / "a.idx").write_text("".join(f"{n}\t{n * 1000}\n" for n in range(200)))
     keys, offsets = read_index(tmp_path / "a.idx")
     np.testing.assert_array_equal(np.c_[keys, offsets], np.c_[np.arange(200), np.arange(200) * 1000])
