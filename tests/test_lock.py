@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSIONS = ("3.9", "3.10", "3.11", "3.12")
+VERSIONS = ("3.9", "3.9-oldest", "3.10", "3.11", "3.12", "3.13")
 LINE = re.compile(r"([a-z0-9][a-z0-9-]*)==([\w.+!]+) --hash=sha256:[0-9a-f]{64}  # ([a-z0-9-]+(?: [a-z0-9-]+)*)")
 LEFT_OUT = ("horovod",)  # is built from source: its line has the group "source"
 

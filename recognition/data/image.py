@@ -14,9 +14,10 @@ MOST_RECORD_PIXELS = 1 << 24  # of one that is decoded beside many others: 4096 
 
 _TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # the decoder writes RGB itself, from OpenCV 4.11 on
 _FATAL = 1  # of OpenCV's levels of logging: 2 is errors
+_set_log_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # from 4.14 on
 
 if "OPENCV_LOG_LEVEL" not in os.environ:  # of an image cut short OpenCV would print lines beside the one that is ours
-    cv2.setLogLevel(_FATAL)
+    _set_log_level(_FATAL)
 
 
 def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
