@@ -114,7 +114,8 @@ class Environment:
     def missing(self, extras: Sequence[str]) -> list[str]:
         """The extras without a valid stamp."""
         stamps = {extra: self.notes / f"{extra}.stamp" for extra in extras}
-        return [extra for extra, stamp in stamps.items() if not stamp.is_file() or stamp.read_text() != digest(extra, self.lock)]
+        return [extra for extra, stamp in stamps.items()
+                if not stamp.is_file() or stamp.read_text() != digest(extra, self.lock)]
 
     def install(self, extras: Sequence[str]) -> None:
         """Install the project, editable, with these extras, and stamp them."""

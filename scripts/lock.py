@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pin what `make` installs: every package with its version and the hashes of its files, for the Python that runs this.
 
-    python scripts/lock.py                  # `make lock` runs it under each CPython 3.9 to 3.13 of this machine
+    python scripts/lock.py                  # `make lock` runs it under each CPython 3.9 to 3.14 of this machine
 
 pyproject.toml says what may be installed; the newest of that which the registry has goes to
 ``requirements/<version>.txt``, in the form of pip's hash-checking mode. A comment behind each package names the extras

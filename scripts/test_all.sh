@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run the whole suite under each CPython 3.9 to 3.13 of this machine, and under 3.9 with the oldest dependencies, too:
+# Run the whole suite under each CPython 3.9 to 3.14 of this machine, and under 3.9 with the oldest dependencies, too:
 #
 #   test_all.sh cpu|cu112 [pytest's options]
 set -euo pipefail

@@ -60,12 +60,12 @@ def test_says_what_it_chose(machine: Path) -> None:
 
 
 def test_nothing_fits(machine: Path) -> None:
-    assert_refused(choose(machine), "no CPython 3.9 to 3.13 on PATH")
+    assert_refused(choose(machine), "no CPython 3.9 to 3.14 on PATH")
 
 
 def test_a_shim_that_does_not_run_is_passed_over(machine: Path) -> None:
     script(machine / f"python{VERSION}", "echo 'command not found' >&2; exit 127")
-    assert_refused(choose(machine), "no CPython 3.9 to 3.13")
+    assert_refused(choose(machine), "no CPython 3.9 to 3.14")
     pyenv = machine / "py env" / "versions" / f"{VERSION}.1" / "bin" / "python3"
     interpreter(pyenv)
     done = choose(machine, PYENV_ROOT=str(machine / "py env"))
@@ -81,7 +81,7 @@ def test_a_python_that_cannot_make_an_environment(machine: Path) -> None:
 def test_a_python_of_another_version(machine: Path) -> None:
     block = "import sys; sys.version_info = (3, 8, 18)"
     script(machine / "python3", f'{{ echo "{block}"; cat; }} | "{sys.executable}" "$@"')
-    assert_refused(choose(machine, PYTHON=str(machine / "python3")), "is Python 3.8, not 3.9 to 3.13")
+    assert_refused(choose(machine, PYTHON=str(machine / "python3")), "is Python 3.8, not 3.9 to 3.14")
     assert_refused(choose(machine))
 
 

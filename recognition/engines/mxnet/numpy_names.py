@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that MXNet 1.9 takes from NumPy, some when it is imported and some when it is used, and NumPy has dropped since.
+"""Names that MXNet 1.9 takes from NumPy, when it is imported or when it is used, and that NumPy has dropped since.
 
 Modules of MXNet alone get them: for everyone else NumPy stays as it is. This file imports nothing of the project, since
 scripts/environment.py puts a copy of it into Horovod, which imports MXNet by itself.
