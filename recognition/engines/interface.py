@@ -42,7 +42,7 @@ class Updating:
     mu: float = 0.9  # momentum of SGD
     wd: float = 0.0005
     adamw: AdamW | None = None  # in place of SGD
-    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # makes the factors of the learning rate for parameters' names
+    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
 
