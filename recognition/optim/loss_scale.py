@@ -16,16 +16,13 @@ class LossScale:
 
     def __init__(self, start: float) -> None:
         self.start = self.value = start
+        self.fell = 0.0  # the factor that the last step overflowed with, if a smaller one was left to try, else 0
         self._since = 0  # steps since the factor last changed
-
-    @property
-    def can_fall(self) -> bool:
-        """Whether a smaller factor is left to try."""
-        return self.value > LEAST
 
     def count(self, finite: bool) -> None:
         """After a step, by whether its gradients, scaled by ``value``, were finite: the factor for the next step."""
         self._since += 1
+        self.fell = self.value if not finite and self.value > LEAST else 0.0
         if not finite:
             self.value, self._since = max(self.value / 2, LEAST), 0
         elif self._since == RAISE_AFTER:

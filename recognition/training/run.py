@@ -42,7 +42,7 @@ from recognition.optim.adamw import adamw_of
 from recognition.optim.factors import Rates
 from recognition.optim.schedule import make_schedule, total_steps
 from recognition.processes.alike import require_alike, require_shared, shared_options
-from recognition.processes.communicator import Communicator, SingleProcess, largest
+from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.bad_steps import BadBags, BadSteps
 from recognition.training.checkpoints.first_centres import start_centres
 from recognition.training.checkpoints.matching import advice
@@ -137,7 +137,7 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
                 lambda now: save_state(folder / "state", now, backbone.state(), own_shards(head, communicator),
                                        batches.state(), communicator,
                                        Retention(config.keep_last, config.keep_every, bool(config.keep_best))),
-                lambda number: largest(communicator, number),
+                communicator,
                 bad_steps, log, progress, config.verbose, config.state_every, bool(config.keep_best), config.ckpt,
                 config.max_steps, config.end_epoch,
                 Timeline(folder, config.profile) if first and config.profile else NoTimeline(),
