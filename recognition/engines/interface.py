@@ -42,7 +42,7 @@ class Updating:
     mu: float = 0.9  # momentum of SGD
     wd: float = 0.0005
     adamw: AdamW | None = None  # in place of SGD
-    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # makes the factors of the learning rate for parameters' names
+    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
 
@@ -84,14 +84,11 @@ class Backbone(Protocol):
     def step(self, lr: float) -> None:
         """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
 
-    def may_overflow(self, lr: float) -> bool:
-        """Whether the update that is due may, by what :meth:`finite` saw. To be asked once a step."""
-
-    def try_step(self, lr: float) -> list[str]:
-        """As :meth:`step`, by copies with which :meth:`leave_out` takes it back; the parameters that overflowed."""
-
     def leave_out(self) -> None:
-        """In place of :meth:`step`, or after :meth:`try_step`: the step counts, and nothing of it stays."""
+        """Count a step in place of :meth:`step`: no parameter moves, moving statistics go back to where they were."""
+
+    def sound(self) -> bool:
+        """Whether parameters, their moments and moving statistics are finite: what may be saved."""
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""

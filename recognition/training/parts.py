@@ -77,8 +77,8 @@ def make_backbone(config: Config, graph: Any, engine: Engine, communicator: Comm
     start = initialise(graph, image_shape, config.seed, first_weights(config.net_name))
     if checkpoint:
         print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config)), flush=True)
-    rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor,
-                    needed=config.triplets or config.fc7_lr_mult == 0)
+    rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
+                    factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
     return engine.backbone(graph, start, image_shape, computing, updating, communicator)
 

@@ -172,5 +172,5 @@ def test_the_engine_of_a_run() -> None:
     assert parse_args("train", [], environ={}).engine == "auto"
     assert parse_args("train_parall", ["--engine", "mxnet"], environ={}).engine == "mxnet"
     for ask in (lambda: parse_args("train", ["--engine", "torch"], environ={}), lambda: choose_engine("torch")):
-        with pytest.raises(UserError, match="engine: found 'torch', expected auto or mxnet$"):
+        with pytest.raises(UserError, match=r"engine: found 'torch', expected auto or mxnet$"):
             ask()

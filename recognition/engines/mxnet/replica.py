@@ -17,7 +17,7 @@ class Replica(Bound):
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
                  data_shape: tuple[int, int, int, int]) -> None:
-        super().__init__(symbol, parameters, auxiliary, device, data_shape, learns=parameters)
+        super().__init__(graph, parameters, auxiliary, device, data_shape, learns=parameters)
         self._kept: Mapping[str, mx.nd.NDArray] = {}
 
     def keep_statistics(self) -> None:
