@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, FAINT, INK, colours, draw_roc, legend, say, style
+from common.drawing.plots import COLOURS, FAINT, INK, colours, draw_roc, legend, say, style
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.training.watch.run_files import read_history, read_roc, smoothed

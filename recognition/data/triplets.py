@@ -18,8 +18,8 @@ from recognition.data.augment import Augmentation
 from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import BEGINNING, EpochOrder, Position
+from recognition.data.triplet_choice import choose_triplets
 from recognition.errors import UserError
-from recognition.head.triplet_loss import choose_triplets
 
 MAX_BAGS = 10  # bags in a row that may together hold less than a batch
 _IDENTITIES, _IMAGES, _NEGATIVES = 2, 3, 4  # random streams; 0 and 1 are those of data/order.py

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recognition.config.differences import as_json
-from recognition.config.options import Config
 from recognition.errors import UserError
 from recognition.io.files import WRITING
 from recognition.processes.communicator import Communicator, largest
@@ -21,10 +20,11 @@ _OF_HOSTS = frozenset(("config_file", "dataset_path", "models_root", "pretrained
 _TOKEN_BITS = 24  # servers add float32 numbers
 
 
-def shared_options(config: Config) -> dict[str, Any]:
-    """The options that all processes must have alike. Of devices that is their kind and number."""
-    options = {key: value for key, value in as_json(config).items() if key not in _OF_HOSTS}
-    return {**options, "devices": f"{len(config.devices)} of {config.devices[0][0]}"}
+def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all options, in JSON's types, those that all processes must have alike. Of devices that is their kind and
+    number."""
+    shared = {key: value for key, value in options.items() if key not in _OF_HOSTS}
+    return {**shared, "devices": f"{len(options['devices'])} of {options['devices'][0][0]}"}
 
 
 def require_alike(values: dict[str, Any], communicator: Communicator) -> None:

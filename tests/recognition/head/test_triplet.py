@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from recognition.head.triplet_loss import PAIRS, TripletLoss, choose_triplets, positive_pairs
+from recognition.data.triplet_choice import PAIRS, choose_triplets, positive_pairs
+from recognition.head.triplet_loss import TripletLoss
 
 LOSSES = pytest.mark.parametrize("loss", [TripletLoss(0.3), TripletLoss(0.35, angular=True)],
                                  ids=["triplet", "atriplet"])
