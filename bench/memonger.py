@@ -22,10 +22,10 @@ from pathlib import Path
 from bench.ratios import add_json, write_ratios
 from recognition.config.options import Config
 from recognition.engines.choose import computing_of
+from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.networks import fmobilefacenet, fresnet
-from recognition.networks.activations import maps_memory
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

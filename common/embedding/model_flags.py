@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from recognition.config.cli import find_pretrained
 from recognition.config.devices import parse_devices, share_processors, visible_devices
@@ -70,6 +71,11 @@ def rates_flag(text: str) -> tuple[float, ...]:
     if not rates or not all(0 < rate < 1 for rate in rates):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected rates between 0 and 1 with commas between them")
     return tuple(rates)
+
+
+def files_of(model: tuple[str, int]) -> list[Path]:
+    """The files of a checkpoint: its symbol and its arrays."""
+    return [Path(f"{model[0]}-symbol.json"), Path(as_text(model))]
 
 
 def as_text(model: tuple[str, int]) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The choice of triplets from a bag of images, by their embeddings.
 
-FaceNet (Schroff et al., 2015, section 3.2) trains on semi-hard negatives: farther from the anchor than the positive
-already, but by less than the margin ``alpha`` of the loss.
+FaceNet (Schroff et al., 2015, section 3.2) trains on semi-hard negatives: they are farther from the anchor than the
+positive already, but by less than the margin ``alpha`` of the loss.
 """
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 
 EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the loss
-PAIRS = 512  # positive pairs whose negatives are looked for together: about 15 bytes for each and image of the bag
+PAIRS_AT_ONCE = 512  # positive pairs to find negatives for: about 15 bytes for each pair and image of the bag
 
 
 def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, max_ap: float,
                     entropy: Sequence[int]) -> np.ndarray:
-    """For every positive pair of the bag a random negative with ``d_ap < d_an < d_ap + alpha``, squared distances.
+    """Choose a random negative with ``d_ap < d_an < d_ap + alpha``, squared distances, for each positive pair of a bag.
 
     A pair without such a negative gives no triplet. The order of the triplets is random.
 
-    :param embeddings: (n, D), not normalised; ``labels``: (n,), images of an identity side by side.
-    :param max_ap: pairs farther apart than this squared distance are left out (``triplet_max_ap``); 0: none is.
+    :param embeddings: (n, D), not normalised; ``labels``: (n,), with the images of an identity side by side.
+    :param max_ap: pairs farther apart than this squared distance are left out (``triplet_max_ap``); 0: no limit.
     :param entropy: whole numbers; the choice is a function of them and of the other arguments alone.
     :returns: int64 (T, 3), rows of the bag: anchor, positive, negative.
     """
@@ -31,8 +31,8 @@ def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, ma
     random = np.random.PCG64(np.random.SeedSequence(entropy))
     uniform = (random.random_raw(len(anchors)) >> np.uint64(11)) * 2.0**-53
     negatives = np.empty_like(anchors)
-    for low in range(0, len(anchors), PAIRS):
-        pairs = slice(low, low + PAIRS)
+    for low in range(0, len(anchors), PAIRS_AT_ONCE):
+        pairs = slice(low, low + PAIRS_AT_ONCE)
         negatives[pairs] = _negatives(unit, labels, anchors[pairs], positives[pairs], uniform[pairs], alpha, max_ap)
     found = np.flatnonzero(negatives >= 0)
     order = found[np.argsort(random.random_raw(len(found)), kind="stable")]
@@ -40,9 +40,9 @@ def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, ma
 
 
 def positive_pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all pairs of equal labels, each pair once: int64 anchors, rising, and the positives behind them.
+    """The rows of all pairs of equal labels, each pair once: int64 anchors, rising, and positives, after their anchors.
 
-    :param labels: (n,), equal ones side by side.
+    :param labels: (n,), with equal ones side by side.
     """
     rows = np.arange(len(labels))
     starts = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
@@ -55,7 +55,7 @@ def positive_pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _negatives(unit: np.ndarray, labels: np.ndarray, anchors: np.ndarray, positives: np.ndarray, uniform: np.ndarray,
                alpha: float, max_ap: float) -> np.ndarray:
-    """A random candidate for each pair, -1 where there is none; ``uniform`` in [0, 1) says which of them."""
+    """A random candidate for each pair: int64 (pairs,), -1 if there is none. ``uniform`` in [0, 1) chooses it."""
     rows, row_of = np.unique(anchors, return_inverse=True)
     distances = 2 - 2 * (unit[rows] @ unit.T)
     d_ap = distances[row_of, positives]

@@ -17,7 +17,7 @@ import numpy as np
 from recognition.config.devices import Device
 from recognition.head.shard import Shard
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
@@ -42,7 +42,7 @@ class Updating:
     mu: float = 0.9  # momentum of SGD
     wd: float = 0.0005
     adamw: AdamW | None = None  # in place of SGD
-    rates: Callable[[Sequence[str]], Rates] = Rates  # makes the factors of the learning rate for parameters' names
+    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets: the two losses with their gradients in closed form.
 
-A triplet is an anchor, a positive of the same identity and a negative of another. FaceNet (Schroff et al., 2015, eq. 3)
-asks that the negative be farther from the anchor than the positive by a margin ``alpha``, on normalised embeddings.
+A triplet is an anchor, a positive of the same identity and a negative of another. In FaceNet (Schroff et al., 2015, eq.
+3) the negative should be farther from the anchor than the positive by a margin ``alpha``, on normalised embeddings.
 """
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 
 EPSILON = 1e-10  # under the square root of every norm, as in the legacy L2Normalization
-# d arccos(t) / dt = -1 / sin has no bound at sin = 0, where an image meets its copy; a float64 cosine gives a sine of
-# this size to three digits.
+# d arccos(t) / dt = -1 / sin has no bound at sin = 0, the angle of an image and its copy. A sine of this size still has
+# three digits, when it comes from a float64 cosine.
 MIN_SINE = 1e-6
 
 
 @dataclass(frozen=True)
 class TripletLoss:
-    """``relu(d(a, p) - d(a, n) + alpha)`` of normalised embeddings.
+    """The loss ``relu(d(a, p) - d(a, n) + alpha)`` of normalised embeddings.
 
-    d is the squared distance (``triplet``), or with ``angular`` the angle in radians (``atriplet``).
+    d is the squared distance (``triplet``) or, with ``angular``, the angle in radians (``atriplet``).
     """
 
     alpha: float
     angular: bool = False
 
     def __call__(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses, gradients and which negatives are farther than their positives.
+        """The losses of T triplets, their gradient, and the triplets whose negative is farther than the positive.
 
         :param features: (3, T, D) anchors, positives, negatives, not normalised.
         :returns: losses float64 (T,); the gradient of their sum by the features, float64 (3, T, D); bool (T,).
@@ -39,7 +39,7 @@ class TripletLoss:
         cosines = (anchor * others).sum(axis=2)  # (2, T)
         (d_ap, d_an), slopes = self._distance(cosines)
         losses = np.maximum(d_ap - d_an + self.alpha, 0)
-        # The positive's distance is in the loss with a plus, the negative's with a minus.
+        # The loss adds the positive's distance and subtracts the negative's.
         d_cosines = slopes * (losses > 0) * np.array([[1.0], [-1.0]])
         d_unit = np.concatenate([(d_cosines[..., None] * others).sum(axis=0)[None], d_cosines[..., None] * anchor])
         along = (d_unit * unit).sum(axis=2, keepdims=True)

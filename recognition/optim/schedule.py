@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates as functions of the step alone, so that a resumed run needs no state of theirs.
+"""Learning rates as functions of the step alone: a resumed run needs no state of them.
 
-Epochs become batches by those that an epoch has in this run, images // global batch: the last images of an epoch, that
-fill no batch, are left out. A run that goes on with another global batch has other steps from then on.
+An epoch counts as the batches that it has in this run, images // global batch: the last images of an epoch, which fill
+no batch, are left out. A run that is resumed with another global batch has other steps from then on.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Schedule(Protocol):
 
 
 class StepSchedule(NamedTuple):
-    """``base``, times 0.1 once each of ``steps`` (counted in batches) is done: the legacy ``--lr-steps``."""
+    """``base``, multiplied by 0.1 after each of ``steps`` (in batches): the legacy ``--lr-steps``."""
 
     base: float
     steps: tuple[int, ...]
@@ -28,7 +28,7 @@ class StepSchedule(NamedTuple):
 
 
 class PolynomialSchedule(NamedTuple):
-    """``base * (1 - (step - start) / (end - start))^power``: with power 2 the PolyScheduler of arcface_torch."""
+    """``base * (1 - (step - start) / (end - start))^power``; with power 2 it is the PolyScheduler of arcface_torch."""
 
     base: float
     start: int
@@ -51,7 +51,7 @@ class CosineSchedule(NamedTuple):
 
 
 class WarmUp(NamedTuple):
-    """``base * step / batches`` before ``batches`` are done, then as ``after`` says; the first batch has rate 0, as in
+    """``base * step / batches`` for the first ``batches`` steps, then ``after``. The first batch has the rate 0, as in
     arcface_torch."""
 
     base: float
@@ -67,5 +67,5 @@ def _share(step: int, start: int, end: int) -> float:
 
 
 def in_batches(span: int | str, batches_an_epoch: float) -> int:
-    """A number of batches, or of epochs such as '2.5e', in batches."""
+    """Convert a number of batches, or of epochs such as '2.5e', to batches."""
     return span if isinstance(span, int) else round(float(span[:-1]) * batches_an_epoch)

@@ -29,7 +29,7 @@ from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, describe
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
 from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.checkpoints.first_centres import CentresSource
@@ -77,8 +77,8 @@ def make_backbone(config: Config, graph: Any, engine: Engine, communicator: Comm
     start = initialise(graph, image_shape, config.seed, first_weights(config.net_name))
     if checkpoint:
         print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config)), flush=True)
-    rates = partial(Rates, freeze=config.freeze, freeze_steps=config.freeze_steps, factors=config.lr_factor,
-                    needed=config.triplets or config.fc7_lr_mult == 0)
+    rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
+                    factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
     return engine.backbone(graph, start, image_shape, computing, updating, communicator)
 
@@ -154,7 +154,7 @@ def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
 
 
 def margin_of(config: Config) -> Margin:
-    """The margin of a softmax loss."""
+    """The margin of a checked configuration (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
     if config.loss_name == "softmax":
         return Margin(normalised=False)
     return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
@@ -162,15 +162,15 @@ def margin_of(config: Config) -> Margin:
 
 
 def adamw_of(config: Config) -> AdamW | None:
-    """AdamW, if it is the optimiser; None for SGD."""
+    """The AdamW of a configuration; None for SGD."""
     return AdamW(config.adam_beta1, config.adam_beta2, config.adam_eps) if config.optimizer == "adamw" else None
 
 
 def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
     """The schedule of a run.
 
-    :param batches_an_epoch: infinite if nobody knows (triplets).
-    :raises UserError: if the warm-up leaves nothing of a run whose rate is to fall to its end.
+    :param batches_an_epoch: infinite if unknown, as with triplets.
+    :raises UserError: if the rate should fall until the end of the run, and the warm-up is as long as the run.
     """
     warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
     if config.lr_schedule == "steps":
@@ -185,7 +185,7 @@ def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
 
 
 def total_steps(config: Config, batches_an_epoch: float) -> int | None:
-    """Steps until the run ends; None if nobody knows, as with the legacy default, which never does."""
+    """The number of steps of the run; None if it is unknown, as with the legacy default, which never ends."""
     by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < NO_END else math.inf
     total = min(config.max_steps or math.inf, by_epochs)
     return None if total == math.inf else int(total)

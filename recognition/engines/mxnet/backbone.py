@@ -3,7 +3,6 @@
 of all other processes."""
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
@@ -16,8 +15,9 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.engines.mxnet.reach import Reach, all_finite, overflowed, queued_squares, waited
 from recognition.engines.mxnet.replica import Replica
+from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
@@ -31,9 +31,9 @@ class ReplicatedBackbone:
     ``embed``, ``parameters`` and ``state`` are collective: all processes call them together.
     """
 
-    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
-                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], Rates] = Rates,
+                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors,
                  loss_scale: LossScale | None = None, adamw: AdamW | None = None, leaves_out: bool = False) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param rates: the factors of the learning rate, made for the names of the parameters.
@@ -46,9 +46,9 @@ class ReplicatedBackbone:
         self.names = sorted(parameters)
         self._rates, self.loss_scale = rates(self.names), loss_scale
         self._keeps_statistics = leaves_out or loss_scale is not None
-        self._backward_order = [name for name in reversed(symbol.list_arguments()) if name in parameters]
-        self._has_dropout = any(node["op"] == "Dropout" for node in json.loads(symbol.tojson())["nodes"])
-        self.replicas = [Replica(symbol, parameters, auxiliary, device, (batch_size, *image_shape))
+        self._backward_order = [name for name in reversed(graph.list_arguments()) if name in parameters]
+        self._has_dropout = any(node.op == "Dropout" for node in graph.nodes)
+        self.replicas = [Replica(graph, parameters, auxiliary, device, (batch_size, *image_shape))
                          for device in devices]
         lead = self.replicas[0].arguments
         self._optimiser: Optimiser = (AdamWOptimiser(lead, self.names, adamw, wd) if adamw else

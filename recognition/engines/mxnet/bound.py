@@ -8,12 +8,14 @@ import numpy as np
 
 from recognition.engines.interface import Arrays
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks.graph import Graph
 
 
 class Bound:
     """A network on one device, for batches of one shape."""
 
-    def __init__(self, symbol: mx.sym.Symbol, arguments: Arrays, auxiliary: Arrays, device: mx.Context,
+    def __init__(self, graph: Graph, arguments: Arrays, auxiliary: Arrays, device: mx.Context,
                  data_shape: tuple[int, ...], learns: Collection[str] | None = None) -> None:
         """:param data_shape: (images, 3, H, W).
         :param learns: the parameters that get gradients. None: the last one, for inference alone: bound without any
@@ -27,8 +29,8 @@ class Bound:
         learns = list(arguments)[-1:] if learns is None else learns
         self.gradients = {name: mx.nd.zeros_like(self.arguments[name]) for name in learns}
         wanted = {name: "write" if name in self.gradients else "null" for name in (*arguments, "data")}
-        self._executor = symbol.bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
-                                     grad_req=wanted, aux_states=self.auxiliary)
+        self._executor = to_symbol(graph).bind(device, {**self.arguments, "data": self._data},
+                                               args_grad=self.gradients, grad_req=wanted, aux_states=self.auxiliary)
 
     def forward(self, images: np.ndarray, is_train: bool) -> mx.nd.NDArray:
         """Queue a forward pass of images, uint8 (n, 3, H, W); returns the executor's own array of its output."""

@@ -14,15 +14,14 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
+from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
-from recognition.io.checksums import check_sum
 from recognition.io.params import read_arrays
 from recognition.io.stored_array import StoredArray
 from recognition.networks.fold import Arrays, fold_batch_norms
-from recognition.networks.shapes import Shape, infer_shapes, reason
-from recognition.networks.symbol_file import read_symbol
-
-OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
+from recognition.networks.graph import Graph
+from recognition.networks.shapes import Shape, infer_shapes
+from recognition.networks.symbol_file import OUTPUT, read_network
 
 
 class Embedder:
@@ -38,8 +37,8 @@ class Embedder:
         :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
             missing or of other shapes.
         """
-        symbol = read_network(Path(f"{prefix}-symbol.json"))
-        shapes = infer_shapes(symbol, image_shape, batch_size)
+        graph = read_network(Path(f"{prefix}-symbol.json"))
+        shapes = infer_shapes(graph, image_shape, batch_size)
         if len(shapes.output) != 2 or shapes.output[0] != batch_size:
             raise UserError(f"{prefix}-symbol.json: {OUTPUT} is of shape {shapes.output} for {batch_size} images, "
                             "expected one row an image")
@@ -51,9 +50,9 @@ class Embedder:
         auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
         self._path = f"{prefix}-symbol.json"
         with _naming(self._path):
-            symbol, arguments, auxiliary = inference_form(symbol, arguments, auxiliary, image_shape,
-                                                          on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
-            self._bound = [Bound(symbol, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
+            graph, arguments, auxiliary = inference_form(graph, arguments, auxiliary, image_shape,
+                                                         on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
+            self._bound = [Bound(graph, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
                            for device in devices]
         self._batch_size = batch_size
 
@@ -72,36 +71,19 @@ def _naming(path: str) -> Iterator[None]:
         raise UserError(f"{path}: MXNet cannot run this network: {reason(error)}") from error
 
 
-def inference_form(symbol: mx.sym.Symbol, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
-                   on_cpu: bool = True, bfloat16: bool = False) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
+def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
+                   on_cpu: bool = True, bfloat16: bool = False) -> tuple[Graph, Arrays, Arrays]:
     """The same function, up to rounding, as it is bound to embed: graph, parameters and auxiliary states."""
     if on_cpu and not bfloat16:
-        symbol = winograd(symbol, image_shape)  # first: the batch norm behind it then stays
-    symbol, arguments, auxiliary = fold_batch_norms(symbol, arguments, auxiliary)
+        graph = winograd(graph, image_shape)  # first: the batch norm behind it then stays
+    graph, arguments, auxiliary = fold_batch_norms(graph, arguments, auxiliary)
     if on_cpu:
-        symbol = fast_prelu(symbol, image_shape)
+        graph = fast_prelu(graph, image_shape)
     if bfloat16:
-        symbol = low_precision(symbol, "bfloat16", image_shape)
-    return symbol, arguments, auxiliary
+        graph = low_precision(graph, "bfloat16", image_shape)
+    return graph, arguments, auxiliary
 
 
-def read_network(path: Path) -> mx.sym.Symbol:
-    """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
-
-    :raises UserError: if it cannot be read, is not made of the operators of such networks, has no such input or
-        output, or is not what the checksum beside it is of.
-    """
-    check_sum(path)
-    try:
-        internals = mx.sym.load_json(read_symbol(path)).get_internals()
-    except mx.MXNetError as error:
-        raise UserError(f"{path}: not a symbol that MXNet can read: {str(error).strip().splitlines()[0]}") from None
-    outputs = internals.list_outputs()
-    for wanted, place in (("data", "input"), (OUTPUT, "output")):
-        if wanted not in outputs:
-            raise UserError(f"{path}: found no {place} {wanted!r} (the last layer is {outputs[-1]!r}), expected the "
-                            "network of a face recognition checkpoint")
-    return internals[OUTPUT]
 
 
 def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:

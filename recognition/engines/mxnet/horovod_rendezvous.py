@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server at which Horovod's processes find each other."""
+"""The server through which Horovod's processes find each other."""
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +12,7 @@ from recognition.errors import UserError
 
 @contextlib.contextmanager
 def rendezvous(places: Sequence[Any], address: str, interface: str | None) -> Iterator[dict[str, str]]:
-    """Run the server; yields the variables that lead to it.
+    """Run the server; yields the variables that hold its address.
 
     :param places: tuples of a worker's host name and numbers, by the names that Horovod uses.
     :param address: of this host, to listen on; ``interface``: of the network, for the workers.
@@ -23,7 +23,7 @@ def rendezvous(places: Sequence[Any], address: str, interface: str | None) -> It
     except ImportError as error:
         raise UserError(f"several workers need Horovod, or servers with --kvstore dist_sync: {error}") from None
     server = RendezvousServer()
-    # Not server.start(), which listens on all addresses of this host: whoever reaches it may write what workers read.
+    # Not server.start(), which listens on all addresses: anybody who reaches this host may write what workers read.
     server._httpd = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
     port = server._httpd.server_address[1]
     server._listen_thread = threading.Thread(target=server._httpd.serve_forever, daemon=True)

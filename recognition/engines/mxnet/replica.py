@@ -9,14 +9,15 @@ import numpy as np
 from recognition.engines.interface import Arrays
 from recognition.engines.mxnet.bound import Bound
 from recognition.engines.mxnet.imports import mx
+from recognition.networks.graph import Graph
 
 
 class Replica(Bound):
     """A bound network whose parameters all get gradients, and whose moving statistics can be put back."""
 
-    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
                  data_shape: tuple[int, int, int, int]) -> None:
-        super().__init__(symbol, parameters, auxiliary, device, data_shape, learns=parameters)
+        super().__init__(graph, parameters, auxiliary, device, data_shape, learns=parameters)
         self._kept: Mapping[str, mx.nd.NDArray] = {}
 
     def keep_statistics(self) -> None:

@@ -11,7 +11,7 @@ from recognition.engines.mxnet.optimisers import readable
 from recognition.errors import UserError
 from recognition.head.shard import (
     EPSILON,
-    LOADED_ROWS,
+    ROWS_AT_ONCE,
     SGD,
     ShardState,
     initial_centres,
@@ -71,7 +71,7 @@ class MxnetShard:
         return all(bool(np.isfinite(part.asscalar())) for part in self._squares)
 
     def norms(self) -> tuple[float, float]:
-        centres, step = self._stored[0], LOADED_ROWS
+        centres, step = self._stored[0], ROWS_AT_ONCE
         parts = (centres[low : min(low + step, len(centres))] for low in range(0, len(centres), step))
         return norm_range(part if self.on_host else part.asnumpy() for part in parts)
 

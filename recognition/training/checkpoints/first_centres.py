@@ -68,11 +68,11 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
     saved = find_centres(path)
     if saved is None:
         return f"{path}: no class centres there; they start anew"
-    misfit = saved.misfit(num_classes, sub_centres)
-    if not misfit and saved.dim != dim:
-        misfit = f"found centres of {saved.dim} numbers, expected {dim}"
-    if misfit:
-        return f"{saved.where}: {misfit}; the class centres start anew"
+    mismatch = saved.mismatch(num_classes, sub_centres)
+    if not mismatch and saved.dim != dim:
+        mismatch = f"found centres of {saved.dim} numbers, expected {dim}"
+    if mismatch:
+        return f"{saved.where}: {mismatch}; the class centres start anew"
     for shard in shards:
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from recognition.engines.interface import Backbone
 from recognition.head.sharded import Head
 from recognition.io.centres import begin_centres, disown_centres, pair_centres
+from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator, largest
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_centres, save_checkpoint
 from recognition.training.states.state import Progress
@@ -27,7 +27,7 @@ class CheckpointSaver:
     """
 
     prefix: Path
-    graph: Any
+    graph: Graph
     backbone: Backbone
     head: Head
     communicator: Communicator

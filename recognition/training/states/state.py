@@ -22,7 +22,7 @@ import numpy as np
 from recognition.engines.interface import BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
-from recognition.io.checksums import Sum, complaint, require_readable, size_of
+from recognition.io.checksums import Sum, file_problem, require_readable, size_of
 from recognition.io.stored_array import open_npy
 from recognition.training.states.folder import is_state, saved_states, step_of
 
@@ -106,7 +106,7 @@ class SavedState:
         for other in saved_states(self.path.parent):
             if other != self.path:
                 known.update({digest: name for digest, name in _digests(other).items() if digest not in known})
-        return next(filter(None, (complaint(self.path / name, self.sums[name], known) for name in names)), "")
+        return next(filter(None, (file_problem(self.path / name, self.sums[name], known) for name in names)), "")
 
     def _unreadable(self, name: str) -> str:
         try:

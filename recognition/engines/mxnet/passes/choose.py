@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from recognition.config.devices import require_bfloat16
 from recognition.engines.interface import Computing
-from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import winograd
-from recognition.networks.recompute import recompute
+from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
 
 DEFAULT_SCALE = 1024.0  # of float16, where no loss scale is given
 
 
-def prepare(symbol: mx.sym.Symbol, computing: Computing, image_shape: tuple[int, ...]) -> mx.sym.Symbol:
-    """``symbol`` as it is bound for training; ``image_shape``: (3, H, W).
+def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
+    """``graph`` as it is bound for training; ``image_shape``: (3, H, W).
 
     :raises UserError: if the processor has no 16-bit numbers.
     """
     if computing.in_16_bits and not _on_gpu(computing):
         require_bfloat16("--fp16-scale, fp16")
-    return bound_form(symbol, computing, image_shape)
+    return bound_form(graph, computing, image_shape)
 
 
-def bound_form(symbol: mx.sym.Symbol, computing: Computing, image_shape: tuple[int, ...]) -> mx.sym.Symbol:
+def bound_form(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
     """As :func:`prepare`, for a machine that may be another than this."""
     on_gpu = _on_gpu(computing)
     if not on_gpu:
-        symbol = fast_prelu(symbol, image_shape)
+        graph = fast_prelu(graph, image_shape)
     if computing.in_16_bits:
-        symbol = low_precision(symbol, "float16" if on_gpu else "bfloat16", image_shape)
+        graph = low_precision(graph, "float16" if on_gpu else "bfloat16", image_shape)
     elif not on_gpu:
-        symbol = winograd(symbol, image_shape)
+        graph = winograd(graph, image_shape)
     if computing.memonger:
-        symbol = recompute(symbol, image_shape, on_gpu)
-    return symbol
+        graph = recompute(graph, image_shape, on_gpu)
+    return graph
 
 
 def numbers(computing: Computing) -> str:
