@@ -115,10 +115,10 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     return prefix, epoch
 
 
-def _goes_on(config: Config) -> bool:
-    """Whether the run needs no checkpoint, as a training state is there to go on from, or must be."""
-    there = any(Path(config.output_dir, "state").glob("step-*/manifest.json"))
-    return config.resume == "yes" or (config.resume == "auto" and there)
+def _goes_on(resume: str, folder: str) -> bool:
+    """Whether a run needs no checkpoint, as a training state is there to go on from, or must be."""
+    there = any(Path(folder, "state").glob("step-*/manifest.json"))
+    return resume == "yes" or (resume == "auto" and there)
 
 
 def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
@@ -148,6 +148,6 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     refuse_unsupported(config)
     if not config.pretrained:
         return config
-    find = split_pretrained if _goes_on(config) else find_pretrained
+    find = split_pretrained if _goes_on(config.resume, config.output_dir) else find_pretrained
     prefix, epoch = find(config.pretrained, config.pretrained_epoch)
     return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

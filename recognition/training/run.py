@@ -21,7 +21,6 @@ from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
 from recognition.networks import build_symbol
-from recognition.optim.schedule import make_schedule
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
@@ -37,6 +36,7 @@ from recognition.training.parts import (
     make_head,
     make_loader,
     make_log,
+    make_schedule,
     make_verifier,
 )
 from recognition.training.run_folder import require_writable, sole_writer
@@ -148,7 +148,7 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
         discard_unfinished(folder / "state")
         if config.tensorboard:
             require_tensorboard()
-    require_alike(shared_options(config), communicator)
+    require_alike(shared_options(as_json(config)), communicator)
     require_shared(folder, communicator)
     return find_state(folder / "state", config.resume, os.environ.get(LAUNCH, ""), communicator)
 

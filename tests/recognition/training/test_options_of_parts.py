@@ -14,12 +14,11 @@ from recognition.engines.choose import choose_engine, computing_of
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import make_loss_scale, prepare
 from recognition.errors import UserError
-from recognition.head.margin import margin_of
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.networks import build_symbol
 from recognition.processes.communicator import SingleProcess
-from recognition.training.parts import make_backbone, make_head
+from recognition.training.parts import make_backbone, make_head, margin_of
 
 CLASSES, DIM = 11, 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
