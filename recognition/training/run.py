@@ -16,7 +16,7 @@ import numpy as np
 
 from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
-from recognition.config.presets import about_own_keys
+from recognition.config.presets import own_keys_line
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
@@ -86,7 +86,7 @@ def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
 def train_together(config: Config, communicator: Communicator, compiled: Callable[[], object]) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
-    if line := about_own_keys(config):
+    if line := own_keys_line(config):
         print(line, flush=True)
     if first:
         discard_temporaries(folder)
