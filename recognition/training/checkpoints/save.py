@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each process of a run saves: the first the backbone, all of them their class centres."""
+"""Saving of a checkpoint by all processes: the first one saves the backbone, all of them save their class centres."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ NUMBERED = (1, 2)  # values of --ckpt with which each checkpoint has a number of
 
 def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol, backbone: ReplicatedBackbone,
                   head: ShardedHead | TripletHead, communicator: Communicator) -> None:
-    """Save a checkpoint: the backbone, and W by its legacy names if ``ckpt_embedding`` is False; then remove those
-    that ``keep_ckpt`` does not keep, but not the one of number ``best``.
+    """Save a checkpoint: the backbone, and W under its legacy names if ``ckpt_embedding`` is False. Then remove the
+    checkpoints that ``keep_ckpt`` does not keep, except number ``best``.
 
-    One process has all of W and writes it with the backbone; of several each writes its own, as Partial FC does.
+    A single process has all of W and writes it with the backbone; of several, each writes its rows, like Partial FC.
     """
     folder, first = Path(config.output_dir), communicator.rank == 0
     parameters, auxiliary = backbone.parameters()
@@ -33,7 +33,7 @@ def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol,
     if apart:
         if first:
             begin_centres(folder, communicator.size)
-        largest(communicator, 0)  # from now on they go with no checkpoint
+        largest(communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
     if head.shards and not config.ckpt_embedding:
         states = [shard.state() for shard in head.shards]
         if config.entry == "train":
@@ -45,7 +45,7 @@ def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol,
         else:
             save_centres(folder, communicator.rank, np.concatenate([s.centres for s in states]),
                          np.concatenate([s.momentum for s in states]) if config.optimizer == "sgd" else None)
-            largest(communicator, 0)  # all have written
+            largest(communicator, 0)  # a barrier: all have written
     if first:
         saved = save_checkpoint(Path(config.prefix), number, symbol, parameters, auxiliary)
         if apart:
@@ -57,6 +57,6 @@ def save_together(config: Config, number: int, best: int, symbol: mx.sym.Symbol,
 
 
 def own_shards(head: ShardedHead | TripletHead, communicator: Communicator) -> Sequence[Shard]:
-    """The shards that this process is to save: where all processes hold the same, the first does."""
+    """The shards that this process saves. If all processes hold the same ones, only the first saves them."""
     replicated = isinstance(head, ShardedHead) and head.replicas.size > 1
     return () if replicated and communicator.rank else head.shards

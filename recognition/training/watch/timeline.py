@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step spends its time on: MXNet's profiler over some steps, with the loop's own phases beside the operators."""
+"""A profile of some steps: MXNet's profiler, with the loop's own phases beside the operators."""
 from __future__ import annotations
 
 import contextlib
@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from recognition.engines.mxnet.imports import mx
 from recognition.io.files import replacing
 
-WARM_UP = 3  # steps that allocate, compile and choose algorithms
+WARM_UP_STEPS = 3  # these allocate, compile and choose algorithms
 Item = TypeVar("Item")
 
 
 class NoTimeline:
-    """Takes no times."""
+    """A timeline that measures nothing."""
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -35,10 +35,10 @@ class NoTimeline:
 
 
 class Timeline:
-    """Profiles ``steps`` steps after the first few, into ``profile.json`` and ``profile.txt`` in ``folder``.
+    """A profile of ``steps`` steps after the first few, in ``profile.json`` and ``profile.txt`` in ``folder``.
 
-    The first is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and operators. A
-    phase is what the loop waits for: MXNet's engine works on behind it.
+    The first file is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and
+    operators. The time of a phase is that of the loop: MXNet's engine may still work on it later.
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
@@ -49,7 +49,7 @@ class Timeline:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what runs inside as ``name``."""
+        """Measure the block as the phase ``name``."""
         if not self._running:
             yield
             return
@@ -62,7 +62,7 @@ class Timeline:
             self._seconds[name].append(time.perf_counter() - start)
 
     def waits(self, items: Iterable[Item]) -> Iterator[Item]:
-        """``items``, with the time until each is there as the phase ``data``."""
+        """Yield ``items``, and measure the time until each is there as the phase ``data``."""
         iterator = iter(items)
         while True:
             with self.phase("data"):
@@ -73,18 +73,18 @@ class Timeline:
             yield item
 
     def end_step(self) -> str:
-        """To be called after each step; returns what :meth:`end` does once the steps are done."""
+        """Count a step, at its end. After the last one the profile ends: returns the line of :meth:`end`."""
         self._done += 1
-        if self._done == WARM_UP:
+        if self._done == WARM_UP_STEPS:
             mx.nd.waitall()
             mx.profiler.set_config(profile_all=True, aggregate_stats=True, continuous_dump=False,
                                    filename=os.fspath(self.trace))
             mx.profiler.set_state("run")
             self._running, self._start = True, time.perf_counter()
-        return self.end() if self._done == WARM_UP + self._steps else ""
+        return self.end() if self._done == WARM_UP_STEPS + self._steps else ""
 
     def end(self) -> str:
-        """Write the profile, if one is being taken; returns a line about it, else nothing."""
+        """Write the profile, if it is running, and return a line about it; else return an empty text."""
         if not self._running:
             return ""
         mx.nd.waitall()
@@ -94,7 +94,7 @@ class Timeline:
         operators = mx.profiler.dumps()
         with replacing(self.table) as path:
             path.write_text(self._phases(elapsed) + "\n" + operators)
-        steps = self._done - WARM_UP
+        steps = self._done - WARM_UP_STEPS
         return f"profile of {steps} steps: {self.trace} (Chrome's trace format), {self.table}"
 
     def _phases(self, elapsed: float) -> str:
