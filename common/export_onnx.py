@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.embedding.gallery import find_images
-from common.export.onnx_graph import IR_VERSION, OPSET
-from common.export.onnx_operators import to_onnx
+from common.embedding.model_flags import files_of
 from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
-from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
+from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
 
 MOST_IMAGES = 256  # of DIR in the check
@@ -141,7 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--check-images", type=Path, metavar="DIR", help="real faces for the check, at most 256")
     flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write what was done and measured there")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
+    require_new([options.output, options.json], [
+        options.check_images, *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     found = export(options)
     if options.json:
         with replacing(options.json) as temporary:

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from common.embedding.gallery import check_same_network, distances, embed_files, load_gallery, nearest, save_gallery
+from common.embedding.model_flags import add_engine_flag, files_of
 from common.sets.image_sources import find_images
+from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 
 Found = dict[str, Any]
 
@@ -46,8 +48,10 @@ def parser() -> Parser:
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     flags.add_argument("--no-flip", action="store_true", help="without mirrors: half of the time")
     flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:0,1 (default cpu)")
+    add_engine_flag(flags)
     flags.add_argument("--batch-size", type=int, default=32, help="images a device at a time (default 32)")
     flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
+    flags.add_overwrite()
     return flags
 
 
@@ -133,6 +137,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
     if options.top < 1:
         raise UserError(f"--top: found {options.top}, expected at least 1")
+    require_new([options.output, options.json], [
+        options.images, options.gallery, options.probes, *(options.compare or ()),
+        *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     for place in (options.images, options.gallery, options.probes, *(options.compare or ())):
         if place and (place != options.gallery or place.suffix != ".npz"):
             find_images(place)
@@ -150,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     _check(options)
     side = options.image_size
-    backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side))
+    backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side), engine=options.engine)
     action = embed if options.images else compare if options.compare else search
     found = action(backbone, options)
     if options.json:

@@ -32,3 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+    def add_overwrite(self) -> None:
+        """Add the flag ``--overwrite``, which each command has that writes files of a name that the user gives."""
+        self.add_argument("--overwrite", action="store_true", help="replace files that are there already")

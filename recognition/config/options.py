@@ -160,6 +160,8 @@ class Config:
                           "where gradients are summed", ENTRIES)
     devices: tuple[Device, ...] = option(
         CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
+    engine: str = option("auto", types.engine, "what computes: mxnet; auto: what is installed and can use the devices",
+                         ENTRIES)
     num_workers: int = option(1, types.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
     worker_id: int = option(0, types.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
     extra_model_name: str = option("", types.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)
@@ -220,6 +222,21 @@ class Config:
     def triplets(self) -> bool:
         """True for a loss of triplets, which has no class centres, no labels and batches in thirds."""
         return self.loss_name in ("triplet", "atriplet")
+
+    @property
+    def whole_head(self) -> bool:
+        """Whether each process has the class centres of all classes: ``train.py``."""
+        return self.entry == "train"
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the class centres have a bias: softmax in ``train.py`` alone, as ever."""
+        return self.whole_head and self.loss_name == "softmax" and not self.fc7_no_bias
+
+    @property
+    def in_16_bits(self) -> bool:
+        """Whether the backbone computes in 16 bits: by ``fp16``, or by a loss scale above 0."""
+        return self.fp16 or self.fp16_scale > 0
 
     @property
     def ends(self) -> bool:

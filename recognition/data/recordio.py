@@ -281,6 +281,7 @@ class RecordWriter:
     def __enter__(self) -> RecordWriter:
         try:
             for path in self._temporaries:
+                path.unlink(missing_ok=True)  # a link would be written through
                 self._files.append(open(path, "wb"))
         except OSError as error:
             self._discard()

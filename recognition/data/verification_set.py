@@ -22,7 +22,7 @@ from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_pl
 from recognition.data.image_header import image_size as size_of
 from recognition.data.recordio import PathLike
 from recognition.errors import UserError
-from recognition.io.files import regular
+from recognition.io.files import regular, replacing
 from recognition.io.pickles import StandIn, check_opcodes
 
 MAX_IMAGES = 1 << 20
@@ -99,16 +99,8 @@ def save_bin(path: PathLike, encoded_images: Sequence[bytes], issame: Sequence[b
     """Write a verification set of plain bytes and booleans. ``pickle.load`` of any Python 3 reads it."""
     if len(encoded_images) != 2 * len(issame):
         raise ValueError(f"{len(encoded_images)} images for {len(issame)} pairs")
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            pickle.dump(([bytes(image) for image in encoded_images], [bool(same) for same in issame]), file, protocol=3)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        pickle.dump(([bytes(image) for image in encoded_images], [bool(same) for same in issame]), file, protocol=3)
 
 
 def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:

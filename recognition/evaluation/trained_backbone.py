@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Union
+from typing import Union
 
 import numpy as np
 
 from recognition.config.cli import find_pretrained
 from recognition.config.devices import Device, parse_devices, require_bfloat16
 from recognition.data.image import write_planes
+from recognition.engines.choose import choose_engine
+from recognition.engines.interface import Embedder
 from recognition.errors import UserError
-
-if TYPE_CHECKING:
-    from recognition.engines.mxnet.embedder import Embedder
 
 Images = Union[np.ndarray, Sequence[np.ndarray]]
 
@@ -22,10 +21,11 @@ class TrainedBackbone:
     """A trained network that embeds images. :func:`load_backbone` makes one. It is not safe for several threads."""
 
     def __init__(self, prefix: str, number: int, devices: Sequence[Device], batch_size: int,
-                 image_size: tuple[int, int], bfloat16: bool) -> None:
+                 image_size: tuple[int, int], bfloat16: bool, engine: str = "auto") -> None:
         self.image_size, self.batch_size = image_size, batch_size
         self.model = f"{prefix},{number}"
         self._source, self._devices, self._bfloat16 = (prefix, number), tuple(devices), bfloat16
+        self._engine = choose_engine(engine)
         self._embedders: dict[int, Embedder] = {}  # by batch size of a device; made when first needed
         self.dim = self._embedder(1).dim
 
@@ -72,18 +72,15 @@ class TrainedBackbone:
         return np.concatenate([*parts, self._embedder(1)(planes[whole:])] if whole < len(planes) else parts)
 
     def _embedder(self, size: int) -> Embedder:
-        from recognition.engines.mxnet.embedder import (
-            Embedder,  # imports MXNet: last, so that errors that need no MXNet come at once
-        )
-
         if size not in self._embedders:
-            self._embedders[size] = Embedder(*self._source, self._devices, size, (3, *self.image_size),
-                                             self._bfloat16)
+            self._embedders[size] = self._engine.embedder(self._source, self._devices, size, (3, *self.image_size),
+                                                          self._bfloat16)
         return self._embedders[size]
 
 
 def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
-                  image_size: tuple[int, int] = (112, 112), bfloat16: bool = False) -> TrainedBackbone:
+                  image_size: tuple[int, int] = (112, 112), bfloat16: bool = False,
+                  engine: str = "auto") -> TrainedBackbone:
     """The backbone of a checkpoint, for embedding images.
 
     :param model: ``PREFIX,EPOCH``, ``PREFIX``, or the folder that holds ``model-*.params``; epoch 1 if not given
@@ -91,6 +88,7 @@ def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
     :param batch_size: images a device at a time
     :param image_size: (height, width) that the network was trained on
     :param bfloat16: compute in bfloat16 on CPUs that have it: about twice as fast, cosines change by up to 1e-3
+    :param engine: ``mxnet``, or ``auto``: what is installed and can use the devices
     :raises recognition.errors.UserError: if a file is missing, cannot be read, or is no face recognition checkpoint;
         if a GPU cannot be used; if the processor has no bfloat16.
     """
@@ -103,7 +101,7 @@ def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
     if bfloat16:
         require_bfloat16("bfloat16")
     prefix, number = find_pretrained(model, 1, "model")
-    return TrainedBackbone(prefix, number, parsed, batch_size, image_size, bfloat16)
+    return TrainedBackbone(prefix, number, parsed, batch_size, image_size, bfloat16, engine)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
+EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the legacy L2Normalization
 INITIAL_STD = 0.01  # of W, as in the legacy code
 ROWS_AT_ONCE = 32768  # loaded or measured in one go: 64 MB at D = 512
 STREAM_CLASSES = 4096  # classes of one random stream, so that W does not depend on the cut into shards

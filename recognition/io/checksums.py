@@ -169,7 +169,7 @@ def file_problem(path: Path, wanted: Sum, known: Mapping[str, str] | None = None
 
 def forget_sum(path: Path) -> None:
     """Remove the sum beside a file that is about to be replaced: it does not describe the new one."""
-    beside = _beside(path)
+    beside = sum_beside(path)
     if beside.exists():
         with writing(beside):
             beside.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_sum(path: Path, found: Sum) -> None:
     """Write the sum of a file beside it."""
-    with replacing(_beside(path)) as temporary:
+    with replacing(sum_beside(path)) as temporary:
         temporary.write_text(f"{found.sha256}  {path.name}\n")
 
 
@@ -203,8 +203,8 @@ def check_sum(path: Path) -> None:
         if not problem:
             return
         if text == _text_beside(path) or attempt == _ATTEMPTS - 1:  # otherwise a run has just replaced both
-            raise UserError(f"{problem}, as {_beside(path).name} says{_other(path)}; if another program wrote it on "
-                            f"purpose, remove {_beside(path).name}")
+            raise UserError(f"{problem}, as {sum_beside(path).name} says{_other(path)}; if another program wrote it on "
+                            f"purpose, remove {sum_beside(path).name}")
 
 
 def _wanted(path: Path, text: str) -> str:
@@ -215,13 +215,13 @@ def _wanted(path: Path, text: str) -> str:
     """
     lines = [found for line in re.split(r"\r?\n", text) if (found := _LINE.fullmatch(line))]
     if not lines:
-        raise UserError(f"{_beside(path)}: found {text[:80]!r}, expected a line of sha256sum; remove it to use "
+        raise UserError(f"{sum_beside(path)}: found {text[:80]!r}, expected a line of sha256sum; remove it to use "
                         f"{path.name} unchecked")
     named = lines if len(lines) == 1 else [line for line in lines if os.path.basename(_name(line)) == path.name]
     sums = {(line["sum"] or line["tagged"]).lower() for line in named}
     if len(sums) != 1:
-        raise UserError(f"{_beside(path)}: found {len(sums)} sums for {path.name} in {len(lines)} lines, expected one; "
-                        f"remove it to use {path.name} unchecked")
+        raise UserError(f"{sum_beside(path)}: found {len(sums)} sums for {path.name} in {len(lines)} lines, expected "
+                        f"one; remove it to use {path.name} unchecked")
     return sums.pop()
 
 
@@ -249,15 +249,16 @@ def _other(path: Path) -> str:
     return ""
 
 
-def _beside(path: Path) -> Path:
+def sum_beside(path: Path) -> Path:
+    """The file that holds the sum of ``path``."""
     return path.with_name(path.name + SUFFIX)
 
 
 def _text_beside(path: Path) -> str | None:
     try:
-        size_of(_beside(path))
-        return _beside(path).read_text(encoding="utf-8", errors="replace")
+        size_of(sum_beside(path))
+        return sum_beside(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{_beside(path)}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{sum_beside(path)}: cannot be read: {error.strerror or error}") from None

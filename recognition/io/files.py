@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,10 +58,15 @@ def sync_file(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it replaces ``path`` when the block ends without an error."""
+    """Yield a temporary path to write to; it replaces ``path`` when the block ends without an error.
+
+    The file that has the name ``path`` until then is never written to: a link is replaced, not followed.
+    """
     temporary = path.with_name(f".{path.name}{WRITING}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _require_file(path)
+        temporary.unlink(missing_ok=True)  # a killed process left it, or it is a link, which would be written through
         try:
             yield temporary
             sync_file(temporary)
@@ -69,6 +74,39 @@ def replacing(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _require_file(path: Path) -> None:
+    """:raises OSError: if something else has this name: a device such as /dev/null would be gone for all."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a pipe or a device, expected a file", path)
+
+
+def require_new(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = (), overwrite: bool = False) -> None:
+    """Check, before any work, the files that a command is to write; ``None`` stands for one that was not asked for.
+
+    :param inputs: files and folders that the command reads: neither of them nor in them is a file replaced
+    :param overwrite: other files may be there already
+    :raises UserError: if one must not be written, or two are one
+    """
+    wanted = [path for path in outputs if path is not None]
+    read = [path.resolve() for path in inputs if path is not None]
+    for number, path in enumerate(wanted):
+        if path.resolve() in [other.resolve() for other in wanted[:number]]:
+            raise UserError(f"{path}: found as the name of two outputs, expected two names")
+        if not os.path.lexists(path):
+            continue
+        for other in read:
+            if path.resolve() == other or (path.exists() and other.exists() and path.samefile(other)):
+                raise UserError(f"{path}: is an input, expected another name for the output")
+            if other in path.resolve().parents:
+                raise UserError(f"{path}: exists already, in the input {other}, expected a new name")
+        if not overwrite:
+            raise UserError(f"{path}: exists already, expected a new name; --overwrite replaces it")
+        with writing(path):
+            _require_file(path)
 
 
 def discard_temporaries(folder: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 from recognition.config import types
 from recognition.config.user_code import find_network
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.own_network import own_symbol
 from recognition.errors import UserError
 from recognition.networks import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish
 from recognition.networks.shapes import infer_shapes
 
@@ -29,7 +28,7 @@ FAMILIES: dict[str, ModuleType] = {
 }
 
 
-def build_symbol(config: Any) -> mx.sym.Symbol:
+def build_symbol(config: Any) -> Graph:
     """The network of a configuration: ``data``, pixels 0..255 (N, 3, H, W) RGB, to ``fc1_output`` (N, emb_size).
 
     Reads ``net_name``, ``config_file``, ``image_shape`` (H, W, 3), and the options of that network. The same options
@@ -38,8 +37,7 @@ def build_symbol(config: Any) -> mx.sym.Symbol:
     :raises UserError: on a value that the family does not know, on images of a size that it cannot take, and if the
         features are not ``emb_size`` many.
     """
-    with mx.name.NameManager():  # its own count of nameless nodes
-        symbol = _family_symbol(config) if config.net_name in FAMILIES else _own_symbol(config)
+    symbol = _family_symbol(config) if config.net_name in FAMILIES else _own_symbol(config)
     height, width, channels = config.image_shape
     _, *features = infer_shapes(symbol, (channels, height, width)).output
     if len(features) != 1:
@@ -57,15 +55,17 @@ def first_weights(net_name: str) -> Wish:
     return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet") else UNIFORM_IN
 
 
-def _family_symbol(config: Any) -> mx.sym.Symbol:
+def _family_symbol(config: Any) -> Graph:
     get_symbol = FAMILIES[config.net_name].get_symbol
     return get_symbol(**{name: getattr(config, name) for name in inspect.signature(get_symbol).parameters})
 
 
-def _own_symbol(config: Any) -> mx.sym.Symbol:
+def _own_symbol(config: Any) -> Graph:
     path = find_network(config.net_name, config.config_file)
     if path is None:
         kind = types.choice(*FAMILIES)
         raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "
                         f"config.py or in symbol there{types.nearest(config.net_name, kind.choices)}")
+    from recognition.engines.mxnet.own_network import own_symbol  # such a file is MXNet's Python
+
     return own_symbol(config, path)

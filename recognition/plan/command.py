@@ -20,7 +20,7 @@ from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 
 if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import Setting
@@ -65,7 +65,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
                         f"default: {RESERVE['gpu']:g} on a GPU, {RESERVE['cpu']:g} on a CPU")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="print JSON in place of the table, or write it to FILE beside it")
+    parser.add_overwrite()
     flags = parser.parse_args(argv)
+    if flags.json not in (None, "-"):
+        require_new([Path(flags.json)], [Path(flags.config)] if flags.config else [], flags.overwrite)
     for key, kind in KINDS.items():
         if getattr(flags, key) is not None:
             setattr(flags, key, kind.check(getattr(flags, key), f"--{key}"))

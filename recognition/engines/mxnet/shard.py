@@ -6,11 +6,19 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.engines.cpu.kernels import EPSILON
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import readable
 from recognition.errors import UserError
-from recognition.head.shard import ROWS_AT_ONCE, SGD, ShardState, initial_centres, norm_range, rows_of, target_columns
+from recognition.head.shard import (
+    EPSILON,
+    ROWS_AT_ONCE,
+    SGD,
+    ShardState,
+    initial_centres,
+    norm_range,
+    rows_of,
+    target_columns,
+)
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.engines.mxnet.imports import mx
 from recognition.io.checksums import forget_sum, write_bytes
 from recognition.io.files import writing
 from recognition.io.params import write_arrays
+from recognition.networks.graph import Graph
 
 
-def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters: Mapping[str, np.ndarray],
+def save_checkpoint(prefix: Path, number: int, graph: Graph, parameters: Mapping[str, np.ndarray],
                     auxiliary: Mapping[str, np.ndarray]) -> Path:
-    """Write a symbol and its arrays for ``mx.model.load_checkpoint``; returns the path of the arrays.
+    """Write a network and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays.
 
     MXNet's own ``save`` reports no error when the end of a file no longer fits on the disk.
     """
     arrays = {f"arg:{name}": [value] for name, value in parameters.items()}
     arrays.update({f"aux:{name}": [value] for name, value in auxiliary.items()})
-    write_bytes(prefix.with_name(f"{prefix.name}-symbol.json"), symbol.tojson().encode())
+    write_bytes(prefix.with_name(f"{prefix.name}-symbol.json"), graph.to_json().encode())
     target = prefix.with_name(f"{prefix.name}-{number:04d}.params")
     write_arrays(target, arrays)
     return target

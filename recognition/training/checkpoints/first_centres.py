@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 
-from recognition.config.options import Config
 from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
@@ -23,10 +23,21 @@ MOST_IMAGES = 10  # of a class: more hardly change the mean direction
 PREFETCH = 2  # batches
 
 
-def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
+@dataclass(frozen=True)
+class CentresSource:
+    """What the class centres of a run start from."""
+
+    kind: str  # as --centres-from says: checkpoint, embeddings or random
+    sub_centres: int = 1
+    dim: int = 512
+    batch: int = 128  # images that this process embeds at a time
+    threads: int = 2  # that decode them
+
+
+def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
                   embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
-    """Fill the shards by ``centres_from``; with ``random`` they keep the seed's values. Returns a line about it, and
-    about class centres of the checkpoint that are not used; it may be empty. All processes call it together.
+    """Fill the shards from ``source``, if it is not ``random``; returns a line about it, or nothing, and
+    about class centres of the checkpoint that are not taken.
 
     :param checkpoint: the file of the backbone's first values; None if they come from the seed.
     :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
@@ -35,12 +46,12 @@ def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset,
         return ""
     if not shards:
         return _left_out(checkpoint, "a triplet loss has none")
-    if config.centres_from == "checkpoint":
-        return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
-    left = _left_out(checkpoint, f"--centres-from {config.centres_from}")
-    if config.centres_from == "random":
+    if source.kind == "checkpoint":
+        return from_checkpoint(checkpoint, shards, dataset.num_classes, source.sub_centres, source.dim)
+    left = _left_out(checkpoint, f"--centres-from {source.kind}")
+    if source.kind == "random":
         return left
-    line = _from_embeddings(config, dataset, shards, embed, communicator)
+    line = _from_embeddings(source, dataset, shards, embed, communicator)
     return f"{line}; {left}" if left else line
 
 
@@ -78,22 +89,22 @@ def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardSta
     return ShardState(centres, np.zeros_like(centres), bias, none)
 
 
-def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shard],
+def _from_embeddings(source: CentresSource, dataset: FaceDataset, shards: Sequence[Shard],
                      embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
-    images, rows = choose_images(dataset.labels(), config.loss_K)
+    k = source.sub_centres
+    images, rows = choose_images(dataset.labels(), k)
     states = [shard.state() for shard in shards]
     sums = [np.zeros_like(state.centres) for state in states]
-    own = config.per_batch_size * len(config.devices)
-    for low, features in _features(dataset, images, embed, own, communicator, config.decode_threads):
-        _add(sums, [shard.start * config.loss_K for shard in shards], rows[low : low + len(features)], features)
+    for low, features in _features(dataset, images, embed, source.batch, communicator, source.threads):
+        _add(sums, [shard.start * k for shard in shards], rows[low : low + len(features)], features)
     for shard, state, total in zip(shards, states, sums):
         lengths = np.linalg.norm(total, axis=1, keepdims=True)
         # Length 1: a step turns a centre by an angle inverse to its squared length. With the length of the seed's rows,
         # 0.1 to 0.2, the first steps would turn the centres away from the means.
         means = total / np.maximum(lengths, 1e-12)
         shard.load(state._replace(centres=np.where(lengths > 0, means, state.centres)))
-    empty = dataset.num_classes * config.loss_K - len(np.unique(rows))
-    return (f"class centres: the mean embeddings of {len(images)} images, at most {MOST_IMAGES * config.loss_K} of a "
+    empty = dataset.num_classes * k - len(np.unique(rows))
+    return (f"class centres: the mean embeddings of {len(images)} images, at most {MOST_IMAGES * k} of a "
             "class" + (f"; {empty} centres without images start anew" if empty else ""))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import Shard, ShardState
 from recognition.io.checksums import Sum, write_npy, write_npz

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
 from recognition.io.checksums import Sum, file_problem, require_readable, size_of

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from recognition.config.options import OPTIONS
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 from recognition.training.watch.report_charts import Axis, Line, chart, number
-from recognition.training.watch.report_page import charts, figure, folded, page, section, table
+from recognition.training.watch.report_page import charts, figure, folded, is_page, page, section, table
 from recognition.training.watch.run_files import Record, Roc, read_history, read_roc, read_scores, read_starts, smoothed
 
 FILE = "report.html"
@@ -23,11 +23,14 @@ FARS = (1e-2, 1e-3, 1e-4)
 History = dict[str, list[Record]]
 
 
-def make_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of the run in ``folder`` to ``output``, by default ``report.html`` in the same folder.
+def make_report(folder: Path, output: Path | None = None, overwrite: bool = False) -> Path:
+    """Write the report of the run whose files lie in ``folder``, to ``report.html`` there unless ``output`` says where.
 
-    :raises UserError: if the folder holds no history of a run, or a file that no run writes.
+    :raises UserError: if the folder holds no history of a run, or a file in it is not what a run writes; or if a file
+        is there already that is no earlier report of the run, unless ``overwrite``.
     """
+    target = output or folder / FILE
+    require_new([target], overwrite=overwrite or (output is None and is_page(target)))
     history, starts = read_history(folder / "history.jsonl"), read_starts(folder / "run.json")
     targets = list(dict.fromkeys(str(record["target"]) for record in history["verification"]))
     paths = {target: folder / f"roc-{target}.npz" for target in targets}
@@ -40,10 +43,9 @@ def make_report(folder: Path, output: Path | None = None) -> Path:
             section("Training", charts(_training_charts(history)), _left_out(history))]
     if starts:
         body += [_configuration(starts[-1]), _where(starts)]
-    output = output or folder / FILE
-    with replacing(output) as path:
+    with replacing(target) as path:
         path.write_text(page(name, body), encoding="utf-8")
-    return output
+    return target
 
 
 def _headline(history: History, starts: Sequence[Record]) -> str:

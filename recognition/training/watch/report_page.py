@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from recognition.io.files import regular
 from recognition.training.watch.report_charts import look
 
 # The browser must not fetch anything or run a script, even if a name in the page contains HTML.
@@ -49,11 +51,23 @@ summary { cursor: pointer; padding: .4rem 0; } code { font-size: .9em; }
 """
 
 
+HEAD = ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n')  # of every page, and of no other
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file begins as :func:`page` does."""
+    try:
+        with open(path, "rb", opener=regular) as file:
+            return file.read(len(HEAD)) == HEAD.encode()
+    except OSError:
+        return False
+
+
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole HTML document. ``title`` is text; ``body`` is HTML already."""
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+    """A whole document. ``title`` is text; what is in ``body`` is HTML already."""
+    return (HEAD
+            + '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
             + "\n".join(body) + "\n</main>\n</body>\n</html>\n")
 

@@ -8,14 +8,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import recognition
 from recognition.config.devices import processors
-from recognition.config.differences import as_json
-from recognition.config.options import Config
 from recognition.config.presets import ROOT
 from recognition.io.files import replacing
 
@@ -24,15 +23,16 @@ KEPT_STARTS = 100  # of a run that is resumed again and again
 PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "scipy", "numba", "opencv-python-headless", "horovod")
 
 
-def note_start(folder: Path, config: Config, step: int, processes: int) -> None:
-    """Add a start to the run's file, or begin a new file.
+def note_start(folder: Path, config: Mapping[str, Any], step: int, processes: int) -> None:
+    """Add a start to the run's file; a run from the start begins a new one.
 
-    :param step: the step that the run resumes from; with 0 the file begins anew.
+    :param config: all options, in JSON's types.
+    :param step: of the state that the run goes on from, 0 if from none.
     """
     starts = _starts(folder / FILE)[1 - KEPT_STARTS :] if step else []
     start = {"time": _now(), "step": step, "command": list(sys.orig_argv if hasattr(sys, "orig_argv") else sys.argv),
              "revision": revision(ROOT), "machine": machine(), "processes": processes, "versions": versions(),
-             "config": as_json(config)}
+             "config": config}
     _write(folder, [*starts, start])
 
 

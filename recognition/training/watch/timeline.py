@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A profile of some steps: MXNet's profiler, with the loop's own phases beside the operators."""
+"""What a step spends its time on: some steps in the engine's profiler, with the loop's phases beside the operators."""
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.interface import Profiler
 from recognition.io.files import replacing
 
 WARM_UP_STEPS = 3  # these allocate, compile and choose algorithms
@@ -37,15 +36,15 @@ class NoTimeline:
 class Timeline:
     """A profile of ``steps`` steps after the first few, in ``profile.json`` and ``profile.txt`` in ``folder``.
 
-    The first file is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and
-    operators. The time of a phase is that of the loop: MXNet's engine may still work on it later.
+    The first is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and operators. A
+    phase is what the loop waits for: the engine may work on behind it.
     """
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, folder: Path, steps: int, profiler: Profiler) -> None:
         self.trace, self.table, self._steps = folder / "profile.json", folder / "profile.txt", steps
         self._done, self._running = 0, False
         self._seconds: dict[str, list[float]] = defaultdict(list)
-        self._domain: Any = mx.profiler.Domain("step")
+        self._profiler = profiler
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -53,12 +52,11 @@ class Timeline:
         if not self._running:
             yield
             return
-        task, start = self._domain.new_task(name), time.perf_counter()
-        task.start()
+        start = time.perf_counter()
         try:
-            yield
+            with self._profiler.phase(name):
+                yield
         finally:
-            task.stop()
             self._seconds[name].append(time.perf_counter() - start)
 
     def waits(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -75,11 +73,9 @@ class Timeline:
     def end_step(self) -> str:
         """Count a step, at its end. After the last one the profile ends: returns the line of :meth:`end`."""
         self._done += 1
-        if self._done == WARM_UP_STEPS:
-            mx.nd.waitall()
-            mx.profiler.set_config(profile_all=True, aggregate_stats=True, continuous_dump=False,
-                                   filename=os.fspath(self.trace))
-            mx.profiler.set_state("run")
+        if self._done == WARM_UP:
+            self._profiler.wait()
+            self._profiler.start(self.trace)
             self._running, self._start = True, time.perf_counter()
         return self.end() if self._done == WARM_UP_STEPS + self._steps else ""
 
@@ -87,11 +83,9 @@ class Timeline:
         """Write the profile, if it is running, and return a line about it; else return an empty text."""
         if not self._running:
             return ""
-        mx.nd.waitall()
+        self._profiler.wait()
         elapsed, self._running = time.perf_counter() - self._start, False
-        mx.profiler.set_state("stop")
-        mx.profiler.dump(finished=True)
-        operators = mx.profiler.dumps()
+        operators = self._profiler.stop()
         with replacing(self.table) as path:
             path.write_text(self._phases(elapsed) + "\n" + operators)
         steps = self._done - WARM_UP_STEPS

@@ -3,44 +3,25 @@
 
 A step is a list of operators, each of which reads arrays and writes others: the forward pass; then, from the last
 layer to the first, the gradients by a layer's inputs, from that by its output and from what its backward pass reads
-(``READS``). A layer that the recompute pass marked runs a second time before its backward pass, and before it those
-marked ones that it is computed from. MXNet's executor gives each array a block of memory, and that of an array which
-nobody reads any more to the next that fits (:func:`planned`); the blocks are what a bound network holds.
+(the table of operators). A layer that the recompute pass marked runs a second time before its backward pass, and before
+it those marked ones that it is computed from. MXNet's executor gives each array a block of memory, and that of an array
+which nobody reads any more to the next that fits (:func:`planned`); the blocks are what a bound network holds.
 """
 from __future__ import annotations
 
 import bisect
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
+from recognition.engines.mxnet.passes.recompute import ATTRIBUTE
+from recognition.networks.graph import Entry, Graph
+from recognition.networks.operators.operator import INPUTS, OUTPUT
+from recognition.networks.shapes import all_shapes
 
-from recognition.engines.mxnet.imports import mx
-from recognition.networks.passes import Node
-from recognition.networks.recompute import ATTRIBUTE
-
-INPUTS, OUTPUT = 1, 2
-# What the backward pass of an operator reads beside the gradient, as MXNet 1.9.1 has it; others count as both.
-READS = {
-    **dict.fromkeys(("Convolution", "FullyConnected", "BatchNorm", "Concat", "elemwise_mul", "broadcast_mul",
-                     "broadcast_div", "square", "clip", "_power_scalar", "InstanceNorm", "LayerNorm",
-                     "recognition_winograd"), INPUTS),
-    **dict.fromkeys(("sqrt", "relu", "softmax", "L2Normalization"), OUTPUT),
-    **dict.fromkeys(("elemwise_add", "elemwise_sub", "broadcast_add", "broadcast_sub", "sum", "mean", "negative",
-                     "_copy", "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_rminus_scalar",
-                     "Flatten", "Reshape", "transpose", "expand_dims", "SwapAxis", "Pad", "tile", "broadcast_axis",
-                     "broadcast_like", "SliceChannel", "Cast", "amp_cast", "Dropout"), 0),
-}
-PASSING = ("elemwise_add",)  # the gradients by the inputs are that by the output: no new array
-CONSTANT = ("ones_like", "BlockGrad")  # no gradient goes through
-# Operators that may write over an input which nobody reads any more, forward and backward.
-IN_PLACE = ("Activation", "LeakyReLU", "Dropout", "elemwise_add", "_copy", "_plus_scalar", "_minus_scalar",
-            "_mul_scalar", "_div_scalar", "_rminus_scalar", "negative", "square", "sqrt", "relu", "Flatten", "Reshape")
 MATCH_RANGE = 16  # MXNet gives a block to an array of up to so many times its size, or so small a part of it
+ITEMSIZES = {"bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}  # others: 4
 
-Entry = tuple[int, int]  # an output of a node of the graph
 Key = tuple[Any, ...]  # an array of the step
 
 
@@ -59,17 +40,17 @@ class Step(NamedTuple):
     in_place: bool = False
 
 
-def maps_memory(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch: int) -> int:
+def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int) -> int:
     """Bytes that a training executor sets aside for ``batch`` images (3, H, W): maps and the gradients between layers.
 
-    ``symbol`` is as it is bound, that is after the passes. Parameters, their gradients and momentum are not among it.
+    ``graph`` is as it is bound, that is after the passes. Parameters, their gradients and momentum are not among it.
     """
-    return planned(training_steps(symbol, image_shape, batch))
+    return planned(training_steps(graph, image_shape, batch))
 
 
-def training_steps(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch: int) -> list[Step]:
+def training_steps(graph: Graph, image_shape: tuple[int, int, int], batch: int) -> list[Step]:
     """The operators of a training step in MXNet's order: forward, backward, and what runs again between."""
-    return list(_Training(symbol, image_shape, batch).steps())
+    return list(_Training(graph, image_shape, batch).steps())
 
 
 def planned(steps: Sequence[Step]) -> int:
@@ -129,57 +110,59 @@ class _Blocks:
 class _Training:
     """Goes through a graph once, and tells the operators on the way."""
 
-    def __init__(self, symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch: int) -> None:
-        graph = json.loads(symbol.tojson(remove_amp_cast=False))
-        self._nodes: list[Node] = graph["nodes"]
-        self._heads: list[Entry] = [(head[0], head[1]) for head in graph["heads"]]
-        self._listed = _sizes(symbol, image_shape, batch)
+    def __init__(self, graph: Graph, image_shape: tuple[int, int, int], batch: int) -> None:
+        self._nodes, self._heads = graph.nodes, [head._replace(version=0) for head in graph.heads]
+        self._shapes = all_shapes(graph, (batch, *image_shape))
+        self._itemsizes: list[int] = []
         self._learns: list[bool] = []  # whether a node depends on a parameter
         self._sees: list[bool] = []  # whether a node depends on the images
         for node in self._nodes:
-            variable, sources = node["op"] == "null", [entry[0] for entry in node["inputs"]]
-            self._sees.append(node["name"] == "data" or any(self._sees[source] for source in sources))
-            learns = any(self._learns[source] for source in sources) and node["op"] not in CONSTANT
-            self._learns.append(node["name"] != "data" if variable else learns)
-        self._outputs: list[set[int]] = [{0, 1} if node["op"] == "Dropout" else {0} for node in self._nodes]
+            sources = [entry.node for entry in node.inputs]
+            self._sees.append(node.name == "data" or any(self._sees[source] for source in sources))
+            learns = any(self._learns[source] for source in sources) and not node.operator.constant
+            self._learns.append(node.name != "data" if node.is_variable else learns)
+            dtype = "float32" if node.is_variable else getattr(node.values, "dtype", "None")
+            self._itemsizes.append(self._itemsizes[sources[0]] if dtype == "None" else ITEMSIZES.get(dtype, 4))
+        self._outputs: list[set[int]] = [{0, 1} if node.op == "Dropout" else {0} for node in self._nodes]
         for node in self._nodes:
-            for source, output, *_ in node["inputs"]:
-                self._outputs[source].add(output)
+            for entry in node.inputs:
+                self._outputs[entry.node].add(entry.output)
         self._again: set[int] = set()  # nodes that have run a second time
         self._gradients: dict[Entry, list[Key]] = {}  # parts of the gradient by an output, still to be summed
 
     def steps(self) -> Iterable[Step]:
         for number, node in enumerate(self._nodes):
-            if node["op"] != "null":
+            if not node.is_variable:
                 yield self._forward(number, again=False)
         for head in self._heads:  # MXNet copies the gradient that it is given
             yield Step([], {("head", *head): self._size(head)})
             self._gradients[head] = [("head", *head)]
         # MXNet comes to the gradients of what is computed from parameters alone, such as their casts, at the end.
         for number in sorted(range(len(self._nodes)), key=lambda number: (not self._sees[number], -number)):
-            if self._nodes[number]["op"] != "null":
+            if not self._nodes[number].is_variable:
                 yield from self._backward(number)
         yield Step([self._key(head, again=False) for head in self._heads], {})  # outputs are kept
 
     def _forward(self, number: int, again: bool) -> Step:
-        writes = {self._key((number, output), again): self._size((number, output)) for output in self._outputs[number]}
+        entries = [Entry(number, output) for output in self._outputs[number]]
+        writes = {self._key(entry, again): self._size(entry) for entry in entries}
         return Step([self._key(entry, again) for entry in self._inputs(number)], writes,
-                    self._nodes[number]["op"] in IN_PLACE)
+                    self._nodes[number].operator.in_place)
 
     def _backward(self, number: int) -> Iterable[Step]:
         """The gradients by the inputs of a node, once those by its outputs are summed."""
-        op, came = self._nodes[number]["op"], []
-        for entry in ((number, output) for output in sorted(self._outputs[number])):
+        operator, came = self._nodes[number].operator, []
+        for entry in (Entry(number, output) for output in sorted(self._outputs[number])):
             parts = self._gradients.pop(entry, [])
             if len(parts) > 1:
                 yield Step(parts, {("sum", *entry): self._size(entry)}, in_place=True)
                 parts = [("sum", *entry)]
             came += parts
         inputs = [entry for entry in self._inputs(number)
-                  if self._learns[entry[0]] and self._nodes[entry[0]]["op"] != "null"]
-        if not came or op in CONSTANT:
+                  if self._learns[entry.node] and not self._nodes[entry.node].is_variable]
+        if not came or operator.constant:
             return
-        if op in PASSING:
+        if operator.passes_gradient:
             for entry in inputs:
                 self._gradients.setdefault(entry, []).extend(came)
             return
@@ -190,7 +173,7 @@ class _Training:
             key = ("gradient", number, place)
             writes[key] = self._size(entry)
             self._gradients.setdefault(entry, []).append(key)
-        yield Step(came + [self._key(entry, marked) for entry in self._read(number)], writes, op in IN_PLACE)
+        yield Step(came + [self._key(entry, marked) for entry in self._read(number)], writes, operator.in_place)
 
     def _run_again(self, number: int) -> Iterable[Step]:
         """Run a marked node, and before it the marked ones that it is computed from, if they have not run again yet."""
@@ -200,44 +183,32 @@ class _Training:
             if self._marked(node) and node not in self._again:
                 self._again.add(node)
                 needed.add(node)
-                waiting += [entry[0] for entry in self._inputs(node)]
+                waiting += [entry.node for entry in self._inputs(node)]
         for node in sorted(needed):
             yield self._forward(node, again=True)
 
     def _marked(self, number: int) -> bool:
-        return ATTRIBUTE in self._nodes[number].get("attrs", {})
+        return ATTRIBUTE in self._nodes[number].attrs
 
     def _key(self, entry: Entry, again: bool) -> Key:
         """The array of a node's output: for one that runs again, the second array of a marked node."""
-        return ("again" if again and self._marked(entry[0]) else "map", *entry)
+        return ("again" if again and self._marked(entry.node) else "map", *entry)
 
     def _inputs(self, number: int) -> list[Entry]:
-        return [(entry[0], entry[1]) for entry in self._nodes[number]["inputs"]]
+        return [entry._replace(version=0) for entry in self._nodes[number].inputs]
 
     def _read(self, number: int) -> list[Entry]:
         """The outputs of nodes that the backward pass of this one reads."""
-        op = self._nodes[number]["op"]
-        relu = op == "Activation" and self._nodes[number]["attrs"]["act_type"] == "relu"
-        kind = self._nodes[number]["attrs"]["op_type"] if op == "Custom" else op
-        reads = OUTPUT if relu else READS.get(kind, INPUTS | OUTPUT)
+        node = self._nodes[number]
+        relu = node.op == "Activation" and node.values.act_type == "relu"
+        reads = OUTPUT if relu else node.operator.reads
         read = self._inputs(number) if reads & INPUTS else []
         if reads & OUTPUT:
-            read.append((number, 0))
-        return [*read, (number, 1)] if op == "Dropout" else read  # its mask
+            read.append(Entry(number))
+        return [*read, Entry(number, 1)] if node.op == "Dropout" else read  # its mask
 
     def _size(self, entry: Entry) -> Size:
-        """Of an output. A symbol lists all but masks, and statistics, which are small."""
-        name, op = self._nodes[entry[0]]["name"], self._nodes[entry[0]]["op"]
-        if op == "BatchNorm" and entry[1]:
+        """The size of an output, 0 for the statistics of batch norm, which are small."""
+        if self._nodes[entry.node].op == "BatchNorm" and entry.output:
             return Size(0, 0)
-        names = name, f"{name}_output{entry[1]}", f"{name}_output"
-        return next(self._listed[key] for key in names if key in self._listed)
-
-
-def _sizes(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch: int) -> dict[str, Size]:
-    """Of each output that a symbol lists, by its name there."""
-    internals = symbol.get_internals()
-    shapes = internals.infer_shape_partial(data=(batch, *image_shape))[1]
-    types = internals.infer_type(**dict.fromkeys(symbol.list_arguments(), "float32"))[1]
-    return {name: Size(math.prod(shape), np.dtype(dtype).itemsize)
-            for name, shape, dtype in zip(internals.list_outputs(), shapes, types)}
+        return Size(math.prod(self._shapes[entry.node][entry.output]), self._itemsizes[entry.node])
