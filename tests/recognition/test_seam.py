@@ -173,7 +173,8 @@ def test_the_whole_configuration_is_seen_where_parts_are_made_alone() -> None:
               "recognition.training.checkpoints.matching", "recognition.engines.choose", *NOT_YET)
     assert not [(name, node.name) for name, tree in TREES.items() if not name.startswith(makers)
                 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-                for item in (*node.args.args, *node.args.kwonlyargs) if ast.unparse(item.annotation or item) == "Config"]
+                for item in (*node.args.args, *node.args.kwonlyargs)
+                if ast.unparse(item.annotation or item) == "Config"]
 
 
 def test_the_engine_of_a_run() -> None:

@@ -73,7 +73,7 @@ class Timeline:
     def end_step(self) -> str:
         """Count a step, at its end. After the last one the profile ends: returns the line of :meth:`end`."""
         self._done += 1
-        if self._done == WARM_UP:
+        if self._done == WARM_UP_STEPS:
             self._profiler.wait()
             self._profiler.start(self.trace)
             self._running, self._start = True, time.perf_counter()
