@@ -14,7 +14,7 @@ MOST_RECORD_PIXELS = 1 << 24  # of an image that is decoded beside many others: 
 
 _TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # from OpenCV 4.11 on the decoder writes RGB itself
 _FATAL = 1  # a level of OpenCV's logging; 2 is errors
-_set_log_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # from 4.14 on
+_set_log_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # type: ignore
 
 if "OPENCV_LOG_LEVEL" not in os.environ:  # OpenCV would print its own lines about an image that is cut short
     _set_log_level(_FATAL)

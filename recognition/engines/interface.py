@@ -85,14 +85,11 @@ class Backbone(Protocol):
     def step(self, lr: float) -> None:
         """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
 
-    def may_overflow(self, lr: float) -> bool:
-        """Whether the update that is due may, by what :meth:`finite` saw. To be asked once a step."""
-
-    def try_step(self, lr: float) -> list[str]:
-        """As :meth:`step`, by copies with which :meth:`leave_out` takes it back; the parameters that overflowed."""
-
     def leave_out(self) -> None:
-        """In place of :meth:`step`, or after :meth:`try_step`: the step counts, and nothing of it stays."""
+        """Count a step in place of :meth:`step`: no parameter moves, moving statistics go back to where they were."""
+
+    def sound(self) -> bool:
+        """Whether parameters, their moments and moving statistics are finite: what may be saved."""
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""

@@ -38,11 +38,7 @@ class TripletHead:
     def target_angles(self) -> None:
         """Return None: there are no centres."""
 
-    def may_overflow(self, lr: float) -> bool:
-        """No: there are no centres."""
-        return False
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> None:
+    def step(self, lr: float, measure: bool = False) -> None:
         """Nothing: there are no centres."""
 
     @property

@@ -41,7 +41,7 @@ FLAG_TYPES = {
     "--slow-after": types.real(above=0),
     "--address": types.filled_text,
     "--interface": types.filled_text,
-    "--ssh": types.Kind(_command_here, "a command of this host with its flags, such as 'ssh -p 2222'"),
+    "--ssh": types.OptionType(_command_here, "a command of this host with its flags, such as 'ssh -p 2222'"),
 }
 
 

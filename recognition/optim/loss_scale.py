@@ -17,17 +17,14 @@ class LossScale:
 
     def __init__(self, start: float) -> None:
         self.start = self.value = start
+        self.fell = 0.0  # the factor that the last step overflowed with, if a smaller one was left to try, else 0
         self._since = 0  # steps since the factor last changed
-
-    @property
-    def can_fall(self) -> bool:
-        """True if there is a smaller factor left to try."""
-        return self.value > SMALLEST_SCALE
 
     def count(self, finite: bool) -> None:
         """Choose the factor of the next step. ``finite``: the gradients of this one, scaled by ``value``, were finite.
         """
         self._since += 1
+        self.fell = self.value if not finite and self.value > SMALLEST_SCALE else 0.0
         if not finite:
             self.value, self._since = max(self.value / 2, SMALLEST_SCALE), 0
         elif self._since == STEPS_BEFORE_RISE:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recognition.config import types
-from recognition.config.cli import parse_args
+from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
         ("optimizer", "sgd or adamw; default: the preset's"),
     ):
-        parser.add_argument("--" + key.replace("_", "-"), metavar=key.split("_")[-1].upper(), help=text)
+        parser.add_argument(flag_name(key), dest=key, metavar=key.split("_")[-1].upper(), help=text)
     parser.add_argument("--classes", help="identities; default: as the dataset preset says")
     parser.add_argument("--devices", default="8", help="devices, each a process of its own; default: 8")
     parser.add_argument("--on", default="gpu", help="gpu or cpu; default: gpu")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+NOT_FINITE = 1 << 10  # above every number of a signal
 
 
 class Communicator(Protocol):
@@ -76,3 +78,19 @@ class SingleProcess:
 def largest(communicator: Communicator, number: int) -> int:
     """The largest of the numbers of all processes."""
     return int(communicator.all_gather(np.array([number], np.int64)).max())
+
+
+class Verdict(NamedTuple):
+    """What all processes agree on about a step."""
+
+    finite: bool  # in every process
+    signal: int  # one that some process got, 0 if none did
+
+
+def agree(communicator: Communicator, finite: bool, signal: int) -> Verdict:
+    """The verdict of all processes on a step, by one exchange of one number.
+
+    A signal that only a process with finite numbers got is lost beside one that is not; it counts in the next step.
+    """
+    number = largest(communicator, signal if finite else NOT_FINITE + signal)
+    return Verdict(number < NOT_FINITE, number % NOT_FINITE)

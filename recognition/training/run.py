@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -22,7 +21,7 @@ from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
 from recognition.processes.alike import require_alike, require_shared, shared_options
-from recognition.processes.communicator import Communicator, largest
+from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
 from recognition.training.bad_steps import BadBags, BadSteps
 from recognition.training.checkpoints.first_centres import start_centres
@@ -119,7 +118,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, c
         try:
             status = Trainer(
                 backbone=backbone, head=head, batches=batches, schedule=schedule, verify=verifier,
-                save_checkpoint=checkpoints, save_state=save, agree=partial(largest, communicator),
+                save_checkpoint=checkpoints, save_state=save, communicator=communicator,
                 bad_steps=bad_steps, log=log, progress=progress, verbose=config.verbose,
                 state_every=config.state_every, keep_best=bool(config.keep_best), ckpt=config.ckpt,
                 max_steps=config.max_steps, end_epoch=config.end_epoch,

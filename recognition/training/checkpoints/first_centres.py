@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the class centres W of a run that starts come from: a checkpoint, embeddings, or the seed."""
+"""The first values of the class centres W: from a checkpoint, from embeddings, or from the seed."""
 from __future__ import annotations
 
 import itertools
@@ -19,8 +19,8 @@ from recognition.io.centres import SavedCentres, centres_in_file, find_centres, 
 from recognition.io.params import read_arrays
 from recognition.processes.communicator import Communicator
 
-MOST_IMAGES = 10  # of a class: the mean direction of more is hardly another
-PREFETCH = 2
+MOST_IMAGES = 10  # of a class: more hardly change the mean direction
+PREFETCH = 2  # batches
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceD
     """Fill the shards from ``source``, if it is not ``random``; returns a line about it, or nothing, and
     about class centres of the checkpoint that are not taken.
 
-    All processes call it together.
-
-    :param checkpoint: the file that the backbone was taken from, if it was.
+    :param checkpoint: the file of the backbone's first values; None if they come from the seed.
     :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
     """
     if checkpoint is None:
@@ -58,13 +56,14 @@ def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceD
 
 
 def _left_out(path: Path, why: str) -> str:
-    """A line about class centres in the file of a checkpoint, which are of no use here; empty if it has none."""
+    """A line about class centres in a checkpoint that are not used; empty if it has none."""
     saved = centres_in_file(path, read_arrays(path))
     return f"{saved.where}: class centres left out: {why}" if saved else ""
 
 
 def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int) -> str:
-    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read."""
+    """Fill ``shards`` with W from the checkpoint or its folder, if it fits; only their rows are read. Returns a line.
+    """
     saved = find_centres(path)
     if saved is None:
         return f"{path}: no class centres there; they start anew"
@@ -83,7 +82,7 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
 
 
 def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardState:
-    """The rows ``low .. high - 1``; zeros for what is not there, or not wanted."""
+    """The rows ``low .. high - 1``, with zeros for moments and for a bias that is missing or not wanted."""
     centres = np.concatenate(rows_between(saved.centres, low, high), dtype=np.float32)
     none = np.zeros(len(centres), np.float32)
     bias = np.concatenate(rows_between(saved.bias, low, high)) if saved.bias and with_bias else none
@@ -100,8 +99,8 @@ def _from_embeddings(source: CentresSource, dataset: FaceDataset, shards: Sequen
         _add(sums, [shard.start * k for shard in shards], rows[low : low + len(features)], features)
     for shard, state, total in zip(shards, states, sums):
         lengths = np.linalg.norm(total, axis=1, keepdims=True)
-        # Of length 1: a step turns a centre by an angle in inverse proportion to its squared length, and at that of the
-        # seed's rows, 0.1 to 0.2, the first steps would throw away what the means say.
+        # Length 1: a step turns a centre by an angle inverse to its squared length. With the length of the seed's rows,
+        # 0.1 to 0.2, the first steps would turn the centres away from the means.
         means = total / np.maximum(lengths, 1e-12)
         shard.load(state._replace(centres=np.where(lengths > 0, means, state.centres)))
     empty = dataset.num_classes * k - len(np.unique(rows))
@@ -110,19 +109,20 @@ def _from_embeddings(source: CentresSource, dataset: FaceDataset, shards: Sequen
 
 
 def choose_images(labels: np.ndarray, sub_centres: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of each class, MOST_IMAGES for each of its centres in turn, and their rows of W; int64 (n,)."""
+    """The first images of each class, up to MOST_IMAGES for each of its sub-centres in turn, and the rows of W that
+    they belong to: int64 (n,) both."""
     images = np.argsort(labels, kind="stable")
     images = images[labels[images] != NO_LABEL]
     classes = labels[images]
-    place = np.arange(len(images)) - np.searchsorted(classes, classes)  # among the images of its class
+    place = np.arange(len(images)) - np.searchsorted(classes, classes)  # of an image within its class
     kept = place < MOST_IMAGES * sub_centres
     return images[kept], (classes * sub_centres + place % sub_centres)[kept]
 
 
 def _features(dataset: FaceDataset, images: np.ndarray, embed: Callable[[np.ndarray], np.ndarray], own: int,
               communicator: Communicator, threads: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Unit embeddings of ``images`` by batches of all processes, each with the place of its first; zeros for an image
-    that another stands in for."""
+    """Yield unit embeddings of ``images``, float32 (n, D), in batches of all processes, each with the place of its
+    first image. A bad image, in whose place the loader has another, gets zeros."""
     batch = own * communicator.size
     count = -(-len(images) // batch)
     padded = dataset.take(np.resize(images, count * batch))

@@ -13,12 +13,12 @@ from typing import TypeVar
 from recognition.engines.interface import Profiler
 from recognition.io.files import replacing
 
-WARM_UP = 3  # steps that allocate, compile and choose algorithms
+WARM_UP_STEPS = 3  # these allocate, compile and choose algorithms
 Item = TypeVar("Item")
 
 
 class NoTimeline:
-    """Takes no times."""
+    """A timeline that measures nothing."""
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -34,7 +34,7 @@ class NoTimeline:
 
 
 class Timeline:
-    """Profiles ``steps`` steps after the first few, into ``profile.json`` and ``profile.txt`` in ``folder``.
+    """A profile of ``steps`` steps after the first few, in ``profile.json`` and ``profile.txt`` in ``folder``.
 
     The first is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and operators. A
     phase is what the loop waits for: the engine may work on behind it.
@@ -48,7 +48,7 @@ class Timeline:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what runs inside as ``name``."""
+        """Measure the block as the phase ``name``."""
         if not self._running:
             yield
             return
@@ -60,7 +60,7 @@ class Timeline:
             self._seconds[name].append(time.perf_counter() - start)
 
     def waits(self, items: Iterable[Item]) -> Iterator[Item]:
-        """``items``, with the time until each is there as the phase ``data``."""
+        """Yield ``items``, and measure the time until each is there as the phase ``data``."""
         iterator = iter(items)
         while True:
             with self.phase("data"):
@@ -71,16 +71,16 @@ class Timeline:
             yield item
 
     def end_step(self) -> str:
-        """To be called after each step; returns what :meth:`end` does once the steps are done."""
+        """Count a step, at its end. After the last one the profile ends: returns the line of :meth:`end`."""
         self._done += 1
         if self._done == WARM_UP:
             self._profiler.wait()
             self._profiler.start(self.trace)
             self._running, self._start = True, time.perf_counter()
-        return self.end() if self._done == WARM_UP + self._steps else ""
+        return self.end() if self._done == WARM_UP_STEPS + self._steps else ""
 
     def end(self) -> str:
-        """Write the profile, if one is being taken; returns a line about it, else nothing."""
+        """Write the profile, if it is running, and return a line about it; else return an empty text."""
         if not self._running:
             return ""
         self._profiler.wait()
@@ -88,7 +88,7 @@ class Timeline:
         operators = self._profiler.stop()
         with replacing(self.table) as path:
             path.write_text(self._phases(elapsed) + "\n" + operators)
-        steps = self._done - WARM_UP
+        steps = self._done - WARM_UP_STEPS
         return f"profile of {steps} steps: {self.trace} (Chrome's trace format), {self.table}"
 
     def _phases(self, elapsed: float) -> str:
