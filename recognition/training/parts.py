@@ -27,6 +27,7 @@ from recognition.head.triplet_head import TripletHead
 from recognition.head.triplet_loss import TripletLoss
 from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, describe
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
@@ -62,7 +63,7 @@ def make_dataset(config: Config) -> FaceDataset:
     return dataset
 
 
-def make_backbone(config: Config, graph: Any, engine: Engine, communicator: Communicator,
+def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Communicator,
                   checkpoint: Path | None = None) -> Backbone:
     """The network on every device, with parameters drawn from the seed or taken from a checkpoint.
 
