@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
-from recognition.config.presets import about_own_keys
+from recognition.config.presets import own_keys_line
 from recognition.data.order import Position
 from recognition.engines.choose import choose_engine
 from recognition.engines.interface import Backbone, Engine
@@ -141,7 +141,7 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
     :raises UserError: if processes differ, do not share the folder, or the state cannot be gone on from.
     """
     folder = Path(config.output_dir)
-    if line := about_own_keys(config):
+    if line := own_keys_line(config):
         print(line, flush=True)
     if communicator.rank == 0:
         discard_temporaries(folder)

@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from recognition.networks.passes import rewrite
 
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.networks import fmobilefacenet
 from recognition.networks.initialise import initialise
-from recognition.networks.passes import rewrite
 
 IMAGE = (3, 112, 112)
 
