@@ -26,6 +26,7 @@ from bench.memonger import network
 from bench.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
 from recognition.config.options import Config
+from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
@@ -48,8 +49,8 @@ def prepared(symbol: mx.sym.Symbol, values: dict[str, np.ndarray], states: dict[
 def training_steps(name: str, batch: int) -> dict[str, Step]:
     symbol = network(name)
     start = initialise(symbol, IMAGE, 0)
-    forms = {"unmodified": symbol, "passes": bound_form(symbol, Config(), IMAGE),
-             "bfloat16": bound_form(symbol, Config(fp16=True), IMAGE)}
+    forms = {"unmodified": symbol, "passes": bound_form(symbol, computing_of(Config()), IMAGE),
+             "bfloat16": bound_form(symbol, computing_of(Config(fp16=True)), IMAGE)}
     return {form: prepared(graph, *start, batch, True) for form, graph in forms.items()}
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench.ratios import add_json, write_ratios
 from recognition.config.options import Config
+from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
@@ -46,7 +47,8 @@ def held() -> float:
 
 def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float, float]:
     """MB for maps, MB at the peak, and milliseconds of a step."""
-    symbol = bound_form(network(name), Config(fp16="bfloat16" in case, memonger="memonger" in case), IMAGE)
+    config = Config(fp16="bfloat16" in case, memonger="memonger" in case)
+    symbol = bound_form(network(name), computing_of(config), IMAGE)
     parameters, statistics = initialise(symbol, IMAGE, 0)
     arguments = {key: mx.nd.array(value) for key, value in parameters.items()}
     arguments["data"] = mx.nd.random.uniform(0, 255, (batch, *IMAGE))

@@ -31,7 +31,7 @@ import numpy as np
 from bench.ratios import add_json, write_ratios
 from recognition.evaluation.all_pairs import evaluate_all_pairs
 from recognition.evaluation.distractors import BLOCK_BYTES, search_distractors
-from recognition.evaluation.embedding import normalised
+from recognition.evaluation.embed_images import normalised
 from recognition.evaluation.identification import cmc
 from recognition.evaluation.rates import tar_at
 

@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.faces.contact_sheet import draw_sheet
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
 from common.sets.pair_lists import PairList, read_pairs
@@ -31,7 +31,7 @@ from recognition.config.command_line import Parser
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
-from recognition.io.files import writing
+from recognition.io.files import require_new, writing
 
 SHOWN = 16  # pairs in the picture
 TOLD = 10
@@ -116,12 +116,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quality", type=int, default=95, help="of JPEGs written (default 95)")
     add("--skip-broken", action="store_true", help="leave pairs out whose images are broken or have no face, with a "
         "line each, instead of stopping at the first: folds shift then")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     args.pairs = args.pairs or args.data_dir / "pairs_label.txt"
     if args.output.suffix != ".bin":
         raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    require_new([args.output.with_suffix(suffix) for suffix in (".bin", ".json", ".png")],
+                [args.data_dir, args.pairs, args.landmarks, args.detector], args.overwrite)
     return args
 
 

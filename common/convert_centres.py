@@ -24,6 +24,8 @@ from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.head.shard import split_classes
 from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, is_of_centres, rows_between
+from recognition.io.checksums import sum_beside
+from recognition.io.files import require_new
 from recognition.io.params import Pieces, read_arrays, write_arrays
 
 PARTS = ("fc7_<i>_weight", "<i>_centers.param")  # forms in which a file or a folder may hold some shards of several
@@ -74,19 +76,19 @@ def convert(inputs: Sequence[Path], output: Path, shards: int = 1, num_classes: 
     :param num_classes: to leave out rows behind the last class and to check the number; 0: as many as there are rows.
     :param overwrite: a ``.params`` output may be there already.
     """
+    if output.suffix == ".params":
+        require_new([output, sum_beside(output)], [path for path in inputs if not path.is_dir()], overwrite)
     centres, others = read_inputs(inputs)
     if num_classes == 0 and centres.rows % sub_centres:
         raise UserError(f"{centres.where}: found {centres.rows} rows, expected a multiple of --sub-centres "
                         f"{sub_centres}")
     num_classes = num_classes or centres.rows // sub_centres
-    if misfit := centres.misfit(num_classes, sub_centres):
-        raise UserError(f"{centres.where}: {misfit}")
+    if mismatch := centres.mismatch(num_classes, sub_centres):
+        raise UserError(f"{centres.where}: {mismatch}")
     if not 1 <= shards <= num_classes:
         raise UserError(f"--shards: found {shards}, expected 1 to {num_classes}, the number of classes")
     ranges = [(a * sub_centres, b * sub_centres) for a, b in split_classes(num_classes, shards)]
     if output.suffix == ".params":
-        if output.exists() and not overwrite:
-            raise UserError(f"{output}: exists already, expected a new name; --overwrite replaces it")
         form = _write_checkpoint(output, centres, ranges, others)
     else:
         form = _write_folder(output, centres, ranges)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, style
-from common.evaluation.results import table, write_json
+from common.drawing.contact_sheet import draw_sheet
+from common.drawing.plots import COLOURS, INK, style
+from common.evaluation.results import require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
-from common.faces.contact_sheet import draw_sheet
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
 from recognition.config.command_line import Parser
@@ -32,6 +32,7 @@ from recognition.io.files import replacing
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles in the table
 ROWS, COLUMNS = 6, 8  # identities in the picture, and images of each
 TOLD = 10
+FILES = ("stats.json", "identities.tsv", "stats.png", "faces.png")
 
 
 def summary(dataset: FaceDataset, looked: Survey) -> dict[str, Any]:
@@ -143,11 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-stats)")
     add("--no-decode", action="store_true", help="look at the images' bytes alone, without decoding")
     add("--seed", type=int, default=0, help="of the identities in the picture (default 0)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise UserError(f"--seed: found {args.seed}, expected 0 or more")
     folder = args.data.resolve()
     output = args.output or folder.with_name(folder.name + "-stats")
+    require_results(output, FILES, ("images_per_identity", "bytes_per_image"), overwrite=args.overwrite)
     dataset = open_dataset(args.data)
     reader, _, offsets = dataset.records
     looked = survey(reader, offsets, dataset.image_shape[0], dataset.image_shape[1], not args.no_decode)

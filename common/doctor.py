@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import filecmp
+import os
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.evaluation.results import table, write_json
-from common.faces.contact_sheet import draw_sheet
+from common.drawing.contact_sheet import draw_sheet
+from common.evaluation.results import require_results, table, write_json
 from common.sets import doctor_checks as checks
 from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
 from common.sets.record_checks import Survey, framing, repeats, survey
+from common.sets.training_set import link_or_copy
 from recognition.config.command_line import Parser
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.recordio import RecordReader, unpack_record
@@ -78,7 +82,8 @@ def examine(folder: Path, decode: bool = True) -> Examined:
 
 
 def write_index(folder: Path) -> int:
-    """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number.
+    """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number. What it
+    was before, if it was something else, stays as ``train.idx.1``, or the next number that is free.
 
     A record whose header cannot be read gets its number as its id, so that all others keep their keys; what is wrong
     with it, by that key, is for the examination to say.
@@ -91,8 +96,14 @@ def write_index(folder: Path) -> int:
             ids[i] = unpack_record(reader.read(offset)).id
     distinct = len(np.unique(ids)) == len(ids) and (not len(ids) or ids.max() < 1 << 62)
     keys = ids.tolist() if distinct else range(len(ids))
-    with replacing(folder / "train.idx") as temporary, open(temporary, "w", encoding="ascii") as file:
-        file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys, frames.offsets.tolist()))
+    index = folder / "train.idx"
+    with replacing(index) as temporary:
+        with open(temporary, "w", encoding="ascii") as file:
+            file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys, frames.offsets.tolist()))
+        if index.exists() and not filecmp.cmp(index, temporary, shallow=False):
+            kept = next(name for i in count(1) if not os.path.lexists(name := index.with_name(f"train.idx.{i}")))
+            link_or_copy(index, kept)
+            print(f"{kept}: the index before")
     return len(ids)
 
 
@@ -145,8 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-doctor)")
     add("--no-decode", action="store_true", help="look at the bytes of train.rec's images alone, without decoding")
     add("--write-index", action="store_true", help="first write train.idx anew, from train.rec")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     output = args.output or args.data.resolve().with_name(args.data.resolve().name + "-doctor")
+    require_results(output, ("doctor.json", "doubtful.png"), ("status", "findings"), overwrite=args.overwrite)
     if args.write_index:
         print(f"{args.data / 'train.idx'}: written anew, {write_index(args.data)} records")
     found = examine(args.data, not args.no_decode)

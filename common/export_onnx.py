@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.embedding.gallery import find_images
+from common.embedding.model_flags import files_of
 from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.errors import UserError, command
-from recognition.evaluation.trained_backbone import Backbone, load_backbone, unit_rows
-from recognition.io.files import replacing
+from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
+from recognition.io.files import replacing, require_new
 from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
@@ -50,7 +51,7 @@ class Agreement(NamedTuple):
         return self.cosine <= cosine and self.absolute <= absolute * max(1.0, self.rms)  # False for NaN
 
 
-def compare(path: Path, backbone: Backbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
+def compare(path: Path, backbone: TrainedBackbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
     """Run sets of images, uint8 ``(N, H, W, 3)``, through the file and MXNet; None without onnxruntime."""
     try:
         import onnxruntime
@@ -140,7 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--check-images", type=Path, metavar="DIR", help="real faces for the check, at most 256")
     flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write what was done and measured there")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
+    require_new([options.output, options.json], [
+        options.check_images, *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     found = export(options)
     if options.json:
         with replacing(options.json) as temporary:

@@ -18,17 +18,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
 from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
 from common.faces.alignment import BASE, MODES
-from common.faces.contact_sheet import draw_sheet
 from common.faces.landmark_files import write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 
 SHOWN = 31  # faces in the picture, and their mean
 TOLD = 10  # left-out images named on the screen; all are in the .json
@@ -101,12 +101,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "(arcface, the default), or that of five which fits best, from profile to profile (five)")
     add("--format", choices=("jpg", "png"), default="jpg", help="of the aligned images (default jpg)")
     add("--quality", type=int, default=95, help="of JPEGs (default 95)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.landmarks is None and args.detector is None:
         raise UserError("--landmarks or --detector: found neither, expected a file of landmarks or a YuNet model")
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    require_new(beside(args.output), [args.source, args.landmarks, args.detector], args.overwrite)
     return args
+
+
+def beside(output: Path) -> list[Path]:
+    """The files that go with the folder: landmarks, report, picture."""
+    output = output.resolve()
+    return [output.with_name(output.name + ending) for ending in (".txt", ".json", ".png")]
 
 
 def image_names(source: Path, aligner: Aligner, detects: bool) -> list[str]:
@@ -126,15 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args.landmarks}: found {name!r}, expected a path inside {args.source}")
     with new_folder(args.output) as folder:
         written = align_folder(args.source, names, aligner, folder, "." + args.format, args.quality)
-        output = args.output.resolve()
+        landmarks, described, picture = beside(args.output)
         report = {"source": str(args.source), "size": args.size, "mode": args.mode,
                   "detector": str(args.detector) if args.detector else None,
                   "landmarks": str(args.landmarks) if args.landmarks else None, "images": len(names),
                   "aligned": len(written.names), "left_out": written.left_out}
-        with replacing(output.with_name(output.name + ".txt")) as temporary:
+        with replacing(landmarks) as temporary:
             write_landmarks(temporary, written.names, written.landmarks)
-        write_json(output.with_name(output.name + ".json"), report)
-        draw_sheet(output.with_name(output.name + ".png"), [written.mean(), *(image for _, image in written.shown)],
+        write_json(described, report)
+        draw_sheet(picture, [written.mean(), *(image for _, image in written.shown)],
                    [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])
     for line in written.left_out[:TOLD]:
         print(f"left out: {one_line(line)}")

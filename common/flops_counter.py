@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 from recognition.networks import build_symbol, first_weights
 from recognition.networks.flops import count_flops, short
 from recognition.networks.graph import Graph
@@ -41,7 +42,7 @@ def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, 
     """Median milliseconds of a batch of each size, after two that warm up."""
     side, found = options.image_size, {}
     for size in options.batch_size:
-        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side))
+        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side), engine=options.engine)
         images = np.random.RandomState(0).randint(0, 256, (size, side, side, 3)).astype(np.uint8)
         times = []
         for _ in range(options.repeats + 2):
@@ -102,14 +103,19 @@ def main(arguments: list[str] | None = None) -> int:
                        help="images a batch, several sizes (default 1)")
     flags.add_argument("--repeats", type=int, default=10, help="batches timed (default 10)")
     flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:1 (default cpu)")
+    add_engine_flag(flags)
     flags.add_argument("--image-size", type=int, default=112, help="side of the images (default 112)")
     flags.add_argument("--no-latency", action="store_true", help="time nothing")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
     if not (options.network or options.model):
         raise UserError("found neither --network nor --model, expected at least one")
     if min(*options.batch_size, options.repeats) < 1:
         raise UserError("--batch-size, --repeats: found a number below 1")
+    models = [find_pretrained(text, 1, "--model") for text in options.model]
+    require_new([options.json], [options.config, *(path for model in models for path in files_of(model))],
+                options.overwrite)
     presets = options.network
     if presets == ["all"]:
         presets = list(open_config(str(options.config or "")).presets("network"))

@@ -18,14 +18,14 @@ import numpy as np
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.evaluation.rate_pictures import draw_rates
-from common.evaluation.results import print_rates, rate_cells, write_json
+from common.evaluation.results import print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.image_files import in_order, read_image
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 
 FARS = (1e-6, 1e-5, 1e-4)
 ALL = "ALL"
@@ -107,9 +107,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "<prefix>-<epoch>-<name of FILE>)")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates (default 1e-6,1e-5,1e-4)")
     add("--no-flip", action="store_true", help="leave mirrored images out")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     check_model_flags(args)
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.list.stem}")
+    require_results(args.output, ("results.json", "roc.png"), ("list", "flip", "groups"), [args.list], args.overwrite)
     return args
 
 

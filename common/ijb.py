@@ -19,13 +19,13 @@ import numpy as np
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.evaluation.ijb_meta import Faces, Subjects, find, read_faces, read_identification, read_pairs
 from common.evaluation.rate_pictures import draw_rates
-from common.evaluation.results import percent, print_rates, rate_cells, table, write_json
+from common.evaluation.results import percent, print_rates, rate_cells, require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.faces.alignment import align
 from common.sets.image_files import in_order, read_image
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at
 from recognition.evaluation.rates import Rate, tar_at, thin_curve
 from recognition.evaluation.templates import Templates, aggregate
@@ -127,6 +127,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-flip", action="store_true", help="leave mirrored images out")
     add("--no-detector-score", action="store_true", help="weight all images alike")
     add("--unit-images", action="store_true", help="normalise each image's embedding before the mean")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     check_model_flags(args)
     for name in ("loose_crop", "meta"):
@@ -134,6 +135,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--data: found no folder {args.data / name}, expected loose_crop and meta of IJB-B or "
                             "IJB-C")
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.data.resolve().name}")
+    require_results(args.output, ("results.json", "roc.png"), ("verification", "identification", "unit_images"),
+                    overwrite=args.overwrite)
     return args
 
 

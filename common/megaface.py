@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.embedding.model_flags import rates_flag
 from common.evaluation.megaface_files import list_images, read_features, without_noises
 from common.evaluation.rate_pictures import draw_rates
-from common.evaluation.results import percent, print_rates, rate_cells, write_json
+from common.evaluation.results import percent, print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
@@ -51,9 +51,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--count", type=int, default=DISTRACTORS, help=f"distractors at most (default {DISTRACTORS})")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates (default 1e-6,1e-5,1e-4)")
     add("--output", type=Path, default=Path("megaface"), metavar="OUT", help="where results go (default: megaface)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.count < 1 or not args.suffix:
         raise UserError("--count, --suffix: expected at least 1 and some text")
+    lists = [args.probe_list, args.probe_noises, args.distractor_list, args.distractor_noises]
+    require_results(args.output, ("results.json", "curves.png"), ("distractors", "searches", "cmc"), lists,
+                    args.overwrite)
     return args
 
 

@@ -7,7 +7,8 @@
 The identities of each set follow those of the set before. Images that are there twice, byte for byte, are left out but
 for the first, as are those of the --exclude sets. With --model embeddings tell more: identities whose mean embedding is
 near an image of the verification sets go, as they are likely the same person, and so do single images that are nearer
-still; with --join identities of different sets that are one person become one. One set may be given, to clean it.
+still; with --join identities of different sets that are one person become one. One set may be given, to clean it. The
+sets' own .bin go with the new one; of two that differ and have one name, the second gets that of its set as well.
 
 The new folder also has merge.json, merge.tsv (a line an identity: where it came from, what was left out and why), and
 with --model merge.png (how near the sets are) and nearest.png (what is nearest, beside what it is near to). The limits
@@ -36,7 +37,7 @@ from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import decode_rgb, fit
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.io.files import writing
 
 KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # what becomes of an image, and why
@@ -103,8 +104,7 @@ def write_merged(folder: Path, datasets: Sequence[FaceDataset], merged: Merged) 
             yield datasets[source].read(i)[1]
 
     write_set(folder, merged.counts, bodies(), datasets[0].image_shape[:2])
-    for dataset in datasets:
-        link_bins(dataset.path, folder)
+    link_bins([dataset.path for dataset in datasets], folder)
     if all(names := [identity_names(dataset) for dataset in datasets]):
         new = [""] * len(merged.counts)
         for number, of in reversed(list(zip(merged.numbers, names))):

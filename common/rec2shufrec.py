@@ -39,7 +39,7 @@ def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
         file.write(f"{len(order)}\nshuffled\n")
     if names := identity_names(dataset):
         (folder / "identities.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
-    link_bins(source, folder)
+    link_bins([source], folder)
     dataset.close()
     return len(order), dataset.num_classes
 

@@ -200,7 +200,7 @@ def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int
     if names := identity_names(dataset):
         kept = [names[i] for i in present] if renumber else names
         (folder / "identities.txt").write_text("".join(f"{name}\n" for name in kept), "utf-8", "surrogateescape")
-    link_bins(source, folder)
+    link_bins([source], folder)
     dataset.close()
     return len(order), classes
 

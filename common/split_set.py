@@ -58,15 +58,18 @@ def held_out_images(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def write_part(folder: Path, dataset: FaceDataset, labels: np.ndarray, images: np.ndarray, renumber: bool,
-               names: Sequence[str]) -> list[int]:
-    """Write some of a set's images as a set of their own; returns how many there are of each of its identities."""
+               names: Sequence[str], taken: Sequence[str] = ()) -> list[int]:
+    """Write some of a set's images as a set of their own; returns how many there are of each of its identities.
+
+    :param taken: names that the set's own verification sets must not have there
+    """
     images = images[np.argsort(labels[images], kind="stable")]
     counts = np.bincount(labels[images], minlength=dataset.num_classes)
     kept = np.flatnonzero(counts) if renumber else np.arange(len(counts))
     folder.mkdir()
     bodies = (dataset.read(i)[1] for i in tqdm(images.tolist(), f"writing {folder.name}", unit=" images", disable=None))
     write_set(folder, counts[kept].tolist(), bodies, dataset.image_shape[:2])
-    link_bins(dataset.path, folder)
+    link_bins([dataset.path], folder, taken)
     if names:
         (folder / "identities.txt").write_text("".join(f"{names[i]}\n" for i in kept), "utf-8", "surrogateescape")
     return counts[kept].tolist()
@@ -97,16 +100,18 @@ def split(dataset: FaceDataset, folder: Path, args: argparse.Namespace) -> tuple
         held = {int(name) for name in held_out_names(present, str(args.held_out), args.seed)}
         of_identity = np.array([i in held for i in range(dataset.num_classes)], np.int64)
         of_image, part_names = of_identity[labels], [TRAIN, HELD_OUT]
+    paired = args.by == "identities" and not args.parts
+    taken = [f"{HELD_OUT}.bin"] if paired else []
     written = []
     for number, name in enumerate(part_names):
         images = np.flatnonzero(of_image == number)
         if not images.size:
             raise UserError(f"{dataset.path}: no image is left for the part {name!r}")
         by_identity = args.by == "identities" or bool(args.parts)
-        written.append((name, write_part(folder / name, dataset, labels, images, by_identity, names)))
+        written.append((name, write_part(folder / name, dataset, labels, images, by_identity, names, taken)))
     _write_identities(folder / "identities.tsv", of_image, labels, part_names, dataset.num_classes, names)
     pairs = 0
-    if args.by == "identities" and not args.parts:
+    if paired:
         pairs = write_pairs(folder / TRAIN / f"{HELD_OUT}.bin", folder / HELD_OUT, written[1][1], args.folds, args.seed)
     return written, pairs
 

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
-from common.evaluation.results import percent, print_rates, write_json
+from common.evaluation.results import percent, print_rates, require_results, write_json
 from common.evaluation.verification_pca import evaluate_pca
 from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
 from recognition.config.command_line import Parser
@@ -87,6 +87,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "others are fitted with (default 0: do not)")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates of the table (default "
         "1e-4,1e-3)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     for name, least in (("folds", 2), ("pca", 0)):
         if getattr(args, name) < least:
@@ -94,6 +95,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_model_flags(args)
     args.paths = _targets(args.data, args.targets)
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-verification")
+    pictures = dict.fromkeys(f"worst-{path.stem}.png" for path in args.paths)
+    require_results(args.output, ("results.json", "roc.png", "scores.png", *pictures), ("folds", "pca", "targets"),
+                    overwrite=args.overwrite)
     return args
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Breaks small runs on purpose, and compares how they end: the long form of tests/bench/test_chaos.py (`make chaos`).
+"""Breaks small runs on purpose, and compares how they end: the long form of tests/faults/test_chaos.py (`make chaos`).
 
     python -m faults.chaos --record
     python -m faults.chaos kills --kills 30 --folder F; python -m faults.chaos kills --kills 30 --folder F
 
 What is in the folder is gone on with: the second command above makes it 60 kills. Faults: kills (one process),
 processes (kills of one or all of two, by Horovod), disk, handles, clock, damage. With --record the table of
-docs/reliability.md gets what was found.
+docs/records/reliability.md gets what was found.
 """
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run that is killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; default: removed at the end")
-    parser.add_argument("--record", action="store_true", help="write what was found to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write what was found to docs/records/reliability.md")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"faults: found {', '.join(sorted(unknown))}, expected some of {', '.join(FAULTS)}")

@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m faults.data", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100, help="each damage, each with another seed (default 100)")
-    parser.add_argument("--record", action="store_true", help="write the table of docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as place:

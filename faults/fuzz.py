@@ -104,7 +104,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", help="names of parsers, with commas between them (default: all)")
     add("--keep", type=Path, default=Path("fuzz"), help="folder for inputs that are faults (default fuzz)")
     add("--input", type=Path, help="give the one parser of --only this file, and nothing else")
-    add("--record", action="store_true", help="write the table of docs/reliability.md")
+    add("--record", action="store_true", help="write the table of docs/records/reliability.md")
     add("--corpus", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

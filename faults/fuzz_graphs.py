@@ -26,7 +26,8 @@ import numpy as np
 
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
-from recognition.engines.mxnet.embedder import Bound, inference_form
+from recognition.engines.mxnet.bound import Bound
+from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError, command
 from recognition.networks.shapes import Shapes, infer_shapes
@@ -194,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="of the first graph")
     parser.add_argument("--seed", type=int, help="of one graph, which is shown")
-    parser.add_argument("--record", action="store_true", help="write the table of docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)
     if args.seed is not None:
         _show(args.seed)

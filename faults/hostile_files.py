@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m faults.hostile_files", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10, help="each file (default 10)")
-    parser.add_argument("--record", action="store_true", help="write the table of docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         marker = Path(place, "it-ran")

@@ -2,7 +2,7 @@
 """A run of many small steps, watched: whether memory, threads, open files and logs stay as they are.
 
     python -m faults.long_run                                       # 20,000 steps, two to four minutes
-    python -m faults.long_run --record -- --sample-ratio 0.5        # flags of the run; the row in docs/reliability.md
+    python -m faults.long_run --record -- --sample-ratio 0.5        # flags of the run; the row goes to docs/records/
 
 Verifies and saves a state every 500 steps, so that what these take must come back, too. After a tenth of the run,
 which allocates and compiles, the first half of what is left is held against the second.
@@ -92,7 +92,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("flags", nargs="*", help="of train_parall.py, behind --")
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         small_run.make(Path(folder) / "set")

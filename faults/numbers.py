@@ -2,9 +2,9 @@
 """Runs with numbers that are not finite, in features, gradients and class centres: what stops, goes on, and stays.
 
     python -m faults.numbers --times 3        # two minutes
-    python -m faults.numbers --record         # and the rows in docs/reliability.md
+    python -m faults.numbers --record         # and the rows in docs/records/reliability.md
 
-Each run trains on a set with one black image, which the network cannot bear: see ``bench/small_run.py``. Where the
+Each run trains on a set with one black image, which the network cannot bear: see ``faults/small_run.py``. Where the
 image lies, and so the step in which it comes, is another each time. With ``skip`` the states before and after that step
 are compared bit by bit.
 """
@@ -115,7 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults.numbers", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10, help="that each fault is tried")
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     random, rows = np.random.RandomState(0), []
     stopping = "the run stops in that step, says rate, norms and records, keeps them, and no state holds anything of it"

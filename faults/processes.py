@@ -3,7 +3,7 @@
 
     python -m faults.processes                # ten minutes on a machine that is free
     python -m faults.processes --times 1      # each fault once
-    python -m faults.processes --record       # and the rows in docs/reliability.md
+    python -m faults.processes --record       # and the rows in docs/records/reliability.md
 
 Real runs of ``train_parall.py`` under ``recognition.launch``, through Horovod and through parameter servers. A fault
 comes at a random moment after training has begun. A promise is kept if the run ends in time, with the status and the
@@ -207,7 +207,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=5, help="that each fault is tried")
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose description holds this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     random, rows = np.random.RandomState(options.seed), []
     with tempfile.TemporaryDirectory() as name:

@@ -221,7 +221,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults.week", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--record", action="store_true", help="write the row to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the row to docs/records/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         wrong, figures = faults(Path(folder), options.steps)

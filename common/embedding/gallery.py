@@ -17,7 +17,7 @@ from common.sets.image_files import in_order, read_image
 from common.sets.image_sources import find_images
 from recognition.data.image import fit
 from recognition.errors import UserError
-from recognition.evaluation.trained_backbone import Backbone, unit_rows
+from recognition.evaluation.trained_backbone import TrainedBackbone, unit_rows
 from recognition.io.files import replacing
 from recognition.io.npz import read_npz
 
@@ -34,7 +34,7 @@ class Gallery(NamedTuple):
     flip: bool
 
 
-def embed_files(backbone: Backbone, place: Path, flip: bool = True) -> tuple[Gallery, list[str]]:
+def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tuple[Gallery, list[str]]:
     """Embed all images of a folder, or one image, and a line about each file that could not be used.
 
     Images are read in threads, a few batches ahead. One of another size is scaled if it has the same shape.
@@ -121,7 +121,7 @@ def nearest(probes: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.nda
     return numbers, cosines
 
 
-def check_same_network(gallery: Gallery, path: Path, backbone: Backbone, flip: bool) -> None:
+def check_same_network(gallery: Gallery, path: Path, backbone: TrainedBackbone, flip: bool) -> None:
     """Raise UserError unless a gallery's embeddings can be compared with those of ``backbone``."""
     if (gallery.embeddings.shape[1], gallery.flip) != (backbone.dim, flip) or gallery.model != backbone.model:
         raise UserError(f"{path}: its embeddings are {gallery.embeddings.shape[1]} numbers of {gallery.model}"

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from recognition.config.cli import find_pretrained
-from recognition.config.devices import parse_devices, require_bfloat16, share_processors, visible_devices
+from recognition.config.devices import parse_devices, share_processors, visible_devices
+from recognition.config.options import check
+from recognition.engines.choose import check_bfloat16, choose_engine
+from recognition.engines.interface import Embedder
 from recognition.errors import UserError
-
-if TYPE_CHECKING:
-    from recognition.engines.mxnet.embedder import Embedder
 
 
 def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batch_size: int = 32,
                     image_size: bool = True) -> None:
-    """Add ``--model``, ``--batch-size``, ``--devices``, ``--bfloat16`` and, where the data does not say it,
-    ``--image-size``."""
+    """Add ``--model``, ``--batch-size``, ``--devices``, ``--engine``, ``--bfloat16`` and ``--image-size``.
+
+    :param image_size: False where the data says it.
+    """
     parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="images a device at a time (default "
                         f"{batch_size})")
     parser.add_argument("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")
+    add_engine_flag(parser)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16: about twice as fast on CPUs that "
                         "have it; cosines change by up to 1e-3")
     if image_size:
         parser.add_argument("--image-size", type=int, default=112, choices=(112, 224), help="height and width of "
                             "the network's input (default 112)")
+
+
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine``."""
+    parser.add_argument("--engine", default="auto", type=lambda text: check("engine", text, "--engine"),
+                        help="what computes: mxnet; auto: what is installed and can use the devices (default auto)")
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
@@ -41,22 +50,15 @@ def check_model_flags(args: argparse.Namespace) -> None:
     except (ValueError, TypeError):
         raise UserError(f"--devices: found {args.devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
     if args.bfloat16:
-        if args.devices[0][0] == "gpu":
-            raise UserError("--bfloat16: found GPUs, expected CPUs that have it; leave it out")
-        require_bfloat16("--bfloat16")
+        check_bfloat16("--bfloat16", args.devices)
     args.model = find_pretrained(args.model, 1, "--model")
 
 
 def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
     """The network, bound, and how many images it takes at a time on all devices."""
     share_processors(args.devices, os.environ)
-    from recognition.engines.mxnet.embedder import (
-        Embedder,  # imports MXNet: after --help and what can be found wrong without it
-    )
-
-    prefix, number = args.model
     shape = (3, args.image_size, args.image_size)
-    embedder = Embedder(prefix, number, args.devices, args.batch_size, shape, args.bfloat16)
+    embedder = choose_engine(args.engine).embedder(args.model, args.devices, args.batch_size, shape, args.bfloat16)
     return embedder, args.batch_size * len(args.devices)
 
 
@@ -69,6 +71,11 @@ def rates_flag(text: str) -> tuple[float, ...]:
     if not rates or not all(0 < rate < 1 for rate in rates):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected rates between 0 and 1 with commas between them")
     return tuple(rates)
+
+
+def files_of(model: tuple[str, int]) -> list[Path]:
+    """The files of a checkpoint: its symbol and its arrays."""
+    return [Path(f"{model[0]}-symbol.json"), Path(as_text(model))]
 
 
 def as_text(model: tuple[str, int]) -> str:

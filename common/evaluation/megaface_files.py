@@ -15,7 +15,7 @@ import numpy as np
 
 from common.sets.image_files import in_order
 from recognition.errors import UserError
-from recognition.evaluation.embedding import normalised
+from recognition.evaluation.embed_images import normalised
 from recognition.io.files import replacing
 
 HEADER, FLOAT32 = 4, 5

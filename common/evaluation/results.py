@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from recognition.errors import one_line
 from recognition.evaluation.rates import Rate
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -40,6 +40,22 @@ def print_rates(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(table(header, rows))
     if any(cell.endswith("*") for row in rows for cell in row[1:]):
         print(NO_FALSE_ACCEPTS)
+
+
+def require_results(folder: Path, names: Sequence[str], keys: Iterable[str], inputs: Iterable[Path | None] = (),
+                    overwrite: bool = False) -> None:
+    """Check, before any work, that a command may write its results to ``folder``: what it wrote there before it
+    replaces, and nothing else.
+
+    :param names: of the files; the first is a JSON object, by whose ``keys`` the command knows its own
+    :raises UserError: if a file is there that may be somebody else's, unless ``overwrite``
+    """
+    try:
+        found = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+        own = isinstance(found, dict) and found.keys() >= set(keys)
+    except (OSError, ValueError, RecursionError):
+        own = False
+    require_new([folder / name for name in names], inputs, overwrite or own)
 
 
 def write_json(path: Path, value: Any) -> None:

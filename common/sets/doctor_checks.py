@@ -210,7 +210,8 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
 
 
 def _check_counts(labels: np.ndarray, prop: Property) -> list[Finding]:
-    counts = np.bincount(labels.astype(np.int64).clip(0, prop.num_classes), minlength=prop.num_classes + 1)[:-1]
+    classes = labels.astype(float).clip(0, prop.num_classes).astype(np.int64)
+    counts = np.bincount(classes, minlength=prop.num_classes + 1)[:-1]
     empty, single = int((counts == 0).sum()), int((counts == 1).sum())
     found = []
     if empty:

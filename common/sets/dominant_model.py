@@ -2,6 +2,7 @@
 """A checkpoint whose class centres are the dominant sub-centres alone."""
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,11 @@ class _Rows(Sequence):
         return rows_at(self._shards, self._rows[i * CHUNK : (i + 1) * CHUNK])
 
 
+def same_file(path: Path, other: Path) -> bool:
+    """Whether both files are there and hold the same bytes."""
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+
+
 def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, rows: np.ndarray,
                         output: tuple[str, int]) -> None:
     """Write ``checkpoint`` again as ``<prefix>-<number>.params`` of ``output`` with these rows of W as ``fc7_weight``.
@@ -40,5 +46,6 @@ def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, r
         name: [array] for name, array in zip(file.names, file.arrays) if not is_of_centres(name)}
     arrays["arg:fc7_weight"] = _Rows(centres.centres, rows)
     prefix, number = output
-    write_bytes(Path(f"{prefix}-symbol.json"), symbol.read_bytes())
+    if not same_file(symbol, target := Path(f"{prefix}-symbol.json")):
+        write_bytes(target, symbol.read_bytes())
     write_arrays(Path(f"{prefix}-{number:04d}.params"), arrays)

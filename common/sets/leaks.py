@@ -18,7 +18,7 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.errors import UserError
-from recognition.evaluation.embedding import Embed, normalised
+from recognition.evaluation.embed_images import Embed, normalised
 
 _ROWS = 4096  # of one side of a product of embeddings at a time
 _PREFETCH = 2

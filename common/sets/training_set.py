@@ -7,16 +7,19 @@ form has records 0, 1, ... and they are all images.
 """
 from __future__ import annotations
 
+import filecmp
 import os
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.errors import UserError
+from recognition.errors import UserError, one_line
+from recognition.io.files import replacing
 
 MAX_RECORDS = 1 << 24  # the ranges are float32, which holds every whole number up to here
 
@@ -60,7 +63,8 @@ def _write_images(writer: RecordWriter, first: int, images_per_identity: Sequenc
 
 def write_property(folder: Path, classes: int, size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size
-    (folder / "property").write_text(f"{classes},{height},{width}\n")
+    with replacing(folder / "property") as temporary:
+        temporary.write_text(f"{classes},{height},{width}\n")
 
 
 def write_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterable[bytes],
@@ -80,11 +84,37 @@ def identity_names(dataset: FaceDataset) -> list[str]:
     return names if len(names) == dataset.num_classes else []
 
 
-def link_bins(source: Path, folder: Path) -> None:
-    """The verification sets of ``source`` in ``folder``, too: a second name for files that nobody changes, or a copy
-    where the file system has no such thing."""
-    for path in sorted(source.glob("*.bin")):
-        try:
-            os.link(path.resolve(), folder / path.name)
-        except OSError:
-            shutil.copyfile(path, folder / path.name)
+def link_bins(sources: Sequence[Path], folder: Path, taken: Collection[str] = ()) -> None:
+    """Give the verification sets of ``sources`` to the new ``folder``, too.
+
+    Files of one name and content are one. Of others the first keeps its name, and the next get that of their source as
+    well, which is said in a line.
+
+    :param taken: names of files that ``folder`` will have
+    """
+    bins = [path for source in sources for path in sorted(source.glob("*.bin"))]
+    names = {*taken, *(path.name for path in bins)}
+    kept: dict[str, list[Path]] = {}
+    for path in bins:
+        others = kept.setdefault(path.name, [])
+        if any(filecmp.cmp(path, other, shallow=False) for other in others):
+            continue
+        target, number = folder / path.name, 1
+        if others or path.name in taken:
+            stem = f"{path.stem}-" + re.sub(r"[^\w.-]+", "_", path.parent.resolve().name)  # no comma: a target's name
+            target = folder / f"{stem}.bin"
+            while target.name in names or os.path.lexists(target):
+                number += 1
+                target = folder / f"{stem}-{number}.bin"
+            print(one_line(f"{path}: the new set has another {path.name}, so this one is kept as {target.name}"))
+        link_or_copy(path, target)
+        others.append(target)
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """Give a file that nobody changes a second name, ``target``, which is new; where the file system has no such thing,
+    copy it."""
+    try:
+        os.link(path.resolve(), target)
+    except OSError:
+        shutil.copyfile(path, target)

@@ -15,11 +15,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from recognition.engines.cpu.kernels import EPSILON
-from recognition.engines.mxnet.reach import Reach
-from recognition.head.margin import MIN_ANGLE, Margin
+from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
-from recognition.head.shard import SGD, Shard, ShardState, merged_statistics
+from recognition.head.shard import EPSILON, SGD, Shard, merged_statistics
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import Communicator, SingleProcess
 
@@ -45,22 +43,18 @@ class Head(Protocol):
     def target_angles(self) -> np.ndarray | None:
         """Angles between features and their centres in the last :meth:`forward_backward`; None without centres."""
 
-    def may_overflow(self, lr: float) -> bool:
-        """Whether the update that is due may; the same answer in all processes. To be asked once a step."""
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
+    def step(self, lr: float, measure: bool = False) -> float | None:
         """Update the centres by the gradients of the last :meth:`forward_backward`.
 
-        :param undoable: whether :meth:`leave_out` may follow, which needs a copy of the centres in the host's memory.
         :returns: with ``measure`` the Euclidean norm of that gradient, by all centres, else None.
         """
 
     @property
     def finite(self) -> bool:
-        """Whether the last :meth:`step` has left finite centres, in this process."""
+        """Whether the centres of this process are below float32's largest norm since the last :meth:`step`."""
 
     def leave_out(self) -> None:
-        """In place of :meth:`step`, or after one that can be undone: the step counts, and no centre has moved."""
+        """Count a step in place of :meth:`step`: no centre moves."""
 
 
 @dataclass
@@ -83,15 +77,9 @@ class ShardedHead:
     replicas: Communicator = field(default_factory=SingleProcess)
     adamw: AdamW | None = None  # in place of SGD
     _seen: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)  # of the last batch: what angles are made of
-    _steepest: float = field(init=False, repr=False, default=np.inf)  # no centre's gradient by that batch has more
-    _kept: list[ShardState] = field(init=False, repr=False, default_factory=list)  # before an update that can be undone
-
-    def __post_init__(self) -> None:
-        self._reach = Reach(self._largest_norm)
 
     @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
-        self._kept = []
         x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
         labels = self.communicator.all_gather(np.asarray(labels, np.int64))
         norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + EPSILON)
@@ -106,7 +94,8 @@ class ShardedHead:
             logit, slope = self.margin.target(similarities[-1])
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
             slopes.append(slope)
-            statistics.append(shard.statistics(logit))
+            # Centres that the last update carried beyond float32 make the loss NaN in all processes.
+            statistics.append(shard.statistics(logit) if shard.finite else np.full((len(x), 2), np.nan))
         self._seen = np.stack(similarities), norms[:, 0]
         target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
 
@@ -114,10 +103,7 @@ class ShardedHead:
         d_target = np.expm1(target - log_sum) / count
         for shard, slope in zip(self.shards, slopes):
             d_unit += shard.gradient(log_sum, count, d_target * slope)
-        lengths = len(x) if self.margin.normalised else np.sum(norms, dtype=np.float64)
-        loss, hits, lengths = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest),
-                                                                 lengths]))
-        self._steepest = lengths / count * self._steepest_logit()
+        loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest)]))
         return HeadResult(float(loss / count), float(hits / count),
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
 
@@ -160,23 +146,7 @@ class ShardedHead:
         cosines = self.replicas.all_gather(self.communicator.all_reduce(cosines))
         return np.arccos(np.clip(cosines, -1, 1))
 
-    def _steepest_logit(self) -> float:
-        """No gradient of a logit by a centre is longer, for features of norm 1."""
-        if not self.margin.normalised:
-            return 1.0
-        slope = max(1.0, self.margin.m1 / math.sin(MIN_ANGLE))  # of the margin, by the cosine
-        return self.margin.scale * slope / math.sqrt(EPSILON)  # and of the cosine, by a centre of norm 0
-
-    def _largest_norm(self) -> float:
-        norms = np.array([max([shard.norms()[1] for shard in self.shards], default=0.0)])
-        return float(self.communicator.all_gather(norms).max())
-
-    def may_overflow(self, lr: float) -> bool:
-        mu = 0.0 if self.adamw else self.mu
-        return self._reach(lr * self.lr_mult, self._steepest, self.wd * self.wd_mult, mu)
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
-        self._kept = [self._copy(shard) for shard in self.shards] if undoable else []
+    def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
         lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
         optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd)
@@ -187,16 +157,5 @@ class ShardedHead:
     def finite(self) -> bool:
         return all(shard.finite for shard in self.shards)
 
-    def _copy(self, shard: Shard) -> ShardState:
-        """What an update may change. Second moments that are not there yet are zeros."""
-        state = ShardState(*map(np.array, shard.state()))
-        if self.adamw and not len(state.second_moment):
-            return state._replace(second_moment=np.zeros_like(state.centres),
-                                  bias_second_moment=np.zeros_like(state.bias))
-        return state
-
     def leave_out(self) -> None:
-        self.steps += not self._kept
-        for shard, state in zip(self.shards, self._kept):
-            shard.load(state)
-        self._kept = []
+        self.steps += 1

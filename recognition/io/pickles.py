@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every restricted unpickler of files from strangers needs, beside its own list of names that may be built."""
+"""Parts of the restricted unpicklers for untrusted files. Each unpickler adds its own list of names that it builds."""
 from __future__ import annotations
 
 import pickletools
 from typing import Any, BinaryIO, Callable
 
-_MOST_BITS = 53  # of a number. Python's dictionaries take hours over keys that are multiples of 2 ** 61 - 1
+_MOST_BITS = 53  # of a number: a Python dictionary takes hours over keys that are multiples of 2 ** 61 - 1
 _STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
     """Refuse opcodes that are not ``allowed``, memo numbers that would make the memo huge, and long numbers.
 
-    :raises ValueError: which says what was found, for a sentence that begins with the file.
+    :raises ValueError: with what was found, as the end of a sentence that begins with the file's name.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name not in allowed:
@@ -24,10 +24,7 @@ def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
 
 
 class StandIn:
-    """Stands for a function or class that a pickle names: can be called, and nothing else.
-
-    It has no attribute that a BUILD opcode could set.
-    """
+    """A callable in the place of a function or class that a pickle names. It has no attribute that BUILD could set."""
 
     __slots__ = ("_function",)
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM and Ctrl-C end a run between two steps, with its state saved; a second Ctrl-C ends it at once."""
+"""Handlers of SIGTERM and Ctrl-C: a run ends between two steps, with its state saved; a second Ctrl-C ends it at once.
+"""
 from __future__ import annotations
 
 import signal
@@ -9,7 +10,7 @@ from typing import Any
 
 
 def end_at_sigterm() -> None:
-    """Before training begins SIGTERM ends the program as an error would, so that nothing it has started stays."""
+    """Make SIGTERM end the program like an error until training begins, so that it stops what it has started."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
@@ -19,7 +20,7 @@ def end_at_sigterm() -> None:
 
 
 class StopRequest:
-    """A context in which both signals are noted instead of acted upon."""
+    """A context in which both signals are only noted, in ``signal``."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

@@ -166,7 +166,7 @@ def test_templates_over_many_blocks(monkeypatch):
     rows = random.normal(size=(500, 6)).astype(np.float32)
     templates, media = random.integers(0, 90, 500), random.integers(0, 4, 500)
     whole = aggregate(rows, templates, media)
-    monkeypatch.setattr("recognition.evaluation.templates.BLOCK", 7)
+    monkeypatch.setattr("recognition.evaluation.templates.IMAGES_AT_ONCE", 7)
     np.testing.assert_array_equal(aggregate(rows, templates, media).embeddings, whole.embeddings)
     for number, found in zip(*whole):
         means = [rows[(templates == number) & (media == medium)].astype(np.float64).mean(axis=0)

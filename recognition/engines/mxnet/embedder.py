@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from recognition.config.devices import Device
-from recognition.engines.mxnet.imports import check_gpu, mx
+from recognition.engines.mxnet.bound import Bound, embed
+from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
-from recognition.engines.mxnet.symbols import reason, to_symbol
+from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
 from recognition.io.params import read_arrays
 from recognition.io.stored_array import StoredArray
@@ -35,11 +35,8 @@ class Embedder:
         :param batch_size: images a device at a time; ``image_shape``: (3, H, W).
         :param bfloat16: compute in bfloat16, on CPUs that have it: about twice as fast, cosines change by up to 1e-3
         :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
-            missing or of other shapes, or a GPU cannot be used.
+            missing or of other shapes.
         """
-        for kind, index in devices:
-            if kind == "gpu":
-                check_gpu(index)
         graph = read_network(Path(f"{prefix}-symbol.json"))
         shapes = infer_shapes(graph, image_shape, batch_size)
         if len(shapes.output) != 2 or shapes.output[0] != batch_size:
@@ -60,19 +57,9 @@ class Embedder:
         self._batch_size = batch_size
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        size, queued, found = self._batch_size * len(self._bound), [], [np.empty((0, self.dim), np.float32)]
         with _naming(self._path):
-            for low in range(0, len(images), size):
-                queued.append(self._queue(images[low : low + size], size))
-                if len(queued) > 1:  # the next batch is queued before this one is waited for
-                    found += [array.asnumpy() for array in queued.pop(0)]
-            found += [array.asnumpy() for arrays in queued for array in arrays]
-        return np.concatenate(found)[: len(images)]
-
-    def _queue(self, images: np.ndarray, size: int) -> list[mx.nd.NDArray]:
-        padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
-        return [bound.queue(padded[i * self._batch_size : (i + 1) * self._batch_size])
-                for i, bound in enumerate(self._bound)]
+            found = embed(self._bound, self._batch_size, images)
+        return np.concatenate([np.empty((0, self.dim), np.float32), *found])[: len(images)]
 
 
 @contextlib.contextmanager
@@ -97,27 +84,6 @@ def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_sha
     return graph, arguments, auxiliary
 
 
-class Bound:
-    """The network on one device, for batches of one shape, without gradients."""
-
-    def __init__(self, graph: Graph, arguments: dict[str, np.ndarray], auxiliary: dict[str, np.ndarray],
-                 context: Any, data_shape: tuple[int, ...]) -> None:
-        self._context = context
-        self._data = mx.nd.zeros(data_shape, ctx=context)
-        placed = {name: mx.nd.array(value, ctx=context) for name, value in arguments.items()}
-        # Bound without any gradient, MXNet 1.9.1 fuses layers for oneDNN in ways that fail from the second batch on
-        # (mobile networks), or that give wrong numbers. The gradient of one parameter of the last layer stops that.
-        last = list(placed)[-1:]
-        wanted = {name: "write" if name in last else "null" for name in (*placed, "data")}
-        self._executor = to_symbol(graph).bind(
-            context, {**placed, "data": self._data}, grad_req=wanted,
-            args_grad={name: mx.nd.zeros_like(placed[name]) for name in last},
-            aux_states={name: mx.nd.array(value, ctx=context) for name, value in auxiliary.items()})
-
-    def queue(self, images: np.ndarray) -> mx.nd.NDArray:
-        """The embeddings, once the engine is through with them, whatever is queued after it."""
-        mx.nd.array(images, ctx=self._context, dtype=np.uint8).copyto(self._data)
-        return self._executor.forward(is_train=False)[0].copy()
 
 
 def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:

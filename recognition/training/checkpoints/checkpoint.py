@@ -17,7 +17,7 @@ def save_checkpoint(prefix: Path, number: int, graph: Graph, parameters: Mapping
                     auxiliary: Mapping[str, np.ndarray]) -> Path:
     """Write a network and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays.
 
-    Not with MXNet's own ``save``, which does not say so when the end of a file no longer fits on the disk.
+    MXNet's own ``save`` reports no error when the end of a file no longer fits on the disk.
     """
     arrays = {f"arg:{name}": [value] for name, value in parameters.items()}
     arrays.update({f"aux:{name}": [value] for name, value in auxiliary.items()})
@@ -28,7 +28,7 @@ def save_checkpoint(prefix: Path, number: int, graph: Graph, parameters: Mapping
 
 
 def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
-    """Remove the arrays numbered 1 to ``number`` but for the ``last`` ones and those numbered ``best``."""
+    """Remove the arrays numbered 1 to ``number``, except the ``last`` ones and those numbered ``best``."""
     found = {int(path.stem.rpartition("-")[2]): path for path in prefix.parent.glob(f"{prefix.name}-*.params")
              if path.stem.rpartition("-")[2].isdecimal()}
     for old in [n for n in sorted(found) if 0 < n <= number][:-last]:
@@ -39,15 +39,15 @@ def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
 
 
 def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
-    """Write a process's rows of W and its momentum as Partial FC does: ``<rank>_centers.param``, ``_centers_mom``.
+    """Write a process's rows of W and their momentum like Partial FC: ``<rank>_centers.param``, ``_centers_mom.param``.
 
-    :param momentum: that of SGD; the moments of AdamW, for which there is None, have no such file.
+    :param momentum: the momentum of SGD; None with AdamW, whose moments have no such file.
     """
     beside = folder / f"{rank}_centers_mom.param"
     if momentum is None:
         with writing(beside):
             forget_sum(beside)
-            beside.unlink(missing_ok=True)  # of an earlier run
+            beside.unlink(missing_ok=True)  # an earlier run with SGD may have left it
     write_arrays(folder / f"{rank}_centers.param", [[centres]])
     if momentum is not None:
         write_arrays(beside, [[momentum]])

@@ -12,7 +12,7 @@ from recognition.processes.communicator import SingleProcess
 
 
 def test_it_falls_at_once_and_rises_slowly(monkeypatch):
-    monkeypatch.setattr(loss_scale, "RAISE_AFTER", 3)
+    monkeypatch.setattr(loss_scale, "STEPS_BEFORE_RISE", 3)
     scale, values = LossScale(1024), []
     for finite in [False, False] + [True] * 9:
         scale.count(finite)
@@ -62,6 +62,6 @@ def test_a_step_that_overflows_is_skipped_and_a_state_keeps_the_scale():
 def test_it_never_reaches_zero():
     scale = LossScale(1.0)
     for _ in range(200):
-        assert scale.can_fall == (scale.value > loss_scale.LEAST)
+        assert scale.can_fall == (scale.value > loss_scale.SMALLEST_SCALE)
         scale.count(finite=False)
-    assert scale.value == loss_scale.LEAST and not scale.can_fall
+    assert scale.value == loss_scale.SMALLEST_SCALE and not scale.can_fall

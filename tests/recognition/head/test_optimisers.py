@@ -13,7 +13,7 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.shard import SGD
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 
@@ -87,7 +87,7 @@ def test_steps_on_one_device_and_on_two(devices: int) -> None:
 
 
 def test_a_frozen_parameter_counts_its_own_updates_and_factors_are_of_rate_and_decay() -> None:
-    rates = functools.partial(Rates, freeze=[FROZEN], freeze_steps=3, factors=[(FAST, 0.25)])
+    rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3, factors=[(FAST, 0.25)])
     assert_close(train(make(rates=rates)), reference(frozen_steps=3, fast=0.25))
 
 
@@ -104,7 +104,7 @@ def test_a_step_that_overflows_is_no_update() -> None:
 
 
 def test_a_state_goes_on_to_the_same_bits() -> None:
-    rates = functools.partial(Rates, freeze=[FROZEN], freeze_steps=3)
+    rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3)
     whole, first, second = (make(rates=rates) for _ in range(3))
     train(first, 0, 2)
     second.load(first.state(), 2)

@@ -74,9 +74,12 @@ def in_other_operators(graph, node, inputs):
 
 
 def test_fast_prelu_of_a_network_agrees_with_the_network():
-    """y1 with slopes of all kinds, output and all gradients, against the same network in float64. Fifty layers of
-    float32, and batch norms that subtract nearly equal numbers, leave an error in any form: the pass may have three
-    times that of the network in other operators, and for gradients that are zero but for rounding 1e-6 of the largest.
+    """y1 with slopes of all kinds, output and all gradients, against the same network in other operators.
+
+    float64 shows that the formulas are the same: the error is 4e-14 of the largest gradient, 1e-11 is allowed. In
+    float32 the output may have three times the error of the network in other operators. An input of PReLU that is
+    nearly 0 may round to the other side, though, and each time the gradients jump. How often depends on the processor
+    and the seed: four seeds gave errors of 0.4e-3 to 2e-3 of the largest gradient, 5e-3 is allowed.
     """
     symbol = fmobilefacenet.get_symbol()
     values, states = initialise(symbol, IMAGE, 0)
@@ -86,20 +89,22 @@ def test_fast_prelu_of_a_network_agrees_with_the_network():
             values[name] = random.uniform(-0.2, 1.2, values[name].shape)
     values["data"] = random.integers(0, 256, (4, *IMAGE))
     d_output = random.standard_normal((4, 128))
-    plain = rewrite(symbol, {"LeakyReLU": in_other_operators})
+    plain, fast = rewrite(symbol, {"LeakyReLU": in_other_operators}), fast_prelu(symbol)
     exact_output, exact = train_step(plain, d_output, values, states, np.float64)
-    output, gradients = train_step(plain, d_output, values, states)
-    fast_output, fast = train_step(fast_prelu(symbol), d_output, values, states)
+    same_output, same = train_step(fast, d_output, values, states, np.float64)
+    plain_output, _ = train_step(plain, d_output, values, states)
+    fast_output, found = train_step(fast, d_output, values, states)
 
     def error(found, wanted):
         return np.linalg.norm(found - wanted)
 
-    assert error(fast_output, exact_output) <= 3 * error(output, exact_output)
     largest = max(np.linalg.norm(gradient) for gradient in exact.values())
-    assert set(fast) == set(exact)
+    assert set(found) == set(same) == set(exact)
+    assert error(same_output, exact_output) <= 1e-11 * np.linalg.norm(exact_output)
     for name, gradient in exact.items():
-        assert error(fast[name], gradient) <= 3 * error(gradients[name], gradient) + 1e-6 * largest, name
-    assert max(error(fast[name], exact[name]) for name in exact) <= 1e-3 * largest
+        assert error(same[name], gradient) <= 1e-11 * largest, name
+    assert error(fast_output, exact_output) <= 3 * error(plain_output, exact_output)
+    assert max(error(found[name], exact[name]) for name in exact) <= 5e-3 * largest
 
 
 def between(fix_gamma=False, num_filter=2, twice=False):

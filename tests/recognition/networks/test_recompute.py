@@ -8,11 +8,13 @@ import re
 import numpy as np
 import pytest
 
+from recognition.config.devices import require_bfloat16
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.recompute import ATTRIBUTE, recompute
 from recognition.engines.mxnet.symbols import to_symbol
+from recognition.errors import UserError
 from recognition.networks import fmobilefacenet, fresnet, sym
 from recognition.networks.initialise import initialise
 
@@ -46,6 +48,11 @@ def train(symbol, steps=2):
 def test_the_same_bits_in_less_memory(name):
     """Two steps: statistics moved twice a step would differ after the first, a second mask of dropout in the gradients.
     The maps take at most two thirds of the memory."""
+    if name == "bfloat16":
+        try:
+            require_bfloat16("this test")
+        except UserError as reason:
+            pytest.skip(str(reason))
     symbol = NETWORKS[name]()
     marked = recompute(symbol)
     casts = [graph.to_json().count("amp_cast") for graph in (symbol, marked)]
