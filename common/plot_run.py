@@ -29,7 +29,7 @@ SOFTWARE = "python -m common.plot_run"  # what a .png says that drew it
 
 
 def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
-    """The loss as it was logged, faint, its running mean, and the last step before each change of the learning rate."""
+    """Draw the loss, faint, its running mean, and a mark at the last step before each change of the learning rate."""
     style(axes, "Training loss", "step")
     if not train:
         return say(axes, "no step logged yet")
@@ -50,7 +50,7 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
-    """Accuracy of each target over the steps, with the standard deviation of its folds as a band."""
+    """Draw the accuracy of each target over the steps, with the standard deviation of its folds as a band."""
     style(axes, "Verification accuracy", "step")
     if not verifications:
         return say(axes, "no verification yet")
@@ -68,9 +68,11 @@ def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """Draw the run whose history and ROC curves lie in ``folder`` to ``output``, a .png, .svg or .pdf.
+    """Draw the history and the ROC curves in the ``folder`` of a run to ``output``, a .png, .svg or .pdf.
 
     Returns the last verification of each target.
+
+    :raises UserError: if matplotlib is not installed, or if a file cannot be read or written.
     """
     try:
         from matplotlib.figure import Figure
