@@ -96,8 +96,9 @@ def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int
     side = config.image_shape[0]
     symbol = build_symbol(config)
     before = held("VmRSS")
-    backbone = ReplicatedBackbone(prepare(symbol, computing_of(config), (3, side, side)), *initialise(symbol, (3, side, side), 0),
-                                  [mx.cpu()], batch, (3, side, side), SingleProcess(), mu=0.9, wd=5e-4)
+    shape = (3, side, side)
+    backbone = ReplicatedBackbone(prepare(symbol, computing_of(config), shape), *initialise(symbol, shape, 0),
+                                  [mx.cpu()], batch, shape, SingleProcess(), mu=0.9, wd=5e-4)
     mx.nd.waitall()
     forget()
     images = np.zeros((batch, 3, side, side), np.uint8)

@@ -20,7 +20,7 @@ from typing import Callable
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
-from recognition.head.triplet_loss import choose_triplets, positive_pairs
+from recognition.data.triplet_choice import choose_triplets, positive_pairs
 
 EACH, ALPHA = 5, 0.3
 

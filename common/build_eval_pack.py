@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.faces.contact_sheet import draw_sheet
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
 from common.sets.pair_lists import PairList, read_pairs

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, style
+from common.drawing.contact_sheet import draw_sheet
+from common.drawing.plots import COLOURS, INK, style
 from common.evaluation.results import require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
-from common.faces.contact_sheet import draw_sheet
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
 from recognition.config.command_line import Parser

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import require_results, table, write_json
-from common.faces.contact_sheet import draw_sheet
 from common.sets import doctor_checks as checks
 from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
 from common.sets.record_checks import Survey, framing, repeats, survey

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
 from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
 from common.faces.alignment import BASE, MODES
-from common.faces.contact_sheet import draw_sheet
 from common.faces.landmark_files import write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images

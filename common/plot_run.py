@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, FAINT, INK, colours, draw_roc, legend, say, style
+from common.drawing.plots import COLOURS, FAINT, INK, colours, draw_roc, legend, say, style
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.io.files import regular, replacing, require_new

@@ -11,19 +11,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("recognition", "common", "faults", "bench", "datasets", "scripts", "tests", "docs", "requirements")
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "models").glob("*.md"),
-                *(page for top in TOPS for page in (ROOT / top).glob("**/*.md"))])
+PAGES = sorted([*(page for folder in (".", "datasets", "models") for page in (ROOT / folder).glob("*.md")),
+                *(page for top in {*TOPS} - {"datasets"} for page in (ROOT / top).glob("**/*.md"))])
 ROOMS = [*(path.parent for folder in ("*", "engines/*", "training/*")
            for path in (ROOT / "recognition").glob(f"{folder}/__init__.py")), ROOT / "common"]
 PATH = re.compile(r"(?:[\w.-]+/)*(?:[\w.-]+\.(?:py|md|sh|c|png|json|md5))?")
 MODULE = re.compile(rf"(?:{'|'.join(TOPS[:5])})(?:\.\w+)+")
-EXAMPLE = re.compile(r".*\b(?:NAME|X)\b.*|config\.py")
+EXAMPLE = re.compile(r".*NAME.*|.*\.X|config\.py")
 
 
 def words(page: Path) -> list[str]:
     """What stands between backticks, but for blocks of code, whose files are examples; no tests behind their files."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    return [word.partition("::")[0] for word in re.findall(r"`([^`\n]+)`", text) if not EXAMPLE.fullmatch(word)]
+    return [word.partition("::")[0] for word in re.findall(r"`([^`]+)`", text) if not EXAMPLE.fullmatch(word)]
 
 
 def is_ours(word: str, page: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, draw_roc, legend, style
+from common.drawing.plots import COLOURS, INK, draw_roc, legend, style
 from recognition.io.files import replacing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from common.evaluation.plots import COLOURS, FAINT, INK, draw_roc, style
+from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, style
 from recognition.data.verification_set import VerificationSet
 from recognition.evaluation.verification import Result
 from recognition.io.files import replacing

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, style
-from common.faces.contact_sheet import draw_sheet
+from common.drawing.contact_sheet import draw_sheet
+from common.drawing.plots import COLOURS, INK, style
 from common.sets.leaks import Likeness
 from recognition.data.dataset import FaceDataset
 from recognition.data.image import decode_rgb

@@ -119,10 +119,10 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     return prefix, epoch
 
 
-def _goes_on(config: Config) -> bool:
+def _goes_on(resume: str, folder: str) -> bool:
     """True if the run resumes from a training state, which is there or has to be: then it needs no checkpoint."""
-    there = any(Path(config.output_dir, "state").glob("step-*/manifest.json"))
-    return config.resume == "yes" or (config.resume == "auto" and there)
+    there = any(Path(folder, "state").glob("step-*/manifest.json"))
+    return resume == "yes" or (resume == "auto" and there)
 
 
 def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
@@ -154,6 +154,6 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     refuse_unsupported(config)
     if not config.pretrained:
         return config
-    find = split_pretrained if _goes_on(config) else find_pretrained
+    find = split_pretrained if _goes_on(config.resume, config.output_dir) else find_pretrained
     prefix, epoch = find(config.pretrained, config.pretrained_epoch)
     return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

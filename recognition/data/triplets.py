@@ -18,8 +18,8 @@ from recognition.data.augment import Augmentation
 from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import BEGINNING, EpochOrder, Position
+from recognition.data.triplet_choice import choose_triplets
 from recognition.errors import UserError
-from recognition.head.triplet_loss import choose_triplets
 
 MAX_BAGS = 10  # the loader gives up if so many bags in a row together hold less than a batch
 _IDENTITIES, _IMAGES, _NEGATIVES = 2, 3, 4  # random streams; data/order.py uses 0 and 1

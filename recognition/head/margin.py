@@ -8,7 +8,6 @@ Only the B targets of a step are changed, so this runs in float64 on the host, w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -53,11 +52,3 @@ class Margin:
         angle = self.m1 * theta + self.m2
         slope = np.ones_like(t) if self.straight_through else self.m1 * np.sin(angle) / np.sin(theta)
         return self.s * (np.cos(angle) - self.m3), self.s * slope
-
-
-def margin_of(config: Any) -> Margin:
-    """The margin of a checked configuration (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
-    if config.loss_name == "softmax":
-        return Margin(normalised=False)
-    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
-                  straight_through=config.target_gradient == "straight_through")

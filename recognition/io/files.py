@@ -94,11 +94,13 @@ def require_new(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = 
     :param overwrite: allow to replace other files
     :raises UserError: if a file must not be written, or if two outputs are the same
     """
-    wanted = [path for path in outputs if path is not None]
     read = [path.resolve() for path in inputs if path is not None]
-    for number, path in enumerate(wanted):
-        if path.resolve() in [other.resolve() for other in wanted[:number]]:
+    names = set()
+    for path in filter(None, outputs):
+        name = path.parent.resolve() / path.name  # of the link, where it is one
+        if name in names:
             raise UserError(f"{path}: found as the name of two outputs, expected two names")
+        names.add(name)
         if not os.path.lexists(path):
             continue
         for other in read:

@@ -29,11 +29,11 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recognition.engines.mxnet.horovod_rendezvous import rendezvous
 from recognition.errors import LostProcess, UserError, command
 from recognition.launch.flags import parse, require_interface, starts_trainer, wants_servers
 from recognition.launch.monitor import Monitor
@@ -68,30 +68,6 @@ def free_port(address: str) -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> Iterator[dict[str, str]]:
-    """Run the server through which Horovod's processes find each other; yields the variables that hold its address."""
-    try:
-        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer, RendezvousServer
-    except ImportError as error:
-        raise UserError(f"several workers need Horovod, or servers with --kvstore dist_sync: {error}") from None
-    server = RendezvousServer()
-    # Not server.start(), which listens on all addresses: anybody who reaches this host may write what workers read.
-    server._httpd = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
-    port = server._httpd.server_address[1]
-    server._listen_thread = threading.Thread(target=server._httpd.serve_forever, daemon=True)
-    server._listen_thread.start()
-    server.init(list(places))
-    variables = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
-                 "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
-    if interface:
-        variables.update(HOROVOD_GLOO_IFACE=interface, NCCL_SOCKET_IFNAME=interface)
-    try:
-        yield variables
-    finally:
-        server.stop()
 
 
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:

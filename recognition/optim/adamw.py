@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recognition.config.options import Config
-
 
 class AdamWStep(NamedTuple):
     """The numbers of one update: ``w -= lr * (factor * m / (sqrt(v) + eps) + wd * w)``.
@@ -47,8 +45,3 @@ class AdamW(NamedTuple):
         beta1, beta2 = (float(np.float32(beta)) for beta in self[:2])  # rounded to float32, as the loops use them
         root = math.sqrt(1 - beta2**updates)
         return AdamWStep(lr, wd, beta1, beta2, root / (1 - beta1**updates), self.eps * root)
-
-
-def adamw_of(config: Config) -> AdamW | None:
-    """The AdamW of a configuration; None for SGD."""
-    return AdamW(config.adam_beta1, config.adam_beta2, config.adam_eps) if config.optimizer == "adamw" else None

@@ -9,9 +9,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
-from recognition.config.options import NO_END, Config
-from recognition.errors import UserError
-
 
 class Schedule(Protocol):
     """The learning rate of the batch after ``step`` batches."""
@@ -69,31 +66,6 @@ def _share(step: int, start: int, end: int) -> float:
     return min(max((step - start) / (end - start), 0.0), 1.0)
 
 
-def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
-    """The schedule of a run.
-
-    :param batches_an_epoch: infinite if unknown, as with triplets.
-    :raises UserError: if the rate should fall until the end of the run, and the warm-up is as long as the run.
-    """
-    warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
-    if config.lr_schedule == "steps":
-        after: Schedule = StepSchedule(config.lr, tuple(in_batches(s, batches_an_epoch) for s in config.lr_steps))
-    elif end is None or warmup >= end:
-        raise UserError(f"warmup: found {config.warmup}, {warmup} batches, but the run ends after {end}; expected less")
-    elif config.lr_schedule == "polynomial":
-        after = PolynomialSchedule(config.lr, warmup, end, config.lr_power)
-    else:
-        after = CosineSchedule(config.lr, warmup, end)
-    return WarmUp(config.lr, warmup, after) if warmup else after
-
-
 def in_batches(span: int | str, batches_an_epoch: float) -> int:
     """Convert a number of batches, or of epochs such as '2.5e', to batches."""
     return span if isinstance(span, int) else round(float(span[:-1]) * batches_an_epoch)
-
-
-def total_steps(config: Config, batches_an_epoch: float) -> int | None:
-    """The number of steps of the run; None if it is unknown, as with the legacy default, which never ends."""
-    by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < NO_END else math.inf
-    total = min(config.max_steps or math.inf, by_epochs)
-    return None if total == math.inf else int(total)

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recognition.config.differences import as_json
-from recognition.config.options import Config
 from recognition.errors import UserError
 from recognition.io.files import WRITING
 from recognition.processes.communicator import Communicator, largest
@@ -22,10 +21,13 @@ _OF_HOSTS = frozenset(("config_file", "dataset_path", "models_root", "pretrained
 _TOKEN_BITS = 24  # servers add float32 numbers
 
 
-def shared_options(config: Config) -> dict[str, Any]:
-    """The options that must be the same in all processes. For devices, only their type and number must be."""
-    options = {key: value for key, value in as_json(config).items() if key not in _OF_HOSTS}
-    return {**options, "devices": f"{len(config.devices)} of {config.devices[0][0]}"}
+def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that must be the same in all processes. For devices, only their type and number must be.
+
+    :param options: all of them, in JSON's types.
+    """
+    shared = {key: value for key, value in options.items() if key not in _OF_HOSTS}
+    return {**shared, "devices": f"{len(options['devices'])} of {options['devices'][0][0]}"}
 
 
 def require_alike(values: dict[str, Any], communicator: Communicator) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recognition.config.options import Config
+from recognition.config.options import NO_END, Config
 from recognition.data.augment import Augmentation
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
@@ -19,7 +19,7 @@ from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.engines.choose import computing_of, make_shard
 from recognition.engines.interface import Backbone, Engine, Updating
 from recognition.errors import UserError
-from recognition.head.margin import margin_of
+from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import split_classes
 from recognition.head.sharded import ShardedHead
@@ -27,10 +27,11 @@ from recognition.head.triplet_head import TripletHead
 from recognition.head.triplet_loss import TripletLoss
 from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, describe
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
-from recognition.optim.adamw import adamw_of
+from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
-from recognition.optim.schedule import total_steps
+from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
 from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.checkpoints.first_centres import CentresSource
 from recognition.training.checkpoints.matching import advice
@@ -62,7 +63,7 @@ def make_dataset(config: Config) -> FaceDataset:
     return dataset
 
 
-def make_backbone(config: Config, graph: Any, engine: Engine, communicator: Communicator,
+def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Communicator,
                   checkpoint: Path | None = None) -> Backbone:
     """The network on every device, with parameters from the seed or from a checkpoint.
 
@@ -152,3 +153,41 @@ def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
     return {"num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
             "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
             "loss_name": config.loss_name, "bias": config.has_bias, "optimizer": config.optimizer}
+
+
+def margin_of(config: Config) -> Margin:
+    """The margin of a checked configuration (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
+    if config.loss_name == "softmax":
+        return Margin(normalised=False)
+    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
+                  straight_through=config.target_gradient == "straight_through")
+
+
+def adamw_of(config: Config) -> AdamW | None:
+    """The AdamW of a configuration; None for SGD."""
+    return AdamW(config.adam_beta1, config.adam_beta2, config.adam_eps) if config.optimizer == "adamw" else None
+
+
+def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
+    """The schedule of a run.
+
+    :param batches_an_epoch: infinite if unknown, as with triplets.
+    :raises UserError: if the rate should fall until the end of the run, and the warm-up is as long as the run.
+    """
+    warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
+    if config.lr_schedule == "steps":
+        after: Schedule = StepSchedule(config.lr, tuple(in_batches(s, batches_an_epoch) for s in config.lr_steps))
+    elif end is None or warmup >= end:
+        raise UserError(f"warmup: found {config.warmup}, {warmup} batches, but the run ends after {end}; expected less")
+    elif config.lr_schedule == "polynomial":
+        after = PolynomialSchedule(config.lr, warmup, end, config.lr_power)
+    else:
+        after = CosineSchedule(config.lr, warmup, end)
+    return WarmUp(config.lr, warmup, after) if warmup else after
+
+
+def total_steps(config: Config, batches_an_epoch: float) -> int | None:
+    """The number of steps of the run; None if it is unknown, as with the legacy default, which never ends."""
+    by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < NO_END else math.inf
+    total = min(config.max_steps or math.inf, by_epochs)
+    return None if total == math.inf else int(total)

@@ -14,14 +14,12 @@ from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
 from recognition.data.order import Position
-from recognition.engines.choose import choose_engine
+from recognition.engines.choose import build_network, choose_engine
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
-from recognition.networks import build_symbol
-from recognition.optim.schedule import make_schedule
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
@@ -37,6 +35,7 @@ from recognition.training.parts import (
     make_head,
     make_loader,
     make_log,
+    make_schedule,
     make_verifier,
 )
 from recognition.training.run_folder import require_writable, sole_writer
@@ -79,7 +78,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, c
     dataset = make_dataset(config)
     require_alike(identity := identity_of(config, dataset), communicator)
 
-    graph = build_symbol(config)
+    graph = build_network(config)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
@@ -148,7 +147,7 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
         discard_unfinished(folder / "state")
         if config.tensorboard:
             require_tensorboard()
-    require_alike(shared_options(config), communicator)
+    require_alike(shared_options(as_json(config)), communicator)
     require_shared(folder, communicator)
     return find_state(folder / "state", config.resume, os.environ.get(LAUNCH, ""), communicator)
 

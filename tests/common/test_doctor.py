@@ -149,10 +149,15 @@ def test_each_thing_that_can_be_wrong(case: str, status: int, line: str, images:
 def test_an_index_made_anew(images: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "set", images)
     before = (folder / "train.idx").read_text()
-    (folder / "train.idx").write_text("nothing")
-    status, out = said(folder, capsys, "--write-index")
-    assert status == 0 and "13 records" in out
-    assert (folder / "train.idx").read_text() == before  # MXNet's own
+    (tmp_path / "elsewhere.idx").write_text("nothing")
+    for number in (1, 2):
+        (folder / "train.idx").unlink()
+        (folder / "train.idx").symlink_to(tmp_path / "elsewhere.idx")
+        status, out = said(folder, capsys, "--write-index")
+        assert status == 0 and "13 records" in out and f"train.idx.{number}: the index before" in out
+        assert (folder / "train.idx").read_text() == before  # MXNet's own
+        assert (folder / f"train.idx.{number}").read_text() == (tmp_path / "elsewhere.idx").read_text() == "nothing"
+    assert "the index before" not in said(folder, capsys, "--write-index")[1]
 
 
 def test_an_index_of_records_of_which_one_has_no_header(images: list[bytes], tmp_path: Path,

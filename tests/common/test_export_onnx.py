@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _pytest.mark.structures import ParameterSet
-
 from common.export.onnx_operators import OPERATORS, to_onnx
+
 from common.export_onnx import LIMITS, Agreement, main
 from recognition.config.cli import parse_args
 from recognition.engines.mxnet.imports import mx

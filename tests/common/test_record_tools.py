@@ -2,6 +2,7 @@
 """Building, shuffling and unpacking training sets, read back by MXNet's own recordio."""
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,20 @@ def test_identities_as_mxnet_reads_them(images: list[bytes], tmp_path: Path) -> 
     assert (tmp_path / "new" / "property").read_text() == "4,112,112\n"
     dataset = open_dataset(tmp_path / "new")
     assert dataset.form == "identities" and dataset.labels().tolist() == LABELS
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_set_built_over_links_leaves_what_they_lead_to(link: Callable, images: list[bytes], tmp_path: Path) -> None:
+    """The library builds in any folder: of a set that shares its files with another, and of what a kill left."""
+    (tmp_path / "new").mkdir()
+    for name in ("train.rec", "train.idx", "property", "train.rec.tmp", "train.idx.tmp", ".property.writing"):
+        (tmp_path / name).write_text("of another")
+        link(tmp_path / name, tmp_path / "new" / name)
+    with RecBuilder(tmp_path / "new") as builder:
+        builder.add(0, images[:2])
+    assert len(open_dataset(tmp_path / "new")) == 2
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["property", "train.idx", "train.rec"]
+    assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"of another"}
 
 
 def test_sequential_with_arrays(noise: np.ndarray, tmp_path: Path) -> None:

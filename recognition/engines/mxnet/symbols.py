@@ -11,7 +11,7 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.winograd import OPERATOR
 from recognition.networks.graph import MXNET_VERSION, Graph
 from recognition.networks.operators import OPERATORS, Operator
-from recognition.networks.operators.operator import Shape, ShapeError, Shapes, merged
+from recognition.networks.operators.operator import ShapeError, Shapes, merged
 
 
 def to_symbol(graph: Graph) -> mx.sym.Symbol:
@@ -30,7 +30,7 @@ def from_symbol(symbol: mx.sym.Symbol) -> Graph:
     foreign = {node["op"] for node in source["nodes"] if node["op"] not in OPERATORS and node["op"] != "null"}
     if any(node["op"] == "Custom" and node["attrs"]["op_type"] != OPERATOR for node in source["nodes"]):
         foreign.add("Custom")
-    return Graph.from_dict(source, {**OPERATORS, **{op: _Foreign(op, _infer(op), variadic=True) for op in foreign}})
+    return Graph.from_dict(source, {**OPERATORS, **{op: _foreign(op) for op in foreign}})
 
 
 def reason(error: mx.MXNetError) -> str:
@@ -49,22 +49,36 @@ class _Foreign(Operator):
     def values(self, attrs: Mapping[str, str]) -> Any:
         return dict(attrs)
 
-    def _alone(self, values: Any, inputs: int = 0) -> mx.sym.Symbol:
-        return _alone(self.name, values, inputs)
-
-    def outputs(self, values: Any) -> int:  # type: ignore[override]
-        rows = json.loads(self._alone(values).tojson(remove_amp_cast=False))["node_row_ptr"]
-        return int(rows[-1] - rows[-2])
-
     def shown(self, values: Any) -> int:
-        return len(self._alone(values).get_internals().list_outputs())
+        return len(self._names(values))
 
     def output_name(self, values: Any, output: int) -> str:
-        names = self._alone(values).get_internals().list_outputs()
-        return names[output].split("_", 1)[1] if output < len(names) else f"output{output}"
+        return self._names(values)[output]
 
     def is_state(self, place: int, version: int = 0) -> bool:
         return bool(version)
+
+    def _names(self, values: Any) -> list[str]:
+        return [name.split("_", 1)[1] for name in _alone(self.name, values, 0).get_internals().list_outputs()]
+
+
+def _foreign(op: str) -> Operator:
+    def outputs(values: Any) -> int:
+        rows = json.loads(_alone(op, values, 0).tojson(remove_amp_cast=False))["node_row_ptr"]
+        return int(rows[-1] - rows[-2])
+
+    def shape(values: Any, ins: Shapes, outs: Shapes) -> None:
+        symbol = _alone(op, values, len(ins)).get_internals()
+        known = {f"v{number}": found for number, found in enumerate(ins) if found}
+        try:
+            _, shapes, _ = symbol.infer_shape_partial(**known)
+        except mx.MXNetError as error:
+            raise ShapeError(_detail(error)) from error
+        for sizes, place in ((ins, 0), (outs, len(ins))):
+            for number, found in enumerate(shapes[place : place + len(sizes)]):
+                sizes[number] = merged(sizes[number], tuple(found))
+
+    return _Foreign(op, shape, variadic=True, outputs=outputs)
 
 
 def _alone(op: str, attrs: Mapping[str, str], inputs: int) -> mx.sym.Symbol:
@@ -74,18 +88,3 @@ def _alone(op: str, attrs: Mapping[str, str], inputs: int) -> mx.sym.Symbol:
     return mx.sym.load_json(json.dumps({
         "nodes": nodes, "arg_nodes": list(range(inputs)), "heads": [[inputs, 0, 0]],
         "attrs": {"mxnet_version": ["int", MXNET_VERSION]}}))
-
-
-def _infer(op: str) -> Any:
-    def rule(values: Any, ins: Shapes, outs: Shapes) -> None:
-        symbol = _alone(op, values, len(ins)).get_internals()
-        known = {f"v{number}": shape for number, shape in enumerate(ins) if shape}
-        try:
-            _, found, _ = symbol.infer_shape_partial(**known)
-        except mx.MXNetError as error:
-            raise ShapeError(_detail(error)) from error
-        shapes: list[Shape] = [tuple(shape) for shape in found]
-        ins[:] = [merged(*pair) for pair in zip(ins, shapes)]
-        outs[:] = [merged(*pair) for pair in zip(outs, shapes[len(ins) :])] + outs[len(shapes) - len(ins) :]
-
-    return rule

@@ -187,10 +187,8 @@ def _adaptive(values: Values, data: Shape) -> Shape:
 
 
 def _leaky(values: Values, ins: Shapes, outs: Shapes) -> None:
-    if ins[0] and len(ins) > 1 and values.act_type == "prelu":
-        channels = ins[0][1] if len(ins[0]) > 1 else 1
-        if ins[1] not in ((1,), ins[0]):
-            ins[1] = merged(ins[1], (channels,))
+    if ins[0] and len(ins) > 1 and not ins[1]:
+        ins[1] = ins[0][1:2] or (1,)
     ins[0] = outs[0] = merged(ins[0], outs[0])
 
 

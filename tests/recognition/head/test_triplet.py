@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from recognition.head.triplet_loss import PAIRS_AT_ONCE, TripletLoss, choose_triplets, positive_pairs
+from recognition.data.triplet_choice import PAIRS_AT_ONCE, choose_triplets, positive_pairs
+from recognition.head.triplet_loss import TripletLoss
 
 LOSSES = pytest.mark.parametrize("loss", [TripletLoss(0.3), TripletLoss(0.35, angular=True)],
                                  ids=["triplet", "atriplet"])

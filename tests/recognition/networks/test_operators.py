@@ -51,7 +51,8 @@ SCALAR = {"scalar": one_of(2.0, 0.5)}
 DRAWN = {
     "Convolution": {**CONVOLUTION, "layout": one_of("None", "NCHW")}, "Convolution_v1": CONVOLUTION,
     "Deconvolution": {**CONVOLUTION, "adj": two(0, 1), "target_shape": one_of("()", "(8, 8)", "(0, 0)", "(5, 5)")},
-    "FullyConnected": {"num_hidden": number(1, 5), "flatten": one_of("True", "False"), "no_bias": one_of("True", "False")},
+    "FullyConnected": {"num_hidden": number(1, 5), "flatten": one_of("True", "False"),
+                       "no_bias": one_of("True", "False")},
     "Pooling": {**POOLING, "pool_type": one_of("max", "avg", "sum", "lp"), "p_value": one_of(2),
                 "pooling_convention": one_of("valid", "full", "same")},
     "Pooling_v1": {**POOLING, "pooling_convention": one_of("valid", "full")},
@@ -68,7 +69,8 @@ DRAWN = {
     "norm": {"axis": one_of("None", "1", "(2, 3)"), "keepdims": one_of("True", "False")},
     "argmax": PLACE, "argmin": PLACE,
     "Reshape": {"shape": one_of("(0, -1)", "(-1,)", "(0, 0, -1)", "(-2,)", "(0, -3, -2)", "(0, -4, -1, 2, -2)",
-                                "(-3, -3)", "(2, 3)", "(0, -4, 3, -1, 0, 0)", "(-1, 0)", "(0, 0, 0, 0, 0)", "(0, 0, 1, -1)"),
+                                "(-3, -3)", "(2, 3)", "(0, -4, 3, -1, 0, 0)", "(-1, 0)", "(0, 0, 0, 0, 0)",
+                                "(0, 0, 1, -1)"),
                 "reverse": one_of("False", "False", "True")},
     "transpose": {"axes": one_of("(0, 2, 3, 1)", "()", "(1, 0)", "(0, 2, 1)", "(0, 1, 1, 2)")},
     "SwapAxis": {"dim1": number(0, 3), "dim2": number(0, 3)},
@@ -98,8 +100,8 @@ NEEDED = {"kernel", "num_filter", "num_hidden", "act_type", "nsize", "dtype", "n
           "pad_width", "shape", "axis", "reps", "repeats", "block_size", "begin", "end", "scale", "sample_type", "key",
           "size"}
 
-# What MXNet takes though it means nothing: another number of numbers, a kernel larger than the map, an axis that is not there or there twice, maps
-# of other than two sides, inputs of several shapes.
+# What MXNet takes though it means nothing: another number of numbers, a kernel larger than the map, an axis that is not
+# there or there twice, maps of other than two sides, inputs of several shapes.
 STRICTER = {"Convolution_v1", "Reshape", "reverse", "transpose", "_contrib_AdaptiveAvgPooling2D", "stack"}
 
 

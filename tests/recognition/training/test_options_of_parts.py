@@ -10,16 +10,15 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.choose import choose_engine, computing_of
+from recognition.engines.choose import build_network, choose_engine, computing_of
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import make_loss_scale, prepare
 from recognition.errors import UserError
-from recognition.head.margin import margin_of
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.networks import build_symbol
 from recognition.processes.communicator import SingleProcess
-from recognition.training.parts import make_backbone, make_head
+from recognition.training.parts import make_backbone, make_head, margin_of
 
 CLASSES, DIM = 11, 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -167,7 +166,7 @@ def test_fc7_no_bias(make: Callable[..., Config]) -> None:
 
 
 def backbone(config: Config) -> Any:
-    return make_backbone(config, build_symbol(config), choose_engine(), SingleProcess())
+    return make_backbone(config, build_network(config), choose_engine(), SingleProcess())
 
 
 def decayed(config: Config, steps: int) -> dict[str, np.ndarray]:
