@@ -50,7 +50,7 @@ def work(network: str, batch: int, steps: int) -> None:
             return make_backbone(config, build_symbol(config), choose_engine(), communicator)
 
     with make_communicator("device") as communicator:
-        backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in WAYS}
+        backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in VARIANTS}
         late: Any = backbones["afterwards"]  # of whose insides the order is changed
         reduce = late._reduce_gradients
 

@@ -89,13 +89,13 @@ def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
     draw_accuracy(accuracy, history["verification"])
     draw_roc(roc, curves, {target: record["auc"] for target, record in last.items() if "auc" in record})
     with replacing(output) as temporary:
-        kind = output.suffix[1:].lower()
-        figure.savefig(temporary, format=kind, metadata={"Software": SOFTWARE} if kind == "png" else None)
+        form = output.suffix[1:].lower()
+        figure.savefig(temporary, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
     return last
 
 
 def is_own(picture: Path) -> bool:
-    """Whether it is a .png that this command drew."""
+    """True for a .png that this command drew."""
     try:
         with open(picture, "rb", opener=regular) as file:
             return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(512)

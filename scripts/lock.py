@@ -99,7 +99,7 @@ def project_extras() -> dict[str, list[str]]:
 
 
 def line(item: dict[str, Any], groups: list[str]) -> str:
-    """A package as the file has it: version, hash, and who needs it."""
+    """The lines of a package in the file: version, hashes, and the extras that need it."""
     ((kind, digest),) = item["download_info"]["archive_info"]["hashes"].items()
     metadata = item["metadata"]
     return f"{canonicalize_name(metadata['name'])}=={metadata['version']} --hash={kind}:{digest}  # {' '.join(groups)}"

@@ -31,7 +31,7 @@ class _Rows(Sequence):
 
 
 def same_file(path: Path, other: Path) -> bool:
-    """Whether both files are there and hold the same bytes."""
+    """True if both files exist and hold the same bytes."""
     return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
