@@ -82,7 +82,10 @@ def _write(source: Path, output: Path, counts: list[int], images: Iterator[bytes
 
 
 def precision_and_recall(dropped: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
-    """How much of what was dropped is wrong, and how much of what is wrong was dropped; bool (N,) both."""
+    """The share of wrong labels among the dropped images, and the share of dropped images among the wrong ones.
+
+    Arguments are masks, bool (N,).
+    """
     both = int(np.count_nonzero(dropped & wrong))
     return both / max(int(dropped.sum()), 1), both / max(int(wrong.sum()), 1)
 

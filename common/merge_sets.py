@@ -75,7 +75,11 @@ def find_copies(datasets: Sequence[FaceDataset], apart: Sequence[bytes]) -> list
 def choose(datasets: Sequence[FaceDataset], labels: Sequence[np.ndarray], fates: Sequence[np.ndarray],
            alike: Sequence[Likeness] | None, image_limit: float, identity_limit: float,
            join: float | None) -> Merged:
-    """What goes, what stays, and under which number."""
+    """Decide the fates of all images, and the new numbers of identities.
+
+    :param fates: the fates so far; those of images near the verification sets are changed in place.
+    :param join: the cosine from which on identities of different sets become one; None: never.
+    """
     for i, part in enumerate(alike or ()):
         fate = fates[i]
         fate[(fate == KEPT) & (part.mean_cosines[labels[i]] >= identity_limit)] = IDENTITY

@@ -106,7 +106,7 @@ def line(item: dict[str, Any], groups: list[str]) -> str:
 
 
 def resolve_with_mxnet(wanted: list[str]) -> dict[str, dict[str, Any]]:
-    """What is to be installed, by name. MXNet's own metadata ask for a NumPy below 2, which it does not need: that
+    """The packages to install, by name. MXNet's own metadata ask for a NumPy below 2, which it does not need: that
     bound is left out."""
     mxnets = [resolve(["--no-deps", text])[0] for text in wanted if name_of(text) in MXNET]
     others = [text for text in wanted if name_of(text) not in MXNET]
