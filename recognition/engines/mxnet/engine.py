@@ -33,7 +33,7 @@ class MxnetEngine:
     def numbers(self, computing: Computing) -> str:
         return numbers(computing)
 
-    def backbone(self, graph: mx.sym.Symbol, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
+    def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
         return ReplicatedBackbone(prepare(graph, computing, image_shape), *start,
                                   [mx.Context(*device) for device in computing.devices], computing.batch_size,

@@ -99,7 +99,8 @@ OPERATORS = [
     Operator("BatchNorm", _channels(lambda values: values.axis), _FACTORS, _STATES, parameters={
         **_BATCH_NORM, "axis": Parameter(integer, 1), "cudnn_off": Parameter(boolean, False),
         "min_calib_range": _CALIBRATION, "max_calib_range": _CALIBRATION},
-             outputs=_three, visible=_shown, output_names=_MOMENTS, own_inputs=True, starts=_STARTS, flops=each_output(2), reads=INPUTS,
+             outputs=_three, visible=_shown, output_names=_MOMENTS, own_inputs=True, starts=_STARTS,
+             flops=each_output(2), reads=INPUTS,
              follows=("bfloat16", "float16"), onnx=onnx.batch_norm),
     Operator("BatchNorm_v1", _channels(lambda values: 1), _FACTORS, _STATES, parameters=_BATCH_NORM, outputs=_three,
              visible=_shown, output_names=_MOMENTS, own_inputs=True),

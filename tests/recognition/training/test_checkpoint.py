@@ -9,12 +9,14 @@ import pytest
 
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
+from recognition.networks import sym
+from recognition.networks.graph import Graph
 from recognition.training.checkpoints.checkpoint import save_centres, save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params, take_over
 
 
-def small_network() -> mx.sym.Symbol:
-    return mx.sym.BatchNorm(mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=3, name="pre_fc1"), name="fc1")
+def small_network() -> Graph:
+    return sym.BatchNorm(sym.FullyConnected(sym.Variable("data"), num_hidden=3, name="pre_fc1"), name="fc1").graph()
 
 
 def arrays() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
