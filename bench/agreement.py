@@ -44,7 +44,7 @@ def train(passes: bool, argv: list[str]) -> int:
     from recognition.training import run
 
     if not passes:
-        choose.bound_form = lambda symbol, computing, image_shape: symbol
+        choose.bound_form = lambda graph, computing, image_shape: graph
     return run.train(parse_args("train_parall", argv))
 
 

@@ -136,17 +136,20 @@ def measure(ways: dict[str, Way], images: int, repeats: int) -> None:
 def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int = 4) -> tuple[float, float]:
     """Median seconds of a training step of 32 images, and those of them in which the loop waits for the batch."""
     from recognition.config.cli import parse_args
+    from recognition.data.order import Position
+    from recognition.engines.choose import choose_engine
+    from recognition.networks import build_symbol
     from recognition.processes.communicator import SingleProcess
-    from recognition.training import run
+    from recognition.training.parts import make_backbone, make_head, make_loader
 
     config = dataclasses.replace(
         parse_args("train_parall", ["--network", network, "--per-batch-size", "32", "--devices", "cpu"], environ={}),
         dataset_path=str(dataset.path), num_classes=dataset.num_classes, decode_threads=threads, count_flops=False)
-    contexts, alone = run.make_contexts(config), SingleProcess()
-    backbone = run.make_backbone(config, run.build_symbol(config), dataset.image_shape, contexts, alone)
-    head = run.make_head(config, dataset.num_classes, contexts, alone)
+    engine, alone = choose_engine(), SingleProcess()
+    backbone = make_backbone(config, build_symbol(config), engine, alone)
+    head = make_head(config, dataset.num_classes, engine, alone)
     times, waits = [], []
-    with run.make_loader(config, dataset, backbone, alone, run.Position(0, 0), {}) as batches:
+    with make_loader(config, dataset, backbone, alone, Position(0, 0), {}) as batches:
         for _ in range(steps + 1):
             start = time.perf_counter()
             batch = next(batches)

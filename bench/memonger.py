@@ -25,7 +25,9 @@ from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -33,7 +35,7 @@ IMAGE = (3, 112, 112)
 CASES = ("kept", "memonger", "bfloat16", "bfloat16 and memonger")
 
 
-def network(name: str) -> mx.sym.Symbol:
+def network(name: str) -> Graph:
     if name.startswith("r"):
         return fresnet.get_symbol(num_layers=int(name[1:]))
     return fmobilefacenet.get_symbol()
@@ -48,15 +50,15 @@ def held() -> float:
 def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float, float]:
     """MB for maps, MB at the peak, and milliseconds of a step."""
     config = Config(fp16="bfloat16" in case, memonger="memonger" in case)
-    symbol = bound_form(network(name), computing_of(config), IMAGE)
-    parameters, statistics = initialise(symbol, IMAGE, 0)
+    graph = bound_form(network(name), computing_of(config), IMAGE)
+    parameters, statistics = initialise(graph, IMAGE, 0)
     arguments = {key: mx.nd.array(value) for key, value in parameters.items()}
     arguments["data"] = mx.nd.random.uniform(0, 255, (batch, *IMAGE))
     auxiliary = {key: mx.nd.array(value) for key, value in statistics.items()}
     gradients = {key: mx.nd.zeros_like(value) for key, value in arguments.items() if key != "data"}
     mx.nd.waitall()
     before = held()
-    executor = symbol.bind(mx.cpu(), arguments, gradients, dict.fromkeys(gradients, "write"), auxiliary)
+    executor = to_symbol(graph).bind(mx.cpu(), arguments, gradients, dict.fromkeys(gradients, "write"), auxiliary)
     best = float("inf")
     for _ in range(repeats):
         start = time.process_time()
@@ -64,7 +66,7 @@ def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float,
         mx.nd.waitall()
         best = min(best, (time.process_time() - start) / THREADS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return maps_memory(symbol, IMAGE, batch) // 2**20, peak - before, 1e3 * best
+    return maps_memory(graph, IMAGE, batch) // 2**20, peak - before, 1e3 * best
 
 
 def main() -> None:

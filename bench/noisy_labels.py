@@ -70,7 +70,7 @@ def make_right(noisy: Path, output: Path, right: np.ndarray) -> None:
     dataset = open_dataset(noisy)
     kept = np.flatnonzero(dataset.labels() == right)
     counts = np.bincount(right[kept], minlength=dataset.num_classes)
-    _write(noisy, output, counts[counts > 0].tolist(), (dataset.read(i)[1] for i in kept), right[kept])
+    _write(noisy, output, counts[counts > 0].tolist(), (dataset.read(i)[1] for i in kept.tolist()), right[kept])
 
 
 def _write(source: Path, output: Path, counts: list[int], images: Iterator[bytes], right: np.ndarray) -> None:
@@ -83,8 +83,8 @@ def _write(source: Path, output: Path, counts: list[int], images: Iterator[bytes
 
 def precision_and_recall(dropped: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
     """How much of what was dropped is wrong, and how much of what is wrong was dropped; bool (N,) both."""
-    both = np.count_nonzero(dropped & wrong)
-    return both / max(np.count_nonzero(dropped), 1), both / max(np.count_nonzero(wrong), 1)
+    both = int(np.count_nonzero(dropped & wrong))
+    return both / max(int(dropped.sum()), 1), both / max(int(wrong.sum()), 1)
 
 
 def train(work: Path, dataset: str, loss: str, steps: int, seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -32,30 +33,31 @@ def work(network: str, batch: int, steps: int) -> None:
 
     share_processors(CPU, os.environ)
     from recognition.config.cli import parse_args
-    from recognition.engines.mxnet.backbone import ReplicatedBackbone
+    from recognition.engines.choose import choose_engine
+    from recognition.engines.interface import Backbone
     from recognition.engines.mxnet.imports import mx
     from recognition.engines.mxnet.processes import make_communicator
     from recognition.networks import build_symbol
     from recognition.processes.communicator import Communicator, SingleProcess
-    from recognition.training.run import make_backbone
+    from recognition.training.parts import make_backbone
 
     config = parse_args("train_parall", ["--config", "sample_config.py", "--network", network, "--devices", "cpu",
                                          "--per-batch-size", str(batch)])
 
-    def make(communicator: Communicator) -> ReplicatedBackbone:
+    def make(communicator: Communicator) -> Backbone:
         with contextlib.redirect_stdout(io.StringIO()):
-            return make_backbone(config, build_symbol(config), config.image_shape, [mx.cpu()], communicator)
+            return make_backbone(config, build_symbol(config), choose_engine(), communicator)
 
     with make_communicator("device") as communicator:
         backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in WAYS}
-        late = backbones["afterwards"]
+        late: Any = backbones["afterwards"]  # of whose insides the order is changed
         reduce = late._reduce_gradients
 
         def wait_first() -> None:
             mx.nd.waitall()
             reduce()
 
-        late._reduce_gradients = wait_first  # type: ignore[method-assign]
+        late._reduce_gradients = wait_first
         random = np.random.RandomState(communicator.rank)
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for number in range(steps + 1):

@@ -90,7 +90,7 @@ BENCHES = (
     Bench("checksums", "--gigabytes 0.5 --repeats 3", "seconds of a file, to np.save",
           less=("with sha256", "compared with its sum")),
     Bench("finite", "--network y1 --batch 8 --steps 8", "seconds of a step, to one without looking at its numbers",
-          less=("y1, checked", "y1, undoable")),
+          less=("y1, checked", "y1, reversible")),
 )
 
 

@@ -26,10 +26,11 @@ from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
+from recognition.engines.choose import build_network
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.files import replacing, require_new
-from recognition.networks import build_symbol, first_weights
+from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, short
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
@@ -66,7 +67,7 @@ def preset_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a network preset, with its first values in a temporary checkpoint."""
     flags = ["--network", name, *(["--config", str(options.config)] if options.config else [])]
     config = parse_args("train_parall", flags)
-    graph, side = build_symbol(config), options.image_size
+    graph, side = build_network(config), options.image_size
     with tempfile.TemporaryDirectory() as folder:
         if not options.no_latency:
             values = initialise(graph, (3, side, side), 0, first_weights(config.net_name))

@@ -71,7 +71,8 @@ def write_part(folder: Path, dataset: FaceDataset, labels: np.ndarray, images: n
     write_set(folder, counts[kept].tolist(), bodies, dataset.image_shape[:2])
     link_bins([dataset.path], folder, taken)
     if names:
-        (folder / "identities.txt").write_text("".join(f"{names[i]}\n" for i in kept), "utf-8", "surrogateescape")
+        lines = "".join(f"{names[i]}\n" for i in kept.tolist())
+        (folder / "identities.txt").write_text(lines, "utf-8", "surrogateescape")
     return counts[kept].tolist()
 
 

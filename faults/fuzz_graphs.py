@@ -83,7 +83,7 @@ def changed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
         elif what < 0.55 and attrs:
             attrs.pop(chance.choice(list(attrs)))
         elif what < 0.8 and node["op"] != "null":
-            fitting = [op for op, (fewest, most) in OPERATORS.items() if fewest <= len(inputs) <= most]
+            fitting = [op for op, known in OPERATORS.items() if known.fewest <= len(inputs) <= known.most]
             node["op"] = chance.choice(fitting or [node["op"]])
             if chance.random() < 0.5:
                 attrs.clear()

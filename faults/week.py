@@ -73,12 +73,8 @@ class CountingBackbone:
     def gradient_norm(self) -> float:
         return 1.0
 
-    def may_overflow(self, lr: float) -> bool:
-        return False
-
-    def try_step(self, lr: float) -> list[str]:
-        self.step(lr)
-        return []
+    def sound(self) -> bool:
+        return True
 
     def step(self, lr: float) -> None:
         self.steps += 1
@@ -95,6 +91,15 @@ class CountingBackbone:
 
     def parameters(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         return {"w": ONE}, {}
+
+    def state(self) -> BackboneState:
+        return BackboneState({"w": ONE}, {"w": ONE}, [{}])
+
+    def difference(self, state: BackboneState) -> str:
+        return ""
+
+    def load(self, state: BackboneState, steps: int) -> None:
+        self.done = steps
 
 
 class CountingHead:
@@ -113,10 +118,7 @@ class CountingHead:
 
     finite = True
 
-    def may_overflow(self, lr: float) -> bool:
-        return False
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
+    def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
         return None
 
@@ -157,12 +159,14 @@ def run(folder: Path, steps: int, stop_at: int, schedule: Schedule) -> Outcome:
         return [VerificationResult(none, none, none, none, accuracies, none, Roc(none, none, none), "week", 20.0)]
 
     def save(now: Progress) -> None:
-        save_state(folder / "state", now, BackboneState({"w": ONE}, {"w": ONE}, [{}]), ())
+        save_state(folder / "state", now, backbone.state(), ())
 
     log = TrainingLog(History(folder / "history.jsonl", progress.step, HISTORY), FREQUENT, 1, steps, progress.step)
-    trainer = Trainer(backbone, head, batches(Position(progress.epoch, progress.offset)), schedule, verify,
-                      numbers.append, save, lambda number: number, BadSteps(folder, alone, backbone, head, skip=True),
-                      log, progress, VERBOSE, VERBOSE, False, SAVE_BEST_AS_ONE, steps, 10000)
+    trainer = Trainer(backbone=backbone, head=head, batches=batches(Position(progress.epoch, progress.offset)),
+                      schedule=schedule, verify=verify, save_checkpoint=numbers.append, save_state=save,
+                      communicator=alone, bad_steps=BadSteps(folder, alone, backbone, head, skip=True), log=log,
+                      progress=progress, verbose=VERBOSE, state_every=VERBOSE, keep_best=False, ckpt=SAVE_BEST_AS_ONE,
+                      max_steps=steps, end_epoch=10000)
     try:
         return Outcome(trainer.run(), progress, backbone, head, numbers)
     finally:

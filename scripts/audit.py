@@ -43,7 +43,8 @@ def licence_of(name: str) -> str:
         return UNSAID.get(name, "")
     classifiers = metadata.get_all("Classifier", [])
     classified = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License")]
-    said = metadata.get("License-Expression") or "; ".join(classified) or (metadata.get("License") or "").strip()
+    expression, licence = ((metadata.get_all(key) or [""])[0] for key in ("License-Expression", "License"))
+    said = expression or "; ".join(classified) or licence.strip()
     return UNSAID.get(name, "") if said in ("", "UNKNOWN", "OSI Approved") else said.splitlines()[0][:80]
 
 

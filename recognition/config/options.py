@@ -179,7 +179,7 @@ class Config:
     keep_ckpt: int = option(0, types.integer(least=0), "numbered checkpoints of --ckpt 1 and 2 that stay: the last so "
                             "many, and the best; 0: all", ENTRIES)
     on_nan: str = option("stop", types.choice("stop", "skip"), "a step whose loss, features or gradients are not "
-                         "finite, or whose update overflows: stop the run, or leave the step out and go on", ENTRIES)
+                         "finite: stop the run, or leave the step out and go on", ENTRIES)
     profile: int = option(0, types.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
                           "table go to the folder of the checkpoints", ENTRIES)
     tensorboard: bool = option(False, types.boolean, "write TensorBoard's event files, to a folder beside the "

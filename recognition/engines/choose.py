@@ -13,6 +13,8 @@ from recognition.config.options import Config, check
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
+from recognition.networks import build_symbol
+from recognition.networks.graph import Graph
 
 
 def choose_engine(name: str = "auto") -> Engine:
@@ -24,6 +26,14 @@ def choose_engine(name: str = "auto") -> Engine:
     from recognition.engines.mxnet.engine import MxnetEngine
 
     return MxnetEngine()
+
+
+def build_network(config: Config) -> Graph:
+    """The network of a configuration. A file of the user's own is code, for the engine of the run.
+
+    :raises UserError: as :func:`recognition.networks.build_symbol`.
+    """
+    return build_symbol(config, lambda options, path: choose_engine(config.engine).own_network(options, path))
 
 
 def computing_of(config: Config) -> Computing:

@@ -16,6 +16,7 @@ import numpy as np
 
 from recognition.config.devices import Device
 from recognition.head.shard import Shard
+from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
@@ -150,7 +151,14 @@ class Engine(Protocol):
     def numbers(self, computing: Computing) -> str:
         """The line that says which numbers of 16 bits the backbone is computed with; empty for float32."""
 
-    def backbone(self, graph: Any, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
+    def own_network(self, config: Any, path: Path) -> Graph:
+        """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
+
+        :param config: all options, which the file's ``get_symbol`` may ask for by name.
+        :raises UserError: on what the file's code raises, and if what it returns is no network of one embedding.
+        """
+
+    def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> Backbone:
         """The network on all devices, in training.
 

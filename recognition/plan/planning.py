@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 from recognition.config.options import Config
-from recognition.engines.choose import computing_of
+from recognition.engines.choose import build_network, computing_of
 from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.passes.winograd import held_copies
-from recognition.networks import build_symbol
 from recognition.networks.flops import count_flops
 from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
@@ -52,7 +51,7 @@ def backbone_cost(config: Config) -> BackboneCost:
     """Of the network of a configuration, for ``per_batch_size`` images on its first device."""
     height, width, channels = config.image_shape
     image, batch = (channels, height, width), config.per_batch_size
-    graph = build_symbol(config)
+    graph = build_network(config)
     flops, again = count_flops(graph, image), 0
     if config.memonger:
         again = count_flops(graph, image, computed_again(graph, image)).products

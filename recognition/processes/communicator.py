@@ -81,7 +81,7 @@ def largest(communicator: Communicator, number: int) -> int:
 
 
 class Verdict(NamedTuple):
-    """What all processes agree on about a step."""
+    """The agreement of all processes about a step."""
 
     finite: bool  # in every process
     signal: int  # one that some process got, 0 if none did

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the environment says of the processes of a run, and the signs of life that ``launch`` asks for."""
+"""The environment variables about the processes of a run, and the signs of life for ``launch``."""
 from __future__ import annotations
 
 import contextlib
@@ -14,24 +14,25 @@ from recognition.config.devices import WORKER
 from recognition.errors import UserError
 from recognition.processes.communicator import Communicator
 
-# What mpirun of Open MPI and of MPICH's family set; horovodrun and launch set HOROVOD_SIZE.
+# Variables of mpirun, by Open MPI and by MPICH's family; horovodrun and launch set HOROVOD_SIZE.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 MONITOR = "RECOGNITION_MONITOR"  # host:port:token of launch
-LAUNCH = "RECOGNITION_LAUNCH"  # the name of the launch, the same each time that it starts its run again
-INTERVAL = 1.0  # seconds between signs of life
+LAUNCH = "RECOGNITION_LAUNCH"  # the name of the launch, the same after every restart
+INTERVAL_SECONDS = 1.0  # between signs of life
 
 
 def mpi_size(environ: Mapping[str, str]) -> int:
-    """How many processes mpirun started, this one among them; 1 if it started none."""
+    """The number of processes that mpirun started, with this one; 1 if it started none."""
     return next((int(environ[name]) for name in MPI_SIZES if name in environ), 1)
 
 
 def joined(join: Callable[[], Communicator], environ: Mapping[str, str] = os.environ) -> Communicator:
-    """What ``join`` gives. Meanwhile, and for as long as this process lives, the monitor of ``launch`` hears of it.
+    """Call ``join`` and return its communicator. From now on a thread sends signs of life to the monitor of ``launch``,
+    if there is one.
 
-    :raises UserError: if the variable that names the monitor is not as ``launch`` sets it.
+    :raises UserError: if the variable with the monitor's address is malformed.
     """
-    found: list[Communicator] = []  # none while the processes look for each other, which may take for ever
+    found: list[Communicator] = []  # empty while the processes look for each other, which may take forever
     if MONITOR in environ:
         host, port, token = [*environ[MONITOR].rsplit(":", 2), "", ""][:3]
         if not (host and port.isdecimal() and token and environ.get(WORKER)):
@@ -44,11 +45,11 @@ def joined(join: Callable[[], Communicator], environ: Mapping[str, str] = os.env
 
 
 def _beat(found: list[Communicator], monitor: tuple[str, int], who: str) -> None:
-    """Tell the monitor, over UDP, how many exchanges this process has begun and how long it has waited for others, for
-    as long as it lives."""
+    """Send the monitor, over UDP, the number of exchanges that this process has begun and the seconds that it has
+    waited for others, until the process ends."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         while True:
             exchanges, waited = (found[0].exchanges, found[0].waited) if found else (0, 0.0)
-            with contextlib.suppress(OSError):  # the next one may arrive
+            with contextlib.suppress(OSError):  # the next datagram may arrive
                 sender.sendto(f"{who} {exchanges} {waited:.3f}".encode(), monitor)
-            time.sleep(INTERVAL)
+            time.sleep(INTERVAL_SECONDS)

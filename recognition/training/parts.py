@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the parts of a run from a checked configuration: data, network, head, verification, log."""
+"""Makers of the parts of a run from a checked configuration: data, network, head, verification, log."""
 from __future__ import annotations
 
 import math
@@ -27,6 +27,7 @@ from recognition.head.triplet_head import TripletHead
 from recognition.head.triplet_loss import TripletLoss
 from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, describe
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
@@ -45,9 +46,9 @@ PREFETCH = 3  # batches decoded ahead
 
 
 def make_dataset(config: Config) -> FaceDataset:
-    """The training set, once it goes with the configuration.
+    """Open the training set and compare it with the configuration.
 
-    :raises UserError: if it cannot be read, or its images are not of the size that the network is built for.
+    :raises UserError: if it cannot be read, or if its images have not the size that the network is built for.
     """
     dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter,
                            config.on_bad_record, config.bad_record_share)
@@ -62,11 +63,11 @@ def make_dataset(config: Config) -> FaceDataset:
     return dataset
 
 
-def make_backbone(config: Config, graph: Any, engine: Engine, communicator: Communicator,
+def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Communicator,
                   checkpoint: Path | None = None) -> Backbone:
-    """The network on every device, with parameters drawn from the seed or taken from a checkpoint.
+    """The network on every device, with parameters from the seed or from a checkpoint.
 
-    :raises UserError: if the checkpoint is of another network, or a device has no numbers of 16 bits.
+    :raises UserError: if the checkpoint belongs to another network, or if a device cannot compute in 16 bits.
     """
     height, width, channels = config.image_shape
     image_shape, computing = (channels, height, width), computing_of(config)
@@ -85,9 +86,9 @@ def make_backbone(config: Config, graph: Any, engine: Engine, communicator: Comm
 
 def make_head(config: Config, num_classes: int, engine: Engine,
               communicator: Communicator) -> ShardedHead | TripletHead:
-    """Class centres cut across the devices of all processes; a triplet loss has none.
+    """The head, whose class centres are cut across the devices of all processes; a triplet loss has none.
 
-    ``train.py`` has all of them in each process, cut across its devices, and a bias with softmax.
+    In ``train.py`` each process has all of them, cut across its devices, and a bias with softmax.
     """
     if config.triplets:
         loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
@@ -107,7 +108,8 @@ def make_head(config: Config, num_classes: int, engine: Engine,
 def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, communicator: Communicator,
                 start: Position, saved: Mapping[str, np.ndarray],
                 judge: Judge = refuse) -> BatchLoader | TripletLoader:
-    """This process's part of every batch from ``start`` on; ``saved``: the state of the loader that stood there."""
+    """The loader of this process's part of every batch from ``start`` on; ``saved``: the loader's state at ``start``.
+    """
     size = config.per_batch_size * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
     augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color)
@@ -122,7 +124,7 @@ def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, commun
 
 
 def make_verifier(config: Config, backbone: Backbone, dataset: FaceDataset, communicator: Communicator) -> Verifier:
-    """Verifies on those of ``val_targets`` that the folder of the training set holds."""
+    """The verifier on those of ``val_targets`` that the folder of the training set holds."""
     sets = load_targets(dataset.path, config.val_targets, dataset.image_shape[:2])
     if not sets:
         looked_for = ", ".join(f"{target}.bin" for target in config.val_targets)
@@ -133,7 +135,7 @@ def make_verifier(config: Config, backbone: Backbone, dataset: FaceDataset, comm
 
 
 def centres_source(config: Config) -> CentresSource:
-    """Where the class centres of a run that begins with a checkpoint start from."""
+    """The source of the first class centres, for a run that starts from a checkpoint."""
     return CentresSource(config.centres_from, config.loss_K, config.emb_size,
                          config.per_batch_size * len(config.devices), config.decode_threads)
 
@@ -147,7 +149,7 @@ def make_log(config: Config, progress: Progress, global_batch: int, batches_an_e
 
 
 def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
-    """What must not change when a run goes on: the shapes of its arrays and the order of its data."""
+    """The options and facts that must be the same in a resumed run: they determine shapes and the order of data."""
     return {"num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
             "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
             "loss_name": config.loss_name, "bias": config.has_bias, "optimizer": config.optimizer}

@@ -12,15 +12,14 @@ from typing import Any, Callable
 
 from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
-from recognition.config.presets import about_own_keys
+from recognition.config.presets import own_keys_line
 from recognition.data.order import Position
-from recognition.engines.choose import choose_engine
+from recognition.engines.choose import build_network, choose_engine
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
-from recognition.networks import build_symbol
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
@@ -79,7 +78,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, c
     dataset = make_dataset(config)
     require_alike(identity := identity_of(config, dataset), communicator)
 
-    graph = build_symbol(config)
+    graph = build_network(config)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
@@ -141,7 +140,7 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
     :raises UserError: if processes differ, do not share the folder, or the state cannot be gone on from.
     """
     folder = Path(config.output_dir)
-    if line := about_own_keys(config):
+    if line := own_keys_line(config):
         print(line, flush=True)
     if communicator.rank == 0:
         discard_temporaries(folder)

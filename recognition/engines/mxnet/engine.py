@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from recognition.config.devices import Device
@@ -10,10 +11,12 @@ from recognition.engines.interface import Arrays, Computing, Updating
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import check_gpu, mx
+from recognition.engines.mxnet.own_network import own_symbol
 from recognition.engines.mxnet.passes.choose import make_loss_scale, numbers, prepare
 from recognition.engines.mxnet.processes import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
+from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator
 
 
@@ -32,6 +35,9 @@ class MxnetEngine:
 
     def numbers(self, computing: Computing) -> str:
         return numbers(computing)
+
+    def own_network(self, config: Any, path: Path) -> Graph:
+        return own_symbol(config, path)
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:

@@ -15,7 +15,7 @@ from recognition.networks.graph import Graph
 
 def save_checkpoint(prefix: Path, number: int, graph: Graph, parameters: Mapping[str, np.ndarray],
                     auxiliary: Mapping[str, np.ndarray]) -> Path:
-    """Write a network and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays.
+    """Write a network and its arrays for ``mx.model.load_checkpoint``; returns the path of the arrays.
 
     MXNet's own ``save`` reports no error when the end of a file no longer fits on the disk.
     """

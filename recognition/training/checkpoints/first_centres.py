@@ -25,19 +25,19 @@ PREFETCH = 2  # batches
 
 @dataclass(frozen=True)
 class CentresSource:
-    """What the class centres of a run start from."""
+    """The source of the first values of the class centres."""
 
-    kind: str  # as --centres-from says: checkpoint, embeddings or random
+    origin: str  # a value of --centres-from: checkpoint, embeddings or random
     sub_centres: int = 1
     dim: int = 512
     batch: int = 128  # images that this process embeds at a time
-    threads: int = 2  # that decode them
+    threads: int = 2  # for decoding
 
 
 def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
                   embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
-    """Fill the shards from ``source``, if it is not ``random``; returns a line about it, or nothing, and
-    about class centres of the checkpoint that are not taken.
+    """Fill the shards from ``source``; with ``random`` they keep the seed's values. Returns a line about it, and about
+    class centres of the checkpoint that are not used; it may be empty. All processes call it together.
 
     :param checkpoint: the file of the backbone's first values; None if they come from the seed.
     :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
@@ -46,10 +46,10 @@ def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceD
         return ""
     if not shards:
         return _left_out(checkpoint, "a triplet loss has none")
-    if source.kind == "checkpoint":
+    if source.origin == "checkpoint":
         return from_checkpoint(checkpoint, shards, dataset.num_classes, source.sub_centres, source.dim)
-    left = _left_out(checkpoint, f"--centres-from {source.kind}")
-    if source.kind == "random":
+    left = _left_out(checkpoint, f"--centres-from {source.origin}")
+    if source.origin == "random":
         return left
     line = _from_embeddings(source, dataset, shards, embed, communicator)
     return f"{line}; {left}" if left else line

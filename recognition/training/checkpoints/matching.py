@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from recognition.config.options import NETWORK_KEYS, OPTIONS, Config
 from recognition.config.presets import open_config
+from recognition.engines.choose import build_network
 from recognition.errors import UserError
-from recognition.networks import build_symbol
 from recognition.networks.shapes import Shape, infer_shapes
 from recognition.training.checkpoints.pretrained import FITS
 
@@ -25,7 +25,7 @@ def fitting_networks(shapes: Mapping[str, Shape], config: Config) -> list[str]:
         try:
             values = open_config(config.config_file).lay_presets(chosen, dict.fromkeys(chosen, "config"))
             options = {key: values.get(key, OPTIONS[key].default) for key in _KEYS}
-            wanted = infer_shapes(build_symbol(dataclasses.replace(config, **options)), (channels, height, width))
+            wanted = infer_shapes(build_network(dataclasses.replace(config, **options)), (channels, height, width))
         except UserError:  # this preset cannot be built for these images
             continue
         if {**wanted.arguments, **wanted.auxiliary} == shapes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each process of a run saves as a checkpoint: the first the backbone, all of them their class centres."""
+"""Saving of a checkpoint by all processes: the first one saves the backbone, all of them save their class centres."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ NUMBERED = (1, 2)  # values of --ckpt with which each checkpoint has a number of
 
 @dataclass
 class CheckpointSaver:
-    """Callable that saves the checkpoint of a number; all processes call it together.
+    """A callable that saves the checkpoint of a number; all processes call it together.
 
-    It holds the backbone, and W by its legacy names if ``with_centres``. One process has all of W and writes it with
-    the backbone; of several each writes its own, as Partial FC does.
+    A checkpoint holds the backbone, and W under its legacy names if ``with_centres``. A single process has all of W and
+    writes it with the backbone; of several, each writes its rows, like Partial FC.
     """
 
     prefix: Path
@@ -34,8 +34,8 @@ class CheckpointSaver:
     progress: Progress
     with_centres: bool
     whole: bool  # each process has all of W
-    with_momentum: bool  # that of SGD beside W
-    kept: int  # numbered checkpoints that stay, beside the best; 0: all
+    with_momentum: bool  # save the momentum of SGD beside W
+    kept: int  # numbered checkpoints to keep beside the best; 0: all
 
     def __call__(self, number: int) -> None:
         folder, first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
@@ -45,7 +45,7 @@ class CheckpointSaver:
         if apart:
             if first:
                 begin_centres(folder, self.communicator.size)
-            largest(self.communicator, 0)  # from now on they go with no checkpoint
+            largest(self.communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
         if with_centres:
             states = [shard.state() for shard in shards]
             if self.whole:
@@ -57,7 +57,7 @@ class CheckpointSaver:
             else:
                 save_centres(folder, self.communicator.rank, np.concatenate([s.centres for s in states]),
                              np.concatenate([s.momentum for s in states]) if self.with_momentum else None)
-                largest(self.communicator, 0)  # all have written
+                largest(self.communicator, 0)  # a barrier: all have written
         if first:
             saved = save_checkpoint(self.prefix, number, self.graph, parameters, auxiliary)
             if apart:

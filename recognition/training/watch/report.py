@@ -24,10 +24,10 @@ History = dict[str, list[Record]]
 
 
 def make_report(folder: Path, output: Path | None = None, overwrite: bool = False) -> Path:
-    """Write the report of the run whose files lie in ``folder``, to ``report.html`` there unless ``output`` says where.
+    """Write the report of the run in ``folder`` to ``output``, by default ``report.html`` in the same folder.
 
-    :raises UserError: if the folder holds no history of a run, or a file in it is not what a run writes; or if a file
-        is there already that is no earlier report of the run, unless ``overwrite``.
+    :raises UserError: if the folder holds no history of a run, or a file that no run writes; without ``overwrite`` also
+        if ``output`` exists and is no earlier report of the run.
     """
     target = output or folder / FILE
     require_new([target], overwrite=overwrite or (output is None and is_page(target)))

@@ -56,7 +56,7 @@ HEAD = ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file begins as :func:`page` does."""
+    """True for a file that begins like :func:`page`."""
     try:
         with open(path, "rb", opener=regular) as file:
             return file.read(len(HEAD)) == HEAD.encode()
@@ -65,7 +65,7 @@ def is_page(path: Path) -> bool:
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole document. ``title`` is text; what is in ``body`` is HTML already."""
+    """A whole HTML document. ``title`` is text; ``body`` is HTML already."""
     return (HEAD
             + '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"

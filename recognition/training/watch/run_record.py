@@ -24,10 +24,10 @@ PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "scipy", "numba", "opencv-python-he
 
 
 def note_start(folder: Path, config: Mapping[str, Any], step: int, processes: int) -> None:
-    """Add a start to the run's file; a run from the start begins a new one.
+    """Add a start to the run's file, or begin a new file.
 
     :param config: all options, in JSON's types.
-    :param step: of the state that the run goes on from, 0 if from none.
+    :param step: the step that the run resumes from; with 0 the file begins anew.
     """
     starts = _starts(folder / FILE)[1 - KEPT_STARTS :] if step else []
     start = {"time": _now(), "step": step, "command": list(sys.orig_argv if hasattr(sys, "orig_argv") else sys.argv),

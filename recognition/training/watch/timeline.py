@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step spends its time on: some steps in the engine's profiler, with the loop's phases beside the operators."""
+"""A profile of some steps: the engine's profiler, with the loop's own phases beside the operators."""
 from __future__ import annotations
 
 import contextlib
@@ -36,8 +36,8 @@ class NoTimeline:
 class Timeline:
     """A profile of ``steps`` steps after the first few, in ``profile.json`` and ``profile.txt`` in ``folder``.
 
-    The first is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and operators. A
-    phase is what the loop waits for: the engine may work on behind it.
+    The first file is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and
+    operators. The time of a phase is that of the loop: the engine may still work on it later.
     """
 
     def __init__(self, folder: Path, steps: int, profiler: Profiler) -> None:
@@ -73,7 +73,7 @@ class Timeline:
     def end_step(self) -> str:
         """Count a step, at its end. After the last one the profile ends: returns the line of :meth:`end`."""
         self._done += 1
-        if self._done == WARM_UP:
+        if self._done == WARM_UP_STEPS:
             self._profiler.wait()
             self._profiler.start(self.trace)
             self._running, self._start = True, time.perf_counter()

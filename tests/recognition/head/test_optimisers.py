@@ -132,7 +132,8 @@ def test_numbers_below_those_of_float32_count_as_0(adamw: AdamW | None) -> None:
     """MXNet refuses momentum and the like where float32 has no digits for them; at that rate nothing moves."""
     weights = {"fc_weight": np.ones((3, 12), np.float32), "fc_bias": np.ones(3, np.float32)}
     network = sym.FullyConnected(sym.Variable("data"), num_hidden=3, name="fc").graph()
-    backbone = ReplicatedBackbone(network, weights, {}, [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50, adamw=adamw)
+    backbone = ReplicatedBackbone(network, weights, {}, [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50,
+                                  adamw=adamw)
     backbone.forward(batch(0)[0])
     backbone.backward(batch(0)[1][:, :3])
     backbone.step(1e-50)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from recognition import networks
+from recognition.engines.choose import choose_engine
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.networks import build_symbol
 from recognition.networks.flops import count_flops
 from recognition.networks.initialise import initialise
 from recognition.networks.shapes import infer_shapes
+
+build_symbol = partial(networks.build_symbol, own_network=choose_engine().own_network)
 
 # As the public recipes have it: options from the global config, helpers of the same folder, other names of layers.
 LEGACY = """

@@ -169,8 +169,8 @@ def test_an_update_that_overflows_ends_the_run_in_the_next_step(
     or the third: softmax of large features has a finite loss, until its gradients have moved the centres, too."""
     norms = {"centres": r"parameters [\d.]+, class centres \S+ to (inf|\S+e\+\d\d)",
              "parameters": r"parameters (inf|\S+e\+\d\d), class centres \S+ to \S+"}[what]
-    with pytest.raises(UserError, match=rf"^step [23]: the loss is nan at learning rate \S+; norms: features .*{norms}; "
-                       r".* records \d.*; the parameters or class centres were lost before it, and cannot be mended; "
+    with pytest.raises(UserError, match=rf"^step [23]: the loss is nan at learning rate \S+; norms: features .*{norms}"
+                       r"; .* records \d.*; the parameters or class centres were lost before it, and cannot be mended; "
                        "there is no training state to go back to"):
         train(configured("backward", on_nan=on_nan, state_every=0, **overflowing(what), **loss))
     (path,) = (tmp_path / "models-backward").glob("*/nan-step-*.npz")

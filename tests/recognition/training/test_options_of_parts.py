@@ -9,7 +9,7 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.choose import choose_engine, computing_of
+from recognition.engines.choose import build_network, choose_engine, computing_of
 from recognition.engines.mxnet.passes.choose import make_loss_scale, prepare
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
@@ -164,7 +164,7 @@ def test_fc7_no_bias(make: Callable[..., Config]) -> None:
 
 
 def backbone(config: Config) -> Any:
-    return make_backbone(config, build_symbol(config), choose_engine(), SingleProcess())
+    return make_backbone(config, build_network(config), choose_engine(), SingleProcess())
 
 
 def decayed(config: Config, steps: int) -> dict[str, np.ndarray]:
