@@ -207,7 +207,7 @@ def _check_value(key: str, value: str) -> None:
 def _outputs(node: Node) -> int:
     """How many outputs of a node others may use."""
     operator = OPERATORS.get(node["op"])
-    if operator is None or operator.visible is not None:
+    if operator is None or "num_outputs" not in operator.parameters:
         return 1
     try:
         return operator.outputs(operator.values(node.get("attrs", {})))

@@ -47,7 +47,7 @@ def test_the_imported_network_computes_what_iresnet_does(tensors, tmp_path, nois
     are; 1e-4 of the numbers: float32 through 18 layers in which factors have moved."""
     write_tensors(tmp_path / "backbone.pth", tensors)
     assert main([str(tmp_path / "backbone.pth"), f"{tmp_path}/imported,2"]) == 0
-    text = fresnet.get_symbol(num_layers=18, emb_size=32).tojson()
+    text = fresnet.get_symbol(num_layers=18, emb_size=32).to_json()
     theirs = text.replace("2e-05", "1e-05").replace("0.0078125", repr(1 / 127.5)).replace(
         '"fix_gamma": "True"', '"fix_gamma": "False"')
     assert theirs.count("1e-05") == text.count("2e-05") > 0

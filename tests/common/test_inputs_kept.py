@@ -28,8 +28,7 @@ from common.faces.landmark_files import write_landmarks
 from common.sets.training_set import write_training_set
 from recognition.config.options import Config
 from recognition.data.verification_set import save_bin
-from recognition.engines.mxnet.imports import mx
-from recognition.networks import fresnet
+from recognition.networks import fresnet, sym
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.run import train
@@ -127,8 +126,8 @@ def make_images(folder: Path, random: np.random.Generator) -> None:
 
 def make_checkpoints(folder: Path, random: np.random.Generator) -> None:
     """A network of mean colours with three sub-centres a class; an iresnet18 and the checkpoint that it becomes."""
-    pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, global_pool=True, pool_type="avg", kernel=(1, 1))
-    symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=3, name="fc1")
+    pooled = sym.Pooling(sym.Variable("data") - 127.5, global_pool=True, pool_type="avg", kernel=(1, 1))
+    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=3, name="fc1").graph()
     weights = {"fc1_weight": np.eye(3, dtype=np.float32), "fc1_bias": np.zeros(3, np.float32)}
     save_checkpoint(folder / "model" / "model", 1, symbol, {
         **weights, "fc7_weight": random.standard_normal((18, 3)).astype(np.float32)}, {})

@@ -6,6 +6,7 @@ import numpy as np
 
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
+from recognition.networks import sym
 from recognition.optim import loss_scale
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
@@ -21,7 +22,7 @@ def test_it_falls_at_once_and_rises_slowly(monkeypatch):
 
 
 def backbone(scale):
-    symbol = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=4, name="fc1")
+    symbol = sym.FullyConnected(sym.Variable("data"), num_hidden=4, name="fc1").graph()
     weights = {"fc1_weight": np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32),
                "fc1_bias": np.zeros(4, np.float32)}
     return ReplicatedBackbone(symbol, weights, {}, [mx.cpu(0), mx.cpu(1)], 2, (3, 2, 2), SingleProcess(), mu=0.9,

@@ -24,6 +24,7 @@ from recognition.errors import UserError
 from recognition.evaluation.verification import NoDirection
 from recognition.head.triplet_head import TripletHead
 from recognition.head.triplet_loss import TripletLoss
+from recognition.networks import sym
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 from recognition.training import bad_steps
@@ -203,8 +204,8 @@ def test_a_verification_without_finite_embeddings_says_where_the_run_stands(conf
 
 def float16_backbone(scale: float) -> ReplicatedBackbone:
     """A backbone with a loss scale, as on a GPU; in float32, which has the same arithmetic and overflows too."""
-    x = mx.sym.BatchNorm(mx.sym.var("data"), fix_gamma=False, name="bn0")
-    symbol = mx.sym.FullyConnected(x, num_hidden=4, name="fc1")
+    x = sym.BatchNorm(sym.Variable("data"), fix_gamma=False, name="bn0")
+    symbol = sym.FullyConnected(x, num_hidden=4, name="fc1").graph()
     weights = {"fc1_weight": np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32),
                "fc1_bias": np.zeros(4, np.float32), "bn0_gamma": np.ones(3, np.float32),
                "bn0_beta": np.zeros(3, np.float32)}
