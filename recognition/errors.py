@@ -8,6 +8,8 @@ import functools
 import sys
 from typing import Any, Callable
 
+from recognition.interrupts import safe_interrupt
+
 ERROR = "error: "  # what the line begins with
 # What the machine lacks, wherever it is noticed: no mistake of the program's.
 LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
@@ -40,7 +42,8 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            return main(*args, **kwargs)
+            with safe_interrupt():
+                return main(*args, **kwargs)
         except UserError as error:
             print(f"{ERROR}{one_line(error)}", file=sys.stderr, flush=True)
             return error.status

@@ -7,6 +7,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from recognition.interrupts import outside_operators
+
 
 def end_at_sigterm() -> None:
     """Before training begins SIGTERM ends the program as an error would, so that nothing it has started stays."""
@@ -15,7 +17,7 @@ def end_at_sigterm() -> None:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, outside_operators(end))
 
 
 class StopRequest:
@@ -27,7 +29,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, outside_operators(self._note))
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
