@@ -9,7 +9,8 @@ import pytest
 
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.training.checkpoints.checkpoint import save_centres, save_checkpoint
+from recognition.io.centres import save_centres
+from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params, take_over
 
 
