@@ -2,11 +2,11 @@
 """Graphs that pass the check of recognition.networks.symbol_file, run by MXNet: none may end the process.
 
     python -m faults.fuzz_graphs [--seconds 300] [--first SEED] [--record]
-    python -m faults.fuzz_graphs --seed 104749        # one graph: what is changed in it, and what comes of it
+    python -m faults.fuzz_graphs --seed 104749        # one graph: its changes and the result
 
-A graph is a network of the usual layers of which a few attributes, operators or inputs are changed at random; which,
-follows from its seed. Each that passes is given images in a process of its own: shapes, output and gradients.
-tests/bench/test_fuzz_graphs.py is the short form.
+A graph is a network of the usual layers with a few random changes of attributes, operators or inputs, which follow from
+its seed. Each graph that passes the check is run on images in a process of its own: shapes, output and gradients.
+tests/faults/test_fuzz_graphs.py is the short form.
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from recognition.networks.shapes import Shapes, infer_shapes
 from recognition.networks.symbol_file import OPERATORS, checked_graph
 
 IMAGES, SHAPE = 2, (3, 32, 32)
-MOST_NUMBERS, MEMORY, PATIENCE = 5e7, 6 << 30, 30  # of all outputs; bytes and seconds of a graph that runs
+MOST_NUMBERS, MEMORY_BYTES, PATIENCE_SECONDS = 5e7, 6 << 30, 30  # numbers of all outputs; limits of a run
 VALUES = """0 1 2 3 5 7 -1 64 4096 16777216 0.5 1e38 inf nan None True False () (1,) (0,0) (1,1) (2,2) (3,3) (-1,0)
     (0,-1) (1,2,3) [3,3] (4096,4096) (0,0,0,0,1,1,1,1) (-1,-2,0,0) (2,0,3,1) avg max sum prelu leaky rrelu gelu elu
     channel instance spatial NHWC NCHW NCW float16 float64 int8 uint8 int64 full same valid nearest bilinear constant
@@ -50,7 +50,7 @@ PROMISE = "a result, our line or MXNet's own error; no crash, no endless loop"
 
 
 def network() -> dict[str, Any]:
-    """Layers of all kinds that networks of images have, in one graph."""
+    """A graph with all types of layers that networks of images have."""
     sym = mx.sym
     x = (sym.Variable("data") - 127.5) * 0.0078125
     x = sym.Convolution(x, num_filter=8, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True, name="conv0")
@@ -97,7 +97,7 @@ def changed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def run(graph: dict[str, Any]) -> str:
-    """What comes of it: RAN, or where it was refused, by us or by MXNet."""
+    """Run a graph; returns RAN, or the place of its refusal by us or by MXNet."""
     try:
         text = json.dumps(checked_graph(graph))
     except ValueError:
@@ -120,14 +120,14 @@ def run(graph: dict[str, Any]) -> str:
 
 
 def _embed(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
-    """As recognition.engines.mxnet.embedder does."""
+    """Embed images like recognition.engines.mxnet.embedder."""
     form = inference_form(symbol, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
                           {name: np.ones(shape, np.float32) for name, shape in shapes.auxiliary.items()}, SHAPE)
     Bound(*form, mx.cpu(), (IMAGES, *SHAPE)).queue(np.ones((IMAGES, *SHAPE), np.uint8)).wait_to_read()
 
 
 def _train(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
-    """Output and gradients."""
+    """Compute output and gradients."""
     arguments = {"data": mx.nd.ones((IMAGES, *SHAPE)),
                  **{name: mx.nd.ones(shape) for name, shape in shapes.arguments.items()}}
     executor = symbol.bind(mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
@@ -138,7 +138,7 @@ def _train(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
 
 
 def alone(graph: dict[str, Any]) -> str:
-    """As :func:`run`, in a process of its own; the signal's name if one ended it."""
+    """Like :func:`run`, but in a process of its own; returns the signal's name if one ended it."""
     here, there = os.pipe()
     child = os.fork()
     if not child:
@@ -147,8 +147,8 @@ def alone(graph: dict[str, Any]) -> str:
             faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.alarm(PATIENCE)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            signal.alarm(PATIENCE_SECONDS)
             said = run(graph)
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"[:200]
@@ -163,7 +163,7 @@ def alone(graph: dict[str, Any]) -> str:
 
 
 def fuzz(seconds: float, first: int, most: int = 1 << 62) -> tuple[int, Row]:
-    """The seed after the last one, and the row: of the graphs that passed the check, those that ended as promised."""
+    """Run graphs of consecutive seeds. Returns the next seed, and the row about the graphs that passed the check."""
     graph, counts, faults, end = network(), Counter[str](), [], time.monotonic() + seconds
     seed = first
     while seed < first + most and time.monotonic() < end:
