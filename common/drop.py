@@ -34,7 +34,7 @@ from recognition.config.devices import Device, processors, share_processors
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
-from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
+from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, shard_file
 from recognition.io.checksums import sum_beside
 from recognition.io.files import writing
 from recognition.io.params import read_arrays
@@ -65,7 +65,7 @@ def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int,
     else:
         centres = centres_in_folder(given) if given.is_dir() else centres_in_file(given, read_arrays(given))
     if centres is None:
-        states = [path.parent for path in checkpoint.parent.glob("state/step-*/centres-0.npy")]
+        states = [path.parent for path in checkpoint.parent.glob(f"state/step-*/{shard_file('centres', 0)}")]
         newest = max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
         hint = f", or a training state: --centres {newest}" if newest else ""
         raise UserError(f"{given or checkpoint}: found no class centres there, expected fc7_weight or fc7_<i>_weight, "

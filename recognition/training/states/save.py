@@ -20,6 +20,7 @@ import numpy as np
 from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import Shard, ShardState
+from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, write_npy, write_npz
 from recognition.io.files import WRITING, sync_file, sync_folder, writing
 from recognition.processes.communicator import Communicator, SingleProcess, largest
@@ -117,7 +118,7 @@ def _save_shards(folder: Path, numbers: range, states: Sequence[ShardState],
     for number, state in zip(numbers, states):
         for name, array in state._asdict().items():
             if array.size or not is_second(name):
-                path = folder / f"{name}-{number}.npy"
+                path = folder / shard_file(name, number)
                 with writing(path):
                     sums[path.name] = write_npy(path, array)
     return sums
@@ -130,10 +131,11 @@ def _gather_sums(numbers: range, sums: Mapping[str, Sum], ranges: Sequence[Seque
     rows = np.full((len(ranges), len(fields), 1 + _DIGEST_BYTES), -1)
     for number in numbers:
         for field, name in enumerate(fields):
-            if found := sums.get(f"{name}-{number}.npy"):
+            if found := sums.get(shard_file(name, number)):
                 rows[number, field] = [found.size, *bytes.fromhex(found.sha256)]
     of_all = communicator.all_gather(rows).reshape(communicator.size, *rows.shape).max(axis=0)
-    return {f"{name}-{number}.npy": Sum(int(of_all[number, field, 0]), bytes(of_all[number, field, 1:].tolist()).hex())
+    return {shard_file(name, number): Sum(int(of_all[number, field, 0]),
+                                          bytes(of_all[number, field, 1:].tolist()).hex())
             for number in range(len(ranges)) for field, name in enumerate(fields) if of_all[number, field, 0] >= 0}
 
 
