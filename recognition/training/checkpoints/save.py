@@ -38,12 +38,12 @@ class CheckpointSaver:
     kept: int  # numbered checkpoints to keep beside the best; 0: all
 
     def __call__(self, number: int) -> None:
-        folder, first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
+        folder, is_first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
         parameters, auxiliary = self.backbone.parameters()
         with_centres = self.with_centres and bool(shards)
         apart = with_centres and not self.whole and self.communicator.size > 1
         if apart:
-            if first:
+            if is_first:
                 begin_centres(folder, self.communicator.size)
             largest(self.communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
         if with_centres:
@@ -58,7 +58,7 @@ class CheckpointSaver:
                 save_centres(folder, self.communicator.rank, np.concatenate([s.centres for s in states]),
                              np.concatenate([s.momentum for s in states]) if self.with_momentum else None)
                 largest(self.communicator, 0)  # a barrier: all have written
-        if first:
+        if is_first:
             saved = save_checkpoint(self.prefix, number, self.graph, parameters, auxiliary)
             if apart:
                 pair_centres(folder, saved)
