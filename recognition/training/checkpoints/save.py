@@ -38,12 +38,12 @@ class CheckpointSaver:
     kept: int  # numbered checkpoints to keep beside the best; 0: all
 
     def __call__(self, number: int) -> None:
-        folder, first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
+        folder, is_first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
         parameters, auxiliary = self.backbone.parameters()
         with_centres = self.with_centres and bool(shards)
         apart = with_centres and not self.whole and self.communicator.size > 1
         if apart:
-            if first:
+            if is_first:
                 begin_centres(folder, self.communicator.size)
             largest(self.communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
         if with_centres:
@@ -56,7 +56,7 @@ class CheckpointSaver:
             else:
                 biases = [state.bias for state in states] if shards[0].with_bias else []
                 parameters.update(named_centres(centres, biases, joined=self.whole))
-        if first:
+        if is_first:
             saved = save_checkpoint(self.prefix, number, self.graph, parameters, auxiliary)
             if apart:
                 pair_centres(folder, saved)

@@ -41,7 +41,7 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     :param data: the loader's ``state()``.
     :raises UserError: in all processes, if one cannot write a file: then nothing is left of the state.
     """
-    target, first = folder / f"step-{progress.step:09d}", communicator.rank == 0
+    target, is_first = folder / f"step-{progress.step:09d}", communicator.rank == 0
     states = [shard.state() for shard in shards]
     if largest(communicator, not all(_finite(array) for state in states for array in state)
                or not all(map(_finite, backbone.parameters.values()))):
@@ -50,23 +50,23 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     if largest(communicator, target.is_dir()):  # the run resumed from it and was stopped before its first step
         return target
     temporary, attempt = folder / f"{target.name}{WRITING}", _Attempt()
-    if first:
+    if is_first:
         attempt(_begin, temporary, target)
     numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
     sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
     everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
-    if first:
+    if is_first:
         everyone.update(attempt(_save_rest, temporary, backbone, data) or {})
-    if not largest(communicator, attempt.error is not None) and first:
+    if not largest(communicator, attempt.error is not None) and is_first:
         attempt(_save_manifest, temporary, progress, ranges, everyone)
         attempt(_commit, temporary, target)
     # Barrier: no process may exit, and so abort the rest, before process 0 has renamed the folder.
     if largest(communicator, attempt.error is not None):
-        if first:
+        if is_first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise attempt.error or LostProcess(f"step {progress.step}: another process could not save its part of the "
                                            "training state, and says why")
-    if first:
+    if is_first:
         drop_states(folder, retention, {progress.best_step})
     return target
 
