@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +16,11 @@ from tqdm import tqdm
 
 from common.sets.image_sources import Identity
 from recognition.data.image import decode_rgb
-from recognition.data.image_header import is_jpeg
 from recognition.data.jpeg_damage import CUT, damage
+from recognition.data.jpeg_segments import END, JUNK, is_jpeg, segments
 from recognition.errors import UserError, one_line
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
-_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -43,30 +41,17 @@ def read_file(path: Path) -> bytes:
 
 
 def jpeg_damage(encoded: bytes) -> str:
-    """What is wrong between the segments of a JPEG that a decoder passes over; empty for a sound one, or another kind.
-
-    Every segment begins with a marker; in the data of a scan 0xff is followed by 0, by a restart, or ends it.
-    """
-    at = 2 if is_jpeg(encoded) else len(encoded)
-    while at < len(encoded):
-        if encoded[at] != 0xFF:
-            return f"byte {at} should begin a segment, and is 0x{encoded[at]:02x}"
-        kind = encoded[at + 1] if at + 1 < len(encoded) else 0
-        if kind == 0xD9:
+    """What is wrong between the segments of a JPEG that a decoder passes over; empty for a sound one or
+    another kind."""
+    if not is_jpeg(encoded):
+        return ""
+    for kind, start, *_ in segments(encoded):
+        if kind == JUNK:
+            found = encoded[start : start + 1 + (encoded[start] == 0xFF)]
+            return f"byte {start} should begin a segment, and is 0x{found.hex()}"
+        if kind == END:
             return ""
-        if kind == 0xFF:  # fill
-            at += 1
-        elif kind == 0x01 or 0xD0 <= kind <= 0xD7:
-            at += 2
-        else:
-            length = int.from_bytes(encoded[at + 2 : at + 4], "big")
-            if length < 2:
-                return f"the segment at byte {at} has the length {length}"
-            at += 2 + length
-            if kind == 0xDA:
-                found = _SCAN_END.search(encoded, at)
-                at = found.start() if found else len(encoded)
-    return CUT if is_jpeg(encoded) else ""
+    return CUT
 
 
 def read_image(path: Path) -> tuple[bytes, np.ndarray]:

@@ -6,19 +6,18 @@ all: OpenCV knows more of them than anybody keeps faces in, and each is a parser
 """
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from typing import Callable
+
+from recognition.data.jpeg_segments import END, FRAMES, SCAN, START_OF_SCAN, frame_size, is_jpeg, segments
 
 MOST_SCANS = 200  # of a JPEG: progressive ones have about ten, and each costs a pass over the whole image
 _SMALL_FILE, _SMALL_IMAGE = 1 << 16, 1 << 16  # bytes and pixels up to which any number of scans is done in no time
 _MOST_SEGMENTS = 4096  # before the frame of a JPEG
 _MOST_TAGS = 4096  # of a TIFF's directory
-_NO_FRAME = frozenset((0xC4, 0xC8, 0xCC))  # among 0xC0 to 0xCF, which otherwise begin a frame
-_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-_START, _START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_FRAME = struct.Struct(">HBHH")  # length, bits, height, width
 _BLANK = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
 _PNM = re.compile(rb"P[1-6]" + _BLANK + rb"([0-9]{1,9})" + _BLANK + rb"([0-9]{1,9})[ \t\r\n]")
 
@@ -39,37 +38,18 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
-def is_jpeg(encoded: bytes) -> bool:
-    return encoded.startswith(_START)
-
-
 def _jpeg(encoded: bytes) -> tuple[int, int] | None:
-    """Walks as libjpeg does: bytes that are no marker are skipped, and the first frame is the only one."""
-    place, end = 2, len(encoded) - 9
-    for _ in range(_MOST_SEGMENTS):
-        if place > end:
-            return None
-        if encoded[place] != 0xFF:
-            place = encoded.find(b"\xff", place)
-            if place < 0:
-                return None
-            continue
-        kind = encoded[place + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in _NO_FRAME:
-            _, _, height, width = _FRAME.unpack_from(encoded, place + 2)
-            if len(encoded) > _SMALL_FILE or height * width > _SMALL_IMAGE:
-                scans = encoded.count(_START_OF_SCAN)
+    """The size in the first frame, which is the only one."""
+    for kind, _, body, _ in itertools.islice(segments(encoded), _MOST_SEGMENTS):
+        if kind in FRAMES:
+            size = frame_size(encoded, body)
+            if size and (len(encoded) > _SMALL_FILE or size[0] * size[1] > _SMALL_IMAGE):
+                scans = encoded.count(START_OF_SCAN)
                 if scans > MOST_SCANS:
                     raise ValueError(f"the JPEG has {scans} scans, expected at most {MOST_SCANS}")
-            return height, width
-        if kind == 0xFF:
-            place += 1
-        elif kind == 0 or kind in _ALONE:
-            place += 2
-        elif kind in (0xD9, 0xDA):  # the end, or pixels, before any frame
+            return size
+        if kind in (END, SCAN):  # before any frame
             return None
-        else:
-            place += 2 + (encoded[place + 2] << 8 | encoded[place + 3])
     return None
 
 

@@ -7,28 +7,24 @@ blocks of the file.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Mapping
 
-from recognition.data.image_header import is_jpeg
+from recognition.data.jpeg_segments import DATA, END, FRAMES, JUNK, SCAN, START_OF_SCAN, frame_size, is_jpeg, segments
 
 CUT = "the JPEG is cut short, it has no end marker after its last scan"
 FEWEST = 256  # zero bytes in a row that count as a loss, of a small image
 _ZEROS, _STRIDE = bytes(FEWEST), FEWEST // 2  # so that two places looked at lie in each such run
-_END, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
+_END = b"\xff\xd9"
 _NOT_ZERO = re.compile(rb"[^\0]")
-_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # 0xff of a scan's data comes before 0, a restart or a fill byte
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = frozenset((0xC0, 0xC1))  # frames of blocks with Huffman codes, one after the other
 _CODES, _STEPS = 0xC4, 0xDB  # tables, none of which has as many zeros: Huffman and quantisation
-_FRAME = struct.Struct(">HBHH")  # length, bits, height, width
 
 
 def damage(encoded: bytes) -> str:
     """What a JPEG has lost; empty of one that has all, and of other formats. Below a microsecond for most images."""
     if not is_jpeg(encoded):
         return ""
-    if not encoded.endswith(_END) and encoded.rfind(_END) < encoded.rfind(_START_OF_SCAN):
+    if not encoded.endswith(_END) and encoded.rfind(_END) < encoded.rfind(START_OF_SCAN):
         return CUT
     if b"\0\0" in encoded[::_STRIDE] and _ZEROS in encoded:
         return _lost(encoded)
@@ -38,38 +34,24 @@ def damage(encoded: bytes) -> str:
 def _lost(encoded: bytes) -> str:
     """The first run of zeros that no sound JPEG has. Metadata (EXIF, colour profiles, comments) may hold any, and so
     may what follows the end."""
-    place, most, sequential = 2, FEWEST - 1, False
+    most, sequential, flat = FEWEST - 1, False, True
     shortest: dict[int, int] = {}
-    while 0 <= place < len(encoded) - 4:
-        if encoded[place] != 0xFF:
-            if what := _run(encoded, place, place + FEWEST, FEWEST - 1, "where a segment should begin"):
-                return what
-            place = encoded.find(b"\xff", place)  # as libjpeg does
-            continue
-        kind, body = encoded[place + 1], place + 2
-        if kind == 0xD9:
-            return ""
-        if kind == 0xFF:
-            place += 1
-            continue
-        if kind <= 0x01 or 0xD0 <= kind <= 0xD8:  # without a length
-            place = body
-            continue
-        place = body + max(2, encoded[body] << 8 | encoded[body + 1])
-        if kind in _FRAMES and place <= len(encoded) and place - body >= _FRAME.size:
-            most, sequential = _most_zeros(*_FRAME.unpack_from(encoded, body)[2:]), kind in _SEQUENTIAL
+    for kind, start, body, end in segments(encoded):
+        what = ""
+        if kind == JUNK:
+            what = _run(encoded, start, start + FEWEST, FEWEST - 1, "where a segment should begin")
+        elif kind in FRAMES and end <= len(encoded) and (size := frame_size(encoded, body)):
+            most, sequential = _most_zeros(*size), kind in _SEQUENTIAL
         elif kind in (_CODES, _STEPS):
-            if what := _run(encoded, body, place, FEWEST - 1, "in its tables"):
-                return what
+            what = _run(encoded, body, end, FEWEST - 1, "in its tables")
             if kind == _CODES:
-                shortest.update(_shortest(encoded[body + 2 : place]))
-        elif kind == 0xDA:
-            found = _SCAN_END.search(encoded, place)
-            end = found.start() if found else len(encoded)
-            flat = not sequential or _zeros_are_flat(encoded[body + 3 : place], shortest)
-            if what := _run(encoded, place, end, most if flat else FEWEST - 1, "in a scan"):
-                return what
-            place = end
+                shortest.update(_shortest(encoded[body + 2 : end]))
+        elif kind == SCAN:
+            flat = not sequential or _zeros_are_flat(encoded[body + 3 : end], shortest)
+        elif kind == DATA:
+            what = _run(encoded, start, end, most if flat else FEWEST - 1, "in a scan")
+        if what or kind == END:
+            return what
     return ""
 
 
