@@ -30,16 +30,17 @@ from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 IMAGE = (3, 112, 112)
 Step = Callable[[], float]  # returns seconds
 
 
-def prepared(symbol: mx.sym.Symbol, values: dict[str, np.ndarray], states: dict[str, np.ndarray], batch: int,
+def prepared(graph: Graph, values: dict[str, np.ndarray], states: dict[str, np.ndarray], batch: int,
              training: bool) -> Step:
-    """A step of ``symbol``, bound with these values and random images."""
-    bound = Bound(symbol, training, data=(batch, *IMAGE))
+    """A step of ``graph``, bound with these values and random images."""
+    bound = Bound(graph, training, data=(batch, *IMAGE))
     images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE))
     bound.executor.copy_params_from({name: mx.nd.array(value) for name, value in {**values, "data": images}.items()},
                                     {name: mx.nd.array(value) for name, value in states.items()})

@@ -19,12 +19,14 @@ from typing import Callable
 from bench.ratios import add_json, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.symbols import from_symbol, to_symbol
 from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 MAPS = ((64, 112), (64, 56), (128, 28), (256, 14), (512, 7))
-NETWORKS: dict[str, Callable[[], mx.sym.Symbol]] = {
+NETWORKS: dict[str, Callable[[], Graph]] = {
     "y1": fmobilefacenet.get_symbol,
     "r50": lambda: fresnet.get_symbol(num_layers=50),
 }
@@ -78,11 +80,11 @@ FORMS: dict[str, Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol]] =
 
 
 class Bound:
-    """A symbol bound on the CPU, with random parameters and inputs."""
+    """A network bound on the CPU, with random parameters and inputs."""
 
-    def __init__(self, symbol: mx.sym.Symbol, training: bool = True, **shapes: tuple[int, ...]) -> None:
+    def __init__(self, graph: Graph, training: bool = True, **shapes: tuple[int, ...]) -> None:
         self.training = training
-        self.executor = symbol.simple_bind(mx.cpu(), grad_req="write", **shapes)
+        self.executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", **shapes)
         for array in self.executor.arg_arrays:
             array[:] = mx.nd.random.normal(scale=0.3, shape=array.shape)
         self.seconds = float("inf")
@@ -100,11 +102,12 @@ class Bound:
         return seconds
 
 
-def in_context(form: Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol], channels: int) -> mx.sym.Symbol:
+def in_context(form: Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol], channels: int) -> Graph:
     data = mx.sym.Convolution(mx.sym.var("data"), num_filter=channels, kernel=(1, 1), no_bias=True)
     data = mx.sym.BatchNorm(data, fix_gamma=False)
     data = form(data, mx.sym.var("slope", shape=(channels,)), channels)
-    return mx.sym.Convolution(data, num_filter=channels, num_group=channels, kernel=(3, 3), pad=(1, 1), no_bias=True)
+    return from_symbol(mx.sym.Convolution(data, num_filter=channels, num_group=channels, kernel=(3, 3), pad=(1, 1),
+                                          no_bias=True))
 
 
 def compare_forms(batch: int, repeats: int) -> dict[str, float]:

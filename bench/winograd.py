@@ -19,7 +19,9 @@ from bench.ratios import add_json, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
-from recognition.networks import fresnet
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks import fresnet, sym
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -29,10 +31,10 @@ NETWORKS = {"r18": 18, "r50": 50}  # depths
 
 
 class Bound:
-    """A symbol bound for training on the CPU, with random parameters and inputs."""
+    """A network bound for training on the CPU, with random parameters and inputs."""
 
-    def __init__(self, symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> None:
-        self.executor = symbol.simple_bind(mx.cpu(), grad_req="write", data=shape)
+    def __init__(self, graph: Graph, shape: tuple[int, ...]) -> None:
+        self.executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", data=shape)
         for array in self.executor.arg_arrays:
             array[:] = mx.nd.random.normal(scale=0.05, shape=array.shape)
         self.forward = self.backward = float("inf")
@@ -55,16 +57,16 @@ class Bound:
         return self.forward + self.backward
 
 
-def layer(channels: int, normed: bool) -> mx.sym.Symbol:
-    data = mx.sym.var("data")
+def layer(channels: int, normed: bool) -> Graph:
+    data = sym.Variable("data")
     if normed:
-        data = mx.sym.BatchNorm(data, fix_gamma=False)
-    data = mx.sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
-    return mx.sym.BatchNorm(data, fix_gamma=False) if normed else data
+        data = sym.BatchNorm(data, fix_gamma=False)
+    data = sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
+    return (sym.BatchNorm(data, fix_gamma=False) if normed else data).graph()
 
 
-def race(symbols: tuple[mx.sym.Symbol, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
-    bound = [Bound(symbol, shape) for symbol in symbols]
+def race(graphs: tuple[Graph, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
+    bound = [Bound(graph, shape) for graph in graphs]
     for _ in range(repeats + 1):  # the first pass allocates memory
         for item in bound:
             item.step()

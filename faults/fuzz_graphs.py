@@ -29,9 +29,13 @@ from recognition.config.command_line import Parser
 from recognition.engines.mxnet.bound import Bound
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError, command
-from recognition.networks.shapes import Shapes, infer_shapes
-from recognition.networks.symbol_file import OPERATORS, checked_graph
+from recognition.networks import sym
+from recognition.networks.graph import Graph
+from recognition.networks.operators import OPERATORS
+from recognition.networks.shapes import Shapes, all_shapes, infer_shapes
+from recognition.networks.symbol_file import checked_graph
 
 IMAGES, SHAPE = 2, (3, 32, 32)
 MOST_NUMBERS, MEMORY_BYTES, PATIENCE_SECONDS = 5e7, 6 << 30, 30  # numbers of all outputs; limits of a run
@@ -51,7 +55,6 @@ PROMISE = "a result, our line or MXNet's own error; no crash, no endless loop"
 
 def network() -> dict[str, Any]:
     """A graph with all types of layers that networks of images have."""
-    sym = mx.sym
     x = (sym.Variable("data") - 127.5) * 0.0078125
     x = sym.Convolution(x, num_filter=8, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True, name="conv0")
     x = sym.LeakyReLU(sym.BatchNorm(x, fix_gamma=False, name="bn0"), act_type="prelu", name="relu0")
@@ -60,12 +63,12 @@ def network() -> dict[str, Any]:
     x = sym.Pooling(sym.Concat(parts[0], parts[1], dim=1), kernel=(2, 2), stride=(2, 2), pool_type="avg")
     x = sym.clip(sym.transpose(sym.Activation(x, act_type="relu"), axes=(0, 1, 3, 2)), a_min=0, a_max=6)
     x = sym.Pad(sym.Dropout(x, p=0.4), mode="constant", pad_width=(0, 0, 0, 0, 1, 1, 1, 1))
-    x = sym.UpSampling(x, scale=2, sample_type="nearest", num_args=1)
+    x = sym.UpSampling(x, scale=2, sample_type="nearest")
     x = sym.LRN(sym.L2Normalization(sym.broadcast_mul(x, sym.mean(x, axis=(2, 3), keepdims=True))), nsize=3)
     x = sym.Cast(sym.slice(x, begin=(0, 0, 0, 0), end=(None, None, 4, 4)), dtype="float32")
     x = sym.InstanceNorm(sym.Deconvolution(x, kernel=(2, 2), stride=(2, 2), num_filter=4, name="up"), name="norm")
     x = sym.FullyConnected(sym.Reshape(x, shape=(0, -1)), num_hidden=16, name="pre_fc1")
-    graph: dict[str, Any] = json.loads(sym.BatchNorm(sym.LayerNorm(x, name="layer"), name="fc1").tojson())
+    graph: dict[str, Any] = json.loads(sym.BatchNorm(sym.LayerNorm(x, name="layer"), name="fc1").graph().to_json())
     return graph
 
 
@@ -99,19 +102,18 @@ def changed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
 def run(graph: dict[str, Any]) -> str:
     """Run a graph; returns RAN, or the place of its refusal by us or by MXNet."""
     try:
-        text = json.dumps(checked_graph(graph))
+        read = Graph.from_dict(checked_graph(graph))
     except ValueError:
         return REFUSED
     try:
-        symbol = mx.sym.load_json(text)
-        shapes = infer_shapes(symbol, SHAPE, IMAGES)
-        inner = symbol.get_internals().infer_shape_partial(data=(IMAGES, *SHAPE))[1]
+        shapes = infer_shapes(read, SHAPE, IMAGES)
+        inner = [shape for found in all_shapes(read, (IMAGES, *SHAPE)) for shape in found]
         if not all(shape and 0 not in shape for shape in inner):
             return "shapes are not known"
         if sum(np.prod(shape, dtype=float) for shape in inner) > MOST_NUMBERS:
             return "large"
-        _embed(symbol, shapes)
-        _train(symbol, shapes)
+        _embed(read, shapes)
+        _train(read, shapes)
     except UserError:
         return "refused by its shapes"
     except mx.MXNetError:
@@ -119,19 +121,20 @@ def run(graph: dict[str, Any]) -> str:
     return RAN
 
 
-def _embed(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
+def _embed(graph: Graph, shapes: Shapes) -> None:
     """Embed images like recognition.engines.mxnet.embedder."""
-    form = inference_form(symbol, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
+    form = inference_form(graph, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
                           {name: np.ones(shape, np.float32) for name, shape in shapes.auxiliary.items()}, SHAPE)
     Bound(*form, mx.cpu(), (IMAGES, *SHAPE)).queue(np.ones((IMAGES, *SHAPE), np.uint8)).wait_to_read()
 
 
-def _train(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
+def _train(graph: Graph, shapes: Shapes) -> None:
     """Compute output and gradients."""
     arguments = {"data": mx.nd.ones((IMAGES, *SHAPE)),
                  **{name: mx.nd.ones(shape) for name, shape in shapes.arguments.items()}}
-    executor = symbol.bind(mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
-                           aux_states={name: mx.nd.ones(shape) for name, shape in shapes.auxiliary.items()})
+    executor = to_symbol(graph).bind(
+        mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
+        aux_states={name: mx.nd.ones(shape) for name, shape in shapes.auxiliary.items()})
     output = executor.forward(is_train=True)[0]
     executor.backward(output.ones_like())
     mx.nd.waitall()

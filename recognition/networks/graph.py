@@ -17,7 +17,8 @@ from recognition.networks.operators.operator import Values, same, written_shape
 MXNET_VERSION = 10901  # 1.9.1, whose form this is
 INLINE = 10  # numbers of a list that MXNet writes in one line
 VARIABLE = Operator("null", same, ())
-OLD_STATES, OLD_AXES = 900, 905  # MXNet's versions before which files left out inputs, and meant the last axis
+OLD_INPUTS = 900  # MXNet's version before which files left out inputs
+OLD_STARTS, OLD_AXES = 904, 905  # before which states had no ``__init__``, and argmax's axis -1 meant all
 
 
 class Entry(NamedTuple):
@@ -98,11 +99,11 @@ class Graph:
             if op != "null" and op not in operators:
                 raise ValueError(f"node {node['name']!r}: found the operator {op!r}, which is not known")
             operator = VARIABLE if op == "null" else operators[op]
-            if version < OLD_AXES and operator.name in ("argmax", "argmin"):
-                attrs.setdefault("axis", "-1")
+            if version < OLD_AXES and operator.name in ("argmax", "argmin") and attrs.get("axis") == "-1":
+                del attrs["axis"]
             inputs = [Entry(places[entry[0]], *entry[1:]) for entry in node["inputs"]]
             made = Node(operator, node["name"], attrs, tuple(inputs))
-            if version < OLD_STATES and not made.is_variable and not operator.variadic:
+            if version < OLD_INPUTS and not made.is_variable and not operator.variadic:
                 missing = operator.input_names(made.values)[len(inputs) :]
                 inputs += [maker.append(Node(VARIABLE, f"{made.name}_{name}", attrs)) for name in missing]
                 made = Node(operator, made.name, attrs, tuple(inputs))
@@ -110,6 +111,9 @@ class Graph:
             if not made.is_variable and not operator.variadic and len(inputs) != len(expected):
                 raise ValueError(f"node {made.name!r}: {made.op} has {len(inputs)} inputs, expected {len(expected)}: "
                                  f"{', '.join(expected)}")
+            for name, entry in zip(expected if version < OLD_STARTS else (), inputs):
+                if name in operator.starts and maker.nodes[entry.node].is_variable:
+                    maker.mark(entry, **{"__init__": operator.starts[name], **maker.nodes[entry.node].attrs})
             places.append(maker.append(made).node)
         return maker.graph(Entry(places[head[0]], *head[1:]) for head in source["heads"])
 

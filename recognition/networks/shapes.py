@@ -90,10 +90,12 @@ def _check_sizes(graph: Graph, found: list[list[Shape]], data: Shape) -> None:
 
     :raises UserError: which names the layer.
     """
-    sizes = {name: math.prod(found[entry.node][entry.output]) for name, entry in graph.internals.items()}
-    for name, size in sizes.items():
+    sizes = [(name, math.prod(shape)) for node, shapes in zip(graph.nodes, found)
+             for name, shape in zip(node.outputs(), shapes)]
+    for name, size in sizes:
         if size > MOST_NUMBERS:
             raise UserError(f"{name} would have {size} numbers for images {data}, expected at most {MOST_NUMBERS}")
-    if sum(sizes.values()) > MOST_AN_IMAGE * data[0]:
-        raise UserError(f"all layers together have {sum(sizes.values()):,} numbers for images {data}, expected at most "
+    total = sum(size for _, size in sizes)
+    if total > MOST_AN_IMAGE * data[0]:
+        raise UserError(f"all layers together have {total:,} numbers for images {data}, expected at most "
                         f"{MOST_AN_IMAGE:,} an image")

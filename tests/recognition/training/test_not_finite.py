@@ -20,7 +20,6 @@ from recognition.data.order import Position
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.symbols import from_symbol
 from recognition.errors import UserError
 from recognition.evaluation.verification import NoDirection
 from recognition.head.triplet_head import TripletHead
@@ -211,7 +210,7 @@ def float16_backbone(scale: float) -> ReplicatedBackbone:
                "fc1_bias": np.zeros(4, np.float32), "bn0_gamma": np.ones(3, np.float32),
                "bn0_beta": np.zeros(3, np.float32)}
     statistics = {"bn0_moving_mean": np.zeros(3, np.float32), "bn0_moving_var": np.ones(3, np.float32)}
-    return ReplicatedBackbone(from_symbol(symbol), weights, statistics, [mx.cpu()], 4, (3, 2, 2), SingleProcess(),
+    return ReplicatedBackbone(symbol, weights, statistics, [mx.cpu()], 4, (3, 2, 2), SingleProcess(),
                               mu=0.9, wd=5e-4, loss_scale=LossScale(scale))
 
 
