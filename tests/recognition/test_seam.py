@@ -29,6 +29,7 @@ ORDER = (
     ("config",),
     ("io",),
     ("errors",),
+    ("interrupts",),
 )
 ENGINES = ("recognition.engines.mxnet", "recognition.engines.cpu")
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
