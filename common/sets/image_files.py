@@ -41,15 +41,15 @@ def read_file(path: Path) -> bytes:
 
 
 def jpeg_damage(encoded: bytes) -> str:
-    """What is wrong between the segments of a JPEG that a decoder passes over; empty for a sound one or
-    another kind."""
+    """The first problem between the segments of a JPEG, which decoders ignore; empty for a sound JPEG and for other
+    formats."""
     if not is_jpeg(encoded):
         return ""
-    for kind, start, *_ in segments(encoded):
-        if kind == JUNK:
+    for marker, start, *_ in segments(encoded):
+        if marker == JUNK:
             found = encoded[start : start + 1 + (encoded[start] == 0xFF)]
             return f"byte {start} should begin a segment, and is 0x{found.hex()}"
-        if kind == END:
+        if marker == END:
             return ""
     return CUT
 

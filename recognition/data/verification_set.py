@@ -155,13 +155,13 @@ def _check_pixels(path: PathLike, images: Sequence[Any]) -> None:
 
 
 class _Bytes:
-    """Makes byte strings, of at most ``left`` bytes together: a pickle can name one text again and again."""
+    """A maker of byte strings, of at most ``left`` bytes together: a pickle can encode one text again and again."""
 
     def __init__(self, left: int) -> None:
         self._left = left
 
     def encoded(self, text: str, encoding: str) -> bytes:
-        """How protocol 2 writes bytes."""
+        """The replacement for ``_codecs.encode``, by which protocol 2 writes bytes."""
         if encoding not in ("latin1", b"latin1"):
             raise ValueError(f"it has text in {encoding!r}")
         self._spend(len(text))
@@ -180,7 +180,7 @@ class _Bytes:
 
 
 def _known(made: _Bytes) -> dict[str, Callable[..., Any]]:
-    """What stands for each of the names that byte strings and numpy arrays need, in either of its spellings."""
+    """The replacements for the names that byte strings and numpy arrays need, in all their spellings."""
     names: dict[str, Callable[..., Any]] = {
         "numpy.ndarray": _refuse_call,  # only an argument of _reconstruct
         "numpy.dtype": _DType,
