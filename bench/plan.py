@@ -26,7 +26,7 @@ import numpy as np
 from recognition.config.cli import parse_args
 from recognition.config.options import Config
 from recognition.plan.head_costs import FLOAT, MOMENTS, SHARDS, HeadSize, selected_classes
-from recognition.plan.planning import WAYS, Setting, backbone_cost
+from recognition.plan.planning import METHODS, PlannedRun, backbone_cost
 
 STEPS, DIM = 3, 512
 STATUS = Path("/proc/self/status")
@@ -180,9 +180,9 @@ def planned_rows() -> list[tuple[Published, int, int]]:
     for row in PUBLISHED:
         own = row.batch // row.devices
         config = configuration("r50", own, True, False, "gpu")
-        setting = Setting(row.classes, row.devices, own, config.emb_size, backbone_cost(config), ratio=row.ratio)
-        cost, size = WAYS["sampled"].cost(setting), setting.head(row.ratio)
-        backbone = sum(setting.backbone.memory(size.moments).values())
+        run = PlannedRun(row.classes, row.devices, own, config.emb_size, backbone_cost(config), ratio=row.ratio)
+        cost, size = METHODS["sampled"].cost(run), run.head(row.ratio)
+        backbone = sum(run.backbone.memory(size.moments).values())
         theirs = (2 * size.centres + THEIR_ROWS * size.selected_centres + THEIR_LOGITS * size.logits
                   + 2 * row.batch * DIM * FLOAT)
         rows.append((row, cost.total, theirs + backbone))

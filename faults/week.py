@@ -37,7 +37,7 @@ from recognition.head.sharded import HeadResult
 from recognition.optim.loss_scale import LossScale
 from recognition.optim.schedule import Schedule, StepSchedule
 from recognition.processes.communicator import SingleProcess
-from recognition.training.bad_steps import KEPT, BadSteps
+from recognition.training.bad_steps import KEPT_FILES, BadSteps
 from recognition.training.states.find import find_state
 from recognition.training.states.folder import saved_states
 from recognition.training.states.save import save_state
@@ -209,7 +209,7 @@ def faults(folder: Path, steps: int) -> tuple[list[str], str]:
     check("the last state", states[-1].name, f"step-{steps:09d}")
     check("states left", len(states) <= 3, True)
     files = len(list(folder.glob("nan-step-*.npz")))
-    check("files of bad steps", files, min(KEPT, bad))
+    check("files of bad steps", files, min(KEPT_FILES, bad))
     history = folder / "history.jsonl"
     check("size of the history", history.stat().st_size <= HISTORY_BYTES, True)
     records = [json.loads(line) for line in history.read_text().splitlines()]

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Callable
 
 Handler = Callable[[int, "FrameType | None"], object]
-CALLED = os.path.join("mxnet", "operator.py")  # the file whose functions MXNet calls
-_AGAIN = 0.01  # seconds until the signal comes again; no call of MXNet's waits for anything
+OPERATOR_FILE = os.path.join("mxnet", "operator.py")  # the file whose functions MXNet calls
+_AGAIN_SECONDS = 0.01  # seconds until the signal comes again; no call of MXNet's waits for anything
 
 
 def outside_operators(handler: Handler) -> Handler:
@@ -24,10 +24,10 @@ def outside_operators(handler: Handler) -> Handler:
 
     def handle(number: int, frame: FrameType | None) -> None:
         caller = frame
-        while caller and not caller.f_code.co_filename.endswith(CALLED):
+        while caller and not caller.f_code.co_filename.endswith(OPERATOR_FILE):
             caller = caller.f_back
         if caller:
-            again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+            again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
         else:

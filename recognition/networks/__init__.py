@@ -16,7 +16,7 @@ from recognition.config.user_code import find_network
 from recognition.errors import UserError
 from recognition.networks import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
 from recognition.networks.graph import Graph
-from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish
+from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes
 
 OwnNetwork = Callable[[Any, Path], Graph]  # from a configuration, and a file of the user's own
@@ -53,7 +53,7 @@ def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
     return symbol
 
 
-def first_weights(net_name: str) -> Wish:
+def first_weights(net_name: str) -> Initialiser:
     """What the weights of a network start from, as in the public recipes: own networks as most families."""
     return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet") else UNIFORM_IN
 

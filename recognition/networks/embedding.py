@@ -28,7 +28,7 @@ from recognition.networks.graph import Graph
 LEGACY_CHANNELS = 512  # what the public recipes take a map to have where a network does not say
 
 
-class Head(NamedTuple):
+class OutputOptions(NamedTuple):
     """What the steps of an output share.
 
     Layer builders, size of the embedding, channels of the backbone's last map, and filters of a layer with few weights
@@ -41,7 +41,7 @@ class Head(NamedTuple):
     filters: int
 
 
-Step = Callable[[Head, sym.Symbol], sym.Symbol]
+Step = Callable[[OutputOptions, sym.Symbol], sym.Symbol]
 
 
 def embed(blocks: Blocks, data: sym.Symbol, net_output: str, emb_size: int, channels: int = LEGACY_CHANNELS,
@@ -52,47 +52,47 @@ def embed(blocks: Blocks, data: sym.Symbol, net_output: str, emb_size: int, chan
     ``filters`` is the number of filters of GDC's and SFC's grouped convolutions; not given, one a channel.
     """
     types.choice(*OUTPUTS).check(net_output, "net_output")
-    head = Head(blocks, emb_size, channels, filters or channels)
+    options = OutputOptions(blocks, emb_size, channels, filters or channels)
     for step in OUTPUTS[net_output]:
-        data = step(head, data)
+        data = step(options, data)
     return data.graph()
 
 
-def _batch_norm(head: Head, data: sym.Symbol) -> sym.Symbol:
-    return head.blocks.batch_norm(data, "bn1")
+def _batch_norm(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    return options.blocks.batch_norm(data, "bn1")
 
 
-def _dropout(head: Head, data: sym.Symbol) -> sym.Symbol:
+def _dropout(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
     return sym.Dropout(data, p=0.4)
 
 
-def _activation(head: Head, data: sym.Symbol) -> sym.Symbol:
-    return head.blocks.activation(data, "relu1")
+def _activation(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    return options.blocks.activation(data, "relu1")
 
 
-def _mean(head: Head, data: sym.Symbol) -> sym.Symbol:
+def _mean(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
     return sym.Flatten(sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg", name="pool1"))
 
 
-def _flatten(head: Head, data: sym.Symbol) -> sym.Symbol:
+def _flatten(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
     return sym.Flatten(data, name="fc1")
 
 
-def _fully_connected(head: Head, data: sym.Symbol) -> sym.Symbol:
-    return sym.FullyConnected(data, num_hidden=head.emb_size, name="fc1")
+def _fully_connected(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    return sym.FullyConnected(data, num_hidden=options.emb_size, name="fc1")
 
 
-def _project(head: Head, data: sym.Symbol) -> sym.Symbol:
-    data = sym.FullyConnected(data, num_hidden=head.emb_size, name="pre_fc1")
-    return head.blocks.batch_norm(data, "fc1", fix_gamma=True)
+def _project(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    data = sym.FullyConnected(data, num_hidden=options.emb_size, name="pre_fc1")
+    return options.blocks.batch_norm(data, "fc1", fix_gamma=True)
 
 
-def _depthwise_map(head: Head, data: sym.Symbol) -> sym.Symbol:
-    return linear(data, "conv_6dw7_7", head.filters, head.blocks.bn_mom, kernel=7, groups=head.filters)
+def _depthwise_map(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    return linear(data, "conv_6dw7_7", options.filters, options.blocks.bn_mom, kernel=7, groups=options.filters)
 
 
-def _separable(head: Head, data: sym.Symbol) -> sym.Symbol:
-    blocks, filters = head.blocks, head.filters
+def _separable(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    blocks, filters = options.blocks, options.filters
     data = sym.Convolution(data, num_filter=filters, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True,
                               num_group=filters, name="convf")
     data = blocks.activation(blocks.batch_norm(data, "bnf"), "reluf")
@@ -100,10 +100,10 @@ def _separable(head: Head, data: sym.Symbol) -> sym.Symbol:
     return blocks.activation(blocks.batch_norm(data, "bnf2"), "reluf2")
 
 
-def _norm_aware_mean(head: Head, data: sym.Symbol) -> sym.Symbol:
-    blocks, channels = head.blocks, head.channels
-    if head.emb_size > min(channels, LEGACY_CHANNELS):
-        channels = head.emb_size
+def _norm_aware_mean(options: OutputOptions, data: sym.Symbol) -> sym.Symbol:
+    blocks, channels = options.blocks, options.channels
+    if options.emb_size > min(channels, LEGACY_CHANNELS):
+        channels = options.emb_size
         data = sym.Convolution(data, num_filter=channels, kernel=(1, 1), stride=(1, 1), pad=(0, 0), no_bias=True,
                                   name="convx")
         data = blocks.activation(blocks.batch_norm(data, "convx_bn"), "convx_relu")
@@ -111,9 +111,9 @@ def _norm_aware_mean(head: Head, data: sym.Symbol) -> sym.Symbol:
     norms = sym.sqrt(sym.sum(data * data, axis=1, keepdims=True))
     data = data * sym.tile(sym.broadcast_div(sym.mean(norms), norms), reps=(1, channels, 1, 1))
     data = sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg")
-    if head.emb_size < channels:
+    if options.emb_size < channels:
         data = blocks.batch_norm(data, "bn6w", fix_gamma=True)
-        data = sym.FullyConnected(data, num_hidden=head.emb_size, name="pre_fc1")
+        data = sym.FullyConnected(data, num_hidden=options.emb_size, name="pre_fc1")
     else:
         data = sym.Flatten(data)
     return blocks.batch_norm(data, "fc1", fix_gamma=True)

@@ -15,7 +15,7 @@ from recognition.networks.operators import OPERATORS, Operator
 from recognition.networks.operators.operator import Values, same, written_shape
 
 MXNET_VERSION = 10901  # 1.9.1, whose form this is
-INLINE = 10  # numbers of a list that MXNet writes in one line
+INLINE_NUMBERS = 10  # numbers of a list that MXNet writes in one line
 VARIABLE = Operator("null", same, ())
 OLD_INPUTS = 900  # MXNet's version before which files left out inputs
 OLD_STARTS, OLD_AXES = 904, 905  # before which states had no ``__init__``, and argmax's axis -1 meant all
@@ -232,7 +232,7 @@ def _post_order(nodes: Sequence[Node], heads: Iterable[int]) -> list[int]:
     return order
 
 
-# MXNet's JSON: two spaces a level, a blank behind commas, a list of more than INLINE numbers with one a line.
+# MXNet's JSON: two spaces a level, a blank behind commas, a list of more than INLINE_NUMBERS numbers with one a line.
 
 
 def _node_json(node: Node) -> str:
@@ -256,7 +256,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _list(items: Sequence[str], indent: int) -> str:
-    return _lines(items, indent) if len(items) > INLINE else f"[{', '.join(items)}]"
+    return _lines(items, indent) if len(items) > INLINE_NUMBERS else f"[{', '.join(items)}]"
 
 
 def _lines(items: Iterable[str], indent: int, ends: str = "[]") -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters to start from: a function of the seed and each parameter's name, shape and written wish."""
+"""Parameters to start from: a function of the seed and each parameter's name, shape and written initialiser."""
 from __future__ import annotations
 
 import json
@@ -15,7 +15,7 @@ from recognition.networks.shapes import Shape, infer_shapes
 Arrays = dict[str, np.ndarray]
 
 
-class Wish(NamedTuple):
+class Initialiser(NamedTuple):
     """One of MXNet's initialisers by its name, in small letters, and its arguments."""
 
     kind: str
@@ -23,16 +23,16 @@ class Wish(NamedTuple):
 
 
 # He et al., arXiv 1502.01852, equation 14: normal, mean 0, variance 2 / fan_out.
-GAUSSIAN_OUT = Wish("xavier", {"rnd_type": "gaussian", "factor_type": "out", "magnitude": 2})
+GAUSSIAN_OUT = Initialiser("xavier", {"rnd_type": "gaussian", "factor_type": "out", "magnitude": 2})
 # Uniform, mean 0, variance 2 / (3 fan_in).
-UNIFORM_IN = Wish("xavier", {"rnd_type": "uniform", "factor_type": "in", "magnitude": 2})
-# What MXNet's initialisers give to a name that has no wish of its own.
+UNIFORM_IN = Initialiser("xavier", {"rnd_type": "uniform", "factor_type": "in", "magnitude": 2})
+# What MXNet's initialisers give to a name that has no initialiser of its own.
 BY_SUFFIX = {"_bias": 0.0, "_beta": 0.0, "_gamma": 1.0, "_moving_mean": 0.0, "_running_mean": 0.0,
              "_moving_var": 1.0, "_running_var": 1.0}
 
 
 def initialise(graph: Graph, image_shape: tuple[int, int, int], seed: int,
-               weights: Wish = GAUSSIAN_OUT) -> tuple[Arrays, Arrays]:
+               weights: Initialiser = GAUSSIAN_OUT) -> tuple[Arrays, Arrays]:
     """Arguments and auxiliary states by name, float32, for images (3, H, W); ``data`` is not among them.
 
     An ``__init__`` written on a variable (PReLU's slope 0.25) is followed; other weights follow ``weights``; the rest
@@ -44,36 +44,36 @@ def initialise(graph: Graph, image_shape: tuple[int, int, int], seed: int,
     attributes = graph.attributes()
 
     def fill(wanted: dict[str, Shape]) -> Arrays:
-        return {name: draw(name, shape, seed, _wish(name, attributes.get(name, {}).get("__init__"), weights))
+        return {name: draw(name, shape, seed, _initialiser_of(name, attributes.get(name, {}).get("__init__"), weights))
                 for name, shape in wanted.items()}
 
     return fill(shapes.arguments), fill(shapes.auxiliary)
 
 
-def draw(name: str, shape: Shape, seed: int, wish: Wish = GAUSSIAN_OUT) -> np.ndarray:
-    """First values of the parameter ``name``, float32, by ``wish``; the same for ever for the same seed.
+def draw(name: str, shape: Shape, seed: int, initialiser: Initialiser = GAUSSIAN_OUT) -> np.ndarray:
+    """First values of the parameter ``name``, float32, by ``initialiser``; the same for ever for the same seed.
 
     :raises UserError: if INITIALISERS has no such kind, or it can't be had with these options or for this shape.
     """
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     try:
-        return INITIALISERS[wish.kind](random, shape, **wish.options)
+        return INITIALISERS[initialiser.kind](random, shape, **initialiser.options)
     except (KeyError, TypeError, IndexError):
-        raise UserError(f"parameter {name} {shape}: found the initialiser {json.dumps(wish)}, expected "
+        raise UserError(f"parameter {name} {shape}: found the initialiser {json.dumps(initialiser)}, expected "
                         f"{', '.join(INITIALISERS)}, with MXNet's arguments and a shape that it can fill") from None
 
 
-def _wish(name: str, written: str | None, weights: Wish) -> Wish:
+def _initialiser_of(name: str, written: str | None, weights: Initialiser) -> Initialiser:
     """What the variable has ``written``: ``'["Constant", {"value": 0.25}]'``, ``'["zero", {}]'`` or, by Gluon,
     ``'ones'``; else ``weights`` or a constant by the end of its name."""
     if written is not None:
         kind, options = json.loads(written) if written.startswith("[") else (written, {})
-        return Wish(kind.lower(), options)
+        return Initialiser(kind.lower(), options)
     if name.endswith("_weight"):
         return weights
     for suffix, value in BY_SUFFIX.items():
         if name.endswith(suffix):
-            return Wish("constant", {"value": value})
+            return Initialiser("constant", {"value": value})
     raise UserError(f"parameter {name}: expected an initialiser, or a name that ends in _weight or "
                     f"{', '.join(BY_SUFFIX)}")
 

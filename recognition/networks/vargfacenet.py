@@ -9,7 +9,7 @@ from recognition.networks.blocks import Blocks, scale_pixels
 from recognition.networks.embedding import embed
 from recognition.networks.graph import Graph
 
-GROUP = 8  # channels in a group
+GROUP_CHANNELS = 8  # channels in a group
 FIRST_CHANNELS = 32
 STAGES = ((64, 3), (128, 7), (256, 4))  # channels and units of stages 2, 3 and 4
 LAST_CHANNELS = 1024  # before the embedding, whatever the multiplier
@@ -27,9 +27,9 @@ def get_symbol(*, emb_size: int = 512, net_output: str = "J", net_multiplier: fl
     types.choice(0, 1).check(net_se, "net_se")
     types.real(above=0).check(net_multiplier, "net_multiplier")
     first, *widths = (int(channels * net_multiplier) for channels in (FIRST_CHANNELS, *(c for c, _ in STAGES)))
-    if not first or any(width % GROUP for width in (first, *widths)):
-        raise UserError(f"net_multiplier: found {net_multiplier:g}, expected a multiple of {GROUP / FIRST_CHANNELS:g}, "
-                        f"so that channels come in groups of {GROUP}")
+    if not first or any(width % GROUP_CHANNELS for width in (first, *widths)):
+        raise UserError(f"net_multiplier: found {net_multiplier:g}, expected a multiple of "
+                        f"{GROUP_CHANNELS / FIRST_CHANNELS:g}, so that channels come in groups of {GROUP_CHANNELS}")
     net = _Layers(net_act, bn_mom, workspace)
     body = net.conv(scale_pixels(sym.identity(sym.Variable("data"), name="id")), "vargface_head_conv1", first, 3)
     body = net.activation(body, "vargface_head_conv1_act")
@@ -53,7 +53,7 @@ class _Layers(Blocks):
                   active: bool = True) -> sym.Symbol:
         """3 x 3 in groups, from ``inputs`` to ``factor`` times as many channels, then 1 x 1 to ``channels``."""
         name += "_conv2d"
-        data = self.conv(data, name + "_depthwise", inputs * factor, 3, stride, groups=inputs // GROUP)
+        data = self.conv(data, name + "_depthwise", inputs * factor, 3, stride, groups=inputs // GROUP_CHANNELS)
         data = self.conv(self.activation(data, name + "_depthwise_act"), name + "_pointwise", channels)
         return self.activation(data, name + "_pointwise_act") if active else data
 
@@ -81,7 +81,7 @@ class _Layers(Blocks):
     def last(self, data: sym.Symbol) -> sym.Symbol:
         """(N, C, 7, 7), the map of a 112 x 112 image, to (N, 512, 1, 1)."""
         data = self.activation(self.conv(data, "embed_convx", LAST_CHANNELS), "embed_convx_act")
-        data = sym.Convolution(data, num_filter=LAST_CHANNELS, kernel=(7, 7), num_group=LAST_CHANNELS // GROUP,
+        data = sym.Convolution(data, num_filter=LAST_CHANNELS, kernel=(7, 7), num_group=LAST_CHANNELS // GROUP_CHANNELS,
                                   no_bias=True, workspace=self.workspace, name="embed_convx_depthwise")
         data = self.batch_norm(data, "embed_convx_depthwise_bn")
         return self.activation(self.conv(data, "embed_convx_pointwise", LAST_CHANNELS // 2),

@@ -23,16 +23,16 @@ from recognition.errors import UserError, command
 from recognition.io.files import replacing, require_new
 
 if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
-    from recognition.plan.planning import Setting
+    from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.
 PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
-RATIO = 0.1  # of the sampled way, where config.sample_ratio is 1
+SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
 # GB that are not planned. GPU: what published runs held beside what is, see bench/plan.py; nothing of it was measured.
 # CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
-RESERVE = {"gpu": 2.5, "cpu": 0.5}
-WIDTH = 16
-KINDS = {
+RESERVE_GB = {"gpu": 2.5, "cpu": 0.5}
+COLUMN_WIDTH = 16
+FLAG_TYPES = {
     "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),
     "memory": types.real(above=0), "reserve": types.real(least=0),
 }
@@ -48,7 +48,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         ("config", "presets; default: config.py beside the programs, else sample_config.py"),
         ("network", "network preset"), ("dataset", "dataset preset, for the number of classes and the size of images"),
         ("loss", "loss preset"), ("per_batch_size", "images a device and step; default: as the presets say"),
-        ("sample_ratio", f"share of the class centres in a step when sampled; default: the preset's, else {RATIO}"),
+        ("sample_ratio",
+         f"share of the class centres in a step when sampled; default: the preset's, else {SAMPLE_RATIO}"),
         ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
         ("optimizer", "sgd or adamw; default: the preset's"),
     ):
@@ -62,18 +63,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--memonger", action="store_true", help="recompute activations")
     parser.add_argument("--memory", metavar="GB", help="of a device: tell what fits")
     parser.add_argument("--reserve", metavar="GB", help="of a device, for what is not planned: CUDA, cuDNN, Python; "
-                        f"default: {RESERVE['gpu']:g} on a GPU, {RESERVE['cpu']:g} on a CPU")
+                        f"default: {RESERVE_GB['gpu']:g} on a GPU, {RESERVE_GB['cpu']:g} on a CPU")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="print JSON in place of the table, or write it to FILE beside it")
     parser.add_overwrite()
     flags = parser.parse_args(argv)
     if flags.json not in (None, "-"):
         require_new([Path(flags.json)], [Path(flags.config)] if flags.config else [], flags.overwrite)
-    for key, kind in KINDS.items():
+    for key, kind in FLAG_TYPES.items():
         if getattr(flags, key) is not None:
             setattr(flags, key, kind.check(getattr(flags, key), f"--{key}"))
     if flags.reserve is None:
-        flags.reserve = RESERVE[flags.on]
+        flags.reserve = RESERVE_GB[flags.on]
     return flags, configuration(flags)
 
 
@@ -91,7 +92,7 @@ def configuration(flags: argparse.Namespace) -> Config:
         if getattr(flags, flag) is not None:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
-        changes["sample_ratio"] = RATIO
+        changes["sample_ratio"] = SAMPLE_RATIO
     config = dataclasses.replace(config, **changes)
     if not config.num_classes:
         raise UserError(f"--classes: not given, and the dataset preset {config.dataset!r} has no num_classes; expected "
@@ -99,53 +100,53 @@ def configuration(flags: argparse.Namespace) -> Config:
     return config
 
 
-def make_setting(flags: argparse.Namespace, config: Config) -> Setting:
-    from recognition.plan.planning import Setting, backbone_cost
+def make_planned_run(flags: argparse.Namespace, config: Config) -> PlannedRun:
+    from recognition.plan.planning import PlannedRun, backbone_cost
 
-    return Setting(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
+    return PlannedRun(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
                    kind=flags.on, sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
                    on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
                    reserve=round(flags.reserve * 1e9))
 
 
-def numbers(setting: Setting, memory: float | None) -> dict[str, dict[str, Any]]:
+def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
     """All that is planned, by the names of the ways; with ``memory``, in GB, what fits."""
-    from recognition.plan.planning import WAYS, fewest_devices, most_classes
+    from recognition.plan.planning import METHODS, fewest_devices, most_classes
 
     planned = {}
-    for name, way in WAYS.items():
-        cost = way.cost(setting)
+    for name, method in METHODS.items():
+        cost = method.cost(run)
         planned[name] = {**cost._asdict(), "total": cost.total}
         if memory:
             limit = round(memory * 1e9)
-            planned[name].update(fits=cost.total <= limit, most_classes=most_classes(way, setting, limit),
-                                 fewest_devices=fewest_devices(way, setting, limit))
+            planned[name].update(fits=cost.total <= limit, most_classes=most_classes(method, run, limit),
+                                 fewest_devices=fewest_devices(method, run, limit))
     return planned
 
 
-def introduction(config: Config, setting: Setting) -> str:
-    low = {"gpu": "float16", "cpu": "bfloat16"}[setting.kind] if config.fp16 or config.fp16_scale else "float32"
+def introduction(config: Config, run: PlannedRun) -> str:
+    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.fp16 or config.fp16_scale else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
-    return (f"{', '.join([config.network, low, *more])}, {setting.optimizer}; {setting.classes:,} classes x "
-            f"{setting.dim}; {setting.devices} {setting.kind} x {setting.images} images = "
-            f"{setting.devices * setting.images:,} a step")
+    return (f"{', '.join([config.network, low, *more])}, {run.optimizer}; {run.classes:,} classes x "
+            f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "
+            f"{run.devices * run.images:,} a step")
 
 
-def table(config: Config, setting: Setting, planned: dict[str, dict[str, Any]], memory: float | None) -> list[str]:
-    from recognition.plan.planning import WAYS
+def table(config: Config, run: PlannedRun, planned: dict[str, dict[str, Any]], memory: float | None) -> list[str]:
+    from recognition.plan.planning import METHODS
 
     columns = list(planned.values())
-    sampled = f"{WAYS['sampled'].title} {setting.ratio:g}"
+    sampled = f"{METHODS['sampled'].title} {run.ratio:g}"
 
     def row(title: str, cells: list[str]) -> str:
-        return f"{title:26s}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+        return f"{title:26s}" + "".join(f"{cell:>{COLUMN_WIDTH}}" for cell in cells)
 
     def values(title: str, found: list[float], unit: float, digits: int) -> str:
         return row(title, [f"{value / unit:,.{digits}f}" for value in found])
 
-    lines = [introduction(config, setting), "",
-             row("", [*(way.title for name, way in WAYS.items() if name != "sampled"), sampled]),
-             row("", [way.command for way in WAYS.values()]), "GB a device (10^9 bytes)"]
+    lines = [introduction(config, run), "",
+             row("", [*(method.title for name, method in METHODS.items() if name != "sampled"), sampled]),
+             row("", [method.command for method in METHODS.values()]), "GB a device (10^9 bytes)"]
     lines += [values(f"  {part}", [column["memory"][part] for column in columns], 1e9, 2)
               for part in columns[0]["memory"]]
     lines += [values("  in all", [column["total"] for column in columns], 1e9, 2)]
@@ -167,13 +168,13 @@ def table(config: Config, setting: Setting, planned: dict[str, dict[str, Any]], 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     flags, config = parse(sys.argv[1:] if argv is None else argv)
-    setting = make_setting(flags, config)
-    planned = numbers(setting, flags.memory)
-    text = json.dumps({"setting": dataclasses.asdict(setting), "memory": flags.memory, "ways": planned}, indent=2)
+    run = make_planned_run(flags, config)
+    planned = numbers(run, flags.memory)
+    text = json.dumps({"setting": dataclasses.asdict(run), "memory": flags.memory, "ways": planned}, indent=2)
     if flags.json == "-":
         print(text)
         return 0
-    print("\n".join(table(config, setting, planned, flags.memory)))
+    print("\n".join(table(config, run, planned, flags.memory)))
     if flags.json:
         with replacing(Path(flags.json)) as temporary:
             temporary.write_text(text + "\n")

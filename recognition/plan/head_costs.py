@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
 # As in cpu_shard, kernels and tiles: rows whose gradient a thread holds, ranges with sums of their own, columns a tile.
-PIECE, GROUPS, SMALLEST_GROUP, PADDED = 384, 32, 192, 16
-CHUNK = 65536  # as in mxnet_shard: rows whose gradient is held at once
+ROWS_A_PIECE, MOST_GROUPS, LEAST_ROWS_A_GROUP, COLUMNS_A_TILE = 384, 32, 192, 16
+ROWS_A_CHUNK = 65536  # as in mxnet_shard: rows whose gradient is held at once
 MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
 
 Memory = dict[str, int]  # bytes by what they are for
@@ -66,18 +66,18 @@ def selected_classes(classes: int, ratio: float, batch: int, shards: int) -> int
 
 def cpu_shard_memory(size: HeadSize) -> Memory:
     """Bytes of a ``CpuShard`` and of the head's arrays in a step."""
-    batch = -(-size.batch // PADDED) * PADDED
-    groups = max(1, min(GROUPS, size.selected_rows // SMALLEST_GROUP))
+    batch = -(-size.batch // COLUMNS_A_TILE) * COLUMNS_A_TILE
+    groups = max(1, min(MOST_GROUPS, size.selected_rows // LEAST_ROWS_A_GROUP))
     gradients = (groups + 7) * batch * size.dim * FLOAT  # a part of each group; features, unit vectors, their sums
     small = size.rows * ((2 + size.moments) * FLOAT + INTEGER)  # norms, bias, its moments, row numbers
     if size.selected < size.classes:  # those of the sample, and the numbers that it is drawn with
         small += size.classes * INTEGER + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
-    return _parts(size, size.logits * batch // size.batch, PIECE * size.dim * FLOAT, gradients, small)
+    return _parts(size, size.logits * batch // size.batch, ROWS_A_PIECE * size.dim * FLOAT, gradients, small)
 
 
 def mxnet_shard_memory(size: HeadSize) -> Memory:
     """Bytes of an ``MxnetShard`` on its device in a step."""
-    update = min(CHUNK, size.selected_rows) * (2 * size.dim + size.batch) * FLOAT  # gradient, product, logits
+    update = min(ROWS_A_CHUNK, size.selected_rows) * (2 * size.dim + size.batch) * FLOAT  # gradient, product, logits
     choice = size.sub_centres > 1 or size.filtered  # which as ones and zeros, -inf, what is chosen
     sampled = size.selected < size.classes
     return _parts(size, size.logits, max(update, 3 * choice * size.logits), 2 * size.features,

@@ -60,7 +60,7 @@ def backbone_cost(config: Config) -> BackboneCost:
 
 
 @dataclass(frozen=True)
-class Setting:
+class PlannedRun:
     """What is planned: every device is a process of its own."""
 
     classes: int
@@ -102,56 +102,56 @@ class Cost(NamedTuple):
         return sum(self.memory.values())
 
 
-class Way(NamedTuple):
+class Method(NamedTuple):
     """A way to train, and what it costs a device."""
 
     title: str
     command: str
-    cost: Callable[[Setting], Cost]
+    cost: Callable[[PlannedRun], Cost]
 
 
-def _cost(setting: Setting, size: HeadSize, memory: Memory, sent: int, host: int = 0) -> Cost:
-    backbone = setting.backbone
-    memory = {**memory, **backbone.memory(size.moments), "set aside": setting.reserve}
+def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0) -> Cost:
+    backbone = run.backbone
+    memory = {**memory, **backbone.memory(size.moments), "set aside": run.reserve}
     return Cost(memory, sent, head_operations(size), backbone.operations, host)
 
 
-def _sent_with_all(setting: Setting) -> int:
-    return sent_data_parallel(setting.devices, setting.images, setting.whole_head(), setting.backbone.parameters)
+def _sent_with_all(run: PlannedRun) -> int:
+    return sent_data_parallel(run.devices, run.images, run.whole_head(), run.backbone.parameters)
 
 
-def _old(setting: Setting) -> Cost:
-    size = setting.whole_head()
-    return _cost(setting, size, old_memory(size), _sent_with_all(setting))
+def _old(run: PlannedRun) -> Cost:
+    size = run.whole_head()
+    return _cost(run, size, old_memory(size), _sent_with_all(run))
 
 
-def _data_parallel(setting: Setting) -> Cost:
-    size = setting.whole_head()
-    return _cost(setting, size, SHARDS[setting.kind](size), _sent_with_all(setting))
+def _data_parallel(run: PlannedRun) -> Cost:
+    size = run.whole_head()
+    return _cost(run, size, SHARDS[run.kind](size), _sent_with_all(run))
 
 
-def _parallel(setting: Setting, ratio: float = 1.0) -> Cost:
-    size = setting.head(ratio)
-    sent = sent_parallel(setting.devices, setting.images, setting.dim, setting.backbone.parameters)
-    on_host = setting.on_host and setting.kind == "gpu"
-    memory, host = host_memory(size) if on_host else (SHARDS[setting.kind](size), 0)
-    return _cost(setting, size, memory, sent, host)
+def _parallel(run: PlannedRun, ratio: float = 1.0) -> Cost:
+    size = run.head(ratio)
+    sent = sent_parallel(run.devices, run.images, run.dim, run.backbone.parameters)
+    on_host = run.on_host and run.kind == "gpu"
+    memory, host = host_memory(size) if on_host else (SHARDS[run.kind](size), 0)
+    return _cost(run, size, memory, sent, host)
 
 
-WAYS = {
-    "old": Way("public recipe", "data parallel", _old),
-    "data_parallel": Way("data parallel", "train.py", _data_parallel),
-    "parallel": Way("on x and W", "train_parall.py", _parallel),
-    "sampled": Way("sampled", "--sample-ratio", lambda setting: _parallel(setting, setting.ratio)),
+METHODS = {
+    "old": Method("public recipe", "data parallel", _old),
+    "data_parallel": Method("data parallel", "train.py", _data_parallel),
+    "parallel": Method("on x and W", "train_parall.py", _parallel),
+    "sampled": Method("sampled", "--sample-ratio", lambda run: _parallel(run, run.ratio)),
 }
 
 
-def most_classes(way: Way, setting: Setting, memory: int) -> int | None:
+def most_classes(method: Method, run: PlannedRun, memory: int) -> int | None:
     """The largest number of classes whose devices need at most ``memory`` bytes each; 0 if not even one does, None if
     the devices hold nothing that grows with it."""
 
     def fits(classes: int) -> bool:
-        return way.cost(dataclasses.replace(setting, classes=classes)).total <= memory
+        return method.cost(dataclasses.replace(run, classes=classes)).total <= memory
 
     if fits(MOST_CLASSES):
         return None
@@ -162,10 +162,10 @@ def most_classes(way: Way, setting: Setting, memory: int) -> int | None:
     return low
 
 
-def fewest_devices(way: Way, setting: Setting, memory: int) -> int | None:
+def fewest_devices(method: Method, run: PlannedRun, memory: int) -> int | None:
     """The smallest number of devices of ``memory`` bytes each, with as many images a device; None if none will do.
 
     More devices are not always a way out: each then has fewer classes but sees the features of more images.
     """
     return next((devices for devices in range(1, MOST_DEVICES + 1)
-                 if way.cost(dataclasses.replace(setting, devices=devices)).total <= memory), None)
+                 if method.cost(dataclasses.replace(run, devices=devices)).total <= memory), None)

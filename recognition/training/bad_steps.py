@@ -21,9 +21,9 @@ from recognition.processes.communicator import Communicator, agree
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import Progress
 
-MOST_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
-KEPT = 20  # files of such steps beside the checkpoints
-NAMED = 8  # records in a line
+MOST_STEPS_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
+KEPT_FILES = 20  # files of such steps beside the checkpoints
+NAMED_RECORDS = 8  # records in a line
 LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of more is no float32 number
 ADVICE = "Try a lower --lr, or softmax before a margin"
 
@@ -58,7 +58,7 @@ class BadSteps:
             _keep(path, dict(step=step, lr=lr, loss=loss, **found))
         line = f"step {step}: {_describe(found, lr, loss, had_backward)}; {path} has the numbers of all records"
         broken = not all((found[name] < LARGEST_NORM).all() for name in ("parameter_norms", "centre_norms"))
-        if not self.skip or broken or self.in_a_row > MOST_IN_A_ROW:
+        if not self.skip or broken or self.in_a_row > MOST_STEPS_IN_A_ROW:
             why = f"; {self.in_a_row} such steps in a row" if self.in_a_row > 1 else ""
             why += "; the parameters or class centres were lost before it, and cannot be mended" if broken else ""
             raise UserError(f"{line}; nothing of this step stays{why}; {self.state()}. {ADVICE}")
@@ -147,7 +147,7 @@ def _keep(path: Path, arrays: dict[str, Any]) -> None:
     kind = path.stem.rpartition("-")[0]
     files = [(int(number), old) for old in path.parent.glob(f"{kind}-*.npz")
              if (number := old.stem.rpartition("-")[2]).isdecimal()]
-    for _, old in sorted(files)[:-KEPT]:
+    for _, old in sorted(files)[:-KEPT_FILES]:
         old.unlink()
 
 
@@ -169,8 +169,8 @@ def _whose(found: dict[str, np.ndarray]) -> str:
     whose = "features are not finite for the images of records" if bad.any() else "its images are records"
     if bad.all() and len(bad) > 1:
         whose = "no image has finite features, so more likely parameters are at fault than the images of records"
-    more = ", ..." if len(records) > NAMED else ""
-    return f"{whose} {', '.join(map(str, records[:NAMED]))}{more}"
+    more = ", ..." if len(records) > NAMED_RECORDS else ""
+    return f"{whose} {', '.join(map(str, records[:NAMED_RECORDS]))}{more}"
 
 
 def _norms(found: dict[str, np.ndarray]) -> str:

@@ -42,7 +42,7 @@ from recognition.training.watch.events import FOLDER, EventFile
 from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
 
-PREFETCH = 3  # batches decoded ahead
+PREFETCH_BATCHES = 3  # batches decoded ahead
 
 
 def make_dataset(config: Config) -> FaceDataset:
@@ -114,7 +114,7 @@ def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, commun
     part = (communicator.rank * size, (communicator.rank + 1) * size)
     augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color)
     common: dict[str, Any] = {"augmentation": augmentation, "global_batch": size * communicator.size, "part": part,
-                              "start": start, "threads": config.decode_threads, "prefetch": PREFETCH}
+                              "start": start, "threads": config.decode_threads, "prefetch": PREFETCH_BATCHES}
     if config.triplets:
         bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
         return TripletLoader(dataset, bags, backbone.embed, alpha=config.triplet_alpha, max_ap=config.triplet_max_ap,

@@ -11,7 +11,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.plan.command import main, parse
-from recognition.plan.planning import WAYS
+from recognition.plan.planning import METHODS
 
 DEMO = ["--network", "demo", "--classes", "1000000", "--devices", "4", "--per-batch-size", "16"]
 
@@ -32,7 +32,7 @@ def test_the_table_says_what_json_says(capsys: pytest.CaptureFixture[str], tmp_p
     text = capsys.readouterr().out
     assert text.splitlines()[0] == ("demo, float32, sgd; 1,000,000 classes x 128; 4 gpu x 16 images = 64 a step")
     rows, saved = table_of(text), json.loads(path.read_text())
-    ways = [saved["ways"][name] for name in WAYS]
+    ways = [saved["ways"][name] for name in METHODS]
     for part in ways[0]["memory"]:
         assert rows[part] == [f"{way['memory'][part] / 1e9:.2f}" for way in ways]
     assert rows["in all"] == [f"{way['total'] / 1e9:.2f}" for way in ways]
@@ -48,7 +48,7 @@ def test_the_table_says_what_json_says(capsys: pytest.CaptureFixture[str], tmp_p
 def test_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*DEMO, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found["ways"]) == list(WAYS) and "fits" not in found["ways"]["old"]
+    assert list(found["ways"]) == list(METHODS) and "fits" not in found["ways"]["old"]
 
 
 def test_flags_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,10 +23,10 @@ from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.plan.head_costs import SHARDS
 from recognition.plan.planning import (
+    METHODS,
     MOST_DEVICES,
-    WAYS,
     BackboneCost,
-    Setting,
+    PlannedRun,
     backbone_cost,
     fewest_devices,
     most_classes,
@@ -35,7 +35,7 @@ from recognition.processes.communicator import SingleProcess
 
 GB = 10**9
 BACKBONE = BackboneCost(parameters=40_000_000, states=30_000, maps=2 * GB, images=10**7, operations=10**12)
-SETTING = Setting(classes=1_000_000, devices=8, images=64, dim=512, backbone=BACKBONE, reserve=GB)
+RUN = PlannedRun(classes=1_000_000, devices=8, images=64, dim=512, backbone=BACKBONE, reserve=GB)
 
 
 def test_of_a_network() -> None:
@@ -64,7 +64,7 @@ def test_the_arrays_of_a_replica_are_those_planned(adamw: AdamW | None) -> None:
 
 
 def test_the_ways_in_order() -> None:
-    old, whole, parallel, sampled = (way.cost(SETTING) for way in WAYS.values())
+    old, whole, parallel, sampled = (method.cost(RUN) for method in METHODS.values())
     assert old.total > whole.total > parallel.total > sampled.total
     assert parallel.sent == sampled.sent < old.sent / 10 and old.sent == whole.sent
     assert {way.head_operations for way in (old, whole, parallel)} == {6 * 64 * 1_000_000 * 512}
@@ -75,50 +75,50 @@ def test_the_ways_in_order() -> None:
 
 def test_devices_divide_w_and_not_the_logits() -> None:
     """Each then has fewer classes, and sees the features of more images."""
-    few, many = (WAYS["parallel"].cost(dataclasses.replace(SETTING, devices=devices)) for devices in (8, 64))
+    few, many = (METHODS["parallel"].cost(dataclasses.replace(RUN, devices=devices)) for devices in (8, 64))
     assert many.memory["class centres W"] == few.memory["class centres W"] // 8
     assert many.memory["logits"] == few.memory["logits"] == 64 * 1_000_000 * 4
 
 
 def test_adamw_has_a_moment_more() -> None:
-    sgd, adamw = (WAYS["parallel"].cost(dataclasses.replace(SETTING, optimizer=name)) for name in ("sgd", "adamw"))
+    sgd, adamw = (METHODS["parallel"].cost(dataclasses.replace(RUN, optimizer=name)) for name in ("sgd", "adamw"))
     assert adamw.total - sgd.total == sgd.memory["class centres W"] + 4 * 125_000 + 4 * BACKBONE.parameters  # W, bias
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_most_classes_fit_and_one_more_does_not(name: str, kind: str) -> None:
     """At the edge: rows are dealt out in whole classes, so it may take as many more as there are devices."""
-    way, setting = WAYS[name], dataclasses.replace(SETTING, kind=kind)
-    most = most_classes(way, setting, 11 * GB)
+    method, run = METHODS[name], dataclasses.replace(RUN, kind=kind)
+    most = most_classes(method, run, 11 * GB)
     assert most
-    below, above = (way.cost(dataclasses.replace(setting, classes=most + more)).total for more in (0, 8))
+    below, above = (method.cost(dataclasses.replace(run, classes=most + more)).total for more in (0, 8))
     assert below <= 11 * GB < above
 
 
 def test_the_fewest_devices() -> None:
-    way = WAYS["sampled"]
-    setting = dataclasses.replace(SETTING, classes=10_000_000)
-    fewest = fewest_devices(way, setting, 6 * GB)
+    method = METHODS["sampled"]
+    run = dataclasses.replace(RUN, classes=10_000_000)
+    fewest = fewest_devices(method, run, 6 * GB)
     assert fewest and fewest > 1
-    enough, less = (way.cost(dataclasses.replace(setting, devices=devices)).total for devices in (fewest, fewest - 1))
+    enough, less = (method.cost(dataclasses.replace(run, devices=devices)).total for devices in (fewest, fewest - 1))
     assert enough <= 6 * GB < less
 
 
 def test_what_does_not_fit_however() -> None:
-    assert most_classes(WAYS["parallel"], SETTING, 2 * GB) == 0  # the backbone alone is more
-    assert fewest_devices(WAYS["parallel"], dataclasses.replace(SETTING, classes=10**9), 11 * GB) is None
-    assert WAYS["parallel"].cost(dataclasses.replace(SETTING, classes=10**9, devices=MOST_DEVICES)).total > 100 * GB
+    assert most_classes(METHODS["parallel"], RUN, 2 * GB) == 0  # the backbone alone is more
+    assert fewest_devices(METHODS["parallel"], dataclasses.replace(RUN, classes=10**9), 11 * GB) is None
+    assert METHODS["parallel"].cost(dataclasses.replace(RUN, classes=10**9, devices=MOST_DEVICES)).total > 100 * GB
 
 
 def test_centres_on_the_host_leave_the_device() -> None:
-    setting = dataclasses.replace(SETTING, on_host=True)
-    full, sampled = WAYS["parallel"].cost(setting), WAYS["sampled"].cost(setting)
-    assert most_classes(WAYS["parallel"], setting, 11 * GB) is None  # the host computes
+    run = dataclasses.replace(RUN, on_host=True)
+    full, sampled = METHODS["parallel"].cost(run), METHODS["sampled"].cost(run)
+    assert most_classes(METHODS["parallel"], run, 11 * GB) is None  # the host computes
     assert sampled.memory["class centres W"] == 0 < sampled.memory["sampled rows"]
     assert min(full.host, sampled.host) > 2 * 125_000 * 512 * 4
-    on_cpu = dataclasses.replace(setting, kind="cpu")
-    assert WAYS["sampled"].cost(on_cpu) == WAYS["sampled"].cost(dataclasses.replace(on_cpu, on_host=False))
+    on_cpu = dataclasses.replace(run, kind="cpu")
+    assert METHODS["sampled"].cost(on_cpu) == METHODS["sampled"].cost(dataclasses.replace(on_cpu, on_host=False))
 
 
 def test_published_tables() -> None:

@@ -2,8 +2,8 @@
 """Numba loops over a shard of class centres, each one pass over W.
 
 The (rows, B) buffer has a row for each centre, so that what a step does with it runs along the batch: sums over classes
-are sums of whole vectors, in an order that is written down. Classes are cut into at most GROUPS ranges, each with sums
-of its own that are added at the end: the bits do not depend on the number of threads.
+are sums of whole vectors, in an order that is written down. Classes are cut into at most MOST_GROUPS ranges. Each range
+has its own sums, which are added at the end: the bits do not depend on the number of threads.
 
 B is padded to a multiple of 16 with rows of zeros; their columns of the buffer are never read as results.
 """
@@ -15,14 +15,14 @@ from typing import Any
 import numba
 import numpy as np
 
-from recognition.engines.cpu.tiles import NARROW, WIDE, bits_of, dot, float_of, prefetch, strip
+from recognition.engines.cpu.tiles import NARROW_COLUMNS, WIDE_COLUMNS, bits_of, dot, float_of, multiply, prefetch
 from recognition.head.shard import EPSILON
 
 # No fastmath: where sums may be reordered and products fused, Numba's code fresh from the compiler and that from its
 # cache gave different bits, and a run that goes on must get those of the run that stopped.
-GROUPS = 32
-SMALLEST_GROUP = 192  # rows
-CHUNK, DEEP = 96, 256  # rows at once: of the logits, of the gradient by x
+MOST_GROUPS = 32
+LEAST_ROWS_A_GROUP = 192
+LOGIT_ROWS, GRADIENT_ROWS = 96, 256  # rows at once: of the logits, of the gradient by x
 MINUS_INFINITY = np.float32(-np.inf)
 
 
@@ -44,19 +44,19 @@ inlined = numba.njit(inline="always")
 
 def padded(batch: int) -> int:
     """The number of columns of the buffer for a batch."""
-    return -(-batch // NARROW) * NARROW
+    return -(-batch // NARROW_COLUMNS) * NARROW_COLUMNS
 
 
 def bounds_of(rows: int, sub_centres: int) -> np.ndarray:
     """Where the groups of a shard begin and end, int64 (groups + 1,): at whole classes and whole tiles."""
     unit = math.lcm(6, sub_centres)
-    groups = min(GROUPS, max(1, rows // max(unit, SMALLEST_GROUP)))
+    groups = min(MOST_GROUPS, max(1, rows // max(unit, LEAST_ROWS_A_GROUP)))
     bounds = np.arange(groups + 1) * (-(-rows // unit)) // groups * unit
     bounds[-1] = rows
     return bounds
 
 
-def panels(matrix: np.ndarray) -> np.ndarray:
+def column_blocks(matrix: np.ndarray) -> np.ndarray:
     """(K, N) float32 cut into blocks of columns as wide as a tile, one contiguous block after the other, flat.
 
     The block that begins at column j begins at element ``j * K``.
@@ -73,7 +73,7 @@ def panels(matrix: np.ndarray) -> np.ndarray:
 @inlined
 def _block_width(left):  # type: ignore[no-untyped-def]
     """The width of the next block when ``left`` columns are left."""
-    return WIDE if left >= WIDE else NARROW if left >= NARROW else 1
+    return WIDE_COLUMNS if left >= WIDE_COLUMNS else NARROW_COLUMNS if left >= NARROW_COLUMNS else 1
 
 
 _width = _block_width.py_func
@@ -177,8 +177,8 @@ def _similarities(centres, rows, following, blocks, identity, products):  # type
             if column == 0:
                 for r in following[i : i + 6]:
                     prefetch(at + r * dim * 4, dim * 4)
-            strip(width, min(6, len(rows) - i), at, _at(rows) + 8 * i, dim * 4, 4, _at(blocks) + column * dim * 4,
-                  _at(identity), width * 4, _at(products) + (i * batch + column) * 4, batch * 4, dim, 0)
+            multiply(width, min(6, len(rows) - i), at, _at(rows) + 8 * i, dim * 4, 4, _at(blocks) + column * dim * 4,
+                     _at(identity), width * 4, _at(products) + (i * batch + column) * 4, batch * 4, dim, 0)
         column += width
 
 
@@ -188,7 +188,7 @@ def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, c
     """Logits of a batch with a group of centres, and the two numbers a row of the batch that the other shards need.
 
     :param rows: (R,) int64, those of ``centres`` (any, D) float32 that take part.
-    :param blocks: :func:`panels` of the transposed batch (D, B).
+    :param blocks: :func:`column_blocks` of the transposed batch (D, B).
     :param inverse: (R,) float32, inverse norms of the centres; ``bias``: (R,) float32.
     :param ceiling: a logit above it that is not a target's does not count; inf for none.
     :param columns: (B,) int64, the place in ``rows`` of the target, negative where its class is in another shard.
@@ -200,7 +200,7 @@ def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, c
     :param statistics: (2, B) float64, out: the maximum of z and the sum of ``exp(z - maximum)``.
     """
     batch = logits.shape[1]
-    step = sub_centres * 6 * max(1, CHUNK // (6 * sub_centres))
+    step = sub_centres * 6 * max(1, LOGIT_ROWS // (6 * sub_centres))
     highest, largest, part, total = scratch[0], scratch[1], scratch[2], statistics[1]
     for b in range(batch):
         highest[b] = MINUS_INFINITY
@@ -242,8 +242,8 @@ def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_g
     for b in range(batch):
         for d in range(dim):
             d_x[b, d] = 0
-    for first in range(start, stop, DEEP):
-        last = min(first + DEEP, stop)
+    for first in range(start, stop, GRADIENT_ROWS):
+        last = min(first + GRADIENT_ROWS, stop)
         g = logits[first:last]
         for row in range(last - first):
             slope = factor * inverse[first + row]
@@ -255,10 +255,10 @@ def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_g
         column = 0
         while column < dim:
             width = _block_width(dim - column)
-            for place in range(last, min(last + DEEP, stop)):
+            for place in range(last, min(last + GRADIENT_ROWS, stop)):
                 prefetch(_at(centres) + (rows[place] * dim + column) * 4, width * 4)
-            strip(width, batch, _at(g), _at(identity), 4, batch * 4, _at(centres) + column * 4, _at(rows) + 8 * first,
-                  dim * 4, _at(d_x) + column * 4, dim * 4, last - first, 1)
+            multiply(width, batch, _at(g), _at(identity), 4, batch * 4, _at(centres) + column * 4,
+                     _at(rows) + 8 * first, dim * 4, _at(d_x) + column * 4, dim * 4, last - first, 1)
             column += width
 
 
@@ -267,14 +267,14 @@ def centre_gradients(g, blocks, identity, gradient):  # type: ignore[no-untyped-
     """``gradient = g X``: of the mean loss by centres, before it goes through their norms.
 
     :param g: (n, B) float32, rows of what :func:`feature_gradients` leaves; ``gradient``: (n, D) float32, out.
-    :param blocks: :func:`panels` of the batch (B, D); ``identity``: at least n and B long.
+    :param blocks: :func:`column_blocks` of the batch (B, D); ``identity``: at least n and B long.
     """
     count, batch, dim = g.shape[0], g.shape[1], gradient.shape[1]
     column = 0
     while column < dim:
         width = _block_width(dim - column)
-        strip(width, count, _at(g), _at(identity), batch * 4, 4, _at(blocks) + column * batch * 4, _at(identity),
-              width * 4, _at(gradient) + column * 4, dim * 4, batch, 0)
+        multiply(width, count, _at(g), _at(identity), batch * 4, 4, _at(blocks) + column * batch * 4, _at(identity),
+                 width * 4, _at(gradient) + column * 4, dim * 4, batch, 0)
         column += width
 
 

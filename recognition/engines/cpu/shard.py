@@ -26,8 +26,8 @@ from recognition.head.shard import (
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
-PIECE = 384  # rows whose gradient a thread holds at once: 0.8 MB at D = 512, so that it stays near the processor
-PIECES = 16  # of a gradient that is summed over processes
+ROWS_A_PIECE = 384  # rows whose gradient a thread holds at once: 0.8 MB at D = 512, so that it stays near the processor
+PIECES_AN_EXCHANGE = 16  # of a gradient that is summed over processes
 Step = Callable[[int, int, np.ndarray], None]  # of the selected rows low .. high - 1 by their gradient
 
 
@@ -95,7 +95,7 @@ class CpuShard:
         batch, dim = x.shape
         self._x = np.zeros((kernels.padded(batch), dim), np.float32)
         self._x[:batch] = x
-        self._identity = np.arange(max(*self._x.shape, PIECE))
+        self._identity = np.arange(max(*self._x.shape, ROWS_A_PIECE))
         self._columns = target_columns(labels, self.start, self.stop, self.sub_centres, self._classes)
         here = np.flatnonzero(self._columns >= 0)
         candidates = self._columns[here, None] + np.arange(self.sub_centres)
@@ -110,7 +110,7 @@ class CpuShard:
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
         if self._logits.shape != (len(self._rows), len(self._x)):
             self._logits = np.empty((len(self._rows), len(self._x)), np.float32)
-        blocks, targets = kernels.panels(self._x.T), target_logits.astype(np.float32)
+        blocks, targets = kernels.column_blocks(self._x.T), target_logits.astype(np.float32)
         groups = np.empty((len(self._bounds) - 1, 2, len(self._x)))
         scratch = np.empty((len(groups), 3, len(self._x)), np.float32)
         self._each(lambda group, low, high: kernels.logit_statistics(
@@ -141,7 +141,7 @@ class CpuShard:
         squares: list[float] = []  # of the pieces, if they are asked for
         if measure:
             step = self._measured(step, squares)
-        blocks = kernels.panels(self._x)
+        blocks = kernels.column_blocks(self._x)
 
         def gradient(low: int, high: int) -> np.ndarray:
             part = np.empty((high - low, self._x.shape[1]), np.float32)
@@ -149,8 +149,8 @@ class CpuShard:
             return part
 
         def whole_group(_: int, low: int, high: int) -> None:
-            for first in range(low, high, PIECE):
-                last = min(first + PIECE, high)
+            for first in range(low, high, ROWS_A_PIECE):
+                last = min(first + ROWS_A_PIECE, high)
                 step(first, last, gradient(first, last))
 
         if replicas.size == 1:
@@ -219,8 +219,8 @@ class CpuShard:
     def _step_together(self, gradient: Callable[[int, int], np.ndarray], step: Step,
                        replicas: Communicator) -> None:
         """``step`` on the sum of all replicas' gradients, so many rows at once that an exchange is worth its while."""
-        for first in range(0, len(self._rows), PIECE * PIECES):
-            lows = np.arange(first, min(first + PIECE * PIECES, len(self._rows)), PIECE)
-            highs = np.minimum(lows + PIECE, len(self._rows))
+        for first in range(0, len(self._rows), ROWS_A_PIECE * PIECES_AN_EXCHANGE):
+            lows = np.arange(first, min(first + ROWS_A_PIECE * PIECES_AN_EXCHANGE, len(self._rows)), ROWS_A_PIECE)
+            highs = np.minimum(lows + ROWS_A_PIECE, len(self._rows))
             parts = replicas.all_reduce(np.concatenate(list(self._threads.map(gradient, lows, highs))))
             list(self._threads.map(step, lows, highs, np.split(parts, lows[1:] - first)))

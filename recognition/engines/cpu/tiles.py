@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 
 # AVX-512 has 32 registers of 16 floats: 24 sums, 4 columns and a factor fill them. AVX2 has 16 of 8.
 LANES, VECTORS = (16, 4) if binding.get_host_cpu_features().get("avx512f") else (8, 2)
-WIDE, NARROW = LANES * VECTORS, 16  # columns of a tile; then single columns
-INT, FLOAT, LINE = ir.IntType(64), ir.FloatType(), 64
+WIDE_COLUMNS, NARROW_COLUMNS = LANES * VECTORS, 16  # columns of a tile; then single columns
+INT, FLOAT, LINE_BYTES = ir.IntType(64), ir.FloatType(), 64
 
 
 def _vector(lanes: int) -> ir.Type:
@@ -57,7 +57,7 @@ def _spread(builder: Any, value: Any, lanes: int) -> Any:
 
 
 def _make_tile(rows: int, vectors: int, lanes: int) -> Any:
-    """An intrinsic for one size of tile; see :func:`strip` for its arguments."""
+    """An intrinsic for one size of tile; see :func:`multiply` for its arguments."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, a_index, a_row, a_k, b, b_index, b_row, c, c_row, depth, add = arguments
@@ -105,30 +105,30 @@ def _make_tile(rows: int, vectors: int, lanes: int) -> Any:
 
 
 _six_wide, _four_wide, _one_wide = (_make_tile(rows, VECTORS, LANES) for rows in (6, 4, 1))
-_six_narrow, _four_narrow, _one_narrow = (_make_tile(rows, NARROW // LANES, LANES) for rows in (6, 4, 1))
+_six_narrow, _four_narrow, _one_narrow = (_make_tile(rows, NARROW_COLUMNS // LANES, LANES) for rows in (6, 4, 1))
 _six_single, _four_single, _one_single = (_make_tile(rows, 1, 1) for rows in (6, 4, 1))
 
 
 @numba.njit(no_cfunc_wrapper=True)
-def strip(width, rows, a, a_index, a_row, a_k, b, b_index, b_row, c, c_row, depth, add):  # type: ignore[no-untyped-def]
+def multiply(width, rows, a, a_index, a_row, a_k, b, b_index, b_row, c, c_row, depth, add):  # type: ignore[no-untyped-def]
     """``C = A B`` (or ``C += A B`` if ``add``) for ``rows`` rows of A and ``width`` columns of B, in float32.
 
     All but the first two are int64: addresses, or distances in bytes. Row i of A begins at ``a + a_index[i] * a_row``,
     its elements ``a_k`` apart; row k of B, contiguous, at ``b + b_index[k] * b_row``; row i of C, contiguous, at
-    ``c + i * c_row``. ``width`` is WIDE, NARROW or 1; ``depth`` at least 1; indices are int64.
+    ``c + i * c_row``. ``width`` is WIDE_COLUMNS, NARROW_COLUMNS or 1; ``depth`` at least 1; indices are int64.
     """
     i = 0
     while i < rows:
         size = 6 if rows - i >= 6 and rows - i != 8 else 4 if rows - i >= 4 else 1  # eight are two fours
         index, out = a_index + 8 * i, c + i * c_row
-        if width == WIDE:
+        if width == WIDE_COLUMNS:
             if size == 6:
                 _six_wide(a, index, a_row, a_k, b, b_index, b_row, out, c_row, depth, add)
             elif size == 4:
                 _four_wide(a, index, a_row, a_k, b, b_index, b_row, out, c_row, depth, add)
             else:
                 _one_wide(a, index, a_row, a_k, b, b_index, b_row, out, c_row, depth, add)
-        elif width == NARROW:
+        elif width == NARROW_COLUMNS:
             if size == 6:
                 _six_narrow(a, index, a_row, a_k, b, b_index, b_row, out, c_row, depth, add)
             elif size == 4:
@@ -153,9 +153,9 @@ def prefetch(typing, address, count):  # type: ignore[no-untyped-def]
         pointer, hint = ir.IntType(8).as_pointer(), [ir.Constant(ir.IntType(32), value) for value in (0, 2, 1)]
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [pointer, *(h.type for h in hint)]), "llvm.prefetch.p0i8")
-        lines = builder.udiv(builder.add(arguments[1], _number(LINE - 1)), _number(LINE))
+        lines = builder.udiv(builder.add(arguments[1], _number(LINE_BYTES - 1)), _number(LINE_BYTES))
         with cgutils.for_range(builder, lines) as loop:
-            at = builder.add(arguments[0], builder.mul(loop.index, _number(LINE)))
+            at = builder.add(arguments[0], builder.mul(loop.index, _number(LINE_BYTES)))
             builder.call(function, [builder.inttoptr(at, pointer), *hint])
         return context.get_dummy_value()
 
@@ -170,7 +170,7 @@ def _dot_lanes(typing, a, b, lines):  # type: ignore[no-untyped-def]
         kind = _vector(16)
         total = cgutils.alloca_once_value(builder, _zero(16))
         with cgutils.for_range(builder, arguments[2]) as loop:
-            offset = builder.mul(loop.index, _number(LINE))
+            offset = builder.mul(loop.index, _number(LINE_BYTES))
             parts = [_load(builder, builder.add(address, offset), kind) for address in arguments[:2]]
             builder.store(_multiply_add(builder, 16, *parts, builder.load(total)), total)
         value, lanes = builder.load(total), 16

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a network's maps take in training, from the graph alone: nothing is computed or set aside.
+"""The memory that a network's maps take in training, from the graph alone: nothing is computed or set aside.
 
 ``kept + gradients + segment`` bytes:
 
 - *kept*: every map that a backward pass reads (the table of operators says which), once; the outputs, and the gradients
   given for them;
-- *gradients*: those held between two layers, where they are most: by the maps that the second reads or that pass by it;
+- *gradients*: the most that are held between two layers: of the maps that the second reads or that pass by it;
 - *segment*, where the recompute pass marked layers: the maps of the largest run of marked layers, which are there again
   for its backward pass. They are not among the kept ones, unless a layer that is not marked reads them.
 
-Off MXNet's own plan, for the 17 presets: on GPUs 3 %, 14 % for small batches in 16 bits, 11 % with ``memonger``; on
-CPUs 8 %, in 16 bits 16 %; but DenseNets are 14 to 22 % below with either of the last three. With ``memonger`` on CPUs
-MXNet lays few segments over each other, and its plan is 1.1 to 2.7 times the sum, which ``SCATTERED`` multiplies: 14
-presets are within 15 % in float32 then, and all between -33 % and +59 %.
+The sum differs from MXNet's own plan, for the 17 presets, by up to 3 % on GPUs, 14 % for small batches in 16 bits, 11 %
+with ``memonger``; 8 % on CPUs, 16 % in 16 bits; but DenseNets are 14 to 22 % below with either of the last three. With
+``memonger`` on CPUs MXNet lays few segments over each other, and its plan is 1.1 to 2.7 times the sum. There the sum is
+multiplied by ``SCATTERING_FACTOR``: 14 presets are within 15 % in float32 then, and all between -33 % and +59 %.
 """
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from recognition.networks.graph import Entry, Graph
 from recognition.networks.operators.operator import INPUTS, OUTPUT
 from recognition.networks.shapes import all_shapes
 
-SCATTERED = 1.8
+SCATTERING_FACTOR = 1.8  # of the plan with memonger on CPUs
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}  # others: 4
 
 
 def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int) -> int:
     """Bytes that a training executor sets aside for ``batch`` images (3, H, W): maps and the gradients between layers.
 
-    ``graph`` is as it is bound, that is after the passes. Parameters, their gradients and momentum are not among it.
+    ``graph`` is the bound one, after the passes. Parameters, their gradients and momentum are not counted.
     """
     nodes, heads = graph.nodes, [head._replace(version=0) for head in graph.heads]
     shapes, itemsizes = all_shapes(graph, (batch, *image_shape)), _itemsizes(graph)
@@ -67,7 +67,7 @@ def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int) -> 
         segments[run[entry.node]] += size(entry)
     total = sum(map(size, [*kept, *heads])) + gradients + max(segments.values(), default=0)
     on_cpu = any(node.op == "BatchNorm" and mark for node, mark in zip(nodes, marked))  # see recompute
-    return round(total * SCATTERED) if on_cpu else total
+    return round(total * SCATTERING_FACTOR) if on_cpu else total
 
 
 def _read(graph: Graph, number: int) -> list[Entry]:
@@ -82,7 +82,7 @@ def _read(graph: Graph, number: int) -> list[Entry]:
 
 
 def _itemsizes(graph: Graph) -> list[int]:
-    """Bytes of a number in the outputs of each node: as in its first input, unless it says another type."""
+    """Bytes of a number in the outputs of each node, those of its first input unless it names another type."""
     found: list[int] = []
     for node in graph.nodes:
         dtype = "float32" if node.is_variable else getattr(node.values, "dtype", "None")

@@ -50,9 +50,9 @@ class ReplicatedBackbone:
         self._has_dropout = any(node.op == "Dropout" for node in graph.nodes)
         self.replicas = [Replica(graph, parameters, auxiliary, device, (batch_size, *image_shape))
                          for device in devices]
-        lead = self.replicas[0].arguments
-        self._optimiser: Optimiser = (AdamWOptimiser(lead, self.names, adamw, wd) if adamw else
-                                      SgdOptimiser(lead, self.names, mu, wd))
+        arguments = self.replicas[0].arguments
+        self._optimiser: Optimiser = (AdamWOptimiser(arguments, self.names, adamw, wd) if adamw else
+                                      SgdOptimiser(arguments, self.names, mu, wd))
         self._steps = 0
 
     def forward(self, images: np.ndarray) -> np.ndarray:
@@ -93,13 +93,13 @@ class ReplicatedBackbone:
         return _norm({name: self.replicas[0].gradients[name] for name in self._rates(self._steps)}) / self._scale
 
     def step(self, lr: float) -> None:
-        lead, rates = self.replicas[0], self._rates(self._steps)
+        first_replica, rates = self.replicas[0], self._rates(self._steps)
         self._steps += 1
-        self._optimiser(lead.arguments, lead.gradients, {name: lr * rate for name, rate in rates.items()},
-                        1 / self._scale)
+        self._optimiser(first_replica.arguments, first_replica.gradients,
+                        {name: lr * rate for name, rate in rates.items()}, 1 / self._scale)
         for replica in self.replicas[1:]:
             for name in rates:
-                lead.arguments[name].copyto(replica.arguments[name])
+                first_replica.arguments[name].copyto(replica.arguments[name])
         if self.loss_scale:
             self.loss_scale.count(finite=True)
 
@@ -111,18 +111,19 @@ class ReplicatedBackbone:
             self.loss_scale.count(finite=False)
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
-        lead = self.replicas[0]
+        first_replica = self.replicas[0]
         parameters, gradients = ({name: float(np.sqrt(np.square(arrays[name].asnumpy(), dtype=np.float64).sum()))
-                                  for name in self.names} for arrays in (lead.arguments, lead.gradients))
+                                  for name in self.names}
+                                 for arrays in (first_replica.arguments, first_replica.gradients))
         return parameters, gradients
 
     def _reduce_gradients(self) -> None:
         """Queue the sums over replicas and processes; each is taken while the rest of the backward pass runs."""
-        lead = self.replicas[0]
+        first_replica = self.replicas[0]
         for replica in self.replicas[1:]:
             for name in self._backward_order:
-                lead.gradients[name] += replica.gradients[name].as_in_context(lead.device)
-        self.communicator.sum_in_place("gradient", [lead.gradients[name] for name in self._backward_order])
+                first_replica.gradients[name] += replica.gradients[name].as_in_context(first_replica.device)
+        self.communicator.sum_in_place("gradient", [first_replica.gradients[name] for name in self._backward_order])
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         if len(self.replicas) * self.communicator.size == 1:  # the mean of one replica's statistics is its own
@@ -168,10 +169,10 @@ class ReplicatedBackbone:
 
     def difference(self, state: BackboneState) -> str:
         """Why a state is not of this network: the first name or shape that differs; '' if none does."""
-        lead = self.replicas[0]
+        first_replica = self.replicas[0]
         moments = [(getattr(state, kind) or {}, arrays) for kind, arrays in self._optimiser.moments.items()]
-        for have, wanted in ((state.parameters, {name: lead.arguments[name] for name in self.names}), *moments,
-                             (state.auxiliary[0], lead.auxiliary)):
+        for have, wanted in ((state.parameters, {name: first_replica.arguments[name] for name in self.names}), *moments,
+                             (state.auxiliary[0], first_replica.auxiliary)):
             if odd := sorted(have.keys() ^ wanted.keys()):
                 return f"{odd[0]} is in one of them alone"
             for name, array in wanted.items():

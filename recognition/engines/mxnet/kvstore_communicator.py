@@ -15,10 +15,10 @@ from recognition.config.devices import WORKER
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 
-PATIENCE = 60.0  # seconds for the scheduler to begin
+PATIENCE_SECONDS = 60.0  # seconds for the scheduler to begin
 
 
-def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE) -> None:
+def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE_SECONDS) -> None:
     """Until the scheduler can be reached: MXNet itself waits for ever, deaf to signals.
 
     :raises UserError: if the variables that name it are not there, or it does not answer.

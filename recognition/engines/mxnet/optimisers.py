@@ -9,8 +9,8 @@ from recognition.engines.mxnet.imports import mx
 from recognition.optim.adamw import AdamW
 
 NDArrays = Mapping[str, mx.nd.NDArray]
-LEAST = 1.2e-38  # the least normal float32: MXNet reads no parameter of an operator that is less, but for 0
-GROUP = 32  # parameters per fused update; the operators take at most 60 and 45
+LEAST_NORMAL_FLOAT32 = 1.2e-38  # MXNet reads no operator's parameter that is less, but for 0
+PARAMETERS_A_CALL = 32  # parameters per fused update; the operators take at most 60 and 45
 
 
 class Optimiser(Protocol):
@@ -65,8 +65,8 @@ class AdamWOptimiser:
 
 def readable(value: float) -> float:
     """A number from 0 on as an operator of MXNet takes it: 0 for what float32 has no digits for."""
-    return value if value >= LEAST else 0.0
+    return value if value >= LEAST_NORMAL_FLOAT32 else 0.0
 
 
 def _groups(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (names[low : low + GROUP] for low in range(0, len(names), GROUP))
+    return (names[low : low + PARAMETERS_A_CALL] for low in range(0, len(names), PARAMETERS_A_CALL))

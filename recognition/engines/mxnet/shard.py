@@ -22,7 +22,7 @@ from recognition.head.shard import (
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
-CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
+ROWS_A_CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
 
 
 class MxnetShard:
@@ -110,12 +110,13 @@ class MxnetShard:
 
     def _chunks(self) -> list[slice]:
         """The selected rows in pieces whose temporaries are small beside W."""
-        return [slice(low, min(low + CHUNK, self._w.shape[0])) for low in range(0, self._w.shape[0], CHUNK)]
+        rows = self._w.shape[0]
+        return [slice(low, min(low + ROWS_A_CHUNK, rows)) for low in range(0, rows, ROWS_A_CHUNK)]
 
     def _scratch(self, columns: int) -> Callable[[int, int], mx.nd.NDArray]:
         """One buffer for the same temporary of all chunks. MXNet runs what is ready: if each chunk had its own, those
         of all chunks would be computed first and lie beside each other, as large as W."""
-        buffer = mx.nd.empty(min(CHUNK, self._w.shape[0]) * columns, ctx=self.context)
+        buffer = mx.nd.empty(min(ROWS_A_CHUNK, self._w.shape[0]) * columns, ctx=self.context)
         return lambda *shape: buffer[: int(np.prod(shape))].reshape(shape)
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -89,10 +89,10 @@ def test_a_shard_whose_centres_live_on_the_host() -> None:
 
 
 def test_constants_are_those_of_the_shards() -> None:
-    assert head_costs.PIECE == cpu_shard.PIECE and head_costs.CHUNK == mxnet_shard.CHUNK
-    assert (head_costs.GROUPS, head_costs.SMALLEST_GROUP) == (kernels.GROUPS, kernels.SMALLEST_GROUP)
+    assert head_costs.ROWS_A_PIECE == cpu_shard.ROWS_A_PIECE and head_costs.ROWS_A_CHUNK == mxnet_shard.ROWS_A_CHUNK
+    assert (head_costs.MOST_GROUPS, head_costs.LEAST_ROWS_A_GROUP) == (kernels.MOST_GROUPS, kernels.LEAST_ROWS_A_GROUP)
     padded = [kernels.padded(batch) for batch in (1, 16, 17)]
-    assert padded == [head_costs.PADDED, head_costs.PADDED, 2 * head_costs.PADDED]
+    assert padded == [head_costs.COLUMNS_A_TILE, head_costs.COLUMNS_A_TILE, 2 * head_costs.COLUMNS_A_TILE]
 
 
 @pytest.mark.parametrize(("classes", "ratio", "batch", "shards"), [

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from recognition.engines.cpu import kernels
-from recognition.engines.cpu.tiles import NARROW, WIDE, dot, prefetch, strip
+from recognition.engines.cpu.tiles import NARROW_COLUMNS, WIDE_COLUMNS, dot, multiply, prefetch
 
 
 @pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize("width", sorted({WIDE, NARROW, 1}))
+@pytest.mark.parametrize("width", sorted({WIDE_COLUMNS, NARROW_COLUMNS, 1}))
 @pytest.mark.parametrize("rows", [1, 4, 5, 6, 8, 13])
 def test_a_strip_against_float64(rows: int, width: int, add: bool) -> None:
     """Rows of both operands are gathered. Tolerance: 37 terms of size 1, each rounded to 6e-8."""
@@ -21,8 +21,8 @@ def test_a_strip_against_float64(rows: int, width: int, add: bool) -> None:
     a, b = (random.standard_normal((n, m), dtype=np.float32) for n, m in ((20, depth), (60, width + 3)))
     c = random.standard_normal((rows, width + 5), dtype=np.float32)
     before, a_index, b_index = c.copy(), random.permutation(20)[:rows], random.permutation(60)[:depth]
-    strip(width, rows, a.ctypes.data, a_index.ctypes.data, 4 * depth, 4, b.ctypes.data, b_index.ctypes.data,
-          4 * (width + 3), c.ctypes.data, 4 * (width + 5), depth, int(add))
+    multiply(width, rows, a.ctypes.data, a_index.ctypes.data, 4 * depth, 4, b.ctypes.data, b_index.ctypes.data,
+             4 * (width + 3), c.ctypes.data, 4 * (width + 5), depth, int(add))
     expected = a[a_index].astype(np.float64) @ b[b_index, :width] + (before[:, :width] if add else 0)
     np.testing.assert_allclose(c[:, :width], expected, rtol=0, atol=2e-5)
     np.testing.assert_array_equal(c[:, width:], before[:, width:])  # nothing beside the strip
@@ -54,15 +54,15 @@ def test_the_exponential_is_good_to_float32() -> None:
 def test_groups_cover_the_shard_and_split_no_class(rows: int, sub_centres: int) -> None:
     bounds = kernels.bounds_of(rows, sub_centres)
     assert bounds[0] == 0 and bounds[-1] == rows and np.all(np.diff(bounds) > 0)
-    assert np.all(bounds[:-1] % sub_centres == 0) and len(bounds) <= kernels.GROUPS + 1
+    assert np.all(bounds[:-1] % sub_centres == 0) and len(bounds) <= kernels.MOST_GROUPS + 1
 
 
 @pytest.mark.parametrize("columns", [1, 16, 17, 64, 150])
 def test_panels_hold_blocks_of_columns(columns: int) -> None:
     matrix = np.arange(7 * columns, dtype=np.float32).reshape(7, columns)
-    blocks, start = kernels.panels(matrix), 0
+    blocks, start = kernels.column_blocks(matrix), 0
     while start < columns:
-        width = next(w for w in (WIDE, NARROW, 1) if columns - start >= w)
+        width = next(w for w in (WIDE_COLUMNS, NARROW_COLUMNS, 1) if columns - start >= w)
         block = blocks[start * 7 : (start + width) * 7].reshape(7, width)
         np.testing.assert_array_equal(block, matrix[:, start : start + width])
         start += width

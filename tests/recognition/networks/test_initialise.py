@@ -9,7 +9,7 @@ import pytest
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 from recognition.networks import first_weights, fmobilefacenet, sym
-from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish, draw, initialise
+from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser, draw, initialise
 from recognition.networks.shapes import infer_shapes
 
 IMAGE = (3, 112, 112)
@@ -89,7 +89,7 @@ def test_families_start_as_the_public_recipes_have_it():
 def test_initialisers_are_distributed_as_mxnets(legacy, shape):
     """Deviation and range of thousands of values: the sample's deviation within four of its own deviations, and a
     uniform's bound, which the largest of 18,000 values misses by less than a thousandth."""
-    found = draw("some_weight", shape, 0, Wish(*json.loads(legacy.dumps())))
+    found = draw("some_weight", shape, 0, Initialiser(*json.loads(legacy.dumps())))
     expected = mx.nd.zeros(shape)
     mx.random.seed(0)
     legacy(mx.init.InitDesc("some_weight"), expected)
@@ -107,9 +107,9 @@ def kind_of_range(values):
     return "uniform" if np.abs(values).max() < 1.8 * values.std() else "normal"
 
 
-@pytest.mark.parametrize(("wish", "value"), [("zeros", 0), ("ones", 1), ('["constant", {"value": 0.5}]', 0.5)])
-def test_wishes_as_gluon_writes_them(wish, value):
-    symbol = sym.LeakyReLU(sym.Variable("data"), gamma=sym.Variable("alpha", shape=(1,), init=wish), act_type="prelu")
+@pytest.mark.parametrize(("init", "value"), [("zeros", 0), ("ones", 1), ('["constant", {"value": 0.5}]', 0.5)])
+def test_initialisers_as_gluon_writes_them(init, value):
+    symbol = sym.LeakyReLU(sym.Variable("data"), gamma=sym.Variable("alpha", shape=(1,), init=init), act_type="prelu")
     assert initialise(symbol.graph(), IMAGE, 0)[0]["alpha"] == value
 
 

@@ -112,7 +112,7 @@ def test_bits_do_not_depend_on_threads_or_blocks(monkeypatch):
     sizes = operator.Sizes(3, 64, 128, 20, 20)
 
     def results(threads, tiles, gradient_bytes):
-        monkeypatch.setattr(operator, "TILES", tiles)
+        monkeypatch.setattr(operator, "TILES_AT_ONCE", tiles)
         monkeypatch.setattr(operator, "GRADIENT_BYTES", gradient_bytes)
         space = operator.Workspace(threads)
         found = np.empty_like(d_output), np.empty_like(x), np.empty_like(w)

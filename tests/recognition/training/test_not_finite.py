@@ -143,8 +143,8 @@ def test_on_nan_skip_leaves_the_step_out_and_nothing_of_it_stays(
 
 def test_too_many_in_a_row_stop_the_run_and_files_do_not_pile_up(
         configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bad_steps, "MOST_IN_A_ROW", 3)
-    monkeypatch.setattr(bad_steps, "KEPT", 2)
+    monkeypatch.setattr(bad_steps, "MOST_STEPS_IN_A_ROW", 3)
+    monkeypatch.setattr(bad_steps, "KEPT_FILES", 2)
     with pytest.raises(UserError, match=r"^step 4: .*; 4 such steps in a row"):
         train(configured("forward", on_nan="skip", per_batch_size=36, state_every=0, max_steps=9))
     folder = tmp_path / "models-forward" / "plain-arcface-tiny"

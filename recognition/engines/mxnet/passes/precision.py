@@ -9,7 +9,7 @@ from __future__ import annotations
 from recognition.networks.graph import Entry, Graph, GraphMaker, Node
 from recognition.networks.shapes import all_shapes
 
-NARROW = 8  # input channels below which oneDNN has no fast convolution of bfloat16, and leaves its layout
+LEAST_CHANNELS = 8  # input channels below which oneDNN has no fast convolution of bfloat16, and leaves its layout
 
 
 def low_precision(graph: Graph, dtype: str, image_shape: tuple[int, ...] = (3, 112, 112)) -> Graph:
@@ -38,7 +38,7 @@ def _narrow_convolutions(graph: Graph, image_shape: tuple[int, ...]) -> list[int
     for number, node in enumerate(graph.nodes):
         if node.op == "Convolution" and node.values.num_group == 1:
             data = shapes[node.inputs[0].node][node.inputs[0].output]
-            if len(data) > 1 and data[1] < NARROW:
+            if len(data) > 1 and data[1] < LEAST_CHANNELS:
                 found.append(number)
     return found
 

@@ -18,7 +18,7 @@ from recognition.engines.mxnet.passes.winograd_tiles import LANES, LINE
 
 PLANES = IN * IN
 FLOATS = LINE // 4
-SLOTS = 8  # rows of pixels that are kept while a row of tiles needs 6
+KEPT_PIXEL_ROWS = 8  # rows of pixels that are kept while a row of tiles needs 6
 product_6, product_5, product_4 = tiles.product_6, tiles.product_5, tiles.product_4
 product_3, product_2, product_1 = tiles.product_3, tiles.product_2, tiles.product_1
 
@@ -58,7 +58,7 @@ def pixel_row_bytes(width):  # type: ignore[no-untyped-def]
 @numba.njit
 def pixel_bytes(width):  # type: ignore[no-untyped-def]
     """What :func:`input_planes` and its like need for rows of pixels, and for these half transformed."""
-    return (SLOTS + IN) * ((width + LANES - 1) // LANES * LANES + 2) * LINE
+    return (KEPT_PIXEL_ROWS + IN) * ((width + LANES - 1) // LANES * LANES + 2) * LINE
 
 
 def plane_floats(rows: int, channels: int) -> int:
@@ -87,8 +87,8 @@ def input_planes(maps, channels, height, width, first, last, out, plane, pixels)
     """``B^T d B`` of the rows of tiles ``first`` to ``last - 1`` of ``maps``, into ``out``."""
     down, across, channel = tiles_of(height), tiles_of(width), height * width * 4
     row, pixel_row = row_bytes(channels), pixel_row_bytes(width)
-    halves = pixels + SLOTS * pixel_row
-    for slot in range(SLOTS):  # the columns beside the map
+    halves = pixels + KEPT_PIXEL_ROWS * pixel_row
+    for slot in range(KEPT_PIXEL_ROWS):  # the columns beside the map
         tiles.clear(pixels + slot * pixel_row)
         tiles.clear(pixels + (slot + 1) * pixel_row - LINE)
     for c in range(0, channels, LANES):
@@ -101,12 +101,12 @@ def input_planes(maps, channels, height, width, first, last, out, plane, pixels)
                 inside = 0 <= y < height
                 source = maps + (n * channels + c) * channel + (y * width * 4 if inside else 0)
                 _load_pixels(source, channel, width, width if inside else 0,
-                             pixels + (y + 1) % SLOTS * pixel_row + LINE)
+                             pixels + (y + 1) % KEPT_PIXEL_ROWS * pixel_row + LINE)
                 y += 1
             at = pixels
-            r0, r1 = at + (top + 1) % SLOTS * pixel_row, at + (top + 2) % SLOTS * pixel_row
-            r2, r3 = at + (top + 3) % SLOTS * pixel_row, at + (top + 4) % SLOTS * pixel_row
-            r4, r5 = at + (top + 5) % SLOTS * pixel_row, at + (top + 6) % SLOTS * pixel_row
+            r0, r1 = at + (top + 1) % KEPT_PIXEL_ROWS * pixel_row, at + (top + 2) % KEPT_PIXEL_ROWS * pixel_row
+            r2, r3 = at + (top + 3) % KEPT_PIXEL_ROWS * pixel_row, at + (top + 4) % KEPT_PIXEL_ROWS * pixel_row
+            r4, r5 = at + (top + 5) % KEPT_PIXEL_ROWS * pixel_row, at + (top + 6) % KEPT_PIXEL_ROWS * pixel_row
             for x in range(0, (across * OUT + 2) * LINE, LINE):
                 tiles.input_column(r0 + x, r1 + x, r2 + x, r3 + x, r4 + x, r5 + x, halves + x, pixel_row)
             for x in range(across):
@@ -119,7 +119,7 @@ def gradient_planes(maps, channels, height, width, first, last, out, plane, pixe
     """``A dY A^T`` of the rows of tiles ``first`` to ``last - 1`` of ``maps``, into ``out``."""
     down, across, channel = tiles_of(height), tiles_of(width), height * width * 4
     row, pixel_row = row_bytes(channels), pixel_row_bytes(width)
-    halves = pixels + SLOTS * pixel_row
+    halves = pixels + KEPT_PIXEL_ROWS * pixel_row
     for c in range(0, channels, LANES):
         for r in range(first, last):
             n, top = r // down, r % down * OUT

@@ -22,7 +22,7 @@ from recognition.engines.mxnet.passes import winograd_kernels as kernels
 from recognition.engines.mxnet.passes.winograd import OPERATOR
 from recognition.engines.mxnet.passes.winograd_tiles import LANES
 
-TILES = 64  # that a thread convolves at once: it reads all weights once for them
+TILES_AT_ONCE = 64  # that a thread convolves at once: it reads all weights once for them
 GRADIENT_BYTES = 16 << 20  # of transformed tiles that one sum of the gradient of the weights takes at once
 PARTS = 12  # that the 36 planes, the filters and the rows of tiles are cut into for threads
 NINE = 9 * LANES * LANES  # numbers in a block of weights
@@ -115,7 +115,7 @@ def convolve(space: Workspace, sizes: Sizes, maps: int, weights: int, out: int, 
     with space.memory(kernels.weight_floats(channels, filters)) as transformed:
         ranges = _cut(filters, PARTS, LANES)
         space.run(lambda i, scratch: planes(weights, *given, *ranges[i], transformed, scratch), len(ranges), NINE)
-        rows = max(1, min(TILES // sizes.across, sizes.rows))
+        rows = max(1, min(TILES_AT_ONCE // sizes.across, sizes.rows))
         tiles = rows * sizes.across
         floats = sizes.pixel_floats + kernels.plane_floats(tiles, channels) + kernels.plane_floats(tiles, filters)
         blocks = _cut(sizes.rows, -(-sizes.rows // rows))
