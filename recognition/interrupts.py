@@ -20,7 +20,7 @@ _AGAIN_SECONDS = 0.01  # seconds until the signal comes again; no call of MXNet'
 
 
 def outside_operators(handler: Handler) -> Handler:
-    """``handler``, run once no operator's code is under way: until then the signal is sent again and again."""
+    """Wrap ``handler`` so that it runs when no operator's code is under way: until then the signal is sent again."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         caller = frame
@@ -38,7 +38,7 @@ def outside_operators(handler: Handler) -> Handler:
 
 @contextlib.contextmanager
 def safe_interrupt() -> Iterator[None]:
-    """Context in which Ctrl-C raises KeyboardInterrupt outside of operators alone, where it raised it anywhere."""
+    """Context in which Ctrl-C raises KeyboardInterrupt only outside of operators, if it would raise it anywhere."""
     if (threading.current_thread() is not threading.main_thread()
             or signal.getsignal(signal.SIGINT) is not signal.default_int_handler):
         yield

@@ -7,8 +7,8 @@ differ in
 - the pixels: PyTorch's recipe feeds (p - 127.5) / 127.5, this graph scales to (p - 127.5) / 128 itself: the first
   convolution's weights differ by the factor 128 / 127.5;
 - batch norm's epsilon, 1e-5 there and 2e-5 here: the moving variances differ by the difference, so that in inference
-  both compute the same (a variance may come to lie a little below 0 so; with epsilon it does not);
-- the last batch norm's factor, which is 1 here: another goes into the fully connected layer before it.
+  both compute the same (a variance may then be a little below 0, but not with epsilon added);
+- the last batch norm's factor, which is 1 here: another factor is moved into the fully connected layer before it.
 """
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _UNIT = (("bn1", "_bn1"), ("conv1", "_conv1"), ("bn2", "_bn2"), ("prelu", "_relu
 
 
 def pairs(units: Iterable[int]) -> Iterator[tuple[str, str]]:
-    """Names of every array, PyTorch's and ours, of a network of that many units a stage; PyTorch's order."""
+    """PyTorch's and our name of each array of a network of ``units`` units a stage; PyTorch's order."""
     yield from _arrays("conv1", "conv0")
     yield from _arrays("bn1", "bn0")
     yield from _arrays("prelu", "relu0")
@@ -59,7 +59,7 @@ def _arrays(theirs: str, ours: str, kind: str = "") -> Iterator[tuple[str, str]]
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Graph, Arrays, Arrays]:
-    """Depth, network, parameters and auxiliary states (float32) of an ``iresnet``'s tensors by name.
+    """Depth, network, parameters and auxiliary states (float32) from an ``iresnet``'s tensors by name.
 
     :raises UserError: if they are not those of an iresnet18, 34, 50 or 100 for 112 x 112 images; it names ``source``.
     """
@@ -92,9 +92,9 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Gra
 
 def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mapping[str, np.ndarray],
              source: str) -> tuple[int, Arrays]:
-    """Depth and tensors by name, for ``load_state_dict`` of an ``iresnet``, of a ``fresnet``'s arrays.
+    """Depth, and tensors by name for ``load_state_dict`` of an ``iresnet``, from a ``fresnet``'s arrays.
 
-    :raises UserError: if it is another network, or one with options that ``iresnet`` has not; it names ``source``.
+    :raises UserError: if it is another network, or one with options that ``iresnet`` lacks; it names ``source``.
     """
     found = {**arguments, **auxiliary}
     stages = [re.match(r"stage(\d)_unit(\d+)_", name) for name in found]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's files of tensors (``.pth``, ``.pt``), read and written without PyTorch, and without running what they say.
+"""PyTorch's files of tensors (``.pth``, ``.pt``), read and written without PyTorch, and without running their code.
 
 Since PyTorch 1.6 such a file is a zip archive, not compressed: ``<folder>/data.pkl`` is a pickle of what was saved, in
 which a tensor is a call of ``torch._utils._rebuild_tensor_v2`` on a storage, and a storage is a persistent id
@@ -38,7 +38,7 @@ _OPCODES = frozenset((
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a ``state_dict`` by name; those of bfloat16 come as float32.
 
-    Of a dictionary that holds a ``state_dict_backbone`` or a ``state_dict``, as training checkpoints do, that one is.
+    If the dictionary holds a ``state_dict_backbone`` or a ``state_dict``, as training checkpoints do, that one is read.
 
     :raises UserError: if the file is no such archive, names anything but tensors, or is damaged.
     """
@@ -108,7 +108,7 @@ class _Reader:
 
 
 class _Dict(dict):
-    """Stands for ``OrderedDict``; the attribute ``_metadata`` that PyTorch gives it has nothing to say here."""
+    """Stands for ``OrderedDict``; ignores the attribute ``_metadata`` that PyTorch gives it."""
 
     __slots__ = ()
 
@@ -117,7 +117,7 @@ class _Dict(dict):
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """A view of a storage; its elements lie one behind the other in some order of axes, as parameters' do."""
+    """A view of a storage; its elements are contiguous in some order of axes, as those of parameters are."""
     count = math.prod(size)
     if not isinstance(storage, np.ndarray) or len(size) != len(stride) or min((*size, *stride, offset), default=0) < 0:
         raise ValueError(f"it has a tensor of size {size} and stride {stride}")
@@ -152,7 +152,7 @@ def _stored(value: np.ndarray) -> tuple[str, str]:
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle, protocol 2, written by hand: the names in it are PyTorch's, which need not be here."""
+    """The pickle, protocol 2, written by hand: it names PyTorch's functions, and PyTorch need not be installed."""
     ordered = b"ccollections\nOrderedDict\n)R"
     out = [b"\x80\x02", ordered, b"("]
     for key, value in enumerate(tensors.values()):

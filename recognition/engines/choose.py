@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that chooses what computes: an engine by its name, and who holds a shard of class centres.
+"""Choice of what computes: an engine by its name, and the holder of a shard of class centres.
 
 An engine is imported when it is chosen, and not before.
 """
@@ -37,7 +37,7 @@ def build_network(config: Config) -> Graph:
 
 
 def computing_of(config: Config) -> Computing:
-    """How a configuration wants the backbone computed."""
+    """The devices, batch and numbers with which a configuration wants the backbone computed."""
     return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger)
 
 
@@ -53,10 +53,10 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
 
 def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: int, on_host: bool, sampled: bool,
                **options: Any) -> Shard:
-    """Class centres ``start .. stop - 1``, held by whoever computes fastest with them.
+    """A shard of the class centres ``start .. stop - 1``, on whatever computes fastest with them.
 
     On CPUs that is :mod:`recognition.engines.cpu`, whatever the engine. With W in the host's memory (``on_host``) the
-    rows of a sample travel to the device; all of W would have to in each step, so that then the host computes, too.
+    rows of a sample travel to the device. Without a sample all of W would travel in each step, so the host computes.
     """
     if device[0] == "cpu" or (on_host and not sampled):
         from recognition.engines.cpu.shard import CpuShard
@@ -66,7 +66,10 @@ def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: in
 
 
 def check_bfloat16(flag: str, devices: Sequence[Device]) -> None:
-    """:raises UserError: about ``flag``, if a checkpoint's network cannot be run in bfloat16 on the devices."""
+    """Check that a checkpoint's network can run in bfloat16 on the devices.
+
+    :raises UserError: about ``flag``, if it cannot.
+    """
     if devices[0][0] == "gpu":
         raise UserError(f"{flag}: found GPUs, expected CPUs that have it; leave it out")
     require_bfloat16(flag)

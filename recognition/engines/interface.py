@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop and the commands know of an engine, of whichever library computes behind it. Imports NumPy alone.
+"""The interface through which the loop and the commands use an engine, whichever library computes. NumPy alone.
 
 An engine also makes what other rooms describe: shards of class centres (:class:`recognition.head.shard.Shard`) and
 communicators (:class:`recognition.processes.communicator.Communicator`).
@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]  # by the names of a checkpoint
 
 @dataclass(frozen=True)
 class Computing:
-    """How the backbone is computed."""
+    """Devices, batch and numbers with which the backbone is computed."""
 
     devices: tuple[Device, ...]  # of this process, all of one kind
     batch_size: int  # images a device
@@ -38,7 +38,7 @@ class Computing:
 
 @dataclass(frozen=True)
 class Updating:
-    """How the backbone's parameters are updated."""
+    """Optimiser, learning rate factors and seed with which the backbone's parameters are updated."""
 
     mu: float = 0.9  # momentum of SGD
     wd: float = 0.0005
@@ -77,7 +77,7 @@ class Backbone(Protocol):
         """Gradients of the parameters from those of the last features, of the same shape."""
 
     def finite(self) -> bool:
-        """Whether all that the last :meth:`backward` computes is finite, once it is there."""
+        """True if all that the last :meth:`backward` computes is finite; waits for it."""
 
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient of the mean loss by the parameters that :meth:`step` is about to update."""
@@ -86,10 +86,10 @@ class Backbone(Protocol):
         """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
 
     def leave_out(self) -> None:
-        """Count a step in place of :meth:`step`: no parameter moves, moving statistics go back to where they were."""
+        """Count a step without :meth:`step`: no parameter moves, and moving statistics return to their last values."""
 
     def sound(self) -> bool:
-        """Whether all may be saved: the norms of parameters are below 1.8e19, moments and statistics are finite."""
+        """True if all may be saved: the norms of parameters are below 1.8e19, moments and statistics are finite."""
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""
@@ -104,10 +104,10 @@ class Backbone(Protocol):
         """The arrays that a training state holds."""
 
     def difference(self, state: BackboneState) -> str:
-        """Why a state is not of this network: the first name or shape that differs; '' if none does."""
+        """The first name or shape by which a state differs from this network; '' if none does."""
 
     def load(self, state: BackboneState, steps: int) -> None:
-        """Go on from a state after ``steps`` updates, whatever number of replicas saved it."""
+        """Go on from a state after ``steps`` updates; any number of replicas may have saved it."""
 
 
 class Embedder(Protocol):
@@ -140,12 +140,15 @@ class Engine(Protocol):
     name: str
 
     def check_devices(self, devices: Sequence[Device]) -> None:
-        """:raises UserError: if the engine cannot compute on one of the devices."""
+        """Check the devices.
+
+        :raises UserError: if the engine cannot compute on one of them.
+        """
 
     def communicator(self, kvstore: str) -> Communicator:
         """The communicator of this process's run, as its environment says.
 
-        :raises UserError: if the environment does not go with ``kvstore``, or what it asks for is not installed.
+        :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
         """
 
     def numbers(self, computing: Computing) -> str:
@@ -155,7 +158,7 @@ class Engine(Protocol):
         """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
 
         :param config: all options, which the file's ``get_symbol`` may ask for by name.
-        :raises UserError: on what the file's code raises, and if what it returns is no network of one embedding.
+        :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.
         """
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],

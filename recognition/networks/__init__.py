@@ -2,7 +2,7 @@
 """The networks, one family a module, with the names, shapes and graphs of the public MXNet recipes.
 
 A family is a module with ``get_symbol(**options)``; the options are keys of the configuration by the same names.
-A network of the user's own is a file of that form: see ``own``.
+A network of the user's own is a file of that form: see ``own_network`` of an engine.
 """
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
 
 
 def first_weights(net_name: str) -> Initialiser:
-    """What the weights of a network start from, as in the public recipes: own networks as most families."""
+    """The initialiser of a network's weights, as in the public recipes; own networks have that of most families."""
     return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet") else UNIFORM_IN
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a backbone's last feature map becomes the embedding: ``config.net_output``.
+"""The layers between a backbone's last feature map and the embedding: ``config.net_output``.
 
 ========  ===========================================================================================================
 E         batch norm, dropout 0.4, fully connected, batch norm (ArcFace, arXiv 1801.07698, section 3.2)
@@ -25,14 +25,14 @@ from recognition.networks import sym
 from recognition.networks.blocks import Blocks, linear
 from recognition.networks.graph import Graph
 
-LEGACY_CHANNELS = 512  # what the public recipes take a map to have where a network does not say
+LEGACY_CHANNELS = 512  # of a map, in the public recipes, if a network does not say
 
 
 class OutputOptions(NamedTuple):
-    """What the steps of an output share.
+    """Options that the steps of an output share.
 
-    Layer builders, size of the embedding, channels of the backbone's last map, and filters of a layer with few weights
-    a channel, which read ``channels / filters`` channels each.
+    They are layer builders, size of the embedding, channels of the backbone's last map, and the number of filters of a
+    grouped convolution, each of which reads ``channels / filters`` channels.
     """
 
     blocks: Blocks

@@ -64,7 +64,7 @@ def get_symbol(*, num_layers: int, emb_size: int = 512, net_output: str = "E", n
 
 def _dense_block(net: GluonBlocks, data: sym.Symbol, scope: str, count: int, growth: int,
                  dropout: float) -> sym.Symbol:
-    """(N, C, H, W) -> (N, C + count * growth, H, W)."""
+    """A block of ``count`` layers: (N, C, H, W) -> (N, C + count * growth, H, W)."""
     for layer in range(count):
         body = net.act(net.norm(data, scope, 2 * layer), scope, 2 * layer)
         body = net.conv(body, scope, 2 * layer, BOTTLENECK * growth)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a network computes and how many parameters it has: what ``count_flops`` prints at the start."""
+"""Counts of a network's operations and parameters, which ``count_flops`` prints at the start."""
 from __future__ import annotations
 
 import math
@@ -23,7 +23,7 @@ def count_flops(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112),
                 places: Container[int] | None = None) -> Flops:
     """Operations of the forward pass for ``image_shape`` (3, H, W), and parameters.
 
-    ``places`` are those of the nodes to count, if not all.
+    ``places``: those of the nodes to count; None: all.
     """
     shapes = all_shapes(graph, (1, *image_shape))
     operations = products = 0
@@ -44,14 +44,14 @@ def count_flops(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112),
 
 
 def describe(flops: Flops) -> str:
-    """The line that the public recipes print, and what it leaves out."""
+    """The line that the public recipes print, with the operators that are not counted."""
     rest = f"; not counted: {', '.join(flops.unknown)}" if flops.unknown else ""
     return (f"Network FLOPs: {short(flops.products)} (convolutions and fully connected layers, a multiply-add is 2; "
             f"{short(flops.operations)} with all operators; {short(flops.parameters)} parameters{rest})")
 
 
 def short(number: float) -> str:
-    """``24.2G``: one decimal and the largest of K, M, G, T that leaves at least 1, as the public recipes write it."""
+    """A number as the public recipes write it, ``24.2G``: one decimal and the largest of K, M, G, T that leaves 1."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
         if number >= factor:
             return f"{number / factor:.1f}{letter}"

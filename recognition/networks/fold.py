@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pass for networks that no longer train: batch norm folded into the layer before it.
 
-With the factor f and the offset that batch norm is once its statistics no longer move:
+Once its statistics no longer move, batch norm is a factor f and an offset:
 
     BN(w x + b) = (f w) x + f b + offset
 """
@@ -23,9 +23,9 @@ def fold_batch_norms(graph: Graph, arguments: Mapping[str, np.ndarray],
                      auxiliary: Mapping[str, np.ndarray]) -> tuple[Graph, Arrays, Arrays]:
     """The same function in inference with fewer layers, and its float32 parameters and auxiliary states.
 
-    Folded is a batch norm behind a convolution or a fully connected layer that nothing else uses and that shares no
-    parameters. The folded layer takes the batch norm's name, and gets a bias ``<layer>_bias`` if it had none. A batch
-    norm in front of a padded convolution cannot be folded: what is padded is zero behind it, not in front.
+    A batch norm is folded if it is behind a convolution or a fully connected layer that nothing else uses and that
+    shares no parameters. The folded layer takes the batch norm's name, and gets a bias ``<layer>_bias`` if it had none.
+    A batch norm in front of a padded convolution cannot be folded: the padding is zero behind it, not in front.
     """
     nodes = graph.nodes
     uses = Counter(entry.node for node in nodes for entry in node.inputs)

@@ -65,7 +65,7 @@ class Node:
 
 
 class Graph:
-    """Nodes in the order in which they are computed, and which of their outputs the network gives."""
+    """Nodes in the order in which they are computed, and the outputs that the network gives."""
 
     def __init__(self, nodes: Sequence[Node], heads: Iterable[Entry]) -> None:
         """:param nodes: each after its inputs; those that no head depends on are left out, and the others are put into
@@ -89,7 +89,7 @@ class Graph:
 
     @classmethod
     def from_dict(cls, source: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS) -> Graph:
-        """As :meth:`from_json`, of JSON that has been read."""
+        """The graph of JSON that has been parsed; see :meth:`from_json`."""
         maker, places = GraphMaker(), list[int]()
         version = source.get("attrs", {}).get("mxnet_version", ("int", 0))[1]
         for node in source["nodes"]:
@@ -118,7 +118,7 @@ class Graph:
         return maker.graph(Entry(places[head[0]], *head[1:]) for head in source["heads"])
 
     def to_json(self) -> str:
-        """What MXNet's ``tojson`` writes."""
+        """The JSON that MXNet's ``tojson`` writes."""
         rows = [0]
         for node in self.nodes:
             rows.append(rows[-1] + (1 if node.is_variable else node.operator.outputs(node.values)))
@@ -159,7 +159,7 @@ class Graph:
         return {node.name: node.attrs for node in self.nodes if node.attrs}
 
     def cut(self, output: str) -> Graph:
-        """The part that computes the output of this name alone.
+        """The part of the graph that computes only the output of this name.
 
         :raises KeyError: if there is none.
         """

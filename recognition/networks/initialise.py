@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters to start from: a function of the seed and each parameter's name, shape and written initialiser."""
+"""First values of parameters: a function of the seed and each parameter's name, shape and initialiser."""
 from __future__ import annotations
 
 import json
@@ -35,8 +35,8 @@ def initialise(graph: Graph, image_shape: tuple[int, int, int], seed: int,
                weights: Initialiser = GAUSSIAN_OUT) -> tuple[Arrays, Arrays]:
     """Arguments and auxiliary states by name, float32, for images (3, H, W); ``data`` is not among them.
 
-    An ``__init__`` written on a variable (PReLU's slope 0.25) is followed; other weights follow ``weights``; the rest
-    is 0 or 1 by its name. Neither MXNet's nor NumPy's global random state is used or changed.
+    An ``__init__`` written on a variable (PReLU's slope 0.25) is followed; other weights follow ``weights``; the
+    rest is 0 or 1 by its name. Neither MXNet's nor NumPy's global random state is used or changed.
 
     :raises UserError: if a variable asks for an initialiser that is not in INITIALISERS, or its name tells nothing.
     """
@@ -64,8 +64,8 @@ def draw(name: str, shape: Shape, seed: int, initialiser: Initialiser = GAUSSIAN
 
 
 def _initialiser_of(name: str, written: str | None, weights: Initialiser) -> Initialiser:
-    """What the variable has ``written``: ``'["Constant", {"value": 0.25}]'``, ``'["zero", {}]'`` or, by Gluon,
-    ``'ones'``; else ``weights`` or a constant by the end of its name."""
+    """The initialiser ``written`` on the variable: ``'["Constant", {"value": 0.25}]'``, ``'["zero", {}]'`` or, by
+    Gluon, ``'ones'``; else ``weights`` or a constant by the end of its name."""
     if written is not None:
         kind, options = json.loads(written) if written.startswith("[") else (written, {})
         return Initialiser(kind.lower(), options)

@@ -2,7 +2,7 @@
 """A network as an ONNX graph in the making: tensors, their shapes, their values, and the nodes so far.
 
 MXNet 1.9.1's own exporter, ``mx.onnx``, imports ``onnx.mapping`` and other names that releases of the onnx package have
-not had for years, and fixes the batch; so this is our own. The table of operators says what each becomes.
+not had for years, and fixes the batch; so this is our own. The table of operators has a writer for each operator.
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def to_onnx(graph: Graph, arguments: dict[str, np.ndarray], auxiliary: dict[str,
 
 
 class OnnxGraph:
-    """What the operators write to."""
+    """The ONNX graph to which the operators of a network write themselves."""
 
     def __init__(self, graph: Graph, values: Mapping[str, np.ndarray], image_shape: tuple[int, int, int],
                  float16: bool) -> None:
@@ -64,7 +64,7 @@ class OnnxGraph:
         self._taken: set[str] = {INPUT, OUTPUT, *values}
 
     def name(self, wanted: str) -> str:
-        """``wanted``, or with a number behind it if there is such a tensor."""
+        """A new name for a tensor: ``wanted``, with a number behind it if that is taken."""
         found, count = wanted, 0
         while found in self._taken:
             found, count = f"{wanted}_{count}", count + 1

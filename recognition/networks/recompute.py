@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``memonger``: which maps to keep for the backward pass, and which layers to compute a second time in it.
+"""``memonger``: the choice of maps to keep for the backward pass, and of layers to compute again in it.
 
 Between two kept maps lies a segment, which the backward pass computes anew from the first (Chen et al., arXiv
 1604.06174). Only a cut of the graph can be kept, a map through which everything behind it is reached: in a residual
@@ -25,8 +25,8 @@ class _Layer(NamedTuple):
 
 
 def computed_again(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -> list[int]:
-    """Places of the nodes to compute a second time, for images (3, H, W): of the choices of segments that are tried,
-    the one with the least kept maps and largest segment together."""
+    """Places of the nodes to compute a second time, for images (3, H, W). Of the choices of segments that are tried,
+    it is the one with the smallest sum of kept maps and largest segment."""
     layers = _layers(graph, image_shape)
     total = sum(layer.size for layer in layers)
     choices = [_segments(layers, total * 0.8 ** step) for step in range(BUDGETS)]
@@ -53,7 +53,7 @@ def _layers(graph: Graph, image_shape: tuple[int, ...]) -> list[_Layer]:
 
 
 def _segments(layers: list[_Layer], budget: float) -> tuple[int, set[int]]:
-    """Cut wherever a segment has grown to ``budget``: the memory that takes, and the nodes kept."""
+    """Cut wherever a segment has grown to ``budget``; returns the numbers held at once, and the nodes kept."""
     kept, held, segment, largest = set(), 0, 0, 0
     for layer in layers:
         segment += layer.size

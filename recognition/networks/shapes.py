@@ -22,7 +22,7 @@ class Shapes(NamedTuple):
 
 
 class LayerError(UserError):
-    """A layer that cannot take what it would get; ``layer says: why``."""
+    """Error about a layer that cannot take what it would get; ``layer says: why``."""
 
 
 def infer_shapes(graph: Graph, image_shape: tuple[int, int, int], batch: int = 1) -> Shapes:
@@ -44,7 +44,7 @@ def infer_shapes(graph: Graph, image_shape: tuple[int, int, int], batch: int = 1
 
 
 def all_shapes(graph: Graph, data: Shape) -> list[list[Shape]]:
-    """Of each node in order the shapes of its outputs, for ``data`` (N, 3, H, W).
+    """The shapes of each node's outputs, in the order of nodes, for ``data`` (N, 3, H, W).
 
     A shape of which nothing is known is (), and a size that is not known 0.
 
@@ -65,7 +65,7 @@ def _written(node: Node, data: Shape) -> Shape:
 
 
 def _infer(node: Node, found: list[list[Shape]], place: int, data: Shape) -> bool:
-    """Complete the shapes around a node; whether anything new came out."""
+    """Complete the shapes around a node; returns whether anything changed."""
     ins, outs = [found[entry.node][entry.output] for entry in node.inputs], list(found[place])
     known = list(ins)
     complete = all(shape and 0 not in shape for shape in ins)
@@ -86,9 +86,9 @@ def _infer(node: Node, found: list[list[Shape]], place: int, data: Shape) -> boo
 
 
 def _check_sizes(graph: Graph, found: list[list[Shape]], data: Shape) -> None:
-    """Look at what MXNet does not: it writes over other memory where an array has too many numbers.
+    """Check sizes, which MXNet does not: it writes over other memory if an array has too many numbers.
 
-    :raises UserError: which names the layer.
+    :raises UserError: with the name of the layer.
     """
     sizes = [(name, math.prod(shape)) for node, shapes in zip(graph.nodes, found)
              for name, shape in zip(node.outputs(), shapes)]

@@ -83,7 +83,7 @@ def read_symbol(path: Path) -> Graph:
 def checked_graph(graph: Any) -> Node:
     """The graph with what was checked and nothing else.
 
-    :raises ValueError: which says what was found.
+    :raises ValueError: with a text that says what was found.
     """
     if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
         raise ValueError("found no list of nodes")
@@ -141,8 +141,8 @@ def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
 
 
 def _check_own(nodes: list[Node]) -> None:
-    """MXNet writes to what a layer has as its states, and takes factors to have the shape that the layer needs without
-    comparing: these must be nobody else's."""
+    """Check that no other node uses a layer's states or factors: MXNet writes to states, and takes factors to have the
+    shape that the layer needs without comparing."""
     owner: dict[int, int] = {}
     for place, node in enumerate(nodes):
         for entry in node["inputs"][1:] if _has_own(node) else ():
@@ -160,7 +160,7 @@ def _has_own(node: Node) -> bool:
 
 
 def _entries(found: Any, outputs: list[int]) -> list[list[int]]:
-    """Which outputs of nodes before are meant: (node, output, version), of which old files lack the version."""
+    """Outputs of earlier nodes as (node, output, version); old files lack the version, which is 0 then."""
     if not isinstance(found, list) or len(found) > MOST_NODES:
         raise ValueError(f"found {_shown(found)}, expected a list of inputs or heads")
     entries = []
@@ -205,7 +205,7 @@ def _check_value(key: str, value: str) -> None:
 
 
 def _outputs(node: Node) -> int:
-    """How many outputs of a node others may use."""
+    """The number of a node's outputs that others may use."""
     operator = OPERATORS.get(node["op"])
     if operator is None or "num_outputs" not in operator.parameters:
         return 1

@@ -79,7 +79,7 @@ class _Layers(Blocks):
         return self.activation(body + shortcut, name + "_out_data_act")
 
     def last(self, data: sym.Symbol) -> sym.Symbol:
-        """(N, C, 7, 7), the map of a 112 x 112 image, to (N, 512, 1, 1)."""
+        """The last layers: (N, C, 7, 7), the map of a 112 x 112 image, to (N, 512, 1, 1)."""
         data = self.activation(self.conv(data, "embed_convx", LAST_CHANNELS), "embed_convx_act")
         data = sym.Convolution(data, num_filter=LAST_CHANNELS, kernel=(7, 7), num_group=LAST_CHANNELS // GROUP_CHANNELS,
                                   no_bias=True, workspace=self.workspace, name="embed_convx_depthwise")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door of ``python -m recognition.plan``."""
+"""The command ``python -m recognition.plan``."""
 import sys
 
 from recognition.plan.command import main

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need
 # Flags of train_parall.py.
 PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
-# GB that are not planned. GPU: what published runs held beside what is, see bench/plan.py; nothing of it was measured.
+# GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
 # CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
 RESERVE_GB = {"gpu": 2.5, "cpu": 0.5}
 COLUMN_WIDTH = 16
@@ -39,7 +39,7 @@ FLAG_TYPES = {
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """The flags, typed, and the configuration that they and the presets give.
+    """The flags, typed, and the configuration that follows from them and the presets.
 
     :raises UserError: on a flag or a value that is not valid.
     """
@@ -110,7 +110,7 @@ def make_planned_run(flags: argparse.Namespace, config: Config) -> PlannedRun:
 
 
 def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
-    """All that is planned, by the names of the ways; with ``memory``, in GB, what fits."""
+    """The planned numbers by the names of the methods; with ``memory``, in GB, also what fits."""
     from recognition.plan.planning import METHODS, fewest_devices, most_classes
 
     planned = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the head costs a device in a step: memory, bytes sent, operations. Formulas alone, without MXNet and NumPy.
+"""Costs of the head on a device in a step: memory, bytes sent, operations. Formulas alone, without MXNet and NumPy.
 
 All arrays are float32, but for row numbers. ``tests/recognition/head/test_costs.py`` compares with the arrays that
 shards hold, ``bench/plan.py`` with the memory of a process.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
-# As in cpu_shard, kernels and tiles: rows whose gradient a thread holds, ranges with sums of their own, columns a tile.
+# As in engines/cpu: rows whose gradient a thread holds, ranges with sums of their own, rows a range, columns a tile.
 ROWS_A_PIECE, MOST_GROUPS, LEAST_ROWS_A_GROUP, COLUMNS_A_TILE = 384, 32, 192, 16
-ROWS_A_CHUNK = 65536  # as in mxnet_shard: rows whose gradient is held at once
+ROWS_A_CHUNK = 65536  # as in engines/mxnet/shard.py: rows whose gradient is held at once
 MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
 
 Memory = dict[str, int]  # bytes by what they are for
@@ -22,7 +22,7 @@ class HeadSize:
     """A device's part of the head."""
 
     classes: int  # that it holds
-    selected: int  # of them, those that take part in a step
+    selected: int  # those of them that take part in a step
     batch: int  # rows of features whose similarities it computes
     dim: int  # of a feature
     sub_centres: int = 1
@@ -57,9 +57,9 @@ class HeadSize:
 
 
 def selected_classes(classes: int, ratio: float, batch: int, shards: int) -> int:
-    """How many of a shard's classes take part in a step, as :class:`recognition.head.sampling.ClassSampler` has it.
+    """The number of a shard's classes in a step, as :class:`recognition.head.sampling.ClassSampler` chooses them.
 
-    The positives count as spread evenly over the shards, and each image as of another class.
+    It is assumed that the positives are spread evenly over the shards, and that each image is of another class.
     """
     return min(classes, max(round(ratio * classes), -(-batch // shards), 1))
 
@@ -111,7 +111,7 @@ def old_memory(size: HeadSize) -> Memory:
 
 
 def head_operations(size: HeadSize) -> int:
-    """Operations of the three matrix products of a step, a multiply-add being two."""
+    """Operations of the three matrix products of a step; a multiply-add is two."""
     return 6 * size.batch * size.selected_rows * size.dim
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would take, before it is started: memory, bytes sent and operations of a device, for each way to train."""
+"""Plan of a run before it is started: memory, bytes sent and operations of a device, for each method to train."""
 from __future__ import annotations
 
 import dataclasses
@@ -25,13 +25,13 @@ from recognition.plan.head_costs import (
     sent_parallel,
 )
 
-MOST_DEVICES = 4096  # that are tried
+MOST_DEVICES = 4096  # the largest number that is tried
 MOST_CLASSES = 10**12
 
 
 @dataclass(frozen=True)
 class BackboneCost:
-    """Of one replica."""
+    """Costs of one replica of the backbone."""
 
     parameters: int  # numbers
     states: int  # numbers in the moving statistics
@@ -45,7 +45,7 @@ class BackboneCost:
 
 
 def backbone_cost(config: Config) -> BackboneCost:
-    """Of the network of a configuration, for ``per_batch_size`` images on its first device."""
+    """Costs of a configuration's network, for ``per_batch_size`` images on its first device."""
     height, width, channels = config.image_shape
     image, batch = (channels, height, width), config.per_batch_size
     graph = build_network(config)
@@ -61,7 +61,7 @@ def backbone_cost(config: Config) -> BackboneCost:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What is planned: every device is a process of its own."""
+    """The run that is planned; every device is a process of its own."""
 
     classes: int
     devices: int
@@ -70,7 +70,7 @@ class PlannedRun:
     backbone: BackboneCost
     kind: str = "gpu"  # of the devices, or "cpu"
     sub_centres: int = 1
-    ratio: float = 0.1  # of the sampled way
+    ratio: float = 0.1  # of the sampled method
     optimizer: str = "sgd"
     on_host: bool = False  # W stays in host memory where the classes are cut
     filtered: bool = False  # conflicting negatives are left out
@@ -89,7 +89,7 @@ class PlannedRun:
 
 
 class Cost(NamedTuple):
-    """Of one device."""
+    """Costs of one device."""
 
     memory: Memory  # bytes by what they are for
     sent: int  # bytes in a step
@@ -103,7 +103,7 @@ class Cost(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to train, and what it costs a device."""
+    """A method to train, and its costs for a device."""
 
     title: str
     command: str
@@ -147,8 +147,8 @@ METHODS = {
 
 
 def most_classes(method: Method, run: PlannedRun, memory: int) -> int | None:
-    """The largest number of classes whose devices need at most ``memory`` bytes each; 0 if not even one does, None if
-    the devices hold nothing that grows with it."""
+    """The largest number of classes for which a device needs at most ``memory`` bytes; 0 if one class needs more, None
+    if the devices hold nothing that grows with the number."""
 
     def fits(classes: int) -> bool:
         return method.cost(dataclasses.replace(run, classes=classes)).total <= memory
@@ -165,7 +165,7 @@ def most_classes(method: Method, run: PlannedRun, memory: int) -> int | None:
 def fewest_devices(method: Method, run: PlannedRun, memory: int) -> int | None:
     """The smallest number of devices of ``memory`` bytes each, with as many images a device; None if none will do.
 
-    More devices are not always a way out: each then has fewer classes but sees the features of more images.
+    More devices do not always help: each then has fewer classes but sees the features of more images.
     """
     return next((devices for devices in range(1, MOST_DEVICES + 1)
                  if method.cost(dataclasses.replace(run, devices=devices)).total <= memory), None)

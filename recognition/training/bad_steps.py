@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps with NaN or Inf in their loss, features, gradients or moving statistics, and bags of triplets with such
-embeddings: what is said and kept of them, and whether the run stops or leaves the step, or the images, out."""
+embeddings: the log line and the file about them, and the decision to stop the run or to leave the step, or the images,
+out."""
 from __future__ import annotations
 
 import math
@@ -21,9 +22,9 @@ from recognition.processes.communicator import Communicator, agree
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import Progress
 
-MOST_STEPS_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
-KEPT_FILES = 20  # files of such steps beside the checkpoints
-NAMED_RECORDS = 8  # records in a line
+MOST_STEPS_IN_A_ROW = 20  # left out, one after the other; after more of them nothing is learnt any more
+KEPT_FILES = 20  # of such steps, beside the checkpoints
+NAMED_RECORDS = 8  # in a line
 LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of more is no float32 number
 ADVICE = "Try a lower --lr, or softmax before a margin"
 
@@ -40,7 +41,7 @@ class BadSteps:
     in_a_row: int = 0
 
     def leave_out(self, step: int, lr: float, batch: Batch, features: np.ndarray, loss: float) -> str:
-        """Leave the step out, of which nothing has moved yet, and return the line that says so.
+        """Leave out the step, which has moved nothing yet, and return the line that says so.
 
         :param step: its number, from 1; ``features``: (b, D) of this process's part of the batch.
         :param loss: the same in all processes; if it is not finite, there was no backward pass.
@@ -65,7 +66,7 @@ class BadSteps:
         return f"{line}; left out (--on-nan skip)"
 
     def require_sound(self, step: int, lr: float) -> None:
-        """Refuse to save what an update has carried beyond float32: the next step would find it, but may not come.
+        """Refuse to save numbers that an update has carried beyond float32; a next step, if any, would find them.
 
         :raises UserError: if parameters or class centres of any process are not finite.
         """
@@ -77,17 +78,17 @@ class BadSteps:
                         f"nothing of it is saved; {self.state()}. {ADVICE}")
 
     def no_verification(self, error: UserError, step: int, lr: float) -> UserError:
-        """What is said of a verification whose embeddings are not finite, or zero."""
+        """The error about a verification whose embeddings are not finite, or zero."""
         return UserError(f"step {step}: {error}; parameters' norm {_total(self.backbone.norms()[0].values()):g} after "
                          f"learning rate {lr:g}; {self.state()}. {ADVICE}")
 
     def state(self) -> str:
-        """What a run that stops here goes on from."""
+        """Words about the training state that a resumed run goes on from."""
         states = saved_states(self.folder / "state")
         return f"--resume goes on from {states[-1]}" if states else "there is no training state to go back to"
 
     def _measure(self, batch: Batch, features: np.ndarray, had_backward: bool) -> dict[str, np.ndarray]:
-        """Norms, and the images of the global batch, in the order of ranks."""
+        """Norms, and the records and labels of the global batch in the order of ranks."""
         norms = _row_norms(features)
         rows = self.communicator.all_gather(np.stack([batch.records, batch.labels, norms], axis=1).astype(np.float64))
         parameters, gradients = self.backbone.norms()
@@ -106,15 +107,15 @@ class BadSteps:
 
 @dataclass
 class BadBags:
-    """Judges embeddings that are not finite, of a bag that triplets are to be chosen from. All processes call it
-    together, with the same embeddings."""
+    """Judges a bag of images for triplets whose embeddings are not all finite. All processes call it together, with
+    the same embeddings."""
 
     steps: BadSteps
     schedule: Schedule
     progress: Progress
 
     def __call__(self, bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
-        """Returns the line that says which images are left out.
+        """Return the line that says which images are left out.
 
         :param records: keys (n,), with ``labels`` (n,) and ``features`` (n, D).
         :raises UserError: if the run stops here.
@@ -152,7 +153,7 @@ def _keep(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool) -> str:
-    """What is not finite, the norms, and the records whose features are not."""
+    """Words about what is not finite, the norms, and the records whose features are not finite."""
     gradients = found["gradient_norms"]
     what = f"the loss is {loss} at learning rate {lr:g}"
     if had_backward:
@@ -163,7 +164,7 @@ def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward
 
 
 def _whose(found: dict[str, np.ndarray]) -> str:
-    """The records whose features are not finite; if all are, those of the step."""
+    """Words about the records whose features are not finite; if all are finite, about those of the step."""
     bad = ~np.isfinite(found["feature_norms"])
     records = found["records"][bad if bad.any() else slice(None)].tolist()
     whose = "features are not finite for the images of records" if bad.any() else "its images are records"
@@ -174,7 +175,7 @@ def _whose(found: dict[str, np.ndarray]) -> str:
 
 
 def _norms(found: dict[str, np.ndarray]) -> str:
-    """Those of features that are finite, of parameters, and of gradients and class centres where there are any."""
+    """Words about the norms of finite features, of parameters, and of gradients and class centres if there are any."""
     parts = []
     if "feature_norms" in found:
         features = found["feature_norms"]
@@ -192,5 +193,5 @@ def _norms(found: dict[str, np.ndarray]) -> str:
 
 
 def _total(norms: Iterable[float]) -> float:
-    """The norm of all numbers together."""
+    """The norm of all arrays together, from their norms."""
     return float(np.sqrt(np.square(np.fromiter(norms, np.float64)).sum()))

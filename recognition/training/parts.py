@@ -42,13 +42,13 @@ from recognition.training.watch.events import FOLDER, EventFile
 from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
 
-PREFETCH_BATCHES = 3  # batches decoded ahead
+PREFETCH_BATCHES = 3  # decoded ahead
 
 
 def make_dataset(config: Config) -> FaceDataset:
     """Open the training set and compare it with the configuration.
 
-    :raises UserError: if it cannot be read, or if its images have not the size that the network is built for.
+    :raises UserError: if it cannot be read, or if its images are not of the size that the network is built for.
     """
     dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter,
                            config.on_bad_record, config.bad_record_share)
@@ -86,9 +86,9 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
 
 def make_head(config: Config, num_classes: int, engine: Engine,
               communicator: Communicator) -> ShardedHead | TripletHead:
-    """The head, whose class centres are cut across the devices of all processes; a triplet loss has none.
+    """The head. Its class centres are cut across the devices of all processes; a triplet loss has none.
 
-    In ``train.py`` each process has all of them, cut across its devices, and a bias with softmax.
+    In ``train.py`` each process has all centres, cut across its devices, and a bias with softmax.
     """
     if config.triplets:
         loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
@@ -124,7 +124,7 @@ def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, commun
 
 
 def make_verifier(config: Config, backbone: Backbone, dataset: FaceDataset, communicator: Communicator) -> Verifier:
-    """The verifier on those of ``val_targets`` that the folder of the training set holds."""
+    """The verifier on the sets of ``val_targets`` that are in the folder of the training set."""
     sets = load_targets(dataset.path, config.val_targets, dataset.image_shape[:2])
     if not sets:
         looked_for = ", ".join(f"{target}.bin" for target in config.val_targets)
@@ -172,7 +172,7 @@ def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
     """The schedule of a run.
 
     :param batches_an_epoch: infinite if unknown, as with triplets.
-    :raises UserError: if the rate should fall until the end of the run, and the warm-up is as long as the run.
+    :raises UserError: if the rate must fall until the end of the run, and the warm-up is as long as the run.
     """
     warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
     if config.lr_schedule == "steps":

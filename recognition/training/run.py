@@ -71,7 +71,7 @@ def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
 
 
 def train_together(config: Config, engine: Engine, communicator: Communicator, compiled: Callable[[], object]) -> int:
-    """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
+    """The work of each process. All verify, each its part of the images; the first logs, and saves all but shards."""
     folder, first = Path(config.output_dir), communicator.rank == 0
     saved = look_around(config, communicator)
     engine.check_devices(config.devices)
@@ -104,7 +104,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, c
         log = make_log(config, progress, global_batch, batches_an_epoch) if first else SilentLog()
         if first:
             note_start(folder, progress.config, progress.step, communicator.size)
-        own = () if config.whole_head and not first else head.shards  # where all hold the same, the first saves
+        own = () if config.whole_head and not first else head.shards  # if all hold the same, the first saves
 
         def save(now: Progress) -> None:
             save_state(folder / "state", now, backbone.state(), own, batches.state(), communicator,
@@ -135,9 +135,9 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, c
 
 
 def look_around(config: Config, communicator: Communicator) -> SavedState | None:
-    """See that all processes are of one run, tidy its folder, and find the state to go on from, if any.
+    """Check that all processes are of one run, tidy its folder, and find the state to go on from, if any.
 
-    :raises UserError: if processes differ, do not share the folder, or the state cannot be gone on from.
+    :raises UserError: if processes differ, do not share the folder, or no run can go on from the state.
     """
     folder = Path(config.output_dir)
     if line := own_keys_line(config):
@@ -153,7 +153,7 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
 
 
 def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
-    """Make room for the states of this run, in the first process: those of an earlier run are set aside."""
+    """Make room for the states of this run, in the first process: set those of an earlier run aside."""
     launch = os.environ.get(LAUNCH, "")
     if saves_states and anew and (line := set_aside(folder / "state")):
         print(line, flush=True)
@@ -163,7 +163,7 @@ def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
 
 def go_on(saved: SavedState, identity: dict[str, Any], backbone: Backbone,
           head: ShardedHead | TripletHead) -> Progress:
-    """Fill backbone and head from a saved state, whatever number of shards wrote it; returns where it stood.
+    """Fill backbone and head from a saved state of any number of shards; returns its progress.
 
     :raises UserError: if the state is of a run with another identity, or of another network.
     """
@@ -182,7 +182,7 @@ def go_on(saved: SavedState, identity: dict[str, Any], backbone: Backbone,
 
 
 def report_line(folder: Path, progress: Progress, status: int) -> str:
-    """Make the report of a run that has ended; says where it is, or why there is none. It must not break the run."""
+    """Make the report of a run that has ended; returns a line with its place or the error. It never breaks the run."""
     try:
         note_end(folder, progress.step, progress.epoch, status)
         return f"report: {make_report(folder)}"

@@ -26,7 +26,7 @@ LAST = 0  # the number of the checkpoint that ends a run
 
 @dataclass
 class Trainer:
-    """One run: what to train, on what, for how long, and what to do between steps."""
+    """One run: the parts that train, their data, the run's length, and the work between steps."""
 
     backbone: Backbone
     head: Head
@@ -68,7 +68,7 @@ class Trainer:
             return self._finish(stopped)
 
     def _step(self, batch: Batch, stop: StopRequest) -> int:
-        """One step; returns the signal that some process got until now, 0 if none did."""
+        """Take one step; returns the signal that some process got until now, 0 if none did."""
         progress, lr, phase = self.progress, self.schedule(self.progress.step), self.timeline.phase
         with phase("forward"):
             features_BD = self.backbone.forward(batch.images)
@@ -93,7 +93,7 @@ class Trainer:
         return verdict.signal
 
     def _update(self, lr: float) -> None:
-        """Move the class centres and the parameters; measure angles and gradients, which end with it, first."""
+        """Update class centres and parameters. Measure angles and gradients first: the update overwrites them."""
         step, phase = self.progress.step, self.timeline.phase
         measure = self.measure_every > 0 and step % self.measure_every == 0
         angles = self.head.target_angles() if measure else None
@@ -106,7 +106,7 @@ class Trainer:
             self.log.measures(step, angles, gradient, centre_gradient)
 
     def _verify(self) -> bool:
-        """Returns whether it is the best so far."""
+        """Verify and save a checkpoint if it is due; returns True if this verification is the best so far."""
         self.log.pause_clock()
         progress = self.progress
         try:

@@ -23,9 +23,9 @@ def _step_centre(w, m, v, g, along, beta1, beta2, factor, eps, decay):  # type: 
 @compiled
 def update_centres_adamw(centres, first_moment, second_moment, rows, gradient, inverse, normalised, beta1, beta2,
                          factor, eps, decay):  # type: ignore[no-untyped-def]
-    """Gradient through the norm and AdamW in one pass over a chunk of the centres; else as ``update_centres``.
+    """Gradient through the norm and AdamW in one pass over a chunk of the centres; like ``update_centres`` otherwise.
 
-    ``second_moment`` (all rows, D); ``factor`` with the learning rate, ``decay`` the rate times the weight decay.
+    ``second_moment`` (all rows, D); ``factor`` includes the learning rate; ``decay`` is the rate times weight decay.
     """
     overflowed = 0
     for i in range(rows.shape[0]):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Numba loops of class centres, compiled before they are needed, beside a run that is still starting.
+"""Compilation of the Numba loops of class centres while a run is still starting.
 
-Numba compiles a function when it is first called, one at a time and half of it under Python's lock. A run that finds
-them not compiled starts two processes for it, and imports MXNet, binds its network and loads the verification sets
-meanwhile.
+Numba compiles a function when it is first called, one at a time and half of it under Python's lock. A run that does
+not find them compiled starts two processes for that. Meanwhile it imports MXNet, binds its network and loads the
+verification sets.
 
     python -m recognition.engines.cpu.compiling PARENT [KERNEL ...]
 
-compiles these, or all, and ends with the process PARENT, however that ends. NumPy and Numba are imported where they are
-needed: to ask whether to compile takes neither.
+compiles these, or all, and ends with the process PARENT, however that ends. NumPy and Numba are imported only to
+compile: to find out whether that is necessary takes neither.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from recognition.config.options import Config
 
 # Arguments as Numba names their types: b1 bool, i8 int64, f4 float32, f8 float64; with A an array of one axis, with M a
-# matrix, all C-contiguous. What does not fit the calls of cpu_shard.py is compiled in vain; a test looks.
+# matrix, all C-contiguous. A signature that does not fit the calls of shard.py is compiled in vain; a test looks.
 KERNELS = {
     "kernels.logit_statistics": "f4M i8A f4A f4A f4A f4 i8 f4 i8A f4A i8 i8 i8A f4M f4M f8M",
     "kernels.feature_gradient": "f4M i8A f4A f4 f4A i8A f4A i8 i8 i8A f4M f4M",
@@ -45,8 +45,8 @@ SOURCES = ("kernels.py", "tiles.py", "adamw_kernel.py")
 
 
 def missing(kernels: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """Those that Numba's cache does not seem to hold as the sources have them: a guess by the names of its files, which
-    costs time where it is wrong and nothing else."""
+    """The kernels that Numba's cache does not seem to hold in their present form. This is a guess by the names and
+    times of its files: a wrong guess costs time and nothing else."""
     newest = max((FOLDER / name).stat().st_mtime for name in SOURCES)
     place = environ.get("NUMBA_CACHE_DIR")
     files = Path(place).rglob("*kernel*.nbi") if place else (FOLDER / "__pycache__").glob("*kernel*.nbi")
@@ -55,7 +55,7 @@ def missing(kernels: Sequence[str], environ: Mapping[str, str]) -> list[str]:
 
 
 def needed(config: Config) -> list[str]:
-    """The kernels that a run's shards of class centres call: none where all of them are on GPUs, or there are none."""
+    """The kernels that a run's shards of class centres call; none if all shards are on GPUs, or there are no shards."""
     on_host = config.devices[0][0] == "cpu" or (config.centers_on == "cpu" and config.sample_ratio == 1)
     other = SGD_ONLY if config.optimizer == "adamw" else ADAMW_ONLY
     return [kernel for kernel in KERNELS if kernel != other] if on_host and not config.triplets else []
@@ -64,8 +64,8 @@ def needed(config: Config) -> list[str]:
 class Compiling:
     """Context manager: compiles ``kernels`` where they are missing, in two processes that end with the block.
 
-    They say nothing: what they cannot do, the run does by itself, and says so. Of several processes of a run on one
-    host the first starts them.
+    The two print nothing: the run itself does what they cannot do, and reports it. If a run has several processes on
+    a host, the first one starts them.
     """
 
     def __init__(self, kernels: Sequence[str], environ: Mapping[str, str] = os.environ) -> None:
@@ -80,7 +80,7 @@ class Compiling:
                         stderr=subprocess.DEVNULL))
 
     def wait(self) -> None:
-        """Until they are compiled."""
+        """Wait until they are compiled."""
         for process in self._processes:
             process.wait()
 
@@ -108,7 +108,7 @@ def compile_kernels(names: Sequence[str]) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel end this process when the one that started it does; at once if that is gone."""
+    """Have the kernel end this process when the one that started it does; at once if that one is gone."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)

@@ -27,10 +27,10 @@ MINUS_INFINITY = np.float32(-np.inf)
 
 
 def compiled(function: Any) -> Any:
-    """``numba.njit`` that keeps what it compiles on disk, if Numba finds a folder that it may write to.
+    """Compile by ``numba.njit``, and keep the result on disk if Numba finds a folder that it may write to.
 
-    Threads call these functions side by side, each on a range of its own (Numba's own loops over threads take four
-    times as long to compile).
+    Several threads call these functions, each for its own range (Numba's own loops over threads take four times as
+    long to compile).
     """
     try:
         return numba.njit(cache=True, nogil=True, no_cfunc_wrapper=True)(function)
@@ -48,7 +48,7 @@ def padded(batch: int) -> int:
 
 
 def bounds_of(rows: int, sub_centres: int) -> np.ndarray:
-    """Where the groups of a shard begin and end, int64 (groups + 1,): at whole classes and whole tiles."""
+    """The bounds of a shard's groups, int64 (groups + 1,): at whole classes and whole tiles."""
     unit = math.lcm(6, sub_centres)
     groups = min(MOST_GROUPS, max(1, rows // max(unit, LEAST_ROWS_A_GROUP)))
     bounds = np.arange(groups + 1) * (-(-rows // unit)) // groups * unit
@@ -57,7 +57,7 @@ def bounds_of(rows: int, sub_centres: int) -> np.ndarray:
 
 
 def column_blocks(matrix: np.ndarray) -> np.ndarray:
-    """(K, N) float32 cut into blocks of columns as wide as a tile, one contiguous block after the other, flat.
+    """Cut a float32 (K, N) into blocks of columns as wide as a tile; a flat array, one block after the other.
 
     The block that begins at column j begins at element ``j * K``.
     """
@@ -106,14 +106,14 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def inverse_norms(centres, inverse):  # type: ignore[no-untyped-def]
-    """``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)``; centres (R, D), inverse (R,), float32."""
+    """Compute ``inverse[r] = 1 / sqrt(|centres[r]|^2 + 1e-10)``; centres (R, D), inverse (R,), float32."""
     for r in range(centres.shape[0]):
         inverse[r] = np.float32(1) / np.sqrt(dot(centres[r], centres[r]) + EPSILON)
 
 
 @compiled
 def similarities_at(x, centres, rows, values):  # type: ignore[no-untyped-def]
-    """``values[i, k] = x[i] . centres[rows[i, k]]``; x (n, D), rows (n, K) int64, values (n, K), float32."""
+    """Compute ``values[i, k] = x[i] . centres[rows[i, k]]``; x (n, D), rows (n, K) int64, values (n, K), float32."""
     for i in range(rows.shape[0]):
         for k in range(rows.shape[1]):
             values[i, k] = dot(x[i], centres[rows[i, k]])
@@ -146,7 +146,7 @@ def _put_targets(logits, first, sub_centres, columns, target_logits):  # type: i
 
 @inlined
 def _count_in(logits, highest, total, largest, part):  # type: ignore[no-untyped-def]
-    """Go on with the maximum (B,) and the float64 sum of exp(z - maximum) (B,) of each row of the batch."""
+    """Add logits to the maximum (B,) and the float64 sum of exp(z - maximum) (B,) of each row of the batch."""
     for b in range(highest.shape[0]):  # loops, not slices: they compile in a third of the time
         largest[b] = highest[b]
         part[b] = 0
@@ -168,7 +168,7 @@ def _count_in(logits, highest, total, largest, part):  # type: ignore[no-untyped
 
 @inlined
 def _similarities(centres, rows, following, blocks, identity, products):  # type: ignore[no-untyped-def]
-    """``products = centres[rows] X``, X in blocks, while the rows that follow are on their way from memory."""
+    """Compute ``products = centres[rows] X``, X in blocks, and prefetch the rows that come next."""
     dim, batch, at = centres.shape[1], products.shape[1], _at(centres)
     column = 0
     while column < batch:
@@ -228,7 +228,7 @@ def logit_statistics(centres, rows, blocks, inverse, bias, scale, sub_centres, c
 @compiled
 def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_gradients, start, stop, identity,
                      logits, d_x):  # type: ignore[no-untyped-def]
-    """From logits to the gradient of the mean loss by the inner products, in place, and a group's part in that by x.
+    """Turn logits into the mean loss's gradient by inner products, in place, and find a group's part of that by x.
 
     :param factor: the scale over the number of rows that the loss is the mean of.
     :param log_sums: (B,) float32, log of the sum of all exponentials; inf where the batch is padded.
@@ -264,7 +264,7 @@ def feature_gradient(centres, rows, inverse, factor, log_sums, columns, target_g
 
 @compiled
 def centre_gradients(g, blocks, identity, gradient):  # type: ignore[no-untyped-def]
-    """``gradient = g X``: of the mean loss by centres, before it goes through their norms.
+    """The gradient of the mean loss by centres, before it goes through their norms: ``gradient = g X``.
 
     :param g: (n, B) float32, rows of what :func:`feature_gradients` leaves; ``gradient``: (n, D) float32, out.
     :param blocks: :func:`column_blocks` of the batch (B, D); ``identity``: at least n and B long.
@@ -294,9 +294,9 @@ def _update_centre(w, m, g, inverse, normalised, lr, mu, wd):  # type: ignore[no
 def update_centres(centres, momentum, rows, gradient, inverse, normalised, lr, mu, wd):  # type: ignore[no-untyped-def]
     """Gradient through the norm and SGD with momentum in one pass over a chunk of the centres, those of ``rows`` (n,).
 
-    ``gradient`` (n, D) is that of :func:`centre_gradients`; ``inverse`` (all rows,) gets the new inverse norms, if the
-    centres are ``normalised``, by the sums of :func:`inverse_norms`: a run that loads W must get the same bits as one
-    that made it. All float32. Returns how many centres have a squared norm that is not finite now.
+    ``gradient`` (n, D) is that of :func:`centre_gradients`. If the centres are ``normalised``, ``inverse`` (all rows,)
+    gets the new inverse norms, by the same sums as in :func:`inverse_norms`: a run that loads W must get the same bits
+    as the run that made it. All float32. Returns the number of centres whose squared norm is not finite now.
     """
     overflowed = 0
     for i in range(rows.shape[0]):

@@ -27,7 +27,7 @@ from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
 ROWS_A_PIECE = 384  # rows whose gradient a thread holds at once: 0.8 MB at D = 512, so that it stays near the processor
-PIECES_AN_EXCHANGE = 16  # of a gradient that is summed over processes
+PIECES_AN_EXCHANGE = 16  # pieces of a gradient that are summed over processes at once
 Step = Callable[[int, int, np.ndarray], None]  # of the selected rows low .. high - 1 by their gradient
 
 
@@ -35,7 +35,7 @@ class CpuShard:
     """Implements :class:`recognition.head.shard.Shard`; holds W, its momentum and one (rows, B) buffer.
 
     Its rows are cut into groups (:func:`kernels.bounds_of`), which NUMBA_NUM_THREADS threads take one after the other.
-    In a step on a sample of the classes their centres are read and updated where they are.
+    A step on a sample of the classes reads and updates their centres in place.
     """
 
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
@@ -77,7 +77,7 @@ class CpuShard:
             kernels.inverse_norms(self.centres[low:high], self._inverse[low:high])
 
     def _each(self, work: Callable[[int, int, int], Any]) -> None:
-        """``work(group, low, high)`` for every group of the selected rows, on several threads."""
+        """Run ``work(group, low, high)`` for every group of the selected rows, on several threads."""
         groups = range(len(self._bounds) - 1)
         run: Callable[..., Iterable[Any]] = map if len(groups) == 1 else self._threads.map
         for _ in run(work, groups, self._bounds[:-1], self._bounds[1:]):
@@ -162,7 +162,7 @@ class CpuShard:
         return math.fsum(squares)
 
     def _measured(self, step: Step, squares: list[float]) -> Step:
-        """``step``, which adds the sum of the squares of the gradient through the norm to ``squares`` first."""
+        """A ``step`` that first appends the sum of the squares of the gradient through the norm to ``squares``."""
 
         @np.errstate(over="ignore", invalid="ignore")  # of an update that may overflow
         def measured(low: int, high: int, part: np.ndarray) -> None:
@@ -177,7 +177,7 @@ class CpuShard:
         return measured
 
     def _sgd(self, sgd: SGD) -> tuple[Step, Callable[[np.ndarray], None]]:
-        """The steps of centres and of their bias."""
+        """SGD's steps of centres and of their bias."""
         lr, mu, wd = (np.float32(value) for value in sgd)
 
         def step(low: int, high: int, part: np.ndarray) -> None:
@@ -195,7 +195,7 @@ class CpuShard:
         return step, step_bias
 
     def _adamw(self, adamw: AdamWStep) -> tuple[Step, Callable[[np.ndarray], None]]:
-        """As :meth:`_sgd`."""
+        """AdamW's steps of centres and of their bias."""
         self._need_second_moments()
         lr, wd, beta1, beta2, factor, eps = adamw
         numbers = tuple(np.float32(value) for value in (beta1, beta2, lr * factor, eps, lr * wd))
@@ -218,7 +218,7 @@ class CpuShard:
 
     def _step_together(self, gradient: Callable[[int, int], np.ndarray], step: Step,
                        replicas: Communicator) -> None:
-        """``step`` on the sum of all replicas' gradients, so many rows at once that an exchange is worth its while."""
+        """Take ``step`` on the sum of all replicas' gradients; an exchange is of PIECES_AN_EXCHANGE pieces."""
         for first in range(0, len(self._rows), ROWS_A_PIECE * PIECES_AN_EXCHANGE):
             lows = np.arange(first, min(first + ROWS_A_PIECE * PIECES_AN_EXCHANGE, len(self._rows)), ROWS_A_PIECE)
             highs = np.minimum(lows + ROWS_A_PIECE, len(self._rows))

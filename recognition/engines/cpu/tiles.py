@@ -3,8 +3,8 @@
 
 A library's product packs its operands first, which does not pay when one of them is a batch of features and the other
 gigabytes of class centres. Here a tile of the result stays in registers while one loop over the depth adds outer
-products (Goto and van de Geijn, 2008, without the packing). The order of every sum is written down, so the bits do not
-depend on the compiler's mood, on threads, or on the tile's size.
+products (Goto and van de Geijn, 2008, without the packing). The order of every sum is fixed, so the bits do not depend
+on the compiler, on threads, or on the tile's size.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _load(builder: Any, address: Any, kind: ir.Type, align: int = 4) -> Any:
 
 
 def _multiply_add(builder: Any, lanes: int, *operands: Any) -> Any:
-    """``a * b + c``, rounded once where the processor can."""
+    """Compute ``a * b + c``, rounded once where the processor can."""
     name = f"llvm.fmuladd.v{lanes}f32" if lanes > 1 else "llvm.fmuladd.f32"
     kind = _vector(lanes)
     return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name),
@@ -111,7 +111,7 @@ _six_single, _four_single, _one_single = (_make_tile(rows, 1, 1) for rows in (6,
 
 @numba.njit(no_cfunc_wrapper=True)
 def multiply(width, rows, a, a_index, a_row, a_k, b, b_index, b_row, c, c_row, depth, add):  # type: ignore[no-untyped-def]
-    """``C = A B`` (or ``C += A B`` if ``add``) for ``rows`` rows of A and ``width`` columns of B, in float32.
+    """Compute ``C = A B`` (or ``C += A B`` if ``add``) for ``rows`` rows of A and ``width`` columns of B, in float32.
 
     All but the first two are int64: addresses, or distances in bytes. Row i of A begins at ``a + a_index[i] * a_row``,
     its elements ``a_k`` apart; row k of B, contiguous, at ``b + b_index[k] * b_row``; row i of C, contiguous, at

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backbone on every device of this process: replicas that see different images and take the same step, as do those
-of all other processes."""
+"""The backbone on every device of this process. The replicas of all processes see different images and take the same
+step."""
 from __future__ import annotations
 
 import math
@@ -27,8 +27,8 @@ class ReplicatedBackbone:
     state for all of them.
 
     Batch statistics are those of a replica's own images, as in the legacy code; a checkpoint gets the mean of the
-    moving statistics of all replicas of all processes, as its users always got it from ``Module.get_params``. So
-    ``embed``, ``parameters`` and ``state`` are collective: all processes call them together.
+    moving statistics of all replicas of all processes, as ``Module.get_params`` always gave it. So ``embed``,
+    ``parameters`` and ``state`` are collective: all processes call them together.
     """
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
@@ -37,8 +37,8 @@ class ReplicatedBackbone:
                  loss_scale: LossScale | None = None, adamw: AdamW | None = None, leaves_out: bool = False) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param rates: the factors of the learning rate, made for the names of the parameters.
-        :param loss_scale: for float16; steps whose gradients overflow are then to be left out.
-        :param adamw: AdamW in place of SGD, for which ``mu`` is.
+        :param loss_scale: for float16; steps whose gradients overflow must then be left out.
+        :param adamw: AdamW in place of SGD; ``mu`` is for SGD alone.
         :param leaves_out: whether :meth:`leave_out` may be called, for which moving statistics are copied each step.
         """
         self.batch_size, self.communicator = batch_size, communicator
@@ -118,7 +118,7 @@ class ReplicatedBackbone:
         return parameters, gradients
 
     def _reduce_gradients(self) -> None:
-        """Queue the sums over replicas and processes; each is taken while the rest of the backward pass runs."""
+        """Queue the sums over replicas and processes; each runs while the rest of the backward pass goes on."""
         first_replica = self.replicas[0]
         for replica in self.replicas[1:]:
             for name in self._backward_order:
@@ -168,7 +168,7 @@ class ReplicatedBackbone:
                              auxiliary=self._gathered(self._own_statistics()), **moments)
 
     def difference(self, state: BackboneState) -> str:
-        """Why a state is not of this network: the first name or shape that differs; '' if none does."""
+        """The first name or shape by which a state differs from this network; '' if none does."""
         first_replica = self.replicas[0]
         moments = [(getattr(state, kind) or {}, arrays) for kind, arrays in self._optimiser.moments.items()]
         for have, wanted in ((state.parameters, {name: first_replica.arguments[name] for name in self.names}), *moments,
@@ -198,7 +198,7 @@ class ReplicatedBackbone:
 
 
 def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:
-    """The Euclidean norm of all numbers together."""
+    """The Euclidean norm of all arrays together."""
     return math.sqrt(math.fsum(float(np.square(array.asnumpy(), dtype=np.float64).sum()) for array in arrays.values()))
 
 

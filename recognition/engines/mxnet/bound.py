@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network bound to one device, and how batches run through the networks of several."""
+"""A network bound to one device, and inference by the networks of several devices."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
@@ -45,8 +45,8 @@ class Bound:
 def embed(networks: Sequence[Bound], batch_size: int, images: np.ndarray) -> list[np.ndarray]:
     """Outputs of the networks, ``batch_size`` images each at a time, in the order of the images.
 
-    The last batch is filled up, so that there may be more rows than images. Each batch is queued before the one ahead
-    of it is waited for.
+    The last batch is filled up, so there may be more rows than images. Each batch is queued before the results of the
+    one ahead of it are read.
     """
     size, queued, found = batch_size * len(networks), [], []
     for low in range(0, len(images), size):

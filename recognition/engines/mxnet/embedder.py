@@ -64,7 +64,7 @@ class Embedder:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """What MXNet cannot run is the file's fault: it is named."""
+    """Context in which an error of MXNet becomes a UserError that names the file ``path``."""
     try:
         yield
     except mx.MXNetError as error:
@@ -73,7 +73,7 @@ def _naming(path: str) -> Iterator[None]:
 
 def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
                    on_cpu: bool = True, bfloat16: bool = False) -> tuple[Graph, Arrays, Arrays]:
-    """The same function, up to rounding, as it is bound to embed: graph, parameters and auxiliary states."""
+    """The form in which a network is bound to embed: graph, parameters, auxiliary states. Equal up to rounding."""
     if on_cpu and not bfloat16:
         graph = winograd(graph, image_shape)  # first: the batch norm behind it then stays
     graph, arguments, auxiliary = fold_batch_norms(graph, arguments, auxiliary)
@@ -87,7 +87,7 @@ def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_sha
 
 
 def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:
-    """The arrays ``<group>:<name>`` of ``wanted``, which are read, of those that the file has."""
+    """Read the arrays ``<group>:<name>`` of ``wanted`` from those that the file has."""
     for name, shape in wanted.items():
         found = have.get(f"{group}:{name}")
         if found is None or found.shape != shape:

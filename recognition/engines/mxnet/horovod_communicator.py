@@ -57,7 +57,7 @@ class HorovodCommunicator:
         return self._awaited(lambda: self._hvd.reducescatter(given, op=self._hvd.Sum, name=name))
 
     def _begin(self, kind: str, array: np.ndarray, share: float) -> tuple[Any, str]:
-        """The array for Horovod, and a name: the same for the same shape, for which Horovod keeps what it agreed."""
+        """The array for Horovod, and a name, the same for the same shape: Horovod remembers agreements by name."""
         self.exchanges += 1
         self.bytes_sent += round(share * array.nbytes)
         return mx.nd.array(array, dtype=array.dtype), f"{kind} {array.dtype} {array.shape}"

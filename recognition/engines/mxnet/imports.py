@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that knows how to import MXNet 1.9 on today's Python and NumPy, and which GPUs its wheels can use.
+"""Import of MXNet 1.9 on today's Python and NumPy, and the check of the GPUs that its wheels can use.
 
     from recognition.engines.mxnet.imports import mx
 
-Importing this module imports MXNet; whatever stands in its way is a :class:`~recognition.errors.UserError` of one line.
+Importing this module imports MXNet; a failure is a :class:`~recognition.errors.UserError` of one line.
 A later ``import mxnet`` or ``import horovod.mxnet`` finds MXNet loaded, with the names that it wants of NumPy.
 """
 from __future__ import annotations
@@ -52,7 +52,7 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 
 
 def preload_libraries(libraries: Mapping[str, str], folders: Iterable[Path]) -> None:
-    """Load shared libraries, given as file name to package, so that one which links them finds them loaded.
+    """Load shared libraries, given as file name to package, for a library that links them.
 
     Each is taken from the first of ``folders`` that holds it, else from where the system's loader looks.
     """
@@ -125,7 +125,7 @@ def _wheel_library_folders() -> list[Path]:
 
 
 def refuse_pickles() -> None:
-    """In a process that becomes a parameter server: load no pickle. Workers can send one, MXNet's way to set an
+    """Refuse pickles in a process that becomes a parameter server. Workers can send one, MXNet's way to set an
     optimiser on the server, and so can whoever reaches its port; this trainer never does."""
 
     def refuse(*_: object, **__: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collectives through MXNet's parameter servers, which can do one thing: add up float32 arrays of all workers."""
+"""Collectives through MXNet's parameter servers, which can only add up float32 arrays of all workers."""
 from __future__ import annotations
 
 import os
@@ -15,11 +15,11 @@ from recognition.config.devices import WORKER
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 
-PATIENCE_SECONDS = 60.0  # seconds for the scheduler to begin
+PATIENCE_SECONDS = 60.0  # for the scheduler to begin
 
 
 def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE_SECONDS) -> None:
-    """Until the scheduler can be reached: MXNet itself waits for ever, deaf to signals.
+    """Wait until the scheduler can be reached. MXNet itself would wait for ever and ignore signals.
 
     :raises UserError: if the variables that name it are not there, or it does not answer.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that MXNet 1.9 takes from NumPy, when it is imported or when it is used, and that NumPy has dropped since.
+"""Names that MXNet 1.9 takes from NumPy and that NumPy has dropped since.
 
-Modules of MXNet alone get them: for everyone else NumPy stays as it is. This file imports nothing of the project, since
+Only MXNet's modules get them: for all others NumPy stays as it is. This file imports nothing of the project, since
 scripts/environment.py puts a copy of it into Horovod, which imports MXNet by itself.
 """
 import sys
@@ -36,7 +36,7 @@ def answer_mxnet() -> None:
 
 
 def dropped(name: str) -> object:
-    """A function that stands for one which NumPy has no more."""
+    """A function in place of one that NumPy no longer has; it raises when it is called."""
 
     def function(*_: object, **__: object) -> None:
         raise AttributeError(f"NumPy {numpy.__version__} has no function {name}")

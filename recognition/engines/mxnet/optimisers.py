@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What updates the backbone's parameters, many in one call, and what it remembers of them."""
+"""Optimisers of the backbone, which update many parameters in one call, and their moments."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ PARAMETERS_A_CALL = 32  # parameters per fused update; the operators take at mos
 
 
 class Optimiser(Protocol):
-    """Weight decay falls on every parameter, biases and those of batch norm included, as in the legacy code."""
+    """An optimiser. Weight decay falls on all parameters, even biases and batch norm's, as in the legacy code."""
 
     moments: dict[str, dict[str, mx.nd.NDArray]]  # by kind and by parameter
     updates: dict[str, int]  # of each parameter until now, where they count
 
     def __call__(self, weights: NDArrays, gradients: NDArrays, lrs: Mapping[str, float], rescale: float) -> None:
-        """Step the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
+        """Update the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
 
 
 class SgdOptimiser:
@@ -41,8 +41,8 @@ class SgdOptimiser:
 
 
 class AdamWOptimiser:
-    """:mod:`recognition.optim.adamw`. A parameter's moments are corrected by the number of its own updates: fewer
-    than steps where it was frozen, or a step was skipped because gradients overflowed."""
+    """AdamW of :mod:`recognition.optim.adamw`. A parameter's moments are corrected by the number of its own updates,
+    which is less than the number of steps if it was frozen, or a step was left out."""
 
     def __init__(self, parameters: NDArrays, names: Sequence[str], adamw: AdamW, wd: float) -> None:
         self.adamw, self.wd = adamw, wd
@@ -64,7 +64,7 @@ class AdamWOptimiser:
 
 
 def readable(value: float) -> float:
-    """A number from 0 on as an operator of MXNet takes it: 0 for what float32 has no digits for."""
+    """A number >= 0 in a form that MXNet's operators can read: 0 for numbers too small for float32."""
     return value if value >= LEAST_NORMAL_FLOAT32 else 0.0
 
 

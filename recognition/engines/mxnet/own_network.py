@@ -29,7 +29,7 @@ from recognition.networks.graph import Graph
 def own_symbol(config: Any, path: Path) -> Graph:
     """The network of the file ``path``: ``data`` to ``fc1_output``.
 
-    :raises UserError: on what the file's code raises, and if what it returns is no network of one embedding.
+    :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.
     """
     name = f"net_name {config.net_name}: {path}"
     values = {**vars(config), **dict(config.own_keys)}
@@ -53,8 +53,8 @@ def own_symbol(config: Any, path: Path) -> Graph:
 
 @contextlib.contextmanager
 def _beside(folder: Path, options: dict[str, Any]) -> Iterator[None]:
-    """Within, modules of ``folder`` can be imported, and ``config`` is a module whose ``config`` and ``default`` hold
-    ``options``. Behind it, no trace of this is left: another run of this process has other options."""
+    """Context in which modules of ``folder`` can be imported, and ``config`` is a module whose ``config`` and
+    ``default`` hold ``options``. It leaves no trace: another run of this process has other options."""
     folder = folder.resolve()
     shared = ModuleType("config")
     shared.config = shared.default = EasyDict(options)  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ def _options_of(get_symbol: Callable[..., Any], values: dict[str, Any], name: st
 
 
 def _named(symbol: mx.sym.Symbol, name: str) -> mx.sym.Symbol:
-    """``symbol`` with the output ``fc1_output``, the name by which programs find the embedding in a checkpoint."""
+    """Give ``symbol`` the output ``fc1_output``, the name by which programs find the embedding in a checkpoint."""
     outputs = symbol.list_outputs()
     if "data" not in symbol.list_inputs():
         raise UserError(f"{name}: found no input named 'data', expected mx.sym.Variable('data') among "

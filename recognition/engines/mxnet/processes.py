@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which communicator a run with MXNet has, as its environment says."""
+"""Choice of the communicator of a run with MXNet, by its environment."""
 from __future__ import annotations
 
 import os
@@ -13,7 +13,7 @@ from recognition.processes.environment import joined, mpi_size
 def make_communicator(kvstore: str, environ: Mapping[str, str] = os.environ) -> Communicator:
     """Servers for a ``dist_*`` kvstore, Horovod if this process was started for it, else this process alone.
 
-    :raises UserError: if the environment does not go with ``kvstore``, or what it asks for is not installed.
+    :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
     """
     return joined(lambda: _choose(kvstore, environ), environ)
 

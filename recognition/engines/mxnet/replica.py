@@ -21,14 +21,14 @@ class Replica(Bound):
         self._kept: Mapping[str, mx.nd.NDArray] = {}
 
     def keep_statistics(self) -> None:
-        """Copy the moving statistics. The backward pass before must be over: a copy does not wait for it by itself."""
+        """Copy the moving statistics. The last backward pass must be over: a copy does not wait for it by itself."""
         if not self._kept:
             self._kept = {name: mx.nd.empty(array.shape, ctx=self.device) for name, array in self.auxiliary.items()}
         for name, array in self.auxiliary.items():
             array.copyto(self._kept[name])
 
     def restore_statistics(self) -> None:
-        """Take back what :meth:`keep_statistics` copied."""
+        """Restore the statistics that :meth:`keep_statistics` copied."""
         mx.nd.waitall()
         for name, array in self._kept.items():
             array.copyto(self.auxiliary[name])

@@ -28,8 +28,8 @@ ROWS_A_CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
 class MxnetShard:
     """Implements :class:`recognition.head.shard.Shard` on the device ``context``.
 
-    With ``on_host`` W and its momentum stay in the host's memory: a step on a sample of the classes moves those rows to
-    the device and back, so that a shard may be many times as large as the device's memory.
+    With ``on_host`` W and its momentum stay in the host's memory. A step on a sample of the classes moves its rows to
+    the device and back, so a shard may be many times as large as the device's memory.
     """
 
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
@@ -46,7 +46,7 @@ class MxnetShard:
         none = np.zeros(len(centres), np.float32)
         keep: Any = np.array if on_host else self._array
         self._stored: tuple[Any, ...] = tuple(keep(a) for a in (centres, np.zeros_like(centres), none, none))
-        self._squares: list[mx.nd.NDArray] = []  # sums of those of the centres that the last update was of
+        self._squares: list[mx.nd.NDArray] = []  # sums of squares of the centres of the last update
         self._second: tuple[Any, ...] = ()  # moments of AdamW, of the centres and of their bias
         self.select(None)
 
@@ -114,8 +114,8 @@ class MxnetShard:
         return [slice(low, min(low + ROWS_A_CHUNK, rows)) for low in range(0, rows, ROWS_A_CHUNK)]
 
     def _scratch(self, columns: int) -> Callable[[int, int], mx.nd.NDArray]:
-        """One buffer for the same temporary of all chunks. MXNet runs what is ready: if each chunk had its own, those
-        of all chunks would be computed first and lie beside each other, as large as W."""
+        """One buffer for the same temporary of all chunks. MXNet runs whatever is ready: if each chunk had its own
+        buffer, those of all chunks would be computed first and together be as large as W."""
         buffer = mx.nd.empty(min(ROWS_A_CHUNK, self._w.shape[0]) * columns, ctx=self.context)
         return lambda *shape: buffer[: int(np.prod(shape))].reshape(shape)
 

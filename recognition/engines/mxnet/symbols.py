@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as MXNet's symbols, and symbols as graphs: the one place where either becomes the other."""
+"""Conversion of graphs to MXNet's symbols and back."""
 from __future__ import annotations
 
 import json
@@ -34,7 +34,7 @@ def from_symbol(symbol: mx.sym.Symbol) -> Graph:
 
 
 def reason(error: mx.MXNetError) -> str:
-    """``LAYER says: kernel size exceed input`` from MXNet's message with its file names and checks."""
+    """A short form of MXNet's message, without file names and checks: ``LAYER says: kernel size exceed input``."""
     layer = re.search(r"Error in operator ([^:\s]+)", str(error))
     return f"{layer[1] if layer else 'MXNet'} says: {_detail(error)}"
 
@@ -44,7 +44,7 @@ def _detail(error: mx.MXNetError) -> str:
 
 
 class _Foreign(Operator):
-    """An operator of which MXNet alone knows; its values are the attributes' texts."""
+    """An operator that only MXNet knows; its values are the attributes' texts."""
 
     def values(self, attrs: Mapping[str, str]) -> Any:
         return dict(attrs)

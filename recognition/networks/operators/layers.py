@@ -32,7 +32,7 @@ LAYOUTS = Parameter(words("None", "NCW", "NCHW", "NCDHW", "NWC", "NHWC", "NDHWC"
 
 
 def _channels_first(sizes: Shape, layout: str) -> Shape:
-    """(N, C, ...) of a shape whose layout may have the channels last."""
+    """The sizes in the order (N, C, ...), of a shape whose layout may have the channels last."""
     return (sizes[0], sizes[-1], *sizes[1:-1]) if layout.endswith("C") else sizes
 
 
@@ -216,7 +216,7 @@ def _without_bias(values: Values, names: Sequence[str]) -> Sequence[str]:
 
 
 def _products(values: Values, ins: Sequence[Shape], out: Shape) -> int:
-    """A multiply-add is two operations; the weight is (outputs, inputs a group, kernel ...)."""
+    """Operations of a product, two for a multiply-add; the weight is (outputs, inputs a group, kernel ...)."""
     return math.prod(out) * (2 * math.prod(ins[1][1:]) - 1 + (not values.no_bias))
 
 

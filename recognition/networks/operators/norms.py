@@ -28,7 +28,7 @@ from recognition.networks.operators.operator import (
 
 
 def _channels(axis_of: Any) -> Rule:
-    """Factors, offsets and statistics have one number a channel; further outputs are the batch's statistics."""
+    """Rule: factors, offsets and statistics have one number a channel; further outputs are the batch's statistics."""
 
     def infer(values: Values, ins: Shapes, outs: Shapes) -> None:
         if not ins[0]:

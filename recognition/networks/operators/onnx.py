@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators become in ONNX, opset 13. Batch norms are as in inference."""
+"""Writers of operators in ONNX, opset 13. Batch norms are as in inference."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ def fully_connected(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str
 
 
 def batch_norm(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
-    """Its factor and offset, with mean 0, variance 1 and epsilon 0: nothing there that float16 could not hold."""
+    """Write its factor and offset, with mean 0, variance 1 and epsilon 0: float16 can hold all of them."""
     if node.values.axis != 1:
         raise _refuse(node, f"axis {node.values.axis}")
     factor, offset = batch_norm_affine(node.values, *(graph.value(name) for name in inputs[1:]))

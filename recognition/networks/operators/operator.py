@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one operator: inputs, attributes, shapes, costs, gradients, 16 bits, ONNX.
+"""One row of the table of operators: inputs, attributes, shapes, costs, gradients, 16 bits, ONNX.
 
 Shapes follow MXNet: ``()`` is a shape of which nothing is known, and 0 a size that is not known.
 """
@@ -32,11 +32,11 @@ REQUIRED: Any = object()
 
 
 class ShapeError(ValueError):
-    """A layer that cannot take maps of the shape it would get."""
+    """Error about a layer that cannot take maps of the shape it would get."""
 
 
 class Parameter(NamedTuple):
-    """An attribute: how its text is read, and the value where a graph does not say."""
+    """An attribute: the reader of its text, and the value if a graph has none."""
 
     read: Callable[[str], Any]
     default: Any = REQUIRED
@@ -48,7 +48,7 @@ def _any_inputs(values: Values, names: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Operator:
-    """One row of the table. A field that is left out says what holds for most operators."""
+    """One row of the table. The default of a field is what holds for most operators."""
 
     name: str
     shape: Rule
@@ -107,7 +107,7 @@ class Operator:
         return self.limit if self.variadic else len(self.inputs) + len(self.states)
 
     def is_state(self, place: int, version: int = 0) -> bool:
-        """Whether an input is a state; ``version`` is what MXNet wrote about the input."""
+        """True if an input is a state; ``version`` is the one that MXNet wrote for the input."""
         return bool(self.states) and place >= len(self.inputs)
 
     def shown(self, values: Values) -> int:
@@ -145,7 +145,7 @@ def boolean_or_none(text: str) -> bool | None:
 
 
 def shape(text: str) -> Any:
-    """``(3, 3)``, ``[3, 3]`` or ``3``: a tuple of numbers, or of numbers and None."""
+    """The tuple of numbers, or of numbers and None, that ``(3, 3)``, ``[3, 3]`` or ``3`` stand for."""
     value = ast.literal_eval(re.sub(r"(?<=\d)L", "", text))
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not all(item is None or type(item) is int for item in items):
@@ -154,7 +154,7 @@ def shape(text: str) -> Any:
 
 
 def written_shape(attrs: Mapping[str, str]) -> Shape:
-    """What a variable says of its own shape: sizes, 0 where one is not known; () if nothing.
+    """The shape written on a variable: sizes, 0 for one that is not known; () if none is written.
 
     :raises ValueError: if it is no shape.
     """
@@ -180,9 +180,9 @@ def words(*known: str) -> Callable[[str], str]:
 
 
 def merged(first: Shape, second: Shape) -> Shape:
-    """What two shapes that must be the same say together.
+    """The common shape of two that must be the same, each of which may lack sizes.
 
-    :raises ShapeError: if they are not.
+    :raises ShapeError: if they differ.
     """
     if not first or not second:
         return first or second
@@ -192,7 +192,7 @@ def merged(first: Shape, second: Shape) -> Shape:
 
 
 def same(values: Values, ins: Shapes, outs: Shapes) -> None:
-    """All inputs and outputs have one shape."""
+    """Rule: all inputs and outputs have one shape."""
     found: Shape = ()
     for known in (*ins, *outs):
         found = merged(found, known)
@@ -200,7 +200,7 @@ def same(values: Values, ins: Shapes, outs: Shapes) -> None:
 
 
 def forward(rule: Callable[[Values, Shape], Shape]) -> Rule:
-    """The output's shape by that of the first input alone, once it is known."""
+    """Rule: the output's shape follows from that of the first input alone, once it is known."""
 
     def infer(values: Values, ins: Shapes, outs: Shapes) -> None:
         if ins[0]:
@@ -220,7 +220,7 @@ def place_of(axis: int, rank: int) -> int:
 
 
 def reduced_axes(values: Values, rank: int) -> list[int]:
-    """The axes that a reduction takes together, ascending: ``axis``, or all others by ``exclude``; none given, all."""
+    """The axes over which a reduction runs, ascending: ``axis``, or all others by ``exclude``; all without ``axis``."""
     if not values.axis:
         return list(range(rank))
     places = {place_of(axis, rank) for axis in values.axis}
@@ -228,7 +228,7 @@ def reduced_axes(values: Values, rank: int) -> list[int]:
 
 
 def each_output(operations: int) -> Count:
-    """So many operations a number of the result."""
+    """Count: ``operations`` operations for each number of the result."""
     return lambda values, ins, out: operations * _numbers(out)
 
 

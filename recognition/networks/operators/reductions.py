@@ -29,7 +29,7 @@ def _reduced(values: Values, data: Shape) -> Shape:
 
 
 def _place(values: Values, data: Shape) -> Shape:
-    """argmax and argmin know one axis, or all."""
+    """The shape of argmax and argmin, which know one axis, or all."""
     axes = range(len(data)) if values.axis is None else [place_of(values.axis, len(data))]
     if values.keepdims:
         return tuple(1 if place in axes else size for place, size in enumerate(data))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the backbone is computed: the passes and the loss scale that ``fp16``, ``memonger`` and the devices ask for."""
+"""Choice of the graph passes and the loss scale that ``fp16``, ``memonger`` and the devices ask for."""
 from __future__ import annotations
 
 from recognition.config.devices import require_bfloat16
@@ -15,7 +15,7 @@ DEFAULT_SCALE = 1024.0  # of float16, where no loss scale is given
 
 
 def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
-    """``graph`` as it is bound for training; ``image_shape``: (3, H, W).
+    """The form in which ``graph`` is bound for training; ``image_shape``: (3, H, W).
 
     :raises UserError: if the processor has no 16-bit numbers.
     """
@@ -25,7 +25,7 @@ def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) ->
 
 
 def bound_form(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
-    """As :func:`prepare`, for a machine that may be another than this."""
+    """The result of :func:`prepare` without its check of this machine, for plans of other machines."""
     on_gpu = _on_gpu(computing)
     if not on_gpu:
         graph = fast_prelu(graph, image_shape)
@@ -39,7 +39,7 @@ def bound_form(graph: Graph, computing: Computing, image_shape: tuple[int, ...])
 
 
 def numbers(computing: Computing) -> str:
-    """The line that says, before training starts, what the backbone computes with if not float32."""
+    """The line about the backbone's numbers, printed before training starts; empty for float32."""
     if scale := make_loss_scale(computing):
         return f"float16 with a loss scale of {scale.value:g}, halved when gradients overflow; float32 master weights"
     return ("bfloat16 in place of float16, which needs a GPU; it has float32's range, so there is no loss scale; "

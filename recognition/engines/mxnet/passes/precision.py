@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A graph pass that runs a network's heavy layers in 16 bits: bfloat16 on a CPU, float16 on a GPU.
 
-Parameters, their gradients and the output stay float32: each parameter is cast where it is used, so that its gradient
-comes back through the cast and the optimiser works on what are called master weights.
+Parameters, their gradients and the output stay float32: each parameter is cast where it is used. Its gradient comes
+back through the cast, and the optimiser works on float32 weights, called master weights.
 """
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ LEAST_CHANNELS = 8  # input channels below which oneDNN has no fast convolution 
 
 
 def low_precision(graph: Graph, dtype: str, image_shape: tuple[int, ...] = (3, 112, 112)) -> Graph:
-    """``graph`` with its heavy layers in ``dtype``, "bfloat16" or "float16".
+    """Put the heavy layers of ``graph`` into ``dtype``, "bfloat16" or "float16".
 
-    The table of operators says which always run in 16 bits, and which where an input is so already. All others run in
-    float32: for bfloat16 MXNet has no dropout, no LeakyReLU, and no gradient of what shapes and scales; and on a CPU a
-    fully connected layer gains less by bfloat16 than casting its weight costs.
+    The table of operators says which operators always run in 16 bits, and which do if an input is in 16 bits already.
+    All others run in float32: for bfloat16 MXNet has no dropout, no LeakyReLU, and no gradients of reshapes and scales;
+    and on a CPU a fully connected layer gains less by bfloat16 than casting its weight costs.
 
-    Arguments, auxiliary states and outputs keep their names and are float32, and so are the layer that gives an output
-    and, in bfloat16, a convolution of the images themselves. Comes after the passes that add layers. ``image_shape``
-    (3, H, W) only tells the channels of maps.
+    Arguments, auxiliary states and outputs keep their names and are float32. So are the layer that gives an output and,
+    in bfloat16, convolutions of maps of few channels such as the images. The pass comes after those that add layers.
+    ``image_shape`` (3, H, W) only tells the channels of maps.
     """
     caster, wide = _Caster(dtype), {head.node for head in graph.heads}
     if dtype == "bfloat16":
@@ -44,7 +44,7 @@ def _narrow_convolutions(graph: Graph, image_shape: tuple[int, ...]) -> list[int
 
 
 class _Caster:
-    """The graph in the making, and which of its nodes are low, that is of 16 bits."""
+    """The graph in the making, with a note for each node whether it is low, that is of 16 bits."""
 
     def __init__(self, dtype: str) -> None:
         self.maker, self._dtype = GraphMaker(), dtype

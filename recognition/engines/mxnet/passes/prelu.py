@@ -3,7 +3,7 @@
 
 MXNet's own PReLU is three quarters of a step of y1: it is a scalar loop in the backward pass, and brings maps back from
 oneDNN's blocked layout to NCHW, as subtractions and broadcast products do, too. Depthwise 1 x 1 convolutions,
-``Activation`` and additions leave them in it. What counts is how often a map is read or written:
+``Activation`` and additions keep the layout. The cost is the number of times that a map is read or written:
 
     PReLU(x) = gamma x + (1 - gamma) relu(x)             anywhere: 9 times forward
     -PReLU(-u) = u + (gamma - 1) relu(u)                  where the signs cost nothing: 7 times
@@ -31,13 +31,13 @@ class _Signs(NamedTuple):
 
 
 def fast_prelu(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -> Graph:
-    """``graph`` with every PReLU of maps (N, C, H, W) in one of the forms above; PReLU of features stays as it is.
+    """Rewrite every PReLU of maps (N, C, H, W) in one of the forms above; PReLU of features stays as it is.
 
     Outputs and gradients are equal up to rounding. (``LeakyReLU`` itself gives gamma times the right gradient of gamma
     where MXNet lets it write over its input, as on maps in NCHW. The pass gives the right one.)
 
-    To be bound with a gradient, if only that of one parameter: bound without any, MXNet 1.9.1 fuses the sums into
-    convolutions and gets them wrong. ``image_shape`` (3, H, W) only tells the sizes of maps.
+    The result must be bound with a gradient, if only that of one parameter: without any, MXNet 1.9.1 fuses the sums
+    into convolutions and gets them wrong. ``image_shape`` (3, H, W) only tells the sizes of maps.
     """
     shapes = {node.output_name(0): found[0] for node, found in zip(graph.nodes, all_shapes(graph, (1, *image_shape)))}
     signs = _find_signs(graph, shapes)
@@ -61,15 +61,15 @@ def fast_prelu(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -> Gr
 
 
 def _is_prelu(node: Node, slopes: Node, shapes: dict[str, Shape]) -> bool:
-    """Whether it is a PReLU of maps, with ``slopes`` that are a parameter: one a channel, or one in all."""
+    """True for a PReLU of maps whose ``slopes`` are a parameter: one a channel, or one in all."""
     output = shapes[node.output_name(0)]
     return (node.op == "LeakyReLU" and node.values.act_type == "prelu" and len(output) == 4 and slopes.is_variable
             and shapes[slopes.name] in ((1,), output[1:2]))
 
 
 def _find_signs(graph: Graph, shapes: dict[str, Shape]) -> _Signs:
-    """Which PReLUs stand behind a batch norm of their own and in front of convolutions alone, whose weights are no
-    larger than an image's map: larger ones cost more to negate than the map's passes that are saved."""
+    """Find the PReLUs behind a batch norm of their own and in front of convolutions alone, whose weights are no
+    larger than an image's map: negating larger ones would cost more than it saves."""
     nodes, signs = graph.nodes, _Signs(set(), set(), set())
     count = Counter(node.name for node in nodes)  # a network of the user's own may use a name twice
     users: dict[int, list[tuple[Node | None, int]]] = defaultdict(list)
@@ -99,7 +99,7 @@ def _find_signs(graph: Graph, shapes: dict[str, Shape]) -> _Signs:
 
 
 def _with_negated(maker: GraphMaker, node: Node, inputs: list[Entry], places: tuple[int, ...]) -> Entry:
-    """``node`` with some of its inputs negated."""
+    """Append ``node`` with some of its inputs negated."""
     changed = [maker.add("negative", f"{node.name}_minus_{place}", entry) if place in places else entry
                for place, entry in enumerate(inputs)]
     return maker.append(node, changed)

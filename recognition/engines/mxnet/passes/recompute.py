@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``memonger`` for MXNet: its executor computes a second time what carries an attribute.
+"""``memonger`` for MXNet: its executor computes a second time the nodes that carry an attribute.
 
-So nothing global is set, and one bound network does not change another. It never does so with dropout, whose mask would
-differ.
+Nothing global is set, and one bound network does not change another. MXNet never computes dropout a second time, whose
+mask would differ.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ATTRIBUTE = "__force_mirroring__"
 
 
 def recompute(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112), on_gpu: bool = False) -> Graph:
-    """``graph`` marked so that a training executor keeps few maps; outputs, gradients and statistics are the same.
+    """Mark ``graph`` so that a training executor keeps few maps; outputs, gradients and statistics stay the same.
 
     ``on_gpu``: batch norm is left out, since cuDNN moves the statistics in the forward pass and would do so twice. On
     the CPU they are moved in the backward pass, once.

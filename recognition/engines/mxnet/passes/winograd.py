@@ -15,20 +15,20 @@ MOST_PRODUCTS = 0.5  # of those of the plain sums, for the transforms to pay
 
 
 def has_winograd() -> bool:
-    """Whether this processor has the vectors and the registers that the kernels are written for."""
+    """True if this processor has the vectors and the registers that the kernels are written for."""
     from llvmlite import binding
 
     return bool(binding.get_host_cpu_features().get("avx512f"))
 
 
 def winograd(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -> Graph:
-    """``graph`` with Winograd's F(4 x 4, 3 x 3) for its 3 x 3 convolutions, where that is faster; float32 alone.
+    """Use Winograd's F(4 x 4, 3 x 3) for the 3 x 3 convolutions of ``graph`` if that is faster; float32 alone.
 
-    These have stride 1, padding 1, no dilation, no groups and no bias, and channels in multiples of 64 on both sides.
+    Such convolutions have stride 1, padding 1, no dilation, groups or bias, and multiples of 64 channels on both sides.
     Outputs and gradients are equal up to rounding: an error of 1e-6 to 2e-6 of their root mean square, where plain sums
     in float32 have 2e-7; that of the gradient of the weights is at most twice theirs. Without AVX-512, or where the
-    network has layers of 16 bits, nothing changes. ``image_shape`` (3, H, W) tells the sizes of the maps. Comes after
-    passes that add layers.
+    network has layers of 16 bits, nothing changes. ``image_shape`` (3, H, W) tells the sizes of the maps. The pass
+    comes after those that add layers.
     """
     if not has_winograd() or any(node.op == "amp_cast" for node in graph.nodes):
         return graph
@@ -62,7 +62,7 @@ def _is_plain(node: Node) -> bool:
 
 
 def _pays(out: Shape, weight: Shape) -> bool:
-    """Whether it does for maps ``out`` (1, filters, H, W), by weights (filters, channels, 3, 3)."""
+    """True if the pass pays for maps ``out`` (1, filters, H, W), by weights (filters, channels, 3, 3)."""
     if len(out) != 4 or len(weight) != 4 or any(size % PANEL or not size for size in weight[:2]):
         return False
     tiles = -(-out[2] // OUT) * -(-out[3] // OUT)

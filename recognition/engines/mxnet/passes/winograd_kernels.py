@@ -3,8 +3,8 @@
 
 A batch of maps (N, C, H, W) is cut into rows of tiles, ``ceil(H / 4)`` an image, numbered over all images; what lies
 beyond the edge of a map is zero. Transformed tiles are 36 matrices ("planes") of a row a tile and a column a channel.
-All arguments are int64: addresses of contiguous float32 arrays, and numbers. Every sum runs in an order of its own that
-neither threads nor the ranges they take have a part in.
+All arguments are int64: addresses of contiguous float32 arrays, and numbers. Every sum has a fixed order, which depends
+neither on threads nor on the ranges they take.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ product_3, product_2, product_1 = tiles.product_3, tiles.product_2, tiles.produc
 
 
 def compiled(function: Any) -> Any:
-    """``numba.njit`` that keeps what it compiles on disk, if Numba finds a folder that it may write to."""
+    """Compile by ``numba.njit``, and keep the result on disk if Numba finds a folder that it may write to."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither __pycache__ nor the user's cache: compiled anew in every run
@@ -39,30 +39,30 @@ def tiles_of(size):  # type: ignore[no-untyped-def]
 
 @numba.njit
 def row_bytes(channels):  # type: ignore[no-untyped-def]
-    """Of a row of a plane: not a power of two, or its columns would share a few lines of the cache."""
+    """Bytes of one row of a plane, padded off powers of two to avoid conflicts in the cache."""
     return (channels + FLOATS) * 4
 
 
 @numba.njit
 def plane_bytes(rows, row):  # type: ignore[no-untyped-def]
-    """Of a plane; see :func:`row_bytes`."""
+    """Bytes of a plane of ``rows`` rows of ``row`` bytes, padded like :func:`row_bytes`."""
     return rows * row + LINE
 
 
 @numba.njit
 def pixel_row_bytes(width):  # type: ignore[no-untyped-def]
-    """Of a row of pixels, 16 channels each: a column of zeros before and behind, whole vectors of pixels between."""
+    """Bytes of a row of pixels, 16 channels each: whole vectors of pixels between two columns of zeros."""
     return ((width + LANES - 1) // LANES * LANES + 2) * LINE
 
 
 @numba.njit
 def pixel_bytes(width):  # type: ignore[no-untyped-def]
-    """What :func:`input_planes` and its like need for rows of pixels, and for these half transformed."""
+    """Bytes that :func:`input_planes` and its like need for rows of pixels and of half transformed pixels."""
     return (KEPT_PIXEL_ROWS + IN) * ((width + LANES - 1) // LANES * LANES + 2) * LINE
 
 
 def plane_floats(rows: int, channels: int) -> int:
-    """Numbers in all planes of a row a tile and a column a channel."""
+    """The number of floats in all planes of ``rows`` tiles and ``channels`` channels."""
     return PLANES * int(plane_bytes.py_func(rows, row_bytes.py_func(channels))) // 4
 
 
@@ -71,20 +71,20 @@ def pixel_floats(width: int) -> int:
 
 
 def weight_floats(channels: int, filters: int) -> int:
-    """Numbers in the planes of weights, and of their gradient."""
+    """The number of floats in the planes of weights, and in those of their gradient."""
     return PLANES * int(plane_bytes.py_func(channels, filters * 4)) // 4
 
 
 @numba.njit(inline="never")
 def _load_pixels(source, channel, width, count, out):  # type: ignore[no-untyped-def]
-    """A row of 16 channels to vectors, a pixel each; zeros if ``count``, 0 or ``width``, is 0."""
+    """Turn a row of 16 channels into vectors, a pixel each; zeros if ``count``, 0 or ``width``, is 0."""
     for x in range(0, width, LANES):
         tiles.gather(source + 4 * x, channel, min(LANES, max(count - x, 0)), out + LINE * x)
 
 
 @compiled
 def input_planes(maps, channels, height, width, first, last, out, plane, pixels):  # type: ignore[no-untyped-def]
-    """``B^T d B`` of the rows of tiles ``first`` to ``last - 1`` of ``maps``, into ``out``."""
+    """Write ``B^T d B`` of the rows of tiles ``first`` to ``last - 1`` of ``maps``, into ``out``."""
     down, across, channel = tiles_of(height), tiles_of(width), height * width * 4
     row, pixel_row = row_bytes(channels), pixel_row_bytes(width)
     halves = pixels + KEPT_PIXEL_ROWS * pixel_row
@@ -116,7 +116,7 @@ def input_planes(maps, channels, height, width, first, last, out, plane, pixels)
 
 @compiled
 def gradient_planes(maps, channels, height, width, first, last, out, plane, pixels):  # type: ignore[no-untyped-def]
-    """``A dY A^T`` of the rows of tiles ``first`` to ``last - 1`` of ``maps``, into ``out``."""
+    """Write ``A dY A^T`` of the rows of tiles ``first`` to ``last - 1`` of ``maps``, into ``out``."""
     down, across, channel = tiles_of(height), tiles_of(width), height * width * 4
     row, pixel_row = row_bytes(channels), pixel_row_bytes(width)
     halves = pixels + KEPT_PIXEL_ROWS * pixel_row
@@ -137,7 +137,7 @@ def gradient_planes(maps, channels, height, width, first, last, out, plane, pixe
 
 @compiled
 def output_maps(planes, plane, channels, height, width, first, last, maps, pixels):  # type: ignore[no-untyped-def]
-    """``A^T M A`` into the rows of tiles ``first`` to ``last - 1`` of ``maps``."""
+    """Write ``A^T M A`` into the rows of tiles ``first`` to ``last - 1`` of ``maps``."""
     down, across, channel = tiles_of(height), tiles_of(width), height * width * 4
     row, pixel_row = row_bytes(channels), pixel_row_bytes(width)
     for c in range(0, channels, LANES):
@@ -154,7 +154,7 @@ def output_maps(planes, plane, channels, height, width, first, last, maps, pixel
 
 @numba.njit(inline="never")
 def _panel(rows, a, a_row, a_k, b, b_row, c, c_row, depth, add):  # type: ignore[no-untyped-def]
-    """``C = A B``, or ``C += A B`` if ``add``, of any number of rows and PANEL columns."""
+    """Compute ``C = A B``, or ``C += A B`` if ``add``, for any number of rows and PANEL columns."""
     i = 0
     while i < rows:
         left = rows - i
@@ -177,8 +177,8 @@ def _panel(rows, a, a_row, a_k, b, b_row, c, c_row, depth, add):  # type: ignore
 
 @compiled
 def convolve(maps, channels, weights, filters, height, width, first, last, out, scratch):  # type: ignore[no-untyped-def]
-    """The rows of tiles ``first`` to ``last - 1`` of the convolution of ``maps`` (N, channels, height, width) with the
-    planes of :func:`weight_planes`, into ``out`` (N, filters, height, width).
+    """Convolve ``maps`` (N, channels, height, width) with the planes of :func:`weight_planes`: write the rows of tiles
+    ``first`` to ``last - 1`` of ``out`` (N, filters, height, width).
 
     ``scratch``: :func:`pixel_bytes` and the planes of as many tiles for both channels and filters.
     """
@@ -198,7 +198,7 @@ def convolve(maps, channels, weights, filters, height, width, first, last, out, 
 
 @compiled
 def weight_products(inputs, channels, gradients, filters, rows, first, last, out, add):  # type: ignore[no-untyped-def]
-    """``dU = V^T dM`` for the planes ``first`` to ``last - 1``, (channels, filters), each a sum over ``rows`` tiles."""
+    """Sum ``dU = V^T dM`` over ``rows`` tiles, for the planes ``first`` to ``last - 1``, (channels, filters) each."""
     in_row, out_row = row_bytes(channels), row_bytes(filters)
     in_plane, out_plane, weight_plane = (plane_bytes(rows, in_row), plane_bytes(rows, out_row),
                                          plane_bytes(channels, filters * 4))
@@ -210,7 +210,7 @@ def weight_products(inputs, channels, gradients, filters, rows, first, last, out
 
 @compiled
 def weight_planes(weights, channels, filters, first, last, out, nine):  # type: ignore[no-untyped-def]
-    """``G g G^T`` for the filters ``first`` to ``last - 1``, multiples of 16, of weights (filters, channels, 3, 3).
+    """Write ``G g G^T`` of weights (filters, channels, 3, 3), filters ``first`` to ``last - 1``, multiples of 16.
 
     Each plane is (filters / PANEL, channels, PANEL). ``nine``: scratch of 9 * 16 vectors.
     """
@@ -227,10 +227,10 @@ def weight_planes(weights, channels, filters, first, last, out, nine):  # type: 
 
 @compiled
 def turned_weight_planes(weights, channels, filters, first, last, out, nine):  # type: ignore[no-untyped-def]
-    """As :func:`weight_planes`, of the weights by which gradients of the output give those of the input.
+    """Write the planes of the weights that turn gradients of the output into those of the input.
 
-    Channels and filters change places, and the 3 x 3 weights are turned by half a circle. For the channels ``first``
-    to ``last - 1``, multiples of 16.
+    They are like those of :func:`weight_planes`, but channels and filters change places, and the 3 x 3 weights are
+    turned by half a circle. The channels are ``first`` to ``last - 1``, multiples of 16.
     """
     plane = plane_bytes(filters, channels * 4)
     for c in range(first, last, LANES):
@@ -241,7 +241,7 @@ def turned_weight_planes(weights, channels, filters, first, last, out, nine):  #
 
 @compiled
 def weight_gradient(planes, channels, filters, first, last, out, nine):  # type: ignore[no-untyped-def]
-    """``G^T dU G`` into ``out`` (filters, channels, 3, 3), for the filters ``first`` to ``last - 1``, of 16."""
+    """Write ``G^T dU G`` into ``out`` (filters, channels, 3, 3), for the filters ``first`` to ``last - 1``, of 16."""
     plane = plane_bytes(channels, filters * 4)
     for f in range(first, last, LANES):
         for c in range(0, channels, LANES):

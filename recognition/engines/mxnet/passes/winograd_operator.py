@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator that computes 3 x 3 convolutions by ``winograd_kernels``, on MXNet's own arrays.
 
-MXNet runs an operator of Python's on threads of its own. The kernels let go of Python's lock, take addresses, and are
-called for one range of work after the other by as many threads as OMP_NUM_THREADS gives to MXNet's operators.
+MXNet runs operators written in Python on threads of its own. The kernels release Python's lock and take addresses. As
+many threads as OMP_NUM_THREADS gives to MXNet's operators call them for one range of work after the other.
 """
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from recognition.engines.mxnet.passes import winograd_kernels as kernels
 from recognition.engines.mxnet.passes.winograd import OPERATOR
 from recognition.engines.mxnet.passes.winograd_tiles import LANES
 
-TILES_AT_ONCE = 64  # that a thread convolves at once: it reads all weights once for them
-GRADIENT_BYTES = 16 << 20  # of transformed tiles that one sum of the gradient of the weights takes at once
-PARTS = 12  # that the 36 planes, the filters and the rows of tiles are cut into for threads
+TILES_AT_ONCE = 64  # for one thread, which reads all weights once for them
+GRADIENT_BYTES = 16 << 20  # of transformed tiles at once in a sum of the gradient of the weights
+PARTS = 12  # into which the 36 planes, the filters and the rows of tiles are cut for threads
 NINE = 9 * LANES * LANES  # numbers in a block of weights
 Work = Callable[[int, int], None]  # of a part, with the scratch at an address
 
 
 class Sizes(NamedTuple):
-    """Of a convolution: maps (batch, channels, height, width) to (batch, filters, height, width)."""
+    """The sizes of a convolution of maps (batch, channels, height, width) to (batch, filters, height, width)."""
 
     batch: int
     channels: int
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 
 
 class Workspace:
-    """Threads, and memory between the passes of one convolution, which the next one gets again."""
+    """Threads, and memory between the passes of one convolution, which the next convolution uses again."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -63,7 +63,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def memory(self, floats: int) -> Iterator[int]:
-        """The address of so many numbers, at a line of the cache."""
+        """Context with the address of ``floats`` numbers, aligned to a line of the cache."""
         with self._lock:
             self._free.sort(key=len)
             place = next((i for i, block in enumerate(self._free) if len(block) >= floats + LANES), -1)
@@ -77,7 +77,7 @@ class Workspace:
                 self._free.append(block)
 
     def run(self, work: Work, parts: int, floats: int) -> None:
-        """``work(part, scratch)`` for each part, with ``floats`` numbers of scratch a thread."""
+        """Run ``work(part, scratch)`` for each part, with ``floats`` numbers of scratch a thread."""
         waiting = iter(range(parts))  # under Python's lock each part is taken once
 
         def take(address: int) -> None:
@@ -97,7 +97,7 @@ class Workspace:
 
 
 def _cut(size: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
-    """At most so many ranges of ``size`` things, whole units of them."""
+    """Cut ``range(size)`` into at most ``parts`` ranges of whole units."""
     units = -(-size // unit)
     parts = min(parts, units)
     bounds = [min(units * i // parts * unit, size) for i in range(parts + 1)]
@@ -105,9 +105,10 @@ def _cut(size: int, parts: int, unit: int = 1) -> list[tuple[int, int]]:
 
 
 def convolve(space: Workspace, sizes: Sizes, maps: int, weights: int, out: int, turned: bool = False) -> None:
-    """The convolution of the maps at an address with the weights, into ``out``.
+    """Convolve the maps at an address with the weights, into ``out``.
 
-    ``turned``: the gradient by the input of a convolution from ``filters`` to ``channels`` by that of its output.
+    ``turned``: compute the gradient by the input of a convolution from ``filters`` to ``channels``, from that by its
+    output.
     """
     _, channels, filters, height, width = sizes
     planes = kernels.turned_weight_planes if turned else kernels.weight_planes
@@ -124,7 +125,7 @@ def convolve(space: Workspace, sizes: Sizes, maps: int, weights: int, out: int, 
 
 
 def gradient_of_weights(space: Workspace, sizes: Sizes, maps: int, gradients: int, out: int) -> None:
-    """The gradient by the weights (filters, channels, 3, 3), by the input and the gradient of the output."""
+    """Compute the gradient by the weights (filters, channels, 3, 3) from the input and the gradient by the output."""
     channels, filters = sizes.channels, sizes.filters
     tile = 4 * kernels.PLANES * (channels + filters)  # bytes
     blocks = _cut(sizes.rows, -(-sizes.rows // max(1, GRADIENT_BYTES // (tile * sizes.across))))
@@ -137,7 +138,7 @@ def gradient_of_weights(space: Workspace, sizes: Sizes, maps: int, gradients: in
 
 
 def _add_gradients(space: Workspace, sizes: Sizes, maps: int, gradients: int, first: int, last: int, sums: int) -> None:
-    """Add to the transformed gradient of the weights that of some rows of tiles; the first rows begin the sums."""
+    """Add the part of some rows of tiles to the transformed gradient of the weights; row 0 begins the sums."""
     _, channels, filters, height, width = sizes
     tiles = (last - first) * sizes.across
     floats = kernels.plane_floats(tiles, channels), kernels.plane_floats(tiles, filters)
@@ -158,14 +159,14 @@ def _add_gradients(space: Workspace, sizes: Sizes, maps: int, gradients: int, fi
 
 
 def _address(array: mx.nd.NDArray) -> int:
-    """Of the numbers of an array in host memory, which is ready: MXNet waits before it calls an operator."""
+    """The address of an array's numbers in host memory. They are ready: MXNet waits before it calls an operator."""
     pointer = ctypes.c_void_p()
     mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
     return pointer.value or 0
 
 
 def _write(array: mx.nd.NDArray, request: str, compute: Callable[[int], None]) -> None:
-    """``compute(address)`` where MXNet wants the result, or added to what is there."""
+    """Call ``compute(address)`` where MXNet wants the result, or add the result to what is there."""
     if request == "null":
         return
     if request != "add":
@@ -201,7 +202,7 @@ class _Winograd(mx.operator.CustomOp):
 
 @mx.operator.register(OPERATOR)
 class _Properties(mx.operator.CustomOpProp):
-    """What MXNet asks before it makes an operator; parameters come as text."""
+    """The operator's properties, which MXNet asks for before it makes one; parameters come as text."""
 
     space: Workspace | None = None  # one for the process
 

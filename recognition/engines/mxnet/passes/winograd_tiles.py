@@ -52,7 +52,7 @@ def _store(builder: Any, value: Any, address: Any) -> None:
 
 
 def _beside(builder: Any, address: Any, vectors: int) -> Any:
-    """The address of the vector so many vectors further on."""
+    """The address ``vectors`` vectors further on."""
     return builder.add(address, _number(LINE * vectors)) if vectors else address
 
 
@@ -64,7 +64,7 @@ def _places(builder: Any, first: Any, distance: Any, count: int) -> Values:
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c``, rounded once."""
+    """Compute ``a * b + c``, rounded once."""
     kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32"), (a, b, c))
 
@@ -109,7 +109,7 @@ def _added(builder: Any, factor: float, x: Any, y: Any) -> Any:
 
 
 def _both(builder: Any, even: Any, odd: Any) -> Values:
-    """What the parts that are even and odd in a point give at the point and at its negative."""
+    """The values at a point and at its negative, from the parts that are even and odd in the point."""
     return [builder.fadd(even, odd), builder.fsub(even, odd)]
 
 
@@ -170,7 +170,7 @@ def _squared(builder: Any, transform: Transform, side: int, values: Sequence[Any
 
 
 def _columns(transform: Transform, rows: int) -> Any:
-    """(row 0, ..., out, out_row): a column of ``rows`` vectors, one in each row, to one in each of six rows."""
+    """Intrinsic (row 0, ..., out, out_row): a column of ``rows`` vectors, one a row, to one in each of six rows."""
 
     def generate(builder: Any, *arguments: Any) -> None:
         values = transform(builder, [_load(builder, address) for address in arguments[:rows]])
@@ -181,7 +181,7 @@ def _columns(transform: Transform, rows: int) -> Any:
 
 
 def _rows(transform: Transform, side: int) -> Any:
-    """(rows, row, out, plane): ``side`` vectors in each of six rows to a vector in each of 36 planes."""
+    """Intrinsic (rows, row, out, plane): ``side`` vectors in each of six rows to a vector in each of 36 planes."""
 
     def generate(builder: Any, rows: Any, row: Any, out: Any, plane: Any) -> None:
         planes = iter(_places(builder, out, plane, IN * IN))
@@ -193,7 +193,7 @@ def _rows(transform: Transform, side: int) -> Any:
 
 
 def _from_planes(transform: Transform) -> Any:
-    """(planes, plane, out, out_row): a vector in each of 36 planes to a square of vectors."""
+    """Intrinsic (planes, plane, out, out_row): a vector in each of 36 planes to a square of vectors."""
 
     def generate(builder: Any, planes: Any, plane: Any, out: Any, out_row: Any) -> None:
         loaded = [_load(builder, address) for address in _places(builder, planes, plane, IN * IN)]
@@ -206,7 +206,7 @@ def _from_planes(transform: Transform) -> Any:
 
 
 def _to_planes(turned: bool) -> Any:
-    """(nine, out, plane): 3 x 3 vectors of weights, turned by half a circle or not, to one in each of 36 planes."""
+    """Intrinsic (nine, out, plane): 3 x 3 vectors of weights, turned by half a circle or not, to one in 36 planes."""
 
     def generate(builder: Any, nine: Any, out: Any, plane: Any) -> None:
         values = [_load(builder, _beside(builder, nine, 8 - i if turned else i)) for i in range(9)]
@@ -219,7 +219,7 @@ def _to_planes(turned: bool) -> Any:
 
 
 def _transposed(builder: Any, rows: Sequence[Any]) -> Values:
-    """Of 16 vectors: pairs, then fours within quarters, then the quarters."""
+    """Transpose 16 vectors: pairs, then fours within quarters, then the quarters."""
 
     def pair(x: Any, y: Any, low: list[int], high: list[int]) -> Values:
         return [builder.shuffle_vector(x, y, ir.Constant(INTS, mask)) for mask in (low, high)]
@@ -270,8 +270,10 @@ def _scatter(builder: Any, source: Any, out: Any, row: Any, count: Any) -> None:
 
 
 def _product(rows: int) -> Any:
-    """(a, a_row, a_k, b, b_row, c, c_row, depth, add): ``C = A B``, or ``C += A B`` if ``add``, of ``rows`` rows and
-    PANEL columns, which stay in registers while one loop over the depth, at least 1, adds outer products.
+    """Intrinsic (a, a_row, a_k, b, b_row, c, c_row, depth, add): ``C = A B``, or ``C += A B`` if ``add``.
+
+    C has ``rows`` rows and PANEL columns, which stay in registers while one loop over the depth, at least 1, adds outer
+    products.
 
     Row i of A begins at ``a + i * a_row``, its elements ``a_k`` apart; rows of B and C are contiguous.
     """
