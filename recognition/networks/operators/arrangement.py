@@ -14,6 +14,7 @@ from recognition.networks.operators.operator import (
     Shapes,
     Values,
     boolean,
+    bounds,
     forward,
     free,
     integer,
@@ -225,8 +226,8 @@ def _slice(values: Values, data: Shape) -> Shape:
     begin, end, step = values.begin, values.end, values.step
     if not len(begin) == len(end) <= len(data) or len(step) not in (0, len(begin)):
         raise ShapeError(f"found begin {begin}, end {end} and step {step} for an input {data}")
-    bounds = zip(begin, end, step or (1,) * len(begin))
-    return (*(_part(size, *bound) for size, bound in zip(data, bounds)), *data[len(begin) :])
+    parts = zip(begin, end, step or (1,) * len(begin))
+    return (*(_part(size, *part) for size, part in zip(data, parts)), *data[len(begin) :])
 
 
 def _slice_axis(values: Values, data: Shape) -> Shape:
@@ -339,7 +340,7 @@ OPERATORS = [
              flops=free, reads=1, follows=("bfloat16", "float16"), onnx=onnx.concat),
     Operator("stack", _stack, variadic=True, parameters={**_COUNT, "axis": Parameter(integer, 0)}),
     Operator("slice", forward(_slice), parameters={
-        "begin": Parameter(shape), "end": Parameter(shape), "step": Parameter(shape, ())}),
+        "begin": Parameter(bounds), "end": Parameter(bounds), "step": Parameter(bounds, ())}),
     Operator("slice_axis", forward(_slice_axis), parameters={
         "axis": Parameter(integer), "begin": Parameter(integer), "end": Parameter(integer_or_none)},
              flops=free, onnx=onnx.slice_axis),
