@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second through backbones: as their graphs stand, through the passes of this trainer, and PyTorch's.
+"""Measures images a second through backbones: unmodified graphs, graphs after this trainer's passes, and PyTorch's.
 
     OMP_NUM_THREADS=2 python -m bench.backbone --networks y1 r50 --batch 16 --torch ENVIRONMENT/bin/python
 
@@ -65,7 +65,7 @@ def inference_steps(name: str, batch: int) -> dict[str, Step]:
 
 @contextlib.contextmanager
 def torch_step(python: str, name: str, batch: int, training: bool) -> Iterator[Step]:
-    """A step in a process of PyTorch, which makes one for every line that it reads."""
+    """A step in a process of PyTorch, which does one for every line that it reads."""
     command = [python, str(Path(__file__).with_name("torch_backbone.py")), name[1:], str(batch), str(THREADS),
                "training" if training else "inference"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -82,7 +82,7 @@ def torch_step(python: str, name: str, batch: int, training: bool) -> Iterator[S
 
 
 def race(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """The least seconds of each, in turns, after a step that allocates and compiles."""
+    """The least seconds of each step, taken in turns after a step that allocates and compiles."""
     least = dict.fromkeys(steps, float("inf"))
     for step in steps.values():
         step()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``memonger`` saves and costs: memory and time of a training step, with and without recomputation.
+"""Measures the gain and the cost of ``memonger``: memory and time of a training step with and without recomputation.
 
     OMP_NUM_THREADS=2 python -m bench.memonger --batch 8 --networks y1 r50 r100
 
-``maps`` is what MXNet's executor sets aside for maps and gradients between layers (counted, as its own count takes four
-bytes for every number), ``peak`` the most that the process held while it trained, less what it held once MXNet and the
-parameters were loaded, both in MB. Each case runs in a process of its own. Times are the least of the repeats, in
-processor time divided by the threads.
+``maps`` is the memory of MXNet's executor for maps and gradients between layers (counted here, as its own count takes
+four bytes for every number). ``peak`` is the most memory that the process held while it trained, minus what it held
+after MXNet and the parameters were loaded. Both are in MB. Each case runs in a process of its own. Times are the least
+of the repeats, in processor time divided by the threads.
 """
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def network(name: str) -> Graph:
 
 
 def held() -> float:
-    """Memory of this process in MB."""
+    """The memory of this process in MB."""
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0
 
 
 def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float, float]:
-    """MB for maps, MB at the peak, and milliseconds of a step."""
+    """The MB for maps, the MB at the peak, and the milliseconds of a step."""
     config = Config(fp16="bfloat16" in case, memonger="memonger" in case)
     graph = bound_form(network(name), computing_of(config), IMAGE)
     parameters, statistics = initialise(graph, IMAGE, 0)

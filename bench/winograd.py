@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3 x 3 convolutions by Winograd's way against MXNet's: layers alone, between batch norms, and steps of networks.
+"""Compares 3 x 3 convolutions by Winograd's algorithm with MXNet's: layers alone, between batch norms, and in steps.
 
     OMP_NUM_THREADS=1 python -m bench.winograd --batch 16 --repeats 5 --networks r18 r50
 
-The first table has milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
-batch norms, which keep maps in oneDNN's own layout: there Winograd's way pays for the way out of it and back. The
-second is a step of a whole network, with the PReLU pass on in both. MXNet's way and ours take turns, and each figure is
-the least of all repeats, in processor time divided by the threads; on a busy machine one thread is the better measure,
-since threads that wait for each other spin.
+The first table has the milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
+batch norms, which keep maps in oneDNN's own layout: there our code pays for the conversion to and fro. The second has a
+step of a whole network, with the PReLU pass on in both. MXNet and our code take turns, and each figure is the least of
+all repeats, in processor time divided by the threads. On a busy machine one thread is the better measure, since threads
+that wait for each other spin.
 """
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-# Channels in and out, height and width, and how many of them r50 has; three more have twice as many channels out.
+# Channels in and out, height and width, and their number in r50; three more layers have twice as many channels out.
 LAYERS = ((64, 64, 112, 1), (64, 64, 56, 4), (128, 128, 28, 6), (256, 256, 14, 26), (512, 512, 7, 4))
-NETWORKS = {"r18": 18, "r50": 50}  # and their layers
+NETWORKS = {"r18": 18, "r50": 50}  # depths
 
 
 class Bound:
-    """A network bound for training on the CPU, its parameters and inputs random."""
+    """A network bound for training on the CPU, with random parameters and inputs."""
 
     def __init__(self, graph: Graph, shape: tuple[int, ...]) -> None:
         self.executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", data=shape)
@@ -40,7 +40,7 @@ class Bound:
         self.forward = self.backward = float("inf")
 
     def step(self) -> None:
-        """One forward and backward pass; keeps the least times, in seconds."""
+        """Do one forward and backward pass, and keep the least times, in seconds."""
         mx.nd.waitall()
         start = time.process_time()
         outputs = self.executor.forward(is_train=True)
@@ -67,14 +67,14 @@ def layer(channels: int, normed: bool) -> Graph:
 
 def race(graphs: tuple[Graph, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
     bound = [Bound(graph, shape) for graph in graphs]
-    for _ in range(repeats + 1):  # the first time, memory is set aside
+    for _ in range(repeats + 1):  # the first pass allocates memory
         for item in bound:
             item.step()
     return bound
 
 
 def compare_layers(batch: int, repeats: int) -> dict[str, float]:
-    """The first table; returns the ratios of all layers together."""
+    """Print the first table; returns the ratios of all layers together."""
     ratios = {}
     print(f"{'ms, forward + backward':24}{'MXNet':>16}{'Winograd':>16}{'ratio':>8}")
     for normed in (False, True):

@@ -4,9 +4,9 @@
     python -m common.convert_torch backbone.pth models/r50-torch/model,1
     python -m common.convert_torch models/r50-arcface-emore/model,1 backbone.pth
 
-PyTorch is not needed, and nothing that a .pth says is run: its pickle is read by a reader that knows tensors and no
-more. The checkpoint is that of --network r18, r34, r50 or r100: --pretrained takes it. It maps pixels 0 to 255 to the
-embedding that iresnet gives for (p - 127.5) / 127.5.
+PyTorch is not needed, and no code of a .pth is run: its pickle is read by a reader that knows only tensors. The
+checkpoint is one of --network r18, r34, r50 or r100, for --pretrained. It maps pixels p from 0 to 255 to the embedding
+that iresnet gives for (p - 127.5) / 127.5.
 """
 from __future__ import annotations
 

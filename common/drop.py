@@ -4,10 +4,10 @@
     python -m common.drop --data DIR --model PREFIX,EPOCH --threshold 75 --k 3 --output NEW_DIR
 
 Train with config.loss_K = 3 and config.ckpt_embedding = False first: the right images of an identity gather at one of
-its sub-centres, the dominant one, and wrong ones at others or far away (sub-center ArcFace, Deng et al., 2020). Of each
-identity this keeps the images whose embedding is less than --threshold degrees from its dominant sub-centre, the one
-that is nearest to most of its images. NEW_DIR gets the images kept, byte for byte, as a training set whose identities
-are numbered anew without those that no image is left of; DIR's verification sets; and a report: drop.json,
+its sub-centres, the dominant one, and wrong ones at others or far away (sub-center ArcFace, Deng et al., 2020). The
+dominant sub-centre of an identity is the one that is nearest to most of its images. An image is kept if its embedding
+is less than --threshold degrees from it. NEW_DIR gets a training set of the kept images, byte for byte, whose
+identities are numbered anew, without those that lost all images; DIR's verification sets; and a report: drop.json,
 drop-identities.tsv, drop-images.npz, drop.png.
 """
 from __future__ import annotations
@@ -34,7 +34,7 @@ from recognition.config.devices import Device, processors, share_processors
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
-from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
+from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, shard_file
 from recognition.io.checksums import sum_beside
 from recognition.io.files import writing
 from recognition.io.params import read_arrays
@@ -43,7 +43,7 @@ MOST_DECODE_THREADS = 8
 
 
 def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
-    """The images kept as a training set, identity after identity, with all else that DIR's folder has for a run."""
+    """Write the kept images as a training set, identity after identity, with the verification sets and the names."""
     images = np.flatnonzero(choice.kept)
     images = images[np.argsort(choice.labels[images], kind="stable")]
     counts = choice.kept_counts[choice.kept_counts > 0].tolist()
@@ -56,16 +56,16 @@ def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
 
 
 def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int, data: Path) -> SavedCentres:
-    """W with k sub-centres a class: ``given``, a file or folder, or where the checkpoint is.
+    """Open W with k sub-centres a class, from ``given``, a file or folder, or else from the checkpoint or its folder.
 
-    :raises UserError: if there is none, or it is of other classes or another number of sub-centres.
+    :raises UserError: if there is none, or if it has another number of classes or of sub-centres.
     """
     if given is None:
         centres = find_centres(checkpoint)
     else:
         centres = centres_in_folder(given) if given.is_dir() else centres_in_file(given, read_arrays(given))
     if centres is None:
-        states = [path.parent for path in checkpoint.parent.glob("state/step-*/centres-0.npy")]
+        states = [path.parent for path in checkpoint.parent.glob(f"state/step-*/{shard_file('centres', 0)}")]
         newest = max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
         hint = f", or a training state: --centres {newest}" if newest else ""
         raise UserError(f"{given or checkpoint}: found no class centres there, expected fc7_weight or fc7_<i>_weight, "
@@ -80,7 +80,7 @@ def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int,
 def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75, k: int = 3, batch_size: int = 16,
          devices: Sequence[Device] = (("cpu", 0),), centres: Path | None = None, threads: int = 2,
          output_model: tuple[str, int] | None = None, bfloat16: bool = False, engine: str = "auto") -> dict[str, Any]:
-    """What the command does; returns the report, as ``drop.json`` has it.
+    """Run the command; returns the report, the content of ``drop.json``.
 
     :param batch_size: images a device at a time.
     """

@@ -31,17 +31,17 @@ from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
 
-MOST_IMAGES = 256  # of DIR in the check
-# 1 - cosine, and the largest difference of a number of an embedding, in units of the embeddings' root mean square
-# where that is above 1. float16 has 11 bits, and its roundings add up over the layers.
+MOST_IMAGES = 256  # of DIR, in the check
+# By float16: the largest 1 - cosine, and the largest difference of a number of an embedding. If the embeddings' root
+# mean square is above 1, the latter is in units of it. float16 has 11 bits, and roundings add up over the layers.
 LIMITS = {False: (1e-4, 1e-4), True: (1e-3, 0.05)}
 
 
 class Agreement(NamedTuple):
-    """How far the file's embeddings are from MXNet's."""
+    """The differences of the file's embeddings from MXNet's for one set of images."""
 
     images: str
-    number: int
+    number: int  # of images
     cosine: float  # the largest 1 - cosine
     absolute: float  # the largest difference
     rms: float  # root mean square of MXNet's embeddings
@@ -64,8 +64,8 @@ def compare(path: Path, backbone: TrainedBackbone, images: dict[str, np.ndarray]
 
     found, size = [], backbone.batch_size
     for name, images_of_set in images.items():
-        # The first image alone, then whole batches, then the rest alone: the same on both sides, as an embedding of
-        # net_output GNAP depends on its batch.
+        # The first image alone, then whole batches, then the rest one by one. Both sides get the same batches, as an
+        # embedding of net_output GNAP depends on its batch.
         batches = [images_of_set[:1]]
         for low in range(1, len(images_of_set), size):
             group = images_of_set[low : low + size]
@@ -79,7 +79,7 @@ def compare(path: Path, backbone: TrainedBackbone, images: dict[str, np.ndarray]
 
 
 def images_for(folder: Path | None, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Random images and those of a folder."""
+    """Sets of images for the check, by name: random ones, and those of a folder."""
     random = np.random.RandomState(0)
     sets = {"random": random.randint(0, 256, (9, *size, 3)).astype(np.uint8)}
     if folder is not None:
@@ -103,7 +103,7 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         temporary.write_bytes(model.SerializeToString())
         try:
             agreements = compare(temporary, backbone, images)
-        except ValueError as error:  # an embedding without a direction
+        except ValueError as error:  # an embedding is zero or not finite
             raise UserError(f"{options.output}: not written: {error}") from error
         _tell(agreements)
         for agreement in agreements or ():

@@ -40,7 +40,7 @@ from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 
 def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of a batch of each size, after two that warm up."""
+    """The median milliseconds of a batch of each size, after two batches that warm up."""
     side, found = options.image_size, {}
     for size in options.batch_size:
         backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side), engine=options.engine)

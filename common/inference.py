@@ -6,10 +6,10 @@
     python -m common.inference --model PREFIX,EPOCH --compare A.jpg B.jpg --threshold 1.25
     python -m common.inference --model PREFIX,EPOCH --gallery DIR_OR_FILE.npz --probes IMAGE_OR_DIR --json OUT.json
 
-Images are aligned faces of the size that the network was trained on, or of that shape in another size. An embedding is
-that of the image plus that of its mirror, of unit length, as in verification; --no-flip leaves the mirror out.
-Distances are squared Euclidean ones, 2 - 2 cosine, from 0 to 4. FILE.npz holds embeddings float32 (N, dim) and paths
-(N,). Files that cannot be used are named and counted; the exit status is 0 if there are others.
+Images are aligned faces of the size that the network was trained on, or of that shape in another size. The embedding of
+an image is added to that of its mirror and normalised, as in verification; --no-flip leaves the mirror out. Distances
+are squared Euclidean ones, 2 - 2 cosine, from 0 to 4. FILE.npz holds embeddings float32 (N, dim) and paths (N,). Files
+that cannot be used are named and counted; the exit status is 0 if there are others.
 """
 from __future__ import annotations
 
@@ -127,7 +127,10 @@ def _tell(bad: list[str]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise UserError for what is wrong with flags and paths: before MXNet, and hours of work."""
+    """Check flags and paths, before MXNet is imported and hours of work begin.
+
+    :raises UserError: if one is wrong.
+    """
     for flag, goes_with in (("output", "images"), ("probes", "gallery")):
         if getattr(options, flag) is not None and getattr(options, goes_with) is None:
             raise UserError(f"--{flag}: goes with --{goes_with} only")

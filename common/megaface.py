@@ -3,8 +3,8 @@
 
     python -m common.megaface --probes FEATURES/facescrub --distractors FEATURES/megaface --suffix _r100_112x112.bin
 
-A probe's person is the folder that its feature lies in. Images that a noise list names are left out. Prints a table;
-writes results.json and curves.png (ROC and CMC) to the output folder.
+The folder of a probe's feature is its person. Images in a noise list are left out. Prints a table; writes results.json
+and curves.png (ROC and CMC) to the output folder.
 """
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ DISTRACTORS = 1_000_000
 
 
 def people_of(images: Sequence[str]) -> np.ndarray:
-    """A number for each image's folder: int64 ``(n,)``. Raises UserError for an image that is in none."""
+    """The number of each image's folder: int64 ``(n,)``.
+
+    :raises UserError: if an image is in no folder.
+    """
     for image in images:
         if "/" not in image:
             raise UserError(f"--probes: found {image!r}, expected PERSON/IMAGE")

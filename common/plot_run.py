@@ -29,7 +29,7 @@ SOFTWARE = "python -m common.plot_run"  # what a .png says that drew it
 
 
 def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
-    """The loss as it was logged, faint, its running mean, and the last step before each change of the learning rate."""
+    """Draw the loss, faint, its running mean, and a mark at the last step before each change of the learning rate."""
     style(axes, "Training loss", "step")
     if not train:
         return say(axes, "no step logged yet")
@@ -50,7 +50,7 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
-    """Accuracy of each target over the steps, with the standard deviation of its folds as a band."""
+    """Draw the accuracy of each target over the steps, with the standard deviation of its folds as a band."""
     style(axes, "Verification accuracy", "step")
     if not verifications:
         return say(axes, "no verification yet")
@@ -68,9 +68,11 @@ def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """Draw the run whose history and ROC curves lie in ``folder`` to ``output``, a .png, .svg or .pdf.
+    """Draw the history and the ROC curves in the ``folder`` of a run to ``output``, a .png, .svg or .pdf.
 
     Returns the last verification of each target.
+
+    :raises UserError: if matplotlib is not installed, or if a file cannot be read or written.
     """
     try:
         from matplotlib.figure import Figure
@@ -87,13 +89,13 @@ def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
     draw_accuracy(accuracy, history["verification"])
     draw_roc(roc, curves, {target: record["auc"] for target, record in last.items() if "auc" in record})
     with replacing(output) as temporary:
-        kind = output.suffix[1:].lower()
-        figure.savefig(temporary, format=kind, metadata={"Software": SOFTWARE} if kind == "png" else None)
+        form = output.suffix[1:].lower()
+        figure.savefig(temporary, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
     return last
 
 
 def is_own(picture: Path) -> bool:
-    """Whether it is a .png that this command drew."""
+    """True for a .png that this command drew."""
     try:
         with open(picture, "rb", opener=regular) as file:
             return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(512)

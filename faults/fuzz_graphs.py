@@ -2,11 +2,11 @@
 """Graphs that pass the check of recognition.networks.symbol_file, run by MXNet: none may end the process.
 
     python -m faults.fuzz_graphs [--seconds 300] [--first SEED] [--record]
-    python -m faults.fuzz_graphs --seed 104749        # one graph: what is changed in it, and what comes of it
+    python -m faults.fuzz_graphs --seed 104749        # one graph: its changes and the result
 
-A graph is a network of the usual layers of which a few attributes, operators or inputs are changed at random; which,
-follows from its seed. Each that passes is given images in a process of its own: shapes, output and gradients.
-tests/bench/test_fuzz_graphs.py is the short form.
+A graph is a network of the usual layers with a few random changes of attributes, operators or inputs, which follow from
+its seed. Each graph that passes the check is run on images in a process of its own: shapes, output and gradients.
+tests/faults/test_fuzz_graphs.py is the short form.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from recognition.networks.shapes import Shapes, all_shapes, infer_shapes
 from recognition.networks.symbol_file import checked_graph
 
 IMAGES, SHAPE = 2, (3, 32, 32)
-MOST_NUMBERS, MEMORY, PATIENCE = 5e7, 6 << 30, 30  # of all outputs; bytes and seconds of a graph that runs
+MOST_NUMBERS, MEMORY_BYTES, PATIENCE_SECONDS = 5e7, 6 << 30, 30  # numbers of all outputs; limits of a run
 VALUES = """0 1 2 3 5 7 -1 64 4096 16777216 0.5 1e38 inf nan None True False () (1,) (0,0) (1,1) (2,2) (3,3) (-1,0)
     (0,-1) (1,2,3) [3,3] (4096,4096) (0,0,0,0,1,1,1,1) (-1,-2,0,0) (2,0,3,1) avg max sum prelu leaky rrelu gelu elu
     channel instance spatial NHWC NCHW NCW float16 float64 int8 uint8 int64 full same valid nearest bilinear constant
@@ -54,7 +54,7 @@ PROMISE = "a result, our line or MXNet's own error; no crash, no endless loop"
 
 
 def network() -> dict[str, Any]:
-    """Layers of all kinds that networks of images have, in one graph."""
+    """A graph with all types of layers that networks of images have."""
     x = (sym.Variable("data") - 127.5) * 0.0078125
     x = sym.Convolution(x, num_filter=8, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True, name="conv0")
     x = sym.LeakyReLU(sym.BatchNorm(x, fix_gamma=False, name="bn0"), act_type="prelu", name="relu0")
@@ -100,7 +100,7 @@ def changed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def run(graph: dict[str, Any]) -> str:
-    """What comes of it: RAN, or where it was refused, by us or by MXNet."""
+    """Run a graph; returns RAN, or the place of its refusal by us or by MXNet."""
     try:
         read = Graph.from_dict(checked_graph(graph))
     except ValueError:
@@ -122,14 +122,14 @@ def run(graph: dict[str, Any]) -> str:
 
 
 def _embed(graph: Graph, shapes: Shapes) -> None:
-    """As recognition.engines.mxnet.embedder does."""
+    """Embed images like recognition.engines.mxnet.embedder."""
     form = inference_form(graph, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
                           {name: np.ones(shape, np.float32) for name, shape in shapes.auxiliary.items()}, SHAPE)
     Bound(*form, mx.cpu(), (IMAGES, *SHAPE)).queue(np.ones((IMAGES, *SHAPE), np.uint8)).wait_to_read()
 
 
 def _train(graph: Graph, shapes: Shapes) -> None:
-    """Output and gradients."""
+    """Compute output and gradients."""
     arguments = {"data": mx.nd.ones((IMAGES, *SHAPE)),
                  **{name: mx.nd.ones(shape) for name, shape in shapes.arguments.items()}}
     executor = to_symbol(graph).bind(
@@ -141,7 +141,7 @@ def _train(graph: Graph, shapes: Shapes) -> None:
 
 
 def alone(graph: dict[str, Any]) -> str:
-    """As :func:`run`, in a process of its own; the signal's name if one ended it."""
+    """Like :func:`run`, but in a process of its own; returns the signal's name if one ended it."""
     here, there = os.pipe()
     child = os.fork()
     if not child:
@@ -150,8 +150,8 @@ def alone(graph: dict[str, Any]) -> str:
             faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.alarm(PATIENCE)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            signal.alarm(PATIENCE_SECONDS)
             said = run(graph)
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"[:200]
@@ -166,7 +166,7 @@ def alone(graph: dict[str, Any]) -> str:
 
 
 def fuzz(seconds: float, first: int, most: int = 1 << 62) -> tuple[int, Row]:
-    """The seed after the last one, and the row: of the graphs that passed the check, those that ended as promised."""
+    """Run graphs of consecutive seeds. Returns the next seed, and the row about the graphs that passed the check."""
     graph, counts, faults, end = network(), Counter[str](), [], time.monotonic() + seconds
     seed = first
     while seed < first + most and time.monotonic() < end:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs with numbers that are not finite, in features, gradients and class centres: what stops, goes on, and stays.
+"""Runs with numbers that are not finite, in features, gradients and class centres.
 
     python -m faults.numbers --times 3        # two minutes
     python -m faults.numbers --record         # and the rows in docs/records/reliability.md
@@ -32,7 +32,7 @@ STEPS = 12  # an epoch is 24 batches of four
 
 
 def run(folder: Path, network: str, *flags: str) -> tuple[int, str, Path]:
-    """Status, what it said, and the folder of its checkpoints."""
+    """Run; returns the status, the output, and the folder of checkpoints."""
     models = Path(tempfile.mkdtemp(dir=folder))
     argv = small_run.command(folder, models, "--network", network, "--max-steps", str(STEPS * 2), "--state-every", "1",
                              "--val-targets", "none", *flags)[2:]
@@ -75,7 +75,7 @@ def skips(folder: Path, network: str, record: int, *flags: str) -> bool:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """All that a step may move."""
+    """All arrays that a step may change."""
     saved = SavedState(path)
     backbone = saved.backbone()
     groups = {"parameter": backbone.parameters, "momentum": backbone.momentum, "second": backbone.second_moment or {},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of docs/records/reliability.md: what was done to the trainer, how often, what was promised, what happened.
+"""The table of docs/records/reliability.md: faults of the trainer, numbers of trials, promises and results.
 
     python -m faults.reliability            # writes the table anew from the records in docs/records/reliability/
 
@@ -24,13 +24,13 @@ BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of fault."""
+    """The row of a fault."""
 
     fault: str  # what was done
-    tried: int  # how many times
-    promised: str  # what the trainer promises then
-    kept: int  # how many times of those tried it kept the promise
-    happened: str  # what was seen, with figures
+    tried: int  # number of trials
+    promised: str  # the trainer's promise
+    kept: int  # number of trials in which it kept the promise
+    happened: str  # the results, with figures
 
     def cells(self) -> list[str]:
         kept = "" if self.kept == self.tried else f"**kept {self.kept} of {self.tried} times**; "

@@ -8,6 +8,8 @@ import functools
 import sys
 from typing import Any, Callable
 
+from recognition.interrupts import safe_interrupt
+
 ERROR = "error: "  # the beginning of the line
 # errno values of a machine that lacks something: no mistake of the program.
 LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
@@ -39,7 +41,8 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            return main(*args, **kwargs)
+            with safe_interrupt():
+                return main(*args, **kwargs)
         except UserError as error:
             print(f"{ERROR}{one_line(error)}", file=sys.stderr, flush=True)
             return error.status

@@ -51,7 +51,7 @@ FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME", "PIP_
 
 
 class SetupError(Exception):
-    """What is missing, in one line."""
+    """The set-up cannot go on; the message is one line about what is missing."""
 
 
 def say(line: str) -> None:
@@ -98,7 +98,7 @@ class Environment:
         self.run("-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", python=python, **variables)
 
     def make_for(self, identity: str) -> None:
-        """Make the environment anew: there is none, or one of another Python, another MXNet or another place."""
+        """Make a new environment: there is none, or it has another Python, another MXNet or another place."""
         if self.venv.exists() and not self.notes.is_dir():
             raise SetupError(f"{self.label} is there and was not made by this set-up: move it away")
         shutil.rmtree(self.venv, ignore_errors=True)
@@ -132,14 +132,14 @@ class Environment:
         self.pip("install", "--no-build-isolation", "--no-deps", "-e", ".")
 
     def install_pins(self, *groups: str, command: Sequence[str] = ("install",)) -> None:
-        """Install, or what else pip can do with them, what requirements/ pins for any of the groups."""
+        """Run pip, by default its install, on the pins of requirements/ for any of the groups."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write("\n".join(pins(groups, self.lock)))
             file.flush()
             self.pip(*command, "--require-hashes", "--no-deps", "-r", file.name)
 
     def install_horovod(self) -> None:
-        """Build Horovod against the installed MXNet, unless the one that is there works."""
+        """Build Horovod against the installed MXNet, unless an installed Horovod works."""
         version = horovod_version()
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(
@@ -187,7 +187,7 @@ def base_interpreter() -> Path:
 
 
 def identity(venv: Path, extras: Sequence[str]) -> str:
-    """What an environment cannot change: its place, its Python, and which MXNet it holds."""
+    """The facts that cannot change in an environment: its place, its Python, and its MXNet."""
     mxnet = next((extra for extra in extras if extra in ("cpu", "cu112")), "none")
     return "\n".join([str(venv), str(base_interpreter()), "{}.{}".format(*sys.version_info), mxnet])
 
@@ -220,19 +220,22 @@ def horovod_version() -> str:
 
 
 def require_compiler() -> None:
-    """Horovod is built from source: refuse before anything is downloaded."""
+    """Check for a compiler before anything is downloaded: Horovod is built from source.
+
+    :raises SetupError: if there is none.
+    """
     for tool in (os.environ.get("CXX", "c++"), "make"):
         if not shutil.which(tool):
             raise SetupError(f"no {tool}, which builds Horovod (on Debian and Ubuntu: apt install g++ make)")
 
 
 def space_free_folder() -> str | None:
-    """Where temporary folders have no space in their path; None is Python's own choice."""
+    """A place for temporary folders without a space in its path; None stands for Python's own choice."""
     return "/tmp" if re.search(r"\s", tempfile.gettempdir()) else None
 
 
 def ensure(environment: Environment, extras: Sequence[str]) -> None:
-    """Make the environment and install the extras where that is not done already."""
+    """Make the environment and install the extras, unless that is done already."""
     start = time.monotonic()
     wanted = identity(environment.venv, extras)
     with environment.locked():

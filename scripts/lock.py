@@ -99,14 +99,14 @@ def project_extras() -> dict[str, list[str]]:
 
 
 def line(item: dict[str, Any], groups: list[str]) -> str:
-    """A package as the file has it: version, hash, and who needs it."""
+    """The lines of a package in the file: version, hashes, and the extras that need it."""
     ((kind, digest),) = item["download_info"]["archive_info"]["hashes"].items()
     metadata = item["metadata"]
     return f"{canonicalize_name(metadata['name'])}=={metadata['version']} --hash={kind}:{digest}  # {' '.join(groups)}"
 
 
 def resolve_with_mxnet(wanted: list[str]) -> dict[str, dict[str, Any]]:
-    """What is to be installed, by name. MXNet's own metadata ask for a NumPy below 2, which it does not need: that
+    """The packages to install, by name. MXNet's own metadata ask for a NumPy below 2, which it does not need: that
     bound is left out."""
     mxnets = [resolve(["--no-deps", text])[0] for text in wanted if name_of(text) in MXNET]
     others = [text for text in wanted if name_of(text) not in MXNET]

@@ -71,10 +71,10 @@ def test_no_pin_names_a_place() -> None:
 
 def test_the_set_up_takes_the_lines_of_its_extras() -> None:
     environment = script("environment")
-    lines = environment.pins(["core", "plot"])
+    lines = environment.pins(["core", "plot"], environment.lock_path())
     names = {line.partition("==")[0] for line in lines}
     assert {"numpy", "matplotlib"} <= names and not {"mxnet", "pytest", "horovod"} & names
-    assert [line.partition("==")[0] for line in environment.pins(["source"])] == ["horovod"]
+    assert [line.partition("==")[0] for line in environment.pins(["source"], environment.lock_path())] == ["horovod"]
 
 
 def test_licences_of_what_is_installed() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of every command that runs a checkpoint, and the network that they name."""
+"""The flags of every command that runs a checkpoint, and the opening of its network."""
 from __future__ import annotations
 
 import argparse
@@ -18,7 +18,7 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batc
                     image_size: bool = True) -> None:
     """Add ``--model``, ``--batch-size``, ``--devices``, ``--engine``, ``--bfloat16`` and ``--image-size``.
 
-    :param image_size: False where the data says it.
+    :param image_size: False if the data determines it.
     """
     parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="images a device at a time (default "
@@ -39,9 +39,9 @@ def add_engine_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
-    """Turn the flags' text into values, in place: ``model`` (prefix, number), ``devices``.
+    """Replace the text of flags by values: ``model`` becomes (prefix, number), ``devices`` a tuple of devices.
 
-    :raises UserError: if one is not valid, or there is no such checkpoint.
+    :raises UserError: if one is not valid, or if there is no such checkpoint.
     """
     if args.batch_size < 1:
         raise UserError(f"--batch-size: found {args.batch_size}, expected at least 1")
@@ -55,7 +55,7 @@ def check_model_flags(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
-    """The network, bound, and how many images it takes at a time on all devices."""
+    """The network, ready to embed, and the number of images that all devices take at a time."""
     share_processors(args.devices, os.environ)
     shape = (3, args.image_size, args.image_size)
     embedder = choose_engine(args.engine).embedder(args.model, args.devices, args.batch_size, shape, args.bfloat16)
@@ -63,7 +63,7 @@ def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
 
 
 def rates_flag(text: str) -> tuple[float, ...]:
-    """Read ``1e-6,1e-4``: rates above 0 and below 1, ascending in the result. For ``type=`` of a flag."""
+    """The rates in a text like ``1e-6,1e-4``, above 0 and below 1, in ascending order; for ``type=`` of a flag."""
     try:
         rates = sorted({float(part) for part in text.split(",")})
     except ValueError:
@@ -79,5 +79,5 @@ def files_of(model: tuple[str, int]) -> list[Path]:
 
 
 def as_text(model: tuple[str, int]) -> str:
-    """How a report names a checkpoint."""
+    """The name of a checkpoint in reports: that of its ``.params`` file."""
     return f"{model[0]}-{model[1]:04d}.params"

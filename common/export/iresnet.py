@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameter of PyTorch's ``iresnet`` (arcface_torch: r18, r34, r50, r100) is which of ``fresnet``.
+"""The parameters of PyTorch's ``iresnet`` (arcface_torch: r18, r34, r50, r100) as those of ``fresnet``, and back.
 
 Both are the network of ArcFace (arXiv 1801.07698): ``net_unit`` 3, ``net_input`` 1, ``net_output`` E, PReLU. They
 differ in
@@ -136,5 +136,5 @@ def _check_names(found: Mapping[str, np.ndarray], wanted: Mapping[str, str], sou
 
 
 def _epsilons(graph: Graph) -> dict[str, float]:
-    """What each batch norm of a network adds to the variance."""
+    """The number that each batch norm of a network adds to the variance, by name."""
     return {node.name: node.values.eps for node in graph.nodes if node.op == "BatchNorm"}

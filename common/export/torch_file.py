@@ -10,18 +10,17 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any
 
 import numpy as np
 
 from recognition.errors import UserError
 from recognition.io.files import replacing
-from recognition.io.pickles import StandIn, check_opcodes
+from recognition.io.pickles import load_restricted
 
 MOST_PICKLE_BYTES = 64 << 20  # of data.pkl, which has some hundred bytes a tensor
 _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "BFloat16Storage": "bfloat16",
@@ -89,12 +88,13 @@ class _Reader:
             raise ValueError("it was written on a big-endian machine")
         if self._archive.getinfo(self._folder + "data.pkl").file_size > MOST_PICKLE_BYTES:
             raise ValueError(f"data.pkl is larger than {MOST_PICKLE_BYTES >> 20} MB")
-        data = self.member("data.pkl")
-        check_opcodes(data, _OPCODES)
-        return _Unpickler(io.BytesIO(data), self.storage).load()
+        return load_restricted(io.BytesIO(self.member("data.pkl")), _OPCODES, _KNOWN, self.storage)
 
-    def storage(self, key: str, dtype: str, count: int) -> np.ndarray:
+    def storage(self, pid: Any) -> np.ndarray:
         """The values of ``data/<key>``; read once."""
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or dtype not in _STORAGES.values() or not isinstance(key, str):
+            raise ValueError(f"it has a persistent id {str(pid)[:60]!r}")
         if key not in self._storages:
             data = self.member(f"data/{key}")
             if dtype == "bfloat16":  # the upper half of a float32
@@ -116,32 +116,6 @@ class _Dict(dict):
         pass
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that tensors need, by stand-ins of our own, and refuses all others."""
-
-    def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
-        super().__init__(file)
-        self._storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        known: dict[tuple[str, str], Callable[..., Any]] = {
-            ("collections", "OrderedDict"): lambda: _Dict(),
-            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        }
-        if (module, name) not in known:
-            raise ValueError(f"it asks for {module}.{name}, which was not run")
-        return StandIn(known[module, name])
-
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or dtype not in _STORAGES.values() or not isinstance(key, str):
-            raise ValueError(f"it has a persistent id {str(pid)[:60]!r}")
-        return self._storage(key, dtype, count)
-
-
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
     """A view of a storage; its elements lie one behind the other in some order of axes, as parameters' do."""
     count = math.prod(size)
@@ -152,6 +126,14 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
         raise ValueError(f"it has a tensor of size {size} and stride {stride} in {len(storage)} values")
     width = storage.itemsize
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * width for step in stride], writeable=False)
+
+
+_KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": lambda: _Dict(),
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch.{name}": dtype for name, dtype in _STORAGES.items()},
+}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

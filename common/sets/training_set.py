@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes training sets in the indexed form: a header record, the images, and a record for each identity.
+"""Writers of training sets in the indexed form, with a header and identity records, and in the sequential form.
 
-The header is record 0 with label (first identity record, end); images are records 1, 2, ... with their class as the
-label, identity after identity; each identity record has label (first image, end image) and no image. The sequential
-form has records 0, 1, ... and they are all images.
+In the indexed form record 0 is the header with the label (first identity record, end). Images are records 1, 2, ...
+with their class as the label, identity after identity. Each identity record has the label (first image, end image) and
+no image. In the sequential form all records 0, 1, ... are images.
 """
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def write_training_set(folder: Path, images_per_identity: Sequence[int], encoded
                        size: int | tuple[int, int] = 112) -> None:
     """Write ``train.rec``, ``train.idx`` and ``property`` to ``folder``.
 
-    ``encoded`` gives the encoded images, those of class 0 first: as many in all as ``images_per_identity`` says.
-    ``size`` is their side in pixels, or height and width.
+    :param encoded: the encoded images, those of class 0 first; their number is the sum of ``images_per_identity``.
+    :param size: their side in pixels, or height and width.
+    :raises UserError: if there are more records than the form can number.
     """
     ends = np.cumsum([1, *images_per_identity]).tolist()
     first_identity, end = ends[-1], ends[-1] + len(images_per_identity)
@@ -45,7 +46,7 @@ def write_training_set(folder: Path, images_per_identity: Sequence[int], encoded
 
 def write_sequential_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterable[bytes],
                          size: int | tuple[int, int] = 112) -> None:
-    """As :func:`write_training_set`, in the sequential form: for more images than the other can number."""
+    """Like :func:`write_training_set`, in the sequential form, which has no limit of records."""
     with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
         _write_images(writer, 0, images_per_identity, encoded)
     write_property(folder, len(images_per_identity), size)
@@ -69,14 +70,14 @@ def write_property(folder: Path, classes: int, size: int | tuple[int, int]) -> N
 
 def write_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterable[bytes],
               size: int | tuple[int, int] = 112) -> None:
-    """As :func:`write_training_set`, or in the sequential form if there are more records than that can number."""
+    """Like :func:`write_training_set`, but in the sequential form if the indexed form cannot number the records."""
     records = 1 + sum(images_per_identity) + len(images_per_identity)
     write = write_training_set if records <= MAX_RECORDS else write_sequential_set
     write(folder, images_per_identity, encoded, size)
 
 
 def identity_names(dataset: FaceDataset) -> list[str]:
-    """The names in the ``identities.txt`` that pack_folder writes, if it is there and of this set; else none."""
+    """The names in ``identities.txt``, which pack_folder writes; none if it is missing or belongs to another set."""
     try:
         names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").split("\n")[:-1]
     except OSError:
@@ -85,10 +86,10 @@ def identity_names(dataset: FaceDataset) -> list[str]:
 
 
 def link_bins(sources: Sequence[Path], folder: Path, taken: Collection[str] = ()) -> None:
-    """Give the verification sets of ``sources`` to the new ``folder``, too.
+    """Link or copy the verification sets of ``sources`` to the new ``folder``.
 
-    Files of one name and content are one. Of others the first keeps its name, and the next get that of their source as
-    well, which is said in a line.
+    Files with the same name and content become one. If the contents differ, the first one keeps its name, and the name
+    of its source is added to that of each further one; a line is printed about it.
 
     :param taken: names of files that ``folder`` will have
     """
@@ -112,8 +113,7 @@ def link_bins(sources: Sequence[Path], folder: Path, taken: Collection[str] = ()
 
 
 def link_or_copy(path: Path, target: Path) -> None:
-    """Give a file that nobody changes a second name, ``target``, which is new; where the file system has no such thing,
-    copy it."""
+    """Link a file, which must never change, to the new name ``target``; copy it if the file system has no links."""
     try:
         os.link(path.resolve(), target)
     except OSError:

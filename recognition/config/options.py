@@ -225,17 +225,17 @@ class Config:
 
     @property
     def whole_head(self) -> bool:
-        """Whether each process has the class centres of all classes: ``train.py``."""
+        """True if each process has the centres of all classes, as in ``train.py``."""
         return self.entry == "train"
 
     @property
     def has_bias(self) -> bool:
-        """Whether the class centres have a bias: softmax in ``train.py`` alone, as ever."""
+        """True if the class centres have a bias: only softmax in ``train.py`` has one."""
         return self.whole_head and self.loss_name == "softmax" and not self.fc7_no_bias
 
     @property
     def in_16_bits(self) -> bool:
-        """Whether the backbone computes in 16 bits: by ``fp16``, or by a loss scale above 0."""
+        """True if the backbone computes in 16 bits: by ``fp16``, or by a loss scale above 0."""
         return self.fp16 or self.fp16_scale > 0
 
     @property

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from recognition.data.image_header import image_size as size_of
 from recognition.data.recordio import PathLike
 from recognition.errors import UserError
 from recognition.io.files import regular, replacing
-from recognition.io.pickles import StandIn, check_opcodes
+from recognition.io.pickles import load_restricted
 
 MAX_IMAGES = 1 << 20
 MOST_UNFOLDED = 100  # bytes of all images together, in sizes of the file: pairs may share images
@@ -107,9 +107,8 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
     """The 2 P images, still encoded, and issame as bool ``(P,)``."""
     try:
         with open(path, "rb", opener=regular) as file:
-            check_opcodes(file, _OPCODES)
-            file.seek(0)
-            content = _Unpickler(file).load()
+            # bytearrays of protocol 2 are text, then bytes
+            content = load_restricted(file, _OPCODES, _known(_Bytes(2 * os.fstat(file.fileno()).st_size)))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # a broken pickle may raise anything
@@ -155,51 +154,46 @@ def _check_pixels(path: PathLike, images: Sequence[Any]) -> None:
         raise UserError(f"{path}: its images have {total:,} pixels together, expected at most {MOST_PIXELS:,}")
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that gives stand-ins for the names that byte strings and numpy arrays need, and refuses all others.
-    """
+class _Bytes:
+    """A maker of byte strings, of at most ``left`` bytes together: a pickle can encode one text again and again."""
 
-    def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding="bytes")
-        self._budget = 2 * os.fstat(file.fileno()).st_size  # twice: bytearrays of protocol 2 are text, then bytes
+    def __init__(self, left: int) -> None:
+        self._left = left
 
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[str, Callable[..., Any]] = {
-            "numpy.ndarray": _refuse_call,  # only an argument of _reconstruct
-            "numpy.dtype": _DType,
-            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
-            "numpy.core.multiarray.scalar": lambda dtype, data: _Array((), dtype, data).values()[0],
-            "numpy.core.numeric._frombuffer": lambda data, dtype, shape, _: _Array(shape, dtype, data),
-            "_codecs.encode": self._encode,
-            "builtins.bytes": self._bytes,
-            "builtins.bytearray": self._bytes,
-        }
-        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
-        if full not in known:
-            raise ValueError(f"it asks for {module}.{name}, which was not run")
-        return StandIn(known[full])
-
-    def _spend(self, count: int) -> None:
-        """Count bytes that the pickle makes: it can encode one text again and again, so their sum has a limit.
-
-        :raises ValueError: beyond the limit.
-        """
-        self._budget -= count
-        if self._budget < 0:
-            raise ValueError("it unfolds to more than its own size")
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        """The stand-in for ``_codecs.encode``, by which protocol 2 writes bytes."""
+    def encoded(self, text: str, encoding: str) -> bytes:
+        """The replacement for ``_codecs.encode``, by which protocol 2 writes bytes."""
         if encoding not in ("latin1", b"latin1"):
             raise ValueError(f"it has text in {encoding!r}")
         self._spend(len(text))
         return text.encode("latin1")
 
-    def _bytes(self, data: bytes = b"") -> bytes:
+    def copied(self, data: bytes = b"") -> bytes:
         if not isinstance(data, (bytes, bytearray)):  # a number would make that many zeros
             raise ValueError(f"it makes bytes from {_describe(data)}")
         self._spend(len(data))
         return bytes(data)
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("it unfolds to more than its own size")
+
+
+def _known(made: _Bytes) -> dict[str, Callable[..., Any]]:
+    """The replacements for the names that byte strings and numpy arrays need, in all their spellings."""
+    names: dict[str, Callable[..., Any]] = {
+        "numpy.ndarray": _refuse_call,  # only an argument of _reconstruct
+        "numpy.dtype": _DType,
+        "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+        "numpy.core.multiarray.scalar": lambda dtype, data: _Array((), dtype, data).values()[0],
+        "numpy.core.numeric._frombuffer": lambda data, dtype, shape, _: _Array(shape, dtype, data),
+        "_codecs.encode": made.encoded,
+        "builtins.bytes": made.copied,
+        "builtins.bytearray": made.copied,
+    }
+    newer = {name.replace("numpy.core.", "numpy._core."): function for name, function in names.items()}
+    older = {name.replace("builtins.", "__builtin__."): function for name, function in names.items()}
+    return {**newer, **older}
 
 
 def _refuse_call(*_: object) -> None:

@@ -41,6 +41,16 @@ def computing_of(config: Config) -> Computing:
     return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger)
 
 
+def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> int:
+    """Bytes that MXNet sets aside on a device for maps and the gradients between layers. Needs no MXNet."""
+    from recognition.engines.mxnet.activations import maps_memory
+    from recognition.engines.mxnet.passes.choose import bound_form
+    from recognition.engines.mxnet.passes.winograd import held_copies
+
+    bound = bound_form(graph, computing, image_shape)
+    return sum(bytes_of(bound, image_shape, computing.batch_size) for bytes_of in (maps_memory, held_copies))
+
+
 def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: int, on_host: bool, sampled: bool,
                **options: Any) -> Shard:
     """Class centres ``start .. stop - 1``, held by whoever computes fastest with them.

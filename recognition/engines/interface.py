@@ -89,7 +89,7 @@ class Backbone(Protocol):
         """Count a step in place of :meth:`step`: no parameter moves, moving statistics go back to where they were."""
 
     def sound(self) -> bool:
-        """Whether parameters, their moments and moving statistics are finite: what may be saved."""
+        """Whether all may be saved: the norms of parameters are below 1.8e19, moments and statistics are finite."""
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""

@@ -55,7 +55,7 @@ class Shard(Protocol):
 
     @property
     def finite(self) -> bool:
-        """Whether the centres that were updated have squared norms below float32's largest number."""
+        """True if the updated centres have squared norms below float32's largest number."""
 
     def select(self, classes: np.ndarray | None) -> None:
         """Work on these classes alone until the next call: ascending int64, with those of the batch; None: all."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head in closed form: logits, margin, softmax over all shards, gradients and update, with no autograd graph.
+"""The head in closed form: logits, margin, softmax over all shards, gradients and update, without an autograd graph.
 
-One step, with B features in the global batch and shard i holding C_i classes (docs/architecture.md has the whole):
-features and labels are gathered; every shard computes its (B, C_i) similarities; three numbers a row (maximum, sum of
-exponentials, the target's logit) are exchanged and merged as log-sum-exp; every shard turns its buffer into the
-gradient and contributes (B, D) to that of the features, which is reduce-scattered.
+One step, with B features in the global batch and C_i classes in shard i (docs/architecture.md has the whole): features
+and labels are gathered. Every shard computes its (B, C_i) similarities. Three numbers a row (maximum, sum of
+exponentials, the target's logit) are exchanged and merged as log-sum-exp. Every shard turns its buffer into the
+gradient of the logits and adds its part, (B, D), to the gradient of the features, which is reduce-scattered.
 """
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ class HeadResult(NamedTuple):
 
 
 class Head(Protocol):
-    """What the loop knows of a head."""
+    """The interface of a head for the loop."""
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """Those of this process; none where there are no class centres."""
+        """The shards of this process; none if there are no class centres."""
 
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64."""
 
     def target_angles(self) -> np.ndarray | None:
-        """Angles between features and their centres in the last :meth:`forward_backward`; None without centres."""
+        """The angles between features and their centres in the last :meth:`forward_backward`, (B,) float64 in radians;
+        None without centres."""
 
     def step(self, lr: float, measure: bool = False) -> float | None:
         """Update the centres by the gradients of the last :meth:`forward_backward`.
@@ -51,18 +52,18 @@ class Head(Protocol):
 
     @property
     def finite(self) -> bool:
-        """Whether the centres of this process are below float32's largest norm since the last :meth:`step`."""
+        """True if the last :meth:`step` left centres of this process whose squared norms float32 can hold."""
 
     def leave_out(self) -> None:
-        """Count a step in place of :meth:`step`: no centre moves."""
+        """Count a step without moving a centre, in place of :meth:`step`."""
 
 
 @dataclass
 class ShardedHead:
     """Margin softmax over class centres that are cut by class across devices and processes.
 
-    With ``replicas`` the other processes hold the same shards and have other images: data parallel. Then their part in
-    a step is the sum of the gradients of W, chunk by chunk, which does grow with the number of classes.
+    With ``replicas`` it is data parallel: the other processes hold the same shards and have other images. Then the
+    gradients of W are summed over the processes, chunk by chunk, and this exchange grows with the number of classes.
     """
 
     shards: Sequence[Shard]
@@ -86,7 +87,7 @@ class ShardedHead:
         unit = x / norms if self.margin.normalised else x
         count, positives = len(x) * self.replicas.size, self.replicas.all_gather(labels)
 
-        # The owner of a row's class knows its similarity: others put -inf, and their maximum is the logit.
+        # Only the shard with a row's class has its similarity: others put -inf, so the maximum is the logit.
         logits, slopes, statistics, similarities = [], [], [], []
         for shard in self.shards:
             shard.select(self.sampler(positives, self.steps, shard.start, shard.stop))
@@ -108,9 +109,9 @@ class ShardedHead:
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
 
     def _merge(self, statistics: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Over all shards: the target's logit, log sum exp and maximum of each row; each (B,) float64.
+        """The target's logit, log sum exp and maximum of each row over all shards: (B,) float64 each.
 
-        :param statistics: (shards, B, 2) of this process's shards, ``logits``: (shards, B).
+        :param statistics: (shards, B, 2) of this process's shards; ``logits``: (shards, B).
         """
         local = np.concatenate([statistics, logits[..., None]], axis=2).transpose(1, 0, 2)  # (B, shards, 3)
         sums = self._summary(local)[None]
@@ -124,7 +125,7 @@ class ShardedHead:
         return np.column_stack([softmax, parts[:, :, 2].max(axis=1)])
 
     def _through_norm(self, d_unit: np.ndarray, unit: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        """Gradient by this process's features from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
+        """The gradient by this process's features, from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
         if not self.margin.normalised:
             return d_unit
         mine = slice(self.communicator.rank * len(d_unit), (self.communicator.rank + 1) * len(d_unit))
@@ -132,14 +133,14 @@ class ShardedHead:
         return (d_unit - along * unit[mine]) / norms[mine]
 
     def target_angles(self) -> np.ndarray:
-        """Angles between the features of the last batch and the centres of their classes: radians, (B,) float64.
+        """The angles between the features of the last batch and the centres of their classes: radians, (B,) float64.
 
-        Of the whole global batch, in every process, so all call it together, and before :meth:`step`. No margin, no
-        scale; with softmax, whose logits are inner products, the norms and the bias are taken out. Of sub-centres the
-        nearest counts. Cosines are float32, so an angle near 0 or pi is known to 3e-4 only.
+        Every process gets those of the whole global batch: all call it together, before :meth:`step`. They have no
+        margin and no scale; with softmax, whose logits are inner products, norms and bias are taken out. The nearest
+        sub-centre counts. Cosines are float32, so an angle near 0 or pi has a precision of 3e-4 only.
         """
         similarities, norms = self._seen
-        cosines = similarities.sum(axis=0, dtype=np.float64)  # all shards but the owner's say 0
+        cosines = similarities.sum(axis=0, dtype=np.float64)  # 0 in all shards but one
         if not self.margin.normalised:
             lengths, biases = np.sum([shard.target_norms() for shard in self.shards], axis=0)
             cosines = (cosines - biases) / np.maximum(lengths * norms, EPSILON)

@@ -39,12 +39,12 @@ class TripletHead:
         """Return None: there are no centres."""
 
     def step(self, lr: float, measure: bool = False) -> None:
-        """Nothing: there are no centres."""
+        """Do nothing: there are no centres."""
 
     @property
     def finite(self) -> bool:
-        """Whether no centre has overflowed."""
+        """True: there is no centre that could overflow."""
         return True
 
     def leave_out(self) -> None:
-        """Nothing, either."""
+        """Do nothing: there are no centres."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,8 @@ import numpy as np
 
 from recognition.errors import UserError
 from recognition.io.checksums import Sum, file_problem, forget_sum, sum_of
-from recognition.io.files import regular, replacing
-from recognition.io.params import ParamsFile, Pieces, read_arrays
+from recognition.io.files import regular, replacing, writing
+from recognition.io.params import ParamsFile, Pieces, read_arrays, write_arrays
 from recognition.io.stored_array import Rows, open_npy
 
 NOTE = "centers.json"
@@ -124,7 +125,7 @@ def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCent
     :param checkpoint: the file that W must belong to; None: any.
     :raises UserError: if a file cannot be read or does not match its checksum.
     """
-    if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
+    if (folder / "manifest.json").exists() and (folder / shard_file("centres", 0)).exists():
         _check_sums(folder)
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
         form = "centres-<i>.npy"
@@ -139,6 +140,36 @@ def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCent
                         [_only_array(folder / f"{i}_centers_mom.param") for i in numbers if with_momentum],
                         missing=_missing(numbers, "{}_centers.param"), form="<i>_centers.param",
                         wrong_checkpoint=_wrong_checkpoint(folder / NOTE, checkpoint) if checkpoint else "")
+
+
+def named_centres(centres: Sequence[np.ndarray], biases: Sequence[np.ndarray], joined: bool) -> dict[str, np.ndarray]:
+    """The arrays of W in a checkpoint, by name: one for all shards if ``joined``, else one each.
+
+    :param centres: (rows, D) of each shard; ``biases``: (rows,) of each, none where the head has none.
+    """
+    if not joined:
+        return {f"fc7_{i}_weight": array for i, array in enumerate(centres)}
+    return {"fc7_weight": np.concatenate(centres), **({"fc7_bias": np.concatenate(biases)} if biases else {})}
+
+
+def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
+    """Write a process's rows of W and their momentum like Partial FC: ``<rank>_centers.param``, ``_centers_mom.param``.
+
+    :param momentum: the momentum of SGD; None with AdamW, whose moments have no such file.
+    """
+    beside = folder / f"{rank}_centers_mom.param"
+    if momentum is None:
+        with writing(beside):
+            forget_sum(beside)
+            beside.unlink(missing_ok=True)  # an earlier run with SGD may have left it
+    write_arrays(folder / f"{rank}_centers.param", [[centres]])
+    if momentum is not None:
+        write_arrays(beside, [[momentum]])
+
+
+def shard_file(name: str, number: int) -> str:
+    """The name of a shard's file in a training state: ``name`` is ``centres``, ``momentum``, ``bias``, ..."""
+    return f"{name}-{number}.npy"
 
 
 def begin_centres(folder: Path, shards: int) -> None:
@@ -192,7 +223,7 @@ def _numbers(folder: Path, pattern: str) -> list[int]:
 
 
 def _npy_shards(folder: Path, name: str) -> list[Rows]:
-    paths = [folder / f"{name}-{i}.npy" for i in range(len(list(folder.glob(f"{name}-*.npy"))))]
+    paths = [folder / shard_file(name, i) for i in range(len(list(folder.glob(f"{name}-*.npy"))))]
     try:
         return [open_npy(path) for path in paths]
     except (OSError, ValueError) as error:

@@ -60,7 +60,7 @@ def sync_file(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces ``path`` when the block ends without an error.
 
-    The file that has the name ``path`` until then is never written to: a link is replaced, not followed.
+    An older file ``path`` is never written to: a link is replaced, not followed.
     """
     temporary = path.with_name(f".{path.name}{WRITING}")
     with writing(path):
@@ -77,7 +77,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _require_file(path: Path) -> None:
-    """:raises OSError: if something else has this name: a device such as /dev/null would be gone for all."""
+    """Refuse to replace anything but a file: a device such as /dev/null would be lost for everybody.
+
+    :raises OSError: EISDIR for a folder, EINVAL for a pipe or a device.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if path.exists() and not path.is_file():
@@ -85,11 +88,11 @@ def _require_file(path: Path) -> None:
 
 
 def require_new(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = (), overwrite: bool = False) -> None:
-    """Check, before any work, the files that a command is to write; ``None`` stands for one that was not asked for.
+    """Check, before any work, the files that a command will write; None for one that is not wanted.
 
-    :param inputs: files and folders that the command reads: neither of them nor in them is a file replaced
-    :param overwrite: other files may be there already
-    :raises UserError: if one must not be written, or two are one
+    :param inputs: files and folders that the command reads; it must not replace them, nor a file in them
+    :param overwrite: allow to replace other files
+    :raises UserError: if a file must not be written, or if two outputs are the same
     """
     read = [path.resolve() for path in inputs if path is not None]
     names = set()

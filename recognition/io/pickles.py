@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the restricted unpicklers for untrusted files. Each unpickler adds its own list of names that it builds."""
+"""Restricted reading of untrusted pickles: only names that the caller lists are built, by the caller's functions."""
 from __future__ import annotations
 
+import pickle
 import pickletools
+from collections.abc import Mapping
 from typing import Any, BinaryIO, Callable
 
 _MOST_BITS = 53  # of a number: a Python dictionary takes hours over keys that are multiples of 2 ** 61 - 1
 _STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
-def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
+def load_restricted(file: BinaryIO, opcodes: frozenset[str], known: Mapping[str, Any],
+                    persistent: Callable[[Any], Any] | None = None) -> Any:
+    """Load the object of the pickle in ``file``; text of Python 2 becomes bytes.
+
+    :param opcodes: the allowed opcodes.
+    :param known: replacements, by ``module.name``, for the functions and classes that the pickle names.
+    :param persistent: gives the object of a persistent id; an opcode for them has to be allowed.
+    :raises Exception: of any type. The text of our ValueErrors is the end of a sentence that begins with the file.
+    """
+    _check_opcodes(file, opcodes)
+    file.seek(0)
+    return _Unpickler(file, known, persistent).load()
+
+
+def _check_opcodes(file: BinaryIO, allowed: frozenset[str]) -> None:
     """Refuse opcodes that are not ``allowed``, memo numbers that would make the memo huge, and long numbers.
 
     :raises ValueError: with what was found, as the end of a sentence that begins with the file's name.
     """
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name not in allowed:
             raise ValueError(f"it has the opcode {opcode.name}")
         if opcode.name in _STORE and int(argument or 0) > count:
@@ -23,7 +39,27 @@ def check_opcodes(data: bytes | BinaryIO, allowed: frozenset[str]) -> None:
             raise ValueError(f"it has a number of {argument.bit_length()} bits")
 
 
-class StandIn:
+class _Unpickler(pickle.Unpickler):
+    """An unpickler that builds only what ``known`` names."""
+
+    def __init__(self, file: BinaryIO, known: Mapping[str, Any], persistent: Callable[[Any], Any] | None) -> None:
+        super().__init__(file, encoding="bytes")
+        self._known, self._persistent = known, persistent
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in self._known:
+            raise ValueError(f"it asks for {full}, which was not run")
+        found = self._known[full]
+        return _StandIn(found) if callable(found) else found
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._persistent is None:
+            raise ValueError(f"it has a persistent id {str(pid)[:60]!r}")
+        return self._persistent(pid)
+
+
+class _StandIn:
     """A callable in the place of a function or class that a pickle names. It has no attribute that BUILD could set."""
 
     __slots__ = ("_function",)

@@ -103,8 +103,9 @@ def make_setting(flags: argparse.Namespace, config: Config) -> Setting:
     from recognition.plan.planning import Setting, backbone_cost
 
     return Setting(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
-                   flags.on, config.loss_K, config.sample_ratio, config.optimizer, config.centers_on == "cpu",
-                   config.interclass_filtering_threshold > 0, round(flags.reserve * 1e9))
+                   kind=flags.on, sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
+                   on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
+                   reserve=round(flags.reserve * 1e9))
 
 
 def numbers(setting: Setting, memory: float | None) -> dict[str, dict[str, Any]]:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 from recognition.config.options import Config
-from recognition.engines.choose import build_network, computing_of
-from recognition.engines.mxnet.activations import maps_memory
-from recognition.engines.mxnet.passes.choose import bound_form
-from recognition.engines.mxnet.passes.winograd import held_copies
+from recognition.engines.choose import build_network, computing_of, maps_in_training
 from recognition.networks.flops import count_flops
 from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
@@ -57,8 +54,7 @@ def backbone_cost(config: Config) -> BackboneCost:
         again = count_flops(graph, image, computed_again(graph, image)).products
     states = infer_shapes(graph, image).auxiliary.values()
     pixels = batch * channels * height * width
-    bound = bound_form(graph, computing_of(config), image)
-    maps = maps_memory(bound, image, batch) + held_copies(bound, image, batch)
+    maps = maps_in_training(graph, computing_of(config), image)
     return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
                         batch * (3 * flops.products + again))
 

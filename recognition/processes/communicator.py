@@ -90,7 +90,8 @@ class Verdict(NamedTuple):
 def agree(communicator: Communicator, finite: bool, signal: int) -> Verdict:
     """The verdict of all processes on a step, by one exchange of one number.
 
-    A signal that only a process with finite numbers got is lost beside one that is not; it counts in the next step.
+    If some process has numbers that are not finite, a signal that came only to others is lost; it counts in the next
+    step.
     """
     number = largest(communicator, signal if finite else NOT_FINITE + signal)
     return Verdict(number < NOT_FINITE, number % NOT_FINITE)

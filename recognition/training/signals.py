@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from recognition.interrupts import outside_operators
+
 
 def end_at_sigterm() -> None:
     """Make SIGTERM end the program like an error until training begins, so that it stops what it has started."""
@@ -16,7 +18,7 @@ def end_at_sigterm() -> None:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, outside_operators(end))
 
 
 class StopRequest:
@@ -28,7 +30,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, outside_operators(self._note))
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -159,7 +159,7 @@ def test_joining_by_hand() -> None:
 
 
 def test_nearest_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.sets.leaks._ROWS", 7)
+    monkeypatch.setattr("common.sets.leaks._ROWS_AT_ONCE", 7)
     random = np.random.default_rng(0)
     rows, others = (random.standard_normal((n, 5)).astype(np.float32) for n in (30, 23))
     best, whose = nearest_rows(rows, others)

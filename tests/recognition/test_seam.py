@@ -29,9 +29,9 @@ ORDER = (
     ("config",),
     ("io",),
     ("errors",),
+    ("interrupts",),
 )
 ENGINES = ("recognition.engines.mxnet", "recognition.engines.cpu")
-NOT_YET = ("recognition.plan",)  # what still names an engine
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MOST_IN_ORDER = 8  # arguments
 
@@ -91,16 +91,15 @@ def test_libraries_that_compute_are_imported_in_their_own_rooms_alone() -> None:
 
 def test_engines_are_named_where_they_are_chosen_alone() -> None:
     """Beside their own rooms; and by launch, which starts the server at which processes meet."""
-    allowed = (*ENGINES, "recognition.engines.choose", "recognition.launch", *NOT_YET)
-    assert not [found for found in IMPORTS if found.by.startswith("recognition") and not found.by.startswith(allowed)
-                and found.of.startswith(ENGINES)]
+    allowed = (*ENGINES, "recognition.engines.choose", "recognition.launch")
+    assert not [found for found in IMPORTS if not found.by.startswith(allowed) and found.of.startswith(ENGINES)]
 
 
 def test_imports_point_down() -> None:
     assert not [found for found in IMPORTS if found.by.startswith("recognition") and found.of.startswith("common")]
     assert {room(name) for name in MODULES if name.startswith("recognition")} <= set(LEVEL)
     assert not [found for found in IMPORTS if found.by.startswith("recognition") and found.of.startswith("recognition.")
-                and not found.by.startswith(NOT_YET) and LEVEL[room(found.by)] > LEVEL[room(found.of)]]
+                and LEVEL[room(found.by)] > LEVEL[room(found.of)]]
 
 
 @pytest.mark.parametrize("package", ["recognition", "common"])
@@ -110,9 +109,8 @@ def test_no_imports_go_in_circles(package: str) -> None:
         edges: dict[str, set[str]] = {}
         for found in IMPORTS:
             by, of = (".".join(name.split(".")[:grain]) for name in (found.by, found.of))
-            if found.for_types_alone or found.by.startswith(NOT_YET):
-                continue
-            if by.startswith(package) and of.startswith(package) and by != of and package not in (by, of):
+            within = by.startswith(package) and of.startswith(package) and package not in (by, of)
+            if within and by != of and not found.for_types_alone:
                 edges.setdefault(by, set()).add(of)
         while edges:
             free = [name for name, wanted in edges.items() if not wanted & edges.keys()]
@@ -134,7 +132,7 @@ for name in sys.argv[1:]:
 def engine_free() -> list[str]:
     """The modules that must load no library that computes."""
     return [name for name in MODULES if name.startswith("recognition") and not name.endswith("__main__")
-            and not name.startswith((*ENGINES, *NOT_YET))]
+            and not name.startswith(ENGINES)]
 
 
 def test_what_does_not_compute_loads_no_library_that_does() -> None:
@@ -158,7 +156,7 @@ def test_no_call_has_more_than_eight_arguments_in_order() -> None:
     """Numba's loops, which know no keywords, and lists of words apart."""
     loops = ("recognition.engines.cpu", "recognition.engines.mxnet.passes.winograd")
     assert not [(name, node.lineno, ast.unparse(node.func)) for name, tree in TREES.items()
-                if not name.startswith((*loops, "recognition.plan")) for node in ast.walk(tree)
+                if not name.startswith(loops) for node in ast.walk(tree)
                 if isinstance(node, ast.Call) and len(node.args) > MOST_IN_ORDER
                 and not all(isinstance(item, ast.Constant) for item in node.args)]
 
@@ -167,7 +165,7 @@ def test_the_whole_configuration_is_seen_where_parts_are_made_alone() -> None:
     """All others take the few values that they read."""
     makers = ("recognition.config", "recognition.training.run", "recognition.training.parts",
               "recognition.training.checkpoints.matching", "recognition.engines.choose",
-              "recognition.engines.cpu.compiling", *NOT_YET)
+              "recognition.engines.cpu.compiling", "recognition.plan")
     assert not [(name, node.name) for name, tree in TREES.items() if not name.startswith(makers)
                 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                 for item in (*node.args.args, *node.args.kwonlyargs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from recognition.engines.interface import Arrays, BackboneState
 from recognition.engines.mxnet.bound import embed, fill, to_host
-from recognition.engines.mxnet.finite import all_finite
+from recognition.engines.mxnet.finite import all_finite, all_usable
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.engines.mxnet.replica import Replica
@@ -79,8 +79,8 @@ class ReplicatedBackbone:
         return all_finite(self.replicas[0].gradients, *(replica.auxiliary for replica in self.replicas))
 
     def sound(self) -> bool:
-        return all_finite(self._parameters(), *self._optimiser.moments.values(),
-                          *(replica.auxiliary for replica in self.replicas))
+        return all_usable(self._parameters()) and all_finite(*self._optimiser.moments.values(), *(
+            replica.auxiliary for replica in self.replicas))
 
     @property
     def _scale(self) -> float:

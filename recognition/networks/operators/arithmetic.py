@@ -96,9 +96,9 @@ def _direct(name: str, onnx_name: str, reads: int = INPUTS | OUTPUT, **fields: o
 
 
 def _scalar(name: str, alias: str, writer: Writer | None = None, flops: Count | None = None,
-            reads: int = INPUTS | OUTPUT, in_place: bool = False) -> Operator:
+            reads: int = INPUTS | OUTPUT) -> Operator:
     return Operator(f"_{name}_scalar", same, aliases=(f"_{alias}Scalar",), flops=flops, reads=reads,
-                    in_place=in_place, onnx=writer,
+                    onnx=writer,
                     parameters={"scalar": Parameter(float, 1.0), "is_int": Parameter(boolean, True)})
 
 
@@ -117,9 +117,9 @@ _SOFTMAX = {
 }
 
 OPERATORS = [
-    Operator("_copy", same, aliases=("identity",), flops=free, reads=0, in_place=True, follows=BOTH, onnx=onnx.same),
-    Operator("BlockGrad", same, aliases=("stop_gradient",), flops=free, constant=True, onnx=onnx.same),
-    Operator("ones_like", same, flops=free, constant=True),
+    Operator("_copy", same, aliases=("identity",), flops=free, reads=0, follows=BOTH, onnx=onnx.same),
+    Operator("BlockGrad", same, aliases=("stop_gradient",), flops=free, onnx=onnx.same),
+    Operator("ones_like", same, flops=free),
     *_unary("zeros_like softsign log rsqrt reciprocal erf floor ceil round sign _contrib_div_sqrt_dim"),
     Operator("hard_sigmoid", same, parameters={"alpha": Parameter(float, 0.2), "beta": Parameter(float, 0.5)}),
     Operator("Cast", same, aliases=("cast",), parameters={"dtype": _DTYPES}, flops=free, reads=0),
@@ -130,21 +130,21 @@ OPERATORS = [
     Operator("log_softmax", same, parameters=_SOFTMAX),
     Operator("clip", same, parameters={"a_min": Parameter(float), "a_max": Parameter(float)}, flops=_ONE_OPERATION,
              reads=INPUTS, onnx=onnx.clip),
-    Operator("square", same, flops=_ONE_OPERATION, reads=INPUTS, in_place=True, onnx=onnx.square),
-    _direct("sqrt", "Sqrt", OUTPUT, in_place=True), _direct("relu", "Relu", OUTPUT, in_place=True),
-    _direct("negative", "Neg", 0, in_place=True), _direct("sigmoid", "Sigmoid"), _direct("tanh", "Tanh"),
+    Operator("square", same, flops=_ONE_OPERATION, reads=INPUTS, onnx=onnx.square),
+    _direct("sqrt", "Sqrt", OUTPUT), _direct("relu", "Relu", OUTPUT),
+    _direct("negative", "Neg", 0), _direct("sigmoid", "Sigmoid"), _direct("tanh", "Tanh"),
     _direct("exp", "Exp"), _direct("abs", "Abs"),
-    _scalar("plus", "Plus", onnx.scalar("Add"), _ONE_OPERATION, 0, in_place=True),
-    _scalar("minus", "Minus", onnx.scalar("Sub"), _ONE_OPERATION, 0, in_place=True),
-    _scalar("rminus", "RMinus", onnx.scalar("Sub", reverse=True), _ONE_OPERATION, 0, in_place=True),
-    _scalar("mul", "Mul", onnx.scalar("Mul"), _ONE_OPERATION, 0, in_place=True),
-    _scalar("div", "Div", onnx.scalar("Div"), _ONE_OPERATION, 0, in_place=True),
+    _scalar("plus", "Plus", onnx.scalar("Add"), _ONE_OPERATION, 0),
+    _scalar("minus", "Minus", onnx.scalar("Sub"), _ONE_OPERATION, 0),
+    _scalar("rminus", "RMinus", onnx.scalar("Sub", reverse=True), _ONE_OPERATION, 0),
+    _scalar("mul", "Mul", onnx.scalar("Mul"), _ONE_OPERATION, 0),
+    _scalar("div", "Div", onnx.scalar("Div"), _ONE_OPERATION, 0),
     _scalar("rdiv", "RDiv", onnx.scalar("Div", reverse=True), _ONE_OPERATION),
     _scalar("power", "Power", onnx.scalar("Pow"), _ONE_OPERATION, INPUTS),
     *(_scalar(name, alias) for name, alias in (
         ("rpower", "RPower"), ("maximum", "Maximum"), ("minimum", "Minimum"), ("mod", "Mod"), ("equal", "Equal"),
         ("greater", "Greater"), ("lesser", "Lesser"))),
-    _two("elemwise_add", "Add", ("_Plus", "_plus"), reads=0, in_place=True, passes_gradient=True, follows=BOTH),
+    _two("elemwise_add", "Add", ("_Plus", "_plus"), reads=0, follows=BOTH),
     _two("elemwise_sub", "Sub", ("_Minus", "_minus"), reads=0),
     _two("elemwise_mul", "Mul", ("_Mul", "_mul"), reads=INPUTS, follows=("float16",)),
     _two("elemwise_div", "Div", ("_Div", "_div")),

@@ -312,12 +312,12 @@ def _broadcast_like(values: Values, ins: Shapes, outs: Shapes) -> None:
 _COUNT = {"num_args": Parameter(integer)}
 
 OPERATORS = [
-    Operator("Flatten", forward(_flatten), aliases=("flatten",), flops=free, reads=0, in_place=True,
+    Operator("Flatten", forward(_flatten), aliases=("flatten",), flops=free, reads=0,
              follows=("float16",), onnx=onnx.direct("Flatten", axis=1)),
     Operator("Reshape", forward(_reshape), aliases=("reshape",), parameters={
         "shape": Parameter(shape, ()), "reverse": Parameter(boolean, False), "target_shape": Parameter(shape, ()),
         "keep_highest": Parameter(boolean, False)},
-             flops=free, reads=0, in_place=True, follows=("float16",), onnx=onnx.reshape),
+             flops=free, reads=0, follows=("float16",), onnx=onnx.reshape),
     Operator("transpose", forward(_transpose), parameters={"axes": Parameter(shape, ())}, flops=free, reads=0,
              onnx=onnx.transpose),
     Operator("SwapAxis", forward(_swap), aliases=("swapaxes",), parameters={

@@ -265,14 +265,14 @@ OPERATORS = [
         "act_type": Parameter(words("leaky", "elu", "gelu", "prelu", "rrelu", "selu"), "leaky"),
         "slope": Parameter(float, 0.25), "lower_bound": Parameter(float, 0.125),
         "upper_bound": Parameter(float, 0.334)},
-             flops=each_output(1), in_place=True, follows=("float16",), onnx=onnx.leaky),
+             flops=each_output(1), follows=("float16",), onnx=onnx.leaky),
     Operator("Activation", same, parameters={
         "act_type": Parameter(words("relu", "sigmoid", "softrelu", "softsign", "tanh"))},
-             flops=each_output(1), in_place=True, follows=BOTH, onnx=onnx.activation),
+             flops=each_output(1), follows=BOTH, onnx=onnx.activation),
     Operator("Dropout", same, parameters={
         "p": Parameter(float, 0.5), "mode": Parameter(words("training", "always"), "training"),
         "axes": Parameter(shape, ()), "cudnn_off": Parameter(boolean_or_none, False)},
-             outputs=lambda values: 2, visible=lambda values: 1, flops=free, reads=0, in_place=True,
+             outputs=lambda values: 2, visible=lambda values: 1, flops=free, reads=0,
              follows=("float16",), onnx=onnx.same),
     Operator("SoftmaxOutput", _softmax_output, ("data", "label"), optional=1, aliases=("Softmax",), parameters={
         "grad_scale": Parameter(float, 1.0), "ignore_label": Parameter(float, -1.0),

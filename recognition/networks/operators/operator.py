@@ -68,9 +68,6 @@ class Operator:
     flops: Count | None = None
     is_product: bool = False  # counts among the FLOPs of the public recipes
     reads: int = INPUTS | OUTPUT
-    in_place: bool = False  # may write over an input that nobody reads any more, forward and backward
-    passes_gradient: bool = False  # the gradients by the inputs are that by the output: no new array
-    constant: bool = False  # no gradient goes through
     heavy: tuple[str, ...] = ()  # 16-bit types in which it always runs where they are asked for
     follows: tuple[str, ...] = ()  # 16-bit types in which it runs where an input is of that type already
     onnx: Writer | None = None

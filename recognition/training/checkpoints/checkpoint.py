@@ -36,18 +36,3 @@ def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
             forget_sum(found[old])
             with writing(found[old]):
                 found[old].unlink()
-
-
-def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
-    """Write a process's rows of W and their momentum like Partial FC: ``<rank>_centers.param``, ``_centers_mom.param``.
-
-    :param momentum: the momentum of SGD; None with AdamW, whose moments have no such file.
-    """
-    beside = folder / f"{rank}_centers_mom.param"
-    if momentum is None:
-        with writing(beside):
-            forget_sum(beside)
-            beside.unlink(missing_ok=True)  # an earlier run with SGD may have left it
-    write_arrays(folder / f"{rank}_centers.param", [[centres]])
-    if momentum is not None:
-        write_arrays(beside, [[momentum]])

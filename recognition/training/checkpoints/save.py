@@ -9,10 +9,10 @@ import numpy as np
 
 from recognition.engines.interface import Backbone
 from recognition.head.sharded import Head
-from recognition.io.centres import begin_centres, disown_centres, pair_centres
+from recognition.io.centres import begin_centres, disown_centres, named_centres, pair_centres, save_centres
 from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator, largest
-from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_centres, save_checkpoint
+from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_checkpoint
 from recognition.training.states.state import Progress
 
 NUMBERED = (1, 2)  # values of --ckpt with which each checkpoint has a number of its own
@@ -38,27 +38,25 @@ class CheckpointSaver:
     kept: int  # numbered checkpoints to keep beside the best; 0: all
 
     def __call__(self, number: int) -> None:
-        folder, first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
+        folder, is_first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
         parameters, auxiliary = self.backbone.parameters()
         with_centres = self.with_centres and bool(shards)
         apart = with_centres and not self.whole and self.communicator.size > 1
         if apart:
-            if first:
+            if is_first:
                 begin_centres(folder, self.communicator.size)
             largest(self.communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
         if with_centres:
             states = [shard.state() for shard in shards]
-            if self.whole:
-                parameters["fc7_weight"] = np.concatenate([state.centres for state in states])
-                if shards[0].with_bias:
-                    parameters["fc7_bias"] = np.concatenate([state.bias for state in states])
-            elif not apart:
-                parameters.update({f"fc7_{i}_weight": state.centres for i, state in enumerate(states)})
-            else:
-                save_centres(folder, self.communicator.rank, np.concatenate([s.centres for s in states]),
-                             np.concatenate([s.momentum for s in states]) if self.with_momentum else None)
+            centres = [state.centres for state in states]
+            if apart:
+                momentum = np.concatenate([state.momentum for state in states]) if self.with_momentum else None
+                save_centres(folder, self.communicator.rank, np.concatenate(centres), momentum)
                 largest(self.communicator, 0)  # a barrier: all have written
-        if first:
+            else:
+                biases = [state.bias for state in states] if shards[0].with_bias else []
+                parameters.update(named_centres(centres, biases, joined=self.whole))
+        if is_first:
             saved = save_checkpoint(self.prefix, number, self.graph, parameters, auxiliary)
             if apart:
                 pair_centres(folder, saved)

@@ -20,6 +20,7 @@ import numpy as np
 from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import Shard, ShardState
+from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, write_npy, write_npz
 from recognition.io.files import WRITING, sync_file, sync_folder, writing
 from recognition.processes.communicator import Communicator, SingleProcess, largest
@@ -40,7 +41,7 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     :param data: the loader's ``state()``.
     :raises UserError: in all processes, if one cannot write a file: then nothing is left of the state.
     """
-    target, first = folder / f"step-{progress.step:09d}", communicator.rank == 0
+    target, is_first = folder / f"step-{progress.step:09d}", communicator.rank == 0
     states = [shard.state() for shard in shards]
     if largest(communicator, not all(_finite(array) for state in states for array in state)
                or not all(map(_finite, backbone.parameters.values()))):
@@ -49,23 +50,23 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     if largest(communicator, target.is_dir()):  # the run resumed from it and was stopped before its first step
         return target
     temporary, attempt = folder / f"{target.name}{WRITING}", _Attempt()
-    if first:
+    if is_first:
         attempt(_begin, temporary, target)
     numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
     sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
     everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
-    if first:
+    if is_first:
         everyone.update(attempt(_save_rest, temporary, backbone, data) or {})
-    if not largest(communicator, attempt.error is not None) and first:
+    if not largest(communicator, attempt.error is not None) and is_first:
         attempt(_save_manifest, temporary, progress, ranges, everyone)
         attempt(_commit, temporary, target)
     # Barrier: no process may exit, and so abort the rest, before process 0 has renamed the folder.
     if largest(communicator, attempt.error is not None):
-        if first:
+        if is_first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise attempt.error or LostProcess(f"step {progress.step}: another process could not save its part of the "
                                            "training state, and says why")
-    if first:
+    if is_first:
         drop_states(folder, retention, {progress.best_step})
     return target
 
@@ -117,7 +118,7 @@ def _save_shards(folder: Path, numbers: range, states: Sequence[ShardState],
     for number, state in zip(numbers, states):
         for name, array in state._asdict().items():
             if array.size or not is_second(name):
-                path = folder / f"{name}-{number}.npy"
+                path = folder / shard_file(name, number)
                 with writing(path):
                     sums[path.name] = write_npy(path, array)
     return sums
@@ -130,10 +131,11 @@ def _gather_sums(numbers: range, sums: Mapping[str, Sum], ranges: Sequence[Seque
     rows = np.full((len(ranges), len(fields), 1 + _DIGEST_BYTES), -1)
     for number in numbers:
         for field, name in enumerate(fields):
-            if found := sums.get(f"{name}-{number}.npy"):
+            if found := sums.get(shard_file(name, number)):
                 rows[number, field] = [found.size, *bytes.fromhex(found.sha256)]
     of_all = communicator.all_gather(rows).reshape(communicator.size, *rows.shape).max(axis=0)
-    return {f"{name}-{number}.npy": Sum(int(of_all[number, field, 0]), bytes(of_all[number, field, 1:].tolist()).hex())
+    return {shard_file(name, number): Sum(int(of_all[number, field, 0]),
+                                          bytes(of_all[number, field, 1:].tolist()).hex())
             for number in range(len(ranges)) for field, name in enumerate(fields) if of_all[number, field, 0] >= 0}
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from recognition.engines.interface import BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
+from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, file_problem, require_readable, size_of
 from recognition.io.stored_array import open_npy
 from recognition.training.states.folder import is_state, saved_states, step_of
@@ -152,8 +153,8 @@ class SavedState:
         for name in ShardState._fields:
             if is_second(name) and not any(self.path.glob(f"{name}-*.npy")):
                 break
-            pieces = [self._read(f"{name}-{i}.npy")[low * sub_centres : high * sub_centres] for i, low, high in shards]
-            parts.append(np.asarray(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces))
+            rows = [self._read(shard_file(name, i))[low * sub_centres : high * sub_centres] for i, low, high in shards]
+            parts.append(np.asarray(rows[0]) if len(rows) == 1 else np.concatenate(rows))
         return ShardState(*parts)
 
     def _read(self, name: str) -> Any:

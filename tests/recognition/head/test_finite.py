@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recognition.engines.mxnet.finite import all_finite
+from recognition.engines.mxnet.finite import all_finite, all_usable
 from recognition.engines.mxnet.imports import mx
 
 
@@ -19,5 +19,7 @@ def test_one_bad_number_among_more_arrays_than_one_call_takes(count: int) -> Non
 
 
 def test_numbers_whose_squares_overflow_are_finite_all_the_same() -> None:
-    assert all_finite({"small": mx.nd.ones((2, 3)), "large": mx.nd.full((2, 3), -1e38)})
-    assert all_finite({}) and all_finite()
+    arrays = {"small": mx.nd.ones((2, 3)), "large": mx.nd.full((2, 3), -1e38)}
+    assert all_finite(arrays) and not all_usable(arrays)
+    assert all_usable({"small": arrays["small"]}) and not all_usable({"nan": mx.nd.array([0.0, np.nan])})
+    assert all_finite({}) and all_finite() and all_usable({})

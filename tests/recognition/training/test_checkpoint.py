@@ -10,9 +10,10 @@ import pytest
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
+from recognition.io.centres import save_centres
 from recognition.networks import sym
 from recognition.networks.graph import Graph
-from recognition.training.checkpoints.checkpoint import save_centres, save_checkpoint
+from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params, take_over
 
 

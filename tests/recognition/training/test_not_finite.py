@@ -210,8 +210,8 @@ def float16_backbone(scale: float) -> ReplicatedBackbone:
                "fc1_bias": np.zeros(4, np.float32), "bn0_gamma": np.ones(3, np.float32),
                "bn0_beta": np.zeros(3, np.float32)}
     statistics = {"bn0_moving_mean": np.zeros(3, np.float32), "bn0_moving_var": np.ones(3, np.float32)}
-    return ReplicatedBackbone(symbol, weights, statistics, [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=0.9, wd=5e-4,
-                              loss_scale=LossScale(scale))
+    return ReplicatedBackbone(symbol, weights, statistics, [mx.cpu()], 4, (3, 2, 2), SingleProcess(),
+                              mu=0.9, wd=5e-4, loss_scale=LossScale(scale))
 
 
 def test_float16_halves_its_scale_and_leaves_the_step_out_whatever_the_policy(tmp_path: Path) -> None:

@@ -87,7 +87,10 @@ class Workspace:
         threads = min(self.threads, parts)
         each = -(-floats // LANES) * LANES + LANES
         with self.memory(threads * each) as scratch:
-            others = [self._pool.submit(take, scratch + 4 * each * i) for i in range(1, threads)]
+            others = []
+            with contextlib.suppress(RuntimeError):  # Python ends its pools before MXNet ends: this thread does it all
+                for i in range(1, threads):
+                    others.append(self._pool.submit(take, scratch + 4 * each * i))
             take(scratch)
             for other in others:
                 other.result()
