@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -66,10 +66,9 @@ from recognition.training.watch.timeline import NoTimeline, Timeline
 PREFETCH = 3  # batches decoded ahead
 
 
-def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
+def train(config: Config) -> int:
     """Run the training that ``config`` asks for; returns the exit status.
 
-    :param compiled: waits until the loops over class centres are compiled, where another process does it.
     :raises UserError: on anything that the user can mend.
     """
     with make_communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
@@ -80,10 +79,10 @@ def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
             require_writable(folder)
         with contextlib.redirect_stdout(LastingOutput(sys.stdout) if first else nowhere), (
                 sole_writer(folder) if first else contextlib.nullcontext()):
-            return train_together(config, communicator, compiled)
+            return train_together(config, communicator)
 
 
-def train_together(config: Config, communicator: Communicator, compiled: Callable[[], object]) -> int:
+def train_together(config: Config, communicator: Communicator) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
     if line := about_own_keys(config):
@@ -104,7 +103,6 @@ def train_together(config: Config, communicator: Communicator, compiled: Callabl
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, symbol, dataset.image_shape, contexts, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
-    compiled()
     head = make_head(config, dataset.num_classes, contexts, communicator)
     progress = Progress(identity=identity)
     if saved:
