@@ -3,13 +3,14 @@
 # make demo      make the demo set, train on it, verify: ends with the accuracy, the checkpoint and a picture
 # make test      the tests, two at a time, with real Horovod and KVStore processes; ARGS='-k records' passes
 #                options to pytest, JOBS=4 runs four at a time, JOBS=0 one after the other in one process
-# make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.12 of this machine
+# make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.14 of this machine,
+#                and under 3.9 with the oldest dependencies, too
 # make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
 # make bench     the short form of all benches of speed and memory, in one table beside the stored figures: ratios to
 #                the alternative measured in the same run; ARGS='--only head input', ARGS=--store stores them
 # make lint      ruff and mypy
-# make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/reliability.md; long
-# make lock      pin anew what all of these install, with hashes, for each CPython 3.9 to 3.12 of this machine
+# make chaos     small runs killed, their disks filled, files damaged, clocks set: fills docs/records/reliability.md; long
+# make lock      pin anew what all of these install, with hashes, for each CPython 3.9 to 3.14 of this machine
 # make audit     licences of what is pinned, and known vulnerabilities where their database can be reached
 # make clean     remove environments and caches; data sets and models stay
 #

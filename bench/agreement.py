@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training with the graph passes and without: do they end alike?
+"""Compares the end of training with the graph passes and without.
 
     python -m bench.agreement WORK --data datasets/demo --steps 400
 
 Trains the demo network with PReLU on the demo set from the same seed, each run in a process of its own: with the
-graph as it stands; the same with sums in another order (one thread instead of two), which is what float32 alone
+unmodified graph; the same with sums in another order (one thread instead of two), which shows what float32 alone
 explains; with the passes; in bfloat16; and with another seed. Prints the accuracy of the verification at the end, the
 mean loss of the last steps, and the distance of the backbone's parameters from the first run's, as a share of their
 norm. Training is chaotic: a difference in the last bit grows, so the second row is the measure for the third.
@@ -27,7 +27,7 @@ exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
 network.demo.net_act = "prelu"
 dataset.demo.dataset_path = {data!r}
 """
-CASES: dict[str, tuple[bool, int, tuple[str, ...]]] = {  # whether with the passes, threads, more flags
+CASES: dict[str, tuple[bool, int, tuple[str, ...]]] = {  # with the passes, threads, more flags
     "as it stands": (False, 2, ()),
     "as it stands, one thread": (False, 1, ()),
     "passes": (True, 2, ()),
@@ -38,13 +38,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def train(passes: bool, argv: list[str]) -> int:
-    """The entry point's work in this process; without the passes the graph is bound as it is."""
+    """Train in this process, like the entry point. Without the passes the graph is bound unmodified."""
     from recognition.config.cli import parse_args
     from recognition.engines.mxnet.passes import choose
     from recognition.training import run
 
     if not passes:
-        choose.bound_form = lambda symbol, config, image_shape: symbol
+        choose.bound_form = lambda graph, computing, image_shape: graph
     return run.train(parse_args("train_parall", argv))
 
 
@@ -59,7 +59,7 @@ def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
 
 
 def run_case(work: Path, name: str, steps: int) -> Path:
-    """Train, unless it was done before; the folder of the run."""
+    """Train, unless it was done before; returns the folder of the run."""
     passes, threads, flags = CASES[name]
     root = work / name.replace(" ", "_").replace(",", "")
     command = [sys.executable, "-m", "bench.agreement", str(work), "--one", "with" if passes else "without",
@@ -87,16 +87,16 @@ def main() -> int:
     (options.work / "config.py").write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"),
                                                           data=str(options.data.resolve())))
     print(f"{options.steps} steps of 32 images\n\n{'':26}{'accuracy':>10}{'loss':>9}{'distance':>10}")
-    first: dict[str, np.ndarray] = {}
+    reference: dict[str, np.ndarray] = {}
     for name in CASES:
         folder = run_case(options.work, name, options.steps)
         history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
         loss = [record["loss"] for record in history if record["kind"] == "train"][-1]
         accuracy = [record["accuracy"] for record in history if record["kind"] == "verification"][-1]
         found = parameters(folder / "model-0000.params")
-        first = first or found
-        moved = distance(first, {key: np.zeros_like(value) for key, value in first.items()})
-        print(f"{name:26}{accuracy:10.4f}{loss:9.3f}{distance(first, found) / moved:10.4f}", flush=True)
+        reference = reference or found
+        moved = distance(reference, {key: np.zeros_like(value) for key, value in reference.items()})
+        print(f"{name:26}{accuracy:10.4f}{loss:9.3f}{distance(reference, found) / moved:10.4f}", flush=True)
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second through backbones: as their graphs stand, through the passes of this trainer, and PyTorch's.
+"""Measures images a second through backbones: unmodified graphs, graphs after this trainer's passes, and PyTorch's.
 
     OMP_NUM_THREADS=2 python -m bench.backbone --networks y1 r50 --batch 16 --torch ENVIRONMENT/bin/python
 
@@ -28,20 +28,22 @@ from bench.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
+from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.errors import UserError
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 IMAGE = (3, 112, 112)
 Step = Callable[[], float]  # returns seconds
 
 
-def prepared(symbol: mx.sym.Symbol, values: dict[str, np.ndarray], states: dict[str, np.ndarray], batch: int,
+def prepared(graph: Graph, values: dict[str, np.ndarray], states: dict[str, np.ndarray], batch: int,
              training: bool) -> Step:
-    """A step of ``symbol``, bound with these values and random images."""
-    bound = Bound(symbol, training, data=(batch, *IMAGE))
+    """A step of ``graph``, bound with these values and random images."""
+    bound = Bound(graph, training, data=(batch, *IMAGE))
     images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE))
     bound.executor.copy_params_from({name: mx.nd.array(value) for name, value in {**values, "data": images}.items()},
                                     {name: mx.nd.array(value) for name, value in states.items()})
@@ -59,9 +61,9 @@ def has_bfloat16() -> bool:
 def training_steps(name: str, batch: int) -> dict[str, Step]:
     symbol = network(name)
     start = initialise(symbol, IMAGE, 0)
-    forms = {"unmodified": symbol, "passes": bound_form(symbol, Config(), IMAGE)}
+    forms = {"unmodified": symbol, "passes": bound_form(symbol, computing_of(Config()), IMAGE)}
     if has_bfloat16():
-        forms["bfloat16"] = bound_form(symbol, Config(fp16=True), IMAGE)
+        forms["bfloat16"] = bound_form(symbol, computing_of(Config(fp16=True)), IMAGE)
     return {form: prepared(graph, *start, batch, True) for form, graph in forms.items()}
 
 
@@ -76,7 +78,7 @@ def inference_steps(name: str, batch: int) -> dict[str, Step]:
 
 @contextlib.contextmanager
 def torch_step(python: str, name: str, batch: int, training: bool) -> Iterator[Step]:
-    """A step in a process of PyTorch, which makes one for every line that it reads."""
+    """A step in a process of PyTorch, which does one for every line that it reads."""
     command = [python, str(Path(__file__).with_name("torch_backbone.py")), name[1:], str(batch), str(THREADS),
                "training" if training else "inference"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -93,7 +95,7 @@ def torch_step(python: str, name: str, batch: int, training: bool) -> Iterator[S
 
 
 def race(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """The least seconds of each, in turns, after a step that allocates and compiles."""
+    """The least seconds of each step, taken in turns after a step that allocates and compiles."""
     least = dict.fromkeys(steps, float("inf"))
     for step in steps.values():
         step()

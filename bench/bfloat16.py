@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step in bfloat16 against float32, and how far its gradients are from float32's.
+"""Compares a training step in bfloat16 with one in float32: its time, and the error of its gradients.
 
     OMP_NUM_THREADS=2 python -m bench.bfloat16 --batch 8 --repeats 4 --networks y1 r18 r50
 
@@ -24,13 +24,13 @@ from recognition.networks.initialise import initialise
 
 
 def gradient(bound: Bound) -> np.ndarray:
-    """All gradients but the images', in one vector."""
+    """All gradients except the images', in one vector."""
     arrays = bound.executor.grad_dict.items()
     return np.concatenate([array.asnumpy().ravel() for name, array in arrays if name != "data"])
 
 
 def compare(name: str, batch: int, repeats: int) -> float:
-    """A row; returns its ratio."""
+    """Print a row of the table and return its ratio."""
     wide = fast_prelu(network(name))
     values, statistics = initialise(wide, (3, 112, 112), 0)
     parameters = {key: mx.nd.array(value) for key, value in values.items()}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What checksums cost: W saved with a digest computed beside, and without; and read again to compare.
+"""Measures the cost of checksums: W is saved with a digest and without, and read again for comparison.
 
     python -m bench.checksums --gigabytes 4 --repeats 2 --folder FOLDER
 
-Each way writes the same float32 rows of 512 numbers and forces them to disk; turns alternate, the least time of each
-counts. `np.save` is what a state was written with before it had checksums. The digests themselves are timed on memory.
+Both write the same float32 rows of 512 numbers and force them to disk, in turns; the least time of each counts. States
+were written by `np.save` before they had checksums. The digests themselves are timed on memory.
 """
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import numpy as np
 from bench.ratios import add_json, write_ratios
 from recognition.io.checksums import sum_of, write_npy
 
-DIM, BLOCK = 512, 1 << 16  # rows that are random; the rest repeats them, which neither a digest nor a disk notices
+DIM, BLOCK = 512, 1 << 16  # BLOCK rows are random; the others repeat them, which neither a digest nor a disk notices
 HASHES = ("sha256", "sha1", "blake2b", "md5")
-HASHED = 1 << 28  # bytes
+HASHED_BYTES = 1 << 28
 
 
 def plain(path: Path, array: np.ndarray) -> None:
-    """As states were written before."""
+    """Write W as states were written before."""
     with open(path, "wb") as file:
         np.save(file, array)
         os.fsync(file.fileno())
@@ -53,7 +53,7 @@ def main() -> None:
     size = centres.nbytes / 1e9
     print(f"{'digest':12}{'GB/s':>8}")
     for name in HASHES:
-        content = centres.data.cast("B")[:HASHED]
+        content = centres.data.cast("B")[:HASHED_BYTES]
         took = min(seconds(partial(hashlib.new, name, content)) for _ in range(3))
         print(f"{name:12}{len(content) / 1e9 / took:8.2f}", flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that a process sends in a step, for numbers of processes and of classes: they do not grow with the classes.
+"""Measures the bytes that a process sends in a step, by processes and classes: they do not grow with the classes.
 
     python -m bench.exchange --processes 1 2 4 --classes 1000 100000
-    python -m bench.exchange --whole                       # as train.py: that does grow
+    python -m bench.exchange --whole                       # like train.py, where they do grow
 
 Real processes do the steps of a run, through Horovod, with random features and a flat array for the backbone's
-gradients. ``counted`` is what the communicator says, ``formula`` that of
-``recognition.plan.head_costs``, and ``network`` what the
-kernel counts on the loopback interface, divided by the processes: it holds headers and Horovod's own agreements too.
+gradients. ``counted`` is the number of the communicator, ``formula`` that of ``recognition.plan.head_costs``, and
+``network`` the kernel's count on the loopback interface, divided by the processes, with headers and Horovod's own
+messages.
 """
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from recognition.plan.head_costs import HeadSize, sent_data_parallel, sent_paral
 
 
 def loopback_bytes() -> int:
-    """Bytes received on the loopback interface since the machine started; 0 where there is no /proc."""
+    """The bytes received on the loopback interface since the machine started; 0 without /proc."""
     path = Path("/proc/net/dev")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:")), 0)
 
 
 def work(options: argparse.Namespace) -> None:
-    """What each process does: steps of the head and of the exchange of gradients."""
+    """Do the work of one process: steps of the head and of the exchange of gradients."""
     from recognition.engines.cpu.shard import CpuShard
     from recognition.engines.mxnet.imports import mx
     from recognition.engines.mxnet.processes import make_communicator
@@ -68,7 +68,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[int, int]:
-    """Bytes a process and step, counted and by the kernel."""
+    """The bytes a process and step, counted by the communicator and by the kernel."""
     flags = [f"--{name}={getattr(options, name)}" for name in ("batch", "dim", "parameters", "steps")]
     flags += ["--whole"] * options.whole
     run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(processes), "--", sys.executable, "-m",

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to look at each step's numbers: the backbone's step as it is, with the check, and with copies to undo.
+"""Cost of the look at each step's numbers: the backbone's step as it is, with the check, and with copies beside it.
 
     OMP_NUM_THREADS=2 python -m bench.finite --network y1 --batch 16
 
-``checked`` waits for the gradients and the moving statistics, looks at all of them, and asks whether the update may
-overflow, as every run does; ``undoable`` copies the moving statistics before the step, too, as runs with --on-nan skip
-do. The three take turns within one run, so that they meet the same disturbances; medians of the steps, and of the
-differences within a turn.
+``checked`` waits for the gradients and the moving statistics and looks at all of them, as every run does;
+``reversible`` copies the moving statistics before the step, too, as runs with --on-nan skip do. The three take turns
+within one run, so that they meet the same disturbances; medians of the steps, and of the differences within a turn.
 """
 from __future__ import annotations
 
@@ -20,12 +19,13 @@ import numpy as np
 
 from bench.ratios import add_json, write_ratios
 from recognition.config.cli import parse_args
+from recognition.engines.choose import choose_engine
 from recognition.engines.mxnet.imports import mx
 from recognition.networks import build_symbol
 from recognition.processes.communicator import SingleProcess
-from recognition.training.run import make_backbone
+from recognition.training.parts import make_backbone
 
-WAYS = ("plain", "checked", "undoable")
+WAYS = ("plain", "checked", "reversible")
 
 
 def measure(network: str, batch: int, steps: int) -> dict[str, list[float]]:
@@ -33,10 +33,9 @@ def measure(network: str, batch: int, steps: int) -> dict[str, list[float]]:
     flags = ["--config", "sample_config.py", "--network", network, "--devices", "cpu", "--per-batch-size", str(batch)]
     backbones = {}
     for way in WAYS:
-        config = parse_args("train_parall", [*flags, "--on-nan", "skip" if way == "undoable" else "stop"])
+        config = parse_args("train_parall", [*flags, "--on-nan", "skip" if way == "reversible" else "stop"])
         with contextlib.redirect_stdout(io.StringIO()):
-            backbones[way] = make_backbone(config, build_symbol(config), config.image_shape, [mx.cpu()],
-                                           SingleProcess())
+            backbones[way] = make_backbone(config, build_symbol(config), choose_engine(), SingleProcess())
     random = np.random.RandomState(0)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(steps + 1):
@@ -45,7 +44,7 @@ def measure(network: str, batch: int, steps: int) -> dict[str, list[float]]:
             backbone, start = backbones[way], time.perf_counter()
             features = backbone.forward(images)
             backbone.backward(features / features.size)
-            if way != "plain" and (not backbone.finite() or backbone.may_overflow(1e-6)):
+            if way != "plain" and not backbone.finite():
                 raise FloatingPointError(f"{network}: not finite")
             backbone.step(1e-6)
             mx.nd.waitall()
@@ -62,14 +61,14 @@ def main() -> None:
     add_json(parser)
     options = parser.parse_args()
     print(f"{options.batch} images; seconds a step\n\n{'network':10}" + "".join(f"{way:>12}" for way in WAYS)
-          + f"{'check costs':>14}{'undo costs':>12}")
+          + f"{'check costs':>14}{'copies cost':>13}")
     ratios = {}
     for network in options.network:
         seconds = measure(network, options.batch, options.steps)
         costs = [statistics.median(np.subtract(seconds[way], seconds["plain"])) for way in WAYS[1:]]
         plain = statistics.median(seconds["plain"])
         print(f"{network:10}" + "".join(f"{statistics.median(seconds[way]):12.4f}" for way in WAYS)
-              + f"{costs[0] / plain:14.2%}{costs[1] / plain:12.2%}", flush=True)
+              + f"{costs[0] / plain:14.2%}{costs[1] / plain:13.2%}", flush=True)
         ratios.update({f"{network}, {way}": 1 + cost / plain for way, cost in zip(WAYS[1:], costs)})
     write_ratios(options.json, ratios)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step of the head, ours against the old way: time, peak memory, arithmetic and its share of the machine's peak.
+"""Compares a step of our head with the legacy method: time, peak memory, GFLOP/s and their share of the machine's peak.
 
     python -m bench.head                                   # the table
     python -m bench.head --classes 200000 --ratio 0.1      # a row of one's own
     python -m bench.head --classes 100000 --optimizer adamw
 
-Every row is a process of its own, so that its peak memory is its own. The old way is written here for the bench: MXNet
-autograd over a one-hot margin, as the public recipes have it, with a gradient of W of full size. A step is forward,
-backward and update with momentum, ArcFace, float32. GFLOP/s counts the three matrix products (6 B C D) alone, the peak
+Every row is a process of its own, so that its peak memory is its own. The legacy method is written here for the bench:
+MXNet autograd over a one-hot margin, as in the public recipes, with a gradient of W of full size. A step is forward,
+backward and update with momentum, ArcFace, float32. GFLOP/s counts the three matrix products (6 B C D) alone; the peak
 is that of NumPy's product of 4096 x 4096 matrices in the same process.
 """
 from __future__ import annotations
@@ -94,7 +94,8 @@ def old(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shar
 
 
 def measure(way: str, repeats: int, **size: Any) -> dict[str, float]:
-    """Median and least seconds of a step, peak bytes of this process, and the peak of matrix products in GFLOP/s."""
+    """The median and the least seconds of a step, the peak bytes of this process, and the peak of matrix products in
+    GFLOP/s."""
     random = np.random.RandomState(0)
     a = random.standard_normal((4096, 4096)).astype(np.float32)
     seconds = []
@@ -117,7 +118,7 @@ def measure(way: str, repeats: int, **size: Any) -> dict[str, float]:
 
 
 def compare(found: dict[Row, dict[str, float]]) -> dict[str, float]:
-    """Least seconds and peak memory of the old way, to those of each row of ours with as many classes."""
+    """The ratios of the legacy method's least seconds and peak memory to those of our rows with as many classes."""
     old = {row.classes: figures for row, figures in found.items() if row.way == "old"}
     ratios = {}
     for row, figures in found.items():

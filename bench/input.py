@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second from records to batches: ours, MXNet's ImageRecordIter, and the recipes' way, in the same run.
+"""Compares images a second from records to batches: our loader, MXNet's ImageRecordIter, and the recipes' iterator.
 
     python -m bench.input [--data FOLDER] [--images 4096] [--batch 128] [--threads 2] [--repeats 8] [--networks y1 r50]
 
-Without --data, JPEG records of about 7 KB are made up. The ways take turns, and each figure is the best of all repeats;
-the processor's time for an image tells how far other programs slowed it down. With --networks, then, the wait for data
-as a share of a training step of 32 images.
+Without --data, JPEG records of about 7 KB are made up. The readers take turns, and each figure is the best of all
+repeats; the processor's time for an image shows how far other programs slowed it down. With --networks it also measures
+the wait for data as a share of a training step of 32 images.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from recognition.engines.mxnet.imports import mx  # noqa: E402
 
 
 def made_up_jpeg(chance: np.random.RandomState) -> bytes:
-    """Smooth colours with grain: decoding costs what a face of the same size in bytes costs."""
+    """A JPEG of smooth colours with grain, which takes as long to decode as a face of the same size in bytes."""
     colours = chance.randint(0, 256, (10, 10, 3)).astype(np.float32)
     image = cv2.resize(colours, (112, 112), interpolation=cv2.INTER_CUBIC) + chance.normal(0, 6, (112, 112, 3))
     encoded = cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
@@ -46,7 +46,7 @@ def made_up_jpeg(chance: np.random.RandomState) -> bytes:
 
 
 def write_records(folder: Path, images: int, source: FaceDataset | None) -> FaceDataset:
-    """A set without header record, which all ways can read."""
+    """Write a set without a header record, which all readers can read."""
     chance = np.random.RandomState(0)
     made_up = [made_up_jpeg(chance) for _ in range(200)]
     with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
@@ -58,7 +58,7 @@ def write_records(folder: Path, images: int, source: FaceDataset | None) -> Face
 
 
 def decode_only(dataset: FaceDataset, images: int, threads: int) -> None:
-    """cv2.imdecode of bytes in memory, nothing else: the bound that the loader can come close to."""
+    """Run cv2.imdecode on bytes in memory and nothing else: an upper bound for the loader."""
     encoded = [np.frombuffer(dataset.read(i)[1], np.uint8) for i in range(min(images, len(dataset)))]
 
     def decode(part: list[np.ndarray]) -> None:
@@ -70,7 +70,7 @@ def decode_only(dataset: FaceDataset, images: int, threads: int) -> None:
 
 
 def decode_in_processes(dataset: FaceDataset, images: int, processes: int) -> None:
-    """The same in forked processes, without a way back for the pixels: what leaving threads could win at most."""
+    """Run cv2.imdecode in forked processes, which return no pixels: an upper bound for processes instead of threads."""
     fork = multiprocessing.get_context("fork")
     share = -(-images // processes)
     workers = [fork.Process(target=decode_only, args=(dataset, share, 1)) for _ in range(processes)]
@@ -87,7 +87,7 @@ def our_loader(dataset: FaceDataset, images: int, batch: int, threads: int, augm
 
 
 def image_record_iter(dataset: FaceDataset, images: int, batch: int, threads: int) -> None:
-    """As the recipes set it up for shuffled sets."""
+    """Read by MXNet's ImageRecordIter with the recipes' settings for shuffled sets."""
     iterator = mx.io.ImageRecordIter(
         path_imgrec=str(dataset.path / "train.rec"), data_shape=(3, 112, 112), batch_size=batch, rand_mirror=True,
         preprocess_threads=threads, shuffle=True, shuffle_chunk_size=1024, verbose=False)
@@ -96,13 +96,13 @@ def image_record_iter(dataset: FaceDataset, images: int, batch: int, threads: in
 
 
 def recipe_iterator(dataset: FaceDataset, images: int, batch: int) -> None:
-    """What the recipes' FaceImageIter does for each image: read_idx, mx.image.imdecode, flip, transpose, copy."""
+    """Read like the recipes' FaceImageIter: for each image read_idx, mx.image.imdecode, flip, transpose, copy."""
     records = mx.recordio.MXIndexedRecordIO(str(dataset.path / "train.idx"), str(dataset.path / "train.rec"), "r")
     keys = list(records.keys)
     random.Random(0).shuffle(keys)
-    for first in range(0, images // batch * batch, batch):
+    for start in range(0, images // batch * batch, batch):
         data, labels = mx.nd.empty((batch, 3, 112, 112)), mx.nd.empty((batch,))
-        for row, key in enumerate(keys[first:first + batch]):
+        for row, key in enumerate(keys[start:start + batch]):
             header, encoded = mx.recordio.unpack(records.read_idx(key))
             image = mx.image.imdecode(encoded)
             if row % 2:
@@ -113,40 +113,43 @@ def recipe_iterator(dataset: FaceDataset, images: int, batch: int) -> None:
 
 
 @dataclasses.dataclass
-class Way:
-    """A way to read images; slow ones read one in ``part`` of them, so that all rounds are short."""
+class Reader:
+    """A method of reading images. Slow ones read one in ``part`` of them, so that all rounds are short."""
 
-    run: Callable[[int], None]  # of a number of images
+    run: Callable[[int], None]  # with a number of images
     part: int = 1
     rate: float = 0.0  # images a second, the best round
     cpu: float = float("inf")  # microseconds of all processors for an image, the least of the rounds
 
 
-def measure(ways: dict[str, Way], images: int, repeats: int) -> None:
-    """Fill in ``rate`` and ``cpu`` by rounds in which the ways take turns."""
+def measure(readers: dict[str, Reader], images: int, repeats: int) -> None:
+    """Fill in ``rate`` and ``cpu`` in rounds, in which the readers take turns."""
     for _ in range(repeats):
-        for way in ways.values():
-            count = images // way.part
+        for reader in readers.values():
+            count = images // reader.part
             start, busy = time.perf_counter(), sum(os.times()[:4])
-            way.run(count)
-            way.rate = max(way.rate, count / (time.perf_counter() - start))
-            way.cpu = min(way.cpu, (sum(os.times()[:4]) - busy) / count * 1e6)
+            reader.run(count)
+            reader.rate = max(reader.rate, count / (time.perf_counter() - start))
+            reader.cpu = min(reader.cpu, (sum(os.times()[:4]) - busy) / count * 1e6)
 
 
 def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int = 4) -> tuple[float, float]:
-    """Median seconds of a training step of 32 images, and those of them in which the loop waits for the batch."""
+    """The median seconds of a training step of 32 images, and of the wait for its batch."""
     from recognition.config.cli import parse_args
+    from recognition.data.order import Position
+    from recognition.engines.choose import choose_engine
+    from recognition.networks import build_symbol
     from recognition.processes.communicator import SingleProcess
-    from recognition.training import run
+    from recognition.training.parts import make_backbone, make_head, make_loader
 
     config = dataclasses.replace(
         parse_args("train_parall", ["--network", network, "--per-batch-size", "32", "--devices", "cpu"], environ={}),
         dataset_path=str(dataset.path), num_classes=dataset.num_classes, decode_threads=threads, count_flops=False)
-    contexts, alone = run.make_contexts(config), SingleProcess()
-    backbone = run.make_backbone(config, run.build_symbol(config), dataset.image_shape, contexts, alone)
-    head = run.make_head(config, dataset.num_classes, contexts, alone)
+    engine, alone = choose_engine(), SingleProcess()
+    backbone = make_backbone(config, build_symbol(config), engine, alone)
+    head = make_head(config, dataset.num_classes, engine, alone)
     times, waits = [], []
-    with run.make_loader(config, dataset, backbone, alone, run.Position(0, 0), {}) as batches:
+    with make_loader(config, dataset, backbone, alone, Position(0, 0), {}) as batches:
         for _ in range(steps + 1):
             start = time.perf_counter()
             batch = next(batches)
@@ -162,7 +165,7 @@ def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of a training set of 112 x 112 images to take them from")
-    parser.add_argument("--images", type=int, default=4096, help="images that each way reads in a round")
+    parser.add_argument("--images", type=int, default=4096, help="images that each reader reads in a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=8)
@@ -175,24 +178,26 @@ def main() -> None:
         augmentations = {
             "no augmentation": None, "mirror": Augmentation(), "mirror, cutoff 32": Augmentation(cutoff=32),
             "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2)}
-        ways = {
-            "recipe, mx.image": Way(lambda count: recipe_iterator(dataset, count, batch), part=8),
-            "ImageRecordIter": Way(lambda count: image_record_iter(dataset, count, batch, threads), part=2),
-            "cv2.imdecode only, 1 thread": Way(lambda count: decode_only(dataset, count, 1), part=2),
-            f"cv2.imdecode only, {threads} threads": Way(lambda count: decode_only(dataset, count, threads)),
-            f"cv2.imdecode only, {threads} processes": Way(lambda count: decode_in_processes(dataset, count, threads)),
+        readers = {
+            "recipe, mx.image": Reader(lambda count: recipe_iterator(dataset, count, batch), part=8),
+            "ImageRecordIter": Reader(lambda count: image_record_iter(dataset, count, batch, threads), part=2),
+            "cv2.imdecode only, 1 thread": Reader(lambda count: decode_only(dataset, count, 1), part=2),
+            f"cv2.imdecode only, {threads} threads": Reader(lambda count: decode_only(dataset, count, threads)),
+            f"cv2.imdecode only, {threads} processes": Reader(
+                lambda count: decode_in_processes(dataset, count, threads)),
         }
         for name, augmentation in augmentations.items():
-            ways[f"BatchLoader, {name}"] = Way(
+            readers[f"BatchLoader, {name}"] = Reader(
                 partial(our_loader, dataset, batch=batch, threads=threads, augmentation=augmentation))
-        measure(ways, images, args.repeats)
+        measure(readers, images, args.repeats)
         size = (dataset.path / "train.rec").stat().st_size / images
         print(f"{images} JPEG records of {size:.0f} bytes, batches of {batch}, {threads} threads, "
               f"OpenCV {cv2.__version__}")
         print(f"{'':40s}{'images/s':>10s}{'ratio':>8s}{'CPU us an image':>18s}")
-        for name, way in ways.items():
-            print(f"{name:40s}{way.rate:10.0f}{way.rate / ways['recipe, mx.image'].rate:8.1f}{way.cpu:18.1f}")
-        ratios = {name: way.rate / ways["recipe, mx.image"].rate for name, way in ways.items()}
+        recipe = readers["recipe, mx.image"].rate
+        for name, reader in readers.items():
+            print(f"{name:40s}{reader.rate:10.0f}{reader.rate / recipe:8.1f}{reader.cpu:18.1f}")
+        ratios = {name: reader.rate / recipe for name, reader in readers.items()}
         for network in args.networks:
             step, wait = wait_for_data(network, dataset, threads)
             print(f"{network}: {1000 * step:.0f} ms a step of 32 images, {1000 * wait:.2f} ms of them waiting for data "

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``memonger`` saves and costs: memory and time of a training step, with and without recomputation.
+"""Measures the gain and the cost of ``memonger``: memory and time of a training step with and without recomputation.
 
     OMP_NUM_THREADS=2 python -m bench.memonger --batch 8 --networks y1 r50 r100
 
-``maps`` is what MXNet's executor sets aside for maps and gradients between layers (counted, as its own count takes four
-bytes for every number), ``peak`` the most that the process held while it trained, less what it held once MXNet and the
-parameters were loaded, both in MB. Each case runs in a process of its own. Times are the least of the repeats, in
-processor time divided by the threads.
+``maps`` is the memory of MXNet's executor for maps and gradients between layers (counted here, as its own count takes
+four bytes for every number). ``peak`` is the most memory that the process held while it trained, minus what it held
+after MXNet and the parameters were loaded. Both are in MB. Each case runs in a process of its own. Times are the least
+of the repeats, in processor time divided by the threads.
 """
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from pathlib import Path
 
 from bench.ratios import add_json, write_ratios
 from recognition.config.options import Config
+from recognition.engines.choose import computing_of
+from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.networks import fmobilefacenet, fresnet
-from recognition.networks.activations import maps_memory
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
@@ -32,29 +35,30 @@ IMAGE = (3, 112, 112)
 CASES = ("kept", "memonger", "bfloat16", "bfloat16 and memonger")
 
 
-def network(name: str) -> mx.sym.Symbol:
+def network(name: str) -> Graph:
     if name.startswith("r"):
         return fresnet.get_symbol(num_layers=int(name[1:]))
     return fmobilefacenet.get_symbol()
 
 
 def held() -> float:
-    """Memory of this process in MB."""
+    """The memory of this process in MB."""
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0
 
 
 def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float, float]:
-    """MB for maps, MB at the peak, and milliseconds of a step."""
-    symbol = bound_form(network(name), Config(fp16="bfloat16" in case, memonger="memonger" in case), IMAGE)
-    parameters, statistics = initialise(symbol, IMAGE, 0)
+    """The MB for maps, the MB at the peak, and the milliseconds of a step."""
+    config = Config(fp16="bfloat16" in case, memonger="memonger" in case)
+    graph = bound_form(network(name), computing_of(config), IMAGE)
+    parameters, statistics = initialise(graph, IMAGE, 0)
     arguments = {key: mx.nd.array(value) for key, value in parameters.items()}
     arguments["data"] = mx.nd.random.uniform(0, 255, (batch, *IMAGE))
     auxiliary = {key: mx.nd.array(value) for key, value in statistics.items()}
     gradients = {key: mx.nd.zeros_like(value) for key, value in arguments.items() if key != "data"}
     mx.nd.waitall()
     before = held()
-    executor = symbol.bind(mx.cpu(), arguments, gradients, dict.fromkeys(gradients, "write"), auxiliary)
+    executor = to_symbol(graph).bind(mx.cpu(), arguments, gradients, dict.fromkeys(gradients, "write"), auxiliary)
     best = float("inf")
     for _ in range(repeats):
         start = time.process_time()
@@ -62,7 +66,7 @@ def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float,
         mx.nd.waitall()
         best = min(best, (time.process_time() - start) / THREADS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return maps_memory(symbol, IMAGE, batch) // 2**20, peak - before, 1e3 * best
+    return maps_memory(graph, IMAGE, batch) // 2**20, peak - before, 1e3 * best
 
 
 def main() -> None:

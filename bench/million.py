@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MegaFace's size on random features: identification and verification with a million distractors, in one table.
+"""Measures identification and verification with a million distractors, the size of MegaFace, on random features.
 
     python -m bench.million                                          # seconds: 20,000 distractors, 440 probes
     python -m bench.million --distractors 1000000 --probes 3530      # the size of MegaFace; 2 GB pass by
     python -m bench.million --pairs-of 32000                         # all pairs 1:1 of so many images: 512 million
 
-The ways, each in a process of its own, so that its peak memory is its own; seconds are without making the features:
+Each method runs in a process of its own, so that its peak memory is its own. Seconds do not include making features:
 
     blocks      recognition.evaluation.distractors, as python -m common.megaface runs it
-    products    its matrix products and nothing else: what the processor could do at best in that time
+    products    its matrix products and nothing else: a lower bound of its time
     whole       on a share of the distractors: all of them in memory, one product, all scores kept and sorted
-    by probe    on a share of the probes: a product of a matrix with a vector and a sort for each, as the devkit goes
+    by probe    on a share of the probes: a product of a matrix with a vector and a sort for each, like the devkit
 
-"at full size" is seconds over the share. Where ways search the same, the last column says that they found the same.
+"at full size" is seconds divided by the share. The last column tells if methods with the same input found the same.
 """
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ import numpy as np
 from bench.ratios import add_json, write_ratios
 from recognition.evaluation.all_pairs import evaluate_all_pairs
 from recognition.evaluation.distractors import BLOCK_BYTES, search_distractors
-from recognition.evaluation.embedding import normalised
+from recognition.evaluation.embed_images import normalised
 from recognition.evaluation.identification import cmc
 from recognition.evaluation.rates import tar_at
 
-BLOCK = 8192
+BLOCK_ROWS = 8192
 PER_PERSON = 44  # FaceScrub's 3,530 probes are of 80 people
-NOISE = 2.0  # mates at a cosine of 0.2, which a few of a million distractors reach: neither too easy nor hopeless
+NOISE = 2.0  # gives mates a cosine of 0.2, which a few of a million distractors reach: neither too easy nor hopeless
 FAR = 1e-6
 
 
 class Features:
-    """Random directions in blocks, float32 ``(n, dim)``, and the seconds that making them took."""
+    """An iterable of blocks of random directions, float32 ``(n, dim)``, and the seconds spent on making them."""
 
     def __init__(self, count: int, dim: int, seed: int) -> None:
         self.count, self.dim, self.seconds = count, dim, 0.0
         self._random = np.random.default_rng(seed)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for low in range(0, self.count, BLOCK):
+        for low in range(0, self.count, BLOCK_ROWS):
             start = time.perf_counter()
-            block = normalised(self._random.standard_normal((min(BLOCK, self.count - low), self.dim), np.float32))
+            block = normalised(self._random.standard_normal((min(BLOCK_ROWS, self.count - low), self.dim), np.float32))
             self.seconds += time.perf_counter() - start
             yield block
 
@@ -104,7 +104,7 @@ WAYS = {"blocks": blocks, "products": products, "whole": whole, "by probe": by_p
 
 
 def run_way(way: str, distractors: int, probes: int, dim: int) -> dict[str, Any]:
-    """Seconds without the features', peak memory in MiB, and what was found: of this process."""
+    """Run a method in this process: seconds without those of the features, peak memory in MiB, and the result."""
     rows, identities = people(probes, dim, PER_PERSON, NOISE)
     features, start = Features(distractors, dim, 2), time.perf_counter()
     found = WAYS[way](rows, identities, features)
@@ -120,7 +120,7 @@ def rate(found: dict[str, Any], key: str) -> str:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Run the ways one after the other and print the table."""
+    """Run the methods one after the other and print the table."""
     few, some = max(1000, options.distractors // options.share), max(2 * PER_PERSON, options.probes // options.share)
     few, some = min(few, options.distractors), min(some, options.probes)
     plan = [("blocks", options.distractors, options.probes), ("products", options.distractors, options.probes),

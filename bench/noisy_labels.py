@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong labels found with sub-centres: what common.drop finds, and what training without them gains.
+"""Measures the search for wrong labels with sub-centres: what common.drop finds, and the gain of training without it.
 
     python -m bench.noisy_labels WORK_FOLDER
 
-Makes the demo set again with a share of its labels wrong, trains ArcFace with K sub-centres on it, drops, and trains
-ArcFace on the set as it was and on the cleaned one. Prints precision and recall of what was dropped by threshold, and
-the verification of each network, the last and the best of five in its training. WORK_FOLDER keeps all of it; the
-picture is WORK_FOLDER/cleaned/drop.png.
+Copies the demo set with a share of its labels wrong, trains ArcFace with K sub-centres on it, drops images, and trains
+ArcFace on the noisy set and on the cleaned one. Prints precision and recall of the dropped images by threshold, and the
+verification of each network, the last and the best of five in its training. WORK_FOLDER keeps everything; the picture
+is WORK_FOLDER/cleaned/drop.png.
 """
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def wrong_labels(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def make_noisy(data: Path, output: Path, share: float, seed: int) -> np.ndarray:
-    """The training set in ``data`` with wrong labels, and its verification sets; record i + 1 has the right label
-    ``returned[i]``, int64 (N,), saved as ``right.npy`` too."""
+    """Copy the training set in ``data`` with wrong labels, and its verification sets. Returns the right labels, int64
+    (N,), those of records 1, 2, ..., which are saved as ``right.npy``, too."""
     dataset = open_dataset(data)
     labels = dataset.labels()
     given = wrong_labels(labels, share, seed)
@@ -66,11 +66,11 @@ def make_noisy(data: Path, output: Path, share: float, seed: int) -> np.ndarray:
 
 
 def make_right(noisy: Path, output: Path, right: np.ndarray) -> None:
-    """What of the noisy set a perfect drop would leave: the images whose labels are right."""
+    """Write the set that a perfect drop would leave: the images with right labels."""
     dataset = open_dataset(noisy)
     kept = np.flatnonzero(dataset.labels() == right)
     counts = np.bincount(right[kept], minlength=dataset.num_classes)
-    _write(noisy, output, counts[counts > 0].tolist(), (dataset.read(i)[1] for i in kept), right[kept])
+    _write(noisy, output, counts[counts > 0].tolist(), (dataset.read(i)[1] for i in kept.tolist()), right[kept])
 
 
 def _write(source: Path, output: Path, counts: list[int], images: Iterator[bytes], right: np.ndarray) -> None:
@@ -82,13 +82,16 @@ def _write(source: Path, output: Path, counts: list[int], images: Iterator[bytes
 
 
 def precision_and_recall(dropped: np.ndarray, wrong: np.ndarray) -> tuple[float, float]:
-    """How much of what was dropped is wrong, and how much of what is wrong was dropped; bool (N,) both."""
-    both = np.count_nonzero(dropped & wrong)
-    return both / max(np.count_nonzero(dropped), 1), both / max(np.count_nonzero(wrong), 1)
+    """The share of wrong labels among the dropped images, and the share of dropped images among the wrong ones.
+
+    Arguments are masks, bool (N,).
+    """
+    both = int(np.count_nonzero(dropped & wrong))
+    return both / max(int(dropped.sum()), 1), both / max(int(wrong.sum()), 1)
 
 
 def train(work: Path, dataset: str, loss: str, steps: int, seed: int) -> dict[str, Any]:
-    """Run train_parall.py; its last verification, the best of its five, and the seconds that it all took."""
+    """Run train_parall.py; returns its last verification, the best of its five, and the seconds of the run."""
     start = time.perf_counter()
     falls = f"{steps * 2 // 3},{steps * 13 // 15}"
     _run("train_parall.py", "--config", work / "config.py", "--dataset", dataset, "--loss", loss, "--devices", "cpu:2",
@@ -107,7 +110,7 @@ def _run(*command: object) -> None:
 
 
 def print_drops(images: Path, right: np.ndarray, threshold: float) -> None:
-    """Precision and recall by threshold, and of dropping what is nearest to another sub-centre, whatever its angle."""
+    """Print precision and recall by threshold, and those of dropping all images nearest to another sub-centre."""
     with np.load(images) as found:
         angles, labels, nearest = found["angle"], found["identity"], found["sub_centre"]
     wrong = labels != right

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training reaches on the photographs of the Database of Faces (AT&T Laboratories Cambridge, 1994).
+"""Measures training on the photographs of the Database of Faces (AT&T Laboratories Cambridge, 1994).
 
     python -m bench.orl FOLDER_OF_FOLDERS
 
-30 people, ten photographs each: 25 to train on and 5 others to verify on, in two splits. A row a recipe: verification
-accuracy and area under the ROC curve of each split, and images per second in training.
+There are 30 people with ten photographs each: 25 for training and 5 others for verification, in two splits. Prints for
+each recipe: verification accuracy and area under the ROC curve of each split, and images per second in training.
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMON = ["--per-batch-size", "16", "--devices", "cpu:2", "--frequent", "5", "--
 
 
 class Stage(NamedTuple):
-    """One run of train_parall.py; the last checkpoint of a stage is where the next starts."""
+    """One run of train_parall.py. The next stage starts from its last checkpoint."""
 
     loss: str
     steps: int
@@ -55,7 +55,7 @@ RECIPES = {
 
 
 def pack(images: Path, split: str, folder: Path) -> Path:
-    """The training set of a split, with its verification pairs."""
+    """Pack the training set of a split, with its verification pairs."""
     names, output = folder / f"held-out-{split}", folder / f"orl-{split}"
     names.write_text("\n".join(HELD_OUT[split]) + "\n")
     subprocess.run([sys.executable, "-m", "common.pack_folder", str(images), str(output), "--held-out", str(names),
@@ -64,7 +64,8 @@ def pack(images: Path, split: str, folder: Path) -> Path:
 
 
 def train(data: Path, stages: list[Stage], folder: Path) -> tuple[float, float, float]:
-    """Accuracy and area under the ROC curve of the last verification, and the median images per second."""
+    """Train; returns accuracy and area under the ROC curve of the last verification, and the median images per second.
+    """
     folder.mkdir()
     config = folder / "config.py"
     config.write_text(CONFIG.format(root=str(ROOT), data=str(data)))

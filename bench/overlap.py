@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step of the backbone in several processes, with gradients summed while the backward pass runs, and after it.
+"""Compares steps of the backbone in several processes: gradients are summed during the backward pass, or after it.
 
     python -m bench.overlap --processes 2 --network y1 r18 --batch 8
 
-Both ways, and a third without any exchange, take turns within one run of real processes through Horovod, so that they
-meet the same disturbances. A step is forward, backward, exchange and update with random images; medians.
+Both, and a third variant without any exchange, take turns within one run of real processes through Horovod, so that
+they meet the same disturbances. A step is forward, backward, exchange and update with random images. Figures are
+medians.
 """
 from __future__ import annotations
 
@@ -17,59 +18,62 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
 
-WAYS = ("overlapped", "afterwards", "none")
+VARIANTS = ("overlapped", "afterwards", "none")
 MARK = "RESULT "
 
 
 def work(network: str, batch: int, steps: int) -> None:
-    """What each process does."""
+    """Do the work of one process."""
     from recognition.config.devices import CPU, share_processors
 
     share_processors(CPU, os.environ)
     from recognition.config.cli import parse_args
-    from recognition.engines.mxnet.backbone import ReplicatedBackbone
+    from recognition.engines.choose import choose_engine
+    from recognition.engines.interface import Backbone
     from recognition.engines.mxnet.imports import mx
     from recognition.engines.mxnet.processes import make_communicator
     from recognition.networks import build_symbol
     from recognition.processes.communicator import Communicator, SingleProcess
-    from recognition.training.run import make_backbone
+    from recognition.training.parts import make_backbone
 
     config = parse_args("train_parall", ["--config", "sample_config.py", "--network", network, "--devices", "cpu",
                                          "--per-batch-size", str(batch)])
 
-    def make(communicator: Communicator) -> ReplicatedBackbone:
+    def make(communicator: Communicator) -> Backbone:
         with contextlib.redirect_stdout(io.StringIO()):
-            return make_backbone(config, build_symbol(config), config.image_shape, [mx.cpu()], communicator)
+            return make_backbone(config, build_symbol(config), choose_engine(), communicator)
 
     with make_communicator("device") as communicator:
-        backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in WAYS}
-        late = backbones["afterwards"]
+        backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in VARIANTS}
+        late: Any = backbones["afterwards"]  # of whose insides the order is changed
         reduce = late._reduce_gradients
 
         def wait_first() -> None:
             mx.nd.waitall()
             reduce()
 
-        late._reduce_gradients = wait_first  # type: ignore[method-assign]
+        late._reduce_gradients = wait_first
         random = np.random.RandomState(communicator.rank)
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for number in range(steps + 1):
             images = random.randint(0, 256, (batch, 3, 112, 112), dtype=np.uint8)
-            for way, backbone in backbones.items():
-                communicator.all_reduce(np.zeros(1, np.float32))  # all begin together
+            for variant, backbone in backbones.items():
+                communicator.all_reduce(np.zeros(1, np.float32))  # a barrier: all begin together
                 start = time.perf_counter()
                 features = backbone.forward(images)
                 backbone.backward(features / features.size)
                 backbone.step(0.01)
                 mx.nd.waitall()
-                seconds[way] += [time.perf_counter() - start] if number else []
+                seconds[variant] += [time.perf_counter() - start] if number else []
         if communicator.rank == 0:
-            print(MARK + json.dumps({way: statistics.median(values) for way, values in seconds.items()}), flush=True)
+            medians = {variant: statistics.median(values) for variant, values in seconds.items()}
+            print(MARK + json.dumps(medians), flush=True)
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def main() -> None:
     if options.work:
         return work(options.network[0], options.batch, options.steps)
     print(f"{options.processes} processes, {options.batch} images each; seconds a step\n\n{'network':10}"
-          + "".join(f"{way:>14}" for way in WAYS) + f"{'saved':>9}")
+          + "".join(f"{variant:>14}" for variant in VARIANTS) + f"{'saved':>9}")
     ratios = {}
     for network in options.network:
         run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(options.processes), "--",
@@ -96,8 +100,9 @@ def main() -> None:
             sys.exit(run.stdout + run.stderr)
         times = json.loads(found[found.index(MARK) + len(MARK):])
         saved = 1 - times["overlapped"] / times["afterwards"]
-        print(f"{network:10}" + "".join(f"{times[way]:14.3f}" for way in WAYS) + f"{saved:9.1%}", flush=True)
-        ratios.update({f"{network}, {way}": times["overlapped"] / times[way] for way in WAYS[1:]})
+        cells = "".join(f"{times[variant]:14.3f}" for variant in VARIANTS)
+        print(f"{network:10}{cells}{saved:9.1%}", flush=True)
+        ratios.update({f"{network}, {variant}": times["overlapped"] / times[variant] for variant in VARIANTS[1:]})
     write_ratios(options.json, ratios)
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the planner says against what a process holds, and against what was published of other programs.
+"""Compares the planner's figures with the memory of real processes, and with published figures of other programs.
 
     OMP_NUM_THREADS=2 python -m bench.plan                       # all three tables
     python -m bench.plan --tables head --classes 200000
 
-``head``: a shard's steps; ``backbone``: a replica's steps. Each row is a process of its own; ``measured`` is the most
-memory that it held in three steps, less what it held with libraries loaded, in MB of 10^6 bytes. A head has compiled
-its kernels by then; with a backbone, what oneDNN sets up for its layers counts (50 to 250 MB, whatever the batch).
+``head``: steps of a shard; ``backbone``: steps of a replica. Each row is a process of its own; ``measured`` is the most
+memory that it held in three steps, minus what it held with libraries loaded, in MB of 10^6 bytes. The head's kernels
+are compiled by then; the backbone's figure contains the memory of oneDNN for its layers (50 to 250 MB with any batch).
 ``published``: GPU memory of Partial FC's own tables (its README: RTX 2080 Ti, ResNet-50, mixed precision, batches of
-1024, 2048 and 4096), the plan for this program, and the plan with the buffers that the published program holds.
+1024, 2048 and 4096), the plan for this program, and the plan with the buffers of the published program.
 """
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ STATUS = Path("/proc/self/status")
 
 
 def held(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` the most since :func:`forget`."""
+    """The bytes of this process: ``VmRSS`` now, ``VmHWM`` the most since :func:`forget`."""
     found = re.search(rf"{what}:\s+(\d+)", STATUS.read_text())
     return int(found[1]) * 1024 if found else 0
 
 
 def forget() -> None:
-    """Let the most that was held count from now on (Linux)."""
+    """Start the count of the peak memory anew (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -84,6 +84,7 @@ def configuration(network: str, batch: int, low: bool, memonger: bool, kind: str
 
 
 def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int:
+    from recognition.engines.choose import computing_of
     from recognition.engines.mxnet.backbone import ReplicatedBackbone
     from recognition.engines.mxnet.imports import mx
     from recognition.engines.mxnet.passes.choose import prepare
@@ -95,8 +96,9 @@ def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int
     side = config.image_shape[0]
     symbol = build_symbol(config)
     before = held("VmRSS")
-    backbone = ReplicatedBackbone(prepare(symbol, config, (3, side, side)), *initialise(symbol, (3, side, side), 0),
-                                  [mx.cpu()], batch, (3, side, side), SingleProcess(), mu=0.9, wd=5e-4)
+    shape = (3, side, side)
+    backbone = ReplicatedBackbone(prepare(symbol, computing_of(config), shape), *initialise(symbol, shape, 0),
+                                  [mx.cpu()], batch, shape, SingleProcess(), mu=0.9, wd=5e-4)
     mx.nd.waitall()
     forget()
     images = np.zeros((batch, 3, side, side), np.uint8)
@@ -150,7 +152,7 @@ def backbone_table(networks: list[str], batches: list[int], low: bool) -> None:
 
 class Published(NamedTuple):
     """A row of https://github.com/deepinsight/insightface/tree/master/recognition/partial_fc, "Performance On Million
-    Identities"; the share of the sampled negatives is the 0.1 of that program's presets."""
+    Identities". The share of sampled negatives is 0.1, as in that program's presets."""
 
     devices: int
     classes: int
@@ -165,15 +167,15 @@ class Published(NamedTuple):
 
 PUBLISHED = (Published(8, 1_000_000, 1024, 1.0, 10408), Published(8, 1_000_000, 1024, 0.1, 8100),
              Published(64, 10_000_000, 2048, 1.0, 9684), Published(64, 10_000_000, 4096, 0.1, 6722))
-# What the published program holds at once, counted in a version of its source (pytorch/partial_fc.py, 2020): the
-# margins' logits, their exponentials, and the gradient by the cosines; W and its momentum, and of the rows of a step
-# the normalised ones, the gradient by these and by the rows themselves. Which version made the tables is not said, and
-# the count was made with them at hand; what is not planned is fitted, one number to four rows.
+# Buffers of the published program, counted in a version of its source (pytorch/partial_fc.py, 2020): the margins'
+# logits, their exponentials, and the gradient by the cosines; W and its momentum; for the rows of a step the normalised
+# rows, and the gradients by these and by the rows themselves. It is unknown which version made the tables; they were
+# known when this count was made. The memory that is not planned is fitted: one number to four rows.
 THEIR_LOGITS, THEIR_ROWS = 3, 3
 
 
 def planned_rows() -> list[tuple[Published, int, int]]:
-    """Each published row with the bytes planned for this program, and those with the published program's buffers."""
+    """Each published row with the bytes planned for this program, and those for the published program's buffers."""
     rows = []
     for row in PUBLISHED:
         own = row.batch // row.devices
@@ -188,7 +190,7 @@ def planned_rows() -> list[tuple[Published, int, int]]:
 
 
 def not_planned(rows: list[tuple[Published, int, int]]) -> float:
-    """The mean of what the published runs held beside the plan for their buffers: CUDA, cuDNN, NCCL, the framework."""
+    """The mean memory of published runs beyond the plan for their buffers: CUDA, cuDNN, NCCL, the framework."""
     return float(np.mean([row.bytes - theirs for row, _, theirs in rows]))
 
 

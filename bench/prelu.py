@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PReLU's cost in training, as MXNet's operator and in other forms, at the map sizes of y1 and r50; then whole steps.
+"""Measures PReLU's cost in training: MXNet's operator and other forms, at map sizes of y1 and r50; then whole steps.
 
     OMP_NUM_THREADS=2 python -m bench.prelu --batch 32 --repeats 5 --networks y1 r50
 
-The first table is what PReLU adds to a forward and backward pass of 1 x 1 convolution, batch norm, PReLU and depthwise
-3 x 3 convolution, in milliseconds: among these a form that leaves oneDNN's layout pays for the way out and back.
-The second is a step of a whole network, forward and backward, with and without the graph pass. The forms take turns,
+The first table has the milliseconds that PReLU adds to a forward and backward pass of 1 x 1 convolution, batch norm,
+PReLU and depthwise 3 x 3 convolution. A form that leaves oneDNN's layout pays there for the conversion to and fro.
+The second has a step of a whole network, forward and backward, with and without the graph pass. The forms take turns,
 and each figure is the least of all repeats, in processor time divided by the threads: on a quiet machine that is the
 time on the clock, and on a busy one it is less disturbed.
 """
@@ -19,12 +19,14 @@ from typing import Callable
 from bench.ratios import add_json, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.symbols import from_symbol, to_symbol
 from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 MAPS = ((64, 112), (64, 56), (128, 28), (256, 14), (512, 7))
-NETWORKS: dict[str, Callable[[], mx.sym.Symbol]] = {
+NETWORKS: dict[str, Callable[[], Graph]] = {
     "y1": fmobilefacenet.get_symbol,
     "r50": lambda: fresnet.get_symbol(num_layers=50),
 }
@@ -62,7 +64,7 @@ def subtractions(x: mx.sym.Symbol, gamma: mx.sym.Symbol, channels: int) -> mx.sy
 
 
 def two_products(x: mx.sym.Symbol, gamma: mx.sym.Symbol, channels: int) -> mx.sym.Symbol:
-    """Inexact: gamma x + (1 - gamma) x is not x to the last bit."""
+    """PReLU by two products. It is inexact: gamma x + (1 - gamma) x differs from x in the last bit."""
     gamma = slopes(gamma, channels)
     return times(x, gamma, channels) + times(relu(x), 1 - gamma, channels)
 
@@ -78,17 +80,17 @@ FORMS: dict[str, Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol]] =
 
 
 class Bound:
-    """A symbol bound on the CPU, its parameters and inputs random."""
+    """A network bound on the CPU, with random parameters and inputs."""
 
-    def __init__(self, symbol: mx.sym.Symbol, training: bool = True, **shapes: tuple[int, ...]) -> None:
+    def __init__(self, graph: Graph, training: bool = True, **shapes: tuple[int, ...]) -> None:
         self.training = training
-        self.executor = symbol.simple_bind(mx.cpu(), grad_req="write", **shapes)
+        self.executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", **shapes)
         for array in self.executor.arg_arrays:
             array[:] = mx.nd.random.normal(scale=0.3, shape=array.shape)
         self.seconds = float("inf")
 
     def step(self) -> float:
-        """One forward pass, in training a backward pass, too; returns its seconds and keeps the least."""
+        """Do one forward pass, and in training a backward pass; returns its seconds and keeps the least."""
         mx.nd.waitall()
         start = time.process_time()
         outputs = self.executor.forward(is_train=self.training)
@@ -100,15 +102,16 @@ class Bound:
         return seconds
 
 
-def in_context(form: Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol], channels: int) -> mx.sym.Symbol:
+def in_context(form: Callable[[mx.sym.Symbol, mx.sym.Symbol, int], mx.sym.Symbol], channels: int) -> Graph:
     data = mx.sym.Convolution(mx.sym.var("data"), num_filter=channels, kernel=(1, 1), no_bias=True)
     data = mx.sym.BatchNorm(data, fix_gamma=False)
     data = form(data, mx.sym.var("slope", shape=(channels,)), channels)
-    return mx.sym.Convolution(data, num_filter=channels, num_group=channels, kernel=(3, 3), pad=(1, 1), no_bias=True)
+    return from_symbol(mx.sym.Convolution(data, num_filter=channels, num_group=channels, kernel=(3, 3), pad=(1, 1),
+                                          no_bias=True))
 
 
 def compare_forms(batch: int, repeats: int) -> dict[str, float]:
-    """The table of forms, and what MXNet's operator adds over all maps, to what the pass adds."""
+    """Print the table of forms; returns the ratio of the times that MXNet's operator and the pass add over all maps."""
     columns = []
     for channels, size in MAPS:
         graphs = {name: in_context(form, channels) for name, form in FORMS.items()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bench found, for programs: ratios to the alternative that it measured in the same run.
+"""The results of benches in files: ratios to the alternative that was measured in the same run.
 
-A bench that takes ``--json FILE`` writes them there, beside the table that it prints; ``bench.short`` reads them.
+A bench writes them to the FILE of ``--json``, beside the table that it prints; ``bench.short`` reads them.
 """
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from recognition.io.files import replacing
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag to a bench."""
+    """Add the flag ``--json`` to a bench."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there, too")
 
 
 def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:
-    """Write ``{what was measured: ratio}``; nothing without a path.
+    """Write ``{name of the ratio: ratio}``; do nothing without a path.
 
     :raises UserError: if the file cannot be written.
     """
@@ -32,9 +32,9 @@ def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:
 
 
 def read_ratios(path: Path, expected: Sequence[str]) -> dict[str, float]:
-    """Those that are expected, in this order.
+    """Read the expected ratios, in this order.
 
-    :raises UserError: if there is no such file, or a ratio is missing or no finite number above 0.
+    :raises UserError: if there is no such file, or if a ratio is missing or no finite number above 0.
     """
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))

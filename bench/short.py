@@ -3,12 +3,12 @@
 
     python -m bench.short                           # all, about four minutes on two quiet cores
     python -m bench.short --only head input
-    python -m bench.short --store                   # these are the figures from now on
+    python -m bench.short --store                   # store these figures
 
-Each bench runs in a process of its own, one after the other. A figure is a ratio to the alternative that the bench
-measures in the same run, so that it can be compared across days and, with care, across machines. ``worse`` says that a
-ratio is worse than the stored one by more than a fifth; run that bench again, by its own command, before believing it.
-The exit status is 1 if a bench did not run to its end, never because one was slow.
+The benches run one after the other, each in a process of its own. A figure is a ratio to the alternative that the bench
+measures in the same run, so that it can be compared across days and, with care, across machines. ``worse`` marks a
+ratio that is worse than the stored one by more than a fifth; run that bench again, by its own command, before you
+believe it. The exit status is 1 if a bench did not run to its end, but not if one was slow.
 """
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Bench(NamedTuple):
     name: str  # of the module
     flags: str
     meaning: str  # of its ratios
-    more: tuple[str, ...] = ()  # those of which more is better
+    more: tuple[str, ...] = ()  # ratios of which more is better
     less: tuple[str, ...] = ()
-    processes: int = 1  # several: Horovod's, which share the processors by themselves
-    threads: int = 0  # for MXNet, where the bench's own command names a number; else as many as a run has
+    processes: int = 1  # if several, they are Horovod's, which share the processors by themselves
+    threads: int = 0  # of MXNet, if the bench's own command names a number; 0: as many as in a run
 
     @property
     def command(self) -> str:
@@ -89,16 +89,16 @@ BENCHES = (
     Bench("checksums", "--gigabytes 0.5 --repeats 3", "seconds of a file, to np.save",
           less=("with sha256", "compared with its sum")),
     Bench("finite", "--network y1 --batch 8 --steps 8", "seconds of a step, to one without looking at its numbers",
-          less=("y1, checked", "y1, undoable")),
+          less=("y1, checked", "y1, reversible")),
 )
 
 
 class Outcome(NamedTuple):
-    """How a bench ended."""
+    """The result of a bench."""
 
     seconds: float
     ratios: Mapping[str, float] = {}
-    why: str = ""  # there are no ratios
+    why: str = ""  # the reason if there are no ratios
     failed: bool = False
 
 
@@ -138,9 +138,9 @@ def run(bench: Bench, limit: float) -> Outcome:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """The stored figures by bench; none if there is no such file.
+    """Read the stored figures by bench; none if there is no such file.
 
-    :raises UserError: if it is not what ``--store`` writes.
+    :raises UserError: if it holds something else.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -156,13 +156,13 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 
 def here() -> str:
-    """This machine, without its name."""
+    """A description of this machine, without its name."""
     known = machine()
     return ", ".join(filter(None, (known["processor"], f"{known['processors']} processors", known["memory"])))
 
 
 def store(path: Path, stored: Mapping[str, Any], outcomes: Mapping[Bench, Outcome]) -> None:
-    """Write the figures of the benches that ran in place of theirs; those of the others stay."""
+    """Replace the stored figures of the benches that ran; those of the others do not change."""
     about = {"date": date.today().isoformat(), "revision": revision(ROOT), "machine": here()}
     new = {bench.name: {"command": bench.command, **about, "seconds": round(outcome.seconds, 1),
                         "ratios": {name: float(f"{ratio:.4g}") for name, ratio in outcome.ratios.items()}}
@@ -172,12 +172,12 @@ def store(path: Path, stored: Mapping[str, Any], outcomes: Mapping[Bench, Outcom
 
 
 def verdict(now: float, before: float, more_is_better: bool) -> str:
-    """``worse`` where a ratio is by more than the tolerance."""
+    """``worse`` if a ratio is worse by more than the tolerance; else empty."""
     return "worse" if (now < before * (1 - TOLERANCE) if more_is_better else now > before * (1 + TOLERANCE)) else ""
 
 
 def lines_of(bench: Bench, outcome: Outcome, stored: Mapping[str, Any]) -> list[str]:
-    """Its part of the table. Figures stored from another short form are none."""
+    """The lines of a bench in the table. Figures that another short form has stored are ignored."""
     entry = stored.get(bench.name, {})
     figures = entry["ratios"] if entry.get("command") == bench.command else {}
     lines = [f"{bench.name}: {bench.meaning} ({outcome.seconds:.0f} s)"]
@@ -196,7 +196,7 @@ def lines_of(bench: Bench, outcome: Outcome, stored: Mapping[str, Any]) -> list[
 
 
 def origins(stored: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """When, from which revision and where the figures of these benches were measured, a line for each that differs."""
+    """The times, revisions and machines of the stored figures of these benches, a line for each that differs."""
     found: dict[str, list[str]] = {}
     for name in names:
         if name in stored:
@@ -234,5 +234,5 @@ def main(arguments: Sequence[str] | None = None, benches: Sequence[Bench] = BENC
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # not without what was started
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # stops the bench, too
     sys.exit(main())

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the command to the end of the first step: where the time goes, in the first run of a clone and in later ones.
+"""Measures the time from the command to the end of the first step, by parts, in a clone's first run and in later ones.
 
     python -m bench.start [--repeats 3] [-- FLAGS OF train_parall.py]
 
 By default the flags are --network y1 --dataset demo --loss arcface --devices cpu --per-batch-size 32, and the set must
-be there: python -m datasets.demo. The first run finds no compiled loops (an empty NUMBA_CACHE_DIR), later ones do; each
-column is the run that took least. `--help` is the time of that flag, as a whole command.
+be there: python -m datasets.demo. The first run finds no compiled loops (an empty NUMBA_CACHE_DIR), later ones do. Each
+column is the fastest run. `--help` is the time of the command with that flag.
 """
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ CHILD = "--child"
 
 
 def child(begun: float, argv: Sequence[str]) -> None:
-    """One run of train_parall.py to its first step, with a clock around each part; prints the seconds as JSON.
+    """Run train_parall.py to its first step, with a clock around each part, and print the seconds as JSON.
 
-    :param begun: when the process was started, as ``time.time`` tells it.
+    :param begun: ``time.time()`` at the start of the process.
     """
     seconds = {"interpreter": time.time() - begun}
 
@@ -84,7 +84,7 @@ def child(begun: float, argv: Sequence[str]) -> None:
 
 
 def one_run(flags: Sequence[str], environ: Mapping[str, str]) -> dict[str, float]:
-    """The seconds of each part in a new process, "all" of them up to the end of the first step among them."""
+    """The seconds of each part in a new process; "all" is the time to the end of the first step."""
     with tempfile.TemporaryDirectory() as models:
         command = [sys.executable, "-m", "bench.start", CHILD, repr(time.time()), *flags, *ONE_STEP,
                    "--models-root", models]

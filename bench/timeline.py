@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the timeline of a training step from each of some profiles that `train_parall.py --profile N` wrote.
+"""Draws the timeline of a training step for each of some profiles of `train_parall.py --profile N`.
 
     python -m bench.timeline "one after the other=a/profile.json" "overlapped=b/profile.json" --output steps.png
 
-Upper lane: the phases of the loop, that is what the Python thread waits for. Lower lane: MXNet's operators. All parts
-have the same scale of time; each begins at the phase `data` of its profile's median step.
+The upper lane has the phases of the loop, for which the Python thread waits, the lower lane MXNet's operators. All
+profiles have the same scale of time; each begins at the phase `data` of its median step.
 """
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import numpy as np
 
 from recognition.errors import UserError, command
 
-FIRST = "data"  # the phase that begins a step
+FIRST_PHASE = "data"
 COLOURS = {"data": "#b3892a", "forward": "#0b6fb8", "head": "#8a4fa3", "backward": "#d1622b", "update W": "#2f8f5b",
            "check": "#8b949e", "update": "#4c5a67"}
-OPERATORS, WAITING = "#7fa8c9", ("WaitForVar", "DeleteVariable")  # the engine's own, which take no processor
+OPERATORS, WAITING = "#7fa8c9", ("WaitForVar", "DeleteVariable")  # the latter take no processor time
 
 
 class Span(NamedTuple):
-    """Something that takes from ``start`` to ``end``, milliseconds."""
+    """A phase or an operator from ``start`` to ``end``, in milliseconds."""
 
     name: str
     start: float
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 def read_spans(path: Path) -> tuple[list[Span], list[Span]]:
-    """Phases and operators in a trace of Chrome's format, by their beginning."""
+    """Read the phases and operators of a trace in Chrome's format, sorted by their start."""
     try:
         events = json.loads(path.read_text())["traceEvents"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -50,14 +50,14 @@ def read_spans(path: Path) -> tuple[list[Span], list[Span]]:
             open_at[key].append(event["ts"])
         elif open_at[key]:
             found[category].append(Span(event["name"], open_at[key].pop() / 1000, event["ts"] / 1000))
-    if not any(span.name == FIRST for span in found["step"]):
-        raise UserError(f"{path}: found no phase {FIRST!r}, expected the profile of a training run")
+    if not any(span.name == FIRST_PHASE for span in found["step"]):
+        raise UserError(f"{path}: found no phase {FIRST_PHASE!r}, expected the profile of a training run")
     return tuple(sorted(spans, key=lambda span: span.start) for spans in found.values())  # type: ignore[return-value]
 
 
 def median_step(phases: list[Span]) -> tuple[float, float]:
-    """Where the step of median length begins, and where the next one does."""
-    starts = [span.start for span in phases if span.name == FIRST]
+    """The start of the step of median length, and the start of the next one, in milliseconds."""
+    starts = [span.start for span in phases if span.name == FIRST_PHASE]
     lengths = np.diff(starts)
     if not len(lengths):
         raise UserError("a profile of one step, expected two at least")
@@ -66,7 +66,7 @@ def median_step(phases: list[Span]) -> tuple[float, float]:
 
 
 def idle(operators: list[Span], start: float, end: float) -> float:
-    """Milliseconds from ``start`` to ``end`` in which no operator runs."""
+    """The milliseconds from ``start`` to ``end`` in which no operator runs."""
     covered, reached = 0.0, start
     for _, low, high in operators:
         low, high = max(low, reached), min(high, end)

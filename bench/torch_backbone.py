@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A residual network of the recipes' kind in PyTorch, for ``bench.backbone``; runs in an environment that has PyTorch.
+"""A residual network of the recipes in PyTorch, for ``bench.backbone``. It runs in an environment with PyTorch.
 
     python bench/torch_backbone.py 50 16 2 training
 
-Depth, images, threads, and what to time. Makes a step for every line on standard input and prints its seconds, in
-processor time divided by the threads. Units of batch norm, 3 x 3 convolution, batch norm, PReLU, 3 x 3 convolution,
-batch norm (Deng et al., arXiv 1801.07698, section 3.2.1); float32, channels last, eager.
+The arguments are depth, images, threads, and what to time. It does a step for every line on standard input and prints
+its seconds, in processor time divided by the threads. Units have batch norm, 3 x 3 convolution, batch norm, PReLU, 3 x
+3 convolution, batch norm (Deng et al., arXiv 1801.07698, section 3.2.1); float32, channels last, eager.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def convolution(inner: int, outer: int, kernel: int, stride: int = 1) -> nn.Modu
 
 
 class Unit(nn.Module):
-    """``(N, inner, H, W) -> (N, outer, H / stride, W / stride)``."""
+    """A residual unit from ``(N, inner, H, W)`` to ``(N, outer, H / stride, W / stride)``."""
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of triplets from a bag: time and memory, beside the legacy way of one anchor and one pair at a time.
+"""Measures the choice of triplets from a bag, time and memory, beside the legacy loops over anchors and pairs.
 
     OMP_NUM_THREADS=2 python -m bench.triplets --bags 1800 3600 7200 --repeats 3
 
-Embeddings are random vectors around the centres of identities of five images, so spread that nearly every positive pair
-has negatives to choose from: the dear case. Each time is the least of the repeats. The legacy code took the distances
-from one anchor after the other and looked for the negatives of one pair after the other; ``--loops 0`` leaves this
-column out.
+Embeddings are random vectors around the centres of identities of five images. They are spread so far that nearly every
+positive pair has negatives to choose from, which takes the most time. Each time is the least of the repeats. The legacy
+code took the distances from one anchor after the other and looked for the negatives of one pair after the other;
+``--loops 0`` leaves this column out.
 """
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from typing import Callable
 import numpy as np
 
 from bench.ratios import add_json, write_ratios
-from recognition.head.triplet_loss import choose_triplets, positive_pairs
+from recognition.data.triplet_choice import choose_triplets, positive_pairs
 
 EACH, ALPHA = 5, 0.3
 
 
 def make_bag(size: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (size, dim) float32 and labels (size,), those of an identity side by side."""
+    """Embeddings (size, dim) float32 and labels (size,), with the images of an identity side by side."""
     random = np.random.RandomState(0)
     labels = np.repeat(np.arange(-(-size // EACH)), EACH)[:size]
     centres = random.standard_normal((labels[-1] + 1, dim))
@@ -34,7 +34,7 @@ def make_bag(size: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_loops(embeddings: np.ndarray, labels: np.ndarray) -> int:
-    """Number of triplets, found pair after pair."""
+    """The number of triplets, found pair after pair."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     random, count, last = np.random.RandomState(0), 0, -1
     for a, p in zip(*positive_pairs(labels)):
@@ -49,7 +49,7 @@ def by_loops(embeddings: np.ndarray, labels: np.ndarray) -> int:
 
 
 def least(action: Callable[[], object], repeats: int) -> float:
-    """The shortest of some runs, in seconds."""
+    """The time of the fastest of some runs, in seconds."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -59,7 +59,7 @@ def least(action: Callable[[], object], repeats: int) -> float:
 
 
 def peak_memory(action: Callable[[], object]) -> int:
-    """The most bytes that the action held at once."""
+    """The peak memory of an action, in bytes."""
     tracemalloc.start()
     action()
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verification set as large as LFW's: loading it, mirroring it and scoring it, ours and the way the recipes do it.
+"""Compares loading, mirroring and scoring a verification set of LFW's size, by our code and by that of the recipes.
 
     python -m bench.verification [--pairs 6000] [--data FILE.bin] [--repeats 3]
 
-Each loading is a process of its own, so that its peak of memory is its own; the least of the repeats is shown. Without
---data a set of JPEG images of about 7 KB is made up.
+Each loading runs in a process of its own, so that its peak memory is its own. Figures are the least of the repeats.
+Without --data a set of JPEG images of about 7 KB is made up.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from recognition.evaluation.verification import evaluate
 
 
 def loops(embeddings: np.ndarray, issame: np.ndarray) -> float:
-    """The ten folds with a pass over all pairs for each of the 400 thresholds and 4,000 of the rate at FAR 1e-3."""
+    """Score ten folds by a pass over all pairs for each of 400 thresholds, and 4,000 of the rate at FAR 1e-3."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     distances = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
     accuracies = []
@@ -46,7 +46,7 @@ def loops(embeddings: np.ndarray, issame: np.ndarray) -> float:
 
 
 def recipe_load(path: Path) -> object:
-    """Two float32 arrays of all images, one of them mirrored, filled image by image with MXNet's operators."""
+    """Fill two float32 arrays with all images, one of them mirrored, image by image with MXNet's operators."""
     with open(path, "rb") as file:
         encoded, issame = pickle.load(file, encoding="bytes")  # noqa: S301 (the file that main made)
     views = [mx.nd.empty((len(encoded), 3, 112, 112)) for _ in range(2)]
@@ -62,7 +62,7 @@ LOADERS: dict[str, Callable[[Path], object]] = {"ours": load_bin, "recipe": reci
 
 
 def memory() -> tuple[float, float]:
-    """This process's memory now and at its peak, in GB."""
+    """The memory of this process now and at its peak, in GB."""
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 * 1.024
@@ -70,7 +70,7 @@ def memory() -> tuple[float, float]:
 
 
 def load(way: str, path: Path) -> None:
-    """Prints the seconds and the gigabytes above what the process had before, as JSON."""
+    """Load the set, and print as JSON the seconds and the peak gigabytes above the memory before."""
     mx.nd.waitall()
     before, start = memory()[0], time.perf_counter()
     kept = LOADERS[way](path)
@@ -81,7 +81,7 @@ def load(way: str, path: Path) -> None:
 
 
 def loading(path: Path, repeats: int) -> dict[str, dict[str, float]]:
-    """Of both ways, in turn, each time in a new process."""
+    """Measure both loaders in turn, each time in a new process."""
     best = {way: {"seconds": np.inf, "kept": np.inf, "peak": np.inf} for way in LOADERS}
     for _ in range(repeats):
         for way, least in best.items():
@@ -101,7 +101,7 @@ def fastest(function: Callable[[], object], repeats: int = 5) -> float:
 
 
 def scoring(pairs: int, dim: int) -> tuple[float, float]:
-    """Seconds of the statistics: ours, and the loops; both must find the same accuracy."""
+    """The seconds of the statistics by our code and by loops, which must find the same accuracy."""
     random = np.random.RandomState(0)
     issame = np.arange(pairs) // 300 % 2 == 0
     first = random.standard_normal((pairs, dim))
@@ -114,7 +114,7 @@ def scoring(pairs: int, dim: int) -> tuple[float, float]:
 
 
 def mirroring(pairs: int) -> tuple[float, float]:
-    """Seconds to make all mirror images, by batches of 128: ours, and NumPy's."""
+    """The seconds to mirror all images, in batches of 128, by our code and by NumPy."""
     batch = np.random.RandomState(0).randint(0, 256, (128, 3, 112, 112)).astype(np.uint8)
     target, batches = np.empty_like(batch), 2 * pairs / len(batch)
     return (batches * fastest(lambda: mirror(batch, target), 20),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3 x 3 convolutions by Winograd's way against MXNet's: layers alone, between batch norms, and steps of networks.
+"""Compares 3 x 3 convolutions by Winograd's algorithm with MXNet's: layers alone, between batch norms, and in steps.
 
     OMP_NUM_THREADS=1 python -m bench.winograd --batch 16 --repeats 5 --networks r18 r50
 
-The first table has milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
-batch norms, which keep maps in oneDNN's own layout: there Winograd's way pays for the way out of it and back. The
-second is a step of a whole network, with the PReLU pass on in both. MXNet's way and ours take turns, and each figure is
-the least of all repeats, in processor time divided by the threads; on a busy machine one thread is the better measure,
-since threads that wait for each other spin.
+The first table has the milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
+batch norms, which keep maps in oneDNN's own layout: there our code pays for the conversion to and fro. The second has a
+step of a whole network, with the PReLU pass on in both. MXNet and our code take turns, and each figure is the least of
+all repeats, in processor time divided by the threads. On a busy machine one thread is the better measure, since threads
+that wait for each other spin.
 """
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from bench.ratios import add_json, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
-from recognition.networks import fresnet
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks import fresnet, sym
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-# Channels in and out, height and width, and how many of them r50 has; three more have twice as many channels out.
+# Channels in and out, height and width, and their number in r50; three more layers have twice as many channels out.
 LAYERS = ((64, 64, 112, 1), (64, 64, 56, 4), (128, 128, 28, 6), (256, 256, 14, 26), (512, 512, 7, 4))
-NETWORKS = {"r18": 18, "r50": 50}  # and their layers
+NETWORKS = {"r18": 18, "r50": 50}  # depths
 
 
 class Bound:
-    """A symbol bound for training on the CPU, its parameters and inputs random."""
+    """A network bound for training on the CPU, with random parameters and inputs."""
 
-    def __init__(self, symbol: mx.sym.Symbol, shape: tuple[int, ...]) -> None:
-        self.executor = symbol.simple_bind(mx.cpu(), grad_req="write", data=shape)
+    def __init__(self, graph: Graph, shape: tuple[int, ...]) -> None:
+        self.executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", data=shape)
         for array in self.executor.arg_arrays:
             array[:] = mx.nd.random.normal(scale=0.05, shape=array.shape)
         self.forward = self.backward = float("inf")
 
     def step(self) -> None:
-        """One forward and backward pass; keeps the least times, in seconds."""
+        """Do one forward and backward pass, and keep the least times, in seconds."""
         mx.nd.waitall()
         start = time.process_time()
         outputs = self.executor.forward(is_train=True)
@@ -55,24 +57,24 @@ class Bound:
         return self.forward + self.backward
 
 
-def layer(channels: int, normed: bool) -> mx.sym.Symbol:
-    data = mx.sym.var("data")
+def layer(channels: int, normed: bool) -> Graph:
+    data = sym.Variable("data")
     if normed:
-        data = mx.sym.BatchNorm(data, fix_gamma=False)
-    data = mx.sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
-    return mx.sym.BatchNorm(data, fix_gamma=False) if normed else data
+        data = sym.BatchNorm(data, fix_gamma=False)
+    data = sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
+    return (sym.BatchNorm(data, fix_gamma=False) if normed else data).graph()
 
 
-def race(symbols: tuple[mx.sym.Symbol, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
-    bound = [Bound(symbol, shape) for symbol in symbols]
-    for _ in range(repeats + 1):  # the first time, memory is set aside
+def race(graphs: tuple[Graph, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
+    bound = [Bound(graph, shape) for graph in graphs]
+    for _ in range(repeats + 1):  # the first pass allocates memory
         for item in bound:
             item.step()
     return bound
 
 
 def compare_layers(batch: int, repeats: int) -> dict[str, float]:
-    """The first table; returns the ratios of all layers together."""
+    """Print the first table; returns the ratios of all layers together."""
     ratios = {}
     print(f"{'ms, forward + backward':24}{'MXNet':>16}{'Winograd':>16}{'ratio':>8}")
     for normed in (False, True):

@@ -6,9 +6,9 @@
     python -m common.build_eval_pack --data-dir aligned --pairs pairs_label.txt --output mine.bin
 
 Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), or LFW's pairs.txt; folds follow the order of
-the list. With landmarks or a detector images are aligned; without, they are taken as aligned, and JPEGs of the right
-size stay as they are, byte for byte. An image that several pairs name is read, aligned and stored once. The .bin is
-(images, issame), as the recipes have it. Beside it: a .json of what was done and a .png of some pairs.
+the list. With landmarks or a detector images are aligned. Without, they count as aligned, and JPEGs of the right size
+are copied byte for byte. An image that several pairs name is read, aligned and stored once. The .bin is (images,
+issame), as in the recipes. Beside it are a .json with a report and a .png of some pairs.
 """
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.faces.contact_sheet import draw_sheet
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
 from common.sets.pair_lists import PairList, read_pairs
@@ -31,15 +31,15 @@ from recognition.config.command_line import Parser
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
-from recognition.io.files import writing
+from recognition.io.files import require_new, writing
 
-SHOWN = 16  # pairs in the picture
-TOLD = 10
+SHOWN_PAIRS = 16  # in the picture
+MOST_LINES = 10  # about left-out images on the screen
 Encode = Callable[[str, Path], bytes]
 
 
 def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95) -> Encode:
-    """How an image, name and path, becomes the bytes of a pair: aligned, or as it is if there is no aligner."""
+    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner."""
     if aligner is None:
         return lambda name, path: encode_image(path, size, fit, quality)
 
@@ -51,15 +51,19 @@ def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality:
 
 
 def get_norm_crop(image_path: Path, aligner: Aligner) -> np.ndarray:
-    """The aligned face of an image, uint8 ``(size, size, 3)`` RGB; UserError where there is none."""
+    """The aligned face of an image, uint8 ``(size, size, 3)`` RGB.
+
+    :raises UserError: if the image cannot be read or no face is found.
+    """
     return aligner(Path(image_path).name, Path(image_path)).image
 
 
 def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
                     skip_broken: bool = False) -> tuple[np.ndarray, list[str]]:
-    """Write ``output``; returns which pairs it has, bool ``(P,)``, and a line for each image that could not be used.
+    """Write ``output``. Returns a mask of the pairs in it, bool ``(P,)``, and a line for each unusable image.
 
-    :param skip_broken: leave pairs with such images out, instead of stopping at the first
+    :param skip_broken: leave out pairs with unusable images
+    :raises UserError: at the first unusable image without ``skip_broken``, or if no pair is left
     """
     names = list(dict.fromkeys(name for pair in zip(pairs.first, pairs.second) for name in pair))
     if 2 * len(pairs.issame) > MAX_IMAGES:
@@ -91,11 +95,11 @@ def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
 
 
 def draw_pairs(pack: Path, path: Path) -> None:
-    """Some pairs of both kinds, evenly from the list: two images side by side, and whether they are of one identity."""
+    """Draw some pairs of one identity and of two, evenly from the list, each as two images side by side."""
     images, issame = read_bin(pack)
-    kinds = (np.flatnonzero(issame), np.flatnonzero(~issame))
-    chosen = sorted(kind[i] for kind in kinds if len(kind)
-                    for i in set(np.linspace(0, len(kind) - 1, SHOWN // 2).astype(int).tolist()))
+    both = (np.flatnonzero(issame), np.flatnonzero(~issame))
+    chosen = sorted(pairs[i] for pairs in both if len(pairs)
+                    for i in set(np.linspace(0, len(pairs) - 1, SHOWN_PAIRS // 2).astype(int).tolist()))
     shown = [decode_rgb(images[2 * i + side]) for i in chosen for side in (0, 1)]
     captions = [text for i in chosen for text in (f"pair {i}", "one identity" if issame[i] else "two identities")]
     draw_sheet(path, shown, captions, title=pack.name)
@@ -116,12 +120,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quality", type=int, default=95, help="of JPEGs written (default 95)")
     add("--skip-broken", action="store_true", help="leave pairs out whose images are broken or have no face, with a "
         "line each, instead of stopping at the first: folds shift then")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     args.pairs = args.pairs or args.data_dir / "pairs_label.txt"
     if args.output.suffix != ".bin":
         raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    require_new([args.output.with_suffix(suffix) for suffix in (".bin", ".json", ".png")],
+                [args.data_dir, args.pairs, args.landmarks, args.detector], args.overwrite)
     return args
 
 
@@ -132,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     aligner = open_aligner(args, args.image_size, args.align_mode) if args.landmarks or args.detector else None
     encode = encoder(aligner, args.image_size, args.fit, args.quality)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
-    for line in broken[:TOLD]:
+    for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})

@@ -24,15 +24,17 @@ from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.head.shard import split_classes
 from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, is_of_centres, rows_between
+from recognition.io.checksums import sum_beside
+from recognition.io.files import require_new
 from recognition.io.params import Pieces, read_arrays, write_arrays
 
-PARTS = ("fc7_<i>_weight", "<i>_centers.param")  # forms in which a file or a folder may hold some shards of several
+PARTS = ("fc7_<i>_weight", "<i>_centers.param")  # forms of files and folders that may hold a part of the shards
 
 
 def read_inputs(paths: Sequence[Path]) -> tuple[SavedCentres, dict[str, Pieces]]:
-    """W of all inputs, joined, and the other arrays of the checkpoints among them by name.
+    """Open W of all inputs, joined, and the other arrays of their checkpoints by name.
 
-    :raises UserError: if none of them holds W, or they do not go together.
+    :raises UserError: if none of them holds W, or if they do not fit together.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError(f"{', '.join(map(str, paths))}: found an input twice, expected each once")
@@ -69,24 +71,25 @@ def _joined(found: Sequence[SavedCentres]) -> SavedCentres:
 
 def convert(inputs: Sequence[Path], output: Path, shards: int = 1, num_classes: int = 0, sub_centres: int = 1,
             overwrite: bool = False) -> str:
-    """Write W of ``inputs`` to ``output`` in ``shards`` and return a line that says what was done.
+    """Write W of ``inputs`` to ``output`` in ``shards`` shards, and return a line about it.
 
-    :param num_classes: to leave out rows behind the last class and to check the number; 0: as many as there are rows.
-    :param overwrite: a ``.params`` output may be there already.
+    :param num_classes: the number of classes; rows behind the last one are left out. 0: all rows belong to classes.
+    :param overwrite: replace a ``.params`` output that exists.
+    :raises UserError: if the inputs do not fit ``num_classes``, or if the output cannot be written.
     """
+    if output.suffix == ".params":
+        require_new([output, sum_beside(output)], [path for path in inputs if not path.is_dir()], overwrite)
     centres, others = read_inputs(inputs)
     if num_classes == 0 and centres.rows % sub_centres:
         raise UserError(f"{centres.where}: found {centres.rows} rows, expected a multiple of --sub-centres "
                         f"{sub_centres}")
     num_classes = num_classes or centres.rows // sub_centres
-    if misfit := centres.misfit(num_classes, sub_centres):
-        raise UserError(f"{centres.where}: {misfit}")
+    if mismatch := centres.mismatch(num_classes, sub_centres):
+        raise UserError(f"{centres.where}: {mismatch}")
     if not 1 <= shards <= num_classes:
         raise UserError(f"--shards: found {shards}, expected 1 to {num_classes}, the number of classes")
     ranges = [(a * sub_centres, b * sub_centres) for a, b in split_classes(num_classes, shards)]
     if output.suffix == ".params":
-        if output.exists() and not overwrite:
-            raise UserError(f"{output}: exists already, expected a new name; --overwrite replaces it")
         form = _write_checkpoint(output, centres, ranges, others)
     else:
         form = _write_folder(output, centres, ranges)

@@ -4,9 +4,9 @@
     python -m common.convert_torch backbone.pth models/r50-torch/model,1
     python -m common.convert_torch models/r50-arcface-emore/model,1 backbone.pth
 
-PyTorch is not needed, and nothing that a .pth says is run: its pickle is read by a reader that knows tensors and no
-more. The checkpoint is that of --network r18, r34, r50 or r100: --pretrained takes it. It maps pixels 0 to 255 to the
-embedding that iresnet gives for (p - 127.5) / 127.5.
+PyTorch is not needed, and no code of a .pth is run: its pickle is read by a reader that knows only tensors. The
+checkpoint is one of --network r18, r34, r50 or r100, for --pretrained. It maps pixels p from 0 to 255 to the embedding
+that iresnet gives for (p - 127.5) / 127.5.
 """
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ import argparse
 import re
 from pathlib import Path
 
+from common.embedding.model_flags import files_of
 from common.export.iresnet import from_torch, to_torch
 from common.export.torch_file import read_tensors, write_tensors
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
-from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
+from recognition.io.checksums import sum_beside
+from recognition.io.files import require_new
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
 
 ENDINGS = (".pth", ".pt")
 
 
-def import_weights(source: Path, target: str) -> None:
+def import_weights(source: Path, target: str, overwrite: bool) -> None:
     match = re.fullmatch(r"(.+?)(?:,\s*(\d{1,4}))?", target)
     prefix, number = Path(match[1] if match else target), int(match[2] or 1) if match else 1
-    depth, symbol, arguments, auxiliary = from_torch(read_tensors(source), str(source))
-    path = prefix.with_name(f"{prefix.name}-{number:04d}.params")
-    if path.exists():
-        raise UserError(f"{path}: exists already, expected a new checkpoint: remove it, or choose another name")
-    save_checkpoint(prefix, number, symbol, arguments, auxiliary)
+    own_symbol, path = files_of((str(prefix), number))
+    require_new([path, sum_beside(path)], [source], overwrite)
+    depth, graph, arguments, auxiliary = from_torch(read_tensors(source), str(source))
+    if not own_symbol.is_file() or own_symbol.read_bytes() != graph.to_json().encode():  # else of the same network
+        require_new([own_symbol, sum_beside(own_symbol)], [source], overwrite)
+    save_checkpoint(prefix, number, graph, arguments, auxiliary)
     print(f"{path}: r{depth}, {len(arguments['pre_fc1_bias'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
           f"arrays; goes on with --network r{depth} --pretrained {prefix},{number}")
 
 
-def export_weights(source: str, target: Path) -> None:
+def export_weights(source: str, target: Path, overwrite: bool) -> None:
     prefix, number = find_pretrained(source, 1, "source")
+    require_new([target], files_of((prefix, number)), overwrite)
     params = f"{prefix}-{number:04d}.params"
     depth, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), *read_params(Path(params)), params)
     write_tensors(target, tensors)
@@ -53,14 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
                    formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("source", help="a .pth file, or a checkpoint: PREFIX,EPOCH")
     flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, or a .pth file")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
     torch_there, torch_here = (Path(name).suffix in ENDINGS for name in (options.target, options.source))
     if torch_there == torch_here:
         raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth or .pt")
     if torch_here:
-        import_weights(Path(options.source), options.target)
+        import_weights(Path(options.source), options.target, options.overwrite)
     else:
-        export_weights(options.source, Path(options.target))
+        export_weights(options.source, Path(options.target), options.overwrite)
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a training set: images per identity, sizes, broken records; as a table, JSON and pictures.
+"""Statistics of a training set: images per identity, sizes, broken records; as a table, JSON and pictures.
 
     python -m common.data_stats datasets/emore
 
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, style
-from common.evaluation.results import table, write_json
+from common.drawing.contact_sheet import draw_sheet
+from common.drawing.plots import COLOURS, INK, style
+from common.evaluation.results import require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
-from common.faces.contact_sheet import draw_sheet
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
 from recognition.config.command_line import Parser
@@ -31,11 +31,12 @@ from recognition.io.files import replacing
 
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles in the table
 ROWS, COLUMNS = 6, 8  # identities in the picture, and images of each
-TOLD = 10
+MOST_LINES = 10  # about broken records on the screen
+FILES = ("stats.json", "identities.tsv", "stats.png", "faces.png")
 
 
 def summary(dataset: FaceDataset, looked: Survey) -> dict[str, Any]:
-    """The numbers, as JSON holds them."""
+    """The numbers of a set for its JSON file."""
     good = looked.good
     counts = images_per_identity(dataset, looked)
     present = counts[counts > 0]
@@ -49,13 +50,14 @@ def summary(dataset: FaceDataset, looked: Survey) -> dict[str, Any]:
 
 
 def broken(dataset: FaceDataset, looked: Survey) -> list[tuple[int, str]]:
-    """Record keys and what is wrong, of the first thousand."""
+    """Keys and problems of the first thousand broken records."""
     keys = dataset.records[1]
     return [(int(keys[i]), text) for i, text in looked.problems]
 
 
 def percentiles(values: np.ndarray) -> dict[str, float]:
-    """Mean, and percentiles as elements of the values: ``{"mean": .., "0": .., "50": ..}``; empty of no values."""
+    """Mean and percentiles, which are elements of the values: ``{"mean": .., "0": .., "50": ..}``; empty if there are
+    no values."""
     if not len(values):
         return {}
     found = np.percentile(values, POINTS, method="lower")
@@ -63,7 +65,7 @@ def percentiles(values: np.ndarray) -> dict[str, float]:
 
 
 def images_per_identity(dataset: FaceDataset, looked: Survey) -> np.ndarray:
-    """Images that can be used, int64 ``(C,)``."""
+    """The number of usable images of each identity, int64 ``(C,)``."""
     labels = looked.labels[looked.good]
     inside = (labels >= 0) & (labels < dataset.num_classes)
     return np.bincount(labels[inside].astype(np.int64), minlength=dataset.num_classes)
@@ -80,7 +82,7 @@ def write_identities(path: Path, dataset: FaceDataset, looked: Survey) -> None:
 
 
 def draw_stats(path: Path, dataset: FaceDataset, looked: Survey) -> bool:
-    """Histograms of images per identity and of bytes an image; False without matplotlib."""
+    """Draw histograms of the images of an identity and of the bytes of an image; returns False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -105,7 +107,7 @@ def draw_stats(path: Path, dataset: FaceDataset, looked: Survey) -> bool:
 
 
 def draw_faces(path: Path, dataset: FaceDataset, looked: Survey, seed: int = 0) -> None:
-    """A row of images of each of a few identities, drawn by the seed, of those with two images or more if there are."""
+    """Draw a row of images for each of a few random identities; with two images or more, if there are such."""
     rng = np.random.default_rng(seed)
     counts = images_per_identity(dataset, looked)
     several = np.flatnonzero(counts > 1) if (counts > 1).any() else np.flatnonzero(counts)
@@ -143,17 +145,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-stats)")
     add("--no-decode", action="store_true", help="look at the images' bytes alone, without decoding")
     add("--seed", type=int, default=0, help="of the identities in the picture (default 0)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise UserError(f"--seed: found {args.seed}, expected 0 or more")
     folder = args.data.resolve()
     output = args.output or folder.with_name(folder.name + "-stats")
+    require_results(output, FILES, ("images_per_identity", "bytes_per_image"), overwrite=args.overwrite)
     dataset = open_dataset(args.data)
     reader, _, offsets = dataset.records
     looked = survey(reader, offsets, dataset.image_shape[0], dataset.image_shape[1], not args.no_decode)
     found = summary(dataset, looked)
     print(report(found))
-    for key, text in broken(dataset, looked)[:TOLD]:
+    for key, text in broken(dataset, looked)[:MOST_LINES]:
         print(f"broken: record {key}: {one_line(text)}")
     write_json(output / "stats.json", {"data": str(args.data), **found})
     write_identities(output / "identities.tsv", dataset, looked)

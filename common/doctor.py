@@ -1,39 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examines a data set's folder, and says of everything that is wrong with it what to do.
+"""Examines a data set's folder, and tells for everything that is wrong with it what to do.
 
     python -m common.doctor datasets/emore
 
 Looks at train.rec (framing, header, identity records, labels, every image), train.idx (keys, offsets), property, and
 every <target>.bin beside them. The exit status is 0 if nothing needs doing, 1 if training runs but something is worth
-mending, 2 if training would stop or learn what is wrong, or there is no such folder. Beside the folder, or where
---output says: doctor.json with all findings, and doubtful.png, images that cannot be used or are there twice.
+mending, 2 if training would stop or learn wrong things, or if there is no such folder. Results go beside the folder, or
+to --output: doctor.json with all findings, and doubtful.png with images that cannot be used or are there twice.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
+import filecmp
+import os
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.evaluation.results import table, write_json
-from common.faces.contact_sheet import draw_sheet
+from common.drawing.contact_sheet import draw_sheet
+from common.evaluation.results import require_results, table, write_json
 from common.sets import doctor_checks as checks
 from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
 from common.sets.record_checks import Survey, framing, repeats, survey
+from common.sets.training_set import link_or_copy
 from recognition.config.command_line import Parser
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.recordio import RecordReader, unpack_record
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing
 
-DOUBTFUL = 32  # images in the picture
+DOUBTFUL_IMAGES = 32  # in the picture
 
 
 class Examined:
-    """What was found: facts, findings, and the records, for the picture."""
+    """The results of an examination: facts, findings, and the records for the picture."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
@@ -48,7 +52,7 @@ class Examined:
 
 
 def examine(folder: Path, decode: bool = True) -> Examined:
-    """Examine a folder; ``decode`` False looks at the bytes of images alone."""
+    """Examine a folder. Without ``decode`` only the bytes of images are examined."""
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected the folder of a data set")
     found = Examined()
@@ -78,10 +82,11 @@ def examine(folder: Path, decode: bool = True) -> Examined:
 
 
 def write_index(folder: Path) -> int:
-    """Write ``train.idx`` anew from the records: their own ids as keys if they are distinct, else their number.
+    """Write ``train.idx`` anew from the records; returns their number. Keys are the records' own ids if these are
+    distinct, else 0, 1, ... A different older index is kept as ``train.idx.1``, or with the next free number.
 
-    A record whose header cannot be read gets its number as its id, so that all others keep their keys; what is wrong
-    with it, by that key, is for the examination to say.
+    A record whose header cannot be read gets its number as its id, so that all others keep their keys; the examination
+    reports it under that key.
     """
     reader = RecordReader(folder / "train.rec")
     frames = framing(reader)
@@ -91,20 +96,27 @@ def write_index(folder: Path) -> int:
             ids[i] = unpack_record(reader.read(offset)).id
     distinct = len(np.unique(ids)) == len(ids) and (not len(ids) or ids.max() < 1 << 62)
     keys = ids.tolist() if distinct else range(len(ids))
-    with replacing(folder / "train.idx") as temporary, open(temporary, "w", encoding="ascii") as file:
-        file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys, frames.offsets.tolist()))
+    index = folder / "train.idx"
+    with replacing(index) as temporary:
+        with open(temporary, "w", encoding="ascii") as file:
+            file.writelines(f"{key}\t{offset}\n" for key, offset in zip(keys, frames.offsets.tolist()))
+        if index.exists() and not filecmp.cmp(index, temporary, shallow=False):
+            kept = next(name for i in count(1) if not os.path.lexists(name := index.with_name(f"train.idx.{i}")))
+            link_or_copy(index, kept)
+            print(f"{kept}: the index before")
     return len(ids)
 
 
 def draw_doubtful(found: Examined, path: Path) -> bool:
-    """Images that cannot be used, as far as OpenCV shows them, and some under two labels; False if there are none."""
+    """Draw images that cannot be used, as far as OpenCV decodes them, and some with two labels; returns False if there
+    are none."""
     if found.records is None or found.survey is None:
         return False
     labels, keys = found.survey.labels, found.records.keys
     groups = (group for group in repeats(found.survey.digests, np.flatnonzero(found.survey.bytes > 0))
               if (labels[group] != labels[group[0]]).any())
-    places = [i for i, _ in (*found.survey.problems, *found.survey.damages)][: DOUBTFUL // 2]
-    places += [i for group, _ in zip(groups, range(DOUBTFUL // 4)) for i in group[:2].tolist()]
+    places = [i for i, _ in (*found.survey.problems, *found.survey.damages)][: DOUBTFUL_IMAGES // 2]
+    places += [i for group, _ in zip(groups, range(DOUBTFUL_IMAGES // 4)) for i in group[:2].tolist()]
     images, captions = [], []
     for i in places:
         images.append(_shown(found.records.reader, int(found.records.offsets[i])))
@@ -115,7 +127,7 @@ def draw_doubtful(found: Examined, path: Path) -> bool:
 
 
 def _shown(reader: RecordReader, offset: int) -> np.ndarray:
-    """The image as far as OpenCV decodes it; a grey field where it does not."""
+    """The image as far as OpenCV decodes it, uint8 (H, W, 3); a grey square if it does not."""
     try:
         body = unpack_record(reader.read(offset)).body
         return decode_rgb(body, MOST_RECORD_PIXELS)
@@ -124,7 +136,7 @@ def _shown(reader: RecordReader, offset: int) -> np.ndarray:
 
 
 def report(found: Examined) -> str:
-    """Facts and findings as the screen shows them."""
+    """Facts and findings as text for the screen."""
     facts = [[name.replace("_", " "), str(value)] for name, value in found.facts.items() if name != "verification"]
     sets = found.facts["verification"].items()
     facts += [[f"{name}.bin", f"{parts['pairs']} pairs"] for name, parts in sets if parts]
@@ -145,8 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-doctor)")
     add("--no-decode", action="store_true", help="look at the bytes of train.rec's images alone, without decoding")
     add("--write-index", action="store_true", help="first write train.idx anew, from train.rec")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     output = args.output or args.data.resolve().with_name(args.data.resolve().name + "-doctor")
+    require_results(output, ("doctor.json", "doubtful.png"), ("status", "findings"), overwrite=args.overwrite)
     if args.write_index:
         print(f"{args.data / 'train.idx'}: written anew, {write_index(args.data)} records")
     found = examine(args.data, not args.no_decode)

@@ -4,10 +4,10 @@
     python -m common.drop --data DIR --model PREFIX,EPOCH --threshold 75 --k 3 --output NEW_DIR
 
 Train with config.loss_K = 3 and config.ckpt_embedding = False first: the right images of an identity gather at one of
-its sub-centres, the dominant one, and wrong ones at others or far away (sub-center ArcFace, Deng et al., 2020). Of each
-identity this keeps the images whose embedding is less than --threshold degrees from its dominant sub-centre, the one
-that is nearest to most of its images. NEW_DIR gets the images kept, byte for byte, as a training set whose identities
-are numbered anew without those that no image is left of; DIR's verification sets; and a report: drop.json,
+its sub-centres, the dominant one, and wrong ones at others or far away (sub-center ArcFace, Deng et al., 2020). The
+dominant sub-centre of an identity is the one that is nearest to most of its images. An image is kept if its embedding
+is less than --threshold degrees from it. NEW_DIR gets a training set of the kept images, byte for byte, whose
+identities are numbered anew, without those that lost all images; DIR's verification sets; and a report: drop.json,
 drop-identities.tsv, drop-images.npz, drop.png.
 """
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.embedding.model_flags import add_model_flags, as_text, check_model_flags
-from common.sets.dominant_model import save_dominant_model
+from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, files_of
+from common.sets.dominant_model import same_file, save_dominant_model
 from common.sets.drop_report import write_report
 from common.sets.output_folder import new_folder
 from common.sets.sub_centres import Choice, choose
@@ -32,8 +32,10 @@ from recognition.config.cli import split_pretrained
 from recognition.config.command_line import Parser
 from recognition.config.devices import Device, processors, share_processors
 from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
-from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres
+from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, shard_file
+from recognition.io.checksums import sum_beside
 from recognition.io.files import writing
 from recognition.io.params import read_arrays
 
@@ -41,57 +43,53 @@ MOST_DECODE_THREADS = 8
 
 
 def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
-    """The images kept as a training set, identity after identity, with all else that DIR's folder has for a run."""
+    """Write the kept images as a training set, identity after identity, with the verification sets and the names."""
     images = np.flatnonzero(choice.kept)
     images = images[np.argsort(choice.labels[images], kind="stable")]
     counts = choice.kept_counts[choice.kept_counts > 0].tolist()
     bodies = (dataset.read(i)[1] for i in tqdm(images, "writing", unit=" images", disable=None))
     write_set(folder, counts, bodies, dataset.image_shape[:2])
-    link_bins(dataset.path, folder)
+    link_bins([dataset.path], folder)
     if names := identity_names(dataset):
         left = "".join(f"{name}\n" for name, count in zip(names, choice.kept_counts) if count)
         (folder / "identities.txt").write_text(left, "utf-8", "surrogateescape")
 
 
 def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int, data: Path) -> SavedCentres:
-    """W with k sub-centres a class: ``given``, a file or folder, or where the checkpoint is.
+    """Open W with k sub-centres a class, from ``given``, a file or folder, or else from the checkpoint or its folder.
 
-    :raises UserError: if there is none, or it is of other classes or another number of sub-centres.
+    :raises UserError: if there is none, or if it has another number of classes or of sub-centres.
     """
     if given is None:
         centres = find_centres(checkpoint)
     else:
         centres = centres_in_folder(given) if given.is_dir() else centres_in_file(given, read_arrays(given))
     if centres is None:
-        states = [path.parent for path in checkpoint.parent.glob("state/step-*/centres-0.npy")]
+        states = [path.parent for path in checkpoint.parent.glob(f"state/step-*/{shard_file('centres', 0)}")]
         newest = max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
         hint = f", or a training state: --centres {newest}" if newest else ""
         raise UserError(f"{given or checkpoint}: found no class centres there, expected fc7_weight or fc7_<i>_weight, "
                         f"as config.ckpt_embedding = False saves them, or <rank>_centers.param{hint}")
-    if misfit := centres.misfit(num_classes, k):
+    if mismatch := centres.mismatch(num_classes, k):
         other = centres.rows // num_classes
-        fits = "" if other in (0, k) or centres.misfit(num_classes, other) else f"; --k {other} would fit"
-        raise UserError(f"{centres.where}: {misfit}, as {data / 'property'} and --k say{fits}")
+        fits = "" if other in (0, k) or centres.mismatch(num_classes, other) else f"; --k {other} would fit"
+        raise UserError(f"{centres.where}: {mismatch}, as {data / 'property'} and --k say{fits}")
     return centres
 
 
 def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75, k: int = 3, batch_size: int = 16,
          devices: Sequence[Device] = (("cpu", 0),), centres: Path | None = None, threads: int = 2,
-         output_model: tuple[str, int] | None = None, bfloat16: bool = False) -> dict[str, Any]:
-    """What the command does; returns the report, as ``drop.json`` has it.
+         output_model: tuple[str, int] | None = None, bfloat16: bool = False, engine: str = "auto") -> dict[str, Any]:
+    """Run the command; returns the report, the content of ``drop.json``.
 
     :param batch_size: images a device at a time.
     """
-    from recognition.engines.mxnet.embedder import (
-        Embedder,  # imports MXNet: after --help and what can be found wrong without it
-    )
-
     with new_folder(output) as folder:
         dataset = open_dataset(data)
         checkpoint = Path(as_text(model))
         saved = open_centres(checkpoint, centres, dataset.num_classes, k, data)
         height, width, channels = dataset.image_shape
-        embed = Embedder(*model, devices, batch_size, (channels, height, width), bfloat16)
+        embed = choose_engine(engine).embedder(model, devices, batch_size, (channels, height, width), bfloat16)
         if embed.dim != saved.dim:
             raise UserError(f"{saved.where}: found centres of {saved.dim} numbers, but {checkpoint} embeds in "
                             f"{embed.dim}")
@@ -133,24 +131,29 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least 1")
     if not 0 < args.threshold <= 180:  # NaN fails too
         raise UserError(f"--threshold: found {args.threshold:g}, expected degrees above 0, at most 180")
-    args.output_model = _output_model(args.output_model) if args.output_model else None
+    args.output_model = _output_model(args.output_model, args.model) if args.output_model else None
     return args
 
 
-def _output_model(text: str) -> tuple[str, int]:
-    prefix, epoch = split_pretrained(text, 1)
-    path = Path(as_text((prefix, epoch)))
-    if path.exists():
-        raise UserError(f"--output-model: {path} exists already, expected a new name")
-    return prefix, epoch
+def _output_model(text: str, model: tuple[str, int]) -> tuple[str, int]:
+    """The checkpoint to write, none of whose files is there; but its symbol, which is that of ``model``, may be."""
+    output = split_pretrained(text, 1)
+    written = files_of(output)
+    if same_file(written[0], files_of(model)[0]):
+        del written[0]
+    for path in (*written, *map(sum_beside, written)):
+        if os.path.lexists(path):
+            raise UserError(f"--output-model: {path} exists already, expected a new name")
+    return output
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     share_processors(args.devices, os.environ)
-    report = drop(args.data, args.model, args.output, args.threshold, args.k, args.batch_size, args.devices,
-                  args.centres, args.decode_threads, args.output_model, args.bfloat16)
+    report = drop(args.data, args.model, args.output, threshold=args.threshold, k=args.k, batch_size=args.batch_size,
+                  devices=args.devices, centres=args.centres, threads=args.decode_threads,
+                  output_model=args.output_model, bfloat16=args.bfloat16, engine=args.engine)
     images, identities = report["images"], report["identities"]
     print(f"{args.output}: {images['kept']} of {images['all']} images kept, of {identities['kept']} of "
           f"{identities['all']} identities; {images['dropped']} dropped, {images['dropped_of_other_sub_centres']} of "

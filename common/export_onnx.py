@@ -19,29 +19,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.embedding.gallery import find_images
-from common.export.onnx_graph import IR_VERSION, OPSET
-from common.export.onnx_operators import to_onnx
+from common.embedding.model_flags import files_of
 from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
-from recognition.engines.mxnet.embedder import read_network
 from recognition.errors import UserError, command
-from recognition.evaluation.trained_backbone import Backbone, load_backbone, unit_rows
-from recognition.io.files import replacing
+from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
+from recognition.io.files import replacing, require_new
+from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
 
-MOST_IMAGES = 256  # of DIR in the check
-# 1 - cosine, and the largest difference of a number of an embedding, in units of the embeddings' root mean square
-# where that is above 1. float16 has 11 bits, and its roundings add up over the layers.
+MOST_IMAGES = 256  # of DIR, in the check
+# By float16: the largest 1 - cosine, and the largest difference of a number of an embedding. If the embeddings' root
+# mean square is above 1, the latter is in units of it. float16 has 11 bits, and roundings add up over the layers.
 LIMITS = {False: (1e-4, 1e-4), True: (1e-3, 0.05)}
 
 
 class Agreement(NamedTuple):
-    """How far the file's embeddings are from MXNet's."""
+    """The differences of the file's embeddings from MXNet's for one set of images."""
 
     images: str
-    number: int
+    number: int  # of images
     cosine: float  # the largest 1 - cosine
     absolute: float  # the largest difference
     rms: float  # root mean square of MXNet's embeddings
@@ -51,7 +51,7 @@ class Agreement(NamedTuple):
         return self.cosine <= cosine and self.absolute <= absolute * max(1.0, self.rms)  # False for NaN
 
 
-def compare(path: Path, backbone: Backbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
+def compare(path: Path, backbone: TrainedBackbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
     """Run sets of images, uint8 ``(N, H, W, 3)``, through the file and MXNet; None without onnxruntime."""
     try:
         import onnxruntime
@@ -64,8 +64,8 @@ def compare(path: Path, backbone: Backbone, images: dict[str, np.ndarray]) -> li
 
     found, size = [], backbone.batch_size
     for name, images_of_set in images.items():
-        # The first image alone, then whole batches, then the rest alone: the same on both sides, as an embedding of
-        # net_output GNAP depends on its batch.
+        # The first image alone, then whole batches, then the rest one by one. Both sides get the same batches, as an
+        # embedding of net_output GNAP depends on its batch.
         batches = [images_of_set[:1]]
         for low in range(1, len(images_of_set), size):
             group = images_of_set[low : low + size]
@@ -79,7 +79,7 @@ def compare(path: Path, backbone: Backbone, images: dict[str, np.ndarray]) -> li
 
 
 def images_for(folder: Path | None, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Random images and those of a folder."""
+    """Sets of images for the check, by name: random ones, and those of a folder."""
     random = np.random.RandomState(0)
     sets = {"random": random.randint(0, 256, (9, *size, 3)).astype(np.uint8)}
     if folder is not None:
@@ -103,7 +103,7 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         temporary.write_bytes(model.SerializeToString())
         try:
             agreements = compare(temporary, backbone, images)
-        except ValueError as error:  # an embedding without a direction
+        except ValueError as error:  # an embedding is zero or not finite
             raise UserError(f"{options.output}: not written: {error}") from error
         _tell(agreements)
         for agreement in agreements or ():
@@ -141,7 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--check-images", type=Path, metavar="DIR", help="real faces for the check, at most 256")
     flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write what was done and measured there")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
+    require_new([options.output, options.json], [
+        options.check_images, *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     found = export(options)
     if options.json:
         with replacing(options.json) as temporary:

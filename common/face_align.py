@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aligns a folder of images by five landmarks: what ``python -m common.face_align`` does.
+"""Aligns a folder of images by five landmarks.
 
     python -m common.face_align photographs aligned --landmarks landmarks.txt
     python -m common.face_align photographs aligned --detector face_detection_yunet_2023mar.onnx
@@ -18,24 +18,24 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
 from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
 from common.faces.alignment import BASE, MODES
-from common.faces.contact_sheet import draw_sheet
 from common.faces.landmark_files import write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 
-SHOWN = 31  # faces in the picture, and their mean
-TOLD = 10  # left-out images named on the screen; all are in the .json
+SHOWN_FACES = 31  # in the picture, beside the mean of all
+MOST_LINES = 10  # about left-out images on the screen; the .json names all
 
 
 class Written:
-    """What :func:`align_folder` has done."""
+    """The results of :func:`align_folder`: names, landmarks, images for the picture, and lines about the rest."""
 
     def __init__(self, size: int) -> None:
         self.names: list[str] = []
@@ -57,9 +57,13 @@ class Written:
 
 def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: Path, suffix: str = ".jpg",
                  quality: int = 95) -> Written:
-    """Align ``source/name`` for each of ``names`` to ``folder``; what cannot be aligned is left out with a line."""
+    """Align ``source/name`` for each of ``names`` to ``folder``; an image that cannot be aligned is left out, with a
+    line in the result.
+
+    :raises UserError: if no image can be aligned, or if two would have the same name.
+    """
     written = Written(aligner.size)
-    step = max(1, len(names) // SHOWN)
+    step = max(1, len(names) // SHOWN_FACES)
     taken: dict[str, str] = {}
     for i, (name, found) in enumerate(tqdm(_aligned(source, names, aligner), "aligning", len(names), unit=" images",
                                            disable=None)):
@@ -73,7 +77,7 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = cv2.cvtColor(found.image, cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
-        written.add(name, found, i % step == 0 and len(written.shown) < SHOWN)
+        written.add(name, found, i % step == 0 and len(written.shown) < SHOWN_FACES)
     if not written.names:
         raise UserError(f"{source}: none of its {len(names)} images could be aligned: {written.left_out[0]}")
     return written
@@ -101,16 +105,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "(arcface, the default), or that of five which fits best, from profile to profile (five)")
     add("--format", choices=("jpg", "png"), default="jpg", help="of the aligned images (default jpg)")
     add("--quality", type=int, default=95, help="of JPEGs (default 95)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.landmarks is None and args.detector is None:
         raise UserError("--landmarks or --detector: found neither, expected a file of landmarks or a YuNet model")
     if not 1 <= args.quality <= 100:
         raise UserError(f"--quality: found {args.quality}, expected 1 to 100")
+    require_new(beside(args.output), [args.source, args.landmarks, args.detector], args.overwrite)
     return args
 
 
+def beside(output: Path) -> list[Path]:
+    """The files that go with the folder: landmarks, report, picture."""
+    output = output.resolve()
+    return [output.with_name(output.name + ending) for ending in (".txt", ".json", ".png")]
+
+
 def image_names(source: Path, aligner: Aligner, detects: bool) -> list[str]:
-    """The images to align: all in the folder, or without a detector those that have landmarks."""
+    """The images to align, as paths below ``source``: with a detector all, else those that have landmarks."""
     if not source.is_dir():
         raise UserError(f"{source}: not found, expected a folder of images")
     return [str(path.relative_to(source)) for path in find_images(source)] if detects else list(aligner.landmarks)
@@ -126,20 +138,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args.landmarks}: found {name!r}, expected a path inside {args.source}")
     with new_folder(args.output) as folder:
         written = align_folder(args.source, names, aligner, folder, "." + args.format, args.quality)
-        output = args.output.resolve()
+        landmarks, described, picture = beside(args.output)
         report = {"source": str(args.source), "size": args.size, "mode": args.mode,
                   "detector": str(args.detector) if args.detector else None,
                   "landmarks": str(args.landmarks) if args.landmarks else None, "images": len(names),
                   "aligned": len(written.names), "left_out": written.left_out}
-        with replacing(output.with_name(output.name + ".txt")) as temporary:
+        with replacing(landmarks) as temporary:
             write_landmarks(temporary, written.names, written.landmarks)
-        write_json(output.with_name(output.name + ".json"), report)
-        draw_sheet(output.with_name(output.name + ".png"), [written.mean(), *(image for _, image in written.shown)],
+        write_json(described, report)
+        draw_sheet(picture, [written.mean(), *(image for _, image in written.shown)],
                    [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])
-    for line in written.left_out[:TOLD]:
+    for line in written.left_out[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
-    if len(written.left_out) > TOLD:
-        print(f"left out: {len(written.left_out) - TOLD} more, see {args.output}.json")
+    if len(written.left_out) > MOST_LINES:
+        print(f"left out: {len(written.left_out) - MOST_LINES} more, see {args.output}.json")
     print(f"{args.output}: {len(written.names)} of {len(names)} images aligned; mean face and examples: "
           f"{args.output}.png")
     return 0

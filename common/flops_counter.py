@@ -22,26 +22,28 @@ from typing import Any
 
 import numpy as np
 
+from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
-from recognition.engines.mxnet.embedder import read_network
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.choose import build_network
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.io.files import replacing
-from recognition.networks import build_symbol, first_weights
+from recognition.io.files import replacing, require_new
+from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, short
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.networks.shapes import infer_shapes
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 
 def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of a batch of each size, after two that warm up."""
+    """The median milliseconds of a batch of each size, after two batches that warm up."""
     side, found = options.image_size, {}
     for size in options.batch_size:
-        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side))
+        backbone = load_backbone(f"{prefix},{number}", options.devices, size, (side, side), engine=options.engine)
         images = np.random.RandomState(0).randint(0, 256, (size, side, side, 3)).astype(np.uint8)
         times = []
         for _ in range(options.repeats + 2):
@@ -52,9 +54,9 @@ def measure(prefix: str, number: int, options: argparse.Namespace) -> dict[str, 
     return found
 
 
-def row(name: str, symbol: mx.sym.Symbol, prefix: str, number: int, options: argparse.Namespace) -> dict[str, Any]:
+def row(name: str, graph: Graph, prefix: str, number: int, options: argparse.Namespace) -> dict[str, Any]:
     shape = (3, options.image_size, options.image_size)
-    shapes, flops = infer_shapes(symbol, shape), count_flops(symbol, shape)
+    shapes, flops = infer_shapes(graph, shape), count_flops(graph, shape)
     numbers = sum(math.prod(size) for size in (*shapes.arguments.values(), *shapes.auxiliary.values()))
     return {"network": name, "embedding": shapes.output[1], "parameters": flops.parameters, "bytes": 4 * numbers,
             "flops": flops.products, "operations": flops.operations, "not_counted": list(flops.unknown),
@@ -65,12 +67,12 @@ def preset_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a network preset, with its first values in a temporary checkpoint."""
     flags = ["--network", name, *(["--config", str(options.config)] if options.config else [])]
     config = parse_args("train_parall", flags)
-    symbol, side = build_symbol(config), options.image_size
+    graph, side = build_network(config), options.image_size
     with tempfile.TemporaryDirectory() as folder:
         if not options.no_latency:
-            values = initialise(symbol, (3, side, side), 0, first_weights(config.net_name))
-            save_checkpoint(Path(folder, "model"), 1, symbol, *values)
-        return row(name, symbol, f"{folder}/model", 1, options)
+            values = initialise(graph, (3, side, side), 0, first_weights(config.net_name))
+            save_checkpoint(Path(folder, "model"), 1, graph, *values)
+        return row(name, graph, f"{folder}/model", 1, options)
 
 
 def model_row(text: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -102,14 +104,19 @@ def main(arguments: list[str] | None = None) -> int:
                        help="images a batch, several sizes (default 1)")
     flags.add_argument("--repeats", type=int, default=10, help="batches timed (default 10)")
     flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:1 (default cpu)")
+    add_engine_flag(flags)
     flags.add_argument("--image-size", type=int, default=112, help="side of the images (default 112)")
     flags.add_argument("--no-latency", action="store_true", help="time nothing")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    flags.add_overwrite()
     options = flags.parse_args(arguments)
     if not (options.network or options.model):
         raise UserError("found neither --network nor --model, expected at least one")
     if min(*options.batch_size, options.repeats) < 1:
         raise UserError("--batch-size, --repeats: found a number below 1")
+    models = [find_pretrained(text, 1, "--model") for text in options.model]
+    require_new([options.json], [options.config, *(path for model in models for path in files_of(model))],
+                options.overwrite)
     presets = options.network
     if presets == ["all"]:
         presets = list(open_config(str(options.config or "")).presets("network"))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All-pairs 1:1 within groups of people and over all, as the tables of IFRT have it: TAR at FAR 1e-6 for each.
+"""1:1 verification of all pairs within groups of people, and of all pairs at all, as in the tables of IFRT.
 
     python -m common.groups --model PREFIX,EPOCH --list FILE
 
-FILE has a line 'IMAGE IDENTITY GROUP' for each aligned image, tabs or spaces between them; images count from FILE's
-folder. Every two images of a group are a pair, and in ALL every two images at all. Prints a table; writes results.json
-and roc.png to the output folder.
+FILE has a line 'IMAGE IDENTITY GROUP' for each aligned image, with tabs or spaces; images are paths from FILE's folder.
+Every two images of a group are a pair; in the row ALL every two images are. Prints a table of TAR at FARs; writes
+results.json and roc.png to the output folder.
 """
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import numpy as np
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.evaluation.rate_pictures import draw_rates
-from common.evaluation.results import print_rates, rate_cells, write_json
+from common.evaluation.results import print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.image_files import in_order, read_image
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 
 FARS = (1e-6, 1e-5, 1e-4)
 ALL = "ALL"
@@ -33,16 +33,19 @@ _EXPECTED = "expected 'IMAGE IDENTITY GROUP'"
 
 
 class Listed(NamedTuple):
-    """N images of a list."""
+    """The N images of a list."""
 
     images: list[Path]
     identities: np.ndarray  # int64 (N,)
-    groups: np.ndarray  # int64 (N,), places in names
-    names: list[str]  # of the groups, in the order in which they come
+    groups: np.ndarray  # int64 (N,), indices of names
+    names: list[str]  # of the groups, in the order of the list
 
 
 def read_list(path: Path) -> Listed:
-    """Read a list of images, identities and groups. Raises UserError with the number of a line that is none."""
+    """Read a list of images, identities and groups.
+
+    :raises UserError: with its number, at the first malformed line; if the file cannot be read or has no lines.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
@@ -73,15 +76,15 @@ def read_list(path: Path) -> Listed:
 
 
 def members(listed: Listed) -> dict[str, np.ndarray]:
-    """The numbers of the images of each group, by name, and of all: int64."""
+    """The indices of the images of each group, by name, and of all: int64."""
     found = {name: np.flatnonzero(listed.groups == i) for i, name in enumerate(listed.names)}
     return {**found, ALL: np.arange(len(listed.images))}
 
 
 def evaluate_groups(embed: Embed, listed: Listed, batch_size: int, size: int = 112, flip: bool = True,
                     fars: Sequence[float] = FARS, name: str = "list") -> dict[str, AllPairs]:
-    """Embed all images and score every group and all."""
-    for group, chosen in members(listed).items():  # before hours are spent
+    """Embed all images, and score every group and all images together."""
+    for group, chosen in members(listed).items():  # now, before hours are spent
         check_pairs(listed.identities[chosen], fars, f"{name}: {group}")
 
     def read(path: Path) -> np.ndarray:
@@ -107,9 +110,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "<prefix>-<epoch>-<name of FILE>)")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates (default 1e-6,1e-5,1e-4)")
     add("--no-flip", action="store_true", help="leave mirrored images out")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     check_model_flags(args)
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.list.stem}")
+    require_results(args.output, ("results.json", "roc.png"), ("list", "flip", "groups"), [args.list], args.overwrite)
     return args
 
 

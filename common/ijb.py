@@ -3,9 +3,9 @@
 
     python -m common.ijb --model PREFIX,EPOCH --data IJBC
 
-DIR holds loose_crop/ and meta/ as they are handed out. Every image is aligned by its five landmarks; the embedding is
-the image's plus its mirror's, times the detector's score; the mean over each medium, then the sum over the media, is
-the template. Prints tables; writes results.json and roc.png to the output folder.
+DIR holds loose_crop/ and meta/ as they are distributed. Every image is aligned by its five landmarks. Its embedding is
+added to that of its mirror and multiplied by the detector's score. A template is the sum over its media of the mean
+over each medium. Prints tables; writes results.json and roc.png to the output folder.
 """
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import numpy as np
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.evaluation.ijb_meta import Faces, Subjects, find, read_faces, read_identification, read_pairs
 from common.evaluation.rate_pictures import draw_rates
-from common.evaluation.results import percent, print_rates, rate_cells, table, write_json
+from common.evaluation.results import percent, print_rates, rate_cells, require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.faces.alignment import align
 from common.sets.image_files import in_order, read_image
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at
 from recognition.evaluation.rates import Rate, tar_at, thin_curve
 from recognition.evaluation.templates import Templates, aggregate
@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
 
 def aligned_faces(folder: Path, faces: Faces, size: int) -> Iterator[np.ndarray]:
-    """The images of ``folder`` by their landmarks: uint8 ``(size, size, 3)`` RGB each, in order."""
+    """Yield the images of ``folder``, aligned by their landmarks: uint8 ``(size, size, 3)`` RGB each, in order."""
 
     def one(i: int) -> np.ndarray:
         path = folder / faces.names[i]
@@ -56,10 +56,10 @@ def aligned_faces(folder: Path, faces: Faces, size: int) -> Iterator[np.ndarray]
 
 def embed_templates(embed: Embed, data: Path, faces: Faces, batch_size: int, size: int = 112, flip: bool = True,
                     detector_scores: bool = True, unit_images: bool = False) -> Templates:
-    """All templates' embeddings.
+    """The embeddings of all templates.
 
     :param detector_scores: weight images by the detector's score
-    :param unit_images: normalise each image's embedding first; else it counts by its norm, as the recipes have it
+    :param unit_images: normalise each image's embedding first; else it counts by its norm, as in the recipes
     """
     rows = embed_images(embed, aligned_faces(data / "loose_crop", faces, size), len(faces.names), batch_size, flip)
     if unit_images:
@@ -68,7 +68,7 @@ def embed_templates(embed: Embed, data: Path, faces: Faces, batch_size: int, siz
 
 
 def pair_scores(templates: Templates, pairs: np.ndarray, where: str, block: int = 1 << 14) -> Scores:
-    """Scores of pairs, int64 ``(P, 3)`` as :func:`common.evaluation.ijb_meta.read_pairs` gives them."""
+    """The scores of pairs, int64 ``(P, 3)`` from :func:`common.evaluation.ijb_meta.read_pairs`."""
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), block):
         rows = [templates.rows(pairs[start : start + block, column], where) for column in (0, 1)]
@@ -79,8 +79,8 @@ def pair_scores(templates: Templates, pairs: np.ndarray, where: str, block: int 
 
 
 def identify(templates: Templates, galleries: dict[str, Subjects], probes: Subjects) -> dict[str, dict[str, Any]]:
-    """1:N: of each gallery, and of both as one, the ranks; of each gallery TPIR at FPIR, where the probes of the other
-    are strangers. ``mean`` is the mean of the two galleries, what the papers' tables have."""
+    """1:N: the ranks in each gallery and in both as one, and TPIR at FPIR in each gallery, which lacks the probes of
+    the other. ``mean`` is the mean of the two galleries, as in the papers' tables."""
     embedded = templates.embeddings
     rows = templates.rows(probes.templates, "probes")
     found: dict[str, dict[str, Any]] = {}
@@ -103,12 +103,12 @@ def identify(templates: Templates, galleries: dict[str, Subjects], probes: Subje
 
 def evaluate_ijb(embed: Embed, data: Path, batch_size: int, size: int = 112, fars: Sequence[float] = FARS,
                  **options: bool) -> tuple[list[Rate], Scores, dict[str, dict[str, Any]] | None]:
-    """The 1:1 table, its scores, and the 1:N results where ``meta`` has that protocol.
+    """The 1:1 table, its scores, and the 1:N results; None if ``meta`` lacks that protocol.
 
-    :param options: of :func:`embed_templates`
+    :param options: those of :func:`embed_templates`
     """
     meta = data / "meta"
-    faces, pairs, searches = read_faces(meta), read_pairs(meta), read_identification(meta)  # mistakes before hours
+    faces, pairs, searches = read_faces(meta), read_pairs(meta), read_identification(meta)  # now, before hours
     templates = embed_templates(embed, data, faces, batch_size, size, **options)
     scores = pair_scores(templates, pairs, str(find(meta, "_template_pair_label.txt")))
     found = identify(templates, *searches) if searches else None
@@ -127,6 +127,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-flip", action="store_true", help="leave mirrored images out")
     add("--no-detector-score", action="store_true", help="weight all images alike")
     add("--unit-images", action="store_true", help="normalise each image's embedding before the mean")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     check_model_flags(args)
     for name in ("loose_crop", "meta"):
@@ -134,6 +135,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--data: found no folder {args.data / name}, expected loose_crop and meta of IJB-B or "
                             "IJB-C")
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.data.resolve().name}")
+    require_results(args.output, ("results.json", "roc.png"), ("verification", "identification", "unit_images"),
+                    overwrite=args.overwrite)
     return args
 
 

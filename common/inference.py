@@ -6,10 +6,10 @@
     python -m common.inference --model PREFIX,EPOCH --compare A.jpg B.jpg --threshold 1.25
     python -m common.inference --model PREFIX,EPOCH --gallery DIR_OR_FILE.npz --probes IMAGE_OR_DIR --json OUT.json
 
-Images are aligned faces of the size that the network was trained on, or of that shape in another size. An embedding is
-that of the image plus that of its mirror, of unit length, as in verification; --no-flip leaves the mirror out.
-Distances are squared Euclidean ones, 2 - 2 cosine, from 0 to 4. FILE.npz holds embeddings float32 (N, dim) and paths
-(N,). Files that cannot be used are named and counted; the exit status is 0 if there are others.
+Images are aligned faces of the size that the network was trained on, or of that shape in another size. The embedding of
+an image is added to that of its mirror and normalised, as in verification; --no-flip leaves the mirror out. Distances
+are squared Euclidean ones, 2 - 2 cosine, from 0 to 4. FILE.npz holds embeddings float32 (N, dim) and paths (N,). Files
+that cannot be used are named and counted; the exit status is 0 if there are others.
 """
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 
 from common.embedding.gallery import check_same_network, distances, embed_files, load_gallery, nearest, save_gallery
+from common.embedding.model_flags import add_engine_flag, files_of
 from common.sets.image_sources import find_images
+from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
-from recognition.evaluation.trained_backbone import Backbone, load_backbone
-from recognition.io.files import replacing
+from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
+from recognition.io.files import replacing, require_new
 
 Found = dict[str, Any]
 
@@ -46,12 +48,14 @@ def parser() -> Parser:
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     flags.add_argument("--no-flip", action="store_true", help="without mirrors: half of the time")
     flags.add_argument("--devices", default="cpu", help="cpu, gpu, gpu:0,1 (default cpu)")
+    add_engine_flag(flags)
     flags.add_argument("--batch-size", type=int, default=32, help="images a device at a time (default 32)")
     flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
+    flags.add_overwrite()
     return flags
 
 
-def embed(backbone: Backbone, options: argparse.Namespace) -> Found:
+def embed(backbone: TrainedBackbone, options: argparse.Namespace) -> Found:
     start = time.perf_counter()
     gallery, bad = embed_files(backbone, options.images, not options.no_flip)
     seconds = time.perf_counter() - start
@@ -67,7 +71,7 @@ def embed(backbone: Backbone, options: argparse.Namespace) -> Found:
     return found if options.output else {**found, "embedding": gallery.embeddings[0].tolist()}
 
 
-def compare(backbone: Backbone, options: argparse.Namespace) -> Found:
+def compare(backbone: TrainedBackbone, options: argparse.Namespace) -> Found:
     rows = [embed_files(backbone, path, not options.no_flip)[0].embeddings[0] for path in options.compare]
     cosine = float(rows[0] @ rows[1])
     found: Found = {"images": [str(path) for path in options.compare], "cosine": cosine,
@@ -80,7 +84,7 @@ def compare(backbone: Backbone, options: argparse.Namespace) -> Found:
     return found
 
 
-def search(backbone: Backbone, options: argparse.Namespace) -> Found:
+def search(backbone: TrainedBackbone, options: argparse.Namespace) -> Found:
     flip = not options.no_flip
     bad: list[str] = []
     if options.gallery.suffix == ".npz":
@@ -123,7 +127,10 @@ def _tell(bad: list[str]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise UserError for what is wrong with flags and paths: before MXNet, and hours of work."""
+    """Check flags and paths, before MXNet is imported and hours of work begin.
+
+    :raises UserError: if one is wrong.
+    """
     for flag, goes_with in (("output", "images"), ("probes", "gallery")):
         if getattr(options, flag) is not None and getattr(options, goes_with) is None:
             raise UserError(f"--{flag}: goes with --{goes_with} only")
@@ -133,6 +140,9 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
     if options.top < 1:
         raise UserError(f"--top: found {options.top}, expected at least 1")
+    require_new([options.output, options.json], [
+        options.images, options.gallery, options.probes, *(options.compare or ()),
+        *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     for place in (options.images, options.gallery, options.probes, *(options.compare or ())):
         if place and (place != options.gallery or place.suffix != ".npz"):
             find_images(place)
@@ -150,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     _check(options)
     side = options.image_size
-    backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side))
+    backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side), engine=options.engine)
     action = embed if options.images else compare if options.compare else search
     found = action(backbone, options)
     if options.json:

@@ -3,8 +3,8 @@
 
     python -m common.megaface --probes FEATURES/facescrub --distractors FEATURES/megaface --suffix _r100_112x112.bin
 
-A probe's person is the folder that its feature lies in. Images that a noise list names are left out. Prints a table;
-writes results.json and curves.png (ROC and CMC) to the output folder.
+The folder of a probe's feature is its person. Images in a noise list are left out. Prints a table; writes results.json
+and curves.png (ROC and CMC) to the output folder.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.embedding.model_flags import rates_flag
 from common.evaluation.megaface_files import list_images, read_features, without_noises
 from common.evaluation.rate_pictures import draw_rates
-from common.evaluation.results import percent, print_rates, rate_cells, write_json
+from common.evaluation.results import percent, print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
@@ -31,7 +31,10 @@ DISTRACTORS = 1_000_000
 
 
 def people_of(images: Sequence[str]) -> np.ndarray:
-    """A number for each image's folder: int64 ``(n,)``. Raises UserError for an image that is in none."""
+    """The number of each image's folder: int64 ``(n,)``.
+
+    :raises UserError: if an image is in no folder.
+    """
     for image in images:
         if "/" not in image:
             raise UserError(f"--probes: found {image!r}, expected PERSON/IMAGE")
@@ -51,9 +54,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--count", type=int, default=DISTRACTORS, help=f"distractors at most (default {DISTRACTORS})")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates (default 1e-6,1e-5,1e-4)")
     add("--output", type=Path, default=Path("megaface"), metavar="OUT", help="where results go (default: megaface)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.count < 1 or not args.suffix:
         raise UserError("--count, --suffix: expected at least 1 and some text")
+    lists = [args.probe_list, args.probe_noises, args.distractor_list, args.distractor_noises]
+    require_results(args.output, ("results.json", "curves.png"), ("distractors", "searches", "cmc"), lists,
+                    args.overwrite)
     return args
 
 

@@ -4,13 +4,15 @@
     python -m common.merge_sets datasets/a datasets/b --output datasets/ab
     python -m common.merge_sets datasets/a --output datasets/clean --exclude lfw.bin,agedb_30.bin --model PREFIX,EPOCH
 
-The identities of each set follow those of the set before. Images that are there twice, byte for byte, are left out but
-for the first, as are those of the --exclude sets. With --model embeddings tell more: identities whose mean embedding is
-near an image of the verification sets go, as they are likely the same person, and so do single images that are nearer
-still; with --join identities of different sets that are one person become one. One set may be given, to clean it.
+The identities of each set follow those of the set before. Of images that are the same, byte for byte, only the first is
+kept; images of the --exclude sets are left out. With --model embeddings are compared, too: identities whose mean
+embedding is near an image of the verification sets are left out, as they are likely the same person, and so are single
+images that are still nearer; with --join identities of different sets that are one person become one. A single set can
+be cleaned this way. The new set also gets the sets' own .bin; if two with the same name differ, the name of its set is
+added to that of the second.
 
-The new folder also has merge.json, merge.tsv (a line an identity: where it came from, what was left out and why), and
-with --model merge.png (how near the sets are) and nearest.png (what is nearest, beside what it is near to). The limits
+The new folder also has merge.json and merge.tsv (a line an identity: its origin, what was left out and why). With
+--model it has merge.png (the distances between the sets) and nearest.png (the nearest images, side by side). The limits
 depend on the network: look at these pictures before training.
 """
 from __future__ import annotations
@@ -36,24 +38,24 @@ from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import decode_rgb, fit
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
-from recognition.evaluation.embedding import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.io.files import writing
 
-KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # what becomes of an image, and why
+KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # the fates of images, indices of REASONS
 REASONS = ("kept", "repeats", "copies of verification images", "near a verification image", "of an identity near one")
 
 
 class Merged(NamedTuple):
-    """Of each set the fate of its images, int8 ``(N,)``, and the new number of its identities, -1 for none."""
+    """The content of the merged set."""
 
-    fates: list[np.ndarray]
-    numbers: list[np.ndarray]
+    fates: list[np.ndarray]  # int8 (N,) for each set: the fate of its images
+    numbers: list[np.ndarray]  # int64 (C,) for each set: the new numbers of its identities, -1 for none
     images: np.ndarray  # int64 (M, 2): set and image, in the order of the new set
     counts: list[int]  # images of each new identity
 
 
 def digests_of(dataset: FaceDataset) -> np.ndarray:
-    """64 bits of the encoded bytes of every image, uint64 ``(N,)``."""
+    """A digest, of 64 bits, of the encoded bytes of every image, uint64 ``(N,)``."""
     read = in_order(lambda i: digest_of(dataset.read(i)[1]), range(len(dataset)))
     return np.fromiter(tqdm(read, f"reading {dataset.path.name}", len(dataset), unit=" images", disable=None),
                        np.uint64, len(dataset))
@@ -73,7 +75,11 @@ def find_copies(datasets: Sequence[FaceDataset], apart: Sequence[bytes]) -> list
 def choose(datasets: Sequence[FaceDataset], labels: Sequence[np.ndarray], fates: Sequence[np.ndarray],
            alike: Sequence[Likeness] | None, image_limit: float, identity_limit: float,
            join: float | None) -> Merged:
-    """What goes, what stays, and under which number."""
+    """Decide the fates of all images, and the new numbers of identities.
+
+    :param fates: the fates so far; those of images near the verification sets are changed in place.
+    :param join: the cosine from which on identities of different sets become one; None: never.
+    """
     for i, part in enumerate(alike or ()):
         fate = fates[i]
         fate[(fate == KEPT) & (part.mean_cosines[labels[i]] >= identity_limit)] = IDENTITY
@@ -97,14 +103,13 @@ def choose(datasets: Sequence[FaceDataset], labels: Sequence[np.ndarray], fates:
 
 
 def write_merged(folder: Path, datasets: Sequence[FaceDataset], merged: Merged) -> None:
-    """The new set, byte for byte, with the sets' verification sets and their identities' names."""
+    """Write the new set, byte for byte, with the verification sets and the names of identities."""
     def bodies() -> Iterator[bytes]:
         for source, i in tqdm(merged.images.tolist(), "writing", unit=" images", disable=None):
             yield datasets[source].read(i)[1]
 
     write_set(folder, merged.counts, bodies(), datasets[0].image_shape[:2])
-    for dataset in datasets:
-        link_bins(dataset.path, folder)
+    link_bins([dataset.path for dataset in datasets], folder)
     if all(names := [identity_names(dataset) for dataset in datasets]):
         new = [""] * len(merged.counts)
         for number, of in reversed(list(zip(merged.numbers, names))):
@@ -127,7 +132,7 @@ def embed_apart(embed: Embed, images: Sequence[bytes], names: Sequence[str], sha
 
 
 def read_apart(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
-    """The distinct images of verification sets, and what to call each."""
+    """The distinct images of verification sets, encoded, and a name of each for messages."""
     found: dict[bytes, str] = {}
     for path in paths:
         for i, image in enumerate(read_bin(path)[0]):

@@ -33,7 +33,10 @@ FITS = ("pad", "crop", "stretch")
 
 
 def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 95) -> bytes:
-    """The image as a JPEG of ``size`` x ``size`` pixels. A JPEG that has the size stays as it is, byte for byte."""
+    """The image as a JPEG of ``size`` x ``size`` pixels; a JPEG of this size is copied byte for byte.
+
+    :raises UserError: if the image cannot be read.
+    """
     encoded, image = read_image(path)
     if is_jpeg(encoded) and image.shape[:2] == (size, size):
         return encoded
@@ -42,7 +45,7 @@ def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 9
 
 
 def fit_square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """uint8 ``(H, W, 3)`` to ``(size, size, 3)``.
+    """Resize an image, uint8 ``(H, W, 3)``, to ``(size, size, 3)``.
 
     ``pad`` scales the longer side to ``size`` and centres the image on black: 112 x 96 crops get the columns that the
     112 x 112 template adds. ``crop`` scales the shorter side and cuts the middle out. ``stretch`` scales both.
@@ -64,7 +67,11 @@ def fit_square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
 
 
 def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -> tuple[list[Identity], list[Identity]]:
-    """Those to train on and those held out: a share below 1, a number of people, or a file with a name a line."""
+    """Split identities into those to train on and those held out.
+
+    :param held_out: a share below 1, a number of people, or a file with a name a line.
+    :raises UserError: if it is none of these, or if none would be left to train on.
+    """
     names = held_out_names([identity.name for identity in identities], held_out, seed)
     parts: tuple[list[Identity], list[Identity]] = ([], [])
     for identity in identities:

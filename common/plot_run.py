@@ -5,22 +5,23 @@
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, FAINT, INK, colours, draw_roc, legend, say, style
+from common.drawing.plots import COLOURS, FAINT, INK, colours, draw_roc, legend, say, style
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
+from recognition.io.files import regular, replacing, require_new
 from recognition.training.watch.run_files import read_history, read_roc, smoothed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMATS = (".png", ".svg", ".pdf")
+SOFTWARE = "python -m common.plot_run"  # what a .png says that drew it
 
 
 
@@ -28,7 +29,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
-    """The loss as it was logged, faint, its running mean, and the last step before each change of the learning rate."""
+    """Draw the loss, faint, its running mean, and a mark at the last step before each change of the learning rate."""
     style(axes, "Training loss", "step")
     if not train:
         return say(axes, "no step logged yet")
@@ -49,7 +50,7 @@ def draw_loss(axes: Axes, train: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
-    """Accuracy of each target over the steps, with the standard deviation of its folds as a band."""
+    """Draw the accuracy of each target over the steps, with the standard deviation of its folds as a band."""
     style(axes, "Verification accuracy", "step")
     if not verifications:
         return say(axes, "no verification yet")
@@ -67,9 +68,11 @@ def draw_accuracy(axes: Axes, verifications: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """Draw the run whose history and ROC curves lie in ``folder`` to ``output``, a .png, .svg or .pdf.
+    """Draw the history and the ROC curves in the ``folder`` of a run to ``output``, a .png, .svg or .pdf.
 
     Returns the last verification of each target.
+
+    :raises UserError: if matplotlib is not installed, or if a file cannot be read or written.
     """
     try:
         from matplotlib.figure import Figure
@@ -85,15 +88,19 @@ def draw_run(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
     draw_loss(loss, history["train"])
     draw_accuracy(accuracy, history["verification"])
     draw_roc(roc, curves, {target: record["auc"] for target, record in last.items() if "auc" in record})
-    temporary = output.with_name(f".{output.name}.writing")
-    try:
-        figure.savefig(temporary, format=output.suffix[1:].lower())
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(output) as temporary:
+        form = output.suffix[1:].lower()
+        figure.savefig(temporary, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
     return last
+
+
+def is_own(picture: Path) -> bool:
+    """True for a .png that this command drew."""
+    try:
+        with open(picture, "rb", opener=regular) as file:
+            return b"tEXtSoftware\0" + SOFTWARE.encode() in file.read(512)
+    except OSError:
+        return False
 
 
 def _targets(verifications: Sequence[dict[str, Any]]) -> list[str]:
@@ -113,10 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m common.plot_run", description="Draw a training run.")
     parser.add_argument("folder", type=Path, metavar="MODEL_DIR", help="the folder of the run's checkpoints")
     parser.add_argument("--output", type=Path, help="picture: .png, .svg or .pdf (default: MODEL_DIR/run.png)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     output = args.output or args.folder / "run.png"
     if output.suffix.lower() not in FORMATS:
         raise UserError(f"--output: found {str(output)!r}, expected a name that ends with {', '.join(FORMATS)}")
+    require_new([output], overwrite=args.overwrite or (args.output is None and is_own(output)))
     for target, record in draw_run(args.folder, output).items():
         area = f", area under the ROC curve {record['auc']:.4f}" if "auc" in record else ""
         print(f"{target}: accuracy {record['accuracy']:.5f}+-{record['std']:.5f} after step {record['step']}{area}")

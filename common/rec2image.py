@@ -25,20 +25,21 @@ from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
 
-TOLD = 10
-_KINDS = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
+MOST_LINES = 10  # about broken records on the screen
+_SUFFIXES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
 
 
 def suffix_of(encoded: bytes) -> str:
-    """By its first bytes; ``.jpg`` for what has none that are known, as records hold JPEGs."""
-    return next((suffix for start, suffix in _KINDS if encoded.startswith(start)), ".jpg")
+    """The suffix for an image, by its first bytes; ``.jpg`` for an unknown format, as records hold JPEGs."""
+    return next((suffix for start, suffix in _SUFFIXES if encoded.startswith(start)), ".jpg")
 
 
 def unpack_set(source: Path, folder: Path, labels: Sequence[int] | None = None,
                limit: int | None = None) -> tuple[int, list[str]]:
-    """The images of a training set as files; returns how many, and a line for each that is broken.
+    """Write the images of a training set as files; returns their number, and a line for each broken record.
 
-    :param labels: those of these identities alone; ``limit``: of each identity so many at most
+    :param labels: only these identities; ``limit``: at most so many images of an identity
+    :raises UserError: if no image is written
     """
     dataset = open_dataset(source)
     chosen = np.arange(len(dataset))
@@ -66,7 +67,7 @@ def unpack_set(source: Path, folder: Path, labels: Sequence[int] | None = None,
 
 
 def _rank_within(labels: np.ndarray) -> np.ndarray:
-    """Of each element how many equal ones come before it."""
+    """The number of equal elements before each element: int64 (N,)."""
     order = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     rank = np.empty(len(labels), np.int64)
@@ -75,7 +76,7 @@ def _rank_within(labels: np.ndarray) -> np.ndarray:
 
 
 def unpack_bin(source: Path, folder: Path) -> int:
-    """The images of a verification set as files; returns the number of pairs."""
+    """Write the images of a verification set as files; returns the number of pairs."""
     images, issame = read_bin(source)
     digits = len(str(len(issame) - 1))
     with open(folder / "pairs_label.txt", "w", encoding="ascii") as listed:
@@ -88,7 +89,10 @@ def unpack_bin(source: Path, folder: Path) -> int:
 
 
 def _labels(text: str) -> list[int]:
-    """``0,5,10-19``"""
+    """The numbers in a text like ``0,5,10-19``.
+
+    :raises argparse.ArgumentTypeError: if it is something else.
+    """
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -125,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             images, broken = unpack_set(args.include, folder, args.identities, args.limit)
             done = f"{images} images"
-    for line in broken[:TOLD]:
+    for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
     print(f"{args.output}: {done}" + (f"; {len(broken)} broken records left out" if broken else ""))
     return 0

@@ -3,8 +3,8 @@
 
     python -m common.rec2shufrec datasets/emore datasets/emore-shuffled
 
-For slow disks and file systems over a network, where reading records at random is what training waits for. The new set
-has the images byte for byte, no header and no identity records; its ``property`` has further lines, the number of
+It is for slow disks and network file systems, where training waits for reads at random places. The new set has the
+images byte for byte, without a header and identity records. Its ``property`` has two further lines, the number of
 images and ``shuffled``, and training reads it from front to end. The order is a function of --seed.
 """
 from __future__ import annotations
@@ -27,7 +27,7 @@ from recognition.io.files import writing
 
 
 def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
-    """Write ``source`` in a random order to ``folder``; returns how many images and identities."""
+    """Write ``source`` in a random order to ``folder``; returns the numbers of images and identities."""
     dataset = open_dataset(source)
     order = EpochOrder(len(dataset), seed).permutation(0).tolist()
     with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
@@ -39,7 +39,7 @@ def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
         file.write(f"{len(order)}\nshuffled\n")
     if names := identity_names(dataset):
         (folder / "identities.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
-    link_bins(source, folder)
+    link_bins([source], folder)
     dataset.close()
     return len(order), dataset.num_classes
 

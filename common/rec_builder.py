@@ -43,12 +43,12 @@ Image = Union[bytes, np.ndarray]  # encoded, or uint8 (H, W, 3) BGR as OpenCV re
 
 
 class _Builder:
-    """What both builders share: the files, and that they appear whole or not at all."""
+    """The common part of both builders: files that appear whole or not at all."""
 
     def __init__(self, path: PathLike, image_size: tuple[int, int] = (112, 112), quality: int = 95,
                  num_classes: int = 0) -> None:
-        """:param path: a folder, made if it is not there; ``image_size``: (height, width), for ``property``
-        :param num_classes: if the last identities have no image; else the highest label says it
+        """:param path: a folder, which is made if it does not exist; ``image_size``: (height, width), for ``property``
+        :param num_classes: the least number of identities; the highest label may raise it
         """
         self.path, self.image_size, self.quality = Path(path), image_size, quality
         with writing(self.path):
@@ -71,10 +71,10 @@ class _Builder:
         self.num_classes = max(self.num_classes, int(label) + 1)
 
     def _finish(self) -> None:
-        """What comes after the last image."""
+        """Write the records after the last image; the sequential form has none."""
 
     def close(self) -> None:
-        """Write what is missing; the set is there from now on. Once closed, nothing more."""
+        """Write the rest and give the files their names. May be called twice."""
         if not self._open:
             return
         self._open = False
@@ -90,20 +90,20 @@ class _Builder:
     def __enter__(self) -> _Builder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if kind is None:
+        if error_type is None:
             self.close()
         elif self._open:
             self._open = False
-            self._writer.__exit__(kind, error, trace)
+            self._writer.__exit__(error_type, error, trace)
 
 
 class SeqRecBuilder(_Builder):
-    """The sequential form: records 0, 1, ... are images, in any order."""
+    """A builder of the sequential form: records 0, 1, ... are images, in any order."""
 
     def add(self, label: int, img: Image, is_image: bool = True) -> None:
-        """Add an image: an array in BGR, or encoded bytes (``is_image`` False in calls from before; not needed)."""
+        """Add an image: an array in BGR, or encoded bytes. ``is_image`` is accepted from older callers and ignored."""
         self._write(label, img)
 
     def __enter__(self) -> SeqRecBuilder:
@@ -111,7 +111,7 @@ class SeqRecBuilder(_Builder):
 
 
 class RecBuilder(_Builder):
-    """The form with a header and a record for each identity; labels rise, and those left out have no image."""
+    """A builder of the form with a header and a record for each identity. Labels rise; skipped ones have no image."""
 
     def __init__(self, path: PathLike, image_size: tuple[int, int] = (112, 112), quality: int = 95,
                  num_classes: int = 0) -> None:
@@ -121,7 +121,7 @@ class RecBuilder(_Builder):
         self._key = 1
 
     def add(self, label: int, imgs: Iterable[Image]) -> None:
-        """Add all images, at least one, of the identity ``label``, which must be above the last."""
+        """Add all images, at least one, of the identity ``label``, which must be greater than the last one."""
         if label < len(self._ends) - 1:
             raise ValueError(f"label {label} after {len(self._ends) - 2}, labels must rise")
         before = self._key
@@ -147,9 +147,9 @@ class RecBuilder(_Builder):
 
 def build(folder: Path, form: str, images: Iterable[tuple[int, bytes]], size: tuple[int, int],
           num_classes: int = 0) -> int:
-    """Write labels and encoded images in the form ``identities`` or ``sequential``; returns how many identities.
+    """Write labels and encoded images in the form ``identities`` or ``sequential``; returns the number of identities.
 
-    In the first form images of one label follow one another, and labels rise.
+    In the first form the images of a label must follow one another, and labels must rise.
     """
     if form == "identities":
         with RecBuilder(folder, size, num_classes=num_classes) as builder:
@@ -163,7 +163,7 @@ def build(folder: Path, form: str, images: Iterable[tuple[int, bytes]], size: tu
 
 
 def from_images(source: Path, folder: Path, form: str, size: int, fit: str, quality: int) -> tuple[int, int]:
-    """A set from a folder of folders or a list file; returns how many images and identities."""
+    """Build a set from a folder of folders or a list file; returns the numbers of images and identities."""
     count, names = 0, folder / "identities.txt"
 
     def encode(item: tuple[int, Path]) -> tuple[int, bytes]:
@@ -187,7 +187,8 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
 
 
 def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int, int]:
-    """A set in another form; with ``renumber`` identities without images go, and the others close up."""
+    """Build a set in another form; returns the numbers of images and identities. With ``renumber`` identities without
+    images are left out, and the others numbered anew."""
     dataset = open_dataset(source)
     labels = dataset.labels()
     order = np.argsort(labels, kind="stable")
@@ -200,7 +201,7 @@ def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int
     if names := identity_names(dataset):
         kept = [names[i] for i in present] if renumber else names
         (folder / "identities.txt").write_text("".join(f"{name}\n" for name in kept), "utf-8", "surrogateescape")
-    link_bins(source, folder)
+    link_bins([source], folder)
     dataset.close()
     return len(order), classes
 

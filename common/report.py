@@ -20,10 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m common.report", description="Write a training run's report, one HTML file.")
     parser.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="the folder of the run's checkpoints")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"default: MODEL_FOLDER/{FILE}")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.output and args.output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output: found {str(args.output)!r}, expected a name that ends with .html")
-    print(f"report: {make_report(args.folder, args.output)}")
+    print(f"report: {make_report(args.folder, args.output, args.overwrite)}")
     return 0
 
 

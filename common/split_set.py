@@ -35,7 +35,8 @@ TRAIN, HELD_OUT = "train", "held-out"
 
 
 def parts_of_identities(counts: np.ndarray, parts: int, seed: int) -> np.ndarray:
-    """Which part each identity goes to, int64 ``(C,)``: the next largest to the part with the fewest images so far."""
+    """The part of each identity, int64 ``(C,)``. The largest identities come first; each goes to the part with the
+    fewest images so far."""
     chosen = np.zeros(len(counts), np.int64)
     filled = np.zeros(parts, np.int64)
     shuffled = np.random.default_rng(seed).permutation(len(counts))
@@ -46,7 +47,8 @@ def parts_of_identities(counts: np.ndarray, parts: int, seed: int) -> np.ndarray
 
 
 def held_out_images(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool ``(N,)``: of each identity's n images ``round(share n)``, but never all, drawn by the seed."""
+    """A random mask of the images held out, bool ``(N,)``: ``round(share n)`` of the n images of each identity, but
+    never all."""
     rng = np.random.default_rng(seed)
     order = np.lexsort([rng.random(len(labels)), labels])
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
@@ -58,22 +60,26 @@ def held_out_images(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def write_part(folder: Path, dataset: FaceDataset, labels: np.ndarray, images: np.ndarray, renumber: bool,
-               names: Sequence[str]) -> list[int]:
-    """Write some of a set's images as a set of their own; returns how many there are of each of its identities."""
+               names: Sequence[str], taken: Sequence[str] = ()) -> list[int]:
+    """Write some of a set's images as a new set; returns the number of images of each of its identities.
+
+    :param taken: names in the new folder that the set's own verification sets must not have
+    """
     images = images[np.argsort(labels[images], kind="stable")]
     counts = np.bincount(labels[images], minlength=dataset.num_classes)
     kept = np.flatnonzero(counts) if renumber else np.arange(len(counts))
     folder.mkdir()
     bodies = (dataset.read(i)[1] for i in tqdm(images.tolist(), f"writing {folder.name}", unit=" images", disable=None))
     write_set(folder, counts[kept].tolist(), bodies, dataset.image_shape[:2])
-    link_bins(dataset.path, folder)
+    link_bins([dataset.path], folder, taken)
     if names:
-        (folder / "identities.txt").write_text("".join(f"{names[i]}\n" for i in kept), "utf-8", "surrogateescape")
+        lines = "".join(f"{names[i]}\n" for i in kept.tolist())
+        (folder / "identities.txt").write_text(lines, "utf-8", "surrogateescape")
     return counts[kept].tolist()
 
 
 def write_pairs(path: Path, part: Path, counts: Sequence[int], folds: int, seed: int) -> int:
-    """A verification set of pairs drawn from a part; returns how many."""
+    """Write a verification set of pairs drawn from a part; returns their number."""
     dataset = open_dataset(part)
     pairs = draw_pairs(counts, folds, None, seed)
     encoded = {i: dataset.read(i)[1] for i in np.unique(pairs.images).tolist()}
@@ -97,23 +103,25 @@ def split(dataset: FaceDataset, folder: Path, args: argparse.Namespace) -> tuple
         held = {int(name) for name in held_out_names(present, str(args.held_out), args.seed)}
         of_identity = np.array([i in held for i in range(dataset.num_classes)], np.int64)
         of_image, part_names = of_identity[labels], [TRAIN, HELD_OUT]
+    paired = args.by == "identities" and not args.parts
+    taken = [f"{HELD_OUT}.bin"] if paired else []
     written = []
     for number, name in enumerate(part_names):
         images = np.flatnonzero(of_image == number)
         if not images.size:
             raise UserError(f"{dataset.path}: no image is left for the part {name!r}")
         by_identity = args.by == "identities" or bool(args.parts)
-        written.append((name, write_part(folder / name, dataset, labels, images, by_identity, names)))
+        written.append((name, write_part(folder / name, dataset, labels, images, by_identity, names, taken)))
     _write_identities(folder / "identities.tsv", of_image, labels, part_names, dataset.num_classes, names)
     pairs = 0
-    if args.by == "identities" and not args.parts:
+    if paired:
         pairs = write_pairs(folder / TRAIN / f"{HELD_OUT}.bin", folder / HELD_OUT, written[1][1], args.folds, args.seed)
     return written, pairs
 
 
 def _write_identities(path: Path, of_image: np.ndarray, labels: np.ndarray, parts: Sequence[str], classes: int,
                       names: Sequence[str]) -> None:
-    """A line an identity: its number, its images in each part, its name."""
+    """Write a line for each identity: its number, its images in each part, its name."""
     counts = np.bincount(labels * len(parts) + of_image, minlength=classes * len(parts)).reshape(-1, len(parts))
     with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write("\t".join(["identity", *parts, *(["name"] if names else [])]) + "\n")

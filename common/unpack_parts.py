@@ -3,11 +3,11 @@
 
     python -m common.unpack_parts downloads/glint360k_0* --sums datasets/glint360k.md5 --output datasets/glint360k
 
-The parts are joined in the order of their names' numbers: as one .tar, .tar.gz, .tar.bz2, .tar.xz or .zip. SUMS is a
-file as md5sum, sha1sum and sha256sum write it; sums of files inside the archive may be among them, and are checked as
-these are unpacked. Nothing is unpacked before all parts are right, and the new folder is there when all that belongs in
-it is, or not at all. A folder around everything in the archive is left out. Only plain files and folders are unpacked,
-and of no file more than the disk has room for: what an archive says of its size is not believed to be small.
+The parts are joined in the order of the numbers in their names, to one .tar, .tar.gz, .tar.bz2, .tar.xz or .zip. SUMS
+is a file of md5sum, sha1sum or sha256sum. It may also have the sums of files inside the archive, which are checked
+while they are unpacked. Nothing is unpacked before all parts are checked; the new folder appears whole or not at all. A
+folder around everything in the archive is left out. Only plain files and folders are unpacked, and only if the disk has
+room for them.
 """
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.io.files import writing
 
-KINDS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their hexadecimal digits
-_BLOCK = 1 << 22
+HASHES = {32: "md5", 40: "sha1", 64: "sha256"}  # by the number of hexadecimal digits
+_BLOCK_BYTES = 1 << 22
 _GZIP = b"\x1f\x8b"
 _LINE = re.compile(r"#?\s*([0-9a-fA-F]{32,64})\s+\*?(\S.*)")
 _EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or all of its parts"
-MOST_OF_A_HEADER = 1 << 20
-_OF_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
-               tarfile.SOLARIS_XHDTYPE)
+MOST_HEADER_BYTES = 1 << 20
+_EXTENDED_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                     tarfile.SOLARIS_XHDTYPE)
 _DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError,
-            RuntimeError, NotImplementedError)  # what the standard library raises at archives that are none
+            RuntimeError, NotImplementedError)  # the standard library raises any of these for a broken archive
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Sums by file name, in lower case. Lines that hold none are passed over.
+    """Read sums, in lower case, by file name. Lines without a sum are ignored.
 
-    :raises UserError: if the file holds none at all, or two of one name
+    :raises UserError: if the file has no sum, or two for one name
     """
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
@@ -58,7 +58,7 @@ def read_sums(path: Path) -> dict[str, str]:
     sums: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line.strip())
-        if match and len(match[1]) in KINDS:
+        if match and len(match[1]) in HASHES:
             name = PurePosixPath(match[2].strip()).name
             if sums.setdefault(name, match[1].lower()) != match[1].lower():
                 raise UserError(f"{path}: line {number}: a second sum of {name}, expected one")
@@ -68,7 +68,7 @@ def read_sums(path: Path) -> dict[str, str]:
 
 
 class Joined(io.RawIOBase):
-    """Files as one, read-only: part after part."""
+    """A read-only file of several files, one after the other."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         try:
@@ -108,13 +108,16 @@ class Joined(io.RawIOBase):
 
 
 def in_order(paths: Sequence[Path]) -> list[Path]:
-    """By the numbers in their names: part 2 before part 10."""
+    """The paths, sorted by the numbers in their names: part 2 comes before part 10."""
     return sorted(paths, key=lambda path: [int(piece) if piece.isdecimal() else piece
                                            for piece in re.split(r"([0-9]+)", path.name)])
 
 
 def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
-    """:raises UserError: if a part's sum is another, or it has none, or parts are missing that the sums know."""
+    """Compare each part with its sum.
+
+    :raises UserError: if a part's sum differs or is missing, or if a part of the sums is not given.
+    """
     for path in parts:
         if not path.is_file():
             raise UserError(f"{path}: not found, expected a part of an archive")
@@ -128,9 +131,9 @@ def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
     total = sum(path.stat().st_size for path in parts)
     with tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
         for path in parts:
-            found = hashlib.new(KINDS[len(sums[path.name])], usedforsecurity=False)
+            found = hashlib.new(HASHES[len(sums[path.name])], usedforsecurity=False)
             with open(path, "rb") as file:
-                while block := file.read(_BLOCK):
+                while block := file.read(_BLOCK_BYTES):
                     found.update(block)
                     bar.update(len(block))
             if found.hexdigest() != sums[path.name]:
@@ -139,21 +142,23 @@ def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a .tar. tarfile reads what belongs to one, long names and times, at once, however much it says."""
+    """A header of a .tar with a limit. tarfile reads the rest of a header, such as long names, in one go, whatever size
+    it announces."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         found = super().frombuf(buf, encoding, errors)
-        if found.type in _OF_HEADERS and found.size > MOST_OF_A_HEADER:
-            raise tarfile.ReadError(f"it has a header of {found.size} bytes, expected at most {MOST_OF_A_HEADER}")
+        if found.type in _EXTENDED_HEADERS and found.size > MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"it has a header of {found.size} bytes, expected at most {MOST_HEADER_BYTES}")
         return found
 
 
 def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the plain files in the archive, in its order; neither file nor folder is an error.
+    """Yield the names and contents of the plain files in the archive, in its order.
 
-    :param require: called with what is to be unpacked next and its bytes, before any of them is read: of a .zip, which
-        lists what it holds, once for everything
+    :param require: called with the name and the size in bytes of the next file, before it is read; for a .zip, which
+        lists its files, called once with the size of all
+    :raises UserError: if it holds anything but plain files and folders
     """
     start = joined.read(4)
     joined.seek(0)
@@ -161,11 +166,11 @@ def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tup
         with zipfile.ZipFile(io.BufferedReader(joined)) as archive:  # type: ignore[type-var]
             require("what it holds", sum(info.file_size for info in archive.infolist()))
             for info in archive.infolist():
-                if not info.filename.endswith("/"):  # is_dir() fails at a name that is empty
+                if not info.filename.endswith("/"):  # is_dir() fails on an empty name
                     with archive.open(info) as unzipped:
                         yield info.filename, unzipped
         return
-    source = gzip.GzipFile(fileobj=joined) if start.startswith(_GZIP) else joined  # tarfile's does not check its sum
+    source = gzip.GzipFile(fileobj=joined) if start.startswith(_GZIP) else joined  # tarfile does not check gzip's sum
     with tarfile.open(fileobj=source, mode="r|*", bufsize=1 << 20,  # type: ignore[call-overload]
                       tarinfo=_Header) as packed:
         for member in packed:
@@ -177,20 +182,20 @@ def members(joined: Joined, require: Callable[[str, int], None]) -> Iterator[tup
                 yield member.name, content
             elif not member.isdir():
                 raise UserError(f"{member.name} in the archive is a link or a device, expected plain files")
-    while source.read(_BLOCK):  # the sum stands at the end
+    while source.read(_BLOCK_BYTES):  # gzip's sum is at the end
         pass
 
 
 def unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[Path]:
-    """Unpack all files to ``folder``, and check those that have a sum; returns their paths, counted from it.
+    """Unpack all files to ``folder``, and check those that have a sum; returns their paths relative to it.
 
-    :raises UserError: if this is no archive, or holds anything but plain files, or more than there is room for
+    :raises UserError: if this is no archive, or holds anything but plain files, or does not fit on the disk
     """
     try:
         return _unpack(parts, folder, sums)
     except (*_DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's; bzip2 raises one without a number at data that are none
+            raise  # an error of the disk; bzip2 raises OSError without a number for broken data
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"{parts[0]}: {what}; {_EXPECTED}") from error
 
@@ -220,9 +225,9 @@ def _unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[P
 
 
 def _write(content: IO[bytes], target: Path, expected: str | None, bar: tqdm, joined: Joined) -> None:
-    found = hashlib.new(KINDS[len(expected)] if expected else "md5", usedforsecurity=False)
+    found = hashlib.new(HASHES[len(expected)] if expected else "md5", usedforsecurity=False)
     with open(target, "wb") as file:
-        while block := content.read(_BLOCK):
+        while block := content.read(_BLOCK_BYTES):
             file.write(block)
             if expected:
                 found.update(block)
@@ -233,7 +238,7 @@ def _write(content: IO[bytes], target: Path, expected: str | None, bar: tqdm, jo
 
 
 def lift(folder: Path, written: Sequence[Path]) -> list[Path]:
-    """Take away a folder that is around everything; returns the new paths."""
+    """Remove a folder that is around everything; returns the new paths."""
     tops = {path.parts[0] for path in written}
     if len(tops) != 1 or any(len(path.parts) == 1 for path in written):
         return list(written)

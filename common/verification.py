@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores a checkpoint on verification sets: what ``python -m common.verification`` does.
+"""Scores a checkpoint on verification sets.
 
     python -m common.verification --model models/r100-arcface-emore/model,1 --data DIR --targets lfw,cfp_fp,agedb_30
 
@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
-from common.evaluation.results import percent, print_rates, write_json
+from common.evaluation.results import percent, print_rates, require_results, write_json
 from common.evaluation.verification_pca import evaluate_pca
 from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
 from recognition.config.command_line import Parser
@@ -34,7 +34,8 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = FOLDS,
           pca: int = 0) -> VerificationResult:
-    """The legacy protocol, as in the training loop; with ``pca`` above 0 after a PCA to so many numbers."""
+    """Score a network by the legacy protocol, as in the training loop; with ``pca`` above 0 after a PCA to so many
+    numbers."""
     name, images, issame = chosen
     check_pairs(issame, folds, name)
     with tqdm(total=2 * len(images), desc=name, unit=" images", disable=None) as bar:
@@ -49,7 +50,7 @@ def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = F
 
 
 def as_json(result: VerificationResult, fars: Sequence[float]) -> dict[str, Any]:
-    """A set's part of results.json."""
+    """The part of results.json about one set."""
     same = int(result.issame.sum())
     different = len(result.issame) - same
     rates = tar_at_far(result.distances, result.issame, fars, result.name)
@@ -87,6 +88,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "others are fitted with (default 0: do not)")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates of the table (default "
         "1e-4,1e-3)")
+    parser.add_overwrite()
     args = parser.parse_args(argv)
     for name, least in (("folds", 2), ("pca", 0)):
         if getattr(args, name) < least:
@@ -94,6 +96,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_model_flags(args)
     args.paths = _targets(args.data, args.targets)
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-verification")
+    pictures = dict.fromkeys(f"worst-{path.stem}.png" for path in args.paths)
+    require_results(args.output, ("results.json", "roc.png", "scores.png", *pictures), ("folds", "pca", "targets"),
+                    overwrite=args.overwrite)
     return args
 
 
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     embed, batch_size = open_model(args)
     results: dict[str, VerificationResult] = {}
     refused = []
-    for path in args.paths:  # a set at a time in memory; one that cannot be scored does not cost the others
+    for path in args.paths:  # one set at a time in memory; the others go on if one cannot be scored
         try:
             chosen = load_bin(path, (args.image_size, args.image_size))
             result = results[chosen.name] = score(embed, chosen, batch_size, args.folds, args.pca)

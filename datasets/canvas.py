@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-SIZE = 192
-SPAN = 3.5
-LEFT, TOP = -1.75, -1.65
-SCALE = SIZE / SPAN
-_SHIFT = 4  # cv2 takes fixed-point coordinates: 1/16 of a pixel
+SIZE = 192  # pixels
+SPAN = 3.5  # face units
+LEFT, TOP = -1.75, -1.65  # face units
+SCALE = SIZE / SPAN  # pixels in a face unit
+_SHIFT = 4  # bits of cv2's fixed-point coordinates: 1/16 of a pixel
 
 _axis = (np.arange(SIZE, dtype=np.float32) + 0.5) / SCALE
 #: face coordinates of each pixel of a layer, float32 ``(SIZE, SIZE)``
@@ -27,7 +27,7 @@ def new_layer() -> np.ndarray:
 
 
 def _fixed(points: ArrayLike) -> np.ndarray:
-    """Face units to the fixed-point pixel coordinates of cv2, int32 ``(n, 2)``."""
+    """Convert face units to the fixed-point pixel coordinates of cv2, int32 ``(n, 2)``."""
     pixels = (np.asarray(points, np.float64) - (LEFT, TOP)) * SCALE - 0.5
     return np.rint(pixels * (1 << _SHIFT)).astype(np.int32)
 
@@ -49,7 +49,7 @@ def spline(points: ArrayLike, closed: bool = True, steps: int = 6) -> np.ndarray
 
 
 def mirror(right_half: list) -> list:
-    """A closed outline from its right half, listed from the top to the bottom."""
+    """A closed outline from its right half, whose points go from top to bottom."""
     return list(right_half) + [(-x, y) for x, y in reversed(right_half) if x > 1e-6]
 
 
@@ -85,7 +85,7 @@ def _band(mask: np.ndarray) -> slice:
 
 
 def tint(layer: np.ndarray, mask: np.ndarray, colour: ArrayLike) -> None:
-    """Mix ``colour`` into what is already on the layer, by ``mask`` in 0..1; transparent parts stay transparent."""
+    """Mix ``colour`` into the opaque parts of the layer, by ``mask`` in 0..1; transparent parts stay transparent."""
     band = _band(mask > 0.004)
     below, weight = layer[band], mask[band, :, None]
     target = np.asarray(colour, np.float32) * (below[..., 3:] / np.float32(255))
@@ -93,7 +93,7 @@ def tint(layer: np.ndarray, mask: np.ndarray, colour: ArrayLike) -> None:
 
 
 def mix(layer: np.ndarray, other: np.ndarray, weight: np.ndarray) -> None:
-    """Replace ``layer`` by ``other`` where ``weight``, float32 ``(SIZE, SIZE)`` in 0..1, says so; in place."""
+    """Blend ``other`` into ``layer``, in place, by ``weight``, float32 ``(SIZE, SIZE)`` in 0..1."""
     band = _band(weight)
     below = layer[band]
     below[:] = below + weight[band, :, None] * (other[band].astype(np.float32) - below) + np.float32(0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the demo set: pictures of synthetic people, some to train on, others to verify on.
+"""Makes the demo set: pictures of synthetic people, some for training, others for verification.
 
     python -m datasets.demo --output datasets/demo
 """
@@ -31,15 +31,15 @@ from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import UserError, command
 from recognition.evaluation.verification import pixel_similarity
 
-QUALITY = 95
+JPEG_QUALITY = 95
 MAX_WORKERS = 16
 
 
 def draw_person(identity: int, images: int, seed: int) -> list[bytes]:
-    """``images`` JPEGs of one person, a function of the arguments alone."""
+    """``images`` JPEGs of one person. They are a function of the arguments alone."""
     face = Face(np.random.default_rng((seed, identity, 0)))
     photographs = [photograph(face, np.random.default_rng((seed, identity, 1 + i))) for i in range(images)]
-    return [cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+    return [cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
             for image in photographs]
 
 
@@ -47,7 +47,8 @@ def make_demo(output: PathLike, identities: int = 360, held_out: int = 60, image
               pairs_per_fold: int = 60, seed: int = 0, workers: int = 1) -> Path:
     """Write the set to the new folder ``output``: ``train.rec``, ``train.idx``, ``property`` and ``demo.bin``.
 
-    Persons 0 .. identities - 1 are the classes, the ``held_out`` ones after them are verified. Returns the ``.bin``.
+    Persons 0 .. identities - 1 are the classes; the ``held_out`` ones after them are for verification. Returns the
+    ``.bin``.
     """
     pairs = draw_pairs([images] * held_out, folds, pairs_per_fold, seed)
     with new_folder(output) as folder, _mapper(workers) as mapper:
@@ -62,7 +63,8 @@ def make_demo(output: PathLike, identities: int = 360, held_out: int = 60, image
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Callable]:
-    """``map`` in this process or over some; fresh ones, since to fork a process that has threads is unsafe."""
+    """``map`` in this process or over several new ones. They are not forked: that is unsafe in a process with threads.
+    """
     if workers == 1:
         yield map
         return

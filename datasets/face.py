@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A synthetic person: the attributes that make the identity, and the frontal face they draw.
+"""Synthetic persons: the attributes of an identity, and the frontal face that is drawn from them.
 
-Everything that stays the same from image to image is here; ``datasets.photo`` takes pictures of it.
+They are the same in all images of a person; ``datasets.photo`` takes pictures of them.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets import canvas as cv
 
-#: range of each attribute of an identity, in face units where it is a length; drawn uniformly and independently
+#: range of each attribute of an identity, lengths in face units; values are drawn uniformly and independently
 ATTRIBUTES = {
     "skin_tone": (0.0, 1.0), "skin_warmth": (-1.0, 1.0), "hair_tone": (0.0, 1.0), "hair_warmth": (-1.0, 1.0),
     "face_width": (0.66, 0.97), "cheek": (0.88, 1.03), "jaw": (0.55, 1.0), "chin_width": (0.12, 0.46),
@@ -56,7 +56,7 @@ class Face:
         self.mouth_y = a.nose_length + a.mouth_gap
         self.strands = self._strands(rng)
         self.outline = self._outline()
-        self.bare = self._draw_back()  # all but eyes, brows, mouth and the hair before the face
+        self.bare = self._draw_back()  # everything except eyes, brows, mouth and the hair in front of the face
         cv.over(self.bare, self._draw_head(rng))
         self.front_hair = self._draw_front_hair()
         self.height = self._relief()
@@ -235,7 +235,7 @@ class Face:
         eyes, inside = layer.copy(), np.zeros((cv.SIZE, cv.SIZE), np.float32)
         lids = []
         for side in (-1, 1):
-            x, rise = side * a.eye_spacing, side * a.eye_tilt * w  # the outer corner lies lower where eye_tilt > 0
+            x, rise = side * a.eye_spacing, side * a.eye_tilt * w  # eye_tilt > 0: the outer corner is lower
             lid = cv.spline([(x - w, -rise), (x - 0.5 * w, -up * 0.8), (x, -up), (x + 0.5 * w, -up * 0.8),
                              (x + w, rise)], closed=False)
             bottom = cv.spline([(x + w, rise), (x, down), (x - w, -rise)], closed=False)

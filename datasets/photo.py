@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of a synthetic person: expression, wear, pose, light, background, occlusion, blur and noise by image."""
+"""Pictures of synthetic persons. Expression, wear, pose, light, background, occlusion, blur and noise vary by image."""
 from __future__ import annotations
 
 import cv2
@@ -8,14 +8,14 @@ import numpy as np
 from datasets import canvas as cv
 from datasets.face import Face
 
-SIZE = 112
+SIZE = 112             # pixels
 SCALE = 41.0           # pixels per face unit, before the jitter
-CENTRE = (56.0, 50.0)  # where the point between the eyes falls
+CENTRE = (56.0, 50.0)  # place of the point between the eyes, in pixels
 _u, _v = np.meshgrid(np.arange(SIZE, dtype=np.float32) + 0.5, np.arange(SIZE, dtype=np.float32) + 0.5)
 
 
 def photograph(face: Face, rng: np.random.Generator) -> np.ndarray:
-    """One image of the person, uint8 ``(112, 112, 3)`` RGB; every accident of it is drawn from ``rng``."""
+    """One image of the person, uint8 ``(112, 112, 3)`` RGB. Everything random in it comes from ``rng``."""
     layer = _dressed(face, rng)
     where = _pose(face, rng)
     warped = cv2.remap(layer, *where, cv2.INTER_LINEAR).astype(np.float32)
@@ -61,10 +61,10 @@ def _draw_glasses(layer: np.ndarray, face: Face, rng: np.random.Generator, dark:
 
 
 def _pose(face: Face, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Layer coordinates of every output pixel, two float32 ``(112, 112)``: the relief turned in space, seen from afar.
+    """The layer coordinates of every output pixel, two float32 ``(112, 112)``: the relief turned in space, from afar.
 
-    Orthographic: u = x cos(yaw) + z sin(yaw), v = y cos(pitch) - z sin(pitch); solved for (x, y) by fixed-point
-    steps, which converge since the relief's slopes are well below 1 / tan(yaw).
+    The projection is orthographic: u = x cos(yaw) + z sin(yaw), v = y cos(pitch) - z sin(pitch). It is solved for (x,
+    y) by fixed-point steps, which converge since the relief's slopes are well below 1 / tan(yaw).
     """
     yaw, pitch = np.clip(rng.normal(0, (0.24, 0.13)), (-0.52, -0.3), (0.52, 0.3))
     roll, zoom = rng.normal(0, 0.11), SCALE * rng.uniform(0.87, 1.13)
@@ -92,7 +92,7 @@ def _shading(face: Face, where: tuple[np.ndarray, np.ndarray], rng: np.random.Ge
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Something out of focus behind the person, float32 ``(112, 112, 3)``."""
+    """A background out of focus, float32 ``(112, 112, 3)``."""
     side, vivid = int(rng.integers(2, 6)), rng.uniform(0.1, 0.5)
     blotches = (rng.uniform(-60, 315, (side, side, 3)) * vivid + rng.uniform(-60, 315, (side, side, 1)) * (1 - vivid)
                 ).astype(np.float32)
@@ -105,12 +105,12 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _occluded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """In some images a bar or a hand before the face."""
-    kind = rng.random()
-    if kind > 0.08:
+    """The image, sometimes with a bar or a hand in front of the face."""
+    chance = rng.random()
+    if chance > 0.08:
         return image
     mask = np.zeros((SIZE, SIZE), np.uint8)
-    if kind < 0.04:
+    if chance < 0.04:
         centre, angle = rng.uniform(10, SIZE - 10, 2), rng.uniform(0, np.pi)
         along, across = np.array([np.cos(angle), np.sin(angle)]) * 160, np.array([-np.sin(angle), np.cos(angle)])
         half = across * rng.uniform(3, 6)
@@ -122,12 +122,12 @@ def _occluded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for shape in shapes:
         cv2.fillPoly(mask, [np.rint(shape * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     weight = (mask.astype(np.float32) / 255)[..., None]
-    edge = cv2.GaussianBlur(weight[..., 0], (0, 0), 1.5)[..., None]  # darker rims give it some body
+    edge = cv2.GaussianBlur(weight[..., 0], (0, 0), 1.5)[..., None]  # a darker rim, so that it looks solid
     return image * (1 - weight) + weight * (colour * (0.55 + 0.45 * edge)).astype(np.float32)
 
 
 def _hand(rng: np.random.Generator) -> list[np.ndarray]:
-    """Outlines, in pixels, of four fingers and a palm that reach in from below."""
+    """The outlines, in pixels, of four fingers and a palm that reach in from below."""
     wrist, lean = np.array([rng.uniform(10, SIZE - 10), SIZE + 14.0]), rng.uniform(-0.6, 0.6)
     turn = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]])
     outlines = [cv.ellipse(0, -14, 15, 17)]
@@ -136,9 +136,9 @@ def _hand(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _developed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, colour balance and contrast of the camera, blur, noise: uint8."""
+    """Apply the camera's exposure, colour balance and contrast, blur and noise: uint8 ``(112, 112, 3)``."""
     exposure = np.exp(rng.normal(0, 0.11)) * np.exp(rng.normal(0, 0.04, 3))
-    image = 280 * np.tanh(image * (exposure / 260).astype(np.float32))  # highlights fade rather than clip
+    image = 280 * np.tanh(image * (exposure / 260).astype(np.float32))  # highlights fade instead of clipping
     contrast = rng.uniform(0.75, 1.1)
     image = (image - 120) * np.float32(contrast) + 120 + np.float32(rng.normal(0, 6))
     if rng.random() < 0.35:

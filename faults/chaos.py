@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Breaks small runs on purpose, and compares how they end: the long form of tests/bench/test_chaos.py (`make chaos`).
+"""Breaks small runs on purpose and compares their ends: the long form of tests/faults/test_chaos.py (`make chaos`).
 
     python -m faults.chaos --record
     python -m faults.chaos kills --kills 30 --folder F; python -m faults.chaos kills --kills 30 --folder F
 
-What is in the folder is gone on with: the second command above makes it 60 kills. Faults: kills (one process),
-processes (kills of one or all of two, by Horovod), disk, handles, clock, damage. With --record the table of
-docs/reliability.md gets what was found.
+A later command continues the work in the folder: the second command above makes it 60 kills. The faults are kills (of
+one process), processes (kills of one or both of two, by Horovod), disk, handles, clock and damage. With --record the
+results go to the table of docs/records/reliability.md.
 """
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Fault = Callable[[Path, argparse.Namespace], "list[Row]"]
 
 
 def kills(folder: Path, options: argparse.Namespace, processes: int = 1) -> list[Row]:
-    """Kill so many times more than the folder's tally says, and add them to it."""
+    """Add so many kills to those of the folder's tally."""
     tally_file = folder / "tally.json"
     tally = Kills(**json.loads(tally_file.read_text())) if tally_file.exists() else Kills()
     random = np.random.default_rng([options.seed, processes, tally.tried])
@@ -66,11 +66,11 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run that is killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; default: removed at the end")
-    parser.add_argument("--record", action="store_true", help="write what was found to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write what was found to docs/records/reliability.md")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"faults: found {', '.join(sorted(unknown))}, expected some of {', '.join(FAULTS)}")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # tallies are kept, mounts given back
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # saves tallies, unmounts file systems
     with tempfile.TemporaryDirectory() as scratch:
         status = 0
         for name in options.faults or FAULTS:

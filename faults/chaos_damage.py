@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damages files of real states and checkpoints, at random, and asks for them."""
+"""Damages files of real states and checkpoints at random, and then uses them."""
 from __future__ import annotations
 
 import contextlib
@@ -26,7 +26,7 @@ KINDS = ("bit flipped", "cut short", "swapped", "removed")
 
 
 def damage(folder: Path, seed: int, trials: int = TRIALS, runs: int = RUNS) -> list[Row]:
-    """Rows for states, for checkpoints, and for whole runs that go on from what is left."""
+    """The rows about states, about checkpoints, and about whole runs that resume from damaged files."""
     workshop, random = Workshop(folder, STEPS), np.random.default_rng(seed)
     life = workshop.run("shards", "--devices", "cpu:2", "--per-batch-size", "6", "--keep-last", "2")
     if life.status:
@@ -37,7 +37,7 @@ def damage(folder: Path, seed: int, trials: int = TRIALS, runs: int = RUNS) -> l
 
 
 def spoil(path: Path, others: list[Path], random: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> str:
-    """Damage a file in a way drawn at random, which is returned; ``others``: files to take it for."""
+    """Damage a file in a random way, which is returned; ``others``: files that may take its place."""
     kind, content = str(random.choice(kinds)), path.read_bytes()
     if kind == "removed":
         path.unlink()
@@ -122,7 +122,7 @@ def _runs(workshop: Workshop, runs: int, random: np.random.Generator) -> Row:
 
 
 def _loads(path: Path) -> bool:
-    """Whether plain MXNet reads from a whole checkpoint what this project does."""
+    """True if plain MXNet reads the same arrays from a whole checkpoint as this project."""
     ours, theirs = read_arrays(path), mx.nd.load(str(path))
     return ours.names == list(theirs) and all(np.array_equal(array, theirs[name].asnumpy())
                                               for name, array in zip(ours.names, ours.arrays))

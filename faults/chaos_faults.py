@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A full disk, a folder that cannot be written to, too few file handles, a clock that jumps: in real small runs."""
+"""Small real runs with a full disk, a folder that cannot be written to, too few file handles, or a clock that jumps."""
 from __future__ import annotations
 
 import contextlib
@@ -21,14 +21,14 @@ from recognition.training.states.folder import saved_states
 
 STEPS = 24
 END = "after which `--resume auto` ends with the bits of a run that nothing disturbed"
-DAY = 86400
+DAY = 86400  # seconds
 JUMPS = (-3653 * DAY, -DAY, -3600, -5, 5, 3600, DAY, 3653 * DAY)  # seconds
-LIMITS = (6, 7, 8, 10, 12, 16, 32, 64)  # of file handles: the first two are too few, and below them a shell fails, too
+LIMITS = (6, 7, 8, 10, 12, 16, 32, 64)  # file handles: the first two are too few, and with fewer a shell fails, too
 CLOCK = Path(__file__).with_name("jumping_clock.c")
 
 
 class Trials:
-    """Counts what was tried; a trial's failures are what it raises or adds."""
+    """A count of trials and their failures: errors that a trial raises or adds."""
 
     def __init__(self) -> None:
         self.tried = 0
@@ -47,7 +47,7 @@ class Trials:
 
 
 def disk(folder: Path, seed: int, trials: int = 10) -> list[Row]:
-    """File systems in memory that are too small for the run by more or less."""
+    """Run on file systems in memory that are too small by different amounts."""
     fault = "disk full (a tmpfs too small for the run)"
     promise = f"status 2 and one line that names the file; the last state is whole, nothing is half-written, {END}"
     workshop, random, done = Workshop(folder, STEPS), np.random.default_rng(seed), Trials()
@@ -68,7 +68,10 @@ def disk(folder: Path, seed: int, trials: int = 10) -> list[Row]:
 
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    """A file system in memory on ``folder``; PermissionError if this process may not mount one."""
+    """Mount a file system in memory on ``folder``.
+
+    :raises PermissionError: if this process may not mount one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "chaos", str(folder)], capture_output=True, text=True)
     if done.returncode:
@@ -80,7 +83,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 def read_only(folder: Path, seed: int, trials: int = 4) -> list[Row]:
-    """Read-only from the start, and from some moment on."""
+    """Make the folder read-only, from the start and from a random moment on."""
     workshop, random, start, later = Workshop(folder, STEPS), np.random.default_rng(seed), Trials(), Trials()
     workshop.reference()
     (folder / "closed").mkdir(exist_ok=True)
@@ -108,7 +111,7 @@ def read_only(folder: Path, seed: int, trials: int = 4) -> list[Row]:
 
 @contextlib.contextmanager
 def closed(folder: Path) -> Iterator[None]:
-    """No name in ``folder`` can be made or removed: immutable for root, else by its mode."""
+    """Prevent making and removing names in ``folder``: by the immutable flag for root, else by its mode."""
     as_root = os.geteuid() == 0
     subprocess.run(["chattr", "+i", str(folder)] if as_root else ["chmod", "a-w", str(folder)], check=True)
     try:
@@ -118,7 +121,7 @@ def closed(folder: Path) -> Iterator[None]:
 
 
 def handles(folder: Path, seed: int, trials: int = 6) -> list[Row]:
-    """A limit from the start, and one that comes in the middle, as when something else takes them all."""
+    """Limit the file handles, from the start and from the middle on, as if something else took them all."""
     workshop, random, start, later = Workshop(folder, STEPS), np.random.default_rng(seed), Trials(), Trials()
     workshop.reference()
     for limit in LIMITS:
@@ -147,7 +150,7 @@ def handles(folder: Path, seed: int, trials: int = 6) -> list[Row]:
 
 
 def clock(folder: Path, seed: int, trials: int = 8) -> list[Row]:
-    """The time of day jumps, as an administrator or NTP sets it; monotonic clocks do not."""
+    """Let the time of day jump, as if an administrator or NTP set it; monotonic clocks do not jump."""
     fault, promise = "the clock jumps", "the run does not notice, and ends with the same bits"
     random, done, jumps = np.random.default_rng(seed), Trials(), 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,7 @@ def clock(folder: Path, seed: int, trials: int = 8) -> list[Row]:
 
 
 def _jump(life: Life, now: Path, random: np.random.Generator) -> int:
-    """Set the clock again and again until the life ends; how often."""
+    """Set the clock again and again until the life ends; returns how often."""
     jumps = 0
     with open(now, "r+b", buffering=0) as file:
         for rounds, _ in enumerate(life.rounds(), 1):
@@ -184,14 +187,14 @@ def _jump(life: Life, now: Path, random: np.random.Generator) -> int:
 
 
 def _without_places(line: str, folder: Path) -> str:
-    """A line without what of its paths is this machine's own."""
+    """A line without the parts of paths that belong to this machine."""
     for place in (str(folder), sys.prefix, sys.base_prefix):
         line = line.replace(place, "...")
     return line
 
 
 def ended_cleanly(life: Life, words: str) -> str:
-    """What is wrong with an end that should be status 2 and one line with ``words``; empty if nothing is."""
+    """The problem with an end that should be status 2 and one line with ``words``; empty if there is none."""
     lines = life.lines
     if life.status != 2 or len(lines) != 1 or not lines[0].startswith("error: ") or words not in lines[0]:
         return f"status {life.status}, {len(lines)} lines: {' / '.join(lines)[-300:]}"
@@ -199,7 +202,7 @@ def ended_cleanly(life: Life, words: str) -> str:
 
 
 def left_whole(workshop: Workshop, name: str, but_for_names: bool = False) -> str:
-    """What is wrong with what a run left behind: its states have to be whole, with nothing unfinished beside them."""
+    """The problem with the files that a run left: states must be whole, without unfinished files; empty if none."""
     output = workshop.output(name)
     if not but_for_names and (left := unfinished(output)):
         return f"left {left}"
@@ -211,6 +214,6 @@ def left_whole(workshop: Workshop, name: str, but_for_names: bool = False) -> st
 
 
 def goes_on(workshop: Workshop, name: str) -> str:
-    """Go on with a run; how its end differs from that of one that nothing disturbed."""
+    """Resume a run; returns the difference of its end from that of an undisturbed run."""
     before = Standing.of(workshop.output(name))
     return workshop.end(name, workshop.start(name, "--resume", "auto"), before)

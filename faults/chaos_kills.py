@@ -21,23 +21,23 @@ from recognition.training.states.folder import saved_states
 
 PROMISE = ("`--resume auto` goes on; the end is that of a run that nothing disturbed, bit for bit: states, "
            "checkpoints, history; no temporary file, no damaged state and no process is left")
-STATE, CHECKPOINT = "state", "checkpoint"  # what is saved
-MOST_SAVES = 4  # of its kind, in a life that is killed inside one
-INSIDE, OF_STATES = 0.75, 0.6  # of the kills, and of these: what is unfinished is watched for
-WINDOW = 2.0  # times what a save took when nothing disturbed it: from its begin until then the kill comes
-PAUSE = 0.005  # seconds without anything unfinished between two saves
-WATCHED = 24  # saves that are measured
-LATER = 1.5  # how far moments reach beyond the first state of the first life, in its time
+STATE, CHECKPOINT = "state", "checkpoint"  # the things that are saved
+MOST_SAVES = 4  # a kill inside a save comes in one of the first so many saves of a state or checkpoint
+INSIDE, OF_STATES = 0.75, 0.6  # share of the kills that should come inside a save, and share of states among these
+WINDOW = 2.0  # the kill comes within so many times the duration of an undisturbed save, from the save's start
+PAUSE_SECONDS = 0.005  # without unfinished files between two saves
+WATCHED_SAVES = 24  # measured
+LATEST = 1.5  # other kills come within so many times the time to the first save
 
 
 @dataclass
 class Kills:
-    """What was tried until now, and what came of it."""
+    """The tally of kills until now, and their results."""
 
     tried: int = 0
     inside: int = 0  # kills that left something unfinished
     worker: int = 0  # kills of one process of several, which launch starts again
-    runs: int = 0  # that came to their end and were compared
+    runs: int = 0  # runs that came to their end and were compared
     most_left: int = 0  # temporary names after a kill, at most
     failures: list[str] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ class Kills:
 
 def kill_runs(workshop: Workshop, kills: int, random: np.random.Generator, tally: Kills,
               seconds: float = math.inf) -> None:
-    """Kill so many times, or until so much time is over, and let the last run come to its end."""
+    """Kill ``kills`` times, or until ``seconds`` are over, and let the last run come to its end."""
     end = time.monotonic() + seconds
     workshop.reference()
     pace = _measure(workshop)
@@ -63,35 +63,36 @@ def kill_runs(workshop: Workshop, kills: int, random: np.random.Generator, tally
 
 
 class Pace(NamedTuple):
-    """How fast a run goes that nothing disturbs."""
+    """The speed of an undisturbed run."""
 
-    first: float  # seconds to the begin of its first save
-    saves: dict[str, float]  # by kind, the mean of the seconds that one takes
+    first_save: float  # seconds until it begins
+    saves: dict[str, float]  # mean seconds of a save, by STATE and CHECKPOINT
 
 
 class Save(NamedTuple):
-    """A save that is seen from outside: names of what is unfinished, with hardly a pause between them."""
+    """A save seen from outside: unfinished files with hardly a pause between them."""
 
-    begin: float  # of a monotonic clock
-    kind: str  # STATE, CHECKPOINT, or empty: what a start writes, a state that is removed
-    seconds: float  # until something unfinished was last seen
+    begin: float  # by a monotonic clock
+    content: str  # STATE, CHECKPOINT, or empty: files of the start, or a state that is removed
+    seconds: float  # until an unfinished file was last seen
 
 
 def _saves(life: Life, folder: Path) -> Iterator[Save]:
-    """In each round of watching a life, the save that it is at, or was at last; not what a life before it left."""
-    begin, last, kind, old = 0.0, -1.0, "", set(unfinished(folder))
+    """Yield, in each round of watching a life, its present or last save. Files of an earlier life do not count."""
+    begin, last, content, old = 0.0, -1.0, "", set(unfinished(folder))
     for _ in life.rounds():
         found, now = set(unfinished(folder)), time.monotonic()
         old &= found
         names = found - old
-        if names and now > last + PAUSE:
-            begin, kind = now, _kind(names, folder)
+        if names and now > last + PAUSE_SECONDS:
+            begin, content = now, _content(names, folder)
         last = now if names else last
         if begin:
-            yield Save(begin, kind, last - begin)
+            yield Save(begin, content, last - begin)
 
 
-def _kind(names: set[str], folder: Path) -> str:
+def _content(names: set[str], folder: Path) -> str:
+    """The content of a save, from the names of unfinished files: STATE, CHECKPOINT or empty."""
     newest = max(saved_states(folder / "state"), default=Path()).name
     if any(name.startswith("state/") and Path(name).stem > newest for name in names):
         return STATE
@@ -102,26 +103,27 @@ def _measure(workshop: Workshop) -> Pace:
     start, life, found = time.monotonic(), workshop.start("watched"), {}
     for save in _saves(life, workshop.output("watched")):
         found[save.begin] = save
-        if len(found) > WATCHED:
+        if len(found) > WATCHED_SAVES:
             break
     life.kill()
     if len(found) < 2:
         raise RuntimeError(f"no save was seen: {life.out}{life.err}")
     *whole, _ = found.values()
-    times = {kind: [save.seconds for save in whole if save.kind == kind] for kind in (STATE, CHECKPOINT)}
-    return Pace(whole[0].begin - start, {kind: float(np.mean([PAUSE, *seconds])) for kind, seconds in times.items()})
+    times = {content: [save.seconds for save in whole if save.content == content] for content in (STATE, CHECKPOINT)}
+    return Pace(whole[0].begin - start,
+                {content: float(np.mean([PAUSE_SECONDS, *seconds])) for content, seconds in times.items()})
 
 
 def _one_run(workshop: Workshop, name: str, goal: int, end: float, pace: Pace, random: np.random.Generator,
              tally: Kills) -> None:
-    """From its start, through kills, to its end; every end that was not ours is a failure."""
+    """Run once, through kills, to the end; every other end is a failure."""
     folder, before, life, found = workshop.output(name), tally.tried, None, ""
     stood: Standing | None = Standing.of(folder)
     restarts = ["--restarts", "1000"] if workshop.processes > 1 else []
     while not found:
         if life is None:
             life = workshop.start(name, "--resume", "auto", launch=restarts)
-        old = set(unfinished(folder))  # of the life before, and soon to be removed
+        old = set(unfinished(folder))  # left by the life before, and soon removed
         over = tally.tried == goal or time.monotonic() > end
         if over or not _wait_for_moment(life, folder, pace, random):
             break
@@ -155,14 +157,15 @@ def _one_run(workshop: Workshop, name: str, goal: int, end: float, pace: Pace, r
 
 
 def _wait_for_moment(life: Life, folder: Path, pace: Pace, random: np.random.Generator) -> bool:
-    """A kill comes at any time, or at any moment of a save or soon after it; False: the run ended before."""
+    """Wait for the moment of a kill: any time, or any moment of a save or soon after it. False if the run ended before.
+    """
     if random.random() > INSIDE:
-        moment = time.monotonic() + random.uniform(0, LATER * pace.first)
+        moment = time.monotonic() + random.uniform(0, LATEST * pace.first_save)
         return any(time.monotonic() >= moment for _ in life.rounds())
-    kind, wanted = STATE if random.random() < OF_STATES else CHECKPOINT, int(random.integers(1, MOST_SAVES + 1))
-    later, moment, begins = random.uniform(0, WINDOW * pace.saves[kind]), math.inf, set()
+    content, wanted = STATE if random.random() < OF_STATES else CHECKPOINT, int(random.integers(1, MOST_SAVES + 1))
+    later, moment, begins = random.uniform(0, WINDOW * pace.saves[content]), math.inf, set()
     for save in _saves(life, folder):
-        begins |= {save.begin} if save.kind == kind else set()
+        begins |= {save.begin} if save.content == content else set()
         if len(begins) == wanted and moment == math.inf:
             moment = save.begin + later
         if time.monotonic() >= moment:
@@ -171,6 +174,6 @@ def _wait_for_moment(life: Life, folder: Path, pace: Pace, random: np.random.Gen
 
 
 def _restarts(life: Life) -> bool:
-    """Wait until launch says that it starts again; False: it does not, and ends."""
+    """Wait until launch reports a restart. False if it ends instead."""
     before = life.err.count("starting again")
     return any(life.err.count("starting again") > before for _ in life.rounds())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One life of a run that the harness of faults breaks: its processes, what they said, and whether all are gone."""
+"""One life of a run that the harness of faults breaks: its processes, their output, and their end."""
 from __future__ import annotations
 
 import contextlib
@@ -15,14 +15,14 @@ from pathlib import Path
 import train_parall
 from faults.small_run import marked
 
-PATIENCE = 600.0  # seconds for a life of a run, on a machine that has other work
-GONE = 10.0  # seconds after the end of a life until nothing of it may be left
+PATIENCE_SECONDS = 600.0  # for a life of a run, on a busy machine
+GONE_SECONDS = 10.0  # after the end of a life until all its processes must be gone
 
 
 class Forked:
-    """The part of subprocess.Popen that a life needs, for a child that has imported everything before it was born.
+    """The part of subprocess.Popen that a life needs, for a child that is forked after all imports.
 
-    Most of the life of a small run is imports, and a harness of many kills has no use for them.
+    A small run spends most of its time on imports, which would slow down a harness of many kills.
     """
 
     def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], out: int, err: int) -> None:
@@ -52,7 +52,7 @@ class Forked:
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
-    def wait(self, timeout: float = PATIENCE) -> int:
+    def wait(self, timeout: float = PATIENCE_SECONDS) -> int:
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
@@ -65,8 +65,8 @@ class Life:
     """One process of a run, or the launcher of several, from its start to its end."""
 
     def __init__(self, process: subprocess.Popen | Forked, said: Path, mark: str) -> None:
-        """:param said: of the files of standard output and error, without their endings.
-        :param mark: in the environment of all its processes, as MARK.
+        """:param said: the files of standard output and error, without their suffixes.
+        :param mark: the value of MARK in the environment of all its processes.
         """
         self.process, self._said, self._mark = process, said, mark
 
@@ -84,11 +84,11 @@ class Life:
 
     @property
     def lines(self) -> list[str]:
-        """What was said on standard error, without the log's own lines."""
+        """The lines on standard error, without those of the log."""
         return [line for line in self.err.splitlines() if not line.startswith("INFO:root:")]
 
-    def wait(self, patience: float = PATIENCE) -> int:
-        """The status; a life that lasts too long is ended, with -SIGKILL."""
+    def wait(self, patience: float = PATIENCE_SECONDS) -> int:
+        """Wait for the end and return the status; a life that lasts too long is killed, with the status -SIGKILL."""
         try:
             return self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -102,10 +102,10 @@ class Life:
             return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return []
 
-    def left(self, seconds: float = GONE) -> list[str]:
-        """The processes of this life, which has ended, that still live when so much time is over: none, if all is well.
+    def left(self, seconds: float = GONE_SECONDS) -> list[str]:
+        """The processes of this life that still live so many seconds after its end; there should be none.
 
-        What was started as a program is known by its mark, what was forked by its session.
+        Programs are found by their mark, forked children by their session.
         """
         end = time.monotonic() + seconds
         while found := sorted({*marked(self._mark), *_of_session(self.process.pid)}):
@@ -114,15 +114,15 @@ class Life:
             time.sleep(0.05)
         return []
 
-    def rounds(self, seconds: float = PATIENCE) -> Iterator[None]:
-        """Goes round with hardly a pause until this life ends or its time is up."""
+    def rounds(self, seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+        """Yield again and again, with short pauses, until this life ends or its time is up."""
         end = time.monotonic() + seconds
         while self.status is None and time.monotonic() < end:
             yield
             time.sleep(0.0005)
 
     def kill(self) -> None:
-        """SIGKILL to all processes of the run as good as at once, as when the power goes."""
+        """Send SIGKILL to all processes of the run almost at once, like a power cut."""
         victims = [self.process.pid] if isinstance(self.process, Forked) else [*self.workers(), self.process.pid]
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
@@ -131,7 +131,7 @@ class Life:
 
 
 def _of_session(leader: int) -> Iterator[int]:
-    """Processes that live in the session of one that may be gone."""
+    """The living processes in the session of a process that may be gone."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small run that the harness of faults starts, breaks and compares: real entry points, records and processes."""
+"""The small run of the harness of faults, with real entry points, records and processes."""
 from __future__ import annotations
 
 import json
@@ -24,7 +24,7 @@ from recognition.training.watch import run_record
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, IDENTITIES, IMAGES, PAIRS = 32, 11, 6, 20  # 11 classes: two processes have five and six
-OF_STARTS = ("launch", run_record.FILE, report.FILE)  # when and how a run was started, which no two runs share
+OF_STARTS = ("launch", run_record.FILE, report.FILE)  # files with time and manner of starts: they differ in all runs
 
 NETWORK = '''
 import mxnet as mx
@@ -47,7 +47,7 @@ default.network, default.dataset = "small", "small"
 
 
 class Workshop:
-    """A folder with a training set and a configuration, and what is done in it."""
+    """A folder with a training set and a configuration, in which runs are started and compared."""
 
     def __init__(self, folder: Path, steps: int, processes: int = 1) -> None:
         """:param steps: of a run; ``processes``: under ``recognition.launch`` if there are several."""
@@ -69,14 +69,14 @@ class Workshop:
         save_bin(folder / "small.bin", [noisy(i) for pair in pairs for i in pair], [a == b for a, b in pairs])
 
     def output(self, name: str) -> Path:
-        """Where the run ``name`` writes."""
+        """The output folder of the run ``name``."""
         return self.folder / name / "small-arcface-small"
 
     def start(self, name: str, *flags: str, launch: Sequence[str] = (), environ: Mapping[str, str] | None = None,
               **options: Any) -> Life:
-        """Start the run ``name``, or go on with it. A state every 3 steps, a verification and a checkpoint every 6.
+        """Start or resume the run ``name``. It saves a state every 3 steps; every 6 it verifies and saves a checkpoint.
 
-        One process that needs no ``options`` of subprocess.Popen is a child of this one rather than a new program.
+        A single process without ``options`` of subprocess.Popen is forked from this one instead of a new program.
         """
         arguments = ["--config", str(self.folder / "config.py"), "--models-root", str(self.folder / name),
                      "--max-steps", str(self.steps), "--state-every", "3", "--verbose", "6", "--frequent", "2",
@@ -93,13 +93,13 @@ class Workshop:
                                          stdout=out, stderr=err, env={**os.environ, **own}, **options), said, mark)
 
     def run(self, name: str, *flags: str, **options: Any) -> Life:
-        """As :meth:`start`, and wait for its end."""
+        """Like :meth:`start`, but wait for its end."""
         life = self.start(name, *flags, **options)
         life.wait()
         return life
 
     def reference(self) -> Path:
-        """The output of a run that nothing disturbs."""
+        """The output of an undisturbed run."""
         folder = self.output("undisturbed")
         if not (folder / "model-0000.params").exists():
             life = self.run("undisturbed")
@@ -108,10 +108,10 @@ class Workshop:
         return folder
 
     def end(self, name: str, life: Life, before: Standing | None = None, damaged: bool = False) -> str:
-        """What is wrong with the last life of the run ``name``, which should come to its end; empty if nothing is.
+        """The problem with the last life of the run ``name``, which should come to its end; empty if there is none.
 
-        :param before: how the run stood before this life.
-        :param damaged: whether states were damaged, and may have been set aside.
+        :param before: the state of the run before this life.
+        :param damaged: True if states were damaged, and may have been set aside.
         """
         if status := life.wait():
             return f"status {status}: {' '.join(life.lines)[-300:]}"
@@ -121,7 +121,8 @@ class Workshop:
         return problem or self.difference(name, damaged)
 
     def difference(self, name: str, damaged: bool = False) -> str:
-        """How the end of the run ``name`` differs from the undisturbed one's; empty if in nothing, bit for bit."""
+        """The difference of the end of the run ``name`` from that of the undisturbed one; empty if equal, bit for bit.
+        """
         ours, theirs = self.output(name), self.reference()
         names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")
                         if path.is_file() and path.name not in OF_STARTS and not (damaged and DAMAGED in str(path)))
@@ -142,10 +143,10 @@ class Workshop:
 
 
 class Standing(NamedTuple):
-    """How a run stands between two lives."""
+    """The state of a run between two lives."""
 
-    step: int  # of its newest state; 0: it has none
-    starts: list[Any]  # what its file says about its starts
+    step: int  # of its newest state; 0 if it has none
+    starts: list[Any]  # the starts in its run record
 
     @classmethod
     def of(cls, folder: Path) -> Standing:
@@ -155,9 +156,9 @@ class Standing(NamedTuple):
         return cls(step, json.loads(file.read_text())["starts"] if file.exists() else [])
 
     def went_on(self, folder: Path, ended: bool) -> str:
-        """What is wrong with where the run began after this; empty if nothing is, or it did not come to begin.
+        """The problem with the step at which the next life began; empty if there is none, or if it did not begin.
 
-        A run that begins anew where it has a state ends with the same bits: no comparison of ends would see it.
+        A run that starts anew in spite of a state ends with the same bits: comparisons of ends would not show that.
         """
         starts = Standing.of(folder).starts
         if starts == self.starts:
@@ -167,12 +168,12 @@ class Standing(NamedTuple):
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, without what depends on the clock."""
+    """The records of a run, without values that depend on the clock."""
     found = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "images_per_second"} for record in found]
 
 
 def unfinished(folder: Path) -> list[str]:
-    """The names, below the output of a run, of what is not whole yet."""
+    """The names of unfinished files below the output of a run."""
     return [str(path.relative_to(folder)) for pattern in ("*.writing", "state/*.writing") for path in
             folder.glob(pattern)] if folder.is_dir() else []

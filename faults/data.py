@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training sets that are damaged, or written to while they are read: what is promised of them, tried many times.
+"""Many trials with training sets that are damaged, or written to while they are read.
 
     python -m faults.data [--times 100] [--record]
 
-Damage to a training set of 200 images is tried under both policies: with ``skip``, two epochs must end, with the same
-bits for another number of threads, or in one line; with ``stop``, no error but the one line may come.
+Damage to a training set of 200 images is tried with both policies. With ``skip`` two epochs must end, with the same
+bits for another number of threads, or in one line. With ``stop`` the only error may be the one line.
 """
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Set:
         return cv2.imencode(ending, self.image if image is None else image, list(options))[1].tobytes()
 
     def write(self, bodies: dict[int, bytes], labels: dict[int, float]) -> None:
-        """A sequential set with some images and labels of one's own."""
+        """Write a sequential set with some given images and labels."""
         for name in ("train.rec", "train.idx"):
             (self.folder / name).unlink(missing_ok=True)
         with RecordWriter(self.folder / "train.rec", self.folder / "train.idx") as writer:
@@ -65,7 +65,7 @@ class Set:
         (self.folder / "train.idx").write_bytes(self.index if index is None else index)
 
     def epochs(self, policy: str, threads: int) -> list[Any]:
-        """The bits of two epochs."""
+        """The content of two epochs, for comparison."""
         dataset = open_dataset(self.folder, on_bad_record=policy, bad_record_share=0.05)
         order, count = EpochOrder(len(dataset), 1), 2 * (len(dataset) // BATCH)
         dataset.check_labels()
@@ -123,14 +123,14 @@ def no_images(data: Set, random: Random) -> None:
 
 
 def lost_blocks(data: Set, random: Random) -> None:
-    """Zeros where a disk or a copy lost blocks of train.rec; decoders paint such an image in grey and go on."""
+    """Zero some blocks of train.rec, as if a disk or a copy lost them; decoders fill such an image with grey."""
     size = int(random.choice([512, 4096]))
     at = random.randint(len(data.records) // size) * size
     data.damage(_patched(data.records, at, bytes(size)))
 
 
 def other_images(data: Set, random: Random) -> None:
-    """All of them can be used."""
+    """Replace images by other ones, which can be used."""
     exif = b"\xff\xe1" + struct.pack(">H", 34) + b"Exif\0\0" + b"II*\0" + struct.pack(
         "<IHHHIHHI", 8, 1, 0x0112, 3, 1, random.randint(1, 9), 0, 0)
     big = cv2.resize(data.image, (random.randint(20, 800),) * 2)
@@ -172,7 +172,7 @@ def try_damage(data: Set, name: str, damage: Damage, times: int) -> Row:
 
 
 def written_to(data: Set, times: int) -> Row:
-    """The file is cut short, or written over, under a loader that reads it."""
+    """Cut the file short, or overwrite it, while a loader reads it."""
     kept = 0
     for n in range(times):
         data.damage()
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m faults.data", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=100, help="each damage, each with another seed (default 100)")
-    parser.add_argument("--record", action="store_true", help="write the table of docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as place:

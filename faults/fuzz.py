@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzzing: each parser of strangers' files fed with millions of broken inputs, by libFuzzer through Atheris.
+"""Fuzzing: libFuzzer, through Atheris, feeds each parser of untrusted files with millions of broken inputs.
 
     python -m faults.fuzz [--seconds 60] [--only records,symbols] [--keep FOLDER] [--record]      (make fuzz)
 
-Atheris, of the extra ``fuzz``, watches which lines an input reaches and goes on from those that reach new ones. An
-input that raises anything but the parser's own refusal, takes longer than SLOW seconds, or more than MEMORY megabytes,
-is a fault; it is kept in FOLDER, and given to ``--input FILE --only NAME`` runs again. tests/bench/test_fuzz.py is the
-short form, with Hypothesis.
+Atheris, of the extra ``fuzz``, sees which lines an input reaches, and derives new inputs from those that reach new
+lines. It is a fault if an input raises anything but the parser's own refusal, takes longer than SLOW_SECONDS or more
+than MEMORY_MB. Such an input is kept in FOLDER; ``--input FILE --only NAME`` runs it again. tests/faults/test_fuzz.py
+is the short form, with Hypothesis.
 """
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from faults.reliability import Row, report
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 
-SLOW, MEMORY = 10, 2048  # seconds and megabytes that one input may take
-LONGEST = 1 << 16  # bytes of an input
-PROMISE = (f"its own refusal, or a result; within {SLOW} s and {MEMORY / 1024:g} GB; no other exception, no crash, "
-           "nothing run")
+SLOW_SECONDS, MEMORY_MB = 10, 2048  # that one input may take
+LONGEST_BYTES = 1 << 16  # of an input
+PROMISE = (f"its own refusal, or a result; within {SLOW_SECONDS} s and {MEMORY_MB / 1024:g} GB; no other exception, "
+           "no crash, nothing run")
 WATCHED = ["common", "recognition"]
 
 
 def _fuzz(name: str, seconds: int, corpus: Path, found: Path) -> None:
-    """Fuzz one parser in this process, which libFuzzer ends."""
+    """Fuzz one parser in this process; libFuzzer ends the process."""
     atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=WATCHED):
         from faults.fuzz_targets import TARGETS
@@ -49,14 +49,14 @@ def _fuzz(name: str, seconds: int, corpus: Path, found: Path) -> None:
         with contextlib.suppress(target.refusal):
             target.run(data)
 
-    atheris.Setup([sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={LONGEST}", f"-timeout={SLOW}",
-                   f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/", "-print_final_stats=1", "-verbosity=0",
-                   "-seed=1"], one)
+    atheris.Setup([sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={LONGEST_BYTES}",
+                   f"-timeout={SLOW_SECONDS}", f"-rss_limit_mb={MEMORY_MB}", f"-artifact_prefix={found}/",
+                   "-print_final_stats=1", "-verbosity=0", "-seed=1"], one)
     atheris.Fuzz()
 
 
 def fuzz(name: str, seconds: int, keep: Path) -> Row:
-    """Fuzz one parser in a process of its own; what it found lies in ``keep / name`` then."""
+    """Fuzz one parser in a process of its own, which writes its finds to ``keep / name``."""
     found = keep / name.replace(" ", "-")
     shutil.rmtree(found, ignore_errors=True)
     found.mkdir(parents=True)
@@ -80,14 +80,14 @@ def fuzz(name: str, seconds: int, keep: Path) -> Row:
 
 
 def _cause(log: str) -> str:
-    """The exception, or what libFuzzer calls it."""
+    """The name of the exception, or libFuzzer's name of the fault."""
     found = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception|Warning)\b.*$|^.*ERROR: .*$", log, re.M)
     return " ".join(found[0].split())[:200] if found else "see its log"
 
 
 @contextlib.contextmanager
 def _folders() -> Iterator[tuple[Path, Path]]:
-    """A corpus to begin from and a place for the parsers' files, in memory where the machine has such a place."""
+    """Yield folders for the corpus and for the parsers' files, in memory if the machine has such a place."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         corpus, scratch = Path(folder, "corpus"), Path(folder, "scratch")
@@ -104,7 +104,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", help="names of parsers, with commas between them (default: all)")
     add("--keep", type=Path, default=Path("fuzz"), help="folder for inputs that are faults (default fuzz)")
     add("--input", type=Path, help="give the one parser of --only this file, and nothing else")
-    add("--record", action="store_true", help="write the table of docs/reliability.md")
+    add("--record", action="store_true", help="write the table of docs/records/reliability.md")
     add("--corpus", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

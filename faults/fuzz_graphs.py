@@ -2,11 +2,11 @@
 """Graphs that pass the check of recognition.networks.symbol_file, run by MXNet: none may end the process.
 
     python -m faults.fuzz_graphs [--seconds 300] [--first SEED] [--record]
-    python -m faults.fuzz_graphs --seed 104749        # one graph: what is changed in it, and what comes of it
+    python -m faults.fuzz_graphs --seed 104749        # one graph: its changes and the result
 
-A graph is a network of the usual layers of which a few attributes, operators or inputs are changed at random; which,
-follows from its seed. Each that passes is given images in a process of its own: shapes, output and gradients.
-tests/bench/test_fuzz_graphs.py is the short form.
+A graph is a network of the usual layers with a few random changes of attributes, operators or inputs, which follow from
+its seed. Each graph that passes the check is run on images in a process of its own: shapes, output and gradients.
+tests/faults/test_fuzz_graphs.py is the short form.
 """
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ import numpy as np
 
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
-from recognition.engines.mxnet.embedder import Bound, inference_form
+from recognition.engines.mxnet.bound import Bound
+from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError, command
-from recognition.networks.shapes import Shapes, infer_shapes
-from recognition.networks.symbol_file import OPERATORS, checked_graph
+from recognition.networks import sym
+from recognition.networks.graph import Graph
+from recognition.networks.operators import OPERATORS
+from recognition.networks.shapes import Shapes, all_shapes, infer_shapes
+from recognition.networks.symbol_file import checked_graph
 
 IMAGES, SHAPE = 2, (3, 32, 32)
-MOST_NUMBERS, MEMORY, PATIENCE = 5e7, 6 << 30, 30  # of all outputs; bytes and seconds of a graph that runs
+MOST_NUMBERS, MEMORY_BYTES, PATIENCE_SECONDS = 5e7, 6 << 30, 30  # numbers of all outputs; limits of a run
 VALUES = """0 1 2 3 5 7 -1 64 4096 16777216 0.5 1e38 inf nan None True False () (1,) (0,0) (1,1) (2,2) (3,3) (-1,0)
     (0,-1) (1,2,3) [3,3] (4096,4096) (0,0,0,0,1,1,1,1) (-1,-2,0,0) (2,0,3,1) avg max sum prelu leaky rrelu gelu elu
     channel instance spatial NHWC NCHW NCW float16 float64 int8 uint8 int64 full same valid nearest bilinear constant
@@ -49,8 +54,7 @@ PROMISE = "a result, our line or MXNet's own error; no crash, no endless loop"
 
 
 def network() -> dict[str, Any]:
-    """Layers of all kinds that networks of images have, in one graph."""
-    sym = mx.sym
+    """A graph with all types of layers that networks of images have."""
     x = (sym.Variable("data") - 127.5) * 0.0078125
     x = sym.Convolution(x, num_filter=8, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True, name="conv0")
     x = sym.LeakyReLU(sym.BatchNorm(x, fix_gamma=False, name="bn0"), act_type="prelu", name="relu0")
@@ -59,12 +63,12 @@ def network() -> dict[str, Any]:
     x = sym.Pooling(sym.Concat(parts[0], parts[1], dim=1), kernel=(2, 2), stride=(2, 2), pool_type="avg")
     x = sym.clip(sym.transpose(sym.Activation(x, act_type="relu"), axes=(0, 1, 3, 2)), a_min=0, a_max=6)
     x = sym.Pad(sym.Dropout(x, p=0.4), mode="constant", pad_width=(0, 0, 0, 0, 1, 1, 1, 1))
-    x = sym.UpSampling(x, scale=2, sample_type="nearest", num_args=1)
+    x = sym.UpSampling(x, scale=2, sample_type="nearest")
     x = sym.LRN(sym.L2Normalization(sym.broadcast_mul(x, sym.mean(x, axis=(2, 3), keepdims=True))), nsize=3)
     x = sym.Cast(sym.slice(x, begin=(0, 0, 0, 0), end=(None, None, 4, 4)), dtype="float32")
     x = sym.InstanceNorm(sym.Deconvolution(x, kernel=(2, 2), stride=(2, 2), num_filter=4, name="up"), name="norm")
     x = sym.FullyConnected(sym.Reshape(x, shape=(0, -1)), num_hidden=16, name="pre_fc1")
-    graph: dict[str, Any] = json.loads(sym.BatchNorm(sym.LayerNorm(x, name="layer"), name="fc1").tojson())
+    graph: dict[str, Any] = json.loads(sym.BatchNorm(sym.LayerNorm(x, name="layer"), name="fc1").graph().to_json())
     return graph
 
 
@@ -82,7 +86,7 @@ def changed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
         elif what < 0.55 and attrs:
             attrs.pop(chance.choice(list(attrs)))
         elif what < 0.8 and node["op"] != "null":
-            fitting = [op for op, (fewest, most) in OPERATORS.items() if fewest <= len(inputs) <= most]
+            fitting = [op for op, known in OPERATORS.items() if known.fewest <= len(inputs) <= known.most]
             node["op"] = chance.choice(fitting or [node["op"]])
             if chance.random() < 0.5:
                 attrs.clear()
@@ -96,21 +100,20 @@ def changed(graph: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def run(graph: dict[str, Any]) -> str:
-    """What comes of it: RAN, or where it was refused, by us or by MXNet."""
+    """Run a graph; returns RAN, or the place of its refusal by us or by MXNet."""
     try:
-        text = json.dumps(checked_graph(graph))
+        read = Graph.from_dict(checked_graph(graph))
     except ValueError:
         return REFUSED
     try:
-        symbol = mx.sym.load_json(text)
-        shapes = infer_shapes(symbol, SHAPE, IMAGES)
-        inner = symbol.get_internals().infer_shape_partial(data=(IMAGES, *SHAPE))[1]
+        shapes = infer_shapes(read, SHAPE, IMAGES)
+        inner = [shape for found in all_shapes(read, (IMAGES, *SHAPE)) for shape in found]
         if not all(shape and 0 not in shape for shape in inner):
             return "shapes are not known"
         if sum(np.prod(shape, dtype=float) for shape in inner) > MOST_NUMBERS:
             return "large"
-        _embed(symbol, shapes)
-        _train(symbol, shapes)
+        _embed(read, shapes)
+        _train(read, shapes)
     except UserError:
         return "refused by its shapes"
     except mx.MXNetError:
@@ -118,26 +121,27 @@ def run(graph: dict[str, Any]) -> str:
     return RAN
 
 
-def _embed(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
-    """As recognition.engines.mxnet.embedder does."""
-    form = inference_form(symbol, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
+def _embed(graph: Graph, shapes: Shapes) -> None:
+    """Embed images like recognition.engines.mxnet.embedder."""
+    form = inference_form(graph, {name: np.ones(shape, np.float32) for name, shape in shapes.arguments.items()},
                           {name: np.ones(shape, np.float32) for name, shape in shapes.auxiliary.items()}, SHAPE)
     Bound(*form, mx.cpu(), (IMAGES, *SHAPE)).queue(np.ones((IMAGES, *SHAPE), np.uint8)).wait_to_read()
 
 
-def _train(symbol: mx.sym.Symbol, shapes: Shapes) -> None:
-    """Output and gradients."""
+def _train(graph: Graph, shapes: Shapes) -> None:
+    """Compute output and gradients."""
     arguments = {"data": mx.nd.ones((IMAGES, *SHAPE)),
                  **{name: mx.nd.ones(shape) for name, shape in shapes.arguments.items()}}
-    executor = symbol.bind(mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
-                           aux_states={name: mx.nd.ones(shape) for name, shape in shapes.auxiliary.items()})
+    executor = to_symbol(graph).bind(
+        mx.cpu(), arguments, {name: array.zeros_like() for name, array in arguments.items()},
+        aux_states={name: mx.nd.ones(shape) for name, shape in shapes.auxiliary.items()})
     output = executor.forward(is_train=True)[0]
     executor.backward(output.ones_like())
     mx.nd.waitall()
 
 
 def alone(graph: dict[str, Any]) -> str:
-    """As :func:`run`, in a process of its own; the signal's name if one ended it."""
+    """Like :func:`run`, but in a process of its own; returns the signal's name if one ended it."""
     here, there = os.pipe()
     child = os.fork()
     if not child:
@@ -146,8 +150,8 @@ def alone(graph: dict[str, Any]) -> str:
             faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.alarm(PATIENCE)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            signal.alarm(PATIENCE_SECONDS)
             said = run(graph)
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"[:200]
@@ -162,7 +166,7 @@ def alone(graph: dict[str, Any]) -> str:
 
 
 def fuzz(seconds: float, first: int, most: int = 1 << 62) -> tuple[int, Row]:
-    """The seed after the last one, and the row: of the graphs that passed the check, those that ended as promised."""
+    """Run graphs of consecutive seeds. Returns the next seed, and the row about the graphs that passed the check."""
     graph, counts, faults, end = network(), Counter[str](), [], time.monotonic() + seconds
     seed = first
     while seed < first + most and time.monotonic() < end:
@@ -194,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="of the first graph")
     parser.add_argument("--seed", type=int, help="of one graph, which is shown")
-    parser.add_argument("--record", action="store_true", help="write the table of docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)
     if args.seed is not None:
         _show(args.seed)

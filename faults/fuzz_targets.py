@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parsers that files from strangers reach, each as a function of bytes, and good inputs to begin from.
+"""The parsers of untrusted files, each as a function of bytes, with good inputs to start from.
 
-A target raises nothing, or what it promises to raise at bad input: anything else is a fault that the fuzzer found.
+A target raises nothing, or its promised error on bad input; anything else is a fault.
 """
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from recognition.io.params import read_arrays, write_arrays
 from recognition.networks.symbol_file import read_symbol
 from recognition.training.watch.run_files import read_history, read_starts
 
-SEPARATOR = b"\n%%%%\n"  # between the files of an input that is several
-MOST_PIXELS = 1 << 18  # while fuzzing: speed, not another way
+SEPARATOR = b"\n%%%%\n"  # between the files of an input with several files
+MOST_PIXELS = 1 << 18  # while fuzzing, for speed
 _MAGIC = struct.pack("<I", MAGIC)
 _IMAGE = np.random.RandomState(0).randint(0, 256, (24, 24, 3)).astype(np.uint8)
 
 
 class Target(NamedTuple):
-    """``run`` parses; ``seeds`` gives good inputs; ``refusal`` is what a bad one may raise."""
+    """A parser: ``run`` parses; ``seeds`` gives good inputs; ``refusal`` is the error that bad inputs may raise."""
 
     run: Callable[[bytes], object]
     seeds: Callable[[], list[bytes]]
@@ -60,14 +60,14 @@ class Target(NamedTuple):
 
 
 def folder() -> Path:
-    """A folder of this process for the files that parsers want to have."""
+    """This process's folder for the files of parsers."""
     path = Path(tempfile.gettempdir(), f"fuzz-of-recognition-{os.getpid()}")
     path.mkdir(exist_ok=True)
     return path
 
 
 def _file(read: Callable[[Path], object], name: str = "input") -> Callable[[bytes], object]:
-    """A target of a parser that takes a path."""
+    """The target for a parser that takes a path."""
 
     def run(data: bytes) -> object:
         path = folder() / name
@@ -78,7 +78,7 @@ def _file(read: Callable[[Path], object], name: str = "input") -> Callable[[byte
 
 
 def _files(read: Callable[[Path], object], *names: str) -> Callable[[bytes], object]:
-    """A target of a parser that takes a folder of these files."""
+    """The target for a parser that takes a folder of these files."""
 
     def run(data: bytes) -> object:
         for name, part in zip(names, data.split(SEPARATOR)):
@@ -93,7 +93,7 @@ def _jpeg(*options: int) -> bytes:
 
 
 def _set_files(*names: str) -> list[bytes]:
-    """A small training set, by file."""
+    """The files of a small training set by name."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place)
         with RecordWriter(path / "train.rec", path / "train.idx") as writer:
@@ -126,7 +126,7 @@ def _read_records(path: Path) -> None:
 
 
 def _read_set(path: Path) -> None:
-    """Open a set and load all of it, under both policies."""
+    """Open a set and load all of it, with both policies."""
     for policy in ("skip", "stop"):
         dataset = open_dataset(path, on_bad_record=policy, bad_record_share=0.9)
         try:
@@ -144,7 +144,7 @@ def _read_flags(data: bytes) -> None:
 
 
 def _read_config(data: bytes) -> None:
-    """A configuration as a training state holds it."""
+    """Read a configuration in the form of a training state."""
     try:
         values = json.loads(data)
     except (ValueError, RecursionError):
@@ -155,7 +155,7 @@ def _read_config(data: bytes) -> None:
 
 
 def _read_list(path: Path) -> None:
-    """Images that count from the list's folder must lie below it."""
+    """Read a list; its relative paths must stay below its folder."""
     for identity in read_identities(path):
         for image in identity.images:
             below = Path(os.path.normpath(image)).is_relative_to(path.parent)
@@ -177,7 +177,7 @@ def _unpack(path: Path) -> None:
 
 
 def _archives() -> list[bytes]:
-    """Of each kind, one with two files."""
+    """Archives of each type, with two files each."""
     found = []
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         file = io.BytesIO()
@@ -197,7 +197,8 @@ def _archives() -> list[bytes]:
 
 
 def _read_arrays(data: bytes) -> None:
-    """The bytes as an array in an ``.npz``, whose checksum keeps most changes of the file from its headers."""
+    """Read the bytes as an array in an ``.npz``. Without that, its checksum would stop most changes before the headers.
+    """
     path = folder() / "arrays.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("embeddings.npy", data)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are made to harm who reads them: what is promised of them, tried in processes of their own.
+"""Files that are made to harm their readers, each read in a process of its own.
 
     python -m faults.hostile_files [--times 10] [--record]
 
-Each must be refused in one line, within LONGEST seconds and MOST_MEMORY, and without running what it holds.
+Each must be refused in one line, within MOST_SECONDS and MOST_BYTES, and without running its content.
 """
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from recognition.errors import UserError, command
 from recognition.io.params import read_arrays
 from recognition.networks.symbol_file import read_symbol
 
-LONGEST, MOST_MEMORY = 5.0, 512 << 20
-REFUSED = f"one line, within {LONGEST:g} s of the processor and {MOST_MEMORY >> 20} MB; nothing of it is run"
+MOST_SECONDS, MOST_BYTES = 5.0, 512 << 20
+REFUSED = f"one line, within {MOST_SECONDS:g} s of the processor and {MOST_BYTES >> 20} MB; nothing of it is run"
 
 
 class _Evil:
@@ -52,7 +52,7 @@ def _zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_S
 
 
 def hostile(folder: Path, marker: Path) -> dict[str, list[tuple[Callable[[Path], object], Path]]]:
-    """By kind of file: readers, with what they must refuse."""
+    """The readers of each type of file, with the contents that they must refuse."""
     found: dict[str, list[tuple[Callable[[Path], object], Path]]] = {}
 
     def add(kind: str, read: Callable[[Path], object], content: bytes) -> None:
@@ -126,7 +126,8 @@ def try_hostile(name: str, files: Sequence[tuple[Callable[[Path], object], Path]
 
 
 def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int]:
-    """Whether a process of its own refuses the file, within its limits; the seconds and bytes that it took."""
+    """Read a file in a process of its own. Returns True if it was refused within the limits, and its seconds and bytes.
+    """
     here, there = os.pipe()
     child = os.fork()
     if not child:
@@ -135,8 +136,8 @@ def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int
         try:
             with open("/proc/self/statm") as file:
                 size = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (size + MOST_MEMORY,) * 2)
-            resource.setrlimit(resource.RLIMIT_CPU, (int(LONGEST) + 1,) * 2)
+            resource.setrlimit(resource.RLIMIT_AS, (size + MOST_BYTES,) * 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(MOST_SECONDS) + 1,) * 2)
             read(path)
         except UserError:
             code = 0
@@ -148,7 +149,7 @@ def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int
     _, status = os.waitpid(child, 0)
     with os.fdopen(here, "rb") as pipe:
         said = pipe.read()
-    seconds, taken = struct.unpack("<dq", said) if len(said) == 16 else (LONGEST, 0)
+    seconds, taken = struct.unpack("<dq", said) if len(said) == 16 else (MOST_SECONDS, 0)
     return status == 0, seconds, taken
 
 
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m faults.hostile_files", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10, help="each file (default 10)")
-    parser.add_argument("--record", action="store_true", help="write the table of docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
         marker = Path(place, "it-ran")

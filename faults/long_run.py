@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of many small steps, watched: whether memory, threads, open files and logs stay as they are.
+"""Watches a run of many small steps: memory, threads, open files and logs must not grow.
 
     python -m faults.long_run                                       # 20,000 steps, two to four minutes
-    python -m faults.long_run --record -- --sample-ratio 0.5        # flags of the run; the row in docs/reliability.md
+    python -m faults.long_run --record -- --sample-ratio 0.5        # flags of the run; the row goes to docs/records/
 
-Verifies and saves a state every 500 steps, so that what these take must come back, too. After a tenth of the run,
-which allocates and compiles, the first half of what is left is held against the second.
+It verifies and saves a state every 500 steps, so that their memory must be freed, too. The first tenth of the run,
+which allocates and compiles, is left out; of the rest the first half is compared with the second.
 """
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from typing import NamedTuple
 from faults import small_run
 from faults.reliability import Row, report
 
-INTERVAL = 0.5  # seconds between looks at the process
-GROWTH = 1.0  # MB in 1,000 steps beyond which memory is not level
-FILES = 4  # as many more may be open at the moment of a look: a state or a set is being read or written
+INTERVAL_SECONDS = 0.5  # between looks at the process
+MOST_GROWTH = 1.0  # MB in 1,000 steps; memory that grows more is not level
+MORE_FILES = 4  # may be open at the moment of a look: a state or a set is being read or written
 
 
 class Look(NamedTuple):
@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
 
 def look(pid: int, history: Path) -> Look | None:
-    """The process as it is; None once it has ended, or before it logs."""
+    """A look at the process; None after its end, or before it logs."""
     try:
         lines_of_status = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":", 1) for line in lines_of_status if ":" in line)
@@ -49,7 +49,7 @@ def look(pid: int, history: Path) -> Look | None:
 
 
 def watch(folder: Path, steps: int, flags: list[str]) -> tuple[list[Look], str]:
-    """Looks at a run of so many steps, and what went wrong with it, if anything."""
+    """Run so many steps; returns the looks at the process, and the problem with the run, if there is one."""
     models = folder / "models"
     with open(folder / "output", "w") as output:
         process = subprocess.Popen(
@@ -57,14 +57,14 @@ def watch(folder: Path, steps: int, flags: list[str]) -> tuple[list[Look], str]:
             stdout=output, stderr=output, env=small_run.environment(), cwd=folder)
         looks = []
         while process.poll() is None:
-            time.sleep(INTERVAL)
+            time.sleep(INTERVAL_SECONDS)
             if found := look(process.pid, models / "small-arcface-small" / "history.jsonl"):
                 looks.append(found)
     return looks, "" if process.returncode == 0 else (folder / "output").read_text()[-2000:]
 
 
 def growth(looks: list[Look]) -> float:
-    """MB in 1,000 steps, from the medians of two halves of the steps."""
+    """The growth in MB in 1,000 steps, from the medians of two halves of the steps."""
     middle = (looks[0].step + looks[-1].step) / 2
     halves = [[at for at in looks if (at.step < middle) == first] for first in (True, False)]
     memory = [statistics.median(at.memory for at in half) for half in halves]
@@ -73,14 +73,14 @@ def growth(looks: list[Look]) -> float:
 
 
 def row(name: str, steps: int, looks: list[Look], error: str) -> Row:
-    promised = f"memory grows by less than {GROWTH:g} MB in 1,000 steps, threads and open files not at all"
+    promised = f"memory grows by less than {MOST_GROWTH:g} MB in 1,000 steps, threads and open files not at all"
     level = [at for at in looks if at.step >= steps / 10]
     if error or len(level) < 10:
         return Row(name, steps, promised, 0, error or "too short to say")
     grown, half = growth(level), len(level) // 2
     threads, files = [at.threads for at in level], [at.files for at in level]
-    kept = (grown < GROWTH and max(threads[half:]) <= max(threads[:half])  # some live for a verification alone
-            and max(files[half:]) <= max(files[:half]) + FILES)
+    kept = (grown < MOST_GROWTH and max(threads[half:]) <= max(threads[:half])  # some live for a verification alone
+            and max(files[half:]) <= max(files[:half]) + MORE_FILES)
     return Row(name, steps, promised, steps if kept else 0,
                f"{level[0].memory:.0f} MB at step {level[0].step:,}, {level[-1].memory:.0f} MB at step "
                f"{level[-1].step:,}, {grown:+.2f} MB in 1,000 steps; {min(threads)} to {max(threads)} threads, "
@@ -92,7 +92,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("flags", nargs="*", help="of train_parall.py, behind --")
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         small_run.make(Path(folder) / "set")

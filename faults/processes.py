@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training in two processes, of which one dies, hangs or is slow, again and again; and starts that cannot succeed.
+"""Trains in two processes of which one dies, hangs or is slow, again and again; and tries starts that cannot succeed.
 
     python -m faults.processes                # ten minutes on a machine that is free
     python -m faults.processes --times 1      # each fault once
-    python -m faults.processes --record       # and the rows in docs/reliability.md
+    python -m faults.processes --record       # and the rows in docs/records/reliability.md
 
-Real runs of ``train_parall.py`` under ``recognition.launch``, through Horovod and through parameter servers. A fault
-comes at a random moment after training has begun. A promise is kept if the run ends in time, with the status and the
-line that it should, without a traceback, and if no process of it is left.
+The runs are real ones of ``train_parall.py`` under ``recognition.launch``, through Horovod and through parameter
+servers. A fault comes at a random moment after training has begun. A promise is kept if the run ends in time, with the
+right status and line, without a traceback, and if no process of it is left.
 """
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ import numpy as np
 from faults import small_run
 from faults.reliability import Row, report
 
-DEATH, STALL, START = 10.0, 5.0, 60.0  # seconds: from a death to the end; --stall-timeout; until training has begun
-LEFT = 10.0  # seconds in which the watch over a process on another host goes, too
-KINDS = {"Horovod": (), "servers": ("--servers", "1")}
+DEATH_SECONDS = 10.0  # from a death to the end of the run
+STALL_SECONDS = 5.0  # --stall-timeout
+START_SECONDS = 60.0  # until training has begun
+LEFT_SECONDS = 10.0  # until the watch over a process on another host has ended, too
+EXCHANGES = {"Horovod": (), "servers": ("--servers", "1")}
 
 
 class Ended(NamedTuple):
@@ -43,7 +45,7 @@ class Ended(NamedTuple):
     left: int  # processes
 
     def as_promised(self, status: int, line: str, most: float) -> bool:
-        """``line``: a regular expression that a whole line of standard error matches."""
+        """True if the run ended as promised. ``line``: a regular expression for a whole line of standard error."""
         return (self.status == status and self.seconds < most and not self.left and "Traceback" not in self.err
                 and any(re.fullmatch(line, found) for found in self.err.splitlines()))
 
@@ -65,7 +67,7 @@ class Run:
     def wait_until_it_trains(self, random: np.random.RandomState) -> None:
         while not (self.history.exists() and self.history.stat().st_size) and self.process.poll() is None:
             time.sleep(0.05)
-            if time.monotonic() > self.began + START:
+            if time.monotonic() > self.began + START_SECONDS:
                 break
         time.sleep(random.uniform(0, 1.5))
 
@@ -81,7 +83,7 @@ class Run:
             self.process.terminate()
             _, err = self.process.communicate()
         ended = time.monotonic()
-        while (left := len(list(small_run.marked(self.mark)))) and time.monotonic() < ended + LEFT:
+        while (left := len(list(small_run.marked(self.mark)))) and time.monotonic() < ended + LEFT_SECONDS:
             time.sleep(0.1)
         return Ended(self.process.returncode, err, ended - (since or self.began), left)
 
@@ -90,7 +92,7 @@ Fault = Callable[[Path, np.random.RandomState], "tuple[bool, Ended]"]
 
 
 def signalled(number: int, variable: str, launcher: Sequence[str], status: int, line: str, most: float) -> Fault:
-    """A signal to one process of a run that trains."""
+    """Send a signal to one process of a training run."""
 
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
         run = Run(folder, launcher)
@@ -139,7 +141,7 @@ def slow(launcher: Sequence[str]) -> Fault:
 
 
 def restarted(launcher: Sequence[str]) -> Fault:
-    """A death, after which the run goes on to its end."""
+    """Kill a process, after which the run goes on to its end."""
 
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
         run = Run(folder, ["--restarts", "1", *launcher], steps=300)
@@ -158,12 +160,12 @@ def port_in_use(folder: Path, random: np.random.RandomState) -> tuple[bool, Ende
         taken.listen()
         port = taken.getsockname()[1]
         code = f"import sys, recognition.launch.launcher as l; l.free_port = lambda _: {port}; sys.exit(l.main())"
-        ended = Run(folder, KINDS["servers"], python=["-c", code]).end()
+        ended = Run(folder, EXCHANGES["servers"], python=["-c", code]).end()
     return ended.as_promised(75, f"error: the scheduler .* port {port} of 127.0.0.1 cannot be had: .*", 30), ended
 
 
 def unreachable(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
-    """192.0.2.1 is nobody's (RFC 5737): the client of this machine says that it cannot reach it, or gives up."""
+    """Start on 192.0.2.1, which belongs to nobody (RFC 5737): ssh reports that it cannot reach it, or gives up."""
     ssh = folder / "ssh"
     ssh.write_text('#!/bin/sh\nhost=$1; shift\n[ $host = a ] && exec sh -c "$*"\n'
                    'echo "ssh: connect to host b port 22: No route to host" >&2; exit 255\n')
@@ -178,23 +180,25 @@ def no_gpu(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
 
 
 def faults() -> Iterator[tuple[str, str, Fault]]:
-    """Each fault, what is promised, and how to try it."""
-    ending = f"in {DEATH:g} s all processes are gone, with a line that names the one that died, status not 0"
-    for kind, launcher in KINDS.items():
-        yield (f"SIGKILL to rank 1 of 2, {kind}", ending,
+    """Yield each fault, its promise, and a function that tries it."""
+    ending = f"in {DEATH_SECONDS:g} s all processes are gone, with a line that names the one that died, status not 0"
+    for exchange, launcher in EXCHANGES.items():
+        yield (f"SIGKILL to rank 1 of 2, {exchange}", ending,
                signalled(signal.SIGKILL, "RECOGNITION_WORKER=1", launcher, 137,
-                         "launch: rank 1 on localhost was ended by SIGKILL; ending all others", DEATH))
-        yield (f"rank 1 of 2 stopped by SIGSTOP, {kind}", "the same after --stall-timeout (5 s here) more",
-               signalled(signal.SIGSTOP, "RECOGNITION_WORKER=1", ["--stall-timeout", f"{STALL:g}", *launcher], 1,
-                         r"launch: rank 1 on localhost hangs: no worker went on for 5 s, .*", STALL + DEATH + 5))
-        yield (f"rank 1 of 2 runs half of the time, {kind}", "it is named, and the run goes on to its end",
+                         "launch: rank 1 on localhost was ended by SIGKILL; ending all others", DEATH_SECONDS))
+        stall = ["--stall-timeout", f"{STALL_SECONDS:g}", *launcher]
+        yield (f"rank 1 of 2 stopped by SIGSTOP, {exchange}", "the same after --stall-timeout (5 s here) more",
+               signalled(signal.SIGSTOP, "RECOGNITION_WORKER=1", stall, 1,
+                         r"launch: rank 1 on localhost hangs: no worker went on for 5 s, .*",
+                         STALL_SECONDS + DEATH_SECONDS + 5))
+        yield (f"rank 1 of 2 runs half of the time, {exchange}", "it is named, and the run goes on to its end",
                slow(launcher))
-        yield (f"SIGKILL to rank 1 of 2 with --restarts 1, {kind}", "the run starts again and goes on to its end",
+        yield (f"SIGKILL to rank 1 of 2 with --restarts 1, {exchange}", "the run starts again and goes on to its end",
                restarted(launcher))
     for role, name in (("server", "server 0"), ("scheduler", "scheduler")):
         yield (f"SIGKILL to the {role}", ending,
-               signalled(signal.SIGKILL, f"DMLC_ROLE={role}", KINDS["servers"], 137,
-                         f"launch: {name} on localhost was ended by SIGKILL; ending all others", DEATH))
+               signalled(signal.SIGKILL, f"DMLC_ROLE={role}", EXCHANGES["servers"], 137,
+                         f"launch: {name} on localhost was ended by SIGKILL; ending all others", DEATH_SECONDS))
     yield "the scheduler's port is in use", "in 30 s the end, with a line that says it, status 75", port_in_use
     yield ("a host that ssh cannot reach", "in 30 s the end, with a line that names host and rank, status 255",
            unreachable)
@@ -207,7 +211,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=5, help="that each fault is tried")
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose description holds this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     random, rows = np.random.RandomState(options.seed), []
     with tempfile.TemporaryDirectory() as name:

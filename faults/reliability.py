@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of docs/reliability.md: what was done to the trainer, how often, what was promised, what happened.
+"""The table of docs/records/reliability.md: faults of the trainer, numbers of trials, promises and results.
 
-    python -m faults.reliability            # writes the table anew from the records in docs/reliability/
+    python -m faults.reliability            # writes the table anew from the records in docs/records/reliability/
 
-A harness of faults ends with :func:`report`, which prints its rows and, where the harness was started with
-``--record``, writes them as ``docs/reliability/<name>.json`` and the table with them. Nobody writes a row by hand.
+A harness of faults ends with :func:`report`, which prints its rows. Started with ``--record`` it also writes them to
+``docs/records/reliability/<name>.json`` and writes the table anew. Nobody writes a row by hand.
 """
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from pathlib import Path
 from recognition.errors import UserError
 from recognition.io.files import replacing
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of fault."""
+    """The row of a fault."""
 
     fault: str  # what was done
-    tried: int  # how many times
-    promised: str  # what the trainer promises then
-    kept: int  # how many times of those tried it kept the promise
-    happened: str  # what was seen, with figures
+    tried: int  # number of trials
+    promised: str  # the trainer's promise
+    kept: int  # number of trials in which it kept the promise
+    happened: str  # the results, with figures
 
     def cells(self) -> list[str]:
         kept = "" if self.kept == self.tried else f"**kept {self.kept} of {self.tried} times**; "
         return [self.fault, f"{self.tried:,}", self.promised, kept + self.happened]
 
 
-def report(name: str, command: str, rows: Sequence[Row], record: bool, docs: Path = DOCS) -> int:
-    """Print the rows of a harness and, with ``record``, write them to ``docs``; the exit status: 1 if a promise broke.
+def report(name: str, command: str, rows: Sequence[Row], record: bool, folder: Path = RECORDS) -> int:
+    """Print the rows of a harness and, with ``record``, write them to ``folder``; returns 1 if a promise broke, else 0.
 
     :param name: of the class of faults, and of its file: letters, digits and hyphens.
     :param command: what to type to try it again.
@@ -47,16 +47,16 @@ def report(name: str, command: str, rows: Sequence[Row], record: bool, docs: Pat
         print(f"{'kept' if row.kept == row.tried else 'BROKEN'}: {' | '.join(row.cells())}", flush=True)
     if record:
         found = {"command": command, "date": datetime.date.today().isoformat(), "rows": [asdict(row) for row in rows]}
-        with replacing(docs / "reliability" / f"{name}.json") as path:
+        with replacing(folder / "reliability" / f"{name}.json") as path:
             path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_table(docs)
+        write_table(folder)
     return int(any(row.kept != row.tried for row in rows))
 
 
-def table(docs: Path = DOCS) -> str:
-    """The records below ``docs``, in the order of their names, in Markdown."""
+def table(folder: Path = RECORDS) -> str:
+    """The records below ``folder``, in the order of their names, in Markdown."""
     lines = []
-    for path in sorted((docs / "reliability").glob("*.json")):
+    for path in sorted((folder / "reliability").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         lines += [f"\n## {path.stem.replace('-', ' ').capitalize()}\n", f"`{found['command']}`, {found['date']}\n",
                   "| fault | tried | promised | happened |", "| --- | --- | --- | --- |"]
@@ -65,18 +65,18 @@ def table(docs: Path = DOCS) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_table(docs: Path = DOCS) -> None:
+def write_table(folder: Path = RECORDS) -> None:
     """Put the table between its two marks in reliability.md.
 
     :raises UserError: if the page has not just these two.
     """
-    page = docs / "reliability.md"
+    page = folder / "reliability.md"
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in after:
         raise UserError(f"{page}: found no {BEGIN} ... {END}, expected one of each, around the table")
     with replacing(page) as path:
-        path.write_text(f"{before}{BEGIN}\n{table(docs)}\n{END}{after}", encoding="utf-8")
+        path.write_text(f"{before}{BEGIN}\n{table(folder)}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:

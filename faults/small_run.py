@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training set, networks and a config.py so small that a step takes milliseconds: what harnesses of faults run."""
+"""The run of the harnesses of faults: a training set, networks and a config.py so small that a step takes milliseconds.
+"""
 from __future__ import annotations
 
 import os
@@ -63,19 +64,19 @@ def make(folder: Path, black: int | None = None) -> Path:
 
 
 def command(folder: Path, models: Path, *flags: str, launcher: Sequence[str] = ()) -> list[str]:
-    """What starts a run; ``launcher``: flags of ``recognition.launch``, without which it is one process."""
+    """The command of a run; ``launcher``: flags of ``recognition.launch``; without them it is one process."""
     before = [sys.executable, "-m", "recognition.launch", *launcher, "--"] if launcher else []
     return [*before, sys.executable, str(ROOT / "train_parall.py"), "--config", str(folder / "config.py"),
             "--models-root", str(models), "--lr", "0.01", "--per-batch-size", "4", "--devices", "cpu", *flags]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of such runs: a thread each, as they are small."""
+    """The environment of such runs: one thread each, as they are small."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **more}
 
 
 def marked(mark: str) -> Iterator[int]:
-    """Processes that live and have ``MARK=mark`` in their environment: all that a run has started."""
+    """The living processes with ``MARK=mark`` in their environment: all that a run has started."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             words = path.read_bytes().split(b"\0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A week of training in minutes: the real loop, schedule, states, checkpoints and logs around parts that cost nothing.
+"""A week of training in minutes: the real loop, schedule, states, checkpoints and logs around parts that take no time.
 
     python -m faults.week                           # a million steps
     python -m faults.week --steps 50000 --record
@@ -47,13 +47,13 @@ from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
 
 VERBOSE, FREQUENT, EPOCH = 2000, 20, 45000  # batches
-BAD = 9973  # one step in so many has no finite loss
-HISTORY = 4 << 20  # bytes, so that a week's comes to them
+BAD_EVERY = 9973  # one step in so many has no finite loss
+HISTORY_BYTES = 4 << 20  # limit of the history, low enough for a week's to reach it
 ONE = np.zeros((1, 4), np.float32)
 
 
 class CountingBackbone:
-    """Counts steps and those that were left out, and remembers between which steps it saw each learning rate."""
+    """A backbone that counts steps and left-out steps, and keeps the first and the last step of each learning rate."""
 
     loss_scale: LossScale | None = None
 
@@ -73,12 +73,8 @@ class CountingBackbone:
     def gradient_norm(self) -> float:
         return 1.0
 
-    def may_overflow(self, lr: float) -> bool:
-        return False
-
-    def try_step(self, lr: float) -> list[str]:
-        self.step(lr)
-        return []
+    def sound(self) -> bool:
+        return True
 
     def step(self, lr: float) -> None:
         self.steps += 1
@@ -96,9 +92,18 @@ class CountingBackbone:
     def parameters(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         return {"w": ONE}, {}
 
+    def state(self) -> BackboneState:
+        return BackboneState({"w": ONE}, {"w": ONE}, [{}])
+
+    def difference(self, state: BackboneState) -> str:
+        return ""
+
+    def load(self, state: BackboneState, steps: int) -> None:
+        self.done = steps
+
 
 class CountingHead:
-    """Has a loss that falls, and now and then none."""
+    """A head whose loss falls, and is sometimes not finite."""
 
     def __init__(self, done: int) -> None:
         self.done, self.steps, self.left_out = done, 0, 0
@@ -106,17 +111,14 @@ class CountingHead:
 
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         self.done += 1
-        return HeadResult(float("nan") if self.done % BAD == 0 else 1 / self.done, 0.5, ONE)
+        return HeadResult(float("nan") if self.done % BAD_EVERY == 0 else 1 / self.done, 0.5, ONE)
 
     def target_angles(self) -> np.ndarray | None:
         return None
 
     finite = True
 
-    def may_overflow(self, lr: float) -> bool:
-        return False
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
+    def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
         return None
 
@@ -125,7 +127,7 @@ class CountingHead:
 
 
 def batches(start: Position) -> Iterator[Batch]:
-    """Batches of one image without end."""
+    """Yield batches of one image without end."""
     epoch, offset = start
     image, number = np.zeros((1, 3, 1, 1), np.uint8), np.zeros(1, np.int64)
     while True:
@@ -143,7 +145,7 @@ class Outcome(NamedTuple):
 
 
 def run(folder: Path, steps: int, stop_at: int, schedule: Schedule) -> Outcome:
-    """A run to its end, or to a signal in the verification of step ``stop_at`` or the next after it."""
+    """Run to the end, or to a signal in the first verification at or after step ``stop_at``."""
     saved = find_state(folder / "state", "auto")
     progress, alone = saved.progress if saved else Progress(), SingleProcess()
     backbone, head = CountingBackbone(progress.step), CountingHead(progress.step)
@@ -157,12 +159,15 @@ def run(folder: Path, steps: int, stop_at: int, schedule: Schedule) -> Outcome:
         return [VerificationResult(none, none, none, none, accuracies, none, Roc(none, none, none), "week", 20.0)]
 
     def save(now: Progress) -> None:
-        save_state(folder / "state", now, BackboneState({"w": ONE}, {"w": ONE}, [{}]), ())
+        save_state(folder / "state", now, backbone.state(), ())
 
-    log = TrainingLog(History(folder / "history.jsonl", progress.step, HISTORY), FREQUENT, 1, steps, progress.step)
-    trainer = Trainer(backbone, head, batches(Position(progress.epoch, progress.offset)), schedule, verify,
-                      numbers.append, save, lambda number: number, BadSteps(folder, alone, backbone, head, skip=True),
-                      log, progress, VERBOSE, VERBOSE, False, SAVE_BEST_AS_ONE, steps, 10000)
+    history = History(folder / "history.jsonl", progress.step, HISTORY_BYTES)
+    log = TrainingLog(history, FREQUENT, 1, steps, progress.step)
+    trainer = Trainer(backbone=backbone, head=head, batches=batches(Position(progress.epoch, progress.offset)),
+                      schedule=schedule, verify=verify, save_checkpoint=numbers.append, save_state=save,
+                      communicator=alone, bad_steps=BadSteps(folder, alone, backbone, head, skip=True), log=log,
+                      progress=progress, verbose=VERBOSE, state_every=VERBOSE, keep_best=False, ckpt=SAVE_BEST_AS_ONE,
+                      max_steps=steps, end_epoch=10000)
     try:
         return Outcome(trainer.run(), progress, backbone, head, numbers)
     finally:
@@ -170,7 +175,7 @@ def run(folder: Path, steps: int, stop_at: int, schedule: Schedule) -> Outcome:
 
 
 def faults(folder: Path, steps: int) -> tuple[list[str], str]:
-    """What was not as it should be in a week of so many steps with a stop in its middle; and figures."""
+    """Run a week of so many steps with a stop in its middle; returns the faults, and figures."""
     falls = tuple(int(steps * share) for share in (0.4, 0.64, 0.88))
     schedule, began = StepSchedule(0.1, falls), time.monotonic()
     first = run(folder, steps, steps // 2, schedule)
@@ -182,7 +187,7 @@ def faults(folder: Path, steps: int) -> tuple[list[str], str]:
             wrong.append(f"{what}: {found}, expected {expected}")
 
     stopped = first.progress.step
-    bad = steps // BAD
+    bad = steps // BAD_EVERY
     check("status of the stopped half", first.status, 128 + signal.SIGTERM)
     check("status", second.status, 0)
     check("step of the stop", stopped, -(-(steps // 2) // VERBOSE) * VERBOSE + 1)  # the next agreement
@@ -196,7 +201,8 @@ def faults(folder: Path, steps: int) -> tuple[list[str], str]:
     rates = {**second.backbone.rates, **{lr: [low, second.backbone.rates.get(lr, [0, high])[1]]
                                          for lr, (low, high) in first.backbone.rates.items()}}
     bounds = list(zip((0, *falls), (*falls, steps)))
-    expected = {schedule(low): [low + 1 + ((low + 1) % BAD == 0), high - (high % BAD == 0)] for low, high in bounds}
+    expected = {schedule(low): [low + 1 + ((low + 1) % BAD_EVERY == 0), high - (high % BAD_EVERY == 0)]
+                for low, high in bounds}
     check("steps of each learning rate", rates, expected)
     check("checkpoints' numbers", set(first.checkpoints + second.checkpoints), {0, 1})
     states = saved_states(folder / "state")
@@ -205,7 +211,7 @@ def faults(folder: Path, steps: int) -> tuple[list[str], str]:
     files = len(list(folder.glob("nan-step-*.npz")))
     check("files of bad steps", files, min(KEPT, bad))
     history = folder / "history.jsonl"
-    check("size of the history", history.stat().st_size <= HISTORY, True)
+    check("size of the history", history.stat().st_size <= HISTORY_BYTES, True)
     records = [json.loads(line) for line in history.read_text().splitlines()]
     trained = [record["step"] for record in records if record["kind"] == "train"]
     check("order of the history", trained, sorted(set(trained)))
@@ -221,7 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults.week", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--record", action="store_true", help="write the row to docs/reliability.md")
+    parser.add_argument("--record", action="store_true", help="write the row to docs/records/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         wrong, figures = faults(Path(folder), options.steps)

@@ -3,7 +3,7 @@
 
     from recognition import load_backbone
 
-gives a trained network that embeds images (docs/api.md). MXNet is imported when that name is first used, not before.
+gives a trained network that embeds images (docs/api.md). MXNet is imported when that name is first used.
 """
 from __future__ import annotations
 

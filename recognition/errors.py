@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one kind of error that a user can cause and mend, and how a command ends on it."""
+"""The errors that a user can cause and mend, and the end of a command that meets one."""
 from __future__ import annotations
 
 import contextlib
@@ -8,39 +8,41 @@ import functools
 import sys
 from typing import Any, Callable
 
-ERROR = "error: "  # what the line begins with
-# What the machine lacks, wherever it is noticed: no mistake of the program's.
+from recognition.interrupts import safe_interrupt
+
+ERROR = "error: "  # the beginning of the line
+# errno values of a machine that lacks something: no mistake of the program.
 LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 class UserError(Exception):
-    """Bad input: one line that names the file, key or flag, what was found and what was expected."""
+    """Bad input. The message is one line: the file, key or flag, what was found and what was expected."""
 
     status = 2
 
 
 class LostProcess(UserError):
-    """Another process of the run is gone: nothing is wrong with this one, and its status says so."""
+    """Another process of the run is gone. Nothing is wrong with this one, so it has a status of its own."""
 
     status = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def one_line(text: object) -> str:
-    """What is said of an error or a stranger's name, in one line: names of files may hold line ends, and codes that a
-    terminal obeys."""
+    """A text in one line of printable characters: names of files may contain line ends, and codes that a terminal would
+    obey."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
                    for letter in str(text))
 
 
 def command(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap a command's ``main`` so that a :class:`UserError` ends it with its line on stderr and its status, 2; so does
-    a disk that is full or fails, or a limit of file handles, where nobody said it better.
-    """
+    """Wrap a command's ``main``. A :class:`UserError` ends it with a line on stderr and the error's status; an OSError
+    in LACKING, such as a full disk, ends it with a line and status 2; Ctrl-C ends it with status 130."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            return main(*args, **kwargs)
+            with safe_interrupt():
+                return main(*args, **kwargs)
         except UserError as error:
             print(f"{ERROR}{one_line(error)}", file=sys.stderr, flush=True)
             return error.status
@@ -51,7 +53,7 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             return UserError.status
         except KeyboardInterrupt:
             print("stopped by Ctrl-C", file=sys.stderr, flush=True)
-            return 130  # 128 + SIGINT, as a shell has it
+            return 130  # 128 + SIGINT, as in a shell
 
     return run
 
@@ -60,7 +62,7 @@ def _lack(error: OSError) -> str:
     text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     if error.errno == errno.EMFILE:
         with contextlib.suppress(ImportError, ValueError):
-            import resource  # by now perhaps not to be had
+            import resource  # it may fail: there are no file handles left
 
             text += f"; this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open (ulimit -n)"
     return text

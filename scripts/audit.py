@@ -3,9 +3,9 @@
 
     .venv/bin/python scripts/audit.py .venv              # `make audit`
 
-Licences come from the packages' own metadata; one that is not on the list below, or none, ends with status 1. For
-vulnerabilities pip-audit is installed beside the environment and asked; where it reaches no database, that is said.
-SECURITY.md has what is known, and what shields us from it.
+Licences come from the packages' own metadata; a licence that is not on the list below, or none, ends with status 1.
+Vulnerabilities come from pip-audit, which is installed beside the environment; a line tells if it reaches no database.
+SECURITY.md has the known ones, and our protection from them.
 """
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Words of licences that allow use and redistribution with notices alone, as parts of names and classifiers; weaker
-# copyleft only of files that we neither change nor ship.
+# Parts of the names and classifiers of licences that allow use and redistribution with notices alone, and of weaker
+# copyleft for files that we neither change nor ship.
 ALLOWED = (r"apache|\bbsd|\bmit\b|\bisc\b|python software foundation|\bpsf|mpl[ -]2|mozilla|hpnd|zlib|unlicense|\bcc0|"
            r"public domain|lgpl")
 UNSAID = {  # whose metadata name no licence, by their own files
@@ -29,26 +29,27 @@ CUDA = re.compile(r"nvidia-|mxnet-cu")  # NVIDIA's own licence: users of GPUs ac
 
 
 def pinned() -> dict[str, str]:
-    """Names and versions of the file of pins for the Python that runs this."""
+    """The names and versions in the file of pins for the Python that runs this."""
     path = ROOT / "requirements" / "{}.{}.txt".format(*sys.version_info)
     lines = (line.split()[0] for line in path.read_text().splitlines() if "==" in line and not line.startswith("#"))
     return dict(line.split("==") for line in lines)
 
 
 def licence_of(name: str) -> str:
-    """What the metadata of an installed package say, '' if nothing."""
+    """The licence in the metadata of an installed package; '' if there is none."""
     try:
         metadata = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
         return UNSAID.get(name, "")
     classifiers = metadata.get_all("Classifier", [])
     classified = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License")]
-    said = metadata.get("License-Expression") or "; ".join(classified) or (metadata.get("License") or "").strip()
+    expression, licence = ((metadata.get_all(key) or [""])[0] for key in ("License-Expression", "License"))
+    said = expression or "; ".join(classified) or licence.strip()
     return UNSAID.get(name, "") if said in ("", "UNKNOWN", "OSI Approved") else said.splitlines()[0][:80]
 
 
 def licences(names: dict[str, str]) -> list[str]:
-    """Print a line for each package; the names of those whose licence is not allowed or not known."""
+    """Print a line for each package; returns the names of those whose licence is not allowed or not known."""
     bad = []
     for name, version in sorted(names.items()):
         if CUDA.match(name):
@@ -61,7 +62,7 @@ def licences(names: dict[str, str]) -> list[str]:
 
 
 def vulnerabilities(names: dict[str, str]) -> str:
-    """What pip-audit finds, or why it could not look."""
+    """The finds of pip-audit, or the reason why it could not look."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder) / "pins.txt"
         wanted.write_text("".join(f"{name}=={version}\n" for name, version in names.items() if not CUDA.match(name)))

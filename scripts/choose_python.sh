@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Print the path of a CPython 3.9 to 3.12 that can hold MXNet, and say on stderr which it is.
+# Print the path of a CPython 3.9 to 3.14 that can hold MXNet, and say on stderr which it is.
 #
 #   choose_python.sh [VENV]   the interpreter of the virtual environment VENV if it works, else the best on this machine
 #   choose_python.sh --all    one of each version on this machine, a line each
@@ -8,8 +8,8 @@
 # PYTHON=... names the only one to try. When none fits: one line that says what is missing, and status 2.
 set -euo pipefail
 
-# MXNet imports as it is on 3.11 and 3.10 (the faster first), on 3.12 with mended names only; 3.9 gets few new wheels.
-readonly versions=(3.11 3.10 3.12 3.9)
+# The most used first; 3.10 and 3.9 get few new wheels.
+readonly versions=(3.11 3.12 3.13 3.14 3.10 3.9)
 readonly pyenv_versions=${PYENV_ROOT:-$HOME/.pyenv}/versions
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -22,8 +22,8 @@ import os, platform, sys
 def lacks():
     if platform.python_implementation() != "CPython":
         return "is %s, not CPython" % platform.python_implementation()
-    if not (3, 9) <= sys.version_info[:2] <= (3, 12):
-        return "is Python %d.%d, not 3.9 to 3.12" % sys.version_info[:2]
+    if not (3, 9) <= sys.version_info[:2] <= (3, 14):
+        return "is Python %d.%d, not 3.9 to 3.14" % sys.version_info[:2]
     if sys.maxsize < 2**32:
         return "is a 32-bit build"
     try:
@@ -69,7 +69,7 @@ choose() { # VERSION|PATH
 
 if [[ -n ${PYTHON:-} ]]; then
     IFS='|' read -r fits version rest <<<"$(probe "$PYTHON")"
-    [[ $fits == fits ]] || fail "PYTHON=$PYTHON $rest: name a CPython 3.9 to 3.12"
+    [[ $fits == fits ]] || fail "PYTHON=$PYTHON $rest: name a CPython 3.9 to 3.14"
     choose "$version|$rest"
     exit 0
 fi
@@ -88,4 +88,4 @@ for version in "${versions[@]}"; do
 done
 [[ -n $found ]] && exit 0
 [[ ${#misses[@]} == 0 ]] || fail "no Python fits: ${misses[0]}"
-fail "no CPython 3.9 to 3.12 on PATH or in $pyenv_versions: install one, or name it with PYTHON="
+fail "no CPython 3.9 to 3.14 on PATH or in $pyenv_versions: install one, or name it with PYTHON="

@@ -6,7 +6,7 @@
 The environment is for the interpreter that runs this file, and gets what requirements/<version>.txt pins, checked
 against the hashes there (scripts/lock.py makes these files). A stamp per extra, written when all of it is installed,
 holds a hash of what it was installed from; a changed pyproject.toml or pin, or a set-up that was stopped, has no valid
-stamp.
+stamp. ``--oldest`` before all takes the lower bounds of pyproject.toml, under the oldest Python alone.
 """
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "pyproject.toml"
 LOCKS = ROOT / "requirements"
+OLDEST_PYTHON = (3, 9)
 BUILD_TOOLS = ["pip>=22.3", "setuptools>=77,<81", "wheel"]
 # Horovod's setup.py fetches these by itself, as eggs, unless they are there.
 HOROVOD_BUILD_TOOLS = ["cloudpickle", "packaging", "psutil", "pyyaml"]
@@ -43,15 +44,14 @@ import importlib.metadata, sys
 assert importlib.metadata.version("horovod") == sys.argv[1]
 import horovod.mxnet
 """
-# Horovod imports MXNet by itself, when it is built and in horovodrun, and MXNet on Python 3.12 needs numpy.bool first:
-# recognition/engines/mxnet/imports.py says why.
-RESTORE_NUMPY_BOOL = "\nimport numpy\nvars(numpy).setdefault('bool', bool)\n"
+# Horovod imports MXNet by itself, when it is built and in horovodrun: it gets a copy of this file, which says why.
+NUMPY_NAMES = ROOT / "recognition" / "engines" / "mxnet" / "numpy_names.py"
 # What `make` and the user's shell set for themselves, and pip or a compiler would take for theirs.
 FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 
 
 class SetupError(Exception):
-    """What is missing, in one line."""
+    """The set-up cannot go on; the message is one line about what is missing."""
 
 
 def say(line: str) -> None:
@@ -61,8 +61,9 @@ def say(line: str) -> None:
 class Environment:
     """A virtual environment, its stamps and its log."""
 
-    def __init__(self, venv: Path) -> None:
+    def __init__(self, venv: Path, lock: Path) -> None:
         self.venv = venv
+        self.lock = lock
         self.label = os.path.relpath(venv)
         self.python = venv / "bin" / "python"
         self.notes = venv / ".setup"
@@ -97,7 +98,7 @@ class Environment:
         self.run("-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", python=python, **variables)
 
     def make_for(self, identity: str) -> None:
-        """Make the environment anew: there is none, or one of another Python, another MXNet or another place."""
+        """Make a new environment: there is none, or it has another Python, another MXNet or another place."""
         if self.venv.exists() and not self.notes.is_dir():
             raise SetupError(f"{self.label} is there and was not made by this set-up: move it away")
         shutil.rmtree(self.venv, ignore_errors=True)
@@ -113,7 +114,8 @@ class Environment:
     def missing(self, extras: Sequence[str]) -> list[str]:
         """The extras without a valid stamp."""
         stamps = {extra: self.notes / f"{extra}.stamp" for extra in extras}
-        return [extra for extra, stamp in stamps.items() if not stamp.is_file() or stamp.read_text() != digest(extra)]
+        return [extra for extra, stamp in stamps.items()
+                if not stamp.is_file() or stamp.read_text() != digest(extra, self.lock)]
 
     def install(self, extras: Sequence[str]) -> None:
         """Install the project, editable, with these extras, and stamp them."""
@@ -123,21 +125,21 @@ class Environment:
             self.install_horovod()
             self.install_project(extras)
         for extra in extras:
-            (self.notes / f"{extra}.stamp").write_text(digest(extra))
+            (self.notes / f"{extra}.stamp").write_text(digest(extra, self.lock))
 
     def install_project(self, extras: Sequence[str]) -> None:
         self.install_pins("core", *extras)
         self.pip("install", "--no-build-isolation", "--no-deps", "-e", ".")
 
     def install_pins(self, *groups: str, command: Sequence[str] = ("install",)) -> None:
-        """Install, or what else pip can do with them, what requirements/ pins for any of the groups."""
+        """Run pip, by default its install, on the pins of requirements/ for any of the groups."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-            file.write("\n".join(pins(groups)))
+            file.write("\n".join(pins(groups, self.lock)))
             file.flush()
             self.pip(*command, "--require-hashes", "--no-deps", "-r", file.name)
 
     def install_horovod(self) -> None:
-        """Build Horovod against the installed MXNet, unless the one that is there works."""
+        """Build Horovod against the installed MXNet, unless an installed Horovod works."""
         version = horovod_version()
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(
@@ -163,9 +165,10 @@ class Environment:
                                              str(folder)))
         source = folder / f"horovod-{version}"
         shutil.unpack_archive(f"{source}.tar.gz", folder)
+        shutil.copy(NUMPY_NAMES, source / "horovod" / "numpy_names.py")
         with open(source / "horovod" / "__init__.py", "a") as file:
-            file.write(RESTORE_NUMPY_BOOL)
-        (folder / "sitecustomize.py").write_text(RESTORE_NUMPY_BOOL)
+            file.write("\nfrom horovod.numpy_names import answer_mxnet\nanswer_mxnet()\n")
+        (folder / "sitecustomize.py").write_text(f"{NUMPY_NAMES.read_text()}\n\nanswer_mxnet()\n")
         # Where it runs, MXNet is loaded before: it must not look for it in this folder, which anyone could make again.
         (folder / "toolchain.cmake").write_text('set(CMAKE_SKIP_RPATH TRUE CACHE BOOL "")\n')
         self.pip(
@@ -184,28 +187,28 @@ def base_interpreter() -> Path:
 
 
 def identity(venv: Path, extras: Sequence[str]) -> str:
-    """What an environment cannot change: its place, its Python, and which MXNet it holds."""
+    """The facts that cannot change in an environment: its place, its Python, and its MXNet."""
     mxnet = next((extra for extra in extras if extra in ("cpu", "cu112")), "none")
     return "\n".join([str(venv), str(base_interpreter()), "{}.{}".format(*sys.version_info), mxnet])
 
 
-def digest(extra: str) -> str:
+def digest(extra: str, lock: Path) -> str:
     """A hash of everything that decides what is installed for an extra."""
-    parts = [PROJECT.read_bytes(), lock_path().read_bytes(), Path(__file__).read_bytes(), extra.encode()]
+    parts = [PROJECT.read_bytes(), lock.read_bytes(), Path(__file__).read_bytes(), extra.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def lock_path() -> Path:
-    """The file of pins for the Python that runs this."""
-    return LOCKS / "{}.{}.txt".format(*sys.version_info)
+def lock_path(oldest: bool = False) -> Path:
+    """The file of pins for the Python that runs this, the newest or the oldest that pyproject.toml allows."""
+    return LOCKS / "{}.{}{}.txt".format(*sys.version_info[:2], "-oldest" if oldest else "")
 
 
-def pins(groups: Sequence[str]) -> list[str]:
+def pins(groups: Sequence[str], lock: Path) -> list[str]:
     """The lines of the file of pins that name one of the groups behind the package."""
     try:
-        lines = lock_path().read_text().splitlines()
+        lines = lock.read_text().splitlines()
     except OSError as error:
-        raise SetupError(f"{lock_path()}: cannot be read: {error.strerror}; `make lock` makes it") from None
+        raise SetupError(f"{lock}: cannot be read: {error.strerror}; `make lock` makes it") from None
     return [line for line in lines if set(line.partition("  # ")[2].split()) & set(groups)]
 
 
@@ -217,19 +220,22 @@ def horovod_version() -> str:
 
 
 def require_compiler() -> None:
-    """Horovod is built from source: refuse before anything is downloaded."""
+    """Check for a compiler before anything is downloaded: Horovod is built from source.
+
+    :raises SetupError: if there is none.
+    """
     for tool in (os.environ.get("CXX", "c++"), "make"):
         if not shutil.which(tool):
             raise SetupError(f"no {tool}, which builds Horovod (on Debian and Ubuntu: apt install g++ make)")
 
 
 def space_free_folder() -> str | None:
-    """Where temporary folders have no space in their path; None is Python's own choice."""
+    """A place for temporary folders without a space in its path; None stands for Python's own choice."""
     return "/tmp" if re.search(r"\s", tempfile.gettempdir()) else None
 
 
 def ensure(environment: Environment, extras: Sequence[str]) -> None:
-    """Make the environment and install the extras where that is not done already."""
+    """Make the environment and install the extras, unless that is done already."""
     start = time.monotonic()
     wanted = identity(environment.venv, extras)
     with environment.locked():
@@ -246,8 +252,10 @@ def ensure(environment: Environment, extras: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
+    oldest = arguments[0] == "--oldest"
+    venv, *extras = arguments[oldest:]
     try:
-        ensure(Environment(Path(arguments[0]).absolute()), arguments[1:])
+        ensure(Environment(Path(venv).absolute(), lock_path(oldest)), extras)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

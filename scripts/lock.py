@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pin what `make` installs: every package with its version and the hashes of its files, for the Python that runs this.
 
-    python scripts/lock.py                  # `make lock` runs it under each CPython 3.9 to 3.12 of this machine
+    python scripts/lock.py                  # `make lock` runs it under each CPython 3.9 to 3.14 of this machine
 
 pyproject.toml says what may be installed; the newest of that which the registry has goes to
 ``requirements/<version>.txt``, in the form of pip's hash-checking mode. A comment behind each package names the extras
 that need it, ``core`` being what all need and ``build`` the tools: scripts/environment.py installs those of the extras
 that it is asked for. The files are for x86-64 Linux, as the published MXNet is.
+
+Under the oldest CPython there is another file, ``requirements/<version>-oldest.txt``: the lower bounds themselves, for
+`make test-all`.
 """
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from environment import (  # type: ignore[import-not-found]
     BUILD_TOOLS,
     CMAKE,
     HOROVOD_BUILD_TOOLS,
+    OLDEST_PYTHON,
     ROOT,
     horovod_version,
     lock_path,
@@ -33,6 +37,7 @@ from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
 LEFT_OUT = ("horovod",)  # built from source by itself
+MXNET = ("mxnet", "mxnet-cu112")
 GROUPS = {"build": BUILD_TOOLS, "horovod": HOROVOD_BUILD_TOOLS, "cmake": [CMAKE]}  # beside the extras
 # Nothing but the registry: files of this machine, under the same names and versions, may have other hashes.
 PLAIN = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_NO_INDEX": ""}
@@ -94,30 +99,53 @@ def project_extras() -> dict[str, list[str]]:
 
 
 def line(item: dict[str, Any], groups: list[str]) -> str:
-    """A package as the file has it: version, hash, and who needs it."""
+    """The lines of a package in the file: version, hashes, and the extras that need it."""
     ((kind, digest),) = item["download_info"]["archive_info"]["hashes"].items()
     metadata = item["metadata"]
     return f"{canonicalize_name(metadata['name'])}=={metadata['version']} --hash={kind}:{digest}  # {' '.join(groups)}"
 
 
-def main() -> int:
-    extras = {name: [text for text in texts if canonicalize_name(Requirement(text).name) not in LEFT_OUT]
-              for name, texts in project_extras().items()}
+def resolve_with_mxnet(wanted: list[str]) -> dict[str, dict[str, Any]]:
+    """The packages to install, by name. MXNet's own metadata ask for a NumPy below 2, which it does not need: that
+    bound is left out."""
+    mxnets = [resolve(["--no-deps", text])[0] for text in wanted if name_of(text) in MXNET]
+    others = [text for text in wanted if name_of(text) not in MXNET]
+    others += [text for item in mxnets for text in item["metadata"]["requires_dist"] if name_of(text) != "numpy"]
+    return {canonicalize_name(item["metadata"]["name"]): item for item in [*resolve(sorted(set(others))), *mxnets]}
+
+
+def name_of(requirement: str) -> str:
+    return canonicalize_name(Requirement(requirement).name)
+
+
+def oldest(requirement: str) -> str:
+    """The requirement with its lower bound as the only version."""
+    return re.sub(r">=\s*([\w.]+)[^;]*", r"==\1", requirement)
+
+
+def write(path: Path, extras: Mapping[str, list[str]]) -> None:
+    """Pin what the extras, and the tools beside them, need."""
     groups = {name: [*extras.get(name, []), *GROUPS.get(name, [])] for name in {**extras, **GROUPS}}
-    found: dict[str, dict[str, Any]] = {
-        canonicalize_name(item["metadata"]["name"]): item
-        for item in resolve(sorted({text for texts in groups.values() for text in texts}))}
+    found = resolve_with_mxnet(sorted({text for texts in groups.values() for text in texts}))
     owners: dict[str, list[str]] = {name: [] for name in found}
     for group, texts in groups.items():
         for name in needed_by(texts, found):
             owners[name].append(group)
     lines = [line(found[name], owners[name]) for name in sorted(found)]
     lines.append(line(resolve_source(f"horovod=={horovod_version()}"), ["source"]))
-    path = lock_path()
     path.parent.mkdir(exist_ok=True)
     head = "# Made by scripts/lock.py (`make lock`) from pyproject.toml: not to be edited."
     path.write_text("\n".join([head, *lines, ""]))
     print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
+
+
+def main() -> int:
+    extras = {name: [text for text in texts if name_of(text) not in LEFT_OUT]
+              for name, texts in project_extras().items()}
+    write(lock_path(), extras)
+    if sys.version_info[:2] == OLDEST_PYTHON:
+        write(lock_path(oldest=True), {name: [oldest(text) for text in texts]
+                                       for name, texts in extras.items() if name != "cu112"})
     return 0
 
 

@@ -60,12 +60,12 @@ def test_says_what_it_chose(machine: Path) -> None:
 
 
 def test_nothing_fits(machine: Path) -> None:
-    assert_refused(choose(machine), "no CPython 3.9 to 3.12 on PATH")
+    assert_refused(choose(machine), "no CPython 3.9 to 3.14 on PATH")
 
 
 def test_a_shim_that_does_not_run_is_passed_over(machine: Path) -> None:
     script(machine / f"python{VERSION}", "echo 'command not found' >&2; exit 127")
-    assert_refused(choose(machine), "no CPython 3.9 to 3.12")
+    assert_refused(choose(machine), "no CPython 3.9 to 3.14")
     pyenv = machine / "py env" / "versions" / f"{VERSION}.1" / "bin" / "python3"
     interpreter(pyenv)
     done = choose(machine, PYENV_ROOT=str(machine / "py env"))
@@ -79,9 +79,9 @@ def test_a_python_that_cannot_make_an_environment(machine: Path) -> None:
 
 
 def test_a_python_of_another_version(machine: Path) -> None:
-    block = "import sys; sys.version_info = (3, 13, 0)"
+    block = "import sys; sys.version_info = (3, 8, 18)"
     script(machine / "python3", f'{{ echo "{block}"; cat; }} | "{sys.executable}" "$@"')
-    assert_refused(choose(machine, PYTHON=str(machine / "python3")), "is Python 3.13, not 3.9 to 3.12")
+    assert_refused(choose(machine, PYTHON=str(machine / "python3")), "is Python 3.8, not 3.9 to 3.14")
     assert_refused(choose(machine))
 
 
@@ -124,10 +124,10 @@ def setup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 def test_stamps_hold_until_the_project_changes(setup: ModuleType, tmp_path: Path) -> None:
-    environment = setup.Environment(tmp_path / "venv")
+    environment = setup.Environment(tmp_path / "venv", setup.lock_path())
     environment.notes.mkdir(parents=True)
     assert environment.missing(["cpu", "plot"]) == ["cpu", "plot"]
-    (environment.notes / "cpu.stamp").write_text(setup.digest("cpu"))
+    (environment.notes / "cpu.stamp").write_text(setup.digest("cpu", setup.lock_path()))
     assert environment.missing(["cpu", "plot"]) == ["plot"]
     setup.PROJECT.write_text('horovod = ["horovod==0.28.2"]\n')
     assert environment.missing(["cpu", "plot"]) == ["cpu", "plot"]
@@ -135,11 +135,11 @@ def test_stamps_hold_until_the_project_changes(setup: ModuleType, tmp_path: Path
 
 
 def test_a_second_run_installs_nothing(setup: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    environment = setup.Environment(tmp_path / "venv")
+    environment = setup.Environment(tmp_path / "venv", setup.lock_path())
     environment.notes.mkdir(parents=True)
     environment.identity.write_text(setup.identity(environment.venv, ["cpu", "test"]))
     for extra in ("cpu", "test"):
-        (environment.notes / f"{extra}.stamp").write_text(setup.digest(extra))
+        (environment.notes / f"{extra}.stamp").write_text(setup.digest(extra, setup.lock_path()))
     assert setup.main([str(environment.venv), "cpu", "test"]) == 0
     assert capfd.readouterr() == ("", "")
     assert not environment.log.exists() and not environment.python.exists()
@@ -172,7 +172,7 @@ def test_no_compiler_for_horovod(setup: ModuleType, tmp_path: Path, monkeypatch:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(setup.SetupError, match=r"^no c\+\+, which builds Horovod"):
-        setup.ensure(setup.Environment(tmp_path / "venv"), ["cpu", "horovod"])
+        setup.ensure(setup.Environment(tmp_path / "venv", setup.lock_path()), ["cpu", "horovod"])
     assert not (tmp_path / "venv").exists()
 
 
@@ -186,7 +186,7 @@ def test_horovod_is_built_where_no_path_has_a_space(setup: ModuleType, monkeypat
 def test_two_set_ups_take_turns(setup: ModuleType, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     (venv / "of someone else").mkdir(parents=True)
-    with setup.Environment(venv).locked():
+    with setup.Environment(venv, setup.lock_path()).locked():
         other = subprocess.Popen(
             [sys.executable, str(SETUP), str(venv), "cpu"], stderr=subprocess.PIPE, text=True,
         )

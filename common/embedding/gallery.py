@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embeddings of image files, in a file; and the nearest of a gallery to probes.
+"""Galleries: files of embeddings, and the search for the nearest rows to probes.
 
-The file is a NumPy ``.npz``: ``embeddings`` float32 ``(N, dim)`` of unit length, ``paths`` text ``(N,)``, counted from
+The file is a NumPy ``.npz``: ``embeddings`` float32 ``(N, dim)`` of unit length, ``paths`` text ``(N,)``, relative to
 the folder that was embedded, ``model`` text, and ``flip`` bool. It holds no pickles and is read without them.
 """
 from __future__ import annotations
@@ -17,12 +17,12 @@ from common.sets.image_files import in_order, read_image
 from common.sets.image_sources import find_images
 from recognition.data.image import fit
 from recognition.errors import UserError
-from recognition.evaluation.trained_backbone import Backbone, unit_rows
+from recognition.evaluation.trained_backbone import TrainedBackbone, unit_rows
 from recognition.io.files import replacing
 from recognition.io.npz import read_npz
 
-_ROWS = 1024  # probes compared at once
-_UNIT = 1e-3  # how far from 1 a length may be: what float16 leaves of a unit vector is, by its rounding, within 5e-4
+_PROBES_AT_ONCE = 1024
+_LENGTH_TOLERANCE = 1e-3  # of the length 1 of a row: a unit vector that was rounded to float16 is within 5e-4
 
 
 class Gallery(NamedTuple):
@@ -34,10 +34,12 @@ class Gallery(NamedTuple):
     flip: bool
 
 
-def embed_files(backbone: Backbone, place: Path, flip: bool = True) -> tuple[Gallery, list[str]]:
-    """Embed all images of a folder, or one image, and a line about each file that could not be used.
+def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tuple[Gallery, list[str]]:
+    """Embed all images of a folder, or one image; returns them and a line about each file that could not be used.
 
-    Images are read in threads, a few batches ahead. One of another size is scaled if it has the same shape.
+    Images are read in threads, a few batches ahead. An image of another size but the same shape is scaled.
+
+    :raises UserError: if no image can be used.
     """
     paths = find_images(place)
     kept: list[str] = []
@@ -86,7 +88,10 @@ def save_gallery(path: Path, gallery: Gallery) -> None:
 
 
 def load_gallery(path: Path) -> Gallery:
-    """Read what :func:`save_gallery` wrote. Raises UserError if it is no such file, or a row's length is not 1."""
+    """Read a file of :func:`save_gallery`.
+
+    :raises UserError: if it is no such file, or if the length of a row is not 1.
+    """
     try:
         file = read_npz(path)
         paths, embeddings = file["paths"], file["embeddings"]
@@ -100,7 +105,7 @@ def load_gallery(path: Path) -> Gallery:
         raise UserError(f"{path}: found embeddings {embeddings.dtype} {embeddings.shape} and {paths.shape} paths, "
                         "expected float32 of one row a path")
     lengths = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
-    bad = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT))  # NaN, too
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= _LENGTH_TOLERANCE))  # NaN, too
     if bad.size:
         raise UserError(f"{path}: {bad.size} of {len(paths)} embeddings are not of length 1, such as that of "
                         f"{paths[bad[0]]!s}: {lengths[bad[0]]:g}; expected a file that common.inference wrote")
@@ -108,21 +113,26 @@ def load_gallery(path: Path) -> Gallery:
 
 
 def nearest(probes: np.ndarray, gallery: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` rows of the gallery nearest to each probe, nearest first: numbers and cosines ``(P, count)``.
+    """The ``count`` rows of the gallery nearest to each probe, nearest first: their numbers, int64, and their cosines,
+    float32, ``(P, count)`` both.
 
-    Rows of both have length 1. Of equals the first in the gallery comes first.
+    Rows of both have length 1. Equal cosines come in the order of the gallery.
     """
     count = min(count, len(gallery))
     numbers, cosines = np.empty((len(probes), count), np.int64), np.empty((len(probes), count), np.float32)
-    for low in range(0, len(probes), _ROWS):
-        found = probes[low : low + _ROWS] @ gallery.T
-        order = np.argsort(-found, axis=1, kind="stable")[:, :count]
-        numbers[low : low + _ROWS], cosines[low : low + _ROWS] = order, np.take_along_axis(found, order, axis=1)
+    for low in range(0, len(probes), _PROBES_AT_ONCE):
+        part = slice(low, low + _PROBES_AT_ONCE)
+        found = probes[part] @ gallery.T
+        numbers[part] = np.argsort(-found, axis=1, kind="stable")[:, :count]
+        cosines[part] = np.take_along_axis(found, numbers[part], axis=1)
     return numbers, cosines
 
 
-def check_same_network(gallery: Gallery, path: Path, backbone: Backbone, flip: bool) -> None:
-    """Raise UserError unless a gallery's embeddings can be compared with those of ``backbone``."""
+def check_same_network(gallery: Gallery, path: Path, backbone: TrainedBackbone, flip: bool) -> None:
+    """Check that a gallery's embeddings can be compared with those of ``backbone``.
+
+    :raises UserError: if they are those of another network, or if only one of both includes mirrors.
+    """
     if (gallery.embeddings.shape[1], gallery.flip) != (backbone.dim, flip) or gallery.model != backbone.model:
         raise UserError(f"{path}: its embeddings are {gallery.embeddings.shape[1]} numbers of {gallery.model}"
                         f"{'' if gallery.flip else ' without mirrors'}, expected {backbone.dim} of {backbone.model}"
@@ -130,5 +140,5 @@ def check_same_network(gallery: Gallery, path: Path, backbone: Backbone, flip: b
 
 
 def distances(cosines: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Squared Euclidean distances of unit vectors, which verification thresholds: 0 to 4."""
+    """The squared Euclidean distances of unit vectors with these cosines: 0 to 4, as in verification."""
     return np.clip(2 - 2 * np.asarray(cosines, np.float64), 0, 4)

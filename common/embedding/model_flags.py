@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of every command that runs a checkpoint, and the network that they name."""
+"""The flags of every command that runs a checkpoint, and the opening of its network."""
 from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from recognition.config.cli import find_pretrained
-from recognition.config.devices import parse_devices, require_bfloat16, share_processors, visible_devices
+from recognition.config.devices import parse_devices, share_processors, visible_devices
+from recognition.config.options import check
+from recognition.engines.choose import check_bfloat16, choose_engine
+from recognition.engines.interface import Embedder
 from recognition.errors import UserError
-
-if TYPE_CHECKING:
-    from recognition.engines.mxnet.embedder import Embedder
 
 
 def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batch_size: int = 32,
                     image_size: bool = True) -> None:
-    """Add ``--model``, ``--batch-size``, ``--devices``, ``--bfloat16`` and, where the data does not say it,
-    ``--image-size``."""
+    """Add ``--model``, ``--batch-size``, ``--devices``, ``--engine``, ``--bfloat16`` and ``--image-size``.
+
+    :param image_size: False if the data determines it.
+    """
     parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="images a device at a time (default "
                         f"{batch_size})")
     parser.add_argument("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")
+    add_engine_flag(parser)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16: about twice as fast on CPUs that "
                         "have it; cosines change by up to 1e-3")
     if image_size:
@@ -29,10 +32,16 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batc
                             "the network's input (default 112)")
 
 
-def check_model_flags(args: argparse.Namespace) -> None:
-    """Turn the flags' text into values, in place: ``model`` (prefix, number), ``devices``.
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine``."""
+    parser.add_argument("--engine", default="auto", type=lambda text: check("engine", text, "--engine"),
+                        help="what computes: mxnet; auto: what is installed and can use the devices (default auto)")
 
-    :raises UserError: if one is not valid, or there is no such checkpoint.
+
+def check_model_flags(args: argparse.Namespace) -> None:
+    """Replace the text of flags by values: ``model`` becomes (prefix, number), ``devices`` a tuple of devices.
+
+    :raises UserError: if one is not valid, or if there is no such checkpoint.
     """
     if args.batch_size < 1:
         raise UserError(f"--batch-size: found {args.batch_size}, expected at least 1")
@@ -41,27 +50,20 @@ def check_model_flags(args: argparse.Namespace) -> None:
     except (ValueError, TypeError):
         raise UserError(f"--devices: found {args.devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
     if args.bfloat16:
-        if args.devices[0][0] == "gpu":
-            raise UserError("--bfloat16: found GPUs, expected CPUs that have it; leave it out")
-        require_bfloat16("--bfloat16")
+        check_bfloat16("--bfloat16", args.devices)
     args.model = find_pretrained(args.model, 1, "--model")
 
 
 def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
-    """The network, bound, and how many images it takes at a time on all devices."""
+    """The network, ready to embed, and the number of images that all devices take at a time."""
     share_processors(args.devices, os.environ)
-    from recognition.engines.mxnet.embedder import (
-        Embedder,  # imports MXNet: after --help and what can be found wrong without it
-    )
-
-    prefix, number = args.model
     shape = (3, args.image_size, args.image_size)
-    embedder = Embedder(prefix, number, args.devices, args.batch_size, shape, args.bfloat16)
+    embedder = choose_engine(args.engine).embedder(args.model, args.devices, args.batch_size, shape, args.bfloat16)
     return embedder, args.batch_size * len(args.devices)
 
 
 def rates_flag(text: str) -> tuple[float, ...]:
-    """Read ``1e-6,1e-4``: rates above 0 and below 1, ascending in the result. For ``type=`` of a flag."""
+    """The rates in a text like ``1e-6,1e-4``, above 0 and below 1, in ascending order; for ``type=`` of a flag."""
     try:
         rates = sorted({float(part) for part in text.split(",")})
     except ValueError:
@@ -71,6 +73,11 @@ def rates_flag(text: str) -> tuple[float, ...]:
     return tuple(rates)
 
 
+def files_of(model: tuple[str, int]) -> list[Path]:
+    """The files of a checkpoint: its symbol and its arrays."""
+    return [Path(f"{model[0]}-symbol.json"), Path(as_text(model))]
+
+
 def as_text(model: tuple[str, int]) -> str:
-    """How a report names a checkpoint."""
+    """The name of a checkpoint in reports: that of its ``.params`` file."""
     return f"{model[0]}-{model[1]:04d}.params"

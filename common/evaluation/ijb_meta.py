@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of IJB-B and IJB-C in the layout that the field shares: ``loose_crop/`` with images, ``meta/`` with
+"""The files of IJB-B and IJB-C in the usual layout: ``loose_crop/`` with images, ``meta/`` with
 
 - ``*_name_5pts_score.txt``: image, five landmarks (x and y), the detector's score;
 - ``*_face_tid_mid.txt``: image, template, media (a video's frames share one), the same images in the same order;
 - ``*_template_pair_label.txt``: two templates and 1 for one subject, 0 for two;
 - ``*_1N_gallery_G1.csv``, ``*_1N_gallery_G2.csv`` (or ``S1``, ``S2``), ``*_1N_probe_mixed.csv``: template, subject,
-  and more that is not read.
+  and further columns, which are not read.
 """
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Subjects(NamedTuple):
 
 
 def find(folder: Path, ending: str) -> Path:
-    """The one file of ``folder`` whose name ends so. Raises UserError if there are none or several."""
+    """The file of ``folder`` whose name matches ``*ending``.
+
+    :raises UserError: if there are none or several.
+    """
     found = sorted(folder.glob(f"*{ending}"))
     if len(found) != 1:
         raise UserError(f"{folder}: found {', '.join(path.name for path in found) or 'no file'} for *{ending}, "
@@ -45,7 +48,10 @@ def find(folder: Path, ending: str) -> Path:
 
 
 def read_faces(meta: Path) -> Faces:
-    """Images, landmarks, detector scores, templates and media."""
+    """Read images, landmarks, detector scores, templates and media.
+
+    :raises UserError: if a file is missing, malformed, or does not fit the other.
+    """
     landmarks, places = find(meta, "_name_5pts_score.txt"), find(meta, "_face_tid_mid.txt")
     names, rows = _read_landmarks(landmarks)
     where = _lines(places)
@@ -80,7 +86,7 @@ def _read_landmarks(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def read_pairs(meta: Path) -> np.ndarray:
-    """Template, template, 1 or 0: int64 ``(P, 3)``."""
+    """Read the pairs of templates: template, template, 1 or 0; int64 ``(P, 3)``."""
     path = find(meta, "_template_pair_label.txt")
     pairs = read_whole_numbers(path, 3, "two templates and 1 or 0")
     bad = np.flatnonzero((pairs[:, 2] != 0) & (pairs[:, 2] != 1))
@@ -90,8 +96,8 @@ def read_pairs(meta: Path) -> np.ndarray:
 
 
 def read_subjects(path: Path) -> Subjects:
-    """The distinct templates and their subjects in a .csv whose first two columns they are; its first line is a header
-    if it has letters there."""
+    """Read the distinct templates and their subjects, the first two columns of a .csv. A first line without numbers
+    there is a header."""
     lines = _lines(path)
     found: dict[int, int] = {}
     for i, line in enumerate(lines):
@@ -110,7 +116,7 @@ def read_subjects(path: Path) -> Subjects:
 
 
 def read_identification(meta: Path) -> tuple[dict[str, Subjects], Subjects] | None:
-    """The two galleries by name and the probes; None where ``meta`` has no files of the 1:N protocol."""
+    """Read the two galleries, by name, and the probes; None if ``meta`` has no files of the 1:N protocol."""
     if not list(meta.glob("*_1N_*.csv")):
         return None
     galleries = {f"gallery {number}": read_subjects(find(meta, f"_1N_gallery_[GS]{number}.csv")) for number in (1, 2)}

@@ -15,37 +15,41 @@ import numpy as np
 
 from common.sets.image_files import in_order
 from recognition.errors import UserError
-from recognition.evaluation.embedding import normalised
+from recognition.evaluation.embed_images import normalised
 from recognition.io.files import replacing
 
-HEADER, FLOAT32 = 4, 5
+HEADER_NUMBERS, FLOAT32_TYPE = 4, 5
 
 
 def read_feature(path: Path, dim: int = 0) -> np.ndarray:
-    """One feature, float32 ``(D,)``. Raises UserError if it is none, or not of ``dim`` numbers where that is given."""
+    """Read one feature, float32 ``(D,)``.
+
+    :raises UserError: if the file holds none, or one that has not ``dim`` numbers; 0: any number.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    head = np.frombuffer(content[: 4 * HEADER], "<i4") if len(content) >= 4 * HEADER else np.zeros(HEADER, np.int32)
+    start = 4 * HEADER_NUMBERS
+    head = np.frombuffer(content[:start], "<i4") if len(content) >= start else np.zeros(HEADER_NUMBERS, np.int32)
     count = int(head[0]) * int(head[1])
-    if head[3] != FLOAT32 or min(head[:2]) < 1 or len(content) != 4 * (HEADER + count):
+    if head[3] != FLOAT32_TYPE or min(head[:2]) < 1 or len(content) != start + 4 * count:
         raise UserError(f"{path}: found {len(content)} bytes that begin with {head.tolist()}, expected rows, columns, "
                         "step, 5 as int32 and rows x columns float32")
     if dim and count != dim:
         raise UserError(f"{path}: found {count} numbers, expected {dim} as in the first feature")
-    return np.frombuffer(content, "<f4", offset=4 * HEADER).astype(np.float32)
+    return np.frombuffer(content, "<f4", offset=start).astype(np.float32)
 
 
 def write_feature(path: Path, feature: np.ndarray) -> None:
-    """Write one feature, ``(D,)``, as the devkit reads it."""
+    """Write one feature, ``(D,)``, in the devkit's format."""
     with replacing(path) as temporary:
-        head = np.array([len(feature), 1, 4, FLOAT32], "<i4")
+        head = np.array([len(feature), 1, 4, FLOAT32_TYPE], "<i4")
         temporary.write_bytes(head.tobytes() + np.asarray(feature, "<f4").tobytes())
 
 
 def read_features(folder: Path, images: Sequence[str], suffix: str, block: int = 8192) -> Iterator[np.ndarray]:
-    """The images' features, normalised, float32 ``(n, D)`` with n at most ``block``, read by threads."""
+    """Yield the images' features, normalised, float32 ``(n, D)`` with n at most ``block``. Threads read them."""
     paths = [folder / f"{image}{suffix}" for image in images]
     dim = len(read_feature(paths[0]))
     for low in range(0, len(paths), block):
@@ -57,8 +61,11 @@ def read_features(folder: Path, images: Sequence[str], suffix: str, block: int =
 
 
 def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
-    """The images whose features are in ``folder``: of a list (a path a line, or the devkit's JSON with "path"), or all
-    that are there."""
+    """The images whose features are in ``folder``: those of a list (a path a line, or the devkit's JSON with "path"),
+    or all.
+
+    :raises UserError: if there are none, or if the list is malformed.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of features")
     if listed is None:
@@ -90,14 +97,15 @@ def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
 
 
 def read_noises(path: Path) -> set[str]:
-    """The images of a noise list: the last field of each line, between tabs; lines with # are comments."""
+    """Read the images of a noise list: the last of the fields between tabs in each line; lines with # are comments."""
     return {line.split("\t")[-1].strip() for line in _read(path).splitlines() if line.strip() and line[0] != "#"}
 
 
 def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
-    """The images that a noise list does not name, by path, or by the file's name alone, as the one of FaceScrub does.
+    """The images that are not in a noise list. The list has paths, or, with ``by_name``, perhaps names of files alone,
+    as that of FaceScrub.
 
-    :raises UserError: if the list names none of them, so that it is of another set or the paths differ.
+    :raises UserError: if the list has none of them: it may belong to another set, or the paths may differ; or all.
     """
     if path is None:
         return list(images)

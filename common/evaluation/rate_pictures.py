@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, draw_roc, legend, style
+from common.drawing.plots import COLOURS, INK, draw_roc, legend, style
 from recognition.io.files import replacing
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def draw_rates(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path,
                ranks: Mapping[str, np.ndarray] | None = None) -> bool:
-    """ROC curves by name, each FAR and TAR, and CMC curves where there are some, to a .png.
+    """Draw ROC curves, (FAR, TAR) by name, and the CMC curves ``ranks``, if there are some, to a .png.
 
-    False where matplotlib is missing.
+    Returns False if matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    panels = 2 if ranks else 1
-    figure = Figure(figsize=(6.4 * panels, 4.8), dpi=120, layout="constrained", facecolor="white")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    charts = 2 if ranks else 1
+    figure = Figure(figsize=(6.4 * charts, 4.8), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(1, charts, squeeze=False)[0]
     draw_roc(axes[0], {name: {"fpr": far, "tpr": tar} for name, (far, tar) in curves.items()}, {})
     axes[0].set_title("ROC curve", loc="left", color=INK, fontsize=10.5)
     if ranks:

@@ -15,17 +15,18 @@ from recognition.evaluation.verification import FOLDS, Result, check_pairs, eval
 
 def evaluate_pca(embeddings: np.ndarray, issame: ArrayLike, components: int, folds: int = FOLDS,
                  name: str = "pairs") -> Result:
-    """Score embeddings, float ``(2 P, D)``, as :func:`common.verification.evaluate`, after a PCA for each fold.
+    """Score embeddings, float ``(2 P, D)``, by :func:`recognition.evaluation.verification.evaluate`, after a PCA for
+    each fold.
 
-    The PCA is fitted to the normalised embeddings of the pairs of all other folds; what comes out of it is normalised
-    again. The fold's threshold is the best for the other folds after the same PCA. The distances of the result, and
-    the rates and curves from them, are each pair's with the PCA that did not see it.
+    The PCA is fitted to the normalised embeddings of all other folds; its output is normalised again. The fold's
+    threshold is the best one for the other folds after the same PCA. The distance of a pair in the result, and the
+    rates and curves, come from the PCA that was fitted without it.
 
-    :raises UserError: as ``evaluate``, and if there are more components than numbers or than images to fit to.
+    :raises UserError: as ``evaluate``, and if there are more components than numbers, or than images to fit.
     """
     same = np.asarray(issame, bool)
     check_pairs(same, folds, name)
-    pair_distances(embeddings, name)  # refuses embeddings without a direction
+    pair_distances(embeddings, name)  # raises if an embedding is zero or not finite
     unit = embeddings / np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
     splits = list(KFold(folds).split(same))
     most = min(unit.shape[1], 2 * min(len(others) for others, _ in splits))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a verification: ROC curves, histograms of the distances, and the pairs that went worst."""
+"""Pictures of a verification: ROC curves, histograms of the distances, and the worst pairs."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from common.evaluation.plots import COLOURS, FAINT, INK, draw_roc, style
+from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, style
 from recognition.data.verification_set import VerificationSet
 from recognition.evaluation.verification import Result
 from recognition.io.files import replacing
@@ -17,12 +17,12 @@ from recognition.io.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TILE, GAP, LINE = 112, 6, 18  # pixels of a contact sheet: an image, what lies between two, a line of text
+TILE, GAP, LINE = 112, 6, 18  # pixels of a contact sheet: an image, the space between two, a line of text
 NO_MATPLOTLIB = "no curves: matplotlib is not installed: pip install 'matplotlib>=3.8'"
 
 
 def draw_curves(results: dict[str, Result], path: Path) -> bool:
-    """The ROC curves of all sets, on a logarithmic axis, to a .png; False where matplotlib is missing."""
+    """Draw the ROC curves of all sets to a .png; returns False if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -37,7 +37,8 @@ def draw_curves(results: dict[str, Result], path: Path) -> bool:
 
 
 def draw_histograms(results: dict[str, Result], path: Path) -> bool:
-    """How the distances of both kinds of pairs are spread, a panel a set, with the mean threshold of the folds."""
+    """Draw a histogram for each set: distances of pairs of one identity and of two, and the mean threshold of the
+    folds. Returns False if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -45,8 +46,8 @@ def draw_histograms(results: dict[str, Result], path: Path) -> bool:
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=120, layout="constrained", facecolor="white")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, result) in zip(panels, results.items()):
+    charts = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, result) in zip(charts, results.items()):
         style(axes, name, "squared distance")
         bins = np.linspace(0, max(float(result.distances.max()), 1e-6), 61)
         for issame, colour, label in ((True, COLOURS[0], "one identity"), (False, COLOURS[1], "two identities")):
@@ -55,7 +56,7 @@ def draw_histograms(results: dict[str, Result], path: Path) -> bool:
                      label="threshold")
         axes.set_ylabel("pairs", color=INK, fontsize=9)
         axes.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
-    for axes in panels[len(results):]:
+    for axes in charts[len(results):]:
         axes.set_axis_off()
     _save(figure, path)
     return True
@@ -67,9 +68,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def worst_pairs(result: Result, most: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """The farthest pairs of one identity and the nearest of two, the worst first: numbers of pairs, ``most`` of each.
+    """The numbers of the farthest pairs of one identity and of the nearest of two, worst first, ``most`` of each.
 
-    Whether or not a threshold lies between them: of a set without errors these are the narrowest escapes.
+    They need not be errors: in a set without errors they are the pairs that came closest to one.
     """
     numbers = np.arange(len(result.issame))
     same, different = numbers[result.issame], numbers[~result.issame]
@@ -78,9 +79,9 @@ def worst_pairs(result: Result, most: int = 24) -> tuple[np.ndarray, np.ndarray]
 
 
 def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, columns: int = 6, most: int = 24) -> None:
-    """The worst pairs of both kinds as images side by side, each with its number and distance; red: an error.
+    """Draw the worst pairs of one identity and of two as images side by side, each with its number and distance.
 
-    An error is a pair on the wrong side of its fold's threshold.
+    An error, a pair on the wrong side of its fold's threshold, is red.
     """
     folds = len(result.accuracies)
     sizes = np.full(folds, len(result.issame) // folds) + (np.arange(folds) < len(result.issame) % folds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameter of PyTorch's ``iresnet`` (arcface_torch: r18, r34, r50, r100) is which of ``fresnet``.
+"""The parameters of PyTorch's ``iresnet`` (arcface_torch: r18, r34, r50, r100) as those of ``fresnet``, and back.
 
 Both are the network of ArcFace (arXiv 1801.07698): ``net_unit`` 3, ``net_input`` 1, ``net_output`` E, PReLU. They
 differ in
@@ -12,16 +12,14 @@ differ in
 """
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 from recognition.networks import fresnet
-from recognition.networks.fold import EPSILON
+from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
 
 TORCH_EPSILON = 1e-5
@@ -60,7 +58,7 @@ def _arrays(theirs: str, ours: str, kind: str = "") -> Iterator[tuple[str, str]]
         yield f"{theirs}.weight", f"{ours}_{'gamma' if kind == 'prelu' else 'weight'}"
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, mx.sym.Symbol, Arrays, Arrays]:
+def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Graph, Arrays, Arrays]:
     """Depth, network, parameters and auxiliary states (float32) of an ``iresnet``'s tensors by name.
 
     :raises UserError: if they are not those of an iresnet18, 34, 50 or 100 for 112 x 112 images; it names ``source``.
@@ -72,8 +70,8 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, mx.
     depth = _depth(tuple(counts), f"{source}: the layers have {counts} blocks")
     names = dict(pairs(counts))
     _check_names(found, names, source)
-    symbol = fresnet.get_symbol(num_layers=depth, emb_size=len(found["fc.weight"]))
-    shapes = infer_shapes(symbol, (3, 112, 112))
+    graph = fresnet.get_symbol(num_layers=depth, emb_size=len(found["fc.weight"]))
+    shapes = infer_shapes(graph, (3, 112, 112))
     wanted = {**shapes.arguments, **shapes.auxiliary}
     for theirs, ours in names.items():
         if found[theirs].shape != wanted[ours]:
@@ -85,13 +83,14 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, mx.
     for name in ("pre_fc1_bias", "fc1_moving_mean"):
         values[name] *= factor
     values["fc1_gamma"][...] = 1
-    for layer, epsilon in _epsilons(symbol).items():
+    for layer, epsilon in _epsilons(graph).items():
         values[f"{layer}_moving_var"] += TORCH_EPSILON - epsilon
-    return depth, symbol, *({name: values[name].astype(np.float32) for name in group}
-                            for group in (shapes.arguments, shapes.auxiliary))
+    parameters, states = ({name: values[name].astype(np.float32) for name in group}
+                          for group in (shapes.arguments, shapes.auxiliary))
+    return depth, graph, parameters, states
 
 
-def to_torch(symbol: mx.sym.Symbol, arguments: Mapping[str, np.ndarray], auxiliary: Mapping[str, np.ndarray],
+def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mapping[str, np.ndarray],
              source: str) -> tuple[int, Arrays]:
     """Depth and tensors by name, for ``load_state_dict`` of an ``iresnet``, of a ``fresnet``'s arrays.
 
@@ -109,7 +108,7 @@ def to_torch(symbol: mx.sym.Symbol, arguments: Mapping[str, np.ndarray], auxilia
     values = {ours: found[ours].astype(np.float64) for ours in names.values()}
     values["conv0_weight"] /= PIXELS
     values["fc1_gamma"][...] = 1  # whatever a file says: MXNet takes it for 1
-    for layer, epsilon in _epsilons(symbol).items():
+    for layer, epsilon in _epsilons(graph).items():
         values[f"{layer}_moving_var"] += epsilon - TORCH_EPSILON
     tensors: Arrays = {}
     for theirs, ours in names.items():
@@ -136,7 +135,6 @@ def _check_names(found: Mapping[str, np.ndarray], wanted: Mapping[str, str], sou
                         "with net_unit 3, net_input 1, net_output E, net_act prelu, net_se 0")
 
 
-def _epsilons(symbol: mx.sym.Symbol) -> dict[str, float]:
-    """What each batch norm of a network adds to the variance."""
-    return {node["name"]: float(node.get("attrs", {}).get("eps", EPSILON))
-            for node in json.loads(symbol.tojson())["nodes"] if node["op"] == "BatchNorm"}
+def _epsilons(graph: Graph) -> dict[str, float]:
+    """The number that each batch norm of a network adds to the variance, by name."""
+    return {node.name: node.values.eps for node in graph.nodes if node.op == "BatchNorm"}

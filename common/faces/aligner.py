@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files to aligned faces, by landmarks in a file or by a detector: what the commands that align share."""
+"""The aligner of all commands: from image files to aligned faces, by landmarks in a file or by a detector."""
 from __future__ import annotations
 
 import argparse
@@ -23,16 +23,19 @@ class Aligned(NamedTuple):
 
 
 class Aligner:
-    """Callable: an image's name and path to :class:`Aligned`. From any thread."""
+    """A callable from an image's name and path to :class:`Aligned`, for any thread."""
 
     def __init__(self, landmarks: dict[str, np.ndarray] | None = None, detector: FaceDetector | None = None,
                  size: int = BASE, mode: str = "arcface", rule: str = "main") -> None:
-        """:param landmarks: by name; an image that is not there is given to ``detector``, if there is one."""
+        """:param landmarks: by name of the image; other images are given to ``detector``, if there is one."""
         self.landmarks, self.size = landmarks or {}, size
         self._detector, self._mode, self._rule = detector, mode, rule
 
     def __call__(self, name: str, path: Path) -> Aligned:
-        """:raises UserError: if the image cannot be read, no face is found, or its landmarks are no face."""
+        """Align the face of an image.
+
+        :raises UserError: if the image cannot be read, no face is found, or the landmarks have no extent.
+        """
         points = self.landmarks.get(name)
         if points is None and self._detector is None:
             raise UserError(f"{path}: no landmarks of {name!r} in the file")
@@ -54,7 +57,7 @@ class Aligner:
 
 
 def add_alignment_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--landmarks``, ``--detector`` and what belongs to them."""
+    """Add ``--landmarks``, ``--detector`` and the flags of the detector."""
     add = parser.add_argument
     add("--landmarks", type=Path, metavar="FILE", help="five landmarks an image: lines 'path x1 y1 ... x5 y5', "
         "CelebA's list, or InsightFace's .lst with a box and landmarks; its paths count from the folder of images")
@@ -68,7 +71,7 @@ def add_alignment_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_aligner(args: argparse.Namespace, size: int, mode: str) -> Aligner:
-    """The aligner that the flags ask for.
+    """The aligner with the settings of the flags.
 
     :raises UserError: if a flag or a file is not valid
     """

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alignment of faces by five landmarks: eyes, nose, corners of the mouth, the left one of the image first.
 
-The similarity transform (scale, rotation, shift) that brings the landmarks nearest to a template in the sense of least
+A similarity transform (scale, rotation, shift) brings the landmarks nearest to a template in the sense of least
 squares: Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991. In the
-plane a similarity is a product with a complex number, which gives it in closed form.
+plane a similarity is the product with a complex number plus a shift, which gives it in closed form.
 
-ARCFACE is the template of ArcFace's training and test sets, and of Glint360K: that one was published as the template of
-112 x 96 shifted by 8 to the right, which are the same numbers. FIVE are the five of the recipes' other mode, from one
-profile over the front to the other; the one that fits best is taken.
+ARCFACE is the template of ArcFace's training and test sets, and of Glint360K, which published it as the template of
+112 x 96 shifted by 8 to the right: the same numbers. FIVE are the five templates of the recipes' other mode, from one
+profile over the front to the other; the best fitting one is used.
 
     python -m common.face_align photographs aligned --landmarks FILE
     python -m common.face_align photographs aligned --detector face_detection_yunet_2023mar.onnx
@@ -41,7 +41,9 @@ def templates_of(mode: str, size: int) -> np.ndarray:
 def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The similarity transform that brings ``points`` nearest to ``target``, both float ``(n, 2)``: float64 ``(2, 3)``.
 
-    Never a reflection. Points that are all one are a ``ValueError``, as are numbers that are not finite.
+    It is never a reflection.
+
+    :raises ValueError: if all points are the same, or if one is not finite.
     """
     source = np.asarray(points, np.float64) @ [1, 1j]
     wanted = np.asarray(target, np.float64) @ [1, 1j]
@@ -55,9 +57,9 @@ def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def best_transform(landmarks: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, int]:
-    """The transform to the template, of float ``(templates, 5, 2)``, whose points lie nearest after it, and its number.
+    """The transform to the best fitting of templates, float ``(templates, 5, 2)``, and the number of that template.
 
-    Nearest: the smallest sum of the five distances, as the recipes have it.
+    The best one has the smallest sum of the five distances after the transform, as in the recipes.
     """
     found = [similarity(landmarks, template) for template in templates]
     moved = [landmarks @ transform[:, :2].T + transform[:, 2] for transform in found]
@@ -67,7 +69,7 @@ def best_transform(landmarks: np.ndarray, templates: np.ndarray) -> tuple[np.nda
 
 
 def align(image: np.ndarray, landmarks: np.ndarray, size: int = BASE, mode: str = "arcface") -> np.ndarray:
-    """The aligned face, uint8 ``(size, size, 3)``; black where the image has nothing.
+    """The aligned face, uint8 ``(size, size, 3)``; black outside of the image.
 
     :param image: uint8 ``(H, W, 3)``
     :param landmarks: float ``(5, 2)``, x and y in pixels of ``image``
@@ -79,10 +81,10 @@ def align(image: np.ndarray, landmarks: np.ndarray, size: int = BASE, mode: str 
 
 
 def estimate_norm(lmk: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> tuple[np.ndarray, int]:
-    """:func:`best_transform` under the name and with the arguments that it has in the recipes."""
+    """The recipes' name and arguments for :func:`best_transform`."""
     return best_transform(np.asarray(lmk, np.float64), templates_of(mode, image_size))
 
 
 def norm_crop(img: np.ndarray, landmark: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> np.ndarray:
-    """:func:`align` under the name and with the arguments that it has in the recipes."""
+    """The recipes' name and arguments for :func:`align`."""
     return align(img, landmark, image_size, mode)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds faces and their five landmarks with YuNet, through OpenCV, and a model file that the user names.
+"""A detector of faces and their five landmarks: YuNet, through OpenCV, with a model file of the user.
 
 YuNet: Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023. OpenCV's model zoo publishes the file
 (``face_detection_yunet_*.onnx``); it is not part of this project.
@@ -17,11 +17,11 @@ from recognition.errors import UserError
 
 RULES = ("main", "largest", "surest")
 _EXPECTED = "expected a YuNet model that cv2.FaceDetectorYN reads, such as face_detection_yunet_2023mar.onnx"
-_NMS, _TOP = 0.3, 5000  # OpenCV's own defaults: overlap from which two boxes are one face; boxes looked at
+_NMS_OVERLAP, _MOST_BOXES = 0.3, 5000  # OpenCV's defaults; boxes that overlap more are one face
 
 
 class Found(NamedTuple):
-    """The faces of an image, N of them, in its pixels."""
+    """The N faces of an image, in its pixels."""
 
     boxes: np.ndarray  # float32 (N, 4): left, top, width, height
     landmarks: np.ndarray  # float32 (N, 5, 2): x and y; the left eye of the image first
@@ -29,12 +29,12 @@ class Found(NamedTuple):
 
 
 class FaceDetector:
-    """Callable: uint8 ``(H, W, 3)`` RGB to :class:`Found`. From any thread: each gets a network of its own."""
+    """A callable from uint8 ``(H, W, 3)`` RGB to :class:`Found`, for any thread: each has a network of its own."""
 
     def __init__(self, model: Path, score: float = 0.6, longest_side: int = 640) -> None:
         """:param score: the least score of a face
-        :param longest_side: larger images are looked at in this size: YuNet finds faces of about 10 to 300 pixels
-        :raises UserError: if OpenCV cannot read the model, or it is another network
+        :param longest_side: larger images are scaled to this side in pixels: YuNet finds faces of 10 to 300 pixels
+        :raises UserError: if OpenCV cannot read the model, or if it is another network
         """
         if not model.is_file():
             raise UserError(f"{model}: not found, {_EXPECTED}")
@@ -55,11 +55,12 @@ class FaceDetector:
         return Found(rows[:, :4] * np.tile(back, 2), rows[:, 4:14].reshape(-1, 5, 2) * back, rows[:, 14])
 
     def _detect(self, image: np.ndarray) -> np.ndarray:
-        """Boxes, landmarks and scores, float32 ``(N, 15)``, of an image in BGR."""
+        """The boxes, landmarks and scores, float32 ``(N, 15)``, of an image in BGR."""
         size = (image.shape[1], image.shape[0])
         detector = getattr(self._local, "detector", None)
         if detector is None:
-            detector = cv2.FaceDetectorYN.create(str(self._model), "", size, self._score, _NMS, _TOP)
+            detector = cv2.FaceDetectorYN.create(str(self._model), "", size, self._score, _NMS_OVERLAP,
+                                                  _MOST_BOXES)
             self._local.detector = detector
         detector.setInputSize(size)
         rows = detector.detect(image)[1]
@@ -67,10 +68,10 @@ class FaceDetector:
 
 
 def choose_face(found: Found, height: int, width: int, rule: str = "main") -> int | None:
-    """The number of the face that an image is of; None if it has none.
+    """The number of the face that an image shows; None if there is none.
 
-    ``largest`` box, ``surest`` score, or ``main``: the largest area less twice the squared distance of its centre from
-    that of the image, as the recipes choose.
+    The rule is ``largest`` box, ``surest`` score, or ``main``: the largest difference between the area and twice the
+    squared distance of the box's centre from that of the image, as in the recipes.
     """
     if not len(found.scores):
         return None

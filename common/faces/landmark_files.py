@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of five landmarks an image: eyes, nose, corners of the mouth, the left one of the image first.
+"""Files with five landmarks for each image: eyes, nose, corners of the mouth, the left one of the image first.
 
-A line is ``path x1 y1 ... x5 y5``, with tabs, commas or spaces between, and maybe a detector's score at its end (IJB's
-files are so; CelebA's are so below two lines of heading). Or it is InsightFace's .lst with a box and landmarks:
+A line is ``path x1 y1 ... x5 y5`` with tabs, commas or spaces, and perhaps a detector's score at its end (files of IJB
+and, below two lines of heading, of CelebA). Or the file is InsightFace's .lst with a box and landmarks:
 ``aligned<TAB>path<TAB>label<TAB>left<TAB>top<TAB>right<TAB>bottom<TAB>x1 .. x5<TAB>y1 .. y5``.
 """
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EXPECTED = "expected 'path x1 y1 ... x5 y5' or a line of InsightFace's .lst wit
 
 
 class Landmarks(NamedTuple):
-    """Names of images, as the file has them and in its order, and their landmarks."""
+    """The names of images, in the order of the file, and their landmarks."""
 
     names: list[str]
     points: np.ndarray  # float32 (N, 5, 2), x and y in pixels
@@ -31,7 +31,10 @@ class Landmarks(NamedTuple):
 
 
 def read_landmarks(path: Path) -> Landmarks:
-    """:raises UserError: at the first line that is none of these, or that names an image a second time."""
+    """Read a file of landmarks.
+
+    :raises UserError: at the first line that is malformed or names an image a second time.
+    """
     names: dict[str, int] = {}
     values = array("f")
     try:
@@ -59,7 +62,7 @@ def write_landmarks(path: Path, names: Iterable[str], points: Iterable[np.ndarra
 
 
 def _is_heading(line: str) -> bool:
-    """CelebA's first two lines: the number of images, the names of the columns."""
+    """True for CelebA's first two lines: the number of images, the names of the columns."""
     fields = line.split()
     return (len(fields) == 1 and fields[0].isdecimal()) or (len(fields) == 2 * POINTS and fields[0].endswith("_x"))
 
@@ -82,7 +85,8 @@ def _parse(path: Path, number: int, line: str) -> tuple[str, list[float]]:
 
 
 def _split(line: str) -> list[str]:
-    """A path may hold spaces. Of twelve fields between spaces the last is a score, if it is one: 0 to 1."""
+    """Split a line into its fields. A path may contain spaces. If there are twelve fields between spaces, the last one
+    may be a score, 0 to 1."""
     for separator in "\t", ",":
         if line.count(separator) >= 2 * POINTS:
             return line.split(separator)

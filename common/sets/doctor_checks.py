@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a data set's folder, and what to do about it: the findings of :mod:`common.doctor`."""
+"""The checks of :mod:`common.doctor`: problems of a data set's folder, each with advice."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,14 +17,14 @@ from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 
-ERROR, WARNING, NOTE = "error", "warning", "note"  # training stops or learns what is wrong; could be better; to know
-USUAL_TARGETS = ("lfw", "cfp_fp", "agedb_30")  # that the presets verify on
+ERROR, WARNING, NOTE = "error", "warning", "note"  # error: training stops or learns wrong things
+USUAL_TARGETS = ("lfw", "cfp_fp", "agedb_30")  # the presets' verification sets
 FOLDS = 10
 _REPACK = "python -m common.rec_builder DIR NEW writes a set whose records, index, header and property agree"
 
 
 class Finding(NamedTuple):
-    """``where``: a file, and record; ``advice``: what to do."""
+    """A problem. ``where``: its file, and record; ``advice``: a remedy."""
 
     level: str
     where: str
@@ -33,14 +33,14 @@ class Finding(NamedTuple):
 
 
 class Records(NamedTuple):
-    """The parts of a record file: the places of what should be images, by rising key, and what else there is."""
+    """The parts of a record file. The N records of ``keys`` and ``offsets`` should be images; keys rise."""
 
     reader: RecordReader
     framing: Framing
-    keys: np.ndarray  # int64 (N,), of images
-    offsets: np.ndarray
+    keys: np.ndarray  # int64 (N,)
+    offsets: np.ndarray  # int64 (N,)
     header: bool
-    identities: list[tuple[int, int]]  # first and end image key of each, where there are identity records
+    identities: list[tuple[int, int]]  # first and end image key of each identity record
 
 
 def check_property(folder: Path) -> tuple[Property | None, list[Finding]]:
@@ -53,7 +53,7 @@ def check_property(folder: Path) -> tuple[Property | None, list[Finding]]:
 
 
 def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:
-    """The record file and its index against each other, the header and the identity records."""
+    """Compare the record file with its index, and check the header and the identity records."""
     rec = folder / "train.rec"
     if not rec.is_file() or not rec.stat().st_size:
         what = "is empty" if rec.is_file() else "is not there"
@@ -73,7 +73,7 @@ def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:
 
 
 def _check_index(path: Path, frames: Framing) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    """Keys and offsets of the index that can be used; where there is none, those of a scan."""
+    """The keys and offsets of the index that lead to records, and findings; without an index, those of a scan."""
     scanned = np.arange(len(frames.offsets)), frames.offsets
     advice = f"{path.name} can be made anew from train.rec: python -m common.doctor DIR --write-index"
     if not path.exists():
@@ -104,7 +104,7 @@ def _check_index(path: Path, frames: Framing) -> tuple[np.ndarray, np.ndarray, l
 
 def _check_header(reader: RecordReader, keys: np.ndarray,
                   offsets: np.ndarray) -> tuple[int, int, list[tuple[int, int]], list[Finding]]:
-    """Where images begin and end among the keys, the identity records, and what is wrong with them."""
+    """The range of images among the keys (start, stop), the identity records, and findings about them."""
     everything: tuple[int, int, list[tuple[int, int]]] = (0, len(keys), [])
     if not len(keys) or keys[0] != 0:
         return *everything, []
@@ -134,7 +134,7 @@ def _check_header(reader: RecordReader, keys: np.ndarray,
 
 
 def _identity(reader: RecordReader, offset: int) -> tuple[int, int] | None:
-    """The range of a record that describes an identity; None of any other."""
+    """The range of images in an identity record; None for any other record."""
     try:
         record = unpack_record(reader.read(offset))
     except ValueError:
@@ -145,9 +145,9 @@ def _identity(reader: RecordReader, offset: int) -> tuple[int, int] | None:
 
 
 def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
-    """The identity records' ranges against the labels of the images in them."""
+    """Compare the ranges of identity records with the labels of the images in them, float32 (N,)."""
     if not records.identities or not len(records.keys) or records.keys[-1] >= MAX_RECORDS:
-        return []  # ranges are float32, which rounds beyond that
+        return []  # ranges are float32, which rounds larger keys
     ranges = np.array(records.identities, np.int64)
     found = []
     first, last = records.keys[0], records.keys[-1] + 1
@@ -174,7 +174,7 @@ def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
 
 
 def check_images(records: Records, looked: Survey, prop: Property) -> list[Finding]:
-    """Broken images, labels out of range, sizes, repeats."""
+    """Check for broken images, labels out of range, other sizes and repeats."""
     keys, found = records.keys, []
     for i, problem in looked.problems[:3]:
         found.append(Finding(ERROR, f"train.rec, record {keys[i]}", problem, "--on-bad-record skip trains without it; "
@@ -189,9 +189,9 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
                              "decode to something", "look at doubtful.png; get the file again if its checksum differs"))
     labels = looked.labels
     whole = np.isfinite(labels) & (labels == np.floor(labels)) & (labels >= 0)
-    wrong = np.flatnonzero((looked.bytes > 0) & ~(whole & (labels < prop.num_classes)))  # read, and of no class
+    wrong = np.flatnonzero((looked.bytes > 0) & ~(whole & (labels < prop.num_classes)))  # readable, with a wrong label
     if wrong.size:
-        highest = int(labels[whole & (labels < MAX_CLASSES)].max(initial=0))  # that property can number
+        highest = int(labels[whole & (labels < MAX_CLASSES)].max(initial=0))  # of labels that property allows
         advice = "find out where these labels come from, then leave the records out or pack them with labels 0, 1, ..."
         if highest >= prop.num_classes:
             advice = f"if the labels are right, write {highest + 1},{prop.height},{prop.width} into property"
@@ -210,7 +210,8 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
 
 
 def _check_counts(labels: np.ndarray, prop: Property) -> list[Finding]:
-    counts = np.bincount(labels.astype(np.int64).clip(0, prop.num_classes), minlength=prop.num_classes + 1)[:-1]
+    classes = labels.astype(float).clip(0, prop.num_classes).astype(np.int64)
+    counts = np.bincount(classes, minlength=prop.num_classes + 1)[:-1]
     empty, single = int((counts == 0).sum()), int((counts == 1).sum())
     found = []
     if empty:
@@ -248,7 +249,7 @@ def _check_repeats(keys: np.ndarray, looked: Survey) -> list[Finding]:
 
 
 def check_shuffled(prop: Property, folder: Path, images: int) -> list[Finding]:
-    """The further lines of a shuffled set's ``property``."""
+    """Check the further lines in the ``property`` of a shuffled set."""
     lines = (folder / "property").read_text("utf-8", "replace").split()
     numbers = [line for line in lines[1:] if line.isdecimal()]
     if prop.shuffled and numbers and whole_number(numbers[0]) != images:
@@ -258,7 +259,7 @@ def check_shuffled(prop: Property, folder: Path, images: int) -> list[Finding]:
 
 
 def check_open(folder: Path, findings: list[Finding]) -> list[Finding]:
-    """Whether training would open the set: the reader's own checks, if nothing else has said it."""
+    """Open the set like training, for its own checks; an error counts if there is no other finding of an error."""
     try:
         open_dataset(folder).close()
     except UserError as error:
@@ -268,7 +269,8 @@ def check_open(folder: Path, findings: list[Finding]) -> list[Finding]:
 
 
 def check_bin(path: Path, training: Survey | None, size: tuple[int, int]) -> tuple[dict[str, int], list[Finding]]:
-    """A verification set: pairs, images, and whether images of it are in the training set, byte for byte."""
+    """Check a verification set, also for images that are in the training set, byte for byte. Returns facts and
+    findings."""
     advice = "get it again, or make it: python -m common.build_eval_pack"
     try:
         images, issame = read_bin(path)
@@ -279,8 +281,8 @@ def check_bin(path: Path, training: Survey | None, size: tuple[int, int]) -> tup
              for i, image in enumerate(looked) if image.problem][:3]
     same = int(issame.sum())
     if same in (0, len(issame)):
-        kind = "of one identity" if same else "of two identities"
-        found.append(Finding(WARNING, path.name, f"all {len(issame)} pairs are {kind}, which measures little", advice))
+        which = "of one identity" if same else "of two identities"
+        found.append(Finding(WARNING, path.name, f"all {len(issame)} pairs are {which}, which measures little", advice))
     if len(issame) < FOLDS:
         found.append(Finding(ERROR, path.name, f"{len(issame)} pairs for {FOLDS} folds", advice))
     if training is not None:

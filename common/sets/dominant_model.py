@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint whose class centres are the dominant sub-centres alone."""
+"""Checkpoints whose class centres are the dominant sub-centres alone."""
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,27 +12,32 @@ from recognition.io.centres import SavedCentres, is_of_centres, rows_at
 from recognition.io.checksums import write_bytes
 from recognition.io.params import Pieces, read_arrays, write_arrays
 
-CHUNK = 1 << 14  # rows read and written at once: 32 MB at D = 512
+ROWS_AT_ONCE = 1 << 14  # read and written in one go: 32 MB at D = 512
 
 
 class _Rows(Sequence):
-    """Rows of W in pieces of CHUNK, each read when it is asked for."""
+    """Rows of W in pieces of ROWS_AT_ONCE, each read when it is used."""
 
     def __init__(self, shards: Pieces, rows: np.ndarray) -> None:
         self._shards, self._rows = shards, rows
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // CHUNK)
+        return -(-len(self._rows) // ROWS_AT_ONCE)
 
     def __getitem__(self, i: int) -> np.ndarray:  # type: ignore[override]  # no slices
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return rows_at(self._shards, self._rows[i * CHUNK : (i + 1) * CHUNK])
+        return rows_at(self._shards, self._rows[i * ROWS_AT_ONCE : (i + 1) * ROWS_AT_ONCE])
+
+
+def same_file(path: Path, other: Path) -> bool:
+    """True if both files exist and hold the same bytes."""
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, rows: np.ndarray,
                         output: tuple[str, int]) -> None:
-    """Write ``checkpoint`` again as ``<prefix>-<number>.params`` of ``output`` with these rows of W as ``fc7_weight``.
+    """Write ``checkpoint`` to ``<prefix>-<number>.params``, the ``output``, with some rows of W as ``fc7_weight``.
 
     :param rows: int64 (C,), one for each class.
     """
@@ -40,5 +46,6 @@ def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, r
         name: [array] for name, array in zip(file.names, file.arrays) if not is_of_centres(name)}
     arrays["arg:fc7_weight"] = _Rows(centres.centres, rows)
     prefix, number = output
-    write_bytes(Path(f"{prefix}-symbol.json"), symbol.read_bytes())
+    if not same_file(symbol, target := Path(f"{prefix}-symbol.json")):
+        write_bytes(target, symbol.read_bytes())
     write_arrays(Path(f"{prefix}-{number:04d}.params"), arrays)

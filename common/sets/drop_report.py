@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What :mod:`common.drop` says about what it did: numbers, a table of identities, one of images, and a picture."""
+"""The report of :mod:`common.drop`: numbers, a table of identities, one of images, and a picture."""
 from __future__ import annotations
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 from common.sets.sub_centres import Choice
 from recognition.io.files import writing
 
-THRESHOLDS = (50, 55, 60, 65, 70, 75, 80, 85, 90)  # degrees that the report compares
+THRESHOLDS = (50, 55, 60, 65, 70, 75, 80, 85, 90)  # degrees, compared in the report
 EDGES = np.arange(0, 181, 2)  # of the histogram, degrees
 COLUMNS = ("identity", "new_identity", "images", "kept", "dropped", "dominant", "dominant_share")
 OWN, OTHER, INK = "#0b6fb8", "#d1622b", "#30363d"
@@ -21,9 +21,9 @@ OWN, OTHER, INK = "#0b6fb8", "#d1622b", "#30363d"
 def write_report(folder: Path, choice: Choice, origin: Mapping[str, str], names: Sequence[str] = ()) -> dict[str, Any]:
     """Write ``drop.json``, ``drop-identities.tsv``, ``drop-images.npz`` and, if matplotlib is there, ``drop.png``.
 
-    Returns what is in ``drop.json``.
+    Returns the content of ``drop.json``.
 
-    :param origin: which data, model and centres; ``names``: of all identities, if they have some.
+    :param origin: data, model and centres; ``names``: of all identities, if there are names.
     """
     report = summary(choice, origin)
     with writing(folder):
@@ -36,7 +36,7 @@ def write_report(folder: Path, choice: Choice, origin: Mapping[str, str], names:
 
 
 def summary(choice: Choice, origin: Mapping[str, str]) -> dict[str, Any]:
-    """The numbers of the report, as JSON holds them."""
+    """The numbers of the report for its JSON file."""
     other = choice.nearest != choice.dominant[choice.labels]
     kept, images = choice.kept, choice.counts.sum(axis=1)
     left = int(np.count_nonzero(choice.kept_counts))
@@ -59,9 +59,8 @@ def _histogram(angles: np.ndarray) -> list[int]:
 
 
 def write_identities(path: Path, choice: Choice, names: Sequence[str]) -> None:
-    """A line an identity, tabs between COLUMNS (and ``name``); an identity that is not in the new set has no new one.
-
-    ``dominant_share``: the part of its images that is nearest to its dominant sub-centre.
+    """Write a line for each identity, with tabs between COLUMNS (and ``name``). ``new_identity`` is empty for one that
+    is not in the new set; ``dominant_share`` is the share of its images nearest to its dominant sub-centre.
     """
     images, kept, dominant = choice.counts.sum(axis=1), choice.kept_counts, choice.dominant
     shares = choice.counts.max(axis=1) / np.maximum(images, 1)
@@ -76,7 +75,7 @@ def write_identities(path: Path, choice: Choice, names: Sequence[str]) -> None:
 
 
 def draw_angles(path: Path, report: Mapping[str, Any]) -> None:
-    """The histogram of a report's angles with its threshold, as a .png; nothing if matplotlib is not there."""
+    """Draw the histogram of a report's angles with its threshold to a .png; do nothing without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files: read with care, many at a time, and looked through for what is broken or there twice."""
+"""Image files: careful reading by many threads, and the search for broken and repeated images."""
 from __future__ import annotations
 
 import os
@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 
 def read_file(path: Path) -> bytes:
-    """:raises UserError: if it cannot be read, is a pipe or a device, which may have no end, or is huge."""
+    """Read a file of at most MOST_BYTES.
+
+    :raises UserError: if it cannot be read or is larger; if it is a pipe or a device, which may have no end.
+    """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
@@ -38,21 +41,24 @@ def read_file(path: Path) -> bytes:
 
 
 def jpeg_damage(encoded: bytes) -> str:
-    """What is wrong between the segments of a JPEG that a decoder passes over; empty for a sound one or
-    another kind."""
+    """The first problem between the segments of a JPEG, which decoders ignore; empty for a sound JPEG and for other
+    formats."""
     if not is_jpeg(encoded):
         return ""
-    for kind, start, *_ in segments(encoded):
-        if kind == JUNK:
+    for marker, start, *_ in segments(encoded):
+        if marker == JUNK:
             found = encoded[start : start + 1 + (encoded[start] == 0xFF)]
             return f"byte {start} should begin a segment, and is 0x{found.hex()}"
-        if kind == END:
+        if marker == END:
             return ""
     return CUT
 
 
 def read_image(path: Path) -> tuple[bytes, np.ndarray]:
-    """The bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB. Raises UserError for a broken one."""
+    """Read the bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB.
+
+    :raises UserError: if the image is broken.
+    """
     encoded = read_file(path)
     try:
         image = decode_rgb(encoded)
@@ -64,7 +70,7 @@ def read_image(path: Path) -> tuple[bytes, np.ndarray]:
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """``map`` in threads, never far ahead of who takes the results."""
+    """``map`` in threads, in order, at most a few results ahead of the caller."""
     threads = min(16, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[T]] = deque()
@@ -77,10 +83,11 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> list[Identity]:
-    """The identities without images that repeat another of the same person pixel by pixel (a verification pair of such
-    two shows nothing), and a line that says how many; another line if two people share an image.
+    """The identities without images that repeat another of the same person, pixel by pixel: a verification pair of two
+    such images shows nothing. Prints how many, and how many images two people share.
 
-    A broken image is a UserError; with ``skip_broken`` it is left out with a line.
+    :param skip_broken: leave broken images out, with a line each.
+    :raises UserError: at the first broken image without ``skip_broken``, or if no image is left.
     """
     paths = [image for identity in identities for image in identity.images]
     owners = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities])
@@ -111,7 +118,7 @@ def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> 
 
 
 def _digest(path: Path) -> int | UserError:
-    """64 bits that tell pixels apart, or what is wrong with the file."""
+    """A digest of the pixels of an image, of 64 bits, or the error about its file."""
     try:
         _, image = read_image(path)
     except UserError as error:
@@ -120,8 +127,8 @@ def _digest(path: Path) -> int | UserError:
 
 
 def _repeats(indices: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Those of the rising ``indices`` at which all ``keys`` are as at one before, in rising order."""
-    order = indices[np.lexsort([key[indices] for key in keys])]  # stable: the first of equals stays in front
+    """The elements of the rising ``indices`` at which all ``keys`` equal those at an earlier one, in rising order."""
+    order = indices[np.lexsort([key[indices] for key in keys])]  # stable: the first of equal ones stays in front
     same = np.ones(max(len(order) - 1, 0), bool)
     for key in keys:
         same &= key[order[1:]] == key[order[:-1]]

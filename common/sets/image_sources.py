@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images of which people there are: a folder of folders, or a list file."""
+"""Sources of images of people: a folder of folders, or a list file."""
 from __future__ import annotations
 
 import logging
@@ -18,14 +18,17 @@ _logger = logging.getLogger(__name__)
 
 
 class Identity(NamedTuple):
-    """A person: the folder's name or the list's label, and the image files."""
+    """A person: the name of the folder or the label in the list, and the image files."""
 
     name: str
     images: list[Path]
 
 
 def read_identities(source: Path) -> list[Identity]:
-    """The identities in ``source``, a folder of folders or a list file, and their images, both in natural order."""
+    """Read the identities in ``source``, a folder of folders or a list file, and their images, in natural order.
+
+    :raises UserError: if there are none, or if a name or a line is not valid.
+    """
     found = _read_folder(source) if source.is_dir() else _read_list(source)
     if not found:
         kinds = " ".join(sorted(EXTENSIONS))
@@ -39,7 +42,10 @@ def read_identities(source: Path) -> list[Identity]:
 
 
 def find_images(place: Path) -> list[Path]:
-    """The image files at any depth in a folder, sorted; or the one that ``place`` is."""
+    """The image files at any depth in a folder, sorted; or ``place`` itself, if it is a file.
+
+    :raises UserError: if there are none.
+    """
     if place.is_file():
         return [place]
     if not place.is_dir():
@@ -52,14 +58,14 @@ def find_images(place: Path) -> list[Path]:
 
 
 def _natural(name: str) -> tuple[list, str]:
-    """Sorts s2 before s10; the digits stand at the odd places of the split. Numbers may have any length: of two without
-    leading zeros the longer one is greater."""
+    """A sort key that puts s2 before s10. The digits are the odd elements of the split, of any length: of two numbers
+    without leading zeros the longer one is greater."""
     parts = re.split(r"0*([0-9]+)", name)
     return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def each_identity(source: Path) -> Iterator[Identity]:
-    """As :func:`read_identities`, one after the other: of a folder only the people's names are in memory at once."""
+    """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once."""
     if not source.is_dir():
         yield from read_identities(source)
         return
@@ -86,10 +92,10 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _read_list(source: Path) -> dict[str, list[Path]]:
-    """Lines ``path label`` (label: any word) or, as InsightFace's .lst has them, ``flag<TAB>path<TAB>label``.
+    """Read lines ``path label`` (label: any word) or, as in InsightFace's .lst, ``flag<TAB>path<TAB>label``.
 
-    Paths count from the list's folder, which none may lead out of by ``..``; absolute ones, which InsightFace's lists
-    have, are counted in one line. Images keep the list's order.
+    Paths are relative to the list's folder, and may not lead out of it by ``..``. Absolute paths, which InsightFace's
+    lists have, are allowed; a line is logged about them. Images keep the order of the list.
     """
     try:
         text = source.read_text(encoding="utf-8", errors="surrogateescape")
@@ -116,7 +122,7 @@ def _read_list(source: Path) -> dict[str, list[Path]]:
 
 
 def _leads_out(path: str) -> bool:
-    """Whether ``..`` in a relative path leads out of the folder that it counts from."""
+    """True for a relative path that leads out of its folder by ``..``."""
     return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images and identities of training sets are those of a verification set, or of one another, by their embeddings.
+"""The search, by embeddings, for training images and identities that are also in a verification set or in another
+training set.
 
-Of each training image the largest cosine with any image of the verification sets is kept, of each identity its mean
-direction: the images' embeddings themselves are never all in memory.
+For each training image only its largest cosine with an image of the verification sets is kept, and for each identity
+its mean direction: the embeddings of all images are never in memory together.
 """
 from __future__ import annotations
 
@@ -18,42 +19,43 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.errors import UserError
-from recognition.evaluation.embedding import Embed, normalised
+from recognition.evaluation.embed_images import Embed, normalised
 
-_ROWS = 4096  # of one side of a product of embeddings at a time
-_PREFETCH = 2
+_ROWS_AT_ONCE = 4096  # of either side of a product of embeddings
+_PREFETCH = 2  # batches
 
 
 class Likeness(NamedTuple):
-    """Of N images and C identities of a training set how like they are to the V images that are to stay apart."""
+    """The likeness of N images and C identities of a training set to V other images, which should not be in it."""
 
-    cosines: np.ndarray  # float32 (N,), the largest with any of the V; -1 where V is 0
-    nearest: np.ndarray  # int32 (N,), which of the V
+    cosines: np.ndarray  # float32 (N,), the largest with any of the V; -1 if V is 0
+    nearest: np.ndarray  # int32 (N,), the nearest of the V
     means: np.ndarray  # float32 (C, D), mean directions of unit length; zero for identities without images
     mean_cosines: np.ndarray  # float32 (C,), the largest of the mean with any of the V
-    mean_nearest: np.ndarray  # int32 (C,)
+    mean_nearest: np.ndarray  # int32 (C,), the nearest of the V to the mean
 
 
 def nearest_rows(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of N unit rows the largest cosine with M others, float32 ``(N,)``, and whose, int32; -1 where M is 0."""
+    """For each of N unit rows the largest cosine with M other rows, float32 ``(N,)``, and its number, int32; both
+    are -1 if M is 0."""
     best, whose = np.full(len(rows), -1, np.float32), np.full(len(rows), -1, np.int32)
-    for low in range(0, len(rows), _ROWS):
-        part = slice(low, low + _ROWS)
-        for start in range(0, len(others), _ROWS):
-            cosines = rows[part] @ others[start : start + _ROWS].T
+    for low in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(low, low + _ROWS_AT_ONCE)
+        for start in range(0, len(others), _ROWS_AT_ONCE):
+            cosines = rows[part] @ others[start : start + _ROWS_AT_ONCE].T
             of = cosines.argmax(axis=1)
             value = cosines[np.arange(len(of)), of]
             better = value > best[part]
             best[part][better] = value[better]
             whose[part][better] = start + of[better]
-    return np.minimum(best, 1), whose  # float32 goes a little beyond
+    return np.minimum(best, 1), whose  # float32 may round a little above 1
 
 
 def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.ndarray, batch_size: int,
             threads: int = 2) -> Likeness:
     """Embed a training set, each image plus its mirror, and compare it with ``apart``, unit rows float32 ``(V, D)``.
 
-    :raises UserError: if an embedding has no direction
+    :raises UserError: if an embedding is zero or not finite
     """
     n = len(dataset)
     cosines, nearest = np.full(n, -1, np.float32), np.full(n, -1, np.int32)
@@ -85,10 +87,10 @@ def _name(dataset: FaceDataset, keys: np.ndarray, row: int) -> str:
 
 
 def joined(means: Sequence[np.ndarray], present: Sequence[np.ndarray], threshold: float) -> list[np.ndarray]:
-    """Which identity of the joined set each one of each set becomes: int64 ``(C,)`` a set, -1 for those not present.
+    """The number of each identity in the joined set: int64 ``(C,)`` for each set, -1 for identities without images.
 
-    An identity of a later set joins that of the sets before whose mean direction is nearest, if their cosine is at
-    least ``threshold``; two of one set never become one, of several that would join one identity the nearest does.
+    An identity of a later set joins the one of the sets before with the nearest mean direction, if their cosine is at
+    least ``threshold``. Two of one set never become one: if several would join the same identity, the nearest does.
     """
     numbers: list[np.ndarray] = []
     known, total = np.empty((0, means[0].shape[1]), np.float32), 0
@@ -110,7 +112,10 @@ def joined(means: Sequence[np.ndarray], present: Sequence[np.ndarray], threshold
 
 
 def check_sizes(datasets: Sequence[FaceDataset]) -> None:
-    """:raises UserError: if the sets' images are not all of one size"""
+    """Check that the images of all sets have the same size.
+
+    :raises UserError: if they have not.
+    """
     for dataset in datasets[1:]:
         if dataset.image_shape != datasets[0].image_shape:
             sizes = [" x ".join(map(str, one.image_shape[:2])) for one in (dataset, datasets[0])]

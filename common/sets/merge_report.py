@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What :mod:`common.merge_sets` leaves beside a merged set: a table of identities, and pictures."""
+"""The report of :mod:`common.merge_sets`: a table of identities, and pictures."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.evaluation.plots import COLOURS, INK, style
-from common.faces.contact_sheet import draw_sheet
+from common.drawing.contact_sheet import draw_sheet
+from common.drawing.plots import COLOURS, INK, style
 from common.sets.leaks import Likeness
 from recognition.data.dataset import FaceDataset
 from recognition.data.image import decode_rgb
@@ -18,13 +18,13 @@ from recognition.io.files import replacing
 if TYPE_CHECKING:
     from common.merge_sets import Merged
 
-SHOWN = 32  # images in the sheet of the nearest
+SHOWN_IMAGES = 32  # in the sheet of the nearest
 
 
 def write_identities(path: Path, datasets: Sequence[FaceDataset], labels: Sequence[np.ndarray], merged: Merged,
                      reasons: Sequence[str], alike: Sequence[Likeness] | None, names: Sequence[str]) -> None:
-    """A line an identity of each set: its new number (empty: gone), its images by what became of them, and with
-    embeddings the verification image that its mean is nearest to."""
+    """Write a line for each identity of each set: its new number (empty if it has none), the numbers of its images by
+    their fate, and, with embeddings, the verification image nearest to its mean."""
     with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
         columns = ["set", "identity", "new_identity", *reasons, *(["cosine", "nearest"] if alike else [])]
         file.write("\t".join(columns) + "\n")
@@ -41,8 +41,8 @@ def write_identities(path: Path, datasets: Sequence[FaceDataset], labels: Sequen
 
 def draw_spread(path: Path, alike: Sequence[Likeness], labels: Sequence[np.ndarray], image_limit: float,
                 identity_limit: float) -> bool:
-    """How the largest cosines of images and of identities with the verification sets are spread; False without
-    matplotlib."""
+    """Draw histograms of the largest cosines of images and of identities with the verification sets; returns False
+    without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -50,9 +50,9 @@ def draw_spread(path: Path, alike: Sequence[Likeness], labels: Sequence[np.ndarr
     present = [np.unique(of) for of in labels]
     of_images = np.concatenate([part.cosines for part in alike])
     of_identities = np.concatenate([part.mean_cosines[of] for part, of in zip(alike, present)])
-    panels = (("images", of_images, image_limit), ("identities", of_identities, identity_limit))
+    charts = (("images", of_images, image_limit), ("identities", of_identities, identity_limit))
     figure = Figure(figsize=(9.2, 3.4), dpi=120, layout="constrained", facecolor="white")
-    for axes, (name, cosines, limit), colour in zip(figure.subplots(1, 2), panels, COLOURS):
+    for axes, (name, cosines, limit), colour in zip(figure.subplots(1, 2), charts, COLOURS):
         style(axes, f"{name}: {int((cosines >= limit).sum())} of {len(cosines)} at the limit or above",
               "largest cosine with a verification image")
         axes.hist(cosines, np.linspace(min(-0.1, float(cosines.min())), 1, 81), color=colour)
@@ -68,11 +68,11 @@ def draw_spread(path: Path, alike: Sequence[Likeness], labels: Sequence[np.ndarr
 
 def draw_nearest(path: Path, datasets: Sequence[FaceDataset], alike: Sequence[Likeness],
                  apart: Sequence[bytes]) -> None:
-    """The training images nearest to the verification sets, the nearest first, each beside what it is near to."""
+    """Draw the training images nearest to the verification sets, nearest first, each beside the image it is near to."""
     found = [(-float(part.cosines[i]), which, int(i)) for which, part in enumerate(alike)
-             for i in np.argsort(-part.cosines, kind="stable")[: SHOWN // 2]]
+             for i in np.argsort(-part.cosines, kind="stable")[: SHOWN_IMAGES // 2]]
     images, captions = [], []
-    for cosine, which, i in sorted(found)[: SHOWN // 2]:
+    for cosine, which, i in sorted(found)[: SHOWN_IMAGES // 2]:
         label, body, key = datasets[which].read(i)
         images += [decode_rgb(body), decode_rgb(apart[alike[which].nearest[i]])]
         captions += [f"{key}: label {label}", f"cosine {-cosine:.3f}"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that appears when all that belongs in it is written, or never."""
+"""Output folders that appear whole or not at all."""
 from __future__ import annotations
 
 import os
@@ -16,7 +16,9 @@ from recognition.errors import UserError
 def new_folder(path: PathLike) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` to write to; it becomes ``path`` when the ``with`` block ends well.
 
-    ``path`` must be absent or an empty folder. A kill leaves at most ``.<name>.writing``, which the next call removes.
+    If the process is killed, at most ``.<name>.writing`` is left, which the next call removes.
+
+    :raises UserError: if ``path`` exists and is no empty folder, or if it cannot be made.
     """
     target = Path(path).resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

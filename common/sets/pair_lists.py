@@ -14,7 +14,7 @@ _EXPECTED = "expected 'image image 1' for one identity or 'image image 0' for tw
 
 
 class PairList(NamedTuple):
-    """Names of images, counted from the folder that the list is of; pair p is ``(first[p], second[p])``."""
+    """P pairs of images, as paths relative to the folder of images; pair p is ``(first[p], second[p])``."""
 
     first: list[str]
     second: list[str]
@@ -22,13 +22,13 @@ class PairList(NamedTuple):
 
 
 def read_pairs(path: Path) -> PairList:
-    """Read a list, in its order.
+    """Read a list of pairs, in its order.
 
-    Lines ``image image issame`` have tabs, commas or spaces between them. LFW's pairs.txt begins with ``folds pairs``,
-    and has a line ``name n1 n2`` for two images of a person and ``name1 n1 name2 n2`` for two of two people; the images
-    are ``name/name_0001.jpg``.
+    Lines are ``image image issame`` with tabs, commas or spaces. LFW's pairs.txt begins with ``folds pairs``, and has a
+    line ``name n1 n2`` for two images of a person and ``name1 n1 name2 n2`` for images of two people; the images are
+    ``name/name_0001.jpg``.
 
-    :raises UserError: if it cannot be read, at the first other line, or if it has none
+    :raises UserError: if it cannot be read, at the first malformed line, or if it has no lines
     """
     try:
         lines = path.read_text("utf-8", "surrogateescape").splitlines()
@@ -51,7 +51,7 @@ def read_pairs(path: Path) -> PairList:
 
 
 def _outside(name: str) -> bool:
-    """Whether an image is not below the list's folder: names are of strangers."""
+    """True for a path that leads out of the folder of images: lists are not trusted."""
     return name.startswith("/") or ".." in name.split("/") or "\0" in name
 
 

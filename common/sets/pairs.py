@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws verification pairs: distinct, n-fold, half of them of one identity, each identity about equally often."""
+"""Random verification pairs: distinct, in folds, half of them of one identity, each identity about equally often."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,8 @@ DEFAULT_PAIRS_PER_FOLD = 300  # as in LFW
 
 
 class Pairs(NamedTuple):
-    """Images are numbered identity after identity. Each fold's pairs of one identity stand before its others."""
+    """P pairs of images, which are numbered identity after identity. In each fold the pairs of one identity come first.
+    """
 
     images: np.ndarray  # int64 (P, 2)
     issame: np.ndarray  # bool (P,)
@@ -25,7 +26,8 @@ def draw_pairs(images_per_identity: Sequence[int], folds: int = 10, pairs_per_fo
                seed: int = 0) -> Pairs:
     """Draw ``pairs_per_fold`` pairs of the same identity and as many of different ones for each fold.
 
-    Without ``pairs_per_fold``: 300, or as many as the images allow. Raises UserError if they allow too few.
+    :param pairs_per_fold: None: 300, or as many as the images allow.
+    :raises UserError: if the images allow too few.
     """
     counts = [count for count in images_per_identity if count > 0]
     same_available = sum(count * (count - 1) // 2 for count in counts)
@@ -67,7 +69,7 @@ def _different_pairs(counts: Sequence[int], starts: np.ndarray, total: int, rng:
 
 
 def _couples(order: list[int]) -> Iterator[tuple[int, int]]:
-    """Every two of ``order`` once, so that wherever it is cut all have had about equally many partners."""
+    """Yield every two elements of ``order`` once. At any time all elements have had about equally many partners."""
     n = len(order)
     for distance in range(1, n // 2 + 1):
         for i in range(n // 2 if 2 * distance == n else n):
@@ -75,10 +77,10 @@ def _couples(order: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _shares(capacities: Sequence[int], total: int, rng: np.random.Generator) -> list[int]:
-    """Split ``total`` into shares as equal as the capacities allow; who gets one more is drawn."""
+    """Split ``total`` into shares as equal as the capacities allow; chance decides which ones get one more."""
     sizes = np.asarray(capacities, np.int64)
     low, high = 0, int(sizes.max())
-    while low < high:  # the highest level at which all together take no more than total
+    while low < high:  # find the highest common share whose sum is at most total
         level = (low + high + 1) // 2
         low, high = (level, high) if np.minimum(sizes, level).sum() <= total else (low, level - 1)
     shares = np.minimum(sizes, low)

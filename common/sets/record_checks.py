@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at every record of a file and keeps a few numbers of each: what the doctor and the statistics share.
+"""A survey of all records of a file, for the doctor and the statistics. It keeps a few numbers of each record.
 
-Images are held against what training does with them: :func:`recognition.data.image.decode_rgb`, the labels' range, the
-size that ``property`` gives. An image takes about 50 bytes of memory here, whatever its own size.
+The checks of images are those of training: :func:`recognition.data.image.decode_rgb`, the range of labels, the size in
+``property``. An image of any size takes about 50 bytes of memory here.
 """
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from recognition.data.recordio import MAGIC, RecordReader, unpack_record
 from recognition.errors import UserError
 
 MOST_PROBLEMS = 1000  # kept with their text; all are counted
-_CHUNK = 64  # records a task
-_BLOCK = 1 << 20
+_RECORDS_PER_TASK = 64
+_BLOCK_BYTES = 1 << 20
 _MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 
 
 class Image(NamedTuple):
-    """What is kept of an encoded image. Sides are 0 where unknown; ``problem`` is empty if training can use it,
-    ``damage`` if nothing in it is damaged that decoders pass over."""
+    """The facts about an encoded image. Sides are 0 if unknown. ``problem`` is empty if training can use the image;
+    ``damage`` describes damage that decoders ignore."""
 
     bytes: int
     height: int
@@ -40,12 +40,12 @@ class Image(NamedTuple):
 
 
 def digest_of(encoded: bytes) -> int:
-    """64 bits of the bytes."""
+    """A digest, of 64 bits, of the bytes."""
     return int.from_bytes(blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def look_at(encoded: bytes, height: int, width: int, decode: bool = True) -> Image:
-    """Look at an image as training on images of (height, width) would."""
+    """Examine an image like training on images of (height, width)."""
     digest = digest_of(encoded)
     if not encoded:
         return Image(0, 0, 0, False, digest, "it has no image")
@@ -66,10 +66,10 @@ def look_at(encoded: bytes, height: int, width: int, decode: bool = True) -> Ima
 
 
 class Survey(NamedTuple):
-    """N records that should be images, as they were found; ``problems`` and ``damages`` are (place, text), at
-    most MOST_PROBLEMS of each."""
+    """The facts about N records that should be images. ``problems`` and ``damages`` are (index, text), at most
+    MOST_PROBLEMS of each."""
 
-    labels: np.ndarray  # float32 (N,), NaN where the record cannot be read
+    labels: np.ndarray  # float32 (N,), NaN if the record cannot be read
     bytes: np.ndarray  # int32 (N,)
     sides: np.ndarray  # int32 (N, 2): height and width
     grey: np.ndarray  # bool (N,)
@@ -86,10 +86,12 @@ def survey(reader: RecordReader, offsets: np.ndarray, height: int, width: int, d
                    np.zeros(n, bool), np.zeros(n, np.uint64), np.zeros(n, bool), [], [])
 
     def chunk(low: int) -> list[tuple[float, Image]]:
-        return [_record(reader, int(offset), height, width, decode) for offset in offsets[low : low + _CHUNK]]
+        part = offsets[low : low + _RECORDS_PER_TASK]
+        return [_record(reader, int(offset), height, width, decode) for offset in part]
 
     with tqdm(total=n, desc="looking at images", unit=" images", disable=None) as bar:
-        for low, looked in zip(range(0, n, _CHUNK), in_order(chunk, range(0, n, _CHUNK))):
+        starts = range(0, n, _RECORDS_PER_TASK)
+        for low, looked in zip(starts, in_order(chunk, starts)):
             for i, (label, image) in enumerate(looked, low):
                 found.labels[i], found.bytes[i], found.grey[i] = label, image.bytes, image.grey
                 found.sides[i], found.digests[i], found.good[i] = image[1:3], image.digest, not image.problem
@@ -110,7 +112,7 @@ def _record(reader: RecordReader, offset: int, height: int, width: int, decode: 
 
 
 def repeats(digests: np.ndarray, used: np.ndarray) -> Iterator[np.ndarray]:
-    """Groups of two or more of the places ``used`` whose digests are the same, rising within a group."""
+    """Yield groups of two or more of the indices ``used`` with the same digest, rising within a group."""
     order = used[np.argsort(digests[used], kind="stable")]
     same = digests[order[1:]] == digests[order[:-1]]
     starts = np.flatnonzero(np.concatenate([[True], ~same])) if len(order) else np.empty(0, np.int64)
@@ -120,14 +122,15 @@ def repeats(digests: np.ndarray, used: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class Framing(NamedTuple):
-    """Where whole records start, int64 ``(N,)`` in file order, and what between them is none: (start, end, why)."""
+    """The offsets of whole records, int64 ``(N,)`` in file order, and the damaged ranges between them: (start, end,
+    reason)."""
 
     offsets: np.ndarray
     damaged: list[tuple[int, int, str]]
 
 
 def framing(reader: RecordReader) -> Framing:
-    """Go through a file from record to record; after damage, on from the next place that begins whole records."""
+    """Find the records of a file one after the other; after damage the search goes on at the next whole record."""
     offsets = array("q")
     damaged = []
     offset = 0
@@ -145,11 +148,11 @@ def framing(reader: RecordReader) -> Framing:
 
 
 def _next_record(reader: RecordReader, start: int) -> int:
-    """The first offset from ``start`` on, a multiple of four, at which a whole record begins; else the file's end."""
-    for low in range(start, reader.size, _BLOCK):
-        block = reader.raw(low, _BLOCK + 3)
+    """The first offset from ``start`` on, a multiple of four, at which a whole record begins; else the file's size."""
+    for low in range(start, reader.size, _BLOCK_BYTES):
+        block = reader.raw(low, _BLOCK_BYTES + 3)
         place = block.find(_MAGIC_BYTES)
-        while 0 <= place < _BLOCK:
+        while 0 <= place < _BLOCK_BYTES:
             if (low + place) % 4 == 0 and _begins_record(reader, low + place):
                 return low + place
             place = block.find(_MAGIC_BYTES, place + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images lie near the dominant sub-centre of their identity (sub-center ArcFace, Deng et al., 2020)."""
+"""The choice of images near the dominant sub-centre of their identity (sub-center ArcFace, Deng et al., 2020)."""
 from __future__ import annotations
 
 import itertools
@@ -15,34 +15,34 @@ from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.io.centres import SavedCentres, rows_at
 
-PREFETCH = 2
+PREFETCH = 2  # batches
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n, D)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is kept of N images of C identities with K sub-centres each; images in the order of their records."""
+    """The choice among N images of C identities with K sub-centres each; images are in the order of their records."""
 
     records: np.ndarray  # int64 (N,), record keys
     labels: np.ndarray  # int32 (N,)
-    nearest: np.ndarray  # int16 (N,), the sub-centre that an image is nearest to
-    counts: np.ndarray  # int64 (C, K), how many images are nearest to each sub-centre
+    nearest: np.ndarray  # int16 (N,), the nearest sub-centre of each image
+    counts: np.ndarray  # int64 (C, K), the number of images nearest to each sub-centre
     angles: np.ndarray  # float32 (N,), degrees from the dominant sub-centre
     threshold: float  # degrees
 
     @property
     def dominant(self) -> np.ndarray:
-        """The dominant sub-centre of each identity, int64 (C,): the first of those with the most images."""
+        """The dominant sub-centre of each identity, int64 (C,): the one with the most images, the first if several."""
         return self.counts.argmax(axis=1)
 
     @property
     def kept(self) -> np.ndarray:
-        """bool (N,)"""
+        """A mask of the kept images, bool (N,)."""
         return self.angles < self.threshold
 
     @property
     def kept_counts(self) -> np.ndarray:
-        """Images kept of each identity, int64 (C,)."""
+        """The number of kept images of each identity, int64 (C,)."""
         return np.bincount(self.labels[self.kept], minlength=len(self.counts))
 
 
@@ -50,7 +50,7 @@ def choose(dataset: FaceDataset, embed: Embed, centres: SavedCentres, k: int, th
            threads: int = 2) -> Choice:
     """Compare each image with the sub-centres of its own identity, ``batch_size`` images at a time.
 
-    Memory: less than 100 bytes an image at K = 3. Of W only the rows of a batch's own identities are read.
+    It takes less than 100 bytes of memory an image at K = 3. Only the rows of W of a batch's own identities are read.
     """
     cosines = np.empty((len(dataset), k), np.float32)
     records, labels = np.empty(len(dataset), np.int64), np.empty(len(dataset), np.int32)
@@ -72,7 +72,7 @@ def choose(dataset: FaceDataset, embed: Embed, centres: SavedCentres, k: int, th
 
 def _embeddings(dataset: FaceDataset, embed: Embed, batch_size: int,
                 threads: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Place, embeddings (n, D), labels and record keys of each batch, in the order of the set."""
+    """Yield the place, the embeddings (n, D), the labels and the record keys of each batch, in the order of the set."""
     count = -(-len(dataset) // batch_size)
     padded = dataset.take(np.resize(np.arange(len(dataset)), count * batch_size))
     order = EpochOrder(len(padded), 0, shuffle=False)
@@ -82,9 +82,9 @@ def _embeddings(dataset: FaceDataset, embed: Embed, batch_size: int,
             yield slice(low, low + n), embed(batch.images[:n]), batch.labels[:n], batch.records[:n]
 
 
-@np.errstate(invalid="ignore", over="ignore")  # what is not finite is said by who calls
+@np.errstate(invalid="ignore", over="ignore")  # the caller reports numbers that are not finite
 def _cosines(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(n, D) with (n, K, D) to float64 (n, K). Zero embeddings are at 90 degrees from everything."""
+    """The cosines, float64 (n, K), of features (n, D) with centres (n, K, D). A zero feature has the cosine 0."""
     return np.einsum("nd,nkd->nk", _unit(features), _unit(centres))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole numbers in text: one; or columns, read a chunk at a time: the pair lists of IJB have 16 million lines."""
+"""Whole numbers in text: a single one, or files of columns, read in pieces: pair lists of IJB have 16 million lines."""
 from __future__ import annotations
 
 import warnings
@@ -11,26 +11,26 @@ import numpy as np
 from recognition.errors import UserError
 
 CHUNK_BYTES = 1 << 24
-_MOST_DIGITS = 18  # of a number that fits int64; Python itself refuses 4301
+_MOST_DIGITS = 18  # always fit int64; Python itself refuses 4301
 _ALLOWED = np.isin(np.arange(256), list(b"0123456789-+ \t\r\n"))
 
 
 def whole_number(text: str) -> int | None:
-    """The number that decimal digits are, of a stranger's file; None for anything else, and for more than 18 digits."""
+    """A number from the decimal digits in an untrusted file; None for anything else, and for more than 18 digits."""
     return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def read_whole_numbers(path: Path, columns: int, what: str, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray:
-    """A file of lines of ``columns`` whole numbers with spaces or tabs between them: int64 ``(lines, columns)``.
+    """Read lines of ``columns`` whole numbers with spaces or tabs: int64 ``(lines, columns)``.
 
-    :param what: what a line is expected to be, for messages
-    :raises UserError: at the first other line, with its number.
+    :param what: a description of a line, for messages
+    :raises UserError: with its number, at the first malformed line.
     """
     parts, line = [], 1
     for chunk in _chunks(path, chunk_bytes):
         numbers = _parse(chunk, columns)
         if numbers is None:
-            raise _complaint(path, chunk, columns, line, what)
+            raise _line_error(path, chunk, columns, line, what)
         parts.append(numbers)
         line += len(numbers)
     if not parts:
@@ -39,7 +39,7 @@ def read_whole_numbers(path: Path, columns: int, what: str, chunk_bytes: int = C
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
-    """The file in pieces of whole lines; empty lines at its end are no lines."""
+    """Yield the file in pieces of whole lines, without empty lines at its end."""
     try:
         with open(path, "rb") as file:
             while chunk := file.read(size):
@@ -53,7 +53,7 @@ def _chunks(path: Path, size: int) -> Iterator[bytes]:
 
 
 def _parse(chunk: bytes, columns: int) -> np.ndarray | None:
-    """The numbers of whole lines, or None if a line has not ``columns`` of them."""
+    """The numbers of whole lines, int64 (lines, columns); None if a line is malformed."""
     letters = np.frombuffer(chunk, np.uint8)
     if not _ALLOWED[letters].all():
         return None
@@ -66,7 +66,7 @@ def _parse(chunk: bytes, columns: int) -> np.ndarray | None:
     if (of_line[:, -1] >= ends).any() or (of_line[1:, 0] <= ends[:-1]).any():
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # at what is no number NumPy warns and stops: counted below
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy stops at a wrong number: the count below differs
         try:
             numbers = np.fromstring(chunk, np.int64, sep=" ")  # type: ignore[call-overload]
         except ValueError:
@@ -74,8 +74,9 @@ def _parse(chunk: bytes, columns: int) -> np.ndarray | None:
     return numbers.reshape(-1, columns) if len(numbers) == len(starts) else None
 
 
-def _complaint(path: Path, chunk: bytes, columns: int, first: int, what: str) -> UserError:
-    for number, text in enumerate(chunk.split(b"\n"), first):
+def _line_error(path: Path, chunk: bytes, columns: int, first_line: int, what: str) -> UserError:
+    """The error about the first malformed line of a piece that begins at ``first_line``."""
+    for number, text in enumerate(chunk.split(b"\n"), first_line):
         if _parse(text + b"\n", columns) is None:
             return UserError(f"{path}: line {number}: found {text[:60].decode('utf-8', 'replace')!r}, expected {what}")
-    return UserError(f"{path}: lines from {first} on cannot be read, expected {what}")
+    return UserError(f"{path}: lines from {first_line} on cannot be read, expected {what}")

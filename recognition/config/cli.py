@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of ``train.py`` and ``train_parall.py``: flags over presets over defaults, into one checked Config.
+"""The flags of ``train.py`` and ``train_parall.py``: flags go over presets, presets over defaults, into one Config.
 
 MXNet, NumPy and OpenCV are not imported here, so that ``--help`` and a mistyped flag answer at once.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.config import types
-from recognition.config.command_line import Parser
+from recognition.config.command_line import Parser, british
 from recognition.config.devices import num_workers, own_devices, processors, require_numbers, visible_devices
 from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
@@ -22,13 +22,13 @@ from recognition.config.types import nearest
 from recognition.errors import UserError
 
 MOST_DECODE_THREADS = 8
-# Options that follow from the machine and from other options where nobody sets them.
+# Options that are derived from the machine and from other options unless they are set.
 DERIVED = ("devices", "decode_threads", "state_every")
 
 
 def flag_name(key: str) -> str:
     """The flag that sets option ``key``."""
-    return "--" + key.replace("_", "-")
+    return "--" + british(key).replace("_", "-")
 
 
 def flag_keys(entry: str) -> list[str]:
@@ -37,7 +37,8 @@ def flag_keys(entry: str) -> list[str]:
 
 
 def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
-    """All flags of ``entry``, as text: the options' kinds read and check it. ``shown`` adds to a flag's help."""
+    """The parser of all flags of ``entry``. It returns text, which the options' types read and check. ``shown``, by
+    key, is added to a flag's help."""
     parser = Parser(prog=f"{entry}.py", add_help=False, argument_default=argparse.SUPPRESS,
                     description="Train a face recognition network"
                                 + (", parallel on x and W." if entry == "train_parall" else "."))
@@ -48,16 +49,16 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
         also: dict[str, Any] = {"metavar": key.split("_")[-1].upper()}
         if key == "resume":
             also.update(nargs="?", const="yes")
-        if OPTIONS[key].metadata["kind"] is types.boolean:  # given or not, without a value
+        if OPTIONS[key].metadata["type"] is types.boolean:  # a flag without a value
             also = {"action": "store_true"}
         text = OPTIONS[key].metadata["help"] + shown.get(key, "")
-        parser.add_argument(flag_name(key), help=text.replace("%", "%%"), **also)
+        parser.add_argument(flag_name(key), dest=key, help=text.replace("%", "%%"), **also)
     return parser
 
 
 def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags given, by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun,
-    which has flags of nearly that name, takes a word ``--network`` for its own, and stops."""
+    """The given flags by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun
+    takes a word ``--network`` for an abbreviation of its own flags, and stops."""
     parser = _parser(entry, {})
     words = [part for word in argv for part in (word.split(" ", 1) if re.match(r"--[a-z-]+ ", word) else [word])]
     given, rest = parser.parse_known_args(words)
@@ -66,7 +67,7 @@ def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
         if not word.startswith("-"):
             raise UserError(f"unexpected argument {word!r}; {parser.prog} --help lists the flags")
         for other in ENTRIES:
-            if word in map(flag_name, flag_keys(other)):
+            if british(word) in map(flag_name, flag_keys(other)):
                 raise UserError(f"{word}: a flag of {other}.py only")
         flags = ["--config", "--help", *map(flag_name, flag_keys(entry))]
         raise UserError(f"{word}: unknown flag{nearest(word, flags)}; {parser.prog} --help lists them")
@@ -74,13 +75,13 @@ def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
-    """What help adds to a flag: the values there are to choose from, and the default after presets."""
+    """The end of the help of each flag, by key: the values to choose from, and the default after presets."""
     shown = {}
     for key, value in values.items():
-        if OPTIONS[key].metadata["kind"] is types.boolean:
+        if OPTIONS[key].metadata["type"] is types.boolean:
             continue
         choices = [str(choice) for choice in
-                   (file.presets(key) if key in PRESETS else OPTIONS[key].metadata["kind"].choices) if choice]
+                   (file.presets(key) if key in PRESETS else OPTIONS[key].metadata["type"].choices) if choice]
         default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         shown[key] = (f": {', '.join(choices)}" if choices else "") + f" (default: {default or 'empty'})"
     return shown
@@ -97,15 +98,18 @@ def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
 
 
 def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
-    """The (prefix, epoch) of a checkpoint named as PREFIX, FOLDER (of ``model-*``), either with ``,EPOCH``, or as its
-    ``.params`` file. ``epoch`` is the number where ``text`` has none."""
+    """The (prefix, epoch) of a checkpoint, from PREFIX or FOLDER (of ``model-*``), either with ``,EPOCH``, or from its
+    ``.params`` file. ``epoch`` is the number if ``text`` has none."""
     match = re.fullmatch(r"(.+)-(\d{4,9})\.params", text) or re.fullmatch(r"(.+),\s*(\d{1,9})", text)
     prefix, epoch = (match[1], int(match[2])) if match else (text, epoch)
     return os.path.join(prefix, "model") if os.path.isdir(prefix) else prefix, epoch
 
 
 def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
-    """As :func:`split_pretrained`; a UserError that names ``flag`` if there is no ``<prefix>-<epoch>.params``."""
+    """Like :func:`split_pretrained`, and check that ``<prefix>-<epoch>.params`` exists.
+
+    :raises UserError: beginning with ``flag``, if it does not.
+    """
     prefix, epoch = split_pretrained(text, epoch)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
@@ -115,29 +119,31 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     return prefix, epoch
 
 
-def _goes_on(config: Config) -> bool:
-    """Whether the run needs no checkpoint, as a training state is there to go on from, or must be."""
-    there = any(Path(config.output_dir, "state").glob("step-*/manifest.json"))
-    return config.resume == "yes" or (config.resume == "auto" and there)
+def _goes_on(resume: str, folder: str) -> bool:
+    """True if the run resumes from a training state, which is there or has to be: then it needs no checkpoint."""
+    there = any(Path(folder, "state").glob("step-*/manifest.json"))
+    return resume == "yes" or (resume == "auto" and there)
 
 
 def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
                environ: Mapping[str, str] = os.environ) -> Config:
     """The configuration of a run of ``entry`` ('train' or 'train_parall') with the flags ``argv``.
 
-    A config.py or sample_config.py is looked for in ``root``. Raises UserError on anything that is not valid or that
-    the trainer cannot do; prints help and raises SystemExit for ``--help``.
+    :param root: the folder of config.py or sample_config.py.
+    :raises UserError: on anything that is not valid or that the trainer cannot do.
+    :raises SystemExit: after the help, for ``--help``.
     """
     flags: dict[str, Any] = _parse_flags(entry, argv)
     asks_help = flags.pop("help", False)
     require_numbers(environ)
     file = open_config(flags.pop("config", ""), root)
-    chosen = {kind: str(flags.get(kind, file.default(kind))) for kind in PRESETS}
-    where = {kind: flag_name(kind) if kind in flags else f"{file.name}: default.{kind}" for kind in PRESETS}
+    chosen = {section: str(flags.get(section, file.default(section))) for section in PRESETS}
+    where = {section: flag_name(section) if section in flags else f"{file.name}: default.{section}"
+             for section in PRESETS}
     in_file = {**file.lay_presets(chosen, where), **chosen}
     values: dict[str, Any] = {key: item.default for key, item in OPTIONS.items() if key not in DERIVED}
     own = in_file["net_name"] not in FAMILIES
-    values.update({key: check(key, value, f"{file.name}: {key}", own) for key, value in in_file.items()})
+    values.update({key: check(key, value, f"{file.name}: {british(key)}", own) for key, value in in_file.items()})
     values.update({key: check(key, value, flag_name(key)) for key, value in flags.items()})
     if asks_help:
         _parser(entry, _described(file, values)).print_help()
@@ -148,6 +154,6 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     refuse_unsupported(config)
     if not config.pretrained:
         return config
-    find = split_pretrained if _goes_on(config) else find_pretrained
+    find = split_pretrained if _goes_on(config.resume, config.output_dir) else find_pretrained
     prefix, epoch = find(config.pretrained, config.pretrained_epoch)
     return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

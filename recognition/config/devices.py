@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices and how many workers a run has: the ``--devices`` flag, else the environment. MXNet is not asked here:
-whether a GPU exists is found out by who first computes on it."""
+"""The devices and workers of a run, from the ``--devices`` flag or from the environment.
+
+MXNet is not imported here: a GPU that does not exist is noticed by the code that first computes on it.
+"""
 from __future__ import annotations
 
 import os
@@ -14,35 +16,40 @@ Device = tuple[str, int]
 TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
 MOST_DEVICES = 1024  # of a process
 CPU: tuple[Device, ...] = (("cpu", 0),)
-BFLOAT16 = ("avx512_bf16", "amx_bf16")  # processors' flags for products of bfloat16
+BFLOAT16 = ("avx512_bf16", "amx_bf16")  # flags in CPU_INFO of processors that multiply bfloat16
 WORKER = "RECOGNITION_WORKER"  # the variable that holds this process's number, if launch started it
 CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_INFO = Path("/proc/meminfo")
 
 
 def parse_devices(value: Any) -> tuple[Device, ...]:
-    """Read ``cpu``, ``cpu:2``, ``gpu``, ``gpu:0,1``, or (kind, index) pairs as a saved configuration holds them.
+    """Read ``cpu``, ``cpu:2``, ``gpu``, ``gpu:0,1``, or the (device type, index) pairs of a saved configuration.
 
-    GPUs count among those that CUDA_VISIBLE_DEVICES leaves. Raises ValueError or TypeError on anything else.
+    The index of a GPU is its place in CUDA_VISIBLE_DEVICES, if that is set.
+
+    :raises ValueError: on anything else; TypeError, too.
     """
     if isinstance(value, str):
-        kind, _, which = value.strip().partition(":")
-        if kind == "cpu":
+        device_type, _, which = value.strip().partition(":")
+        if device_type == "cpu":
             devices = tuple(("cpu", index) for index in range(min(int(which or 1), MOST_DEVICES + 1)))
         else:
-            devices = tuple((kind, int(index)) for index in (which or "0").split(","))
+            devices = tuple((device_type, int(index)) for index in (which or "0").split(","))
     else:
-        devices = tuple((str(kind), int(index)) for kind, index in value)
-    kinds = {kind for kind, _ in devices}
-    if (kinds not in ({"cpu"}, {"gpu"}) or len(set(devices)) < len(devices) or min(devices)[1] < 0
+        devices = tuple((str(device_type), int(index)) for device_type, index in value)
+    device_types = {device_type for device_type, _ in devices}
+    if (device_types not in ({"cpu"}, {"gpu"}) or len(set(devices)) < len(devices) or min(devices)[1] < 0
             or len(devices) > MOST_DEVICES):
         raise ValueError
     return devices
 
 
 def visible_devices(environ: Mapping[str, str]) -> tuple[Device, ...]:
-    """The devices that CUDA_VISIBLE_DEVICES names, which CUDA numbers from 0 in its order; the CPU where it is unset,
-    empty, or names none. Like CUDA, reads up to the first entry that is no GPU (``-1``, an empty one)."""
+    """The GPUs in CUDA_VISIBLE_DEVICES, which CUDA numbers from 0 in this order; the CPU if there are none. Like CUDA
+    it reads up to the first entry that is no GPU (``-1``, an empty one).
+
+    :raises UserError: if a GPU is there twice.
+    """
     entries = [entry.strip() for entry in environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     end = next((at for at, entry in enumerate(entries) if not entry or entry.startswith("-")), len(entries))
     if len(set(entries[:end])) < end:
@@ -51,22 +58,22 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[Device, ...]:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int:
-    """Bytes that programs can have without swapping, as the kernel reckons."""
+    """The bytes that programs can have without swapping, by the kernel's estimate."""
     found = dict(line.split(":", 1) for line in MEMORY_INFO.read_text(encoding="ascii").splitlines())
     return int(found["MemAvailable"].split()[0]) << 10
 
 
-# How launchers tell a process its place among those of its host: horovodrun, launch for servers, Open MPI.
+# Variables in which launchers put the place of a process on its host: horovodrun, launch with servers, Open MPI.
 LOCAL_PLACES = ("HOROVOD_LOCAL_", "RECOGNITION_LOCAL_", "OMPI_COMM_WORLD_LOCAL_")
 
 
 def local_place(environ: Mapping[str, str]) -> tuple[int, int]:
-    """This process's number among the processes of the run on this host, and their number."""
+    """The number of this process among the run's processes on this host, and how many these are."""
     for prefix in LOCAL_PLACES:
         if f"{prefix}SIZE" in environ:
             return int(environ[f"{prefix}RANK"]), int(environ[f"{prefix}SIZE"])
@@ -74,9 +81,9 @@ def local_place(environ: Mapping[str, str]) -> tuple[int, int]:
 
 
 def own_devices(devices: Sequence[Device], environ: Mapping[str, str]) -> tuple[Device, ...]:
-    """This process's devices: GPUs are dealt out among the processes of a host, CPU devices are each one's own.
+    """The devices of this process. GPUs are divided among the processes of a host; every process has all CPU devices.
 
-    :raises UserError: if they cannot be dealt out evenly, as every process needs the same number.
+    :raises UserError: if GPUs cannot be divided evenly: every process needs the same number.
     """
     rank, size = local_place(environ)
     if devices[0][0] == "cpu" or size == 1:
@@ -89,13 +96,13 @@ def own_devices(devices: Sequence[Device], environ: Mapping[str, str]) -> tuple[
 
 
 def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str]) -> None:
-    """Give each CPU device of each process its share of the processors, and the products of the head its process's.
+    """Set the variables that give each CPU device its share of the processors, and the head the share of its process.
 
-    To be called before NumPy and MXNet are imported, which read these variables then. MXNet gives every device as many
-    threads as there are processors, or half of them, which it takes for the second threads of cores: two devices on two
-    processors waited for each other, and one device left a core idle. What the user has set stays.
+    Call it before NumPy and MXNet are imported, which read these variables then. By default MXNet gives every device as
+    many threads as there are processors, or half of them, as if they were second threads of cores: two devices on two
+    processors waited for each other, and one device left a core idle. Variables that the user has set do not change.
     """
-    count, (_, processes) = sum(kind == "cpu" for kind, _ in devices), local_place(environ)
+    count, (_, processes) = sum(device_type == "cpu" for device_type, _ in devices), local_place(environ)
     mine = max(1, processors() // processes)
     if processes > 1:
         environ.setdefault("NUMBA_NUM_THREADS", str(mine))
@@ -107,7 +114,7 @@ def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str
 
 
 def threads_per_core(topology: Path = TOPOLOGY) -> int:
-    """How many processors Linux sees for a core; 1 where it does not say."""
+    """The number of processors that Linux sees for a core; 1 if it is not known."""
     try:
         siblings = (topology / "thread_siblings").read_text()  # a mask of bits in hexadecimal, with commas
         return max(1, bin(int(siblings.replace(",", ""), 16)).count("1"))
@@ -116,12 +123,12 @@ def threads_per_core(topology: Path = TOPOLOGY) -> int:
 
 
 def num_workers(environ: Mapping[str, str]) -> int:
-    """The number of worker processes: DMLC_NUM_WORKER, 1 where it is unset or empty."""
+    """The number of worker processes: DMLC_NUM_WORKER, or 1 if it is unset or empty."""
     require_numbers(environ)
     return int(environ.get("DMLC_NUM_WORKER") or "1")
 
 
-# Variables that are read by libraries in C++, which end the process where they cannot: fewest and most.
+# (least, most) of variables that C++ libraries read: they end the process if one is no number.
 _THREADS, _RANK, _SIZE = (1, 4096), (0, 1 << 20), (1, 1 << 20)
 NUMBERS = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS"),
@@ -134,7 +141,10 @@ NUMBERS = {
 
 
 def require_numbers(environ: Mapping[str, str]) -> None:
-    """:raises UserError: if one of NUMBERS is set to something else. OpenMP's may be several, with commas."""
+    """Check the variables in NUMBERS. Those of OpenMP may hold several numbers, with commas.
+
+    :raises UserError: if one is set to something else, or if a rank is not below its size.
+    """
     for name, (least, most) in NUMBERS.items():
         parts = environ.get(name, "").split(",") if name.startswith("OMP_") else [environ.get(name, "")]
         if parts != [""] and not all(part.strip().isdecimal() and len(part) < 10 and least <= int(part) <= most
@@ -146,8 +156,10 @@ def require_numbers(environ: Mapping[str, str]) -> None:
 
 
 def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:
-    """:raises UserError: about the flag ``what``, if the processor, as Linux describes it in ``cpu_info``, does not
-    multiply bfloat16."""
+    """Check in ``cpu_info``, Linux's description of the processor, that it multiplies bfloat16.
+
+    :raises UserError: beginning with the flag ``what``, if it does not.
+    """
     try:
         lines = cpu_info.read_text().splitlines()
         flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of a run, stated once: default, valid values, meaning, and which commands have a flag for it.
+"""The table of all options of a run: default, valid values, meaning, and the commands that have a flag for each.
 
-:class:`Config` holds them, checked. ``config_file`` reads them from a config.py, ``cli`` from flags.
+:class:`Config` holds checked options. ``presets`` reads them from a config.py, ``cli`` from flags.
 """
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple
 
 from recognition.config import types
+from recognition.config.command_line import british
 from recognition.config.devices import CPU, Device
 from recognition.errors import UserError
 
 ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
-LARGEST = 1e37  # of what is computed with in float32; 1 / LARGEST, too, is a normal number there
+LARGEST = 1e37  # of factors in float32 arithmetic; 1 / LARGEST is a normal float32, too
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
-# The networks of symbol. Another net_name is the user's own, which may give these options any values and meanings.
+# Our networks. Any other net_name is a user's own network, which may give NETWORK_KEYS any values and meanings.
 FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet")
 _PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
              ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
@@ -27,17 +28,19 @@ NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net
                 "net_multiplier", "densenet_dropout")
 
 
-def option(default: Any, kind: types.Kind, help: str, flag: tuple[str, ...] = ()) -> Any:
-    """A field of :class:`Config`; ``flag`` names the commands that have a flag of its name."""
-    return field(default=default, metadata={"kind": kind, "help": help, "flag": flag})
+def option(default: Any, option_type: types.OptionType, help: str, flag: tuple[str, ...] = ()) -> Any:
+    """A field of :class:`Config`; ``flag``: the commands that have a flag of its name."""
+    return field(default=default, metadata={"type": option_type, "help": help, "flag": flag})
 
 
 @dataclass(frozen=True)
 class Config:
-    """The options of one run, each valid by itself and with the others; a :class:`UserError` says which is not.
+    """The options of one run, checked one by one and together.
 
-    An attribute is named as the legacy key. ``dataclasses.replace`` gives a changed copy, checked again;
-    ``Config(**fields)`` takes back what ``dataclasses.asdict`` gave, through JSON too.
+    Attributes have the names of the legacy keys. ``dataclasses.replace`` gives a changed copy, checked again;
+    ``Config(**fields)`` reads the result of ``dataclasses.asdict``, also after JSON.
+
+    :raises UserError: with its key, if an option is not valid.
     """
 
     entry: str = option(PARALL, types.choice(*ENTRIES), "the command")
@@ -157,6 +160,8 @@ class Config:
                           "where gradients are summed", ENTRIES)
     devices: tuple[Device, ...] = option(
         CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
+    engine: str = option("auto", types.engine, "what computes: mxnet; auto: what is installed and can use the devices",
+                         ENTRIES)
     num_workers: int = option(1, types.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
     worker_id: int = option(0, types.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
     extra_model_name: str = option("", types.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)
@@ -174,7 +179,7 @@ class Config:
     keep_ckpt: int = option(0, types.integer(least=0), "numbered checkpoints of --ckpt 1 and 2 that stay: the last so "
                             "many, and the best; 0: all", ENTRIES)
     on_nan: str = option("stop", types.choice("stop", "skip"), "a step whose loss, features or gradients are not "
-                         "finite, or whose update overflows: stop the run, or leave the step out and go on", ENTRIES)
+                         "finite: stop the run, or leave the step out and go on", ENTRIES)
     profile: int = option(0, types.integer(least=0), "steps to profile, from the fourth on: a trace for Chrome and a "
                           "table go to the folder of the checkpoints", ENTRIES)
     tensorboard: bool = option(False, types.boolean, "write TensorBoard's event files, to a folder beside the "
@@ -186,7 +191,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = check(item.name, getattr(self, item.name), item.name, self.net_name not in FAMILIES)
+            value = check(item.name, getattr(self, item.name), british(item.name), self.net_name not in FAMILIES)
             object.__setattr__(self, item.name, value)
         if self.loss_name == "margin_softmax" and min(self.loss_s, self.loss_m1) <= 0:
             raise UserError(f"loss_s, loss_m1: found {self.loss_s:g}, {self.loss_m1:g}, expected numbers above 0")
@@ -210,17 +215,32 @@ class Config:
                             f"(DMLC_NUM_WORKER), {self.num_workers}")
 
     def _largest(self, key: str) -> float:
-        """A number, or the largest of the factors of parameters."""
+        """The value of a number; for ``lr_factor`` the largest factor."""
         return max((factor for _, factor in self.lr_factor), default=1.0) if key == "lr_factor" else getattr(self, key)
 
     @property
     def triplets(self) -> bool:
-        """Whether the loss is one of triplets: no class centres, no labels, batches in thirds."""
+        """True for a loss of triplets, which has no class centres, no labels and batches in thirds."""
         return self.loss_name in ("triplet", "atriplet")
 
     @property
+    def whole_head(self) -> bool:
+        """True if each process has the centres of all classes, as in ``train.py``."""
+        return self.entry == "train"
+
+    @property
+    def has_bias(self) -> bool:
+        """True if the class centres have a bias: only softmax in ``train.py`` has one."""
+        return self.whole_head and self.loss_name == "softmax" and not self.fc7_no_bias
+
+    @property
+    def in_16_bits(self) -> bool:
+        """True if the backbone computes in 16 bits: by ``fp16``, or by a loss scale above 0."""
+        return self.fp16 or self.fp16_scale > 0
+
+    @property
     def ends(self) -> bool:
-        """Whether it is known before it starts after how many batches the run ends."""
+        """True if the number of batches of the run is known before it starts."""
         return self.max_steps > 0 or (self.end_epoch < NO_END and not self.triplets)
 
     @property
@@ -231,20 +251,26 @@ class Config:
 
     @property
     def prefix(self) -> str:
-        """The checkpoints' common prefix, as ``mx.model.load_checkpoint`` takes it."""
+        """The common prefix of the checkpoints, for ``mx.model.load_checkpoint``."""
         return os.path.join(self.output_dir, "model")
 
 
 OPTIONS = {item.name: item for item in dataclasses.fields(Config)}
+_BY_SPELLING = {british(key): key for key in OPTIONS}  # one key has "center" in saved states, and keeps it there
+
+
+def option_key(key: str) -> str:
+    """The option of a key in a config.py, where "centre" and "center" are both accepted; any other key as it is."""
+    return _BY_SPELLING.get(british(key), key)
 
 
 def check(key: str, value: Any, where: str, own_network: bool = False) -> Any:
-    """The typed value of option ``key``; a :class:`UserError` that begins with ``where`` if it is not valid.
+    """The typed value of option ``key``. With ``own_network``, a NETWORK_KEYS value that is not valid is not changed.
 
-    A network of the user's own gets what is not valid for ours as it is.
+    :raises UserError: beginning with ``where``, if it is not valid.
     """
     try:
-        return OPTIONS[key].metadata["kind"].check(value, where)
+        return OPTIONS[key].metadata["type"].check(value, where)
     except UserError:
         if own_network and key in NETWORK_KEYS:
             return value
@@ -252,7 +278,7 @@ def check(key: str, value: Any, where: str, own_network: bool = False) -> Any:
 
 
 class Refusal(NamedTuple):
-    """An option whose value the trainer does not honour, and why."""
+    """An option that the trainer refuses for some configurations, and the reason."""
 
     key: str
     refused: Callable[[Config], bool]
@@ -284,7 +310,10 @@ REFUSALS = (
 
 
 def refuse_unsupported(config: Config) -> None:
-    """Stop a run that asks for what REFUSALS lists, rather than train something else in silence."""
+    """Refuse a configuration that the trainer would otherwise ignore in part.
+
+    :raises UserError: with the key and the reason, if one of REFUSALS applies.
+    """
     for key, refused, reason in REFUSALS:
         if refused(config):
-            raise UserError(f"{key}: found {getattr(config, key)!r}, but {reason}")
+            raise UserError(f"{british(key)}: found {getattr(config, key)!r}, but {reason}")

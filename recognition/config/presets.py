@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a config.py of the legacy form: EasyDicts ``config``, ``network``, ``dataset``, ``loss``, ``default``, and a
-function ``generate_config`` that lays presets over ``config`` and ``default``. Such a file is code and is run."""
+"""Reader of a legacy config.py: EasyDicts ``config``, ``network``, ``dataset``, ``loss``, ``default``, and a function
+``generate_config`` that lays presets over ``config`` and ``default``. Such a file is code and is run."""
 from __future__ import annotations
 
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recognition.config.options import FAMILIES, OPTIONS, Config
+from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
 from recognition.config.types import nearest
 from recognition.config.user_code import errors_in_one_line, find_network, run_file, words_of
 from recognition.errors import UserError
@@ -17,13 +17,13 @@ from recognition.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ("loss", "network", "dataset")
 NEEDED = (("loss", "loss_name"), ("network", "net_name"), ("dataset", "dataset_path"))
-# The keys that a file may hold: all but those that say where the options come from, and what else it holds.
+# The options that a file may set: all but those that describe the file itself.
 KEYS = [key for key in OPTIONS if key not in ("entry", "config_file", "own_keys")]
-TYPO = 0.8  # likeness from which on a key counts as one of ours, mistyped: data_mirror for data_rand_mirror
+TYPO = 0.8  # a key at least so similar to one of ours counts as mistyped: data_mirror for data_rand_mirror
 
 
 class ConfigFile:
-    """One config.py, run once. ``name`` stands for it in messages."""
+    """A config.py, run once. ``name`` is its name in messages."""
 
     def __init__(self, path: Path, name: str):
         self.path = path
@@ -40,36 +40,42 @@ class ConfigFile:
         """The value of ``key`` before any preset: the file's ``default``, else the program's."""
         return self.module.default.get(key, OPTIONS[key].default)
 
-    def presets(self, kind: str) -> dict[str, Any]:
-        """The presets of a kind: loss, network or dataset."""
-        return {name: preset for name, preset in getattr(self.module, kind).items() if isinstance(preset, Mapping)}
+    def presets(self, section: str) -> dict[str, Any]:
+        """The presets by name in a section of the file: loss, network or dataset."""
+        return {name: preset for name, preset in getattr(self.module, section).items() if isinstance(preset, Mapping)}
 
     def lay_presets(self, chosen: Mapping[str, str], where: Mapping[str, str]) -> dict[str, Any]:
-        """Lay the ``chosen`` preset of each kind over the file's options and return them all, not yet checked.
+        """Lay the ``chosen`` preset of each section over the file's options and return them all, not yet checked.
 
-        An option that a flag can set is read from ``default``, any other from ``config``, as the legacy programs did;
-        the other of the two where only that has it. ``where`` says who chose a preset, for messages. Keys that are
-        not ours stand in ``own_keys``.
+        An option that has a flag is read from ``default``, any other from ``config``, as in the legacy programs; if
+        only one of the two has an option, it is read from there. Keys that are not ours go to ``own_keys``.
+
+        :param where: the flag or key that chose each preset, for messages.
+        :raises UserError: if there is no such preset, the file's code fails, or a key is missing or mistyped.
         """
-        for kind in PRESETS:
-            known = self.presets(kind)
-            if chosen[kind] not in known:
-                raise UserError(f"{where[kind]}: found {chosen[kind]!r}, expected a {kind} preset of {self.name}: "
-                                f"{', '.join(known)}{nearest(chosen[kind], known)}")
+        for section in PRESETS:
+            known = self.presets(section)
+            if chosen[section] not in known:
+                raise UserError(f"{where[section]}: found {chosen[section]!r}, expected a {section} preset of "
+                                f"{self.name}: {', '.join(known)}{nearest(chosen[section], known)}")
         with errors_in_one_line(self.path, self.name):
             self.module.generate_config(chosen["network"], chosen["dataset"], chosen["loss"])
-        config, default = dict(self.module.config), dict(self.module.default)
+        config, default = ({option_key(key): value for key, value in part.items()}
+                           for part in (self.module.config, self.module.default))
         values = {**default, **config,
                   **{key: default[key] for key in default if key in KEYS and OPTIONS[key].metadata["flag"]}}
-        for kind, key in NEEDED:
+        for section, key in NEEDED:
             if key not in values:
-                raise UserError(f"{self.name}: found no {key} in the {kind} preset {chosen[kind]!r}")
+                raise UserError(f"{self.name}: found no {key} in the {section} preset {chosen[section]!r}")
         values["own_keys"] = {key: values.pop(key) for key in list(values) if key not in KEYS}
         self._refuse_typos(values["own_keys"], str(values["net_name"]))
         return values
 
     def _refuse_typos(self, keys: Iterable[str], net_name: str) -> None:
-        """:raises UserError: on a key that is much like one of ours, unless the user's own network has that word."""
+        """Refuse keys that are similar to ours, unless the source of the user's own network contains them.
+
+        :raises UserError: on the first one.
+        """
         path = None if net_name in FAMILIES else find_network(net_name, str(self.path))
         words = words_of(path) if path else set()
         for key in keys:
@@ -78,7 +84,7 @@ class ConfigFile:
                                 "needs another name, or to be read by the network that net_name names")
 
 
-def about_own_keys(config: Config) -> str:
+def own_keys_line(config: Config) -> str:
     """A line about the keys of the file that are not ours; empty if there are none."""
     keys, name = ", ".join(key for key, _ in config.own_keys), os.path.basename(config.config_file)
     if config.net_name in FAMILIES:

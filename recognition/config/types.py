@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of values that options take: how each is read from a flag, a config.py or a saved configuration, and what
-is said of one that is not valid."""
+"""The types of options: each reads a value from a flag, a config.py or a saved configuration, and describes the valid
+values for an error."""
 from __future__ import annotations
 
 import difflib
@@ -20,22 +20,26 @@ from recognition.errors import UserError
 
 
 def nearest(word: Any, candidates: Iterable[Any]) -> str:
-    """``"; the nearest is 'r50'"`` for the candidate that is most like ``word``, or nothing where none is."""
-    cutoff = 0.5 if len(str(word)) <= 3 else 0.6  # one wrong letter in two still makes a hint: y3 for y2
+    """A hint, ``"; the nearest is 'r50'"``, with the candidate that is most similar to ``word``; empty if none is."""
+    cutoff = 0.5 if len(str(word)) <= 3 else 0.6  # low enough for one wrong letter in two: y3 for y2
     match = difflib.get_close_matches(str(word), [str(candidate) for candidate in candidates], n=1, cutoff=cutoff)
     return f"; the nearest is {match[0]!r}" if match else ""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A type with its valid values: ``read`` gives the typed value or raises ValueError, TypeError or OverflowError."""
+class OptionType:
+    """A type with its valid values. ``read`` gives the typed value or raises ValueError, TypeError or OverflowError;
+    ``expected`` describes the valid values."""
 
     read: Callable[[Any], Any]
     expected: str
     choices: tuple[Any, ...] = ()
 
     def check(self, value: Any, where: str) -> Any:
-        """The typed value; a :class:`UserError` that begins with ``where`` if ``value`` is not valid."""
+        """The typed value.
+
+        :raises UserError: beginning with ``where``, if ``value`` is not valid.
+        """
         try:
             return self.read(value)
         except (ValueError, TypeError, OverflowError):
@@ -49,14 +53,14 @@ def _valid(condition: bool) -> None:
 
 
 def _integer(value: Any) -> int:
-    """From a whole number of any type (people write 2e3), or from its digits, as flags give it."""
+    """An int from a whole number of any type (people write 2e3), or from its digits in a flag."""
     number = int(value)
     _valid(isinstance(value, str) or (isinstance(value, numbers.Real) and value == number))
     return number
 
 
 def _side(value: Any) -> int:
-    _valid(str(value) != "True")  # a whole number to Python, and to NumPy's truth values
+    _valid(str(value) != "True")  # which is the whole number 1 in Python and NumPy
     side = _integer(value)
     _valid(side >= 0)
     return side
@@ -75,8 +79,8 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 
 
-def _bounded(read: Callable[[Any], Any], noun: str, **bounds: float) -> Kind:
-    """Numbers within ``bounds``, by the names in BOUNDS."""
+def _bounded(read: Callable[[Any], Any], noun: str, **bounds: float) -> OptionType:
+    """The type of numbers within ``bounds``, by the names in BOUNDS."""
 
     def read_within(value: Any) -> Any:
         number = read(value)
@@ -84,16 +88,16 @@ def _bounded(read: Callable[[Any], Any], noun: str, **bounds: float) -> Kind:
         return number
 
     limits = " and ".join(f"{BOUNDS[name][1]} {bound:.10g}" for name, bound in bounds.items())
-    return Kind(read_within, f"{noun} {limits}".strip())
+    return OptionType(read_within, f"{noun} {limits}".strip())
 
 
 integer = functools.partial(_bounded, _integer, "a whole number")
 real = functools.partial(_bounded, _real, "a number")
 
 
-def choice(*values: Any) -> Kind:
-    """One of ``values``, in the type that it has there (1 stands for True)."""
-    return Kind(lambda value: values[values.index(value)], "one of " + ", ".join(map(repr, values)), values)
+def choice(*values: Any) -> OptionType:
+    """The type of ``values``. A value gets the type that it has there: 1 becomes True."""
+    return OptionType(lambda value: values[values.index(value)], "one of " + ", ".join(map(repr, values)), values)
 
 
 def _text(value: Any) -> str:
@@ -168,20 +172,21 @@ def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
 
 
 _losses = choice("softmax", "margin_softmax", "triplet", "atriplet")
-_MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # each a name of its own in the first recipes
+_MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # margin losses under their names in the first recipes
 
 boolean = choice(False, True)
+engine = replace(choice("auto", "mxnet"), expected="auto or mxnet")
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
-pairs = Kind(_pairs, "keys with their values")
-side = Kind(_side, "a side in pixels, 0 or False for none")
-text = Kind(_text, "a text")
-filled_text = Kind(_filled, "a text that is not empty")
-folder_part = Kind(_folder_part, "a text of one line without slashes")
-names = Kind(lambda value: tuple(_filled(item) for item in _items(value)), "names, such as 'lfw,cfp_fp'")
-factors = Kind(_factors, "patterns of names with numbers from 0 on, such as 'stage1*=0.1,pre_fc1*=10'")
-span = Kind(_span, "a whole number of batches, such as 500, or epochs, such as '2e'")
-spans = Kind(_spans, "whole numbers of batches above 0 in ascending order, such as '100000,160000,220000', or epochs, "
-             "such as '10e,18e,22e'")
-four_counts = Kind(_four, "four whole numbers above 0")
-square_rgb = Kind(_image_shape, "(height, width, 3) with the height equal to the width")
-devices = Kind(parse_devices, "cpu, cpu:N (N devices on the CPU), gpu or gpu:I,J (those GPUs, each once)")
+pairs = OptionType(_pairs, "keys with their values")
+side = OptionType(_side, "a side in pixels, 0 or False for none")
+text = OptionType(_text, "a text")
+filled_text = OptionType(_filled, "a text that is not empty")
+folder_part = OptionType(_folder_part, "a text of one line without slashes")
+names = OptionType(lambda value: tuple(_filled(item) for item in _items(value)), "names, such as 'lfw,cfp_fp'")
+factors = OptionType(_factors, "patterns of names with numbers from 0 on, such as 'stage1*=0.1,pre_fc1*=10'")
+span = OptionType(_span, "a whole number of batches, such as 500, or epochs, such as '2e'")
+spans = OptionType(_spans, "whole numbers of batches above 0 in ascending order, such as '100000,160000,220000', or "
+                   "epochs, such as '10e,18e,22e'")
+four_counts = OptionType(_four, "four whole numbers above 0")
+square_rgb = OptionType(_image_shape, "(height, width, 3) with the height equal to the width")
+devices = OptionType(parse_devices, "cpu, cpu:N (N devices on the CPU), gpu or gpu:I,J (those GPUs, each once)")

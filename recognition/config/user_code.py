@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python files that a user names: a config.py, a network of their own. Such a file is code and is run."""
+"""Python files of the user: a config.py, a network of their own. Such a file is code and is run."""
 from __future__ import annotations
 
 import contextlib
@@ -15,16 +15,16 @@ from recognition.errors import UserError
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles the file as it is now: Python's cache mistakes an edit within a second that keeps the size."""
+    """A loader without Python's cache, which misses an edit within one second that keeps the size."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def run_file(path: Path, name: str) -> ModuleType:
-    """The module that the file makes. It is not entered in ``sys.modules``; ``name`` stands for it in messages.
+    """Run a file and return its module, which is not entered in ``sys.modules``. ``name`` is its name in messages.
 
-    :raises UserError: if there is no such file, or on whatever its code raises.
+    :raises UserError: if there is no such file, or if its code raises anything.
     """
     if not path.is_file():
         raise UserError(f"{name}: no such file")
@@ -38,8 +38,9 @@ def run_file(path: Path, name: str) -> ModuleType:
 
 
 def find_network(net_name: str, config_file: str) -> Path | None:
-    """The file that ``net_name`` names: a path from the folder of the config file on, if it ends in ``.py``; else a
-    ``<net_name>.py`` there, or in ``symbol`` there, where the public recipes have theirs."""
+    """The file of a user's own network; None if there is none. If ``net_name`` ends in ``.py`` it is a path relative to
+    the folder of the config file; else the file is ``<net_name>.py`` in that folder, or in ``symbol`` there, as in the
+    public recipes."""
     folder = Path(config_file).parent
     paths = [folder / net_name] if net_name.endswith(".py") else [
         folder / f"{net_name}.py", folder / "symbol" / f"{net_name}.py"]
@@ -47,7 +48,7 @@ def find_network(net_name: str, config_file: str) -> Path | None:
 
 
 def words_of(path: Path) -> set[str]:
-    """The words of a Python file and of the files beside it that it names, such as symbol_utils.py."""
+    """All words of a Python file, and of the files beside it that it mentions, such as symbol_utils.py."""
     found = set(re.findall(r"\w+", path.read_text(encoding="utf-8", errors="replace")))
     beside = [other for other in path.parent.glob("*.py") if other.stem in found - {"config", path.stem}]
     texts = [other.read_text(encoding="utf-8", errors="replace") for other in beside]
@@ -56,7 +57,7 @@ def words_of(path: Path) -> set[str]:
 
 @contextlib.contextmanager
 def errors_in_one_line(path: Path, name: str) -> Iterator[None]:
-    """Whatever the file's code raises becomes a UserError with the line of the file."""
+    """Turn any error of the file's code into a UserError with the line of the file."""
     try:
         yield
     except UserError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipes' augmentations: mirror, recompression, colour jitter, cutoff, in this order.
 
-Every choice is taken from the image's own row of ``order.uniforms``, so an image looks the same in an epoch whatever
-the batch, devices and threads. The recipes keep jittered pixels as floats that may leave 0..255; here they are rounded
-and clipped to uint8.
+Every choice is read from the image's own row of ``order.uniforms``: in an epoch an image looks the same for any batch
+size, devices and threads. The recipes keep jittered pixels as floats, which may leave 0..255; here they are rounded and
+clipped to uint8.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import permutations
 import cv2
 import numpy as np
 
-JITTER = 0.125  # brightness, contrast and saturation change by a factor of 1 -+ this
+JITTER = 0.125  # brightness, contrast and saturation are scaled by a factor between 1 - JITTER and 1 + JITTER
 _LUMA = (0.299, 0.587, 0.114)  # of red, green, blue; their sum is 1
 _JITTER_ORDERS = tuple(permutations(("brightness", "contrast", "saturation")))
 
@@ -24,8 +24,8 @@ class Augmentation:
     """Callable ``(image uint8 (H, W, 3) RGB, NUM_UNIFORMS numbers in [0, 1)) -> image``. It may write into ``image``.
 
     mirror: left and right change places in half of the images (``data_rand_mirror``).
-    cutoff: in half of the images a square of this side, around a random pixel, becomes 128 (``data_cutoff``);
-        0 and 1 do nothing, and an odd side loses a pixel, as ever.
+    cutoff: in half of the images a square of this side in pixels, around a random pixel, becomes 128 (``data_cutoff``);
+        0 and 1 do nothing, and an odd side loses a pixel, as in the recipes.
     color: 1 jitters brightness, contrast and saturation by up to 12.5 % each, in random order; 2 and above
         also recompresses half of the images as JPEG of quality 2 to 20 before it (``data_color``).
     """
@@ -37,7 +37,7 @@ class Augmentation:
     color: int = 0
 
     def __call__(self, image: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
-        # Each choice has its own column: switching one on or off leaves the others as they were.
+        # Each choice has its own column: switching one on or off does not change the others.
         mirror, compress, quality, order, brightness, contrast, saturation, cut, row, column = uniforms
         if self.mirror and mirror < 0.5:
             image = cv2.flip(image, 1)
@@ -55,7 +55,7 @@ class Augmentation:
 
 
 def recompress(image: np.ndarray, quality: int) -> np.ndarray:
-    """``image`` after a round trip through JPEG of ``quality`` (1 to 100)."""
+    """Encode ``image`` as JPEG of ``quality`` (1 to 100) and decode it again."""
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
@@ -63,8 +63,8 @@ def recompress(image: np.ndarray, quality: int) -> np.ndarray:
 def jitter(image: np.ndarray, steps: Iterable[tuple[str, float]]) -> np.ndarray:
     """Apply each (name, factor) in turn to uint8 ``(H, W, 3)`` RGB.
 
-    brightness scales the pixels, contrast their distance from the image's mean luma, saturation from their own luma.
-    Every step maps a pixel p to a p + b luma(p) + c, and so do all of them in turn: one pass over the pixels.
+    brightness scales the pixels, contrast their distance from the image's mean luma, saturation their distance from
+    their own luma. Every step maps a pixel p to a p + b luma(p) + c, and so does their product: one pass is enough.
     """
     mean_luma = float(np.dot(_LUMA, cv2.mean(image)[:3]))
     a, b, c = 1.0, 0.0, 0.0

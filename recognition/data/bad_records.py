@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done about records that cannot be used, and the count of them.
+"""The policy for records that cannot be used, and their count.
 
-``stop``: the first is an error. ``skip``: it is said, counted, and the next image of the set that can be used stands in
-for it, with the label of its own and the random numbers of the place. Which image that is depends on the files alone:
-so order, batch sizes and what a run goes on from stay functions of the seed and the position, whatever the number of
-threads and processes.
+``stop``: the first one is an error. ``skip``: it is logged and counted, and the next usable image of the set takes its
+place, with its own label and with the random numbers of the place. The files alone determine that image. So order,
+batch sizes and resumed runs stay functions of the seed and the position, for any number of threads and processes.
 """
 from __future__ import annotations
 
@@ -15,19 +14,20 @@ import threading
 from recognition.errors import UserError
 
 STOP, SKIP = "stop", "skip"  # --on-bad-record
-SAID = 10  # records that are said one by one; beyond them their number, when it has grown tenfold
+MOST_LOGGED = 10  # records that are logged one by one; after them the count, each time it has grown tenfold
 _logger = logging.getLogger(__name__)
 
 
 class BadRecords:
-    """Counts the distinct bad records that this process has met. Methods may be called from any thread."""
+    """The distinct bad records that this process has met. Methods may be called from any thread."""
 
     def __init__(self, policy: str = STOP, share: float = 0.01, images: int = 0, quiet: bool = False) -> None:
-        """:param share: of the set's ``images``; more bad records than that, rounded up, are an error even to skip.
-        :param quiet: count only.
+        """:param share: the tolerated share of the set's ``images``, rounded up to whole records: more bad records than
+            that are an error even with ``skip``.
+        :param quiet: count, but do not log.
         """
         self.skips, self.share, self.images, self._quiet = policy == SKIP, share, images, quiet
-        self._keys: dict[int, None] = {}  # in the order in which they were met
+        self._keys: dict[int, None] = {}  # a set that keeps the order in which they were met
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -38,13 +38,14 @@ class BadRecords:
 
     @property
     def most(self) -> int:
-        """How many there may be."""
+        """The largest tolerated number of bad records."""
         return math.ceil(self.share * self.images)
 
     def note(self, key: int, error: UserError) -> None:
-        """Count record ``key``, which ``error`` is about.
+        """Count record ``key``, which ``error`` describes.
 
-        :raises UserError: ``error`` itself if bad records are not skipped; one about all of them if they are too many.
+        :raises UserError: ``error`` itself unless bad records are skipped; an error about all of them if there are too
+            many.
         """
         if not self.skips:
             raise error
@@ -58,12 +59,12 @@ class BadRecords:
                                 f"{self.share:g}")
         if self._quiet:
             return
-        if count <= SAID:
+        if count <= MOST_LOGGED:
             _logger.warning("left out: %s", error)
         elif math.log10(count).is_integer():
             _logger.warning("left out: %s", self)
 
     def __str__(self) -> str:
-        first = ", ".join(map(str, list(self._keys)[:SAID]))
-        more = ", ..." if len(self) > SAID else ""
+        first = ", ".join(map(str, list(self._keys)[:MOST_LOGGED]))
+        more = ", ..." if len(self) > MOST_LOGGED else ""
         return f"{len(self)} of {self.images} records cannot be used (the first met: {first}{more})"

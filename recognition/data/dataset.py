@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training set on disk: ``train.rec``, ``train.idx`` and ``property`` in one folder, in the three forms in use.
+"""A training set on disk: ``train.rec``, ``train.idx`` and ``property`` in one folder, in one of three forms.
 
 ``identities``  record 0 is a header without an image: flag 2, label (first identity record, end). Records 1 up to the
-                first identity record are images; the records after them describe an identity each and have no image.
+                first identity record are images; each record after them describes an identity and has no image.
 ``sequential``  every record is an image.
 ``shuffled``    every record is an image, the order is random already and there may be no ``.idx``; ``property`` has the
-                further lines ``number of images`` and ``shuffled``. To be read in file order: pass
+                further lines ``number of images`` and ``shuffled``. It must be read in file order: pass
                 ``shuffle=dataset.form != "shuffled"`` to ``EpochOrder``.
 """
 from __future__ import annotations
@@ -24,9 +24,9 @@ from recognition.data.recordio import PathLike, RecordReader, first_label_and_bo
 from recognition.data.set_layout import Property, check_last, find_images, find_records, read_property
 from recognition.errors import UserError
 
-LABELS_CHECKED = 1000  # before training; the others when their images are read
-NO_LABEL = -1  # of a record that cannot be used, where these are skipped
-_LABELS = struct.Struct("<IfQQf")  # header of a record and the first of its further labels
+LABELS_CHECKED = 1000  # before training; the others are checked when their images are read
+NO_LABEL = -1  # the label of a record that is skipped
+_LABELS = struct.Struct("<IfQQf")  # a record's header and the first of its further labels
 _logger = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ class FaceDataset:
     """The images of a training set, numbered 0 .. len - 1 by rising record key. Methods may be called from any thread.
 
     path: the folder. num_classes: from ``property``. image_shape: (height, width, 3).
-    form: "identities", "sequential" or "shuffled", see the module. bad: what is done about records without use.
+    form: "identities", "sequential" or "shuffled", see the module. bad: the policy for records that cannot be used.
     """
 
     def __init__(self, path: Path, form: str, prop: Property, reader: RecordReader, keys: np.ndarray,
@@ -49,11 +49,15 @@ class FaceDataset:
 
     @property
     def records(self) -> tuple[RecordReader, np.ndarray, np.ndarray]:
-        """The record file, and keys and offsets of the images: for tools that look at records whatever is wrong."""
+        """The record file, and the keys and offsets of the images, int64 (len,) each: for tools that look at damaged
+        records, too."""
         return self._reader, self._keys, self._offsets
 
     def read(self, i: int) -> tuple[int, bytes, int]:
-        """Label, encoded image and record key of image ``i``."""
+        """Label, encoded image and record key of image ``i``.
+
+        :raises UserError: with the record's key, if the record cannot be read or has no image or a wrong label.
+        """
         key = int(self._keys[i])
         try:
             payload = self._reader.read(int(self._offsets[i]))
@@ -66,9 +70,9 @@ class FaceDataset:
         return self._class(key, label), body, key
 
     def load(self, i: int) -> tuple[int, np.ndarray, int]:
-        """Label, image uint8 ``(H, W, 3)`` RGB of the set's size, and record key of image ``i``.
+        """Label, pixels uint8 ``(H, W, 3)`` RGB of the set's size, and record key of image ``i``.
 
-        All that can be wrong with a record of an image is a UserError that names it.
+        :raises UserError: with the record's key, on anything that is wrong with it.
         """
         label, encoded, key = self.read(i)
         try:
@@ -79,10 +83,11 @@ class FaceDataset:
             raise self.error(key, error) from error
 
     def usable(self, i: int) -> tuple[int, np.ndarray, int]:
-        """As :meth:`load`. Where bad records are skipped, of the first image from ``i`` on that is not bad: the
-        sequence goes round.
+        """Like :meth:`load`, but skip bad records: the next usable image after ``i`` takes its place. After the last
+        image the search goes on with image 0.
 
-        :raises UserError: if bad records are not skipped, are too many, or the file has changed since it was opened.
+        :raises UserError: on a bad record unless they are skipped; if there are too many, or if the file has changed
+            since it was opened.
         """
         try:
             return self.load(i)
@@ -98,18 +103,19 @@ class FaceDataset:
         raise UserError(f"{self._reader.path}: none of its {len(self)} images can be used; {self.bad}")
 
     def digest(self) -> str:
-        """Of the images' record keys and places in the file: another where the images are others, or in other order."""
+        """A digest of the images' record keys and offsets: it changes with the images and with their order."""
         found = sha256(np.ascontiguousarray(self._keys, np.int64).data)
         found.update(np.ascontiguousarray(self._offsets, np.int64).data)
         return found.hexdigest()[:16]
 
     def is_image(self, images: np.ndarray, records: np.ndarray) -> np.ndarray:
-        """Whether ``records``, keys of a batch, are those of ``images`` and not of others that stand in; bool (n,)."""
+        """True for each of ``images``, int64 (n,), whose own record key is in ``records``; False where a batch holds
+        another image in its place; bool (n,)."""
         return self._keys[images] == records
 
     def labels(self) -> np.ndarray:
-        """The label of every image, int64 ``(len,)``; NO_LABEL for a record that is left out. Reads 36 bytes a record:
-        2 s a million once they are cached."""
+        """The label of every image, int64 ``(len,)``; NO_LABEL for a skipped record. Reads 36 bytes a record: 2 s a
+        million once they are cached."""
         found = np.full(len(self), np.nan, np.float32)
         for i, offset in enumerate(self._offsets.tolist()):
             try:
@@ -134,14 +140,19 @@ class FaceDataset:
         return labels
 
     def require_unchanged(self) -> None:
-        """:raises UserError: if the record file is no longer what it was when it was opened."""
+        """Compare the record file with what it was when it was opened.
+
+        :raises UserError: if it has changed.
+        """
         self._reader.require_unchanged()
 
     def check_labels(self) -> None:
-        """Look at up to 1000 labels, so that a property file that is not of this set shows before training does.
+        """Check up to LABELS_CHECKED labels before training, to find a property file of another set early.
 
-        Labels mostly rise with the record, and the last one is among these: if they do, classes beyond it have no
-        image, which is said in a line. Where bad records are skipped, no more than their share of these may be bad.
+        The last label is among them. If the labels rise with the records, classes beyond the last have no image: a line
+        is logged. Where bad records are skipped, at most their tolerated share of these may be bad.
+
+        :raises UserError: if a label is out of range, or too many records are bad.
         """
         sample = self.take(np.linspace(0, len(self) - 1, min(len(self), LABELS_CHECKED)).astype(np.int64))
         sample.bad = BadRecords(SKIP if self.bad.skips else STOP, self.bad.share, len(sample), quiet=True)
@@ -152,7 +163,7 @@ class FaceDataset:
                          self.path / "property", self.num_classes, labels[-1])
 
     def without_small_identities(self, min_images: int) -> FaceDataset:
-        """The same set without the identities of fewer than ``min_images`` images. Labels stay as they are."""
+        """This set without the identities that have fewer than ``min_images`` images. Labels do not change."""
         labels = self.labels()
         counts = np.bincount(labels[labels != NO_LABEL], minlength=self.num_classes)
         kept = (counts[labels] >= min_images) & (labels != NO_LABEL)
@@ -162,20 +173,20 @@ class FaceDataset:
         return self.take(np.flatnonzero(kept))
 
     def take(self, images: np.ndarray) -> FaceDataset:
-        """The set of these images, in this order; an image may come more than once. Labels stay as they are."""
+        """The set of ``images``, int64 (n,), in this order; an image may come more than once. Labels do not change."""
         prop = Property(self.num_classes, *self.image_shape[:2], shuffled=False)
         return FaceDataset(self.path, self.form, prop, self._reader, self._keys[images], self._offsets[images],
                            self.bad)
 
     def error(self, key: int, what: object) -> UserError:
-        """The error that names the file and the record."""
+        """An error that names the file and the record."""
         return UserError(f"{self._reader.path}: record {key}: {what}")
 
     def close(self) -> None:
         self._reader.close()
 
     def _leave_out(self, i: int, error: UserError) -> None:
-        if self.bad.skips:  # of a file that changes, what is left out would be chance
+        if self.bad.skips:  # while the file changes, chance would decide which records are skipped
             self._reader.require_unchanged()
         self.bad.note(int(self._keys[i]), error)
 
@@ -188,11 +199,13 @@ class FaceDataset:
 
 def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 0, on_bad_record: str = STOP,
                  bad_record_share: float = 0.01) -> FaceDataset:
-    """Open the training set in ``folder``, whichever form it has.
+    """Open the training set in ``folder``, in any of the three forms.
 
-    shuffled: read it in file order even if ``property`` does not say so (``is_shuffled_rec``).
-    images_filter: leave out identities of fewer images (``data_images_filter``).
-    on_bad_record, bad_record_share: what to do about records that cannot be used, see ``bad_records``.
+    shuffled: read it in file order even if ``property`` lacks the line ``shuffled`` (``is_shuffled_rec``).
+    images_filter: leave out identities with fewer images (``data_images_filter``).
+    on_bad_record, bad_record_share: the policy for records that cannot be used, see ``bad_records``.
+
+    :raises UserError: if the files are missing, damaged or do not fit together.
     """
     folder = Path(folder)
     if not (folder / "train.rec").is_file():
@@ -204,7 +217,7 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     keys, offsets = find_records(folder / "train.idx", reader, shuffled, bad)
     images = find_images(reader, keys, offsets)
     form = "shuffled" if shuffled else "identities" if images.start else "sequential"
-    if form != "identities":  # those have a header that says how many there are
+    if form != "identities":  # the header of "identities" holds the number of images
         check_last(folder / "train.idx", reader, offsets, bad)
     bad.images = len(keys[images])
     dataset = FaceDataset(folder, form, prop, reader, keys[images], offsets[images], bad)
@@ -218,13 +231,16 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
 
 
 def _check_identities(dataset: FaceDataset, counted: int) -> None:
-    """Hold the property file against the records that describe an identity each; ``counted``: 0 if none are indexed.
+    """Compare the number of classes in the property file with ``counted``, the number of identity records; 0: none.
 
-    There may be fewer where images were dropped and the labels kept: then these go beyond their number.
+    A set from which images were dropped may have fewer identity records than classes if it kept its labels: the largest
+    label is then not below ``counted``.
+
+    :raises UserError: if they do not fit together.
     """
     if counted in (0, dataset.num_classes):
         return
-    labels = dataset.labels()  # a label out of range is the better message
+    labels = dataset.labels()  # first, as the message about a label out of range is the better one
     labels = labels[labels != NO_LABEL]
     last, path = int(labels.max(initial=0)), dataset.path / "property"
     if dataset.num_classes < counted or last < counted:

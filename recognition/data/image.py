@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded bytes to pixels, the same pixels that MXNet's image functions give."""
+"""Decoding of images, to the same pixels as MXNet's image functions."""
 from __future__ import annotations
 
 import os
@@ -9,28 +9,29 @@ import numpy as np
 
 from recognition.data.image_header import image_size
 
-MOST_PIXELS = 1 << 26  # of an image to decode: 8192 x 8192, 200 MB
-MOST_RECORD_PIXELS = 1 << 24  # of one that is decoded beside many others: 4096 x 4096, the largest side of a set
+MOST_PIXELS = 1 << 26  # of one image: 8192 x 8192, 200 MB
+MOST_RECORD_PIXELS = 1 << 24  # of an image that is decoded beside many others: 4096 x 4096, the largest side of a set
 
-_TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # the decoder writes RGB itself, from OpenCV 4.11 on
-_FATAL = 1  # of OpenCV's levels of logging: 2 is errors
+_TO_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # from OpenCV 4.11 on the decoder writes RGB itself
+_FATAL = 1  # a level of OpenCV's logging; 2 is errors
+_set_log_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # type: ignore
 
-if "OPENCV_LOG_LEVEL" not in os.environ:  # of an image cut short OpenCV would print lines beside the one that is ours
-    cv2.setLogLevel(_FATAL)
+if "OPENCV_LOG_LEVEL" not in os.environ:  # OpenCV would print its own lines about an image that is cut short
+    _set_log_level(_FATAL)
 
 
 def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """The image as uint8 ``(H, W, 3)`` RGB, grey ones too, turned as its EXIF tag says: MXNet turns it as well.
+    """Decode an image to uint8 ``(H, W, 3)`` RGB, a grey one too, and turn it by its EXIF tag as MXNet does.
 
-    Bytes that are no image, or one that says it has more than ``most_pixels``, are a ``ValueError``; of the latter
-    nothing is decoded.
+    :raises ValueError: if the bytes are no image, or if its header announces more than ``most_pixels``: such an image
+        is not decoded.
     """
     size = image_size(encoded)
     if size is not None and size[0] * size[1] > most_pixels:
         raise ValueError(f"the image is {size[0]} x {size[1]}, expected at most {most_pixels} pixels")
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _TO_RGB or cv2.IMREAD_COLOR) if size else None
-    except cv2.error:  # of some images OpenCV returns nothing, at others it throws
+    except cv2.error:  # OpenCV returns nothing for some broken images and throws at others
         image = None
     if image is None:
         raise ValueError(f"its {len(encoded)} bytes are not an image that OpenCV can decode")
@@ -38,9 +39,11 @@ def decode_rgb(encoded: bytes, most_pixels: int = MOST_PIXELS) -> np.ndarray:
 
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``image`` itself if it has the size, else scaled (bicubic) until its shorter side is ``height``.
+    """``image`` itself if it has the size, else scaled (bicubic) to a shorter side of ``height``.
 
-    That is what the MXNet recipes do with ``resize_short``. A shape that still differs is a ``ValueError``.
+    The MXNet recipes do the same by ``resize_short``.
+
+    :raises ValueError: if the scaled shape is not ``height`` x ``width``.
     """
     h, w = image.shape[:2]
     if (h, w) == (height, width):
@@ -52,14 +55,14 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def write_planes(image: np.ndarray, planes: np.ndarray) -> None:
-    """Write ``(H, W, 3)`` into the C-contiguous ``(3, H, W)`` array of the same type; four times faster than NumPy."""
+    """Write ``(H, W, 3)`` into a C-contiguous ``(3, H, W)`` array of the same type, four times faster than NumPy."""
     cv2.split(image, [planes[0], planes[1], planes[2]])
 
 
 def mirror(images: np.ndarray, target: np.ndarray) -> None:
     """Write uint8 ``(n, 3, H, W)`` with left and right exchanged into ``target``, of the same shape; both C-contiguous.
 
-    A quarter of NumPy's time.
+    It takes a quarter of NumPy's time.
     """
     width = images.shape[-1]
     cv2.flip(images.reshape(-1, width), 1, target.reshape(-1, width))

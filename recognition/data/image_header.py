@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size that an encoded image says it has, from its first bytes: looked at before anything is decoded.
+"""The size in the header of an encoded image, which is checked before anything is decoded.
 
-A file of a few hundred bytes can announce an image of gigabytes. Formats that are not listed here are not decoded at
-all: OpenCV knows more of them than anybody keeps faces in, and each is a parser that a stranger's file would reach.
+A file of a few hundred bytes can announce an image of gigabytes. Formats that are not listed here are never decoded:
+OpenCV reads more formats than anybody keeps faces in, and each is one more parser for untrusted files.
 """
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from typing import Callable
 from recognition.data.jpeg_segments import END, FRAMES, SCAN, START_OF_SCAN, frame_size, is_jpeg, segments
 
 MOST_SCANS = 200  # of a JPEG: progressive ones have about ten, and each costs a pass over the whole image
-_SMALL_FILE, _SMALL_IMAGE = 1 << 16, 1 << 16  # bytes and pixels up to which any number of scans is done in no time
+_SMALL_FILE_BYTES, _SMALL_IMAGE_PIXELS = 1 << 16, 1 << 16  # up to here any number of scans takes no time
 _MOST_SEGMENTS = 4096  # before the frame of a JPEG
-_MOST_TAGS = 4096  # of a TIFF's directory
+_MOST_TAGS = 4096  # in a TIFF's directory
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _BLANK = rb"(?:[ \t\r\n]|#[^\r\n]*[\r\n])+"
 _PNM = re.compile(rb"P[1-6]" + _BLANK + rb"([0-9]{1,9})" + _BLANK + rb"([0-9]{1,9})[ \t\r\n]")
 
 
 def image_size(encoded: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels, as the header has them; None if it is no image of a format known here.
+    """The (height, width) in pixels in the header of a JPEG, PNG, WebP, BMP, PNM (PBM, PGM, PPM) or TIFF; None for any
+    other file.
 
-    JPEG, PNG, WebP, BMP, PNM (PBM, PGM, PPM) and TIFF. A JPEG of more scans than MOST_SCANS is a ``ValueError``.
+    :raises ValueError: for a JPEG with more than MOST_SCANS scans.
     """
     if is_jpeg(encoded):
         return _jpeg(encoded)
@@ -33,50 +34,50 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
         if encoded.startswith(magic):
             try:
                 return read(encoded)
-            except (struct.error, IndexError):  # cut short
+            except (struct.error, IndexError):  # the file is cut short
                 return None
     return None
 
 
 def _jpeg(encoded: bytes) -> tuple[int, int] | None:
     """The size in the first frame, which is the only one."""
-    for kind, _, body, _ in itertools.islice(segments(encoded), _MOST_SEGMENTS):
-        if kind in FRAMES:
+    for marker, _, body, _ in itertools.islice(segments(encoded), _MOST_SEGMENTS):
+        if marker in FRAMES:
             size = frame_size(encoded, body)
-            if size and (len(encoded) > _SMALL_FILE or size[0] * size[1] > _SMALL_IMAGE):
+            if size and (len(encoded) > _SMALL_FILE_BYTES or size[0] * size[1] > _SMALL_IMAGE_PIXELS):
                 scans = encoded.count(START_OF_SCAN)
                 if scans > MOST_SCANS:
                     raise ValueError(f"the JPEG has {scans} scans, expected at most {MOST_SCANS}")
             return size
-        if kind in (END, SCAN):  # before any frame
+        if marker in (END, SCAN):  # before any frame
             return None
     return None
 
 
 def _png(encoded: bytes) -> tuple[int, int] | None:
-    """OpenCV takes memory for as much as a chunk says it has, and goes on behind an end that is none: so all chunks
-    must lie within the file, pixels among them, and the end must be empty, as in whole ones."""
+    """The size of a sound PNG: all chunks must lie within the file, with pixels among them, and the end must be empty.
+    OpenCV allocates the length that a chunk announces, and reads on after a wrong end."""
     width, height = struct.unpack_from(">II", encoded, 16)
     if encoded[12:16] != b"IHDR" or not width or not height:
         return None
     place, pixels = len(_PNG_MAGIC), False
-    while (kind := encoded[place + 4 : place + 8]) != b"IEND":
-        pixels = pixels or kind == b"IDAT"
-        place += 12 + struct.unpack_from(">I", encoded, place)[0]  # length, kind and checksum
+    while (chunk_type := encoded[place + 4 : place + 8]) != b"IEND":
+        pixels = pixels or chunk_type == b"IDAT"
+        place += 12 + struct.unpack_from(">I", encoded, place)[0]  # 12: length, type and checksum
         if place + 12 > len(encoded):
             return None
     return (height, width) if pixels and encoded[place : place + 4] == bytes(4) else None
 
 
 def _webp(encoded: bytes) -> tuple[int, int] | None:
-    kind = encoded[8:16]
-    if kind == b"WEBPVP8 ":
+    form = encoded[8:16]
+    if form == b"WEBPVP8 ":
         width, height = struct.unpack_from("<HH", encoded, 26)
         return height & 0x3FFF, width & 0x3FFF
-    if kind == b"WEBPVP8L":
+    if form == b"WEBPVP8L":
         (bits,) = struct.unpack_from("<I", encoded, 21)
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    if kind == b"WEBPVP8X":
+    if form == b"WEBPVP8X":
         low = struct.unpack_from("<HBHB", encoded, 24)
         return (low[2] | low[3] << 16) + 1, (low[0] | low[1] << 16) + 1
     return None
@@ -99,11 +100,12 @@ def _tiff(encoded: bytes) -> tuple[int, int] | None:
     (count,) = struct.unpack_from(order + "H", encoded, place)
     sides: dict[int, int] = {}
     for n in range(min(count, _MOST_TAGS)):
-        tag, kind, values = struct.unpack_from(order + "HHI", encoded, place + 2 + 12 * n)
+        tag, number_type, values = struct.unpack_from(order + "HHI", encoded, place + 2 + 12 * n)
         if tag in (256, 257):  # width, height
-            if kind not in (3, 4) or values != 1 or tag in sides:
+            if number_type not in (3, 4) or values != 1 or tag in sides:
                 return None
-            (sides[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), encoded, place + 10 + 12 * n)
+            form = order + ("H" if number_type == 3 else "I")
+            (sides[tag],) = struct.unpack_from(form, encoded, place + 10 + 12 * n)
     return (sides[257], sides[256]) if len(sides) == 2 else None
 
 

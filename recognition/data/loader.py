@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of decoded images, made ahead of the training loop by a pool of threads."""
+"""Batches of decoded images, which a pool of threads makes ahead of the training loop."""
 from __future__ import annotations
 
 from collections import deque
@@ -14,14 +14,14 @@ from recognition.data.image import write_planes
 from recognition.data.order import BEGINNING, EpochOrder, Position, uniforms
 from recognition.errors import UserError
 
-_NEAR_END = 0.95  # of an epoch: from here on the order of the next one is made, which takes 3 s for 17 million images
-_LARGE = 1 << 18  # images; the order of fewer is made when it is needed, within 20 ms
-_CHUNK = 16  # images a task: small enough to share a batch evenly, large enough that a task costs little
+_NEAR_END = 0.95  # share of an epoch after which a thread makes the next order, which takes 3 s for 17 million images
+_LARGE_SET_IMAGES = 1 << 18  # the order of a smaller set takes 20 ms and is made when it is needed
+_IMAGES_PER_TASK = 16  # few enough to share a batch evenly, enough that a task costs little
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``index`` counts the batches of ``epoch`` from 0; to go on after this batch, start at ``next_position``."""
+    """One batch. ``index`` counts the batches of ``epoch`` from 0; ``next_position`` is where the next batch begins."""
 
     images: np.ndarray  # uint8 (b, 3, H, W) RGB, C-contiguous
     labels: np.ndarray  # int64 (b,)
@@ -36,11 +36,11 @@ class BatchLoader:
 
     Each batch is the slice ``part`` (start, stop) of the next ``global_batch`` images in the epoch's order, so
     processes with different parts share the work without overlap. Images that do not fill the last batch of an epoch
-    are left out. What a batch holds depends on the order's seed and the position alone, not on ``threads``.
+    are left out. The content of a batch depends on the order's seed and the position alone, not on ``threads``.
 
-    ``prefetch`` batches are made ahead, and that many are in memory beside those that the caller holds. An image that
-    cannot be used, unless the data set skips such, raises a ``UserError`` with its record number from the next call,
-    even if its batch is not due yet, and ends the iterator.
+    ``prefetch`` batches are made ahead and held in memory beside those that the caller holds. If the data set does not
+    skip bad images, one ends the iterator: the next call raises a ``UserError`` with its record key, even if its batch
+    is not due yet.
     """
 
     def __init__(self, dataset: FaceDataset, order: EpochOrder, augmentation: Augmentation | None, global_batch: int,
@@ -58,7 +58,7 @@ class BatchLoader:
         self._global_batch, self._prefetch = global_batch, prefetch
         self._next = start
         self._permutation = (-1, np.empty(0, np.int64))
-        self._ahead: tuple[int, Future | None] = (-1, None)  # an epoch and its permutation in the making
+        self._ahead: tuple[int, Future | None] = (-1, None)  # an epoch, and the task that makes its permutation
         self._pending: deque[tuple[Batch, list[Future]]] = deque()
         self._failure: Exception | None = None
         self._closed = False
@@ -82,12 +82,12 @@ class BatchLoader:
         return batch
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a run needs, beside the position after the last batch, to go on: nothing."""
+        """The arrays that a resumed run needs beside the position after the last batch: none."""
         return {}
 
     def close(self) -> None:
-        """Drop what is under way and end the threads. May be called twice."""
-        self._closed = True  # what waits in the pool sees it and returns; wait() never wakes for a cancelled future
+        """Drop the batches under way and end the threads. May be called twice."""
+        self._closed = True  # tasks see it and return. They are not cancelled: wait() never wakes for a cancelled one
         self._pool.shutdown()
         self._pending.clear()
 
@@ -107,18 +107,20 @@ class BatchLoader:
         self._next = Position(epoch + 1, 0) if ends else Position(epoch, after)
         start, stop = self._part
         indices = self._order_of(epoch)[offset + start:offset + stop]
-        if len(self._dataset) >= _LARGE and after > _NEAR_END * len(self._dataset) and self._ahead[0] != epoch + 1:
+        near_end = len(self._dataset) >= _LARGE_SET_IMAGES and after > _NEAR_END * len(self._dataset)
+        if near_end and self._ahead[0] != epoch + 1:
             self._ahead = epoch + 1, self._pool.submit(self._order.permutation, epoch + 1)
         height, width, channels = self._dataset.image_shape
         batch = Batch(np.empty((stop - start, channels, height, width), np.uint8), np.empty(stop - start, np.int64),
                       np.empty(stop - start, np.int64), epoch, offset // self._global_batch, self._next)
         randoms = uniforms(self._order.seed, epoch, indices, Augmentation.NUM_UNIFORMS)
         tasks = [self._pool.submit(self._fill, batch, indices, randoms, first) for first in
-                 range(0, stop - start, _CHUNK)]
+                 range(0, stop - start, _IMAGES_PER_TASK)]
         self._pending.append((batch, tasks))
 
     def _order_of(self, epoch: int) -> np.ndarray:
-        """The permutation of ``epoch``, made by a thread while a large epoch before came to its end, or else now."""
+        """The permutation of ``epoch``, int64 (images,). For a large set a thread has made it near the end of the epoch
+        before; else it is made now."""
         if self._permutation[0] != epoch:
             self._dataset.require_unchanged()
             ahead, future = self._ahead
@@ -127,8 +129,8 @@ class BatchLoader:
         return self._permutation[1]
 
     def _fill(self, batch: Batch, indices: np.ndarray, randoms: np.ndarray, first: int) -> None:
-        """Read, decode and augment the images ``first`` .. of the batch."""
-        chunk = slice(first, first + _CHUNK)
+        """Read, decode and augment up to _IMAGES_PER_TASK images of the batch from ``first`` on."""
+        chunk = slice(first, first + _IMAGES_PER_TASK)
         try:
             for row, (i, numbers) in enumerate(zip(indices[chunk].tolist(), randoms[chunk].tolist()), first):
                 if self._closed:

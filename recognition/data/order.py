@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of an epoch and the random numbers of an image, as functions of the seed and not of what ran before.
+"""The order of an epoch and the random numbers of an image. They depend on the seed, not on what ran before.
 
-Only the bit streams of ``SeedSequence`` and ``PCG64``, which NumPy promises to keep, and integer arithmetic are used,
-so that a run goes on in the same order under another version of NumPy.
+They use integer arithmetic and the bit streams of ``SeedSequence`` and ``PCG64`` alone, which NumPy promises to keep:
+a run goes on in the same order under another version of NumPy.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint6
 
 
 class Position(NamedTuple):
-    """Where a run stands in its data: ``offset`` images of ``epoch`` are used up, over all devices and processes."""
+    """A place in the data: ``offset`` images of ``epoch`` are used up, over all devices and processes."""
 
     epoch: int
     offset: int
@@ -25,7 +25,7 @@ BEGINNING = Position(0, 0)
 
 
 class EpochOrder:
-    """The order in which each epoch visits ``num_images`` images; file order with ``shuffle`` False."""
+    """The order in which each epoch visits ``num_images`` images; without ``shuffle``, file order."""
 
     def __init__(self, num_images: int, seed: int, shuffle: bool = True):
         if seed < 0:
@@ -41,12 +41,12 @@ class EpochOrder:
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, count: int) -> np.ndarray:
-    """``count`` numbers in [0, 1) for each image, float64 ``(len(indices), count)``.
+    """Random numbers in [0, 1), ``count`` for each image: float64 ``(len(indices), count)``.
 
-    Row and column j depend on (seed, epoch, image, j) alone: not on batch, device, thread or ``count``.
-    SplitMix64 (Steele, Lea, Flood 2014), started at a hash of the image.
+    The number in column j of an image depends on (seed, epoch, image, j) alone: not on batch, device, thread or
+    ``count``. The generator is SplitMix64 (Steele, Lea, Flood 2014), started at a hash of the image.
     """
-    key = np.random.SeedSequence([seed, epoch, 1]).generate_state(1, np.uint64)  # 1: another stream than the order's
+    key = np.random.SeedSequence([seed, epoch, 1]).generate_state(1, np.uint64)  # 1: not the stream of the order
     with np.errstate(over="ignore"):
         start = _mix(key + _GOLDEN * (indices.astype(np.uint64) + np.uint64(1)))
         steps = _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``.idx`` beside a ``.rec``: a line ``key<TAB>offset`` for each record."""
+"""The index ``.idx`` beside a ``.rec``: a line ``key<TAB>offset`` for each record."""
 from __future__ import annotations
 
 import contextlib
@@ -14,37 +14,45 @@ from recognition.errors import UserError
 from recognition.io.files import regular
 
 PathLike = Union[str, Path]
-_INDEX_READ = 1 << 24
+_BYTES_AT_ONCE = 1 << 24  # read and parsed in one go
 _INDEX_LINE = re.compile(rb"[0-9]{1,18}\t[0-9]{1,18}")
 
 
 def read_index(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets of a ``.idx`` file, both int64 ``(N,)``, in the file's order. Keys are distinct."""
+    """Keys and offsets of a ``.idx`` file, both int64 ``(N,)``, in the file's order.
+
+    :raises UserError: if the file cannot be read, a line is malformed or a key is there twice.
+    """
     keys, offsets, again = read_index_lines(path)
     if again.size:
-        raise UserError(key_again(path, keys, again[0]))
+        raise UserError(repeated_key(path, keys, again[0]))
     return keys, offsets
 
 
 def require_fitting(path: PathLike, record_bytes: int) -> None:
-    """:raises UserError: if an index is larger than any of a file of so many bytes: a record has at least 32, its line
-    at most 38."""
-    with contextlib.suppress(OSError):  # which is said by who reads it
+    """Refuse an index that is too large for its record file of ``record_bytes``: a record has at least 32 bytes, its
+    line at most 38.
+
+    :raises UserError: if so.
+    """
+    with contextlib.suppress(OSError):  # the reader reports it
         size = os.stat(path).st_size
-        if size > 2 * record_bytes + _INDEX_READ:
+        if size > 2 * record_bytes + _BYTES_AT_ONCE:
             raise UserError(f"{path}: found {size} bytes, which no index of a file of {record_bytes} has")
 
 
-def key_again(path: PathLike, keys: np.ndarray, place: int) -> str:
-    """What is wrong with line ``place`` (from 0), whose key stands before."""
+def repeated_key(path: PathLike, keys: np.ndarray, place: int) -> str:
+    """The message about line ``place`` (from 0), whose key an earlier line has, too."""
     return f"{path}: line {place + 1}: key {keys[place]} stands there a second time"
 
 
 def read_index_lines(path: PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys and offsets of a ``.idx`` file, both int64 ``(N,)``, in the file's order; and the places, rising, of keys
-    that stand there before.
+    """Keys and offsets of a ``.idx`` file, both int64 ``(N,)``, in the file's order; and the numbers, rising, of the
+    lines (from 0) whose key an earlier line has.
 
-    Parsed in blocks without a Python object a line: 42 million lines are in use.
+    Blocks are parsed without a Python object for each line: files of 42 million lines are in use.
+
+    :raises UserError: if the file cannot be read or a line is malformed.
     """
     blocks = [np.empty((0, 2), np.int64)]
     lines = 0
@@ -52,7 +60,7 @@ def read_index_lines(path: PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray
         with open(path, "rb", opener=regular) as file:
             rest = b""
             while True:
-                data = file.read(_INDEX_READ)
+                data = file.read(_BYTES_AT_ONCE)
                 text, newline, rest = (rest + data).rpartition(b"\n") if data else (rest, b"", b"")
                 if text or newline:
                     blocks.append(_parse_index(path, text.replace(b"\r", b"") + b"\n", lines))
@@ -68,7 +76,7 @@ def read_index_lines(path: PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _parse_index(path: PathLike, text: bytes, lines_before: int) -> np.ndarray:
-    """The ``(lines, 2)`` numbers of whole index lines, once their shape is checked byte by byte."""
+    """Check the form of whole index lines byte by byte and parse them: int64 ``(lines, 2)``."""
     symbols = np.frombuffer(text, np.uint8)
     separators = np.flatnonzero((symbols < ord("0")) | (symbols > ord("9")))
     found = symbols[separators]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RecordIO files as MXNet writes them: framing, the header of an image record; ``record_index`` reads the
+"""RecordIO files as MXNet writes them: the framing and the header of an image record. ``record_index`` reads the
 ``.idx`` beside a ``.rec``.
 
-A record is one part, or several where its payload holds the magic word at a multiple of four bytes::
+A record has one part, or several if its payload holds the magic word at a multiple of four bytes::
 
     part:    uint32 magic 0xced7230a | uint32 cflag << 29 | length | length bytes | zeros up to a multiple of 4
     cflag:   0 whole record, 1 first part, 2 middle part, 3 last part; the magic word stands between parts
@@ -28,14 +28,13 @@ from recognition.io.files import regular
 
 MAGIC = 0xCED7230A
 MAX_LENGTH = (1 << 29) - 1
-MAX_PARTS = 1 << 16  # of a record; only one that is made for it holds the magic word more often
+MAX_PARTS = 1 << 16  # of a record; no honest record holds the magic word more often
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LABEL = struct.Struct("<f")
-_FIRST_READ = 16384  # one system call for most records: a 112 x 112 JPEG has 3 to 12 KB
-_SCAN_READ = 1 << 20
-
+_FIRST_READ_BYTES = 16384  # one system call for most records: a 112 x 112 JPEG has 3 to 12 KB
+_SCAN_READ_BYTES = 1 << 20
 
 
 class Record(NamedTuple):
@@ -48,9 +47,9 @@ class Record(NamedTuple):
 
 
 def pack_record(label: float | Sequence[float] | np.ndarray, body: bytes = b"", id: int = 0) -> bytes:
-    """The payload for ``label`` and ``body``: a number gives flag 0, a sequence its length as the flag.
+    """The payload of ``label`` and ``body``. The flag is 0 for a number, and its length for a sequence.
 
-    Labels are float32 in the format: whole numbers above 2**24 are rounded to a multiple of 2, 4, ...
+    The format holds labels as float32: whole numbers above 2**24 are rounded to a multiple of 2, 4, ...
     """
     if np.ndim(label) == 0:
         return _HEADER.pack(0, float(label), id, 0) + body  # type: ignore[arg-type]
@@ -59,7 +58,10 @@ def pack_record(label: float | Sequence[float] | np.ndarray, body: bytes = b"", 
 
 
 def unpack_record(payload: bytes) -> Record:
-    """Undo :func:`pack_record`. A payload too short for its header or its labels is a ``ValueError``."""
+    """Undo :func:`pack_record`.
+
+    :raises ValueError: if the payload is too short for its header or its labels.
+    """
     if len(payload) < _HEADER.size:
         raise ValueError(f"record of {len(payload)} bytes, an image record has a header of {_HEADER.size}")
     flag, label, id_, _ = _HEADER.unpack_from(payload)
@@ -71,7 +73,10 @@ def unpack_record(payload: bytes) -> Record:
 
 
 def first_label_and_body(payload: bytes) -> tuple[float, bytes]:
-    """What the loader needs of :func:`unpack_record`, in a third of its time: no array is made."""
+    """The first label and the body of a payload: :func:`unpack_record` without an array, in a third of its time.
+
+    :raises ValueError: as :func:`unpack_record` does.
+    """
     if len(payload) < _HEADER.size:
         unpack_record(payload)  # raises
     flag, label, _, _ = _HEADER.unpack_from(payload)
@@ -96,9 +101,12 @@ class RecordReader:
         self.size = self._opened.st_size
 
     def read(self, offset: int) -> bytes:
-        """The payload of the record that starts at byte ``offset``."""
-        window = self._pread(_FIRST_READ, offset) if offset >= 0 else b""
-        if len(window) >= _PART.size:  # the usual record: one part, all of it in the first read
+        """The payload of the record that starts at byte ``offset``.
+
+        :raises UserError: if its framing is damaged or the file cannot be read.
+        """
+        window = self._pread(_FIRST_READ_BYTES, offset) if offset >= 0 else b""
+        if len(window) >= _PART.size:  # the usual record has one part, which the first read holds
             magic, length = _PART.unpack_from(window)
             if magic == MAGIC and _after(_PART.size, length) <= len(window):
                 return window[_PART.size:_PART.size + length]
@@ -108,36 +116,37 @@ class RecordReader:
         """The first ``length`` bytes of the payload at ``offset``, fewer if it is shorter."""
         window = self._pread(_PART.size + length, offset) if offset >= 0 else b""
         payload_offset, part_length = next(self._parts(offset, window, offset))
-        if part_length < length:  # short, or cut by a magic word
+        if part_length < length:  # the payload is short, or a magic word cuts it
             return self.read(offset)[:length]
         return self._bytes(payload_offset, length, window, offset)
 
     def raw(self, offset: int, length: int) -> bytes:
-        """The file's own bytes, fewer at its end."""
+        """``length`` bytes of the file, framing included; fewer at its end."""
         return os.pread(self._file.fileno(), length, offset)
 
     def scan(self) -> Iterator[tuple[int, bytes]]:
         """``(offset, payload)`` of every record in file order."""
         offset, start, window = 0, 0, b""
         while offset < self.size:
-            if offset + _FIRST_READ > start + len(window):
-                start, window = offset, self._pread(_SCAN_READ, offset)
+            if offset + _FIRST_READ_BYTES > start + len(window):
+                start, window = offset, self._pread(_SCAN_READ_BYTES, offset)
             payload, after = self._parse(offset, window, start)
             yield offset, payload
             offset = after
 
     def offsets(self, on_damage: Callable[[UserError], object] | None = None) -> np.ndarray:
-        """Where each record starts, int64 ``(N,)``, in file order. Reads the framing only.
+        """The offset of each record, int64 ``(N,)``, in file order. Reads the framing only.
 
-        Where the framing is damaged, ``on_damage`` gets the error, if it is given, and the search goes on with the
-        next offset at which a record stands that another, or the end of the file, follows.
+        :param on_damage: called with the error where the framing is damaged. The search then goes on at the next offset
+            with a sound record: one that another record, or the end of the file, follows.
+        :raises UserError: where the framing is damaged, without ``on_damage``.
         """
         found = array("q")
         offset = 0
         while offset < self.size:
             try:
                 after = self.end(offset)
-                if on_damage is not None and not self._stands(offset) and self._next_record(offset + 4) < after:
+                if on_damage is not None and not self._is_sound(offset) and self._next_record(offset + 4) < after:
                     raise self._error(offset, f"a record up to {after}, within which another stands")
                 found.append(offset)
             except UserError as error:
@@ -149,9 +158,10 @@ class RecordReader:
         return np.frombuffer(found, np.int64)
 
     def require_unchanged(self) -> None:
-        """:raises UserError: if the file has been written to since it was opened.
+        """Compare size and time of the open file with those at its opening. A file renamed over this one does not
+        matter: we keep reading the open descriptor.
 
-        Another file that has taken its name since then is none of this one's business: what is open stays as it was.
+        :raises UserError: if the file has been written to since it was opened.
         """
         now = os.fstat(self._file.fileno())
         if (now.st_size, now.st_mtime_ns) != (self._opened.st_size, self._opened.st_mtime_ns):
@@ -159,7 +169,7 @@ class RecordReader:
                             f"opened, {now.st_size} now, expected a file that stays as it is")
 
     def end(self, offset: int) -> int:
-        """The offset after the record at ``offset``: that of the next record, or the file's size."""
+        """The offset at which the record at ``offset`` ends: the next record's, or the file's size."""
         *_, (payload_offset, length) = self._parts(offset, b"", offset)
         return _after(payload_offset, length)
 
@@ -173,25 +183,28 @@ class RecordReader:
         self.close()
 
     def _parse(self, offset: int, window: bytes, start: int) -> tuple[bytes, int]:
-        """Payload at ``offset`` and the offset after it. ``window`` holds the file's bytes from ``start`` on."""
+        """The payload at ``offset`` and the offset after it. ``window`` holds the file's bytes from ``start`` on."""
         pieces = []
         for payload_offset, length in self._parts(offset, window, start):
             pieces.append(self._bytes(payload_offset, length, window, start))
         return _MAGIC_BYTES.join(pieces), _after(payload_offset, length)
 
     def _parts(self, offset: int, window: bytes, start: int) -> Iterator[tuple[int, int]]:
-        """Offset and length of the payload of each part of the record at ``offset``, none beyond the file's end."""
-        kind, expected, count = None, (0, 1), 0
-        while kind not in (0, 3):
+        """Offset and length of the payload of each part of the record at ``offset``.
+
+        :raises UserError: if the framing is damaged, or a part reaches beyond the file's end.
+        """
+        cflag, expected, count = None, (0, 1), 0
+        while cflag not in (0, 3):
             count += 1
             if count > MAX_PARTS:
                 raise self._error(offset, f"a record of more than {MAX_PARTS} parts")
             magic, word = _PART.unpack(self._bytes(offset, _PART.size, window, start))
             if magic != MAGIC:
                 raise self._error(offset, f"found 0x{magic:08x}, expected the record magic 0x{MAGIC:08x}")
-            kind, length = word >> 29, word & MAX_LENGTH
-            if kind not in expected:
-                raise self._error(offset, f"part of kind {kind}, expected {expected[0]} or {expected[1]}")
+            cflag, length = word >> 29, word & MAX_LENGTH
+            if cflag not in expected:
+                raise self._error(offset, f"part of kind {cflag}, expected {expected[0]} or {expected[1]}")
             expected = (2, 3)
             after = _after(offset + _PART.size, length)
             if after > self.size:
@@ -200,7 +213,10 @@ class RecordReader:
             offset = after
 
     def _bytes(self, offset: int, length: int, window: bytes, start: int) -> bytes:
-        """``length`` bytes of the file from ``offset``, out of ``window`` if they are there."""
+        """``length`` bytes of the file from ``offset``, out of ``window`` if it holds them.
+
+        :raises UserError: if the file ends before that.
+        """
         local = offset - start
         if local + length <= len(window):
             return window[local:local + length]
@@ -212,20 +228,21 @@ class RecordReader:
         return data
 
     def _next_record(self, start: int) -> int:
-        """The first offset from ``start`` on, a multiple of four, with a record that stands as it should; else the
-        file's size."""
+        """The first offset from ``start`` on, a multiple of four, with a sound record; the file's size if there is
+        none."""
         place = start + (-start & 3)
         while place < self.size:
-            window = self._pread(_SCAN_READ, place)
+            window = self._pread(_SCAN_READ_BYTES, place)
             at = window.find(_MAGIC_BYTES)
             while at >= 0:
-                if at % 4 == 0 and self._stands(place + at):
+                if at % 4 == 0 and self._is_sound(place + at):
                     return place + at
                 at = window.find(_MAGIC_BYTES, at + 1)
-            place += _SCAN_READ
+            place += _SCAN_READ_BYTES
         return self.size
 
-    def _stands(self, offset: int) -> bool:
+    def _is_sound(self, offset: int) -> bool:
+        """True if a whole record begins at ``offset`` and another one, or the end of the file, follows."""
         try:
             after = self.end(offset)
             return after == self.size or self._bytes(after, 4, b"", after) == _MAGIC_BYTES
@@ -243,14 +260,14 @@ class RecordReader:
 
 
 def _after(payload_offset: int, length: int) -> int:
-    """Where the part after this one starts: its bytes are padded to a multiple of four."""
+    """The offset of the next part: a payload is padded to a multiple of four bytes."""
     return payload_offset + length + (-length & 3)
 
 
 class RecordWriter:
-    """Writes a ``.rec`` and its ``.idx``. Both appear whole when the ``with`` block ends, or not at all on an error.
+    """A writer of a ``.rec`` and its ``.idx``. Both appear whole when the ``with`` block ends; on an error, neither.
 
-    A kill leaves at most ``<name>.tmp`` files, which the next writer of the same path overwrites.
+    If the process is killed, at most ``<name>.tmp`` files are left, which the next writer of the same path overwrites.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike):
@@ -264,6 +281,7 @@ class RecordWriter:
     def __enter__(self) -> RecordWriter:
         try:
             for path in self._temporaries:
+                path.unlink(missing_ok=True)  # a link would be written through
                 self._files.append(open(path, "wb"))
         except OSError as error:
             self._discard()
@@ -271,7 +289,10 @@ class RecordWriter:
         return self
 
     def write(self, key: int, payload: bytes) -> None:
-        """Append ``payload`` (under 512 MiB) under ``key``, which must be above the key before."""
+        """Append ``payload`` (under 512 MiB) under ``key``, which must be greater than the last key.
+
+        :raises ValueError: if it is not, or if the payload does not fit the format.
+        """
         if len(payload) > MAX_LENGTH:
             raise ValueError(f"record {key} has {len(payload)} bytes, the format holds at most {MAX_LENGTH}")
         if key <= self._last_key:
@@ -286,7 +307,10 @@ class RecordWriter:
         self._offset += len(framed)
 
     def rewrite_first(self, payload: bytes) -> None:
-        """Put ``payload`` in the place of the first record, which must have its length: a header, known at the end."""
+        """Replace the first record, a header whose content is known at the end, by ``payload``.
+
+        :raises ValueError: unless both have the same length.
+        """
         framed = _frame(payload)
         if len(framed) != self._first_length:
             raise ValueError(f"the first record takes {self._first_length} bytes, the new one {len(framed)}")
@@ -294,8 +318,8 @@ class RecordWriter:
         self._files[0].write(framed)
         self._files[0].seek(self._offset)
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+    def __exit__(self, error_type: object, *_: object) -> None:
+        if error_type is not None:
             self._discard()
             return
         try:
@@ -306,7 +330,7 @@ class RecordWriter:
             self._discard()
             raise
         self._close()
-        # The old index goes first: a kill between the two renames must not leave it beside the new records.
+        # Remove the old index first: a kill between the two renames must not leave it beside the new records.
         self._targets[1].unlink(missing_ok=True)
         for temporary, target in zip(self._temporaries, self._targets):
             os.replace(temporary, target)
@@ -324,7 +348,7 @@ class RecordWriter:
 
 
 def _frame(payload: bytes) -> bytes:
-    """``payload`` with framing and padding, cut where it holds the magic word at a multiple of four bytes."""
+    """Frame and pad ``payload``, cut into parts where it holds the magic word at a multiple of four bytes."""
     cuts = []
     found = payload.find(_MAGIC_BYTES)
     while found >= 0:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a training set lies in its files: the property file, where its records are, and which of them are images."""
+"""The layout of a training set in its files: the property file, the places of its records, and the images among them.
+"""
 from __future__ import annotations
 
 import logging
@@ -11,7 +12,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from recognition.data.bad_records import BadRecords
-from recognition.data.record_index import key_again, read_index_lines, require_fitting
+from recognition.data.record_index import read_index_lines, repeated_key, require_fitting
 from recognition.data.recordio import PathLike, Record, RecordReader, unpack_record
 from recognition.errors import UserError
 from recognition.io.files import regular
@@ -22,7 +23,8 @@ _logger = logging.getLogger(__name__)
 
 
 class Property(NamedTuple):
-    """The file ``property``: number of classes, image size in pixels, and whether it says that the set is shuffled."""
+    """The content of the file ``property``: number of classes, image size in pixels, and ``shuffled`` if it has that
+    line."""
 
     num_classes: int
     height: int
@@ -31,7 +33,10 @@ class Property(NamedTuple):
 
 
 def read_property(path: PathLike) -> Property:
-    """The file ``property``: ``num_classes,height,width`` in its first line."""
+    """Read the file ``property``, whose first line is ``num_classes,height,width``.
+
+    :raises UserError: if it cannot be read or holds something else.
+    """
     try:
         with open(path, encoding="utf-8", errors="replace", opener=regular) as file:
             lines = [line.strip() for line in file.read(4096).splitlines()]
@@ -48,10 +53,13 @@ def read_property(path: PathLike) -> Property:
 
 
 def find_records(path: Path, reader: RecordReader, by_offset: bool, bad: BadRecords) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets by rising key or offset; without an index file, keys count the records as packers do.
+    """Keys and offsets of the records, int64 (N,) each, by rising offset if ``by_offset``, else by rising key. Without
+    an index file the records are found by a scan and numbered from 0 on, as packers do.
 
-    Where bad records are skipped, a record without framing is left out of what a scan finds, a key that stands there
-    twice is that of its first line, and an offset beyond the file shows when its image is read, if they are few.
+    If bad records are skipped and there are few of them, a scan leaves out records with damaged framing, the first line
+    of a repeated key counts, and an offset beyond the file is noticed when its image is read.
+
+    :raises UserError: on such a fault if bad records are not skipped, or on too many.
     """
     if not path.exists():
         damages: list[UserError] = []
@@ -61,7 +69,7 @@ def find_records(path: Path, reader: RecordReader, by_offset: bool, bad: BadReco
         return np.arange(len(offsets)), offsets
     require_fitting(path, reader.size)
     keys, offsets, again = read_index_lines(path)
-    _require_few(bad, again, len(keys), lambda n: UserError(key_again(path, keys, again[n])))
+    _require_few(bad, again, len(keys), lambda n: UserError(repeated_key(path, keys, again[n])))
     beyond = np.flatnonzero(offsets >= reader.size)
     _require_few(bad, beyond, len(keys), lambda n: UserError(
         f"{path}: line {beyond[n] + 1}: offset {offsets[beyond[n]]}, but {reader.path} has only {reader.size} bytes"))
@@ -73,8 +81,8 @@ def find_records(path: Path, reader: RecordReader, by_offset: bool, bad: BadReco
 
 
 def _warn_of_shared(path: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
-    """Say it if keys lead to the same record. Most indexes rise with their keys: then there is nothing to sort, which
-    takes 3 s for 42 million lines."""
+    """Log a warning if several keys lead to the same record. In most indexes offsets rise with the keys: then they need
+    no sorting, which takes 3 s for 42 million lines."""
     if (offsets[1:] > offsets[:-1]).all():
         return
     ordered = np.sort(offsets)
@@ -88,7 +96,8 @@ def _warn_of_shared(path: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
 
 def _require_few(bad: BadRecords, found: Sequence[Any] | np.ndarray, records: int,
                  error: Callable[[int], UserError]) -> None:
-    """Raise the first of the ``found`` faults, unless these are skipped and no more than their share of ``records``."""
+    """Raise the error of the first of the ``found`` faults, unless bad records are skipped and these are no more than
+    the tolerated share of ``records``."""
     if not len(found):
         return
     most = math.ceil(bad.share * records) if bad.skips else 0
@@ -99,7 +108,10 @@ def _require_few(bad: BadRecords, found: Sequence[Any] | np.ndarray, records: in
 
 
 def check_last(path: Path, reader: RecordReader, offsets: np.ndarray, bad: BadRecords) -> None:
-    """Raise a UserError for an index that stops before its record file does."""
+    """Compare the end of the last indexed record with the end of the record file.
+
+    :raises UserError: if the index stops before the file does.
+    """
     inside = offsets[offsets < reader.size] if bad.skips else offsets
     try:
         end = reader.end(int(inside.max())) if len(inside) else 0
@@ -113,7 +125,10 @@ def check_last(path: Path, reader: RecordReader, offsets: np.ndarray, bad: BadRe
 
 
 def find_images(reader: RecordReader, keys: np.ndarray, offsets: np.ndarray) -> slice:
-    """Which of the records are images: 1 .. first identity record - 1 behind a header, all of them without one."""
+    """The slice of the records that are images: 1 .. first identity record - 1 behind a header, all without one.
+
+    :raises UserError: if header and index do not fit together.
+    """
     everything = slice(0, None)
     if not len(keys) or keys[0] != 0:
         return everything
@@ -132,7 +147,8 @@ def find_images(reader: RecordReader, keys: np.ndarray, offsets: np.ndarray) -> 
 
 
 def _first_identity(reader: RecordReader, keys: np.ndarray, offsets: np.ndarray, announced: int) -> int:
-    """``announced``, or the first record near it without an image: above 2**24 the label of the header is rounded."""
+    """The key of the first identity record. That is ``announced``, the header's label; as a float32 it is rounded above
+    2**24, so the first record near it without an image counts."""
     margin = int(np.spacing(np.float32(announced))) // 2
     for key in range(announced - margin, announced + margin):
         position = np.searchsorted(keys, key)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of triplets: bags of images, embedded by the network as it stands, and the triplets chosen from them.
+"""Batches of triplets: the network embeds a bag of images, and triplets are chosen among them.
 
-A bag is what the logs call an epoch. Which images it holds is a function of (seed, bag); which triplets they give also
-depends on the network at the start of the bag, so a training state in the middle of one keeps the triplets.
+The logs call a bag an epoch. Its images are a function of (seed, bag). Its triplets also depend on the network at the
+start of the bag, so a training state that is saved in the middle of a bag holds them.
 """
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from recognition.data.augment import Augmentation
 from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import BEGINNING, EpochOrder, Position
+from recognition.data.triplet_choice import choose_triplets
 from recognition.errors import UserError
-from recognition.head.triplet_loss import choose_triplets
 
-MAX_BAGS = 10  # bags in a row that may together hold less than a batch
-_IDENTITIES, _IMAGES, _NEGATIVES = 2, 3, 4  # random streams; 0 and 1 are those of data/order.py
+MAX_BAGS = 10  # the loader gives up if so many bags in a row together hold less than a batch
+_IDENTITIES, _IMAGES, _NEGATIVES = 2, 3, 4  # random streams; data/order.py uses 0 and 1
 _logger = logging.getLogger(__name__)
 Judge = Callable[[int, np.ndarray, np.ndarray, np.ndarray], str]
 
 
 def refuse(bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
-    """A :class:`TripletLoader`'s judge that leaves no image out."""
+    """The default judge of a :class:`TripletLoader`: it leaves no image out.
+
+    :raises UserError: always.
+    """
     bad = records[~np.isfinite(features).all(axis=1)]
     raise UserError(f"bag {bag}: the embeddings of {len(bad)} of {len(records)} images are not finite, the first of "
                     f"them record {bad[0]}; try a lower --lr")
 
 
 class Bags:
-    """Which images each bag holds.
+    """The images of each bag.
 
-    In a round every identity comes up once, in random order, with up to ``images_per_identity`` random images; a bag is
-    the next ``bag_size`` of these at most, its identities whole but for the last. What does not fill the last bag of a
-    round is left out.
+    In a round every identity comes up once, in random order, with up to ``images_per_identity`` random images. A bag is
+    the next ``bag_size`` of these, or fewer; only its last identity may be cut. Images that do not fill the last bag of
+    a round are left out.
     """
 
     def __init__(self, dataset: FaceDataset, images_per_identity: int, bag_size: int, seed: int):
@@ -65,7 +68,7 @@ class Bags:
         counts = self._counts[identities]
         owner = np.repeat(np.arange(len(identities)), counts)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        # Random order within each identity: its rows stay in their place and get other images.
+        # Random order within each identity: its rows keep their place and get other images.
         shuffled = np.lexsort((self._random(len(owner), bag, _IMAGES), owner))
         images = self._images[self._starts[identities][owner] + within][shuffled]
         return images[within < self._most][:self._size]
@@ -81,12 +84,13 @@ class Bags:
 
 
 class TripletLoader:
-    """Iterator over batches of triplets from ``start`` on: ``start.epoch`` is a bag, its offset images used of it.
+    """Iterator over batches of triplets from ``start`` on: ``start.epoch`` is a bag, ``start.offset`` the number of its
+    images that are used up.
 
     A batch of T triplets holds 3 T images: device by device its anchors, positives, negatives, each augmented anew.
-    The triplets of a bag that do not fill a batch are left out; a bag of less than a batch is joined to the next. Once
-    MAX_BAGS bags give no batch, nothing is left to learn and the iterator ends with a line, or raises a ``UserError``
-    if nothing was learnt yet.
+    The triplets of a bag that do not fill a batch are left out; a bag of less than a batch is joined to the next. If
+    MAX_BAGS bags together give no batch, nothing is left to learn: the iterator logs a line and ends, or raises a
+    ``UserError`` if the first bag is among them.
     """
 
     def __init__(self, dataset: FaceDataset, bags: Bags, embed: Callable[[np.ndarray], np.ndarray],
@@ -94,13 +98,13 @@ class TripletLoader:
                  part: tuple[int, int] | None = None, start: Position = BEGINNING,
                  saved: Mapping[str, np.ndarray] | None = None, threads: int = 2, prefetch: int = 3,
                  gather: Callable[[np.ndarray], np.ndarray] = np.asarray, judge: Judge = refuse):
-        """:param embed: features (n, D) of images uint8 (n, 3, H, W); each process embeds its ``part`` of a bag.
-        :param device_batch: images a device, a multiple of 3.
-        :param saved: the :meth:`state` of the run that stood at ``start``.
+        """:param embed: gives features (n, D) of images uint8 (n, 3, H, W); each process embeds its ``part`` of a bag.
+        :param device_batch: images of a device, a multiple of 3.
+        :param saved: the :meth:`state` of the run that was saved at ``start``.
         :param gather: the communicator's ``all_gather``, with several processes.
-        :param judge: called for a bag with embeddings that are not finite, in all processes with the same: its number,
-            record keys and labels (n,), embeddings (n, D). It raises a ``UserError``, or returns the line that says
-            that these images are left out.
+        :param judge: called, in all processes alike, for a bag with embeddings that are not finite: with its number,
+            record keys and labels (n,), embeddings (n, D). It raises a ``UserError``, or returns the log line about
+            leaving these images out.
         """
         self._dataset, self._bags, self._embed, self._gather, self._judge = dataset, bags, embed, gather, judge
         self._augmentation, self._alpha, self._max_ap = augmentation, alpha, max_ap
@@ -117,11 +121,12 @@ class TripletLoader:
         return next(self._batches)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a run needs, beside the position after the last batch, to go on: the triplets of an unfinished bag."""
+        """The arrays that a resumed run needs beside the position after the last batch: the triplets of an unfinished
+        bag."""
         return {"triplets": self._triplets} if self._position.offset else {}
 
     def close(self) -> None:
-        """Drop what is under way and end the threads. May be called twice."""
+        """Drop the batches under way and end the threads. May be called twice."""
         self._batches.close()
 
     def __enter__(self) -> TripletLoader:
@@ -138,7 +143,7 @@ class TripletLoader:
                 if not len(self._triplets):
                     return
             images = lay_out(self._triplets, offset, self._global_batch, self._device_batch)
-            if len(images) == offset:  # resumed with a larger batch than what was left
+            if len(images) == offset:  # the rest of the bag does not fill a batch, which is larger than before
                 self._position = Position(bag + 1, 0)
                 continue
             with self._open(images, self._augmentation, Position(bag, offset)) as batches:
@@ -149,13 +154,17 @@ class TripletLoader:
                         break
 
     def _open(self, images: np.ndarray, augmentation: Augmentation | None, start: Position) -> BatchLoader:
-        """Batches of ``images`` in this order; randoms are those of the place, not of the image."""
+        """Batches of ``images`` in this order. Random numbers belong to the place, not to the image."""
         order = EpochOrder(len(images), self._bags.seed, shuffle=False)
         return BatchLoader(self._dataset.take(images), order, augmentation, self._global_batch, self._part, start,
                            self._threads, self._prefetch)
 
     def _mine(self, first: int) -> tuple[int, np.ndarray]:
-        """Triplets enough for a batch from bag ``first`` and, if need be, those after it; the last of these bags."""
+        """Choose at least a batch of triplets, from bag ``first`` and, if need be, from the bags after it. Returns the
+        last of these bags, and the triplets, int64 (T, 3); T = 0 if there is nothing left to learn.
+
+        :raises UserError: if bag 0 is among bags that give no batch, or if no image has an embedding other than zero.
+        """
         needed, found, bag, usable = self._global_batch // 3, np.empty((0, 3), np.int64), first, 0
         for bag in range(first, first + MAX_BAGS):
             triplets, images = self._choose(bag)
@@ -173,7 +182,8 @@ class TripletLoader:
         return bag, found[:0]
 
     def _choose(self, bag: int) -> tuple[np.ndarray, int]:
-        """The triplets of one bag, int64 (T, 3), images of the set; and how many images they were chosen from."""
+        """The triplets of one bag, int64 (T, 3), as images of the set; and the number of images they were chosen from.
+        """
         began = time.perf_counter()
         images = self._bags.images(bag)
         labels = self._bags.labels[images]
@@ -195,16 +205,19 @@ class TripletLoader:
 
     def _leave_out(self, bag: int, images: np.ndarray, labels: np.ndarray, features: np.ndarray,
                    usable: np.ndarray) -> None:
-        """:raises UserError: if not finite embeddings end the run, or the ``usable`` images hold no triplet."""
+        """Let the judge decide about embeddings that are not finite, and log its line.
+
+        :raises UserError: if the judge ends the run, or if the ``usable`` images hold no triplet.
+        """
         line = self._judge(bag, self._dataset.records[1][images], labels, features)
         _, counts = np.unique(labels[usable], return_counts=True)
         if len(counts) < 2 or counts.max() < 2:
             raise UserError(f"{line}; the {usable.sum()} images left hold no triplet")
-        _logger.info("%s", line)  # by the first process
+        _logger.info("%s", line)  # only the first process logs it
 
     def _features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (n, D) of the images as they are, zeros for one that another stands in for; before them, whether
-        it is the image itself, bool (n,)."""
+        """Embed images, int64 (n,), without augmentation. Returns bool (n,), False where another image took the place
+        of a bad one, and the embeddings (n, D), zeros in those rows."""
         count, size = -(-len(images) // self._global_batch), self._global_batch
         start, stop = self._part or (0, size)
         padded = np.resize(images, count * size)
@@ -220,9 +233,9 @@ class TripletLoader:
 
 
 def lay_out(triplets: np.ndarray, offset: int, global_batch: int, device_batch: int) -> np.ndarray:
-    """Images of ``triplets`` (T, 3) batch by batch and device by device: anchors, positives, negatives.
+    """The images of ``triplets`` (T, 3), batch by batch and device by device: anchors, positives, negatives.
 
-    The first ``offset`` images are used up, whatever their layout was; the rest fills whole batches.
+    The first ``offset`` images are used up, in any layout; the rest fills whole batches.
     """
     used, rest = triplets[:offset // 3], triplets[offset // 3:]
     whole = len(rest) * 3 // global_batch * global_batch // 3

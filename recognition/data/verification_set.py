@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification sets: ``<target>.bin`` files, which are pickles of (encoded images, issame), read without running them.
 
-A pickle can name any function and have it called. Here the opcodes are looked through first, then every name that the
-pickle asks for is answered with a stand-in of ours that does nothing but keep bytes, or refused.
+A pickle can name any function and have it called. Here all opcodes are checked first. Then each name in the pickle gets
+a stand-in of ours, which only keeps bytes, or is refused.
 """
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_pl
 from recognition.data.image_header import image_size as size_of
 from recognition.data.recordio import PathLike
 from recognition.errors import UserError
-from recognition.io.files import regular
+from recognition.io.files import regular, replacing
 from recognition.io.pickles import load_restricted
 
 MAX_IMAGES = 1 << 20
-MOST_UNFOLDED = 100  # times a file's size: what its images have together. Pairs may share images
-MOST_PIXELS = 1 << 33  # of all images: 600,000 a pair of 7,000. A minute or two of decoding
-_CHUNK = 64  # images that a thread decodes at a time
+MOST_UNFOLDED = 100  # bytes of all images together, in sizes of the file: pairs may share images
+MOST_PIXELS = 1 << 33  # of all images together, 600,000 for each image of 7,000 pairs: a minute or two of decoding
+_IMAGES_PER_TASK = 64
 _MOST_THREADS = 8
 _EXPECTED = "expected a pickle of (encoded images, issame)"
 _OPCODES = frozenset((
@@ -40,7 +40,7 @@ _OPCODES = frozenset((
 
 
 class VerificationSet(NamedTuple):
-    """Pair p is images 2 p and 2 p + 1."""
+    """The pairs of one set: pair p is images 2 p and 2 p + 1."""
 
     name: str  # the file's name without .bin
     images: np.ndarray  # uint8 (2 P, 3, H, W) RGB
@@ -52,6 +52,8 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
 
     Images may be bytes, numpy uint8 arrays of encoded bytes, or strings of Python 2. Images of another size are
     scaled as the recipes do, see :func:`recognition.data.image.fit`.
+
+    :raises UserError: if the file is no verification set, or an image cannot be used.
     """
     encoded, issame = _unpickle(Path(path))
     height, width = image_size
@@ -62,7 +64,7 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     images = np.empty((len(encoded), 3, height, width), np.uint8)
 
     def decode(first: int) -> None:
-        for i in range(first, min(first + _CHUNK, len(encoded))):
+        for i in range(first, min(first + _IMAGES_PER_TASK, len(encoded))):
             try:
                 write_planes(fit(decode_rgb(_image_bytes(encoded[i]), MOST_RECORD_PIXELS), height, width), images[i])
             except ValueError as error:
@@ -71,7 +73,7 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     _check_pixels(path, encoded)
     pool = ThreadPoolExecutor(min(processors(), _MOST_THREADS), thread_name_prefix="decode")
     try:
-        for _ in pool.map(decode, range(0, len(encoded), _CHUNK)):  # in order: of several errors the first is raised
+        for _ in pool.map(decode, range(0, len(encoded), _IMAGES_PER_TASK)):  # in order: raises the first error
             pass
     finally:
         pool.shutdown(cancel_futures=True)
@@ -82,7 +84,7 @@ def read_bin(path: PathLike) -> tuple[list[bytes], np.ndarray]:
     """The 2 P images of a verification set, still encoded, and issame, bool ``(P,)``."""
     encoded, issame = _unpickle(Path(path))
     images: list[bytes] = []
-    copies: dict[int, bytes] = {}  # of arrays that pairs share
+    copies: dict[int, bytes] = {}  # by id: one copy of an array that pairs share
     for i, item in enumerate(encoded):
         try:
             if id(item) not in copies:
@@ -94,19 +96,11 @@ def read_bin(path: PathLike) -> tuple[list[bytes], np.ndarray]:
 
 
 def save_bin(path: PathLike, encoded_images: Sequence[bytes], issame: Sequence[bool]) -> None:
-    """Write a verification set of plain bytes and booleans, which ``pickle.load`` of any Python 3 reads."""
+    """Write a verification set of plain bytes and booleans. ``pickle.load`` of any Python 3 reads it."""
     if len(encoded_images) != 2 * len(issame):
         raise ValueError(f"{len(encoded_images)} images for {len(issame)} pairs")
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            pickle.dump(([bytes(image) for image in encoded_images], [bool(same) for same in issame]), file, protocol=3)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        pickle.dump(([bytes(image) for image in encoded_images], [bool(same) for same in issame]), file, protocol=3)
 
 
 def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
@@ -117,7 +111,7 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
             content = load_restricted(file, _OPCODES, _known(_Bytes(2 * os.fstat(file.fileno()).st_size)))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # a broken pickle fails in any way, within the bounds of what was checked
+    except Exception as error:  # a broken pickle may raise anything
         raise UserError(f"{path}: {_one_line(error)}; {_EXPECTED}") from error
     if not (isinstance(content, (tuple, list)) and len(content) == 2 and isinstance(content[0], (tuple, list))):
         raise UserError(f"{path}: found {_describe(content)}; {_EXPECTED}")
@@ -133,7 +127,11 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
 
 
 def _check_size(path: Path, images: Sequence[Any]) -> None:
-    """A file of kilobytes can name one image a million times, which would be decoded as often."""
+    """Limit the bytes of all images together. A file of kilobytes can name one image a million times, and it would be
+    decoded as often.
+
+    :raises UserError: if they are more than MOST_UNFOLDED times the file's size.
+    """
     total = sum(len(image.data if isinstance(image, _Array) else image) for image in images
                 if isinstance(image, (_Array, bytes, bytearray)))
     size = path.stat().st_size
@@ -143,10 +141,13 @@ def _check_size(path: Path, images: Sequence[Any]) -> None:
 
 
 def _check_pixels(path: PathLike, images: Sequence[Any]) -> None:
-    """Files of a hundred bytes a picture can be hours of decoding."""
+    """Limit the pixels of all images together: a hundred bytes a picture can take hours of decoding.
+
+    :raises UserError: if they are more than MOST_PIXELS.
+    """
     total = 0
     for image in images:
-        with contextlib.suppress(ValueError):  # which comes again, with the image's number
+        with contextlib.suppress(ValueError):  # decoding raises it again, with the image's number
             height, width = size_of(_image_bytes(image)) or (0, 0)
             total += height * width
     if total > MOST_PIXELS:
@@ -154,13 +155,13 @@ def _check_pixels(path: PathLike, images: Sequence[Any]) -> None:
 
 
 class _Bytes:
-    """Makes byte strings, of at most ``left`` bytes together: a pickle can name one text again and again."""
+    """A maker of byte strings, of at most ``left`` bytes together: a pickle can encode one text again and again."""
 
     def __init__(self, left: int) -> None:
         self._left = left
 
     def encoded(self, text: str, encoding: str) -> bytes:
-        """How protocol 2 writes bytes."""
+        """The replacement for ``_codecs.encode``, by which protocol 2 writes bytes."""
         if encoding not in ("latin1", b"latin1"):
             raise ValueError(f"it has text in {encoding!r}")
         self._spend(len(text))
@@ -179,7 +180,7 @@ class _Bytes:
 
 
 def _known(made: _Bytes) -> dict[str, Callable[..., Any]]:
-    """What stands for each of the names that byte strings and numpy arrays need, in either of its spellings."""
+    """The replacements for the names that byte strings and numpy arrays need, in all their spellings."""
     names: dict[str, Callable[..., Any]] = {
         "numpy.ndarray": _refuse_call,  # only an argument of _reconstruct
         "numpy.dtype": _DType,
@@ -200,7 +201,7 @@ def _refuse_call(*_: object) -> None:
 
 
 class _DType:
-    """Stands for ``numpy.dtype``: uint8 or bool."""
+    """A stand-in for ``numpy.dtype``: uint8 or bool."""
 
     def __init__(self, name: str | bytes, *_: object):
         self.name = name.decode("latin1") if isinstance(name, bytes) else name
@@ -208,11 +209,11 @@ class _DType:
             raise ValueError(f"it has numpy values of type {str(self.name)[:20]!r}")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and fields, which a type of one byte has not."""
+        """Ignore byte order and fields, which a type of one byte does not have."""
 
 
 class _Array:
-    """Stands for a numpy array of one-byte elements: keeps the bytes of the file, makes no array."""
+    """A stand-in for a numpy array of one-byte elements: it keeps the bytes of the file and makes no array."""
 
     def __init__(self, shape: tuple[int, ...] = (0,), dtype: _DType | None = None, data: bytes = b""):
         self.shape, self.dtype, self.data = shape, dtype, data

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All pairs of N embeddings, 1:1: TAR at low FAR, exact, in memory that does not grow with the number of pairs.
+"""1:1 verification of all pairs of N embeddings: exact TAR at low FAR, in memory that does not grow with the pairs.
 
-Two passes of matrix products over blocks. The first goes over all pairs and keeps the few highest scores of different
-identities (``rates.Highest``): they are the thresholds. The second goes over the pairs of one identity
-alone, which lie near the diagonal as the rows are sorted by identity, and counts how many lie above. A histogram of
-scores would give a threshold that is right to the width of a bin; here it is the score itself, as float32 gives it.
+There are two passes of matrix products over blocks. The first visits all pairs and keeps the few highest scores of
+different identities (``rates.Highest``): they are the thresholds. The second visits the pairs of one identity alone,
+which lie near the diagonal as the rows are sorted by identity, and counts how many lie above each threshold. A
+histogram of scores would give thresholds to the width of a bin; here each is a score itself, in float32.
 """
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ from recognition.evaluation.rates import (
     thresholds_at,
 )
 
-BLOCK = 2048  # rows: a block of scores is 16 MiB
+ROWS_AT_ONCE = 2048  # a block of scores has 16 MiB
 
 
 class AllPairs(NamedTuple):
-    """What all pairs show."""
+    """The rates and the curve of all pairs."""
 
     same_pairs: int
     different_pairs: int
     rates: list[Rate]
-    curve: tuple[np.ndarray, np.ndarray]  # FAR and TAR, to the highest FAR asked for or as far as CURVE_SCORES go
+    curve: tuple[np.ndarray, np.ndarray]  # FAR and TAR, up to the highest wanted FAR or to CURVE_SCORES scores
 
 
 def count_pairs(identities: np.ndarray) -> tuple[int, int]:
-    """The numbers of pairs of one identity and of two."""
+    """The number of pairs of one identity, and of pairs of two."""
     counts = np.unique(identities, return_counts=True)[1].astype(object)  # whole numbers of any size
     same = int((counts * (counts - 1) // 2).sum())
     return same, len(identities) * (len(identities) - 1) // 2 - same
 
 
 def check_pairs(identities: np.ndarray, fars: Sequence[float], name: str) -> None:
-    """Raise UserError if there are no pairs of one identity or of two, or too high a FAR for so many."""
+    """Check that FARs can be measured on the pairs of ``identities``, int64 (N,).
+
+    :raises UserError: if there are no pairs of one identity or none of two, or if a FAR needs too many scores.
+    """
     same, different = count_pairs(identities)
     if not same or not different:
         kinds = "of one identity" if different else "of two identities"
@@ -56,7 +59,7 @@ def check_pairs(identities: np.ndarray, fars: Sequence[float], name: str) -> Non
 
 
 def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Sequence[float], name: str = "all",
-                       block: int = BLOCK) -> AllPairs:
+                       block: int = ROWS_AT_ONCE) -> AllPairs:
     """TAR at each FAR over all pairs.
 
     :param embeddings: float32 ``(N, D)``, normalised
@@ -88,9 +91,9 @@ def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Seq
 
 def _score_blocks(embeddings: np.ndarray, identities: np.ndarray, block: int,
                   near_diagonal: bool) -> Iterator[tuple[np.ndarray, ...]]:
-    """Scores of blocks on and right of the diagonal, with masks of what is of one identity and of what is a pair (right
-    of the diagonal itself). The masks are None for blocks without an identity in common; with ``near_diagonal`` those
-    are left out."""
+    """Yield blocks of scores (n, m) on and right of the diagonal, each with two masks, bool (n, m): pairs of one
+    identity, and pairs at all (right of the diagonal itself). For blocks whose rows and columns share no identity the
+    masks are None; ``near_diagonal`` leaves such blocks out."""
     starts = range(0, len(embeddings), block)
     for low in starts:
         rows = slice(low, low + block)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MegaFace's protocol: find a photograph of the same person among a million of others.
+"""MegaFace's protocol: find a photograph of the same person among a million photographs of others.
 
-For each ordered pair (probe, mate) of photographs of one person, the gallery is the mate and all distractors: the rank
-of the mate is one more than the number of distractors that score at least as high. Verification: the pairs of one
-person among the probes, against every probe with every distractor. Distractors come in blocks and are not kept.
+Identification: for each ordered pair (probe, mate) of photographs of one person, the gallery is the mate and all
+distractors. The rank of the mate is one more than the number of distractors that score at least as high. Verification:
+the pairs of one person among the probes are compared with all pairs of a probe and a distractor. Distractors come in
+blocks and are not kept.
 """
 from __future__ import annotations
 
@@ -25,24 +26,26 @@ from recognition.evaluation.rates import (
     thresholds_at,
 )
 
-BLOCK_BYTES = 16 << 20  # of one block of scores: in cache when it is looked through
+BLOCK_BYTES = 16 << 20  # of one block of scores, which is read while it is in the cache
 
 
 class Found(NamedTuple):
-    """What a search among distractors gives."""
+    """The result of a search among distractors."""
 
-    ranks: np.ndarray  # int64 (pairs,), from 1, of every ordered pair of probe and mate
+    ranks: np.ndarray  # int64 (pairs,), from 1, one for every ordered pair of probe and mate
     rates: list[Rate]
-    same_pairs: int  # not ordered
+    same_pairs: int  # unordered
     different_pairs: int
     distractors: int
     curve: tuple[np.ndarray, np.ndarray]  # FAR and TAR, as far as scores were kept
 
 
 class _Mates(NamedTuple):
-    scores: list[np.ndarray]  # of each probe with each mate, ascending, float32
-    beaten_by: list[np.ndarray]  # int64 (mates + 1,): how many distractors score at least as high as k of them
-    lowest: np.ndarray  # float32 (P,): the score with the mate that is least like the probe, inf without one
+    """The mates of each of P probes."""
+
+    scores: list[np.ndarray]  # float32 (mates,) for each probe: its scores with its mates, ascending
+    beaten_by: list[np.ndarray]  # int64 (mates + 1,) for each probe: distractors that score at least as high as k mates
+    lowest: np.ndarray  # float32 (P,): the lowest score with a mate, inf for a probe without one
 
 
 def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Iterable[np.ndarray], distractors: int,
@@ -51,7 +54,7 @@ def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Itera
 
     :param probes: float32 ``(P, D)``, normalised; ``identities``: int64 ``(P,)``
     :param blocks: float32 ``(n, D)`` each, normalised, ``distractors`` rows in all
-    :raises UserError: if no two probes are of one identity, or a FAR is too high for so many pairs.
+    :raises UserError: if no two probes have one identity, or if a FAR needs too many scores.
     """
     mates = _find_mates(probes, identities)
     same_pairs = sum(map(len, mates.scores)) // 2
@@ -73,7 +76,7 @@ def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Itera
     kept = highest.descending()
     asked, places = thresholds_at(fars, kept, different), curve_places(len(kept))
     accepted = count_above(np.concatenate(mates.scores), np.concatenate([asked, kept[places]]))
-    accepted //= 2  # each pair is there from both sides
+    accepted //= 2  # each pair is counted from both sides
     ranks = [1 + np.cumsum(counts[::-1])[::-1][1:] for counts in mates.beaten_by]
     rates = rates_at(fars, kept, different, accepted[: len(fars)], same_pairs, asked)
     curve = curve_at(kept, places, different, accepted[len(fars) :], same_pairs)
@@ -85,7 +88,7 @@ def _find_mates(probes: np.ndarray, identities: np.ndarray) -> _Mates:
     for identity in np.unique(identities):
         rows = np.flatnonzero(identities == identity)
         between = probes[rows] @ probes[rows].T
-        between = np.maximum(between, between.T)  # the same bits from both sides of a pair
+        between = np.maximum(between, between.T)  # so that both sides of a pair have the same bits
         for i, row in enumerate(rows.tolist()):
             scores[row] = np.sort(np.delete(between[i], i))
     lowest = np.array([of_one[0] if len(of_one) else np.inf for of_one in scores], np.float32)
@@ -93,8 +96,8 @@ def _find_mates(probes: np.ndarray, identities: np.ndarray) -> _Mates:
 
 
 def _count(scores: np.ndarray, best: np.ndarray, mates: _Mates) -> None:
-    """Add to each probe's counts: a distractor that scores at least as high as k mates counts at k. ``best``, each
-    probe's highest score of the block, says whether there is one: for most probes there is none."""
+    """Count the distractors of a block, scores (P, n), in ``mates.beaten_by``: one that scores at least as high as k
+    mates counts at k. Most probes need no look: their highest score in the block, ``best`` (P,), is below all mates."""
     for i in np.flatnonzero(best >= mates.lowest).tolist():
         row, of_mates, counts = scores[i], mates.scores[i], mates.beaten_by[i]
         reaching = row[row >= of_mates[0]]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identification: who of a gallery is it? Ranks, the CMC curve, and TPIR at FPIR where a probe may be nobody's.
+"""Identification: which identity of a gallery is it? Ranks, the CMC curve, and TPIR at FPIR for probes that may be
+missing from the gallery.
 
-Scores are inner products, higher is nearer. A tie counts against the probe: its mate's rank is one more than the number
+Scores are inner products; higher is nearer. A tie counts against the probe: its mate's rank is one more than the number
 of others that score at least as high, so a network that maps everything to one point identifies nobody.
 """
 from __future__ import annotations
@@ -18,27 +19,27 @@ BLOCK_BYTES = 64 << 20  # of one block of scores
 
 
 class Search(NamedTuple):
-    """What a search of the gallery gives for each of P probes."""
+    """The result of a search of the gallery for P probes."""
 
-    mate: np.ndarray  # float32 (P,): highest score of the probe's own identity, -inf where the gallery lacks it
-    other: np.ndarray  # float32 (P,): highest score of any other identity, -inf where there is none
-    rank: np.ndarray  # int64 (P,): of the mate, from 1; 0 where the gallery lacks it
+    mate: np.ndarray  # float32 (P,): highest score of the probe's own identity, -inf if the gallery lacks it
+    other: np.ndarray  # float32 (P,): highest score of any other identity, -inf if there is none
+    rank: np.ndarray  # int64 (P,): rank of the mate, from 1; 0 if the gallery lacks it
 
     @property
     def mated(self) -> np.ndarray:
-        """Whether the probe's identity is in the gallery: bool ``(P,)``."""
+        """True for each probe whose identity is in the gallery: bool ``(P,)``."""
         return self.rank > 0
 
 
 class Tpir(NamedTuple):
     """True positive identification rate at a false positive identification rate."""
 
-    fpir: float  # as asked for
+    fpir: float  # the wanted one
     threshold: float  # an identification: the best score lies above it
     tpir: float
 
     def as_json(self) -> dict[str, Any]:
-        """For a JSON file: a threshold that is not finite is None."""
+        """The fields for a JSON file, with None for a threshold that is not finite."""
         return {**self._asdict(), "threshold": self.threshold if np.isfinite(self.threshold) else None}
 
 
@@ -47,12 +48,12 @@ def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, galle
     """Search a gallery for each probe, in blocks of probes.
 
     :param probes: float32 ``(P, D)``, ``gallery`` float32 ``(G, D)``, normalised
-    :param probe_ids: int64 ``(P,)``, ``gallery_ids`` int64 ``(G,)``; an identity may have several entries, of which
-        the best counts, and the others of it are not in the way
+    :param probe_ids: int64 ``(P,)``, ``gallery_ids`` int64 ``(G,)``. If an identity has several entries, the best one
+        counts, and the others do not lower its rank.
     """
     count = len(probes)
     result = Search(np.full(count, -np.inf, np.float32), np.full(count, -np.inf, np.float32), np.zeros(count, np.int64))
-    step = max(1, block_bytes // (8 * max(1, len(gallery))))  # scores, and the mask of them
+    step = max(1, block_bytes // (8 * max(1, len(gallery))))  # for scores and their mask
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))
         scores = probes[rows] @ gallery.T
@@ -79,20 +80,20 @@ def cmc(ranks: np.ndarray, up_to: int) -> np.ndarray:
 def tpir_at(fpirs: Sequence[float], found: Search, name: str = "gallery") -> list[Tpir]:
     """TPIR at each FPIR: NIST's open-set identification with rank 1.
 
-    Of the U probes that are not in the gallery at most ``fpir U`` may find somebody above the threshold; of the others
-    those count whose best is their mate and lies above it.
+    At most ``fpir U`` of the U probes that are not in the gallery may find somebody above the threshold. Any other
+    probe counts as identified if its best match is its mate and lies above the threshold.
 
-    :raises UserError: if there are no probes of either kind.
+    :raises UserError: if all probes are in the gallery, or none is.
     """
     mated = found.mated
     if mated.all() or not mated.any():
         what = "in the gallery" if mated.any() else "missing from it"
         raise UserError(f"{name}: all {len(mated)} probes are {what}, expected some of both kinds")
-    strangers = np.sort(found.other[~mated])[::-1]
+    unmated = np.sort(found.other[~mated])[::-1]
     thresholds = []
     for fpir in fpirs:
-        allowed = allowed_accepts(fpir, len(strangers))
-        thresholds.append(strangers[allowed] if allowed < len(strangers) else np.float32(-np.inf))
+        allowed = allowed_accepts(fpir, len(unmated))
+        thresholds.append(unmated[allowed] if allowed < len(unmated) else np.float32(-np.inf))
     right = found.mate[mated & (found.rank == 1)]
     return [Tpir(fpir, float(threshold), np.count_nonzero(right > threshold) / int(mated.sum()))
             for fpir, threshold in zip(fpirs, thresholds)]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""True accept rate (TAR) at a false accept rate (FAR), exact however many pairs of different identities there are.
+"""True accept rate (TAR) at a false accept rate (FAR), exact for any number of pairs of different identities.
 
-Only the highest scores of pairs of different identities decide a threshold at a low FAR: of N such pairs a FAR of f
-lets floor(f N) through, so the threshold is the next highest score, and a pair is accepted when its score is above it.
-:class:`Highest` keeps those few of a stream of any length; no histogram, no rounding. Equal scores are accepted or
-refused together, so the FAR reached may be below the one asked for, never above. It is the rule of
-:func:`recognition.evaluation.roc.tar_at_far`, with scores (higher is nearer) in place of distances.
+The highest scores of pairs of different identities decide the threshold at a low FAR: a FAR of f accepts floor(f N) of
+N such pairs, so the threshold is the next highest score, and a pair is accepted when its score lies above it.
+:class:`Highest` keeps these few scores of a stream of any length; there is no histogram and no rounding. Equal scores
+are accepted or refused together, so the FAR may be lower than the wanted one, but never higher.
+:func:`recognition.evaluation.roc.tar_at_far` has the same rule, with distances in place of scores (higher is nearer).
 """
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ import numpy as np
 
 from recognition.errors import UserError
 
-MOST_KEPT = 1 << 24  # scores of pairs of different identities, 64 MiB
-CURVE_SCORES = 1 << 16  # kept at least, so that small sets have a whole curve, not its first points
+MOST_SCORES = 1 << 24  # of pairs of different identities, 64 MiB
+CURVE_SCORES = 1 << 16  # kept for the curve: small sets have a whole one, not only its first points
 CURVE_POINTS = 200
 
 
 class Rate(NamedTuple):
     """One entry of a table of TAR at FAR."""
 
-    far: float  # as asked for
-    threshold: float  # accepted: a score above it
+    far: float  # the wanted one
+    threshold: float  # scores above it are accepted
     tar: float
-    false_accepts: int  # that the threshold lets through
-    allowed: int  # that the FAR would let through
+    false_accepts: int  # with this threshold
+    allowed: int  # false accepts that the FAR allows
 
     def as_json(self) -> dict[str, Any]:
-        """For a JSON file: a threshold that accepts everything is None."""
+        """The fields for a JSON file, with None for a threshold that accepts everything."""
         return {**self._asdict(), "threshold": self.threshold if np.isfinite(self.threshold) else None}
 
 
 def allowed_accepts(far: float, pairs: int) -> int:
-    """The largest k with ``k / pairs <= far``: in float64, as a rate is computed from counts, not of ``far * pairs``,
-    which rounds 0.29 * 100 down to 28."""
+    """The largest k with ``k / pairs <= far``, computed in float64 like a rate from counts. ``int(far * pairs)`` would
+    not do: it gives 28 for 0.29 * 100."""
     k = min(pairs, int(far * pairs))
     while k < pairs and (k + 1) / pairs <= far:
         k += 1
@@ -46,10 +46,10 @@ def allowed_accepts(far: float, pairs: int) -> int:
     return k
 
 
-def scores_needed(fars: Sequence[float], pairs: int, name: str = "pairs", most: int = MOST_KEPT) -> int:
-    """How many of the highest of ``pairs`` scores decide the thresholds at ``fars``.
+def scores_needed(fars: Sequence[float], pairs: int, name: str = "pairs", most: int = MOST_SCORES) -> int:
+    """The number of the highest of ``pairs`` scores that decide the thresholds at ``fars``.
 
-    :raises UserError: if there are no pairs, or more scores than ``most`` would have to be kept.
+    :raises UserError: if there are no pairs, or if that number is greater than ``most``.
     """
     if pairs < 1:
         raise UserError(f"{name}: found no pairs of different identities, expected some to find thresholds on")
@@ -61,7 +61,7 @@ def scores_needed(fars: Sequence[float], pairs: int, name: str = "pairs", most: 
 
 
 class Highest:
-    """The ``count`` highest of a stream of scores, float32, in memory for twice as many and one addition."""
+    """The ``count`` highest of a stream of scores, float32. It takes memory for twice as many and for one addition."""
 
     def __init__(self, count: int) -> None:
         self.count, self.seen = count, 0
@@ -71,7 +71,7 @@ class Highest:
         self.floor = np.float32(-np.inf)  # scores below it cannot be among the highest any more
 
     def add(self, scores: np.ndarray, best: np.ndarray | None = None) -> None:
-        """Take scores of any shape, finite. ``best``, the highest of each row, saves a look at low rows."""
+        """Add finite scores of any shape. ``best``, the highest score of each row, spares a look at low rows."""
         self.seen += scores.size
         if best is not None:
             scores = scores[best >= self.floor]
@@ -92,15 +92,16 @@ class Highest:
         self._kept = kept
 
     def descending(self) -> np.ndarray:
-        """float32 ``(min(count, seen),)``, the highest first."""
+        """The scores, float32 ``(min(count, seen),)``, the highest first."""
         self._merge()
         return np.sort(self._kept)[::-1]
 
 
 def thresholds_at(fars: Sequence[float], highest: np.ndarray, pairs: int) -> np.ndarray:
-    """The lowest threshold whose FAR is at most each of ``fars``; float32, -inf where everything may be accepted.
+    """For each of ``fars`` the lowest threshold with at most this FAR: float32 (fars,), -inf if everything may be
+    accepted.
 
-    :param highest: descending, as many as :func:`scores_needed` says or more, of the ``pairs`` scores.
+    :param highest: the highest of the ``pairs`` scores, descending, at least :func:`scores_needed` of them.
     """
     slots = [allowed_accepts(far, pairs) for far in fars]
     return np.array([highest[k] if k < pairs else -np.inf for k in slots], np.float32)
@@ -108,7 +109,10 @@ def thresholds_at(fars: Sequence[float], highest: np.ndarray, pairs: int) -> np.
 
 def rates_at(fars: Sequence[float], highest: np.ndarray, pairs: int, accepted: np.ndarray, same_pairs: int,
              thresholds: np.ndarray) -> list[Rate]:
-    """The table's entries: ``accepted``, int64, of the ``same_pairs`` pairs of one identity lie above the threshold."""
+    """The entries of a table of TAR at FAR.
+
+    :param accepted: int64 (fars,), how many of the ``same_pairs`` pairs of one identity lie above each threshold.
+    """
     false_accepts = [int(np.searchsorted(-highest, -threshold, side="left")) if np.isfinite(threshold) else pairs
                      for threshold in thresholds]
     return [Rate(far, float(threshold), count / same_pairs, false, allowed_accepts(far, pairs))
@@ -116,9 +120,9 @@ def rates_at(fars: Sequence[float], highest: np.ndarray, pairs: int, accepted: n
 
 
 def tar_at(fars: Sequence[float], same: np.ndarray, different: np.ndarray, name: str = "pairs") -> list[Rate]:
-    """TAR at each of ``fars`` from all scores, float32 ``(S,)`` of one identity and ``(N,)`` of two.
+    """TAR at each of ``fars`` from all scores: float32 ``(S,)`` of one identity and ``(N,)`` of two.
 
-    :raises UserError: if there are none of either.
+    :raises UserError: if there are no scores of one identity, or none of two.
     """
     if not same.size:
         raise UserError(f"{name}: found no pairs of one identity, expected some to count true accepts of")
@@ -129,13 +133,13 @@ def tar_at(fars: Sequence[float], same: np.ndarray, different: np.ndarray, name:
 
 
 def curve_places(kept: int) -> np.ndarray:
-    """Places among ``kept`` highest scores, from 0, that grow geometrically: thresholds of a curve to draw. int64."""
+    """Places among the ``kept`` highest scores, int64 from 0, at geometric distances: thresholds of a curve to draw."""
     return np.unique(np.geomspace(1, kept, CURVE_POINTS).astype(np.int64)) - 1
 
 
 def curve_at(highest: np.ndarray, places: np.ndarray, pairs: int, accepted: np.ndarray,
              same_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """FAR and TAR, float64, at the thresholds ``highest[places]``; to (1, 1) if all of the ``pairs`` scores were kept.
+    """FAR and TAR, float64, at the thresholds ``highest[places]``, up to (1, 1) if all ``pairs`` scores were kept.
 
     :param accepted: int64, how many of the ``same_pairs`` lie above each threshold
     """
@@ -145,12 +149,12 @@ def curve_at(highest: np.ndarray, places: np.ndarray, pairs: int, accepted: np.n
 
 
 def count_above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How many scores lie above each threshold: int64, shaped as ``thresholds``."""
+    """The number of scores above each threshold: int64, in the shape of ``thresholds``."""
     return scores.size - np.searchsorted(np.sort(scores, axis=None), thresholds, side="right").astype(np.int64)
 
 
 def thin_curve(same: np.ndarray, different: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """The ROC curve at false accepts that grow geometrically, to draw it: FAR and TAR, float64.
+    """FAR and TAR, float64, of a ROC curve to draw, at numbers of false accepts that grow geometrically.
 
     :param same: float32, all scores of pairs of one identity; ``different``: all of two
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receiver operating characteristic of pairs: how many of the same and of different identities a threshold accepts.
+"""Receiver operating characteristic of pairs: the shares of pairs of one identity and of two that a threshold accepts.
 
 A pair is accepted when its distance is at most the threshold. Everything is exact: each distinct distance is a
 threshold, equal distances are accepted together, and counts are integers until the last division.
@@ -28,7 +28,10 @@ class Roc(NamedTuple):
 
 
 def check_both_classes(issame: np.ndarray, name: str) -> None:
-    """Refuse pairs that are all of one class, of which no rate of the other can be told."""
+    """Refuse pairs of one class alone: the rate of the other cannot be measured.
+
+    :raises UserError: if ``issame``, bool (P,), is all True or all False.
+    """
     if issame.all() or not issame.any():
         found = "of the same identity" if issame.any() else "of different identities"
         raise UserError(f"{name}: all {len(issame)} pairs are {found}, expected pairs of both kinds")
@@ -37,10 +40,12 @@ def check_both_classes(issame: np.ndarray, name: str) -> None:
 def roc(distances: ArrayLike, issame: ArrayLike, name: str = "pairs") -> Roc:
     """The full curve, a point for each distinct distance.
 
-    Like ``sklearn.metrics.roc_curve(issame, -distances, drop_intermediate=False)`` with the thresholds' sign turned.
+    It equals ``sklearn.metrics.roc_curve(issame, -distances, drop_intermediate=False)`` with thresholds of the other
+    sign.
 
     :param distances: float ``(P,)``, finite
-    :param issame: bool ``(P,)``, of both values
+    :param issame: bool ``(P,)``
+    :raises UserError: if ``issame`` is all True or all False
     """
     distances, issame = np.asarray(distances, np.float64), np.asarray(issame, bool)
     check_both_classes(issame, name)
@@ -60,9 +65,9 @@ def area_under_roc(distances: ArrayLike, issame: ArrayLike, name: str = "pairs")
 
 
 def tar_at_far(distances: ArrayLike, issame: ArrayLike, far: ArrayLike, name: str = "pairs") -> np.ndarray:
-    """True accept rate at the highest threshold whose false accept rate is at most ``far``; float64, shaped as ``far``.
+    """True accept rate at the highest threshold with a false accept rate of at most ``far``; float64, in its shape.
 
-    Not interpolated. A ``far`` below one in the number of different pairs asks for no false accept at all.
+    It is not interpolated. A ``far`` below 1 / (number of different pairs) allows no false accept.
     """
     fpr, tpr, _ = roc(distances, issame, name)
     return tpr[np.searchsorted(fpr, np.asarray(far, np.float64), side="right") - 1]

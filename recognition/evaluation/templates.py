@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Templates: several images of one subject as one embedding, as the IJB protocols have it."""
+"""Templates: one embedding for several images of a subject, as in the IJB protocols."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.evaluation.embedding import normalised
+from recognition.evaluation.embed_images import normalised
 
-BLOCK = 8192  # images whose embeddings are in float64 at a time, and those of the template that they end in
+IMAGES_AT_ONCE = 8192  # embeddings in float64 at a time, and those of the template in which they end
 
 
 class Templates(NamedTuple):
@@ -19,7 +19,10 @@ class Templates(NamedTuple):
     embeddings: np.ndarray  # float32 (T, D), normalised
 
     def rows(self, wanted: np.ndarray, where: str) -> np.ndarray:
-        """The rows of templates by number. Raises UserError, beginning with ``where``, for one that has no image."""
+        """The rows of the templates numbered ``wanted``.
+
+        :raises UserError: beginning with ``where``, if a template has no image.
+        """
         found = np.minimum(np.searchsorted(self.numbers, wanted), len(self.numbers) - 1)
         missing = np.flatnonzero(self.numbers[found] != wanted)
         if missing.size:
@@ -30,13 +33,14 @@ class Templates(NamedTuple):
 
 def aggregate(embeddings: np.ndarray, templates: np.ndarray, media: np.ndarray,
               weights: np.ndarray | None = None) -> Templates:
-    """The mean over the images of each medium, their sum over the media of a template, normalised.
+    """Average the images of each medium, sum the media of each template, and normalise.
 
-    So a video with a hundred frames counts as much as one photograph. Sums are in float64.
+    A video of a hundred frames thus counts as much as one photograph. Sums are computed in float64.
 
-    :param embeddings: float32 ``(N, D)``; not normalised ones count by their norm
+    :param embeddings: float32 ``(N, D)``; if they are not normalised, they count by their norm
     :param templates: int64 ``(N,)``, ``media`` likewise
-    :param weights: float ``(N,)``, of each image: the detector's scores
+    :param weights: float ``(N,)``, a factor of each image: the detector's scores
+    :raises UserError: if the embedding of a template is zero or not finite
     """
     order = np.lexsort([media, templates])
     of_template, of_media = templates[order], media[order]
@@ -48,7 +52,7 @@ def aggregate(embeddings: np.ndarray, templates: np.ndarray, media: np.ndarray,
     ends = np.append(first_of_template, len(order))
     low = 0
     while low < len(numbers):
-        high = max(low + 1, int(np.searchsorted(ends, ends[low] + BLOCK, side="right")) - 1)
+        high = max(low + 1, int(np.searchsorted(ends, ends[low] + IMAGES_AT_ONCE, side="right")) - 1)
         start, stop = ends[low], ends[high]
         block = embeddings[order[start:stop]].astype(np.float64)
         if weights is not None:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Union
+from typing import Union
 
 import numpy as np
 
 from recognition.config.cli import find_pretrained
 from recognition.config.devices import Device, parse_devices, require_bfloat16
 from recognition.data.image import write_planes
+from recognition.engines.choose import choose_engine
+from recognition.engines.interface import Embedder
 from recognition.errors import UserError
-
-if TYPE_CHECKING:
-    from recognition.engines.mxnet.embedder import Embedder
 
 Images = Union[np.ndarray, Sequence[np.ndarray]]
 
 
-class Backbone:
-    """A network and its parameters, bound for embedding. Made by :func:`load_backbone`; not for several threads."""
+class TrainedBackbone:
+    """A trained network that embeds images. :func:`load_backbone` makes one. It is not safe for several threads."""
 
     def __init__(self, prefix: str, number: int, devices: Sequence[Device], batch_size: int,
-                 image_size: tuple[int, int], bfloat16: bool) -> None:
+                 image_size: tuple[int, int], bfloat16: bool, engine: str = "auto") -> None:
         self.image_size, self.batch_size = image_size, batch_size
         self.model = f"{prefix},{number}"
         self._source, self._devices, self._bfloat16 = (prefix, number), tuple(devices), bfloat16
-        self._embedders: dict[int, Embedder] = {}  # by images a device; made when they are first needed
+        self._engine = choose_engine(engine)
+        self._embedders: dict[int, Embedder] = {}  # by batch size of a device; made when first needed
         self.dim = self._embedder(1).dim
 
     def __repr__(self) -> str:
@@ -40,8 +40,8 @@ class Backbone:
             be 0. The network scales pixels itself.
         :param flip: add the embedding of each image's mirror, as the verification protocol does; twice the work.
         :param unit: divide each embedding by its Euclidean norm, so that dot products are cosines.
-        :raises ValueError: if the images are not so, or, with ``unit``, an embedding has no direction; it names the
-            image by its number.
+        :raises ValueError: with the number of the image, if it has another type or shape, or if, with ``unit``, its
+            embedding is zero or not finite.
         """
         found = np.empty((len(images), self.dim), np.float32)
         step = self.batch_size * len(self._devices)
@@ -65,33 +65,31 @@ class Backbone:
         return planes
 
     def _rows(self, planes: np.ndarray) -> np.ndarray:
-        """Whole batches at once; a small rest one by one, as a batch that is filled up takes as long as a full one."""
+        """Embed whole batches at once, and a small rest image by image: a padded batch takes as long as a full one."""
         size = self.batch_size * len(self._devices)
         whole = 0 if 0 < len(planes) <= size // 4 else len(planes)
         parts = [self._embedder(self.batch_size)(planes[:whole])] if whole else []
         return np.concatenate([*parts, self._embedder(1)(planes[whole:])] if whole < len(planes) else parts)
 
     def _embedder(self, size: int) -> Embedder:
-        from recognition.engines.mxnet.embedder import (
-            Embedder,  # imports MXNet: after what can be found wrong without it
-        )
-
         if size not in self._embedders:
-            self._embedders[size] = Embedder(*self._source, self._devices, size, (3, *self.image_size),
-                                             self._bfloat16)
+            self._embedders[size] = self._engine.embedder(self._source, self._devices, size, (3, *self.image_size),
+                                                          self._bfloat16)
         return self._embedders[size]
 
 
 def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
-                  image_size: tuple[int, int] = (112, 112), bfloat16: bool = False) -> Backbone:
-    """The backbone of a checkpoint, to embed images with.
+                  image_size: tuple[int, int] = (112, 112), bfloat16: bool = False,
+                  engine: str = "auto") -> TrainedBackbone:
+    """The backbone of a checkpoint, for embedding images.
 
     :param model: ``PREFIX,EPOCH``, ``PREFIX``, or the folder that holds ``model-*.params``; epoch 1 if not given
     :param devices: ``cpu``, ``gpu``, ``gpu:0,1``, ...
     :param batch_size: images a device at a time
     :param image_size: (height, width) that the network was trained on
     :param bfloat16: compute in bfloat16 on CPUs that have it: about twice as fast, cosines change by up to 1e-3
-    :raises recognition.errors.UserError: if a file is not there, cannot be read, or is no face recognition checkpoint;
+    :param engine: ``mxnet``, or ``auto``: what is installed and can use the devices
+    :raises recognition.errors.UserError: if a file is missing, cannot be read, or is no face recognition checkpoint;
         if a GPU cannot be used; if the processor has no bfloat16.
     """
     try:
@@ -103,11 +101,14 @@ def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
     if bfloat16:
         require_bfloat16("bfloat16")
     prefix, number = find_pretrained(model, 1, "model")
-    return Backbone(prefix, number, parsed, batch_size, image_size, bfloat16)
+    return TrainedBackbone(prefix, number, parsed, batch_size, image_size, bfloat16, engine)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Each row divided by its Euclidean norm, float32. A row without a direction is a ``ValueError``."""
+    """Divide each row by its Euclidean norm: float32 (n, D).
+
+    :raises ValueError: with its number, if a row is zero or not finite.
+    """
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if bad.size:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verification: are two images of one identity? Accuracy by the legacy protocol, and the ROC.
 
-The protocol of LFW as the recipes have it: pairs are cut in order into folds, and the threshold that is best on all
-other folds is scored on each. An embedding is that of the image plus that of its mirror, normalised; the distance of a
-pair is the squared Euclidean one, 0 to 4.
+The protocol is LFW's, as in the recipes: the pairs are cut in order into folds, and each fold is scored at the
+threshold that is best on all others. The embedding of an image is added to that of its mirror and normalised; the
+distance of a pair is the squared Euclidean one, 0 to 4.
 
     python -m common.verification --model PREFIX,EPOCH --data DIR --targets lfw,cfp_fp,agedb_30
 """
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)
-BLOCK_BYTES = 4 << 20  # of one temporary array: stays in a processor's cache
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # grey of RGB, ITU-R BT.601
+BLOCK_BYTES = 4 << 20  # of one temporary array, so that it stays in a processor's cache
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of R, G, B in grey, ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the pairs of one set show."""
+    """The scores of the pairs of one set."""
 
     distances: np.ndarray  # float64 (P,)
     issame: np.ndarray  # bool (P,)
     tpr: np.ndarray  # float64 (400,), at THRESHOLDS, mean over the folds
     fpr: np.ndarray  # likewise
     accuracies: np.ndarray  # float64 (folds,)
-    best_thresholds: np.ndarray  # float64 (folds,): the ones that they were scored at
-    roc: Roc  # of all pairs, a point for each distinct distance
+    best_thresholds: np.ndarray  # float64 (folds,): the threshold of each fold
+    roc: Roc  # of all pairs, with a point for each distinct distance
 
     @property
     def auc(self) -> float:
@@ -59,16 +59,16 @@ class Result:
 
 @dataclass(frozen=True)
 class VerificationResult(Result):
-    """What a network reaches on a verification set."""
+    """The scores of a network on a verification set."""
 
     name: str
     xnorm: float  # mean Euclidean norm of the embeddings of all images and of all mirrors, not normalised
 
 
 def check_pairs(issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> None:
-    """Raise UserError if a set can't be scored: fewer pairs than folds, or all of one class.
+    """Check that a set can be scored. Callers do so when they load sets, before they spend time on them.
 
-    Also for use where sets are loaded, before time is spent on them.
+    :raises UserError: if there are fewer pairs than folds, or if all are of one class.
     """
     pairs = np.asarray(issame, bool)
     if len(pairs) < folds:
@@ -77,7 +77,7 @@ def check_pairs(issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> N
 
 
 class NoDirection(UserError):
-    """An embedding that is zero or not finite."""
+    """An embedding is zero or not finite."""
 
 
 def evaluate(embeddings: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> Result:
@@ -85,8 +85,8 @@ def evaluate(embeddings: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name
 
     :param embeddings: float ``(2 P, D)``, normalised or not; rows 2 p and 2 p + 1 are pair p
     :param issame: bool ``(P,)``
-    :param name: what messages begin with
-    :raises UserError: on what :func:`check_pairs` refuses, embeddings that are not finite, and zero embeddings
+    :param name: the beginning of messages
+    :raises UserError: as :func:`check_pairs`, and if an embedding is zero or not finite
     """
     count, pairs = len(embeddings), len(np.asarray(issame))
     if count != 2 * pairs:
@@ -95,9 +95,9 @@ def evaluate(embeddings: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name
 
 
 def pair_distances(embeddings: np.ndarray, name: str = "pairs") -> np.ndarray:
-    """Squared Euclidean distances of normalised rows 2 p and 2 p + 1: float64 ``(P,)``.
+    """Squared Euclidean distances of the normalised rows 2 p and 2 p + 1: float64 ``(P,)``.
 
-    Raises UserError if an embedding is not finite or has no direction.
+    :raises NoDirection: if an embedding is zero or not finite.
     """
     distances = np.empty(len(embeddings) // 2)
     for rows in _blocks(embeddings):
@@ -114,16 +114,16 @@ def pair_distances(embeddings: np.ndarray, name: str = "pairs") -> np.ndarray:
 
 
 def _blocks(rows: np.ndarray) -> Iterator[slice]:
-    """Slices of whole pairs of rows that are small as float64."""
+    """Slices of whole pairs of rows, small enough that they fit BLOCK_BYTES as float64."""
     size = 2 * max(1, BLOCK_BYTES // (16 * max(1, rows[0].size))) if len(rows) else 2
     return (slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size))
 
 
 def evaluate_distances(distances: np.ndarray, issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> Result:
-    """Score distances, float64 ``(P,)``, by the legacy protocol: accepted is what lies below a threshold of THRESHOLDS.
+    """Score distances, float64 ``(P,)``, by the legacy protocol: a pair is accepted if it lies below the threshold.
 
-    Folds are cut as scikit-learn's KFold does it without shuffling: the first P mod folds have one pair more.
-    Of equally good thresholds the lowest is taken.
+    Folds are those of scikit-learn's KFold without shuffling: the first P mod folds have one pair more. Among equally
+    good thresholds the lowest counts.
     """
     same = np.asarray(issame, bool)
     check_pairs(same, folds, name)
@@ -141,9 +141,10 @@ def evaluate_distances(distances: np.ndarray, issame: ArrayLike, folds: int = FO
 
 
 def _accepted(distances: np.ndarray, same: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of one and of two identities that each threshold accepts in each fold: two of int ``(folds, 400)``."""
+    """Count the pairs of one identity, and of two, that each threshold accepts in each fold: two int ``(folds, 400)``.
+    """
     first_accepting = np.searchsorted(THRESHOLDS, distances, side="right")
-    slots = len(THRESHOLDS) + 1  # the last: accepted by none
+    slots = len(THRESHOLDS) + 1  # the last one for pairs that no threshold accepts
     fold = np.repeat(np.arange(len(sizes)), sizes)
     counts = np.bincount((same * len(sizes) + fold) * slots + first_accepting, minlength=2 * len(sizes) * slots)
     accepted = np.cumsum(counts.reshape(2, len(sizes), slots), axis=2)[:, :, :-1]
@@ -164,14 +165,15 @@ def verify(embed: Callable[[np.ndarray], np.ndarray], verification_set: Verifica
 
 def embed_views(embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray,
                 batch_size: int) -> tuple[np.ndarray, float]:
-    """The sums of the embeddings of images and mirrors, float64 ``(n, D)``, and the mean norm of those of both views.
+    """Embed images and their mirrors. Returns the sum of both embeddings, float64 ``(n, D)``, and the mean norm of all
+    2 n embeddings.
 
-    :param images: uint8 ``(n, 3, H, W)``; ``embed`` as of :func:`verify`
+    :param images: uint8 ``(n, 3, H, W)``; ``embed``: as in :func:`verify`
     """
     sums, norms = [], 0.0
     for start in range(0, len(images), batch_size):
         batch = images[start:start + batch_size]
-        views = np.empty((2, *batch.shape), np.uint8)  # in one call, so that nothing waits between the two
+        views = np.empty((2, *batch.shape), np.uint8)  # both in one call, so that no device waits between them
         views[0] = batch
         mirror(views[0], views[1])
         rows = np.asarray(embed(views.reshape(-1, *batch.shape[1:])), np.float64)
@@ -181,10 +183,10 @@ def embed_views(embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray,
 
 
 def pixel_similarity(verification_set: VerificationSet, folds: int = FOLDS) -> Result:
-    """What comparing pixels reaches, with nothing learnt: the baseline that a network has to beat.
+    """The scores of a comparison of pixels, with nothing learnt: a baseline that a network has to beat.
 
-    An image's embedding is its grey values, less their mean, normalised: so the distance is 2 - 2 r, with r the
-    correlation of the two images' grey values. An image of one grey correlates with none. No mirrors.
+    An image's embedding is its grey values minus their mean, normalised. So the distance is 2 - 2 r, where r is the
+    correlation of the grey values of both images; it is 0 for an image of a single grey. There are no mirrors.
     """
     name, images, issame = verification_set
     correlations = np.empty(len(images) // 2)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parallel on x and W: backbone replicas, class shards, and what travels between them."""
+"""The head, parallel on x and W: margins, the softmax over shards of the class centres, triplets."""

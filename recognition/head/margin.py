@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The margin of a softmax loss: how the target's logit depends on its similarity.
+"""The margin of a softmax loss: the target's logit as a function of its similarity.
 
 ArcFace (Deng et al., 2019, eq. 4) writes every published margin as one function of the angle ``theta`` between an
 embedding and the centre of its class: ``psi = cos(m1 * theta + m2) - m3``. The other classes keep ``cos(theta)``.
-Only the target is touched, B values a step, so this runs in float64 on the host whatever computes the logits.
+Only the B targets of a step are changed, so this runs in float64 on the host, with any engine.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-# d psi / d cos = m1 * sin(m1 theta + m2) / sin(theta) has no bound where sin(theta) = 0. A float32 cosine near 1 is
-# known to 6e-8, an angle then to 3.5e-4: below this limit the angle is rounding noise.
+# Radians. d psi / d cos = m1 * sin(m1 theta + m2) / sin(theta) has no bound where sin(theta) = 0. A float32 cosine near
+# 1 has a precision of 6e-8, its angle one of 3.5e-4: below this limit the angle is rounding noise.
 MIN_ANGLE = 1e-3
 
 
@@ -21,9 +20,9 @@ MIN_ANGLE = 1e-3
 class Margin:
     """Logits ``s * cos`` of normalised vectors, ``s * psi(cos)`` at the target; or plain inner products.
 
-    With ``normalised`` False (softmax) embeddings and centres keep their norms and ``s``, ``m1``, ``m2``, ``m3`` have
-    no part. With ``straight_through`` the derivative at the target is that without a margin, s, as in the PyTorch
-    recipe (arcface_torch), which moves the target's logit outside of its graph.
+    With ``normalised`` False (softmax) embeddings and centres keep their norms, and ``s``, ``m1``, ``m2``, ``m3`` have
+    no effect. With ``straight_through`` the derivative at the target is s, as without a margin: the PyTorch recipe
+    (arcface_torch) moves the target's logit outside of its graph.
     """
 
     s: float = 64.0
@@ -35,11 +34,11 @@ class Margin:
 
     @property
     def scale(self) -> float:
-        """What a similarity is multiplied by to give a logit."""
+        """The factor from a similarity to its logit."""
         return self.s if self.normalised else 1.0
 
     def target(self, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of the targets and their derivatives by the similarity.
+        """The logits of the targets, and their derivatives by the similarity.
 
         :param similarity: (B,) cosines, or inner products if not ``normalised``.
         :returns: two float64 arrays (B,): the logit ``s * psi`` and ``s * d psi / d cos``.
@@ -53,11 +52,3 @@ class Margin:
         angle = self.m1 * theta + self.m2
         slope = np.ones_like(t) if self.straight_through else self.m1 * np.sin(angle) / np.sin(theta)
         return self.s * (np.cos(angle) - self.m3), self.s * slope
-
-
-def margin_of(config: Any) -> Margin:
-    """The margin that a checked configuration asks for (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
-    if config.loss_name == "softmax":
-        return Margin(normalised=False)
-    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
-                  straight_through=config.target_gradient == "straight_through")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head in closed form: logits, margin, softmax over all shards, gradients and update, with no autograd graph.
+"""The head in closed form: logits, margin, softmax over all shards, gradients and update, without an autograd graph.
 
-One step, with B features in the global batch and shard i holding C_i classes (docs/architecture.md has the whole):
-features and labels are gathered; every shard computes its (B, C_i) similarities; three numbers a row (maximum, sum of
-exponentials, the target's logit) are exchanged and merged as log-sum-exp; every shard turns its buffer into the
-gradient and contributes (B, D) to that of the features, which is reduce-scattered.
+One step, with B features in the global batch and C_i classes in shard i (docs/architecture.md has the whole): features
+and labels are gathered. Every shard computes its (B, C_i) similarities. Three numbers a row (maximum, sum of
+exponentials, the target's logit) are exchanged and merged as log-sum-exp. Every shard turns its buffer into the
+gradient of the logits and adds its part, (B, D), to the gradient of the features, which is reduce-scattered.
 """
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from recognition.engines.cpu.kernels import EPSILON
-from recognition.engines.mxnet.reach import Reach
-from recognition.head.margin import MIN_ANGLE, Margin
+from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
-from recognition.head.shard import SGD, Shard, ShardState, merged_statistics
+from recognition.head.shard import EPSILON, SGD, Shard, merged_statistics
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import Communicator, SingleProcess
 
@@ -33,42 +31,39 @@ class HeadResult(NamedTuple):
 
 
 class Head(Protocol):
-    """What the loop knows of a head."""
+    """The interface of a head for the loop."""
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """Those of this process; none where there are no class centres."""
+        """The shards of this process; none if there are no class centres."""
 
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
         """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64."""
 
     def target_angles(self) -> np.ndarray | None:
-        """Angles between features and their centres in the last :meth:`forward_backward`; None without centres."""
+        """The angles between features and their centres in the last :meth:`forward_backward`, (B,) float64 in radians;
+        None without centres."""
 
-    def may_overflow(self, lr: float) -> bool:
-        """Whether the update that is due may; the same answer in all processes. To be asked once a step."""
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
+    def step(self, lr: float, measure: bool = False) -> float | None:
         """Update the centres by the gradients of the last :meth:`forward_backward`.
 
-        :param undoable: whether :meth:`leave_out` may follow, which needs a copy of the centres in the host's memory.
         :returns: with ``measure`` the Euclidean norm of that gradient, by all centres, else None.
         """
 
     @property
     def finite(self) -> bool:
-        """Whether the last :meth:`step` has left finite centres, in this process."""
+        """True if the last :meth:`step` left centres of this process whose squared norms float32 can hold."""
 
     def leave_out(self) -> None:
-        """In place of :meth:`step`, or after one that can be undone: the step counts, and no centre has moved."""
+        """Count a step without moving a centre, in place of :meth:`step`."""
 
 
 @dataclass
 class ShardedHead:
     """Margin softmax over class centres that are cut by class across devices and processes.
 
-    With ``replicas`` the other processes hold the same shards and have other images: data parallel. Then their part in
-    a step is the sum of the gradients of W, chunk by chunk, which does grow with the number of classes.
+    With ``replicas`` it is data parallel: the other processes hold the same shards and have other images. Then the
+    gradients of W are summed over the processes, chunk by chunk, and this exchange grows with the number of classes.
     """
 
     shards: Sequence[Shard]
@@ -83,22 +78,16 @@ class ShardedHead:
     replicas: Communicator = field(default_factory=SingleProcess)
     adamw: AdamW | None = None  # in place of SGD
     _seen: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)  # of the last batch: what angles are made of
-    _steepest: float = field(init=False, repr=False, default=np.inf)  # no centre's gradient by that batch has more
-    _kept: list[ShardState] = field(init=False, repr=False, default_factory=list)  # before an update that can be undone
-
-    def __post_init__(self) -> None:
-        self._reach = Reach(self._largest_norm)
 
     @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
     def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
-        self._kept = []
         x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
         labels = self.communicator.all_gather(np.asarray(labels, np.int64))
         norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + EPSILON)
         unit = x / norms if self.margin.normalised else x
         count, positives = len(x) * self.replicas.size, self.replicas.all_gather(labels)
 
-        # The owner of a row's class knows its similarity: others put -inf, and their maximum is the logit.
+        # Only the shard with a row's class has its similarity: others put -inf, so the maximum is the logit.
         logits, slopes, statistics, similarities = [], [], [], []
         for shard in self.shards:
             shard.select(self.sampler(positives, self.steps, shard.start, shard.stop))
@@ -106,7 +95,8 @@ class ShardedHead:
             logit, slope = self.margin.target(similarities[-1])
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
             slopes.append(slope)
-            statistics.append(shard.statistics(logit))
+            # Centres that the last update carried beyond float32 make the loss NaN in all processes.
+            statistics.append(shard.statistics(logit) if shard.finite else np.full((len(x), 2), np.nan))
         self._seen = np.stack(similarities), norms[:, 0]
         target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
 
@@ -114,17 +104,14 @@ class ShardedHead:
         d_target = np.expm1(target - log_sum) / count
         for shard, slope in zip(self.shards, slopes):
             d_unit += shard.gradient(log_sum, count, d_target * slope)
-        lengths = len(x) if self.margin.normalised else np.sum(norms, dtype=np.float64)
-        loss, hits, lengths = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest),
-                                                                 lengths]))
-        self._steepest = lengths / count * self._steepest_logit()
+        loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest)]))
         return HeadResult(float(loss / count), float(hits / count),
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
 
     def _merge(self, statistics: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Over all shards: the target's logit, log sum exp and maximum of each row; each (B,) float64.
+        """The target's logit, log sum exp and maximum of each row over all shards: (B,) float64 each.
 
-        :param statistics: (shards, B, 2) of this process's shards, ``logits``: (shards, B).
+        :param statistics: (shards, B, 2) of this process's shards; ``logits``: (shards, B).
         """
         local = np.concatenate([statistics, logits[..., None]], axis=2).transpose(1, 0, 2)  # (B, shards, 3)
         sums = self._summary(local)[None]
@@ -138,7 +125,7 @@ class ShardedHead:
         return np.column_stack([softmax, parts[:, :, 2].max(axis=1)])
 
     def _through_norm(self, d_unit: np.ndarray, unit: np.ndarray, norms: np.ndarray) -> np.ndarray:
-        """Gradient by this process's features from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
+        """The gradient by this process's features, from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
         if not self.margin.normalised:
             return d_unit
         mine = slice(self.communicator.rank * len(d_unit), (self.communicator.rank + 1) * len(d_unit))
@@ -146,37 +133,21 @@ class ShardedHead:
         return (d_unit - along * unit[mine]) / norms[mine]
 
     def target_angles(self) -> np.ndarray:
-        """Angles between the features of the last batch and the centres of their classes: radians, (B,) float64.
+        """The angles between the features of the last batch and the centres of their classes: radians, (B,) float64.
 
-        Of the whole global batch, in every process, so all call it together, and before :meth:`step`. No margin, no
-        scale; with softmax, whose logits are inner products, the norms and the bias are taken out. Of sub-centres the
-        nearest counts. Cosines are float32, so an angle near 0 or pi is known to 3e-4 only.
+        Every process gets those of the whole global batch: all call it together, before :meth:`step`. They have no
+        margin and no scale; with softmax, whose logits are inner products, norms and bias are taken out. The nearest
+        sub-centre counts. Cosines are float32, so an angle near 0 or pi has a precision of 3e-4 only.
         """
         similarities, norms = self._seen
-        cosines = similarities.sum(axis=0, dtype=np.float64)  # all shards but the owner's say 0
+        cosines = similarities.sum(axis=0, dtype=np.float64)  # 0 in all shards but one
         if not self.margin.normalised:
             lengths, biases = np.sum([shard.target_norms() for shard in self.shards], axis=0)
             cosines = (cosines - biases) / np.maximum(lengths * norms, EPSILON)
         cosines = self.replicas.all_gather(self.communicator.all_reduce(cosines))
         return np.arccos(np.clip(cosines, -1, 1))
 
-    def _steepest_logit(self) -> float:
-        """No gradient of a logit by a centre is longer, for features of norm 1."""
-        if not self.margin.normalised:
-            return 1.0
-        slope = max(1.0, self.margin.m1 / math.sin(MIN_ANGLE))  # of the margin, by the cosine
-        return self.margin.scale * slope / math.sqrt(EPSILON)  # and of the cosine, by a centre of norm 0
-
-    def _largest_norm(self) -> float:
-        norms = np.array([max([shard.norms()[1] for shard in self.shards], default=0.0)])
-        return float(self.communicator.all_gather(norms).max())
-
-    def may_overflow(self, lr: float) -> bool:
-        mu = 0.0 if self.adamw else self.mu
-        return self._reach(lr * self.lr_mult, self._steepest, self.wd * self.wd_mult, mu)
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> float | None:
-        self._kept = [self._copy(shard) for shard in self.shards] if undoable else []
+    def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
         lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
         optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd)
@@ -187,16 +158,5 @@ class ShardedHead:
     def finite(self) -> bool:
         return all(shard.finite for shard in self.shards)
 
-    def _copy(self, shard: Shard) -> ShardState:
-        """What an update may change. Second moments that are not there yet are zeros."""
-        state = ShardState(*map(np.array, shard.state()))
-        if self.adamw and not len(state.second_moment):
-            return state._replace(second_moment=np.zeros_like(state.centres),
-                                  bias_second_moment=np.zeros_like(state.bias))
-        return state
-
     def leave_out(self) -> None:
-        self.steps += not self._kept
-        for shard, state in zip(self.shards, self._kept):
-            shard.load(state)
-        self._kept = []
+        self.steps += 1

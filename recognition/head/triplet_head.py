@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head of a triplet run: no class centres, so nothing to gather, to update or to save."""
+"""The head of a triplet run. It has no class centres: nothing to gather, to update or to save."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from recognition.processes.communicator import Communicator
 
 @dataclass
 class TripletHead:
-    """Implements ``Head`` for batches that hold, device by device, anchors, then positives, then negatives.
+    """A ``Head`` for batches that hold, device by device, anchors, then positives, then negatives.
 
-    The loss that it reports is the mean over the triplets of the global batch; the accuracy is the share of triplets
-    with ``|a - p|^2 < |a - n|^2`` on normalised embeddings, margin left out. Labels play no part: the batch is already
-    made of triplets.
+    Its loss is the mean over the triplets of the global batch. Its accuracy is the share of triplets with
+    ``|a - p|^2 < |a - n|^2`` on normalised embeddings, without the margin. It ignores labels: the batch already
+    consists of triplets.
     """
 
     loss: TripletLoss
-    device_batch: int  # images a device, a multiple of 3
+    device_batch: int  # images of a device, a multiple of 3
     communicator: Communicator
     shards: Sequence[Shard] = ()
 
@@ -36,19 +36,15 @@ class TripletHead:
         return HeadResult(float(loss / count), float(hits / count), d_features.astype(np.float32))
 
     def target_angles(self) -> None:
-        """None: there are no centres."""
+        """Return None: there are no centres."""
 
-    def may_overflow(self, lr: float) -> bool:
-        """No: there are no centres."""
-        return False
-
-    def step(self, lr: float, measure: bool = False, undoable: bool = False) -> None:
-        """Nothing: there are no centres."""
+    def step(self, lr: float, measure: bool = False) -> None:
+        """Do nothing: there are no centres."""
 
     @property
     def finite(self) -> bool:
-        """Whether no centre has overflowed."""
+        """True: there is no centre that could overflow."""
         return True
 
     def leave_out(self) -> None:
-        """Nothing, either."""
+        """Do nothing: there are no centres."""

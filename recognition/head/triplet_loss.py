@@ -1,36 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triplets: the two losses with their gradients in closed form, and the choice of triplets from a bag of images.
+"""Triplets: the two losses with their gradients in closed form.
 
-A triplet is an anchor, a positive of the same identity and a negative of another. FaceNet (Schroff et al., 2015, eq. 3)
-asks that the negative be farther from the anchor than the positive by a margin ``alpha``, on normalised embeddings, and
-trains on semi-hard negatives: farther already, but by less than ``alpha`` (section 3.2).
+A triplet is an anchor, a positive of the same identity and a negative of another. In FaceNet (Schroff et al., 2015, eq.
+3) the negative should be farther from the anchor than the positive by a margin ``alpha``, on normalised embeddings.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 EPSILON = 1e-10  # under the square root of every norm, as in the legacy L2Normalization
-# d arccos(t) / dt = -1 / sin has no bound at sin = 0, where an image meets its copy; a float64 cosine gives a sine of
-# this size to three digits.
+# d arccos(t) / dt = -1 / sin has no bound at sin = 0, the angle of an image and its copy. A sine of this size still has
+# three digits, when it comes from a float64 cosine.
 MIN_SINE = 1e-6
-PAIRS = 512  # positive pairs whose negatives are looked for together: about 15 bytes for each and image of the bag
 
 
 @dataclass(frozen=True)
 class TripletLoss:
-    """``relu(d(a, p) - d(a, n) + alpha)`` of normalised embeddings.
+    """The loss ``relu(d(a, p) - d(a, n) + alpha)`` of normalised embeddings.
 
-    d is the squared distance (``triplet``), or with ``angular`` the angle in radians (``atriplet``).
+    d is the squared distance (``triplet``) or, with ``angular``, the angle in radians (``atriplet``).
     """
 
     alpha: float
     angular: bool = False
 
     def __call__(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Losses, gradients and which negatives are farther than their positives.
+        """The losses of T triplets, their gradient, and the triplets whose negative is farther than the positive.
 
         :param features: (3, T, D) anchors, positives, negatives, not normalised.
         :returns: losses float64 (T,); the gradient of their sum by the features, float64 (3, T, D); bool (T,).
@@ -42,7 +39,7 @@ class TripletLoss:
         cosines = (anchor * others).sum(axis=2)  # (2, T)
         (d_ap, d_an), slopes = self._distance(cosines)
         losses = np.maximum(d_ap - d_an + self.alpha, 0)
-        # The positive's distance is in the loss with a plus, the negative's with a minus.
+        # The loss adds the positive's distance and subtracts the negative's.
         d_cosines = slopes * (losses > 0) * np.array([[1.0], [-1.0]])
         d_unit = np.concatenate([(d_cosines[..., None] * others).sum(axis=0)[None], d_cosines[..., None] * anchor])
         along = (d_unit * unit).sum(axis=2, keepdims=True)
@@ -54,61 +51,3 @@ class TripletLoss:
             return 2 - 2 * cosines, np.full_like(cosines, -2.0)
         cosines = np.clip(cosines, -1, 1)
         return np.arccos(cosines), -1 / np.maximum(np.sqrt(1 - np.square(cosines)), MIN_SINE)
-
-
-def choose_triplets(embeddings: np.ndarray, labels: np.ndarray, alpha: float, max_ap: float,
-                    entropy: Sequence[int]) -> np.ndarray:
-    """For every positive pair of the bag a random negative with ``d_ap < d_an < d_ap + alpha``, squared distances.
-
-    A pair without such a negative gives no triplet. The order of the triplets is random.
-
-    :param embeddings: (n, D), not normalised; ``labels``: (n,), images of an identity side by side.
-    :param max_ap: pairs farther apart than this squared distance are left out (``triplet_max_ap``); 0: none is.
-    :param entropy: whole numbers; the choice is a function of them and of the other arguments alone.
-    :returns: int64 (T, 3), rows of the bag: anchor, positive, negative.
-    """
-    x = np.asarray(embeddings, np.float32)
-    unit = x / np.sqrt(np.square(x).sum(axis=1, keepdims=True) + np.float32(EPSILON))
-    anchors, positives = positive_pairs(labels)
-    random = np.random.PCG64(np.random.SeedSequence(entropy))
-    uniform = (random.random_raw(len(anchors)) >> np.uint64(11)) * 2.0**-53
-    negatives = np.empty_like(anchors)
-    for low in range(0, len(anchors), PAIRS):
-        pairs = slice(low, low + PAIRS)
-        negatives[pairs] = _negatives(unit, labels, anchors[pairs], positives[pairs], uniform[pairs], alpha, max_ap)
-    found = np.flatnonzero(negatives >= 0)
-    order = found[np.argsort(random.random_raw(len(found)), kind="stable")]
-    return np.stack([anchors, positives, negatives], axis=1)[order]
-
-
-def positive_pairs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all pairs of equal labels, each pair once: int64 anchors, rising, and the positives behind them.
-
-    :param labels: (n,), equal ones side by side.
-    """
-    rows = np.arange(len(labels))
-    starts = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
-    lengths = np.diff(np.append(starts, len(labels)))
-    behind = np.repeat(starts + lengths, lengths) - rows - 1  # rows of the same label after each row
-    anchors = np.repeat(rows, behind)
-    first_pair = np.cumsum(behind) - behind
-    return anchors, anchors + 1 + np.arange(len(anchors)) - first_pair[anchors]
-
-
-def _negatives(unit: np.ndarray, labels: np.ndarray, anchors: np.ndarray, positives: np.ndarray, uniform: np.ndarray,
-               alpha: float, max_ap: float) -> np.ndarray:
-    """A random candidate for each pair, -1 where there is none; ``uniform`` in [0, 1) says which of them."""
-    rows, row_of = np.unique(anchors, return_inverse=True)
-    distances = 2 - 2 * (unit[rows] @ unit.T)
-    d_ap = distances[row_of, positives]
-    distances[labels[rows, None] == labels] = np.inf
-    beyond = distances[row_of] - d_ap[:, None]
-    candidates = (beyond > 0) & (beyond < alpha)
-    if max_ap > 0:
-        candidates[d_ap > max_ap] = False
-    counts = np.count_nonzero(candidates, axis=1)
-    flat, first = np.flatnonzero(candidates), np.cumsum(counts) - counts
-    negatives = np.full(len(anchors), -1)
-    some = counts > 0
-    negatives[some] = flat[first[some] + (uniform[some] * counts[some]).astype(np.int64)] % len(labels)
-    return negatives

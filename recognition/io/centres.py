@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class centres W in files, by the names that the MXNet recipes give them, cut into any number of shards.
+"""Class centres W in files, under the names of the MXNet recipes, in any number of shards.
 
-``fc7_weight`` (and ``fc7_bias``) or ``fc7_<i>_weight`` stand in a checkpoint, ``<i>_centers.param`` and
-``<i>_centers_mom.param`` (Partial FC, one array each) in its folder. Shard i holds the i-th range of classes, rows
-``class * K + k``. The recipes make all shards equally large, so the last rows may be of no class: as many as
-``shards * ceil(C / shards)`` exceeds C.
+A checkpoint holds ``fc7_weight`` (and ``fc7_bias``) or ``fc7_<i>_weight``; its folder holds ``<i>_centers.param`` and
+``<i>_centers_mom.param`` (Partial FC, one array each). Shard i holds the i-th range of classes, rows ``class * K + k``.
+The recipes make all shards equally large, so the last ``(shards * ceil(C / shards) - C) * K`` rows may belong to no
+class.
 
-The files of a folder go with one checkpoint there, the last one saved. ``centers.json`` says which, by the digest of
-its file; a folder that the recipes wrote has none.
+The files in a folder belong to one checkpoint there, the last one saved. ``centers.json`` holds its name and its
+sha256; a folder that the recipes wrote has no such file.
 """
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.io.checksums import Sum, complaint, forget_sum, sum_of
-from recognition.io.files import regular, replacing
-from recognition.io.params import ParamsFile, Pieces, read_arrays
+from recognition.io.checksums import Sum, file_problem, forget_sum, sum_of
+from recognition.io.files import regular, replacing, writing
+from recognition.io.params import ParamsFile, Pieces, read_arrays, write_arrays
 from recognition.io.stored_array import Rows, open_npy
 
 NOTE = "centers.json"
@@ -29,15 +30,15 @@ NOTE = "centers.json"
 
 @dataclass(frozen=True)
 class SavedCentres:
-    """W, its momentum and its bias in shards, in files; empty lists for what there is none of."""
+    """W, its momentum and its bias as shards in files. A list is empty where there are none."""
 
     where: str  # for messages
     centres: list[Rows]  # (rows, D) each
-    momentum: list[Rows] = field(default_factory=list)  # (rows, D) each, that of SGD
+    momentum: list[Rows] = field(default_factory=list)  # (rows, D) each, of SGD
     bias: list[Rows] = field(default_factory=list)  # (rows,) each
-    missing: str = ""  # the first shard that is not there though a later one is
-    form: str = ""  # the name that the files give them
-    stranger: str = ""  # why they are not of the checkpoint that they were asked for
+    missing: str = ""  # the first missing shard, if a later one exists
+    form: str = ""  # the pattern of the names of arrays or files
+    wrong_checkpoint: str = ""  # why they do not belong to the wanted checkpoint; empty if they do
 
     def __post_init__(self) -> None:
         widths = sorted({array.shape[1:] for array in self.centres})
@@ -59,10 +60,10 @@ class SavedCentres:
         """D, the length of a centre."""
         return self.centres[0].shape[1]
 
-    def misfit(self, num_classes: int, sub_centres: int) -> str:
-        """Why this is not W of so many classes, in words; empty if it is."""
-        if self.stranger:
-            return self.stranger
+    def mismatch(self, num_classes: int, sub_centres: int) -> str:
+        """The reason, in words, why this is not W of ``num_classes`` times ``sub_centres`` rows; empty if it is."""
+        if self.wrong_checkpoint:
+            return self.wrong_checkpoint
         if self.missing:
             return f"found no {self.missing}, expected all shards from 0 on"
         wanted = num_classes * sub_centres
@@ -75,14 +76,14 @@ class SavedCentres:
 
 
 def rows_between(shards: Pieces, start: int, stop: int) -> list[Rows]:
-    """The rows ``start .. stop - 1`` of all shards together, in pieces, which are not read yet."""
+    """The rows ``start .. stop - 1`` of all shards together, as slices that are not read yet."""
     bounds = np.cumsum([0, *map(len, shards)]).tolist()
     return [shard[max(start - low, 0) : stop - low] for shard, low, high in zip(shards, bounds, bounds[1:])
             if start < high and low < stop]
 
 
 def rows_at(shards: Pieces, rows: np.ndarray) -> np.ndarray:
-    """The rows numbered ``rows``, int64 (n,), of all shards together: float32 (n, D). No others are read."""
+    """Read the rows numbered ``rows``, int64 (n,), of all shards together: float32 (n, D)."""
     ends = np.cumsum([len(shard) for shard in shards])
     found, owners = np.empty((len(rows), *shards[0].shape[1:]), np.float32), np.searchsorted(ends, rows, side="right")
     for i in np.unique(owners).tolist():
@@ -92,20 +93,20 @@ def rows_at(shards: Pieces, rows: np.ndarray) -> np.ndarray:
 
 
 def find_centres(path: Path) -> SavedCentres | None:
-    """W of a checkpoint ``<prefix>-<number>.params``: in the file, else in its folder; None if there is none.
+    """W of a checkpoint ``<prefix>-<number>.params``, from the file, else from its folder; None if there is none.
 
-    :raises UserError: if a file cannot be read or the shards do not go together.
+    :raises UserError: if a file cannot be read or the shards do not fit together.
     """
     return centres_in_file(path, read_arrays(path)) or centres_in_folder(path.parent, path)
 
 
 def is_of_centres(name: str) -> bool:
-    """Whether an array of a checkpoint is of W."""
+    """True for the name of an array of W in a checkpoint."""
     return re.fullmatch(r"(?:arg:)?fc7_(?:(?:\d+_)?weight|bias)", name) is not None
 
 
 def centres_in_file(path: Path, file: ParamsFile) -> SavedCentres | None:
-    """W of a checkpoint by ``fc7_...``; None if it holds none."""
+    """W of a checkpoint's arrays named ``fc7_...``; None if it has none."""
     named = {name[4:]: array for name, array in zip(file.names, file.arrays) if name.startswith("arg:fc7_")}
     matches = (re.fullmatch(r"fc7_(0|[1-9][0-9]{0,8})_weight", name) for name in named)
     numbers = sorted(int(match[1]) for match in matches if match)
@@ -119,12 +120,12 @@ def centres_in_file(path: Path, file: ParamsFile) -> SavedCentres | None:
 
 
 def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCentres | None:
-    """W by ``<i>_centers.param``, as Partial FC writes it, or by ``centres-<i>.npy``, as a training state holds it.
+    """W of a folder: ``<i>_centers.param``, as Partial FC writes them, or a training state's ``centres-<i>.npy``.
 
-    :param checkpoint: the file that they are to go with, if they are.
-    :raises UserError: if a file cannot be read or is another than its checksum is of.
+    :param checkpoint: the file that W must belong to; None: any.
+    :raises UserError: if a file cannot be read or does not match its checksum.
     """
-    if (folder / "manifest.json").exists() and (folder / "centres-0.npy").exists():
+    if (folder / "manifest.json").exists() and (folder / shard_file("centres", 0)).exists():
         _check_sums(folder)
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
         form = "centres-<i>.npy"
@@ -138,12 +139,42 @@ def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCent
     return SavedCentres(f"{folder}: *_centers.param", [_only_array(folder / f"{i}_centers.param") for i in numbers],
                         [_only_array(folder / f"{i}_centers_mom.param") for i in numbers if with_momentum],
                         missing=_missing(numbers, "{}_centers.param"), form="<i>_centers.param",
-                        stranger=_stranger(folder / NOTE, checkpoint) if checkpoint else "")
+                        wrong_checkpoint=_wrong_checkpoint(folder / NOTE, checkpoint) if checkpoint else "")
+
+
+def named_centres(centres: Sequence[np.ndarray], biases: Sequence[np.ndarray], joined: bool) -> dict[str, np.ndarray]:
+    """The arrays of W in a checkpoint, by name: one for all shards if ``joined``, else one each.
+
+    :param centres: (rows, D) of each shard; ``biases``: (rows,) of each, none where the head has none.
+    """
+    if not joined:
+        return {f"fc7_{i}_weight": array for i, array in enumerate(centres)}
+    return {"fc7_weight": np.concatenate(centres), **({"fc7_bias": np.concatenate(biases)} if biases else {})}
+
+
+def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
+    """Write a process's rows of W and their momentum like Partial FC: ``<rank>_centers.param``, ``_centers_mom.param``.
+
+    :param momentum: the momentum of SGD; None with AdamW, whose moments have no such file.
+    """
+    beside = folder / f"{rank}_centers_mom.param"
+    if momentum is None:
+        with writing(beside):
+            forget_sum(beside)
+            beside.unlink(missing_ok=True)  # an earlier run with SGD may have left it
+    write_arrays(folder / f"{rank}_centers.param", [[centres]])
+    if momentum is not None:
+        write_arrays(beside, [[momentum]])
+
+
+def shard_file(name: str, number: int) -> str:
+    """The name of a shard's file in a training state: ``name`` is ``centres``, ``momentum``, ``bias``, ..."""
+    return f"{name}-{number}.npy"
 
 
 def begin_centres(folder: Path, shards: int) -> None:
-    """Before ``<i>_centers.param`` are written anew: note that they go with no checkpoint, and remove those of further
-    shards that an earlier run left."""
+    """Prepare a folder for new ``<i>_centers.param``: note that they belong to no checkpoint yet, and remove the files
+    of shards numbered ``shards`` and up, which an earlier run left."""
     _note(folder, None)
     for name in ("centers", "centers_mom"):
         for number in _numbers(folder, f"*_{name}.param"):
@@ -153,13 +184,13 @@ def begin_centres(folder: Path, shards: int) -> None:
 
 
 def pair_centres(folder: Path, checkpoint: Path) -> None:
-    """Note that the ``<i>_centers.param`` of ``folder`` go with this checkpoint."""
+    """Note that the ``<i>_centers.param`` of ``folder`` belong to this checkpoint."""
     _note(folder, checkpoint)
 
 
 def disown_centres(folder: Path) -> None:
-    """Note, of ``<i>_centers.param`` that the recipes or somebody left in ``folder``, that they do not go with the
-    checkpoints that are saved there from now on."""
+    """Note that ``<i>_centers.param`` which the recipes or somebody left in ``folder`` do not belong to the checkpoints
+    that this run saves there."""
     if _numbers(folder, "*_centers.param") and not (folder / NOTE).exists():
         _note(folder, None)
 
@@ -172,7 +203,8 @@ def _note(folder: Path, checkpoint: Path | None) -> None:
         path.write_text(json.dumps(note) + "\n")
 
 
-def _stranger(note: Path, checkpoint: Path) -> str:
+def _wrong_checkpoint(note: Path, checkpoint: Path) -> str:
+    """The reason why the centres beside ``note`` do not belong to ``checkpoint``; empty if they do or may."""
     if not note.exists():
         return ""
     try:
@@ -191,7 +223,7 @@ def _numbers(folder: Path, pattern: str) -> list[int]:
 
 
 def _npy_shards(folder: Path, name: str) -> list[Rows]:
-    paths = [folder / f"{name}-{i}.npy" for i in range(len(list(folder.glob(f"{name}-*.npy"))))]
+    paths = [folder / shard_file(name, i) for i in range(len(list(folder.glob(f"{name}-*.npy"))))]
     try:
         return [open_npy(path) for path in paths]
     except (OSError, ValueError) as error:
@@ -199,7 +231,10 @@ def _npy_shards(folder: Path, name: str) -> list[Rows]:
 
 
 def _check_sums(state: Path) -> None:
-    """:raises UserError: if a file of W in a training state is not the one that its manifest has the sum of."""
+    """Compare the files of W in a training state with the sums in its manifest.
+
+    :raises UserError: if one differs or the manifest cannot be read.
+    """
     try:
         with open(state / "manifest.json", encoding="utf-8", opener=regular) as file:
             files = json.load(file).get("files", {})
@@ -208,7 +243,8 @@ def _check_sums(state: Path) -> None:
         raise UserError(f"{state / 'manifest.json'}: not of a training state: {error}") from None
     known = {found.sha256: name for name, found in sums.items()}
     for name, wanted in sums.items():
-        if name.startswith(("centres-", "momentum-", "bias-")) and (problem := complaint(state / name, wanted, known)):
+        of_centres = name.startswith(("centres-", "momentum-", "bias-"))
+        if of_centres and (problem := file_problem(state / name, wanted, known)):
             raise UserError(problem)
 
 

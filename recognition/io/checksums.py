@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checksums: computed while a file is written, kept beside it or in a manifest, compared before it is used.
 
-A file ``NAME`` that MXNet reads has ``NAME.sha256`` beside it, in the form of sha256sum, which can check it too. A file
-without one, as other programs leave it, is taken as it is.
+A file ``NAME`` that MXNet reads has ``NAME.sha256`` beside it, in the format of ``sha256sum``, which can check it too.
+A file without one, such as other programs write, is used unchecked.
 """
 from __future__ import annotations
 
@@ -25,36 +25,39 @@ from recognition.errors import UserError
 from recognition.io.files import replacing, sync_folder, writing
 
 SUFFIX = ".sha256"
-_CHUNK = 1 << 22  # bytes digested, or written and digested, at once
-_SMALL = 1 << 16  # bytes that are not worth waking a thread for
-_ATTEMPTS = 5  # at a file that a run replaces while it is compared
+_BYTES_AT_ONCE = 1 << 22  # digested, or written and digested, in one call
+_SMALL_BYTES = 1 << 16  # digested without the thread: waking it would take longer
+_ATTEMPTS = 5  # to compare a file that a run keeps replacing
 
 
 class Sum(NamedTuple):
-    """What identifies the content of a file."""
+    """The length and the digest of a file's content."""
 
     size: int  # bytes
     sha256: str
 
 
 class UnreadableFile(UserError):
-    """A file that could not be read, for a reason that says nothing about its content and may pass."""
+    """A file could not be read for a reason outside its content, such as a disk that fails: a later try may succeed."""
 
 
-# That there is no such file, or no such place in it: the fault of who wrote it, and it will not pass.
+# errno values that mean that the content is wrong: retrying cannot help.
 _OF_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 def require_readable(path: Path, error: OSError) -> None:
-    """:raises UnreadableFile: if what went wrong with reading a file is no fault of the file."""
+    """Raise if an error of reading a file has a cause outside the file's content; else return.
+
+    :raises UnreadableFile: if so.
+    """
     if error.errno is not None and error.errno not in _OF_CONTENT:
         raise UnreadableFile(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a file that can be opened without waiting for somebody to write into it.
+    """The size of a regular file in bytes.
 
-    :raises OSError: of EINVAL if it is a folder, a pipe or a device; others if it cannot be looked at.
+    :raises OSError: EINVAL for a folder, a pipe (opening one waits for a writer) or a device; others if stat fails.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -63,9 +66,9 @@ def size_of(path: Path) -> int:
 
 
 class HashedFile:
-    """A new file that is digested while it is written: by a thread, as the disk has its own time; then forced to disk.
+    """A new file that a thread digests while it is written, and that is forced to disk at the end.
 
-    ``sum`` is that of what was written until now. ZipFile, which needs to seek in a file that can, takes it for a pipe.
+    It has no ``seek``: ZipFile, which would write over a header, takes it for a pipe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,18 +83,18 @@ class HashedFile:
                  trace: TracebackType | None) -> None:
         self._thread.shutdown()
         if error is not None:
-            self._file.raw.close()  # what is still buffered has no place there
+            self._file.raw.close()  # without writing what is still buffered
             return
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def write(self, data: Any) -> int:
-        """Write bytes, or the memory of an array whose rows follow each other in it."""
+        """Write bytes or the memory of a C-contiguous array; returns the number of bytes."""
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
-        for low in range(0, len(view), _CHUNK):
-            piece = view[low : low + _CHUNK]
-            if len(piece) <= _SMALL:
+        for low in range(0, len(view), _BYTES_AT_ONCE):
+            piece = view[low : low + _BYTES_AT_ONCE]
+            if len(piece) <= _SMALL_BYTES:
                 self._digest.update(piece)
                 self._file.write(piece)
             else:
@@ -106,11 +109,12 @@ class HashedFile:
 
     @property
     def sum(self) -> Sum:
+        """The sum of all bytes written until now."""
         return Sum(self._size, self._digest.hexdigest())
 
 
 def write_npy(path: Path, array: np.ndarray) -> Sum:
-    """As ``np.save``, to the same bytes, and their sum."""
+    """Write the bytes that ``np.save`` would write; returns their sum."""
     with HashedFile(path) as file:
         array = np.asarray(array, order="C")
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
@@ -119,7 +123,7 @@ def write_npy(path: Path, array: np.ndarray) -> Sum:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> Sum:
-    """As ``np.savez``, to an equal archive, and its sum."""
+    """Write an archive that holds what that of ``np.savez`` holds; returns its sum."""
     with HashedFile(path) as file, ZipFile(file, "w") as archive:  # type: ignore[call-overload]  # a pipe to ZipFile
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -132,7 +136,7 @@ def sum_of(path: Path) -> Sum:
 
     :raises OSError: if it cannot be read.
     """
-    digest, buffer, size = hashlib.sha256(), memoryview(bytearray(_CHUNK)), 0
+    digest, buffer, size = hashlib.sha256(), memoryview(bytearray(_BYTES_AT_ONCE)), 0
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
@@ -140,11 +144,11 @@ def sum_of(path: Path) -> Sum:
     return Sum(size, digest.hexdigest())
 
 
-def complaint(path: Path, wanted: Sum, known: Mapping[str, str] | None = None) -> str:
-    """What is wrong with a file, in words that begin with its path; empty if it is as wanted.
+def file_problem(path: Path, wanted: Sum, known: Mapping[str, str] | None = None) -> str:
+    """The difference of a file from its sum, in words that begin with its path; empty if there is none.
 
-    :param known: by sha256, what other files are called that it may have been mixed up with.
-    :raises UnreadableFile: if that cannot be known now.
+    :param known: names, by sha256, of other files that it may have been mixed up with.
+    :raises UnreadableFile: if it cannot be read now, but perhaps later.
     """
     try:
         size = size_of(path)
@@ -164,8 +168,8 @@ def complaint(path: Path, wanted: Sum, known: Mapping[str, str] | None = None) -
 
 
 def forget_sum(path: Path) -> None:
-    """Before a file is replaced: what stands beside it is not that of the new one."""
-    beside = _beside(path)
+    """Remove the sum beside a file that is about to be replaced: it does not describe the new one."""
+    beside = sum_beside(path)
     if beside.exists():
         with writing(beside):
             beside.unlink(missing_ok=True)
@@ -173,7 +177,7 @@ def forget_sum(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file, and the sum beside it."""
+    """Replace a file and the sum beside it."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         forget_sum(path)
@@ -182,46 +186,46 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_sum(path: Path, found: Sum) -> None:
     """Write the sum of a file beside it."""
-    with replacing(_beside(path)) as temporary:
+    with replacing(sum_beside(path)) as temporary:
         temporary.write_text(f"{found.sha256}  {path.name}\n")
 
 
 def check_sum(path: Path) -> None:
-    """Compare a file with the sum that stands beside it, if one does.
+    """Compare a file with the sum beside it, if there is one.
 
-    :raises UserError: if it is another.
+    :raises UserError: if they differ.
     """
     for attempt in range(_ATTEMPTS):
         text = _text_beside(path)
         if text is None or not path.is_file():
             return
-        problem = complaint(path, Sum(path.stat().st_size, _wanted(path, text)))
+        problem = file_problem(path, Sum(path.stat().st_size, _wanted(path, text)))
         if not problem:
             return
-        if text == _text_beside(path) or attempt == _ATTEMPTS - 1:  # else a run has just replaced both
-            raise UserError(f"{problem}, as {_beside(path).name} says{_other(path)}; if another program wrote it on "
-                            f"purpose, remove {_beside(path).name}")
+        if text == _text_beside(path) or attempt == _ATTEMPTS - 1:  # otherwise a run has just replaced both
+            raise UserError(f"{problem}, as {sum_beside(path).name} says{_other(path)}; if another program wrote it on "
+                            f"purpose, remove {sum_beside(path).name}")
 
 
 def _wanted(path: Path, text: str) -> str:
-    """The sha256 of a file in lines of sha256sum: that of the one line whatever it calls the file, which may have been
-    renamed; of several, that of the line which names it.
+    """The sha256 of a file in lines of sha256sum. If there is one line, it counts under any name, as the file may have
+    been renamed; if there are several, the line with the file's name counts.
 
-    :raises UserError: if there is none, or not just one.
+    :raises UserError: unless there is exactly one such sum.
     """
     lines = [found for line in re.split(r"\r?\n", text) if (found := _LINE.fullmatch(line))]
     if not lines:
-        raise UserError(f"{_beside(path)}: found {text[:80]!r}, expected a line of sha256sum; remove it to use "
+        raise UserError(f"{sum_beside(path)}: found {text[:80]!r}, expected a line of sha256sum; remove it to use "
                         f"{path.name} unchecked")
     named = lines if len(lines) == 1 else [line for line in lines if os.path.basename(_name(line)) == path.name]
     sums = {(line["sum"] or line["tagged"]).lower() for line in named}
     if len(sums) != 1:
-        raise UserError(f"{_beside(path)}: found {len(sums)} sums for {path.name} in {len(lines)} lines, expected one; "
-                        f"remove it to use {path.name} unchecked")
+        raise UserError(f"{sum_beside(path)}: found {len(sums)} sums for {path.name} in {len(lines)} lines, expected "
+                        f"one; remove it to use {path.name} unchecked")
     return sums.pop()
 
 
-# As sha256sum writes them, and with --tag; after a backslash, names in which \\ and line ends are escaped.
+# A line of sha256sum, with or without --tag. A leading backslash marks names in which \\ and line ends are escaped.
 _LINE = re.compile(r"(?P<escaped>\\?)(?:(?P<sum>[0-9a-fA-F]{64}) [ *](?P<name>.+)"
                    r"|SHA256 \((?P<other>.+)\) = (?P<tagged>[0-9a-fA-F]{64}))")
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
@@ -233,27 +237,28 @@ def _name(line: re.Match[str]) -> str:
 
 
 def _other(path: Path) -> str:
-    """The newest whole checkpoint beside a damaged one, for the end of an error."""
+    """The end of an error about a damaged checkpoint: the newest sound one beside it; empty if there is none."""
     match = re.fullmatch(r"(.+)-\d{4,9}\.params", path.name)
     beside = [other for other in path.parent.glob("*.params") if match and other != path
               and re.fullmatch(re.escape(match[1]) + r"-\d{4,9}\.params", other.name)]
     for other in sorted(beside, key=lambda one: one.stat().st_mtime_ns, reverse=True):
-        with contextlib.suppress(UserError, OSError):  # then it is none to offer
+        with contextlib.suppress(UserError, OSError):  # one that cannot be read is not offered
             text = _text_beside(other)
-            if text and not complaint(other, Sum(size_of(other), _wanted(other, text))):
+            if text and not file_problem(other, Sum(size_of(other), _wanted(other, text))):
                 return f"; {other.name} beside it is whole"
     return ""
 
 
-def _beside(path: Path) -> Path:
+def sum_beside(path: Path) -> Path:
+    """The file that holds the sum of ``path``."""
     return path.with_name(path.name + SUFFIX)
 
 
 def _text_beside(path: Path) -> str | None:
     try:
-        size_of(_beside(path))
-        return _beside(path).read_text(encoding="utf-8", errors="replace")
+        size_of(sum_beside(path))
+        return sum_beside(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{_beside(path)}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{sum_beside(path)}: cannot be read: {error.strerror or error}") from None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NumPy's ``.npz`` from strangers: no more is read than the file has, and no memory taken for what a header says."""
+"""A reader of NumPy's ``.npz`` for untrusted files: it never takes more memory than the file has bytes, whatever sizes
+the headers give."""
 from __future__ import annotations
 
 import io
@@ -15,9 +16,10 @@ _FORMATS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays by name, read-only. They must lie there as ``np.savez`` puts them, not compressed.
+    """Read the arrays of a file by name; they are read-only. Archives of ``np.savez_compressed`` are refused.
 
-    :raises ValueError: which says what was found; OSError if the file cannot be read.
+    :raises ValueError: with what was found, if it is no such file.
+    :raises OSError: if the file cannot be read.
     """
     left = os.path.getsize(path)
     arrays = {}
@@ -31,7 +33,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                     raise ValueError("it unfolds to more than its own size")
                 arrays[info.filename[:-4] if info.filename.endswith(".npy") else info.filename] = _array(
                     archive.read(info))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:  # the last: it has a password
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:  # RuntimeError: a password
         raise ValueError(f"not a zip archive that can be read: {error}") from error
     return arrays
 

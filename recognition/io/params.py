@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MXNet's files of arrays (``.params``, ``.param``), read and written without MXNet, and no more of them than is used.
+"""MXNet's files of arrays (``.params``, ``.param``), read and written without MXNet. Values are read when used.
 
 The format, little endian: u64 0x112, u64 0, u64 count, the arrays, u64 count of names (0 for a list), each u64 length
 and bytes. An array: u32 magic, i32 storage type, i32 dimensions, i64 each, i32 device type, i32 device number, i32
@@ -26,7 +26,7 @@ _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8, 6: np.int64, 7: np.bool_}
 _MOST_DIMENSIONS = 32
 _MOST_ARRAYS = 1 << 17  # of a file. r200 has 2,000
-_CHUNK = 1 << 22  # values converted and written at once: 16 MB
+_VALUES_AT_ONCE = 1 << 22  # converted and written in one call: 16 MB
 
 Pieces = Sequence[Rows]  # one array cut along its first axis
 
@@ -39,10 +39,10 @@ class ParamsFile(NamedTuple):
 
 
 def read_arrays(path: Path) -> ParamsFile:
-    """What arrays a file holds. Of their values those are read that are asked for, when they are.
+    """Open the arrays of a file. Their values are read when they are used.
 
-    :raises UserError: if it is no such file, is cut short, holds sparse arrays or elements that NumPy lacks, or is not
-        the file that the checksum beside it is of.
+    :raises UserError: if it is no such file, is cut short, holds sparse arrays or elements that NumPy lacks, or does
+        not match the checksum beside it.
     """
     check_sum(path)
     try:
@@ -89,7 +89,7 @@ class _Reader:
         return self._file.read(self._skip(count), count).tobytes()
 
     def _skip(self, count: int) -> int:
-        """Go on by so many bytes; where they begin."""
+        """Go on by ``count`` bytes; returns the offset at which they begin."""
         if count > self._file.size - self._place:
             raise ValueError(f"it ends at byte {self._file.size}, where {count} more are expected")
         self._place += count
@@ -113,9 +113,9 @@ class _Reader:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Pieces] | Sequence[Pieces]) -> None:
-    """Write arrays by name, or a list of them, as ``mx.nd.load`` reads them: float32, dense.
+    """Write arrays by name, or a list of them, for ``mx.nd.load``: float32, dense.
 
-    Each is given in pieces, which are joined as they are written, so that what is larger than memory can be copied.
+    Each array comes in pieces, which are joined while they are written: an array larger than memory can be copied.
     The file's checksum is written beside it.
     """
     names = list(arrays) if isinstance(arrays, Mapping) else []
@@ -133,7 +133,7 @@ def _write(file: HashedFile, names: Sequence[str], values: Sequence[Pieces]) -> 
         shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
         file.write(struct.pack(f"<IiI{len(shape)}qiii", _V2, 0, len(shape), *shape, 1, 0, 0))
         for piece in pieces:
-            rows = max(1, _CHUNK // max(1, math.prod(piece.shape[1:])))
+            rows = max(1, _VALUES_AT_ONCE // max(1, math.prod(piece.shape[1:])))
             for low in range(0, len(piece), rows):
                 file.write(np.ascontiguousarray(piece[low : low + rows], "<f4").data)
     file.write(struct.pack("<Q", len(names)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pickles of strangers without running them: nothing but what the caller names is built, by his functions."""
+"""Restricted reading of untrusted pickles: only names that the caller lists are built, by the caller's functions."""
 from __future__ import annotations
 
 import pickle
@@ -7,18 +7,18 @@ import pickletools
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Callable
 
-_MOST_BITS = 53  # of a number. Python's dictionaries take hours over keys that are multiples of 2 ** 61 - 1
+_MOST_BITS = 53  # of a number: a Python dictionary takes hours over keys that are multiples of 2 ** 61 - 1
 _STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 def load_restricted(file: BinaryIO, opcodes: frozenset[str], known: Mapping[str, Any],
                     persistent: Callable[[Any], Any] | None = None) -> Any:
-    """What the pickle in ``file`` holds; text of Python 2 comes as bytes.
+    """Load the object of the pickle in ``file``; text of Python 2 becomes bytes.
 
-    :param opcodes: those that it may have.
-    :param known: what takes the place of the functions and classes that it names, as ``module.name``.
-    :param persistent: gives what a persistent id stands for; an opcode for them has to be allowed.
-    :raises Exception: of any kind. A ValueError of ours is for a sentence that begins with the file.
+    :param opcodes: the allowed opcodes.
+    :param known: replacements, by ``module.name``, for the functions and classes that the pickle names.
+    :param persistent: gives the object of a persistent id; an opcode for them has to be allowed.
+    :raises Exception: of any type. The text of our ValueErrors is the end of a sentence that begins with the file.
     """
     _check_opcodes(file, opcodes)
     file.seek(0)
@@ -28,7 +28,7 @@ def load_restricted(file: BinaryIO, opcodes: frozenset[str], known: Mapping[str,
 def _check_opcodes(file: BinaryIO, allowed: frozenset[str]) -> None:
     """Refuse opcodes that are not ``allowed``, memo numbers that would make the memo huge, and long numbers.
 
-    :raises ValueError: which says what was found.
+    :raises ValueError: with what was found, as the end of a sentence that begins with the file's name.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name not in allowed:
@@ -40,6 +40,8 @@ def _check_opcodes(file: BinaryIO, allowed: frozenset[str]) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
+    """An unpickler that builds only what ``known`` names."""
+
     def __init__(self, file: BinaryIO, known: Mapping[str, Any], persistent: Callable[[Any], Any] | None) -> None:
         super().__init__(file, encoding="bytes")
         self._known, self._persistent = known, persistent
@@ -58,10 +60,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Stands for a function or class that a pickle names: can be called, and nothing else.
-
-    It has no attribute that a BUILD opcode could set.
-    """
+    """A callable in the place of a function or class that a pickle names. It has no attribute that BUILD could set."""
 
     __slots__ = ("_function",)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in files, larger than memory maybe, of which those rows are read that are asked for.
+"""Arrays in files, which may be larger than memory: rows are read when they are used.
 
-By plain reads: who cuts a mapped file short kills its readers with SIGBUS.
+They are read by plain reads, not mapped: SIGBUS kills a process that reads a mapped file which somebody cut short.
 """
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import numpy as np
 from recognition.errors import UserError
 from recognition.io.files import regular
 
-_DENSE = 4  # rows that are numbered so close are read with those between them
-_GATHERED = 1 << 10  # rows at once, so that those between them take little memory
+_MOST_ROWS_PER_WANTED_ROW = 4  # rows that lie so close together are read in one go with those between them
+_ROWS_AT_ONCE = 1 << 10  # wanted rows, so that those between them take little memory
 _MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 62
 
 
 class OpenFile:
-    """A file that is open as long as anything refers to it. ``size``: bytes, when it was opened."""
+    """A file that stays open as long as anything refers to it. ``size``: its bytes when it was opened."""
 
     def __init__(self, path: Path) -> None:
         """:raises OSError: if it cannot be opened."""
@@ -33,9 +33,9 @@ class OpenFile:
         self.size = os.fstat(self._handle).st_size
 
     def read(self, place: int, count: int) -> np.ndarray:
-        """So many bytes: uint8 (count,).
+        """Read ``count`` bytes from offset ``place`` on: uint8 (count,).
 
-        :raises UserError: if the file ends before, or cannot be read.
+        :raises UserError: if the file ends before that, or cannot be read.
         """
         data, done = np.empty(count, np.uint8), 0
         while done < count:
@@ -51,12 +51,12 @@ class OpenFile:
 
 
 class StoredArray:
-    """An array in a file, its values one after the other. A slice of its rows is such an array, too; ``np.asarray`` and
-    other functions of NumPy read it, and an index of row numbers reads those rows."""
+    """An array in a file, C-contiguous. A slice of its rows is another such array; ``np.asarray`` and other functions
+    of NumPy read it; an index, int64 (n,), reads those rows."""
 
     def __init__(self, file: OpenFile, place: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        """:param place: of the first value, in bytes.
-        :raises ValueError: if NumPy has no arrays of this shape, which has no values then."""
+        """:param place: offset of the first value, in bytes.
+        :raises ValueError: if the shape is too large for NumPy, which also limits shapes with a side of 0."""
         if math.prod(max(1, length) for length in shape) * dtype.itemsize >= _MOST_BYTES:
             raise ValueError(f"an array has the shape {str(shape)[:60]}")
         self._file, self._place, self.shape, self.dtype = file, place, shape, dtype
@@ -77,22 +77,25 @@ class StoredArray:
 
     def __getitem__(self, key: slice | np.ndarray) -> StoredArray | np.ndarray:
         if not isinstance(key, slice):
-            return self._gathered(key)
+            return self._read_rows(key)
         low, high, step = key.indices(len(self))
         if step != 1:
             raise IndexError(f"rows in steps of {step}, expected a range")
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         return StoredArray(self._file, self._place + low * row, (max(high - low, 0), *self.shape[1:]), self.dtype)
 
-    def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of these numbers, int64 (n,), none of them negative."""
+    def _read_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Read the rows numbered ``rows``, int64 (n,).
+
+        :raises IndexError: if a number is negative or beyond the last row.
+        """
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for at in range(0, len(rows), _GATHERED):
-            part, into = rows[at : at + _GATHERED], found[at : at + _GATHERED]
+        for at in range(0, len(rows), _ROWS_AT_ONCE):
+            part, into = rows[at : at + _ROWS_AT_ONCE], found[at : at + _ROWS_AT_ONCE]
             low, high = int(part.min()), int(part.max()) + 1
-            if high - low <= _DENSE * len(part):
+            if high - low <= _MOST_ROWS_PER_WANTED_ROW * len(part):
                 into[:] = np.asarray(self[low:high])[part - low]
             else:
                 for i, row in enumerate(part.tolist()):
@@ -100,13 +103,14 @@ class StoredArray:
         return found
 
 
-Rows = Union[np.ndarray, StoredArray]  # whichever; an array in memory, or one in a file
+Rows = Union[np.ndarray, StoredArray]  # an array in memory or in a file
 
 
 def open_npy(path: Path) -> StoredArray:
-    """The array of an ``.npy`` that ``recognition.io.checksums.write_npy`` or ``np.save`` wrote.
+    """Open the array of an ``.npy`` file of :func:`recognition.io.checksums.write_npy` or ``np.save``.
 
-    :raises ValueError: which says what was found; OSError if the file cannot be opened.
+    :raises ValueError: with what was found, if it is no such file.
+    :raises OSError: if the file cannot be opened.
     """
     with open(path, "rb", opener=regular) as header:
         if (version := np.lib.format.read_magic(header)) != (1, 0):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door of ``python -m recognition.launch``."""
+"""The entry point of ``python -m recognition.launch``."""
 import sys
 
 from recognition.launch.launcher import main

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of ``launch``, each checked before anything is started."""
+"""The flags of ``launch``. All are checked before anything is started."""
 from __future__ import annotations
 
 import argparse
@@ -17,34 +17,38 @@ from recognition.config.command_line import Parser
 from recognition.errors import UserError
 from recognition.launch.nodes import LOCAL, SSH, parse_hosts
 
-MOST = 10_000  # processes
+MOST_PROCESSES = 10_000
 TRAINERS = ("train.py", "train_parall.py")
-_ADDRESS_OF = 0x8915  # SIOCGIFADDR of Linux: the IPv4 address of an interface
+_SIOCGIFADDR = 0x8915  # Linux's ioctl for the IPv4 address of an interface
 
 
 def _command_here(value: Any) -> list[str]:
+    """The words of a command.
+
+    :raises ValueError: if this host has no such program.
+    """
     words = shlex.split(value)
     if not words or not shutil.which(words[0]):
         raise ValueError
     return words
 
 
-KINDS = {
-    "-np": types.integer(least=1, most=MOST),
-    "--servers": types.integer(least=0, most=MOST),
+FLAG_TYPES = {
+    "-np": types.integer(least=1, most=MOST_PROCESSES),
+    "--servers": types.integer(least=0, most=MOST_PROCESSES),
     "--restarts": types.integer(least=0),
     "--stall-timeout": types.real(above=0),
     "--slow-after": types.real(above=0),
     "--address": types.filled_text,
     "--interface": types.filled_text,
-    "--ssh": types.Kind(_command_here, "a command of this host with its flags, such as 'ssh -p 2222'"),
+    "--ssh": types.OptionType(_command_here, "a command of this host with its flags, such as 'ssh -p 2222'"),
 }
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> argparse.Namespace:
-    """The options, each in its type, and the command to start as ``command``.
+    """Parse a command line into options of checked types. ``command`` holds the command to start.
 
-    :raises UserError: if one is not valid.
+    :raises UserError: if an option is not valid.
     """
     parser = _parser(description)
     options = parser.parse_args(argv)
@@ -54,10 +58,10 @@ def parse(argv: Sequence[str], description: str | None = None) -> argparse.Names
     options.hosts = None if options.hosts is None else parse_hosts(options.hosts)
     if options.ssh is None and any(name not in LOCAL for name, _ in options.hosts or ()):
         options.ssh = shlex.join(SSH)
-    for flag, kind in KINDS.items():
+    for flag, flag_type in FLAG_TYPES.items():
         key = "workers" if flag == "-np" else flag[2:].replace("-", "_")
         if getattr(options, key) is not None:
-            setattr(options, key, kind.check(getattr(options, key), flag))
+            setattr(options, key, flag_type.check(getattr(options, key), flag))
     if options.servers and not wants_servers(options.command):
         if named := next((word for word in options.command if word.partition("=")[0] == "--kvstore"), ""):
             parser.error(f"--servers: found {named} of another kind in the command, expected --kvstore dist_sync or "
@@ -68,7 +72,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> argparse.Names
 
 
 def _parser(description: str | None) -> Parser:
-    """All flags as text: their kinds read and check it."""
+    """The parser of all flags. It returns text, which FLAG_TYPES read and check."""
     parser = Parser(prog="python -m recognition.launch", description=description,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-np", "--workers", required=True, metavar="N", help="worker processes")
@@ -89,19 +93,22 @@ def _parser(description: str | None) -> Parser:
 
 
 def wants_servers(arguments: Sequence[str]) -> bool:
-    """Whether a command line says ``--kvstore dist_...``."""
+    """True for a command line with ``--kvstore dist_...``."""
     pairs = zip(arguments, [*arguments[1:], ""])
     return any(argument.startswith("--kvstore=dist") or (argument == "--kvstore" and following.startswith("dist"))
                for argument, following in pairs)
 
 
 def starts_trainer(arguments: Sequence[str]) -> bool:
-    """Whether a command line starts ``train.py`` or ``train_parall.py``."""
+    """True for a command line that starts ``train.py`` or ``train_parall.py``."""
     return any(os.path.basename(word) in TRAINERS for word in arguments)
 
 
 def require_interface(name: str) -> None:
-    """:raises UserError: if this host has no such network interface, or that one has no IPv4 address."""
+    """Check a network interface of this host.
+
+    :raises UserError: if there is none of this name, or it has no IPv4 address.
+    """
     names = [known for _, known in socket.if_nameindex()]
     if name not in names:
         raise UserError(f"--interface: found {name!r}, expected a network interface of this host: {', '.join(names)}"
@@ -111,7 +118,7 @@ def require_interface(name: str) -> None:
 
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                fcntl.ioctl(probe, _ADDRESS_OF, struct.pack("256s", name.encode()))
+                fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
             except OSError as error:
                 raise UserError(f"--interface: found {name!r}, which has no IPv4 address ({error.strerror}), expected "
                                 "one that has") from None

@@ -5,20 +5,20 @@
     python -m recognition.launch -np 4 --hosts a:2,b:2 --restarts 3 -- python train_parall.py ...
     python -m recognition.launch -np 2 -- python train.py --kvstore dist_sync ...
 
-Lines of the first worker, rank 0, come as they are, those of others after their name: [rank 1]. An error that several
-end with is said once.
+The output of the first worker, rank 0, is copied as it is; lines of the others begin with their name: [rank 1]. An
+error with which several workers end is printed once.
 
-The workers exchange through Horovod; with ``--kvstore dist_sync`` or ``dist_device_sync`` in the command, or with
-``--servers``, through MXNet's parameter servers, which are started too. Other hosts need ssh without a password, the
-same folder, and the same Python; models go to a file system that all share.
+The workers exchange through Horovod. With ``--kvstore dist_sync`` or ``dist_device_sync`` in the command, or with
+``--servers``, they exchange through MXNet's parameter servers, which are started too. Other hosts need ssh without a
+password, the same folder and the same Python; models go to a file system that all share.
 
-A process that dies, or was told to stop, ends all others within 10 seconds, one that hangs after ``--stall-timeout``
-more, with a line that says which; the status is then not 0, and no process is left. The timeout counts from the last
-exchange, or from a worker's first sign of life; train.py and train_parall.py have 10 minutes for that, or the timeout
-if it is longer, and other programs need not give any. One that is slow, so that all others wait for it more than a
-tenth of the last minute, is named in a line, and the run goes on. With ``--restarts`` all start again and go on from
-the last training state that this launch saved, if it saved one, unless the status is 2: bad input stays bad. SIGTERM
-and Ctrl-C go to the workers, which save and stop; a second one ends them at once.
+If a process dies or is told to stop, all others are ended within 10 seconds; if one hangs, ``--stall-timeout`` seconds
+later. A line names the process, the status is not 0, and no process is left. The timeout counts from the last exchange,
+or from a worker's first sign of life: train.py and train_parall.py have 10 minutes to give one, or the timeout if it is
+longer; other programs need not give any. If one worker is slow, and all others waited for it more than a tenth of the
+last minute, a line names it and the run goes on. With ``--restarts`` all processes start again and go on from the last
+training state that this launch saved, if it saved one; not after status 2, as bad input stays bad. SIGTERM and Ctrl-C
+go to the workers, which save and stop; a second one ends them at once.
 """
 from __future__ import annotations
 
@@ -29,71 +29,52 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recognition.engines.mxnet.horovod_rendezvous import rendezvous
 from recognition.errors import LostProcess, UserError, command
 from recognition.launch.flags import parse, require_interface, starts_trainer, wants_servers
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import LOCAL, Node, Place, assign, end_all, tell_errors
 
-POLL = 0.05
-UNREACHED = 255  # the status of ssh itself
-SETTLE = 1.0  # seconds in which the deaths that one death brings about may be seen before it
-STOPPING = 3.0  # the same for a process that was told to stop; none ends before the state that all save is whole
-NAME = secrets.token_hex(8)  # of this launch, however often it starts its run
+POLL_SECONDS = 0.05
+SSH_FAILED = 255  # the status of ssh itself, when it cannot reach a host
+SETTLE_SECONDS = 1.0  # to wait for more deaths: one that follows from another may be seen before it
+STOPPING_SECONDS = 3.0  # the same after a stop: the workers end once the state that all of them save is whole
+NAME = secrets.token_hex(8)  # of this launch, the same after every restart
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
 def own_address(hosts: Sequence[str]) -> str:
-    """This host's address on the way to the first of the hosts that is another."""
+    """This host's address as the first other one of ``hosts`` sees it.
+
+    :raises UserError: if there is no way to that host.
+    """
     others = [host for host in hosts if host not in LOCAL]
     if not others:
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((others[0].rpartition("@")[2], 9))  # sends nothing
-        except (OSError, UnicodeError) as error:  # a name may be none that a host can have
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
             raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
         return str(probe.getsockname()[0])
 
 
 def free_port(address: str) -> int:
+    """A port of ``address`` that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
-@contextlib.contextmanager
-def rendezvous(places: Sequence[Place], address: str, interface: str | None) -> Iterator[dict[str, str]]:
-    """Run the server at which Horovod's processes find each other; yields the variables that lead to it."""
-    try:
-        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer, RendezvousServer
-    except ImportError as error:
-        raise UserError(f"several workers need Horovod, or servers with --kvstore dist_sync: {error}") from None
-    server = RendezvousServer()
-    # Not server.start(), which listens on all addresses of this host: whoever reaches it may write what workers read.
-    server._httpd = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
-    port = server._httpd.server_address[1]
-    server._listen_thread = threading.Thread(target=server._httpd.serve_forever, daemon=True)
-    server._listen_thread.start()
-    server.init(list(places))
-    variables = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
-                 "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
-    if interface:
-        variables.update(HOROVOD_GLOO_IFACE=interface, NCCL_SOCKET_IFNAME=interface)
-    try:
-        yield variables
-    finally:
-        server.stop()
-
-
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
+    """The environment variables that every worker gets."""
     return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
             "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1",
-            # What the survivors of a death print otherwise, after the line that names who died.
+            # Otherwise survivors print Horovod's own errors after the line that names the dead process.
             "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal")}
 
 
@@ -109,7 +90,7 @@ def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str
 
 def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, address: str, interface: str | None,
                  ssh: Sequence[str]) -> list[Node]:
-    """The scheduler on this host, servers over all hosts in turn, and workers."""
+    """The scheduler on this host, the servers on all hosts in turn, and the workers."""
     hosts = list(dict.fromkeys(place.hostname for place in places))
     common = {"DMLC_PS_ROOT_URI": address, "DMLC_PS_ROOT_PORT": str(free_port(address)),
               "DMLC_NUM_SERVER": str(servers), "DMLC_NUM_WORKER": str(len(places))}
@@ -127,7 +108,7 @@ def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, addres
 
 
 class Stop:
-    """Notes SIGTERM and Ctrl-C, and how many came."""
+    """A handler of SIGTERM and Ctrl-C: ``number`` is the last signal, ``count`` how many came."""
 
     def __init__(self) -> None:
         self.number, self.count = 0, 0
@@ -143,10 +124,10 @@ def say(text: str) -> None:
 
 
 def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: float) -> int:
-    """Wait until all workers have ended, or end them all after the first that fails; the run's status."""
+    """Wait until all workers have ended, or until one fails or hangs; returns the run's status."""
     workers, forwarded, running = [node for node in nodes if node.worker is not None], 0, True
     while running:
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
         monitor.listen()
         if stop.count > forwarded:
             forwarded = stop.count
@@ -156,7 +137,7 @@ def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: floa
                 say("ending all processes at once")
                 return 128 + stop.number
         asked = (0, 128 + stop.number) if forwarded else (0,)
-        running = any(node.status is None for node in workers)  # before the look at those that failed: none is missed
+        running = any(node.status is None for node in workers)  # read before the failures, so that none is missed
         if any(node.status not in (None, *asked) for node in nodes):
             return settle(nodes, asked, monitor)
         if line := stalled(workers, monitor, timeout):
@@ -169,7 +150,7 @@ def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: floa
 
 
 def stalled(workers: Sequence[Node], monitor: Monitor, timeout: float) -> str:
-    """What is to be said of a run in which no worker goes on, and of the one that the others wait for."""
+    """The line about a run in which no worker goes on, with the worker that the others wait for; empty if one does."""
     worker = monitor.hung(timeout)
     if worker is None:
         return ""
@@ -181,22 +162,23 @@ def stalled(workers: Sequence[Node], monitor: Monitor, timeout: float) -> str:
 
 
 def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int:
-    """Say which process failed first, once those are known that failed with it; its status.
+    """Wait for failures that follow from the first, print a line about the process that caused them, and return its
+    status.
 
-    Bad input says what it is itself, and who sends this launch a signal knows it.
+    There is no line about bad input, which the process has reported itself, nor after a signal to this launch.
     """
     began = time.monotonic()
     while any(node.status is None for node in nodes):
         gone = {node.status for node in nodes} - {None, *asked}
-        if time.monotonic() - began > (STOPPING if gone <= set(STOPPED) else SETTLE):
+        if time.monotonic() - began > (STOPPING_SECONDS if gone <= set(STOPPED) else SETTLE_SECONDS):
             break
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     failed = [node for node in nodes if node.status not in (None, *asked)]
-    # Its own error or a signal comes before having lost another process; of equals, the one that was seen to end first.
+    # An error of its own or a signal counts before the loss of another process; then the first end that was seen.
     culprit = min(failed, key=lambda node: (node.status == LostProcess.status, in_shell(node) in STOPPED, node.ended))
     status = culprit.status or 0
     how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
-    if status == UNREACHED and culprit.host not in LOCAL:
+    if status == SSH_FAILED and culprit.host not in LOCAL:
         how += ", with which ssh says that it cannot reach a host or lost it"
     culprit.finish_output()
     if culprit.status in (LostProcess.status, -signal.SIGABRT) and (silent := monitor.silent()):
@@ -204,7 +186,7 @@ def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int
         say(f"no sign of life ever came from {names}")
     code = in_shell(culprit)
     alike = sum(node.status == status for node in failed)
-    if status in STOPPED and alike > 1:  # they agreed on it, and end in any order
+    if status in STOPPED and alike > 1:  # the workers agreed to stop, and end in any order
         which = "all" if alike == monitor.workers else f"{alike} of {monitor.workers} workers"
         say(f"a worker was told to stop by {signal.Signals(status - 128).name}, and {which} ended with status {status}")
     elif code not in asked and (status != UserError.status or not culprit.error):
@@ -213,7 +195,8 @@ def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int
 
 
 def in_shell(node: Node) -> int:
-    """The status of a process that has ended as a shell gives it: 128 and the number of the signal that ended it."""
+    """The status of a process that has ended, as a shell gives it: 128 plus the number of the signal, if one ended it.
+    """
     status = node.status or 0
     return 128 - status if status < 0 else status
 
@@ -227,7 +210,7 @@ def describe(node: Node) -> str:
 
 
 def run_once(options: argparse.Namespace, stop: Stop) -> int:
-    """Start everything, wait for its end, leave nothing behind; the status."""
+    """Start all processes, wait for their end and end those that are left; returns the status."""
     places = assign(options.hosts or [("localhost", options.workers)], options.workers)
     used = list(dict.fromkeys(place.hostname for place in places))
     address = options.address or own_address(used)

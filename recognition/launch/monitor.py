@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which workers of a run go on, and which one the others wait for, by the datagrams that they send to ``launch``."""
+"""The watch over the workers of a run: the datagrams that they send to ``launch`` show which of them go on, and for
+which one the others wait."""
 from __future__ import annotations
 
 import contextlib
@@ -13,17 +14,17 @@ from dataclasses import dataclass, field
 
 from recognition.errors import UserError
 
-SLOW = 0.1  # of the time, which all others waited longer than it did: then it is slow
-AGAIN = 600.0  # seconds until the same worker is called slow once more
-START = 600.0  # seconds in which some worker has to be heard, where signs of life are awaited
+SLOW_SHARE = 0.1  # a worker is slow if all others waited longer than it by this share of the time
+REPEAT_SECONDS = 600.0  # until the same worker is reported slow once more
+START_SECONDS = 600.0  # until the first sign of life of any worker, if the command gives them
 
 
 @dataclass
 class Monitor:
-    """Hears the workers' signs of life: ``token worker exchanges waited`` in a datagram.
+    """The receiver of the workers' signs of life: ``token worker exchanges waited`` in a datagram.
 
-    ``workers``: how many there are; one that was never heard has begun no exchange. ``window``: seconds over which a
-    worker is compared with the others. ``awaited``: whether the command is one that gives signs of life.
+    ``workers``: their number; a worker that was never heard has begun no exchange. ``window``: seconds over which a
+    worker is compared with the others. ``awaited``: True if the command is known to give signs of life.
     """
 
     address: str
@@ -33,7 +34,7 @@ class Monitor:
     token: str = field(default_factory=functools.partial(secrets.token_hex, 8))
     exchanges: dict[int, int] = field(default_factory=dict)  # by worker
     heard: dict[int, float] = field(default_factory=dict)
-    waited: dict[int, float] = field(default_factory=dict)  # seconds, for the others
+    waited: dict[int, float] = field(default_factory=dict)  # seconds that a worker waited for the others
 
     def __post_init__(self) -> None:
         """:raises UserError: if the address is not one of this host."""
@@ -46,15 +47,15 @@ class Monitor:
             raise UserError(f"--address: found {self.address}, expected an address of this host: {error}") from None
         self.socket.setblocking(False)
         self.moved = time.monotonic()  # when a worker last went on
-        self._since, self._before = self.moved, dict(self.waited)  # the window's begin, and what was waited by then
-        self._told: dict[int, float] = {}  # when a worker was called slow
+        self._since, self._before = self.moved, dict(self.waited)  # the window's begin, and ``waited`` at that time
+        self._told: dict[int, float] = {}  # when a worker was last reported slow
 
     @property
     def endpoint(self) -> str:
         return f"{self.address}:{self.socket.getsockname()[1]}:{self.token}"
 
     def listen(self) -> None:
-        """Take in what has come."""
+        """Read the datagrams that have come."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 words = self.socket.recv(200).decode(errors="replace").split()
@@ -67,24 +68,26 @@ class Monitor:
                 self.heard[worker] = time.monotonic()
 
     def hung(self, timeout: float) -> int | None:
-        """The worker that the others wait for, if none has gone on for so long."""
+        """The worker that the others wait for, if none has gone on for ``timeout`` seconds; else None."""
         if time.monotonic() - self.moved < self.limit(timeout):
             return None
-        # Of those that have begun the fewest exchanges, the one not heard for longest: it may be stopped.
+        # Among those with the fewest exchanges, the one that was silent the longest: it may be stopped.
         return min(range(self.workers), key=lambda worker: (self.exchanges.get(worker, -1), self.heard.get(worker, 0)))
 
     def limit(self, timeout: float) -> float:
-        """Seconds in which some worker has to go on; longer before any was heard, and endless if none need be."""
-        return timeout if self.heard else max(timeout, START) if self.awaited else math.inf
+        """Seconds within which some worker has to go on. Before the first sign of life they are more, and infinite if
+        none is awaited."""
+        return timeout if self.heard else max(timeout, START_SECONDS) if self.awaited else math.inf
 
     def silent(self) -> list[int]:
-        """The workers that were never heard, where others were."""
+        """The workers that were never heard, if others were."""
         return [worker for worker in range(self.workers) if worker not in self.heard] if self.heard else []
 
     def slow(self) -> tuple[int, float] | None:
-        """At the end of a window, the worker that held the others up in it, and for how many seconds of 100."""
+        """The worker that held the others up in the last window, and for how many seconds of 100. None within a window,
+        if there was no such worker, and if it was reported a short while ago."""
         now = time.monotonic()
-        if len(self._before) < self.workers:  # the first window begins when all go on
+        if len(self._before) < self.workers:  # the first window begins once all workers go on
             self._since, self._before = now, dict(self.waited) if all(self.exchanges.values()) else {}
         elapsed = now - self._since
         if elapsed < self.window or self.workers < 2:
@@ -92,24 +95,27 @@ class Monitor:
         grown = {worker: self.waited[worker] - before for worker, before in self._before.items()}
         self._since, self._before = now, dict(self.waited)
         worker, share = held_up(grown, elapsed)
-        if share < SLOW or now - self._told.get(worker, -AGAIN) < AGAIN:
+        if share < SLOW_SHARE or now - self._told.get(worker, -REPEAT_SECONDS) < REPEAT_SECONDS:
             return None
         self._told[worker] = now
         return worker, 100 * share
 
 
 def _require_reachable(address: str) -> None:
-    """:raises OSError: for an address that can be bound to, but is that of no host, as those of broadcasts."""
+    """Connect to an address that a socket could be bound to: a broadcast address can be bound, but belongs to no host.
+
+    :raises OSError: if the connection fails.
+    """
     if address == "0.0.0.0":
         raise OSError("it stands for all of them")
     with socket.socket() as server:
         server.bind((address, 0))
         server.listen()
         with socket.create_connection(server.getsockname(), timeout=5):
-            """It can be reached from here."""
+            """The address can be reached."""
 
 
 def held_up(waited: Mapping[int, float], elapsed: float) -> tuple[int, float]:
-    """The worker that waited least, and the share of the time that each of the others waited more at least."""
-    first, second = sorted(waited, key=lambda worker: waited[worker])[:2]
-    return first, (waited[second] - waited[first]) / elapsed
+    """The worker that waited least, and the share of ``elapsed`` by which the next one waited longer."""
+    least, next_least = sorted(waited, key=lambda worker: waited[worker])[:2]
+    return least, (waited[next_least] - waited[least]) / elapsed

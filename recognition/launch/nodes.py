@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a run on their hosts: where each goes, how it is started, read and ended. No MXNet is needed."""
+"""The processes of a run: their places on hosts, their start, output and end. No MXNet is needed."""
 from __future__ import annotations
 
 import ctypes
@@ -19,18 +19,18 @@ from typing import IO, NamedTuple
 
 from recognition.errors import ERROR, LostProcess, UserError
 
-GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 LOCAL = ("localhost", "127.0.0.1", socket.gethostname())
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")  # seconds
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-# The process reads nothing; when the connection goes, and with it the shell's input, the process is ended.
+# The process has no input. The shell's input ends with the connection; then the watch ends the process.
 _REMOTE = ("exec 3<&0; cd {folder} || exit; env {variables} {command} 3<&- </dev/null & child=$!; "
            "{{ cat <&3; kill $child; sleep {grace}; kill -9 $child; }} >/dev/null 2>&1 & watch=$!; exec 3<&-; "
            "wait $child; status=$?; kill $watch; exit $status")
 
 
 class Place(NamedTuple):
-    """Where a worker runs, by the names that Horovod uses."""
+    """The place of a worker, in the terms of Horovod."""
 
     hostname: str
     rank: int
@@ -42,7 +42,10 @@ class Place(NamedTuple):
 
 
 def parse_hosts(text: str) -> list[tuple[str, int]]:
-    """Hosts and how many workers each takes, from ``a:2,b:2``."""
+    """Hosts and the number of workers that each takes, from ``a:2,b:2``.
+
+    :raises UserError: if the text is malformed or names a host twice.
+    """
     hosts = []
     for item in text.split(","):
         name, _, slots = item.strip().rpartition(":")
@@ -55,7 +58,7 @@ def parse_hosts(text: str) -> list[tuple[str, int]]:
 
 
 def assign(hosts: Sequence[tuple[str, int]], workers: int) -> list[Place]:
-    """The place of each worker: the first host is filled first.
+    """The place of each worker. Hosts are filled one after the other.
 
     :raises UserError: if there are not enough places.
     """
@@ -76,19 +79,19 @@ def assign(hosts: Sequence[tuple[str, int]], workers: int) -> list[Place]:
 class Node:
     """One process of a run."""
 
-    name: str  # what messages and output call it
+    name: str  # in messages and before its output
     host: str
     variables: Mapping[str, str]
     ssh: Sequence[str] = SSH
-    worker: int | None = None  # its number, unless it is a server or the scheduler
+    worker: int | None = None  # its number; None for a server or the scheduler
     process: subprocess.Popen[bytes] | None = None
-    error: str = ""  # what it ended with on standard error, if it was bad input
-    ended: float = math.inf  # by time.monotonic(), when its end was seen
+    error: str = ""  # its last line on standard error, if that is an error line
+    ended: float = math.inf  # time.monotonic() when its end was seen
     _pumps: list[threading.Thread] = field(default_factory=list)
 
     def start(self, command: Sequence[str]) -> None:
-        """Start the command and copy its output: of the first worker, which speaks for the run, as it is; of others
-        line by line with the name before it."""
+        """Start the command and copy its output line by line: that of the first worker, which speaks for the run, as it
+        is, that of others behind their names."""
         local = self.host in LOCAL
         self.process = subprocess.Popen(
             command if local else [*self.ssh, self.host, self._remote(command)],
@@ -101,6 +104,7 @@ class Node:
             self._pumps.append(pump)
 
     def _copy(self, source: IO[bytes], target: IO[str]) -> None:
+        """Copy lines, but hold back a last line that is an error, in ``error``: others may have ended with it, too."""
         held = ""
         for line in source:
             if held:
@@ -109,29 +113,29 @@ class Node:
             held = text if target is sys.stderr and text.startswith(ERROR) else ""
             if not held:
                 _write(target, self.prefix + text)
-        if held:  # the last: others may have ended with the same
+        if held:
             self.error = held
 
     @property
     def prefix(self) -> str:
-        """What stands before the lines that it writes."""
+        """The text before each line of its output."""
         return "" if self.worker == 0 else f"[{self.name}] "
 
     def _remote(self, command: Sequence[str]) -> str:
         variables = " ".join(shlex.quote(f"{name}={value}") for name, value in self.variables.items())
         return _REMOTE.format(folder=shlex.quote(os.getcwd()), variables=variables, command=shlex.join(command),
-                              grace=int(GRACE))
+                              grace=int(GRACE_SECONDS))
 
     @property
     def status(self) -> int | None:
-        """Exit status, negative if a signal ended it, None while it runs."""
+        """The exit status, negative if a signal ended the process; None while it runs."""
         found = self.process.poll() if self.process else None
         if found is not None:
             self.ended = min(self.ended, time.monotonic())
         return found
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process and what it started; another host's process gets SIGTERM, then SIGKILL."""
+        """Send a signal to the process and its children. A process on another host gets SIGTERM, then SIGKILL."""
         if self.process and self.process.poll() is None:
             if self.host not in LOCAL and self.process.stdin:
                 self.process.stdin.close()
@@ -139,13 +143,13 @@ class Node:
                 os.killpg(self.process.pid, number)
 
     def finish_output(self) -> None:
-        """Wait until what it wrote is copied."""
+        """Wait until its output is copied."""
         for pump in self._pumps:
             pump.join(timeout=1)
 
 
 def _end_with_parent() -> None:
-    """In the child: die if the parent does, even by SIGKILL."""
+    """Make this child die with its parent, even if SIGKILL ends that."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -155,25 +159,25 @@ def _write(target: IO[str], text: str) -> None:
 
 
 def tell_errors(nodes: Sequence[Node]) -> None:
-    """The last words of processes that ended with bad input, each once; of those that lost another only if all did."""
+    """Print the error lines with which processes ended, each once. If all of them lost another process, print one."""
     own = [node for node in nodes if node.error and node.status != LostProcess.status]
     told: set[str] = set()
     for node in own or [node for node in nodes if node.error][:1]:
         if node.error not in told:
-            _write(sys.stderr, (node.prefix if node.worker else "") + node.error)  # a server has no part of its own
+            _write(sys.stderr, (node.prefix if node.worker else "") + node.error)  # servers have no errors of their own
         told.add(node.error)
 
 
 def end_all(nodes: Sequence[Node]) -> None:
-    """SIGTERM, and SIGKILL to those that still run after the grace; returns when all have ended."""
+    """Send SIGTERM to all processes, and SIGKILL to those that still run GRACE_SECONDS later; return when all ended."""
     for node in nodes:
         node.signal(signal.SIGTERM)
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline and any(node.status is None for node in nodes):
         time.sleep(0.05)
     for node in nodes:
         if node.status is None and node.process:
-            if node.host not in LOCAL:  # its watch over there does the same
+            if node.host not in LOCAL:  # the watch on that host does the same
                 time.sleep(1)
             os.killpg(node.process.pid, signal.SIGKILL)
             node.process.wait()

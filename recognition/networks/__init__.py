@@ -7,18 +7,19 @@ A network of the user's own is a file of that form: see ``own``.
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Callable
 
 from recognition.config import types
 from recognition.config.user_code import find_network
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.own_network import own_symbol
 from recognition.errors import UserError
 from recognition.networks import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish
 from recognition.networks.shapes import infer_shapes
 
+OwnNetwork = Callable[[Any, Path], Graph]  # from a configuration, and a file of the user's own
 FAMILIES: dict[str, ModuleType] = {
     "fresnet": fresnet,
     "fmobilefacenet": fmobilefacenet,
@@ -29,17 +30,17 @@ FAMILIES: dict[str, ModuleType] = {
 }
 
 
-def build_symbol(config: Any) -> mx.sym.Symbol:
+def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
     """The network of a configuration: ``data``, pixels 0..255 (N, 3, H, W) RGB, to ``fc1_output`` (N, emb_size).
 
     Reads ``net_name``, ``config_file``, ``image_shape`` (H, W, 3), and the options of that network. The same options
     give the same JSON.
 
+    :param own_network: makes the graph of a file that ``net_name`` names; None: there are no networks but ours.
     :raises UserError: on a value that the family does not know, on images of a size that it cannot take, and if the
         features are not ``emb_size`` many.
     """
-    with mx.name.NameManager():  # its own count of nameless nodes
-        symbol = _family_symbol(config) if config.net_name in FAMILIES else _own_symbol(config)
+    symbol = _family_symbol(config) if config.net_name in FAMILIES else _own_symbol(config, own_network)
     height, width, channels = config.image_shape
     _, *features = infer_shapes(symbol, (channels, height, width)).output
     if len(features) != 1:
@@ -57,15 +58,15 @@ def first_weights(net_name: str) -> Wish:
     return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet") else UNIFORM_IN
 
 
-def _family_symbol(config: Any) -> mx.sym.Symbol:
+def _family_symbol(config: Any) -> Graph:
     get_symbol = FAMILIES[config.net_name].get_symbol
     return get_symbol(**{name: getattr(config, name) for name in inspect.signature(get_symbol).parameters})
 
 
-def _own_symbol(config: Any) -> mx.sym.Symbol:
+def _own_symbol(config: Any, own_network: OwnNetwork | None) -> Graph:
     path = find_network(config.net_name, config.config_file)
-    if path is None:
+    if path is None or own_network is None:
         kind = types.choice(*FAMILIES)
         raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "
                         f"config.py or in symbol there{types.nearest(config.net_name, kind.choices)}")
-    return own_symbol(config, path)
+    return own_network(config, path)

@@ -9,26 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from recognition.config import types
-from recognition.engines.mxnet.imports import mx
+from recognition.networks import sym
 
 ACTIVATIONS = ("prelu", "relu", "sigmoid", "softrelu", "softsign", "tanh")
 
 
-def scale_pixels(data: mx.sym.Symbol) -> mx.sym.Symbol:
+def scale_pixels(data: sym.Symbol) -> sym.Symbol:
     """Pixels 0..255 to about -1..1: ``(data - 127.5) / 128``; any shape."""
     return (data - 127.5) * 0.0078125
 
 
-def linear(data: mx.sym.Symbol, name: str, channels: int, bn_mom: float, *, kernel: int = 1, stride: int = 1,
-           pad: int = 0, groups: int = 1, fix_gamma: bool = False) -> mx.sym.Symbol:
+def linear(data: sym.Symbol, name: str, channels: int, bn_mom: float, *, kernel: int = 1, stride: int = 1,
+           pad: int = 0, groups: int = 1, fix_gamma: bool = False) -> sym.Symbol:
     """Convolution without bias, ``<name>_conv2d``, and batch norm, ``<name>_batchnorm``, as in the mobile networks.
 
     (N, C, H, W) -> (N, channels, H', W'). The batch norm keeps MXNet's own epsilon, 1e-3; with ``fix_gamma`` its factor
     stays 1.
     """
-    data = mx.sym.Convolution(data, num_filter=channels, kernel=(kernel, kernel), stride=(stride, stride),
+    data = sym.Convolution(data, num_filter=channels, kernel=(kernel, kernel), stride=(stride, stride),
                               pad=(pad, pad), num_group=groups, no_bias=True, name=name + "_conv2d")
-    return mx.sym.BatchNorm(data, fix_gamma=fix_gamma, momentum=bn_mom, name=name + "_batchnorm")
+    return sym.BatchNorm(data, fix_gamma=fix_gamma, momentum=bn_mom, name=name + "_batchnorm")
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,36 @@ class Blocks:
     def __post_init__(self) -> None:
         types.choice(*ACTIVATIONS).check(self.net_act, "net_act")
 
-    def activation(self, data: mx.sym.Symbol, name: str) -> mx.sym.Symbol:
+    def activation(self, data: sym.Symbol, name: str) -> sym.Symbol:
         """The network's activation; PReLU has one learned slope a channel, ``<name>_gamma`` (C,), at first 0.25."""
         if self.net_act == "prelu":
-            return mx.sym.LeakyReLU(data, act_type="prelu", name=name)
-        return mx.sym.Activation(data, act_type=self.net_act, name=name)
+            return sym.LeakyReLU(data, act_type="prelu", name=name)
+        return sym.Activation(data, act_type=self.net_act, name=name)
 
-    def batch_norm(self, data: mx.sym.Symbol, name: str, fix_gamma: bool = False) -> mx.sym.Symbol:
+    def batch_norm(self, data: sym.Symbol, name: str, fix_gamma: bool = False) -> sym.Symbol:
         """Batch norm with epsilon 2e-5; with ``fix_gamma`` the factor stays 1."""
-        return mx.sym.BatchNorm(data, fix_gamma=fix_gamma, eps=2e-5, momentum=self.bn_mom, name=name)
+        return sym.BatchNorm(data, fix_gamma=fix_gamma, eps=2e-5, momentum=self.bn_mom, name=name)
 
-    def convolution(self, data: mx.sym.Symbol, name: str, channels: int, kernel: int, stride: int = 1,
-                    groups: int = 1, bias: bool = False) -> mx.sym.Symbol:
+    def convolution(self, data: sym.Symbol, name: str, channels: int, kernel: int, stride: int = 1,
+                    groups: int = 1, bias: bool = False) -> sym.Symbol:
         """Square convolution, padded so that stride 1 keeps the size of the map."""
         options: dict[str, Any] = {} if bias else {"no_bias": True}
         if groups > 1:
             options["num_group"] = groups
         if kernel > 1 or bias:  # legacy shortcuts do not write their padding of 0
             options["pad"] = (kernel // 2, kernel // 2)
-        return mx.sym.Convolution(data, num_filter=channels, kernel=(kernel, kernel), stride=(stride, stride),
+        return sym.Convolution(data, num_filter=channels, kernel=(kernel, kernel), stride=(stride, stride),
                                   workspace=self.workspace, name=name, **options)
 
-    def squeeze_excite(self, data: mx.sym.Symbol, name: str, channels: int, reduction: int = 16,
-                       act: str = "relu1") -> mx.sym.Symbol:
+    def squeeze_excite(self, data: sym.Symbol, name: str, channels: int, reduction: int = 16,
+                       act: str = "relu1") -> sym.Symbol:
         """Scale each channel by a sigmoid of all channels' means (Hu et al., arXiv 1709.01507).
 
         Between them are ``channels // reduction`` features; ``act`` is how the activation's name ends.
         """
-        gate = mx.sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg", name=name + "_se_pool1")
+        gate = sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg", name=name + "_se_pool1")
         gate = self.convolution(gate, name + "_se_conv1", channels // reduction, 1, bias=True)
         gate = self.activation(gate, f"{name}_se_{act}")
         gate = self.convolution(gate, name + "_se_conv2", channels, 1, bias=True)
-        gate = mx.sym.Activation(gate, act_type="sigmoid", name=name + "_se_sigmoid")
-        return mx.sym.broadcast_mul(data, gate)
+        gate = sym.Activation(gate, act_type="sigmoid", name=name + "_se_sigmoid")
+        return sym.broadcast_mul(data, gate)

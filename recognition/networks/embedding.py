@@ -21,8 +21,9 @@ from __future__ import annotations
 from typing import Callable, NamedTuple
 
 from recognition.config import types
-from recognition.engines.mxnet.imports import mx
+from recognition.networks import sym
 from recognition.networks.blocks import Blocks, linear
+from recognition.networks.graph import Graph
 
 LEGACY_CHANNELS = 512  # what the public recipes take a map to have where a network does not say
 
@@ -40,12 +41,13 @@ class Head(NamedTuple):
     filters: int
 
 
-Step = Callable[[Head, mx.sym.Symbol], mx.sym.Symbol]
+Step = Callable[[Head, sym.Symbol], sym.Symbol]
 
 
-def embed(blocks: Blocks, data: mx.sym.Symbol, net_output: str, emb_size: int, channels: int = LEGACY_CHANNELS,
-          filters: int | None = None) -> mx.sym.Symbol:
-    """The embedding ``fc1_output`` (N, emb_size) of a feature map ``data`` (N, channels, H, W) by ``net_output``.
+def embed(blocks: Blocks, data: sym.Symbol, net_output: str, emb_size: int, channels: int = LEGACY_CHANNELS,
+          filters: int | None = None) -> Graph:
+    """The network up to the embedding ``fc1_output`` (N, emb_size) of a map ``data`` (N, channels, H, W), by
+    ``net_output``.
 
     ``filters`` is the number of filters of GDC's and SFC's grouped convolutions; not given, one a channel.
     """
@@ -53,67 +55,67 @@ def embed(blocks: Blocks, data: mx.sym.Symbol, net_output: str, emb_size: int, c
     head = Head(blocks, emb_size, channels, filters or channels)
     for step in OUTPUTS[net_output]:
         data = step(head, data)
-    return data
+    return data.graph()
 
 
-def _batch_norm(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
+def _batch_norm(head: Head, data: sym.Symbol) -> sym.Symbol:
     return head.blocks.batch_norm(data, "bn1")
 
 
-def _dropout(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    return mx.sym.Dropout(data, p=0.4)
+def _dropout(head: Head, data: sym.Symbol) -> sym.Symbol:
+    return sym.Dropout(data, p=0.4)
 
 
-def _activation(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
+def _activation(head: Head, data: sym.Symbol) -> sym.Symbol:
     return head.blocks.activation(data, "relu1")
 
 
-def _mean(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    return mx.sym.Flatten(mx.sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg", name="pool1"))
+def _mean(head: Head, data: sym.Symbol) -> sym.Symbol:
+    return sym.Flatten(sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg", name="pool1"))
 
 
-def _flatten(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    return mx.sym.Flatten(data, name="fc1")
+def _flatten(head: Head, data: sym.Symbol) -> sym.Symbol:
+    return sym.Flatten(data, name="fc1")
 
 
-def _fully_connected(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    return mx.sym.FullyConnected(data, num_hidden=head.emb_size, name="fc1")
+def _fully_connected(head: Head, data: sym.Symbol) -> sym.Symbol:
+    return sym.FullyConnected(data, num_hidden=head.emb_size, name="fc1")
 
 
-def _project(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
-    data = mx.sym.FullyConnected(data, num_hidden=head.emb_size, name="pre_fc1")
+def _project(head: Head, data: sym.Symbol) -> sym.Symbol:
+    data = sym.FullyConnected(data, num_hidden=head.emb_size, name="pre_fc1")
     return head.blocks.batch_norm(data, "fc1", fix_gamma=True)
 
 
-def _depthwise_map(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
+def _depthwise_map(head: Head, data: sym.Symbol) -> sym.Symbol:
     return linear(data, "conv_6dw7_7", head.filters, head.blocks.bn_mom, kernel=7, groups=head.filters)
 
 
-def _separable(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
+def _separable(head: Head, data: sym.Symbol) -> sym.Symbol:
     blocks, filters = head.blocks, head.filters
-    data = mx.sym.Convolution(data, num_filter=filters, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True,
+    data = sym.Convolution(data, num_filter=filters, kernel=(3, 3), stride=(2, 2), pad=(1, 1), no_bias=True,
                               num_group=filters, name="convf")
     data = blocks.activation(blocks.batch_norm(data, "bnf"), "reluf")
-    data = mx.sym.Convolution(data, num_filter=filters, kernel=(1, 1), stride=(1, 1), pad=(0, 0), name="convf2")
+    data = sym.Convolution(data, num_filter=filters, kernel=(1, 1), stride=(1, 1), pad=(0, 0), name="convf2")
     return blocks.activation(blocks.batch_norm(data, "bnf2"), "reluf2")
 
 
-def _norm_aware_mean(head: Head, data: mx.sym.Symbol) -> mx.sym.Symbol:
+def _norm_aware_mean(head: Head, data: sym.Symbol) -> sym.Symbol:
     blocks, channels = head.blocks, head.channels
     if head.emb_size > min(channels, LEGACY_CHANNELS):
         channels = head.emb_size
-        data = mx.sym.Convolution(data, num_filter=channels, kernel=(1, 1), stride=(1, 1), pad=(0, 0), no_bias=True,
+        data = sym.Convolution(data, num_filter=channels, kernel=(1, 1), stride=(1, 1), pad=(0, 0), no_bias=True,
                                   name="convx")
         data = blocks.activation(blocks.batch_norm(data, "convx_bn"), "convx_relu")
     data = blocks.batch_norm(data, "bn6f", fix_gamma=True)
-    norms = mx.sym.sqrt(mx.sym.sum(data * data, axis=1, keepdims=True))
-    data = data * mx.sym.tile(mx.sym.broadcast_div(mx.sym.mean(norms), norms), reps=(1, channels, 1, 1))
-    data = mx.sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg")
+    norms = sym.sqrt(sym.sum(data * data, axis=1, keepdims=True))
+    data = data * sym.tile(sym.broadcast_div(sym.mean(norms), norms), reps=(1, channels, 1, 1))
+    data = sym.Pooling(data, global_pool=True, kernel=(7, 7), pool_type="avg")
     if head.emb_size < channels:
         data = blocks.batch_norm(data, "bn6w", fix_gamma=True)
-        data = mx.sym.FullyConnected(data, num_hidden=head.emb_size, name="pre_fc1")
+        data = sym.FullyConnected(data, num_hidden=head.emb_size, name="pre_fc1")
     else:
-        data = mx.sym.Flatten(data)
+        data = sym.Flatten(data)
     return blocks.batch_norm(data, "fc1", fix_gamma=True)
 
 

@@ -2,31 +2,16 @@
 """How much a network computes and how many parameters it has: what ``count_flops`` prints at the start."""
 from __future__ import annotations
 
-import ast
-import json
 import math
-from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple
+from collections.abc import Container
+from typing import NamedTuple
 
-from recognition.engines.mxnet.imports import mx
-from recognition.networks.passes import Node
-
-Shape = Sequence[int]
-# Operations a number of the result. Batch norm as a factor and a sum; square roots and quotients as one, as all do.
-ELEMENTWISE = {
-    "BatchNorm": 2, "LeakyReLU": 1, "Activation": 1, "elemwise_add": 1, "elemwise_sub": 1, "elemwise_mul": 1,
-    "broadcast_add": 1, "broadcast_sub": 1, "broadcast_mul": 1, "broadcast_div": 1, "sqrt": 1, "square": 1, "clip": 1,
-    "negative": 1, "_minus_scalar": 1, "_plus_scalar": 1, "_mul_scalar": 1, "_div_scalar": 1, "_rminus_scalar": 1,
-    "_power_scalar": 1, "elemwise_div": 1, "_rdiv_scalar": 1, "relu": 1, "sigmoid": 1, "tanh": 1, "exp": 1, "abs": 1,
-}
-REDUCTIONS = ("sum", "mean", "max", "norm")  # one operation a number of the input
-FREE = ("null", "_copy", "Dropout", "Flatten", "Reshape", "Concat", "SliceChannel", "transpose", "tile", "expand_dims",
-        "broadcast_axis", "broadcast_like", "ones_like", "BlockGrad", "amp_cast", "Cast", "SwapAxis", "Pad",
-        "slice_axis")
+from recognition.networks.graph import Graph
+from recognition.networks.shapes import all_shapes
 
 
 class Flops(NamedTuple):
-    """Of one image. A multiply-add is two operations, as in the public recipes."""
+    """Counts for one image. A multiply-add is two operations, as in the public recipes."""
 
     operations: int  # all operators
     products: int  # of which convolutions and fully connected layers, which is what the public recipes count
@@ -34,57 +19,28 @@ class Flops(NamedTuple):
     unknown: tuple[str, ...]  # operators that are not counted
 
 
-def count_flops(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 112),
-                counts: Callable[[Node], bool] = lambda node: True) -> Flops:
+def count_flops(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112),
+                places: Container[int] | None = None) -> Flops:
     """Operations of the forward pass for ``image_shape`` (3, H, W), and parameters.
 
-    ``counts`` says which nodes of the graph to count, if not all.
+    ``places`` are those of the nodes to count, if not all.
     """
-    internals = symbol.get_internals()
-    shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=(1, *image_shape))[1]))
-    nodes = json.loads(symbol.tojson())["nodes"]
+    shapes = all_shapes(graph, (1, *image_shape))
     operations = products = 0
-    unknown: list[str] = []
-    for node in filter(counts, nodes):
-        inputs = [shapes[_output(nodes[entry[0]], entry[1])] for entry in node["inputs"]]
-        counted = _operations(node, inputs, shapes.get(_output(node, 0), ()))
-        if counted is None:
-            unknown.append(node["op"])
+    unknown: set[str] = set()
+    for place, (node, outputs) in enumerate(zip(graph.nodes, shapes)):
+        if node.is_variable or (places is not None and place not in places):
             continue
+        if node.operator.flops is None:
+            unknown.add(node.op)
+            continue
+        counted = node.operator.flops(node.values, [shapes[entry.node][entry.output] for entry in node.inputs],
+                                      outputs[0])
         operations += counted
-        if node["op"] in ("Convolution", "FullyConnected"):
-            products += counted
-    arguments = [shapes[name] for name in symbol.list_arguments() if name != "data"]
-    return Flops(operations, products, sum(map(math.prod, arguments)), tuple(sorted(set(unknown))))
-
-
-def _output(node: Node, number: int) -> str:
-    """The name under which a symbol lists an output; of several it lists all but batch norm's statistics by number."""
-    if node["op"] == "null":
-        return str(node["name"])
-    return f"{node['name']}_output{number if node['op'] == 'SliceChannel' else ''}"
-
-
-def _operations(node: Node, inputs: list[Shape], output: Shape) -> int | None:
-    """Operations of a node for shapes (1, ...); None if the operator is not known."""
-    op, attrs = node["op"], node.get("attrs", {})
-    if op in FREE:
-        return 0
-    if op in ("Convolution", "FullyConnected"):  # weight (outputs, inputs a group, kernel ...)
-        weight, biases = inputs[1], 0 if attrs.get("no_bias") in ("True", "1") else 1
-        return math.prod(output) * (2 * math.prod(weight[1:]) - 1 + biases)
-    if op == "Pooling":
-        whole = attrs.get("global_pool") in ("True", "1")
-        window = inputs[0][2:] if whole else _tuple(attrs["kernel"])
-        return math.prod(output) * math.prod(window)
-    if op in REDUCTIONS:
-        return math.prod(inputs[0])
-    return ELEMENTWISE[op] * math.prod(output) if op in ELEMENTWISE else None
-
-
-def _tuple(text: str) -> tuple[int, ...]:
-    value: Any = ast.literal_eval(text)
-    return tuple(value)
+        products += counted if node.operator.is_product else 0
+    sizes = {node.name: math.prod(outputs[0]) for node, outputs in zip(graph.nodes, shapes) if node.is_variable}
+    parameters = sum(sizes[name] for name in graph.list_arguments() if name != "data")
+    return Flops(operations, products, parameters, tuple(sorted(unknown)))
 
 
 def describe(flops: Flops) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from recognition.config import types
-from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
+from recognition.networks import sym
 from recognition.networks.blocks import scale_pixels
 from recognition.networks.embedding import embed
 from recognition.networks.gluon_blocks import GluonBlocks
+from recognition.networks.graph import Graph
 
 NAME = "mnasnet0_"
 
@@ -37,8 +38,8 @@ FIRST_CHANNELS, SEPARABLE_CHANNELS, LAST_CHANNELS = 32, 16, 1024
 
 
 def get_symbol(*, emb_size: int = 256, net_output: str = "GDC", net_multiplier: float = 1.0, net_act: str = "prelu",
-               bn_mom: float = 0.9) -> mx.sym.Symbol:
-    """The embedding ``fc1_output`` (N, emb_size) of ``data``, pixels 0..255 (N, 3, H, W), RGB.
+               bn_mom: float = 0.9) -> Graph:
+    """The network of the embedding ``fc1_output`` (N, emb_size) by ``data``, pixels 0..255 (N, 3, H, W), RGB.
 
     ``net_multiplier``  factor on the channels of every stage, rounded down
 
@@ -49,7 +50,7 @@ def get_symbol(*, emb_size: int = 256, net_output: str = "GDC", net_multiplier: 
                         "which leaves one channel")
     net = _Layers(net_act, bn_mom)
     first, channels = int(FIRST_CHANNELS * net_multiplier), int(SEPARABLE_CHANNELS * net_multiplier)
-    body = net.unit(scale_pixels(mx.sym.Variable("data")), NAME + "stage1_conv0_", 0, first, kernel=3)
+    body = net.unit(scale_pixels(sym.Variable("data")), NAME + "stage1_conv0_", 0, first, kernel=3)
     body = net.unit(body, NAME + "stage1_sepconv0_", 0, first, kernel=3, groups=first)
     body = net.unit(body, NAME + "stage1_sepconv0_", 1, channels)
     for stage in STAGES:
@@ -67,13 +68,13 @@ def get_symbol(*, emb_size: int = 256, net_output: str = "GDC", net_multiplier: 
 
 class _Layers(GluonBlocks):
 
-    def unit(self, data: mx.sym.Symbol, scope: str, number: int, channels: int, kernel: int = 1, stride: int = 1,
-             groups: int = 1) -> mx.sym.Symbol:
+    def unit(self, data: sym.Symbol, scope: str, number: int, channels: int, kernel: int = 1, stride: int = 1,
+             groups: int = 1) -> sym.Symbol:
         data = self.norm(self.conv(data, scope, number, channels, kernel, stride, groups), scope, number)
         return self.act(data, scope, number)
 
-    def bottleneck(self, data: mx.sym.Symbol, scope: str, inner: int, channels: int, kernel: int,
-                   stride: int) -> mx.sym.Symbol:
+    def bottleneck(self, data: sym.Symbol, scope: str, inner: int, channels: int, kernel: int,
+                   stride: int) -> sym.Symbol:
         """Widen to ``inner``, filter each channel by itself, and project to ``channels`` without an activation."""
         data = self.unit(data, scope + "expand_", 0, inner)
         data = self.unit(data, scope + "dwise_", 0, inner, kernel, stride, groups=inner)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Callable
 
 from recognition.config import types
-from recognition.engines.mxnet.imports import mx
+from recognition.networks import sym
 from recognition.networks.blocks import Blocks, scale_pixels
 from recognition.networks.embedding import embed
+from recognition.networks.graph import Graph
 
 STAGE_CHANNELS = (64, 128, 256, 512)
 STAGE_UNITS: dict[int, tuple[int, int, int, int]] = {
@@ -36,8 +37,8 @@ STAGE_UNITS: dict[int, tuple[int, int, int, int]] = {
 
 
 def get_symbol(*, num_layers: int, emb_size: int = 512, net_output: str = "E", net_unit: int = 3, net_input: int = 1,
-               net_act: str = "prelu", net_se: int = 0, bn_mom: float = 0.9, workspace: int = 256) -> mx.sym.Symbol:
-    """The embedding ``fc1_output`` (N, emb_size) of ``data``, pixels 0..255 (N, 3, H, W), RGB.
+               net_act: str = "prelu", net_se: int = 0, bn_mom: float = 0.9, workspace: int = 256) -> Graph:
+    """The network of the embedding ``fc1_output`` (N, emb_size) by ``data``, pixels 0..255 (N, 3, H, W), RGB.
 
     ``num_layers``  a key of :data:`STAGE_UNITS`
     ``net_unit``    1 activation after the sum; 2 activation before the convolutions; 3 batch norm first and last
@@ -63,26 +64,26 @@ def get_symbol(*, num_layers: int, emb_size: int = 512, net_output: str = "E", n
     return embed(blocks, body, net_output, emb_size, STAGE_CHANNELS[-1])
 
 
-def _input_layers(blocks: Blocks, net_input: int) -> mx.sym.Symbol:
-    data = mx.sym.Variable("data")
+def _input_layers(blocks: Blocks, net_input: int) -> sym.Symbol:
+    data = sym.Variable("data")
     if net_input == 2:
         data = blocks.batch_norm(data, "bn_data", fix_gamma=True)
     else:
-        data = scale_pixels(mx.sym.identity(data, name="id"))
+        data = scale_pixels(sym.identity(data, name="id"))
     kernel, stride = (7, 2) if net_input == 0 else (3, 1)
     body = blocks.convolution(data, "conv0", STAGE_CHANNELS[0], kernel, stride)
     return blocks.activation(blocks.batch_norm(body, "bn0"), "relu0")
 
 
-def _projection(blocks: Blocks, data: mx.sym.Symbol, name: str, channels: int, stride: int) -> mx.sym.Symbol:
+def _projection(blocks: Blocks, data: sym.Symbol, name: str, channels: int, stride: int) -> sym.Symbol:
     """The shortcut past a unit that halves the map; past the others the data themselves."""
     if stride == 1:
         return data
     return blocks.batch_norm(blocks.convolution(data, name + "_conv1sc", channels, 1, stride), name + "_sc")
 
 
-def _unit_post_activation(blocks: Blocks, data: mx.sym.Symbol, name: str, channels: int, strides: tuple[int, int],
-                          excite: bool) -> mx.sym.Symbol:
+def _unit_post_activation(blocks: Blocks, data: sym.Symbol, name: str, channels: int, strides: tuple[int, int],
+                          excite: bool) -> sym.Symbol:
     body = blocks.convolution(data, name + "_conv1", channels, 3, strides[0])
     body = blocks.activation(blocks.batch_norm(body, name + "_bn1"), name + "_relu1")
     body = blocks.convolution(body, name + "_conv2", channels, 3, strides[1])
@@ -92,8 +93,8 @@ def _unit_post_activation(blocks: Blocks, data: mx.sym.Symbol, name: str, channe
     return blocks.activation(body + _projection(blocks, data, name, channels, max(strides)), name + "_relu3")
 
 
-def _unit_pre_activation(blocks: Blocks, data: mx.sym.Symbol, name: str, channels: int, strides: tuple[int, int],
-                         excite: bool) -> mx.sym.Symbol:
+def _unit_pre_activation(blocks: Blocks, data: sym.Symbol, name: str, channels: int, strides: tuple[int, int],
+                         excite: bool) -> sym.Symbol:
     active = blocks.activation(blocks.batch_norm(data, name + "_bn1"), name + "_relu1")
     body = blocks.convolution(active, name + "_conv1", channels, 3, strides[0])
     body = blocks.activation(blocks.batch_norm(body, name + "_bn2"), name + "_relu2")
@@ -105,8 +106,8 @@ def _unit_pre_activation(blocks: Blocks, data: mx.sym.Symbol, name: str, channel
     return body + blocks.convolution(active, name + "_sc", channels, 1, max(strides))
 
 
-def _unit_improved(blocks: Blocks, data: mx.sym.Symbol, name: str, channels: int, strides: tuple[int, int],
-                   excite: bool) -> mx.sym.Symbol:
+def _unit_improved(blocks: Blocks, data: sym.Symbol, name: str, channels: int, strides: tuple[int, int],
+                   excite: bool) -> sym.Symbol:
     body = blocks.convolution(blocks.batch_norm(data, name + "_bn1"), name + "_conv1", channels, 3, strides[0])
     body = blocks.activation(blocks.batch_norm(body, name + "_bn2"), name + "_relu1")
     body = blocks.convolution(body, name + "_conv2", channels, 3, strides[1])
@@ -116,7 +117,7 @@ def _unit_improved(blocks: Blocks, data: mx.sym.Symbol, name: str, channels: int
     return body + _projection(blocks, data, name, channels, max(strides))
 
 
-UNITS: dict[int, Callable[..., mx.sym.Symbol]] = {
+UNITS: dict[int, Callable[..., sym.Symbol]] = {
     1: _unit_post_activation,
     2: _unit_pre_activation,
     3: _unit_improved,

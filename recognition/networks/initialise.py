@@ -8,8 +8,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
+from recognition.networks.graph import Graph
 from recognition.networks.shapes import Shape, infer_shapes
 
 Arrays = dict[str, np.ndarray]
@@ -31,7 +31,7 @@ BY_SUFFIX = {"_bias": 0.0, "_beta": 0.0, "_gamma": 1.0, "_moving_mean": 0.0, "_r
              "_moving_var": 1.0, "_running_var": 1.0}
 
 
-def initialise(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], seed: int,
+def initialise(graph: Graph, image_shape: tuple[int, int, int], seed: int,
                weights: Wish = GAUSSIAN_OUT) -> tuple[Arrays, Arrays]:
     """Arguments and auxiliary states by name, float32, for images (3, H, W); ``data`` is not among them.
 
@@ -40,8 +40,8 @@ def initialise(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], seed: i
 
     :raises UserError: if a variable asks for an initialiser that is not in INITIALISERS, or its name tells nothing.
     """
-    shapes = infer_shapes(symbol, image_shape)
-    attributes = symbol.attr_dict()
+    shapes = infer_shapes(graph, image_shape)
+    attributes = graph.attributes()
 
     def fill(wanted: dict[str, Shape]) -> Arrays:
         return {name: draw(name, shape, seed, _wish(name, attributes.get(name, {}).get("__init__"), weights))

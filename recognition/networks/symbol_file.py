@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MXNet's ``-symbol.json``, checked before MXNet sees it.
+"""MXNet's ``-symbol.json``, checked before an engine sees it.
 
 MXNet's reader trusts the file: an operator ``Custom`` calls into Python, ``_Native`` and ``_NDArray`` take addresses of
 memory from their attributes, a subgraph's operator may name a library, an input that points nowhere is read all the
@@ -14,55 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
+from recognition.io.checksums import check_sum
 from recognition.io.files import regular
+from recognition.networks.graph import Graph
+from recognition.networks.operators import OPERATORS
+from recognition.networks.operators.operator import MOST_INPUTS
+
+OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
 
 MOST_BYTES = 32 << 20
 MOST_NODES = 50_000  # r200 has 3,000
-MOST_INPUTS = 1024
 MOST_OUTPUTS = 1024
 MOST_NUMBER = 1 << 24  # of an attribute: channels, sides, groups
 _MOST_TEXT = 256
 
 Node = dict[str, Any]
-Inputs = tuple[int, int]  # fewest and most
-
-_ONE: Inputs = (1, 1)
-_TWO: Inputs = (2, 2)
-_MANY: Inputs = (1, MOST_INPUTS)
-
-
-def _each(names: str, inputs: Inputs) -> dict[str, Inputs]:
-    return dict.fromkeys(names.split(), inputs)
-
-
-# The operators of networks that embed images, and how many inputs each has: layers, and arithmetic on maps.
-OPERATORS: dict[str, Inputs] = {
-    **_each("Convolution Deconvolution FullyConnected Convolution_v1", (2, 3)),
-    **_each("BatchNorm BatchNorm_v1 _contrib_SyncBatchNorm", (3, 5)),
-    **_each("LayerNorm GroupNorm InstanceNorm", (3, 3)),
-    "LeakyReLU": (1, 2),
-    **_each("""Activation Pooling Pooling_v1 Flatten flatten Dropout Reshape reshape transpose SwapAxis swapaxes
-        SliceChannel split L2Normalization LRN softmax Softmax log_softmax SoftmaxActivation mean sum sum_axis max
-        max_axis min min_axis prod norm slice slice_axis clip identity _copy BlockGrad stop_gradient Cast cast amp_cast
-        Pad pad relu sigmoid hard_sigmoid softsign tanh exp log sqrt rsqrt square abs negative reciprocal erf floor ceil
-        round sign expand_dims squeeze tile repeat flip reverse broadcast_axis broadcast_axes broadcast_to zeros_like
-        ones_like argmax argmin depth_to_space space_to_depth
-        _contrib_AdaptiveAvgPooling2D _contrib_div_sqrt_dim""", _ONE),
-    **_each("""_plus_scalar _minus_scalar _rminus_scalar _mul_scalar _div_scalar _rdiv_scalar _power_scalar
-        _rpower_scalar _maximum_scalar _minimum_scalar _mod_scalar _equal_scalar _greater_scalar
-        _lesser_scalar""", _ONE),
-    **_each("""elemwise_add elemwise_sub elemwise_mul elemwise_div _Plus _plus _Minus _minus _Mul _mul _Div _div
-        _Maximum _maximum _Minimum _minimum _Power _power _grad_add broadcast_add broadcast_plus broadcast_sub
-        broadcast_minus broadcast_mul broadcast_div broadcast_maximum broadcast_minimum broadcast_power dot batch_dot
-        broadcast_like slice_like reshape_like""", _TWO),
-    **_each("Concat concat add_n ElementWiseSum stack amp_multicast", _MANY),
-    "UpSampling": _ONE,
-    "SoftmaxOutput": (1, 2),
-}
-# Layers of which MXNet does not compare the shapes of factors and statistics, all inputs after the first.
-_WITH_OWN = frozenset(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm", "GroupNorm", "InstanceNorm"))
 _NEAREST = ("UpSampling", "sample_type", "nearest")  # the other kind divides by zero at some scales
-_SEVERAL_OUTPUTS = {"SliceChannel": "num_outputs", "split": "num_outputs", "amp_multicast": "num_outputs"}
 # What is not the operator's business: hints for training, under names old and new. They are left out.
 _HINT = re.compile(r"__\w*__|(?:\w+_)?(?:lr_mult|wd_mult|ctx_group|force_mirroring|mirror_stage)")
 _KEPT_HINTS = frozenset(("__shape__", "__dtype__"))
@@ -77,8 +44,23 @@ _SMALL = {"num_outputs": MOST_OUTPUTS, "num_args": MOST_INPUTS, "scale": 64, "bl
           "output_size": 4096, "height": 4096, "width": 4096, "adj": 4096, "target_shape": 4096}
 
 
-def read_symbol(path: Path) -> str:
-    """The graph of a ``-symbol.json`` as JSON that MXNet can be given.
+def read_network(path: Path) -> Graph:
+    """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
+
+    :raises UserError: if it cannot be read, is not made of the operators of such networks, has no such input or
+        output, or is not what the checksum beside it is of.
+    """
+    check_sum(path)
+    graph = read_symbol(path)
+    for wanted, place in (("data", "input"), (OUTPUT, "output")):
+        if wanted not in graph.internals:
+            raise UserError(f"{path}: found no {place} {wanted!r} (the last layer is {list(graph.internals)[-1]!r}), "
+                            "expected the network of a face recognition checkpoint")
+    return graph.cut(OUTPUT)
+
+
+def read_symbol(path: Path) -> Graph:
+    """The graph of a ``-symbol.json``, checked.
 
     :raises UserError: if the file is no such graph, or holds what networks of images have no use for.
     """
@@ -90,7 +72,7 @@ def read_symbol(path: Path) -> str:
     try:
         if len(data) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB")
-        return json.dumps(checked_graph(json.loads(data)))
+        return Graph.from_dict(checked_graph(json.loads(data)))
     except RecursionError:
         reason = "it is nested too deep"
     except (ValueError, UnicodeDecodeError) as error:
@@ -139,15 +121,16 @@ def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
     op, name = node.get("op"), node.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= _MOST_TEXT or not name.isprintable():
         raise ValueError("its name is no printable text")
-    if op != "null" and (not isinstance(op, str) or op not in OPERATORS):
+    operator = OPERATORS.get(op) if isinstance(op, str) else None
+    if op != "null" and (operator is None or not operator.for_strangers):
         raise ValueError(f"the operator {_shown(op)}, expected one of those that networks of images are made of")
     if "subgraphs" in node:
         raise ValueError("it has subgraphs")
     inputs = _entries(node.get("inputs", []), outputs)
-    fewest, most = (0, 0) if op == "null" else OPERATORS[op]
+    fewest, most = (operator.fewest, operator.most) if operator else (0, 0)
     if not fewest <= len(inputs) <= most:
         raise ValueError(f"{op} has {len(inputs)} inputs, expected {fewest} to {most}")
-    if op in _WITH_OWN and any(not is_variable[entry[0]] for entry in inputs[1:]):
+    if operator and operator.own_inputs and any(not is_variable[entry[0]] for entry in inputs[1:]):
         raise ValueError(f"{op} has statistics or factors that are no variables")
     attrs = _attributes(node)
     if op == _NEAREST[0] and attrs.get(_NEAREST[1]) != _NEAREST[2]:
@@ -162,7 +145,7 @@ def _check_own(nodes: list[Node]) -> None:
     comparing: these must be nobody else's."""
     owner: dict[int, int] = {}
     for place, node in enumerate(nodes):
-        for entry in node["inputs"][1:] if node["op"] in _WITH_OWN else ():
+        for entry in node["inputs"][1:] if _has_own(node) else ():
             owner.setdefault(entry[0], place)
     for place, node in enumerate(nodes):
         for number, entry in enumerate(node["inputs"]):
@@ -170,6 +153,10 @@ def _check_own(nodes: list[Node]) -> None:
             if other is not node or (entry[0] in owner and [at for at, *_ in node["inputs"]].index(entry[0]) != number):
                 raise ValueError(f"{_shown(nodes[entry[0]]['name'])} is a factor or a statistic of "
                                  f"{_shown(other['name'])} and something else, too")
+
+
+def _has_own(node: Node) -> bool:
+    return node["op"] != "null" and OPERATORS[node["op"]].own_inputs
 
 
 def _entries(found: Any, outputs: list[int]) -> list[list[int]]:
@@ -219,13 +206,13 @@ def _check_value(key: str, value: str) -> None:
 
 def _outputs(node: Node) -> int:
     """How many outputs of a node others may use."""
-    key = _SEVERAL_OUTPUTS.get(node["op"])
-    if key is None:
+    operator = OPERATORS.get(node["op"])
+    if operator is None or "num_outputs" not in operator.parameters:
         return 1
-    text = node.get("attrs", {}).get(key, "")
-    if not text.isdecimal():
-        raise ValueError(f"node {_shown(node['name'])}: {key} is {_shown(text)}, expected a number")
-    return int(text)
+    try:
+        return operator.outputs(operator.values(node.get("attrs", {})))
+    except ValueError as error:
+        raise ValueError(f"node {_shown(node['name'])}: {error}") from error
 
 
 def _version(attrs: Any) -> int:

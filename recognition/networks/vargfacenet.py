@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from recognition.config import types
-from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
+from recognition.networks import sym
 from recognition.networks.blocks import Blocks, scale_pixels
 from recognition.networks.embedding import embed
+from recognition.networks.graph import Graph
 
 GROUP = 8  # channels in a group
 FIRST_CHANNELS = 32
@@ -15,8 +16,8 @@ LAST_CHANNELS = 1024  # before the embedding, whatever the multiplier
 
 
 def get_symbol(*, emb_size: int = 512, net_output: str = "J", net_multiplier: float = 1.25, net_act: str = "prelu",
-               net_se: int = 0, bn_mom: float = 0.9, workspace: int = 256) -> mx.sym.Symbol:
-    """The embedding ``fc1_output`` (N, emb_size) of ``data``, pixels 0..255 (N, 3, 112, 112), RGB.
+               net_se: int = 0, bn_mom: float = 0.9, workspace: int = 256) -> Graph:
+    """The network of the embedding ``fc1_output`` (N, emb_size) by ``data``, pixels 0..255 (N, 3, 112, 112), RGB.
 
     ``net_multiplier``  factor on the channels of all stages, which must come in groups of 8
     ``net_se``          1 adds squeeze and excitation to each unit but a stage's first
@@ -30,7 +31,7 @@ def get_symbol(*, emb_size: int = 512, net_output: str = "J", net_multiplier: fl
         raise UserError(f"net_multiplier: found {net_multiplier:g}, expected a multiple of {GROUP / FIRST_CHANNELS:g}, "
                         f"so that channels come in groups of {GROUP}")
     net = _Layers(net_act, bn_mom, workspace)
-    body = net.conv(scale_pixels(mx.sym.identity(mx.sym.Variable("data"), name="id")), "vargface_head_conv1", first, 3)
+    body = net.conv(scale_pixels(sym.identity(sym.Variable("data"), name="id")), "vargface_head_conv1", first, 3)
     body = net.activation(body, "vargface_head_conv1_act")
     body = net.unit(body, "vargface_head_head_pooling", first, factor=1, excite=bool(net_se), stride=2)
     before = first
@@ -44,20 +45,20 @@ def get_symbol(*, emb_size: int = 512, net_output: str = "J", net_multiplier: fl
 
 class _Layers(Blocks):
 
-    def conv(self, data: mx.sym.Symbol, name: str, channels: int, kernel: int = 1, stride: int = 1,
-             groups: int = 1) -> mx.sym.Symbol:
+    def conv(self, data: sym.Symbol, name: str, channels: int, kernel: int = 1, stride: int = 1,
+             groups: int = 1) -> sym.Symbol:
         return self.batch_norm(self.convolution(data, name, channels, kernel, stride, groups), name + "_bn")
 
-    def separable(self, data: mx.sym.Symbol, name: str, inputs: int, channels: int, factor: int, stride: int = 1,
-                  active: bool = True) -> mx.sym.Symbol:
+    def separable(self, data: sym.Symbol, name: str, inputs: int, channels: int, factor: int, stride: int = 1,
+                  active: bool = True) -> sym.Symbol:
         """3 x 3 in groups, from ``inputs`` to ``factor`` times as many channels, then 1 x 1 to ``channels``."""
         name += "_conv2d"
         data = self.conv(data, name + "_depthwise", inputs * factor, 3, stride, groups=inputs // GROUP)
         data = self.conv(self.activation(data, name + "_depthwise_act"), name + "_pointwise", channels)
         return self.activation(data, name + "_pointwise_act") if active else data
 
-    def unit(self, data: mx.sym.Symbol, name: str, channels: int, factor: int, excite: bool,
-             stride: int = 1) -> mx.sym.Symbol:
+    def unit(self, data: sym.Symbol, name: str, channels: int, factor: int, excite: bool,
+             stride: int = 1) -> sym.Symbol:
         """Two separable convolutions and a shortcut, which is a third one where the map is halved."""
         shortcut = data
         if stride > 1:
@@ -68,7 +69,7 @@ class _Layers(Blocks):
             body = self.squeeze_excite(body, name, channels, reduction=4, act="act1")
         return self.activation(body + shortcut, name + "_out_data_act")
 
-    def branches(self, data: mx.sym.Symbol, name: str, inputs: int, channels: int) -> mx.sym.Symbol:
+    def branches(self, data: sym.Symbol, name: str, inputs: int, channels: int) -> sym.Symbol:
         """The first unit of a stage, which halves the map: the sum of two branches, convolved, and a shortcut."""
         first, second, shortcut = (
             self.separable(data, f"{name}_{part}", inputs, channels, 2, stride=2, active=False)
@@ -77,10 +78,10 @@ class _Layers(Blocks):
         body = self.separable(body, name + "_sep2_data", channels, channels, 2, active=False)
         return self.activation(body + shortcut, name + "_out_data_act")
 
-    def last(self, data: mx.sym.Symbol) -> mx.sym.Symbol:
+    def last(self, data: sym.Symbol) -> sym.Symbol:
         """(N, C, 7, 7), the map of a 112 x 112 image, to (N, 512, 1, 1)."""
         data = self.activation(self.conv(data, "embed_convx", LAST_CHANNELS), "embed_convx_act")
-        data = mx.sym.Convolution(data, num_filter=LAST_CHANNELS, kernel=(7, 7), num_group=LAST_CHANNELS // GROUP,
+        data = sym.Convolution(data, num_filter=LAST_CHANNELS, kernel=(7, 7), num_group=LAST_CHANNELS // GROUP,
                                   no_bias=True, workspace=self.workspace, name="embed_convx_depthwise")
         data = self.batch_norm(data, "embed_convx_depthwise_bn")
         return self.activation(self.conv(data, "embed_convx_pointwise", LAST_CHANNELS // 2),

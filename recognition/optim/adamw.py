@@ -3,8 +3,8 @@
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr (m^ / (sqrt(v^) + eps) + wd w)
 
-with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t) at the t-th update. The decay is a factor of the rate, not of the base
-rate, and falls on every parameter, as that of SGD does.
+with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t) at the t-th update. The decay is scaled by the scheduled rate, not by the
+base rate, and applies to every parameter, like that of SGD.
 """
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recognition.config.options import Config
-
 
 class AdamWStep(NamedTuple):
-    """One update, with the corrections for moments that began at zero taken out of the loops:
+    """The numbers of one update: ``w -= lr * (factor * m / (sqrt(v) + eps) + wd * w)``.
 
-    ``w -= lr * (factor * m / (sqrt(v) + eps) + wd * w)``, factor ``sqrt(1 - b2^t) / (1 - b1^t)``, eps with that root.
+    ``factor`` is ``sqrt(1 - b2^t) / (1 - b1^t)`` and ``eps`` contains the same root: they correct for moments that
+    began at zero, so that the loops over parameters need not.
     """
 
     lr: float
@@ -31,20 +30,18 @@ class AdamWStep(NamedTuple):
 
 
 class AdamW(NamedTuple):
-    """What stays the same from update to update; PyTorch's defaults."""
+    """The constants of AdamW, with PyTorch's defaults."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
 
     def step(self, lr: float, wd: float, updates: int) -> AdamWStep:
-        """:param updates: t, this update included. By the number of steps, not of a centre's own updates, for a centre
-            that is not drawn in each: Partial FC's AdamW counts so."""
-        beta1, beta2 = (float(np.float32(beta)) for beta in self[:2])  # as the loops have them
+        """The numbers of the ``updates``-th update.
+
+        :param updates: t, this update included. It counts the steps of the run, also for a centre that is not drawn in
+            each: Partial FC's AdamW counts so.
+        """
+        beta1, beta2 = (float(np.float32(beta)) for beta in self[:2])  # rounded to float32, as the loops use them
         root = math.sqrt(1 - beta2**updates)
         return AdamWStep(lr, wd, beta1, beta2, root / (1 - beta1**updates), self.eps * root)
-
-
-def adamw_of(config: Config) -> AdamW | None:
-    """The AdamW that a configuration asks for; None for SGD."""
-    return AdamW(config.adam_beta1, config.adam_beta2, config.adam_eps) if config.optimizer == "adamw" else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters move in a step, and by what factor of the learning rate: for fine-tuning."""
+"""Factors of the learning rate for single parameters, and frozen parameters: for fine-tuning."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from recognition.config.types import nearest
 from recognition.errors import UserError
 
 
-class Rates:
-    """Factors of the learning rate by patterns of parameter names, in which ``*``, ``?`` and ``[...]`` stand as in a
-    shell. A function of the step alone, so that a resumed run goes on alike."""
+class LearningRateFactors:
+    """Factors of the learning rate by patterns of parameter names, with a shell's ``*``, ``?`` and ``[...]``. They are
+    a function of the step alone, so a resumed run has the same."""
 
     def __init__(self, names: Sequence[str], freeze: Sequence[str] = (), freeze_steps: int = 0,
                  factors: Sequence[tuple[str, float]] = (), needed: bool = False) -> None:
-        """:param freeze: parameters that stay as they are, with no update and no decay, for ``freeze_steps`` steps;
-            0: always.
-        :param factors: (pattern, factor); where several match a name the last counts.
-        :param needed: nothing else learns in this run.
-        :raises UserError: if a pattern matches no name, or nothing would ever learn.
+        """:param freeze: patterns of parameters that do not change, by updates or decay, for ``freeze_steps`` steps; 0:
+            for the whole run.
+        :param factors: (pattern, factor); if several match a name, the last counts.
+        :param needed: True if nothing else learns in this run.
+        :raises UserError: if a pattern matches no name, or if ``needed`` parameters would never learn.
         """
         frozen = set().union(*(_matches(pattern, names, "freeze") for pattern in freeze))
         by_name = {name: factor for pattern, factor in factors for name in _matches(pattern, names, "lr_factor")}
@@ -31,7 +31,7 @@ class Rates:
                             "learn; expected --freeze-steps, or patterns that leave some free")
 
     def __call__(self, step: int) -> dict[str, float]:
-        """The factor of each parameter that moves in ``step`` (from 0), in the order of the names."""
+        """The factor of each parameter that is not frozen in ``step`` (from 0), in the order of the names."""
         return self._at_first if step < self._steps else self._always
 
 

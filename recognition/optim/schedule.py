@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates as functions of the step alone, so that a resumed run needs no state of theirs.
+"""Learning rates as functions of the step alone: a resumed run needs no state of them.
 
-Epochs become batches by those that an epoch has in this run, images // global batch: the last images of an epoch, that
-fill no batch, are left out. A run that goes on with another global batch has other steps from then on.
+An epoch counts as the batches that it has in this run, images // global batch: the last images of an epoch, which fill
+no batch, are left out. A run that is resumed with another global batch has other steps from then on.
 """
 from __future__ import annotations
 
 import math
 from typing import NamedTuple, Protocol
-
-from recognition.config.options import NO_END, Config
-from recognition.errors import UserError
 
 
 class Schedule(Protocol):
@@ -20,7 +17,7 @@ class Schedule(Protocol):
 
 
 class StepSchedule(NamedTuple):
-    """``base``, times 0.1 once each of ``steps`` (counted in batches) is done: the legacy ``--lr-steps``."""
+    """``base``, multiplied by 0.1 after each of ``steps`` (in batches): the legacy ``--lr-steps``."""
 
     base: float
     steps: tuple[int, ...]
@@ -31,7 +28,7 @@ class StepSchedule(NamedTuple):
 
 
 class PolynomialSchedule(NamedTuple):
-    """``base * (1 - (step - start) / (end - start))^power``: with power 2 the PolyScheduler of arcface_torch."""
+    """``base * (1 - (step - start) / (end - start))^power``; with power 2 it is the PolyScheduler of arcface_torch."""
 
     base: float
     start: int
@@ -54,7 +51,7 @@ class CosineSchedule(NamedTuple):
 
 
 class WarmUp(NamedTuple):
-    """``base * step / batches`` before ``batches`` are done, then as ``after`` says; the first batch has rate 0, as in
+    """``base * step / batches`` for the first ``batches`` steps, then ``after``. The first batch has the rate 0, as in
     arcface_torch."""
 
     base: float
@@ -69,31 +66,6 @@ def _share(step: int, start: int, end: int) -> float:
     return min(max((step - start) / (end - start), 0.0), 1.0)
 
 
-def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
-    """The schedule of a run.
-
-    :param batches_an_epoch: infinite if nobody knows (triplets).
-    :raises UserError: if the warm-up leaves nothing of a run whose rate is to fall to its end.
-    """
-    warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
-    if config.lr_schedule == "steps":
-        after: Schedule = StepSchedule(config.lr, tuple(in_batches(s, batches_an_epoch) for s in config.lr_steps))
-    elif end is None or warmup >= end:
-        raise UserError(f"warmup: found {config.warmup}, {warmup} batches, but the run ends after {end}; expected less")
-    elif config.lr_schedule == "polynomial":
-        after = PolynomialSchedule(config.lr, warmup, end, config.lr_power)
-    else:
-        after = CosineSchedule(config.lr, warmup, end)
-    return WarmUp(config.lr, warmup, after) if warmup else after
-
-
 def in_batches(span: int | str, batches_an_epoch: float) -> int:
-    """A number of batches, or of epochs such as '2.5e', in batches."""
+    """Convert a number of batches, or of epochs such as '2.5e', to batches."""
     return span if isinstance(span, int) else round(float(span[:-1]) * batches_an_epoch)
-
-
-def total_steps(config: Config, batches_an_epoch: float) -> int | None:
-    """Steps until the run ends; None if nobody knows, as with the legacy default, which never does."""
-    by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < NO_END else math.inf
-    total = min(config.max_steps or math.inf, by_epochs)
-    return None if total == math.inf else int(total)

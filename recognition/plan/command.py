@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recognition.config import types
-from recognition.config.cli import parse_args
+from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 
 if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import Setting
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
         ("optimizer", "sgd or adamw; default: the preset's"),
     ):
-        parser.add_argument("--" + key.replace("_", "-"), metavar=key.split("_")[-1].upper(), help=text)
+        parser.add_argument(flag_name(key), dest=key, metavar=key.split("_")[-1].upper(), help=text)
     parser.add_argument("--classes", help="identities; default: as the dataset preset says")
     parser.add_argument("--devices", default="8", help="devices, each a process of its own; default: 8")
     parser.add_argument("--on", default="gpu", help="gpu or cpu; default: gpu")
@@ -65,7 +65,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
                         f"default: {RESERVE['gpu']:g} on a GPU, {RESERVE['cpu']:g} on a CPU")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="print JSON in place of the table, or write it to FILE beside it")
+    parser.add_overwrite()
     flags = parser.parse_args(argv)
+    if flags.json not in (None, "-"):
+        require_new([Path(flags.json)], [Path(flags.config)] if flags.config else [], flags.overwrite)
     for key, kind in KINDS.items():
         if getattr(flags, key) is not None:
             setattr(flags, key, kind.check(getattr(flags, key), f"--{key}"))
@@ -100,8 +103,9 @@ def make_setting(flags: argparse.Namespace, config: Config) -> Setting:
     from recognition.plan.planning import Setting, backbone_cost
 
     return Setting(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
-                   flags.on, config.loss_K, config.sample_ratio, config.optimizer, config.centers_on == "cpu",
-                   config.interclass_filtering_threshold > 0, round(flags.reserve * 1e9))
+                   kind=flags.on, sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
+                   on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
+                   reserve=round(flags.reserve * 1e9))
 
 
 def numbers(setting: Setting, memory: float | None) -> dict[str, dict[str, Any]]:

@@ -86,7 +86,7 @@ def mxnet_shard_memory(size: HeadSize) -> Memory:
 
 
 def host_memory(size: HeadSize) -> tuple[Memory, int]:
-    """Bytes on the device, and in host memory, of an ``MxnetShard`` whose W stays there (``--centers-on cpu``)."""
+    """Bytes on the device, and in host memory, of an ``MxnetShard`` whose W stays there (``--centres-on cpu``)."""
     if size.selected == size.classes:  # the host computes
         memory = cpu_shard_memory(size)
         return dict.fromkeys(memory, 0), sum(memory.values())

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 from recognition.config.options import Config
-from recognition.engines.mxnet.passes.choose import bound_form
-from recognition.engines.mxnet.passes.winograd import held_copies
-from recognition.networks import build_symbol
-from recognition.networks.activations import maps_memory
+from recognition.engines.choose import build_network, computing_of, maps_in_training
 from recognition.networks.flops import count_flops
-from recognition.networks.recompute import ATTRIBUTE, recompute
+from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
 from recognition.plan.head_costs import (
     FLOAT,
@@ -51,15 +48,13 @@ def backbone_cost(config: Config) -> BackboneCost:
     """Of the network of a configuration, for ``per_batch_size`` images on its first device."""
     height, width, channels = config.image_shape
     image, batch = (channels, height, width), config.per_batch_size
-    symbol = build_symbol(config)
-    flops, again = count_flops(symbol, image), 0
+    graph = build_network(config)
+    flops, again = count_flops(graph, image), 0
     if config.memonger:
-        marked = recompute(symbol, image, on_gpu=config.devices[0][0] == "gpu")
-        again = count_flops(marked, image, lambda node: ATTRIBUTE in node.get("attrs", {})).products
-    states = infer_shapes(symbol, image).auxiliary.values()
+        again = count_flops(graph, image, computed_again(graph, image)).products
+    states = infer_shapes(graph, image).auxiliary.values()
     pixels = batch * channels * height * width
-    bound = bound_form(symbol, config, image)
-    maps = maps_memory(bound, image, batch) + held_copies(bound, image, batch)
+    maps = maps_in_training(graph, computing_of(config), image)
     return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
                         batch * (3 * flops.products + again))
 

@@ -1,37 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all processes of a run must have alike: options, training set, the folder of checkpoints."""
+"""Checks that all processes of a run have the same options, the same training set and the same folder of checkpoints.
+"""
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recognition.config.differences import as_json
-from recognition.config.options import Config
 from recognition.errors import UserError
 from recognition.io.files import WRITING
 from recognition.processes.communicator import Communicator, largest
 
-# Paths, which may be others on other hosts, what each process has for itself, and keys that we know nothing of.
+# Options that may differ: paths of a host, what each process has for itself, and users' own keys.
 _OF_HOSTS = frozenset(("config_file", "dataset_path", "models_root", "pretrained", "decode_threads", "worker_id",
                        "own_keys"))
 _TOKEN_BITS = 24  # servers add float32 numbers
 
 
-def shared_options(config: Config) -> dict[str, Any]:
-    """The options that all processes must have alike. Of devices that is their kind and number."""
-    options = {key: value for key, value in as_json(config).items() if key not in _OF_HOSTS}
-    return {**options, "devices": f"{len(config.devices)} of {config.devices[0][0]}"}
+def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that must be the same in all processes. For devices, only their type and number must be.
+
+    :param options: all of them, in JSON's types.
+    """
+    shared = {key: value for key, value in options.items() if key not in _OF_HOSTS}
+    return {**shared, "devices": f"{len(options['devices'])} of {options['devices'][0][0]}"}
 
 
 def require_alike(values: dict[str, Any], communicator: Communicator) -> None:
-    """Compare ``values``, of JSON's types, in all processes: a run of which one process has another learning rate or
-    other data learns something that nobody asked for, and of which one ends earlier hangs.
+    """Compare ``values``, of JSON's types, in all processes. A run whose processes differ in learning rate or data
+    would learn something that nobody asked for; one whose processes differ in length would hang.
 
-    :raises UserError: in all of them, with the first key that differs.
+    :raises UserError: in all processes, with the first key that differs.
     """
     if communicator.size == 1:
         return
@@ -47,14 +50,17 @@ def require_alike(values: dict[str, Any], communicator: Communicator) -> None:
 
 
 def require_shared(folder: Path, communicator: Communicator) -> None:
-    """:raises UserError: in all processes, if one does not see what process 0 writes in ``folder``."""
+    """Check that every process sees a file that process 0 writes in ``folder``.
+
+    :raises UserError: in all processes, if one does not.
+    """
     if communicator.size == 1:
         return
     token = largest(communicator, secrets.randbits(_TOKEN_BITS) if communicator.rank == 0 else 0)
     probe = folder / f".{token}{WRITING}"
     if communicator.rank == 0:
         probe.touch()
-    largest(communicator, 0)  # it is there
+    largest(communicator, 0)  # a barrier: the file exists
     blind = largest(communicator, 0 if probe.exists() else communicator.rank)
     if communicator.rank == 0:
         probe.unlink(missing_ok=True)

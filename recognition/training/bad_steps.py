@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step with NaN or Inf in its loss, features, gradients, moving statistics or update, or a bag of triplets with such
-embeddings: what is said and kept of it, and whether the run stops or leaves the step, or the images, out."""
+"""Steps with NaN or Inf in their loss, features, gradients or moving statistics, and bags of triplets with such
+embeddings: what is said and kept of them, and whether the run stops or leaves the step, or the images, out."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +12,25 @@ from typing import Any
 import numpy as np
 
 from recognition.data.loader import Batch
-from recognition.engines.mxnet.backbone import Backbone
+from recognition.engines.interface import Backbone
 from recognition.errors import UserError
 from recognition.head.sharded import Head
 from recognition.io.files import replacing
 from recognition.optim.schedule import Schedule
-from recognition.processes.communicator import Communicator
+from recognition.processes.communicator import Communicator, agree
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import Progress
 
 MOST_IN_A_ROW = 20  # steps left out, one after the other; then nothing is learnt any more
 KEPT = 20  # files of such steps beside the checkpoints
 NAMED = 8  # records in a line
+LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of more is no float32 number
 ADVICE = "Try a lower --lr, or softmax before a margin"
 
 
 @dataclass
 class BadSteps:
-    """Judges such steps. All processes call it together, for the same step."""
+    """Judges steps whose numbers are not finite. All processes call each method together, for the same step."""
 
     folder: Path  # of the checkpoints
     communicator: Communicator
@@ -37,48 +39,42 @@ class BadSteps:
     skip: bool  # --on-nan skip
     in_a_row: int = 0
 
-    @property
-    def may_leave_out(self) -> bool:
-        """Whether such a step may be left out: then nothing, not even W, may have moved when it is found."""
-        return self.skip or self.backbone.loss_scale is not None
-
-    def __call__(self, step: int, lr: float, batch: Batch, features: np.ndarray, loss: float,
-                 had_backward: bool, overflows: str = "", centre_gradient: float | None = None) -> str:
-        """Leave the step out, and return the line that says so.
+    def leave_out(self, step: int, lr: float, batch: Batch, features: np.ndarray, loss: float) -> str:
+        """Leave the step out, of which nothing has moved yet, and return the line that says so.
 
         :param step: its number, from 1; ``features``: (b, D) of this process's part of the batch.
-        :param had_backward: whether there are gradients of this step: not if its loss is not finite.
-        :param overflows: what the update would, which is the fault then, and not gradients: "of the class centres".
-        :param centre_gradient: the norm of their gradient, where it was measured.
+        :param loss: the same in all processes; if it is not finite, there was no backward pass.
         :raises UserError: if the run stops here.
         """
-        scale = self.backbone.loss_scale
-        if had_backward and not overflows and scale is not None and scale.can_fall:
-            line = f"step {step}: gradients overflowed with a loss scale of {scale.value:g}; left out, the scale halved"
-            self._leave_out()
-            return line
+        self.backbone.leave_out()
+        self.head.leave_out()
+        scale, had_backward = self.backbone.loss_scale, math.isfinite(loss)
+        if had_backward and scale is not None and scale.fell:
+            return f"step {step}: gradients overflowed with a loss scale of {scale.fell:g}; left out, the scale halved"
         self.in_a_row += 1
-        self._leave_out()
         found = self._measure(batch, features, had_backward)
-        if centre_gradient is not None:
-            found["centre_gradient_norm"] = np.array(centre_gradient)
         path = self.folder / f"nan-step-{step}.npz"
         if self.communicator.rank == 0:
             _keep(path, dict(step=step, lr=lr, loss=loss, **found))
-        line = (f"step {step}: {_describe(found, lr, loss, had_backward, overflows)}; {path} has the numbers of all "
-                "records")
-        broken = not all(np.isfinite(found[name]).all() for name in ("parameter_norms", "centre_norms"))
+        line = f"step {step}: {_describe(found, lr, loss, had_backward)}; {path} has the numbers of all records"
+        broken = not all((found[name] < LARGEST_NORM).all() for name in ("parameter_norms", "centre_norms"))
         if not self.skip or broken or self.in_a_row > MOST_IN_A_ROW:
             why = f"; {self.in_a_row} such steps in a row" if self.in_a_row > 1 else ""
             why += "; the parameters or class centres were lost before it, and cannot be mended" if broken else ""
             raise UserError(f"{line}; nothing of this step stays{why}; {self.state()}. {ADVICE}")
         return f"{line}; left out (--on-nan skip)"
 
-    def lost_centres(self, step: int, lr: float) -> UserError:
-        """Class centres of this process that an update, which had seemed safe, has carried beyond float32: the others
-        know nothing of it, so there is no exchange."""
-        return UserError(f"step {step}: class centres overflowed in their update at learning rate {lr:g}, and it "
-                         f"cannot be taken back; {self.state()}. {ADVICE}")
+    def require_sound(self, step: int, lr: float) -> None:
+        """Refuse to save what an update has carried beyond float32: the next step would find it, but may not come.
+
+        :raises UserError: if parameters or class centres of any process are not finite.
+        """
+        if agree(self.communicator, self.backbone.sound() and self.head.finite, 0).finite:
+            return
+        parameters, _ = self.backbone.norms()
+        found = {"parameter_norms": np.array(list(parameters.values())), "centre_norms": self._centre_norms()}
+        raise UserError(f"step {step}: the update at learning rate {lr:g} overflows; norms: {_norms(found)}; "
+                        f"nothing of it is saved; {self.state()}. {ADVICE}")
 
     def no_verification(self, error: UserError, step: int, lr: float) -> UserError:
         """What is said of a verification whose embeddings are not finite, or zero."""
@@ -90,22 +86,22 @@ class BadSteps:
         states = saved_states(self.folder / "state")
         return f"--resume goes on from {states[-1]}" if states else "there is no training state to go back to"
 
-    def _leave_out(self) -> None:
-        self.backbone.leave_out()
-        self.head.leave_out()
-
     def _measure(self, batch: Batch, features: np.ndarray, had_backward: bool) -> dict[str, np.ndarray]:
         """Norms, and the images of the global batch, in the order of ranks."""
         norms = _row_norms(features)
         rows = self.communicator.all_gather(np.stack([batch.records, batch.labels, norms], axis=1).astype(np.float64))
+        parameters, gradients = self.backbone.norms()
+        return {"records": rows[:, 0].astype(np.int64), "labels": rows[:, 1].astype(np.int64),
+                "feature_norms": rows[:, 2], "centre_norms": self._centre_norms(),
+                "parameters": np.array(list(parameters)), "parameter_norms": np.array(list(parameters.values())),
+                "gradient_norms": np.array(list(gradients.values()) if had_backward else [])}
+
+    def _centre_norms(self) -> np.ndarray:
+        """The least and the largest norm of the class centres of all processes, 0 and 0 where there are none."""
         ranges = [shard.norms() for shard in self.head.shards]
         own = [np.min([low for low, _ in ranges]), np.max([high for _, high in ranges])] if ranges else [0.0, 0.0]
         low, high = self.communicator.all_gather(np.array([own])).T
-        parameters, gradients = self.backbone.norms()
-        return {"records": rows[:, 0].astype(np.int64), "labels": rows[:, 1].astype(np.int64),
-                "feature_norms": rows[:, 2], "centre_norms": np.array([low.min(), high.max()]),
-                "parameters": np.array(list(parameters)), "parameter_norms": np.array(list(parameters.values())),
-                "gradient_norms": np.array(list(gradients.values()) if had_backward else [])}
+        return np.array([low.min(), high.max()])
 
 
 @dataclass
@@ -155,13 +151,11 @@ def _keep(path: Path, arrays: dict[str, Any]) -> None:
         old.unlink()
 
 
-def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool, overflows: str) -> str:
+def _describe(found: dict[str, np.ndarray], lr: float, loss: float, had_backward: bool) -> str:
     """What is not finite, the norms, and the records whose features are not."""
     gradients = found["gradient_norms"]
     what = f"the loss is {loss} at learning rate {lr:g}"
-    if overflows:
-        what = f"the update {overflows} overflows at learning rate {lr:g}"
-    elif had_backward:
+    if had_backward:
         names = found["parameters"][~np.isfinite(gradients)]
         what = (f"the gradients of {len(names)} of {len(gradients)} parameters, the first of them {names[0]}, are not "
                 f"finite" if len(names) else "moving statistics are not finite") + f" at learning rate {lr:g}"
@@ -181,19 +175,19 @@ def _whose(found: dict[str, np.ndarray]) -> str:
 
 def _norms(found: dict[str, np.ndarray]) -> str:
     """Those of features that are finite, of parameters, and of gradients and class centres where there are any."""
-    features = found["feature_norms"]
-    finite = features[np.isfinite(features)]
-    parts = [f"features {finite.min():g} to {finite.max():g}" if len(finite) else "features of no image"]
-    if missing := len(features) - len(finite):
-        parts[0] += f" ({missing} of {len(features)} not finite)"
+    parts = []
+    if "feature_norms" in found:
+        features = found["feature_norms"]
+        finite = features[np.isfinite(features)]
+        parts = [f"features {finite.min():g} to {finite.max():g}" if len(finite) else "features of no image"]
+        if missing := len(features) - len(finite):
+            parts[0] += f" ({missing} of {len(features)} not finite)"
     if len(found.get("gradient_norms", ())):
         parts.append(f"gradients {_total(found['gradient_norms']):g}")
     parts.append(f"parameters {_total(found['parameter_norms']):g}")
     if "centre_norms" in found:
         low, high = found["centre_norms"]
         parts.append(f"class centres {low:g} to {high:g}")
-    if "centre_gradient_norm" in found:
-        parts.append(f"gradient of class centres {float(found['centre_gradient_norm']):g}")
     return ", ".join(parts)
 
 

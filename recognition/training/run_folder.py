@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that a run writes to: it can be written to, and one run alone does."""
+"""Checks of the folder that a run writes to: it must be writable, and no other run may write to it."""
 from __future__ import annotations
 
 import fcntl
@@ -15,7 +15,10 @@ LOCKS = Path("/proc/locks")
 
 
 def require_writable(folder: Path) -> None:
-    """:raises UserError: if no file can be written in the folder of the run, before hours are spent."""
+    """Make the folder and write a file to it, before hours of training are spent.
+
+    :raises UserError: if that fails.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -26,9 +29,9 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder against other runs. The kernel lets go when the process ends, however it does.
+    """Lock the folder against other runs. The kernel releases the lock at any end of the process.
 
-    :raises UserError: if another run holds it, by its process where the kernel tells.
+    :raises UserError: if another run has locked it; with its process number, if the kernel tells it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -37,7 +40,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"--models-root: {folder} is written to by another run{_holder(os.fstat(handle).st_ino)}, "
                             "expected a folder of this run's own") from None
-        except OSError:  # a file system without locks, such as some of the network
+        except OSError:  # a file system without locks, such as some network file systems
             pass
         yield
     finally:
@@ -45,7 +48,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _holder(inode: int) -> str:
-    """``, process 4711`` by the kernel's list of locks: number, kind, manner, mode, process, devices:inode, ..."""
+    """A text ``, process 4711``, from the kernel's list of locks: number, type, manner, mode, process, device:inode.
+    Empty if the list has no such lock."""
     try:
         lines = [line.split() for line in LOCKS.read_text(encoding="ascii").splitlines()]
     except OSError:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM and Ctrl-C end a run between two steps, with its state saved; a second Ctrl-C ends it at once."""
+"""Handlers of SIGTERM and Ctrl-C: a run ends between two steps, with its state saved; a second Ctrl-C ends it at once.
+"""
 from __future__ import annotations
 
 import signal
@@ -7,19 +8,21 @@ import sys
 from types import FrameType
 from typing import Any
 
+from recognition.interrupts import outside_operators
+
 
 def end_at_sigterm() -> None:
-    """Before training begins SIGTERM ends the program as an error would, so that nothing it has started stays."""
+    """Make SIGTERM end the program like an error until training begins, so that it stops what it has started."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         print("stopped by SIGTERM", file=sys.stderr, flush=True)
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, outside_operators(end))
 
 
 class StopRequest:
-    """A context in which both signals are noted instead of acted upon."""
+    """A context in which both signals are only noted, in ``signal``."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -27,7 +30,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, outside_operators(self._note))
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -9,10 +9,11 @@ from signal import Signals
 from typing import Callable
 
 from recognition.data.loader import Batch
-from recognition.engines.mxnet.backbone import Backbone
+from recognition.engines.interface import Backbone
 from recognition.evaluation.verification import NoDirection, VerificationResult
 from recognition.head.sharded import Head
 from recognition.optim.schedule import Schedule
+from recognition.processes.communicator import Communicator, agree, largest
 from recognition.training.bad_steps import BadSteps
 from recognition.training.signals import StopRequest
 from recognition.training.states.state import Progress
@@ -21,7 +22,6 @@ from recognition.training.watch.timeline import NoTimeline, Timeline
 
 SAVE_NEVER, SAVE_BEST, SAVE_ALWAYS, SAVE_BEST_AS_ONE = range(4)  # --ckpt
 LAST = 0  # the number of the checkpoint that ends a run
-NOT_FINITE, PARAMETERS, CENTRES = range(1 << 10, (1 << 10) + 3)  # what processes agree on, beside numbers of signals
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Trainer:
     verify: Callable[[], Sequence[VerificationResult]]
     save_checkpoint: Callable[[int], object]  # by number
     save_state: Callable[[Progress], object]
-    agree: Callable[[int], int]  # the largest of all processes' numbers: what one decides, all do
+    communicator: Communicator
     bad_steps: BadSteps
     log: TrainingLog | SilentLog
     progress: Progress
@@ -68,54 +68,42 @@ class Trainer:
             return self._finish(stopped)
 
     def _step(self, batch: Batch, stop: StopRequest) -> int:
-        """One step; returns the signal that some process got, 0 if none did."""
-        progress, lr = self.progress, self.schedule(self.progress.step)
-        measure = self.measure_every > 0 and (progress.step + 1) % self.measure_every == 0
-        phase = self.timeline.phase
+        """One step; returns the signal that some process got until now, 0 if none did."""
+        progress, lr, phase = self.progress, self.schedule(self.progress.step), self.timeline.phase
         with phase("forward"):
-            features = self.backbone.forward(batch.images)
+            features_BD = self.backbone.forward(batch.images)
         with phase("head"):
-            result = self.head.forward_backward(features, batch.labels)
-        had_backward = math.isfinite(result.loss)  # in all processes or in none
-        fault, stepped, lost, centre_gradient = 0 if had_backward else NOT_FINITE, False, [""], None
-        undoable = had_backward and self.head.may_overflow(lr)
-        # Where a bad step ends the run, W is done with it.
-        moved = had_backward and (undoable or not self.bad_steps.may_leave_out)
-        if had_backward:
-            with phase("backward"):  # only begun: MXNet's engine works on it while the centres are updated
+            result = self.head.forward_backward(features_BD, batch.labels)
+        finite = math.isfinite(result.loss)  # in all processes or in none
+        if finite:
+            with phase("backward"):
                 self.backbone.backward(result.d_features)
-            angles = self.head.target_angles() if measure else None
-            if moved:
-                with phase("update W"):
-                    centre_gradient = self.head.step(lr, measure or undoable, undoable)
             with phase("check"):
-                fault = NOT_FINITE if not self.backbone.finite() else CENTRES if not self.head.finite else 0
-                gradient = self.backbone.gradient_norm() if measure else 0.0
-            if not fault and self.backbone.may_overflow(lr):
-                stepped, lost = True, self.backbone.try_step(lr)
-                fault = PARAMETERS if lost else 0
-        agreed = self.agree(fault or stop.signal or 0)
+                finite = self.backbone.finite()
+        verdict = agree(self.communicator, finite, stop.signal or 0)
         progress.step += 1
-        if agreed >= NOT_FINITE:
-            what = {PARAMETERS: f"of {len(lost)} parameters, the first of them {lost[0] if lost else ''},",
-                    CENTRES: "of the class centres"}.get(agreed, "")
-            line = self.bad_steps(progress.step, lr, batch, features, result.loss, had_backward, what, centre_gradient)
-            self.log.left_out(progress.step, line)
-        else:
-            if not moved:
-                with phase("update W"):
-                    centre_gradient = self.head.step(lr, measure)
-                if not self.head.finite:
-                    raise self.bad_steps.lost_centres(progress.step, lr)
-            if not stepped:
-                with phase("update"):
-                    self.backbone.step(lr)
+        if verdict.finite:
+            self._update(lr)
             self.bad_steps.in_a_row = 0
             self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
-            if measure:
-                self.log.measures(progress.step, angles, gradient, centre_gradient)
+        else:
+            line = self.bad_steps.leave_out(progress.step, lr, batch, features_BD, result.loss)
+            self.log.left_out(progress.step, line)
         progress.epoch, progress.offset = batch.next_position
-        return 0 if agreed >= NOT_FINITE else agreed
+        return verdict.signal
+
+    def _update(self, lr: float) -> None:
+        """Move the class centres and the parameters; measure angles and gradients, which end with it, first."""
+        step, phase = self.progress.step, self.timeline.phase
+        measure = self.measure_every > 0 and step % self.measure_every == 0
+        angles = self.head.target_angles() if measure else None
+        gradient = self.backbone.gradient_norm() if measure else 0.0
+        with phase("update W"):
+            centre_gradient = self.head.step(lr, measure)
+        with phase("update"):
+            self.backbone.step(lr)
+        if measure:
+            self.log.measures(step, angles, gradient, centre_gradient)
 
     def _verify(self) -> bool:
         """Returns whether it is the best so far."""
@@ -129,12 +117,13 @@ class Trainer:
             self.log.verification(progress.step, result)
         progress.verifications += 1
         # Without a verification set nothing can be compared, and what can't be compared must not be lost.
-        best = bool(self.agree(not results or best_of(results) >= progress.best))
+        best = bool(largest(self.communicator, not results or best_of(results) >= progress.best))
         if results and best:
             progress.best = best_of(results)
             progress.best_step, progress.best_number = progress.step, progress.verifications
         if self.ckpt == SAVE_ALWAYS or (best and self.ckpt in (SAVE_BEST, SAVE_BEST_AS_ONE)):
             number = 1 if self.ckpt == SAVE_BEST_AS_ONE else progress.verifications
+            self._require_sound()
             self.log.line(f"saving {number}")
             self.save_checkpoint(number)
         if results:
@@ -142,8 +131,12 @@ class Trainer:
         self.log.resume_clock()
         return bool(results) and best
 
+    def _require_sound(self) -> None:
+        self.bad_steps.require_sound(self.progress.step, self.schedule(max(self.progress.step - 1, 0)))
+
     def _save_state(self) -> None:
         self.log.pause_clock()
+        self._require_sound()
         self.save_state(self.progress)
         self.log.resume_clock()
 
@@ -153,6 +146,7 @@ class Trainer:
     def _finish(self, stopped: int) -> int:
         if line := self.timeline.end():
             self.log.line(line)
+        self._require_sound()
         if self.state_every:
             self.save_state(self.progress)
         if stopped and not self._done():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verification inside the training loop: every ``<target>.bin`` of the training set's folder that is there."""
+"""Verification during training, on each ``<target>.bin`` that the folder of the training set holds."""
 from __future__ import annotations
 
 import io
@@ -17,17 +17,21 @@ from recognition.processes.communicator import Communicator
 
 
 def load_targets(folder: Path, targets: Sequence[str], image_size: tuple[int, int]) -> list[VerificationSet]:
-    """The verification sets present in ``folder``, in the order of ``targets``; image_size: (height, width)."""
+    """Load the verification sets of ``folder``, in the order of ``targets``; those that are missing are left out.
+
+    :param image_size: (height, width) in pixels.
+    :raises UserError: if a file is no verification set, or cannot be scored.
+    """
     paths = [folder / f"{target}.bin" for target in targets]
     sets = [load_bin(path, image_size) for path in paths if path.is_file()]
-    for chosen in sets:  # before hours are spent, not after
+    for chosen in sets:  # now, before hours of training are spent
         check_pairs(chosen.issame, name=chosen.name)
     return sets
 
 
 def shared(embed: Callable[[np.ndarray], np.ndarray],
            communicator: Communicator) -> Callable[[np.ndarray], np.ndarray]:
-    """``embed`` for images that all processes have: each embeds its part of them, and all get the whole."""
+    """A function like ``embed`` for images that all processes have: each embeds a part, and all get all embeddings."""
 
     def embed_together(images: np.ndarray) -> np.ndarray:
         part = -(-len(images) // communicator.size)
@@ -38,14 +42,14 @@ def shared(embed: Callable[[np.ndarray], np.ndarray],
 
 
 class Verifier:
-    """Callable that embeds every set, writes its ROC curve as ``roc-<target>.npz`` and returns the results.
+    """A callable that embeds every set, writes its ROC curve to ``roc-<target>.npz`` and returns the results.
 
-    The file holds that of comparing pixels too, which shows what the network adds, and each pair's distance.
+    The file also holds each pair's distance, and the curve of a comparison of pixels as a baseline.
     """
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], sets: Sequence[VerificationSet], batch_size: int,
                  folder: Path | None) -> None:
-        """:param folder: None for a process that leaves the curves to another."""
+        """:param folder: None for a process that does not write the curves."""
         self._embed, self._sets, self._batch_size, self._folder = embed, sets, batch_size, folder
         self._pixels: dict[str, Roc] = {}
 
@@ -59,7 +63,7 @@ class Verifier:
         return results
 
     def _write_curve(self, result: VerificationResult, folder: Path) -> None:
-        pixels, content = self._pixels[result.name], io.BytesIO()  # a zip file cut by a full disk complains when freed
+        pixels, content = self._pixels[result.name], io.BytesIO()  # on a full disk a ZipFile would fail when freed
         np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr,
                  distances=result.distances.astype(np.float32), issame=result.issame,
                  threshold=np.mean(result.best_thresholds))

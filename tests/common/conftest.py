@@ -13,7 +13,9 @@ import pytest
 from common.sets.image_files import read_image
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.imports import mx
-from recognition.networks import fmobilefacenet
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks import fmobilefacenet, sym
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
@@ -76,9 +78,9 @@ def colour_model(tmp_path: Path) -> Callable[..., str]:
     Beyond three numbers an embedding is zero.
     """
     def save(name: str = "model", dim: int = 3, **arrays: np.ndarray) -> str:
-        centred = mx.sym.Variable("data") - 127.5
-        pooled = mx.sym.Flatten(mx.sym.Pooling(centred, global_pool=True, pool_type="avg", kernel=(1, 1)))
-        symbol = mx.sym.FullyConnected(pooled, num_hidden=dim, name="fc1")
+        centred = sym.Variable("data") - 127.5
+        pooled = sym.Flatten(sym.Pooling(centred, global_pool=True, pool_type="avg", kernel=(1, 1)))
+        symbol = sym.FullyConnected(pooled, num_hidden=dim, name="fc1").graph()
         weights = {"fc1_weight": np.eye(dim, 3, dtype=np.float32), "fc1_bias": np.zeros(dim, np.float32)}
         prefix = tmp_path / name / "model"
         save_checkpoint(prefix, 1, symbol, {**weights, **arrays}, {})
@@ -118,7 +120,7 @@ def smooth_noise(count: int, seed: int = 0) -> np.ndarray:
     return np.stack([cv2.resize(random.randint(0, 256, (7, 7, 3)).astype(np.uint8), (112, 112)) for _ in range(count)])
 
 
-def lively(symbol: mx.sym.Symbol, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def lively(symbol: Graph, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Values of a network whose embeddings tell images apart, and whose batch norms are not what they start from.
 
     Their moving statistics are those of six images, if the symbol's ``bn_mom`` is 0.
@@ -131,7 +133,7 @@ def lively(symbol: mx.sym.Symbol, seed: int = 0) -> tuple[dict[str, np.ndarray],
         elif name.endswith(("beta", "bias")):
             value[...] = random.normal(0, 0.2, value.shape)
     images = mx.nd.array(smooth_noise(6, seed + 1).transpose(0, 3, 1, 2))
-    bound = symbol.simple_bind(mx.cpu(), grad_req="write", data=images.shape)
+    bound = to_symbol(symbol).simple_bind(mx.cpu(), grad_req="write", data=images.shape)
     bound.copy_params_from({"data": images, **{name: mx.nd.array(value) for name, value in arguments.items()}},
                            {name: mx.nd.array(value) for name, value in auxiliary.items()})
     bound.backward([mx.nd.zeros_like(bound.forward(is_train=True)[0])])  # MXNet moves them in the backward pass
@@ -143,7 +145,7 @@ def lively(symbol: mx.sym.Symbol, seed: int = 0) -> tuple[dict[str, np.ndarray],
 def save_network() -> Callable[..., Path]:
     """``save_network(folder, symbol)``: a checkpoint of it, number 1, with lively values; returns its prefix."""
 
-    def save(folder: Path, symbol: mx.sym.Symbol, seed: int = 0) -> Path:
+    def save(folder: Path, symbol: Graph, seed: int = 0) -> Path:
         save_checkpoint(folder / "model", 1, symbol, *lively(symbol, seed))
         return folder / "model"
 

@@ -14,7 +14,7 @@ from common.doctor import examine, main
 from common.sets.image_files import jpeg_damage
 from common.sets.record_checks import framing, repeats
 from recognition.data.record_index import read_index
-from recognition.data.recordio import RecordReader
+from recognition.data.recordio import RecordReader, pack_record
 from recognition.data.verification_set import save_bin
 from recognition.engines.mxnet.imports import mx
 
@@ -33,11 +33,11 @@ def write(folder: Path, images: list[bytes], labels: list[float] | None = None, 
     """A set with identity records, by MXNet's writer; and 20 pairs of other images, lfw.bin."""
     folder.mkdir()
     writer = mx.recordio.MXIndexedRecordIO(str(folder / "train.idx"), str(folder / "train.rec"), "w")
-    writer.write_idx(0, mx.recordio.pack(mx.recordio.IRHeader(0, header, 0, 0), b""))
+    writer.write_idx(0, pack_record(header, b"", 0))
     for key, (label, image) in enumerate(zip(labels or LABELS, images), 1):
-        writer.write_idx(key, mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), image))
+        writer.write_idx(key, pack_record(label, image, key))
     for key, pair in enumerate(ranges, 10):
-        writer.write_idx(key, mx.recordio.pack(mx.recordio.IRHeader(0, pair, key, 0), b""))
+        writer.write_idx(key, pack_record(pair, b"", key))
     writer.close()
     (folder / "property").write_text(prop)
     for name in ("lfw", "cfp_fp", "agedb_30"):
@@ -149,10 +149,15 @@ def test_each_thing_that_can_be_wrong(case: str, status: int, line: str, images:
 def test_an_index_made_anew(images: list[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "set", images)
     before = (folder / "train.idx").read_text()
-    (folder / "train.idx").write_text("nothing")
-    status, out = said(folder, capsys, "--write-index")
-    assert status == 0 and "13 records" in out
-    assert (folder / "train.idx").read_text() == before  # MXNet's own
+    (tmp_path / "elsewhere.idx").write_text("nothing")
+    for number in (1, 2):
+        (folder / "train.idx").unlink()
+        (folder / "train.idx").symlink_to(tmp_path / "elsewhere.idx")
+        status, out = said(folder, capsys, "--write-index")
+        assert status == 0 and "13 records" in out and f"train.idx.{number}: the index before" in out
+        assert (folder / "train.idx").read_text() == before  # MXNet's own
+        assert (folder / f"train.idx.{number}").read_text() == (tmp_path / "elsewhere.idx").read_text() == "nothing"
+    assert "the index before" not in said(folder, capsys, "--write-index")[1]
 
 
 def test_an_index_of_records_of_which_one_has_no_header(images: list[bytes], tmp_path: Path,

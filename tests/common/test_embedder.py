@@ -13,11 +13,12 @@ import pytest
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
 from recognition.data.verification_set import load_bin
-from recognition.engines.mxnet.embedder import Embedder, read_network
+from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.networks import build_symbol, first_weights
+from recognition.networks import build_symbol, first_weights, sym
 from recognition.networks.initialise import initialise
+from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 CPU, TWO = (("cpu", 0),), (("cpu", 0), ("cpu", 1))
@@ -80,18 +81,19 @@ def test_any_number_of_images_as_plain_mxnet_embeds_them(activation: str, output
     assert embedder(images[:0]).shape == (0, 16)
 
 
-def small(folder: Path, output: Callable[..., mx.sym.Symbol] | None = None) -> str:
+def small(folder: Path, output: Callable[..., sym.Symbol] | None = None) -> str:
     """A checkpoint of a linear network, or of what ``output`` makes of its ``data``."""
-    data = mx.sym.Variable("data")
-    symbol = output(data) if output else mx.sym.FullyConnected(data, num_hidden=2, name="fc1", no_bias=True)
+    data = sym.Variable("data")
+    last = output(data) if output else sym.FullyConnected(data, num_hidden=2, name="fc1", no_bias=True)
+    symbol = last.graph()
     folder.mkdir()
     save_checkpoint(folder / "model", 1, symbol, {"fc1_weight": np.ones((2, 12), np.float32)}, {})
     return str(folder / "model")
 
 
 def test_layers_behind_the_embedding_are_left_out(tmp_path: Path) -> None:
-    prefix = small(tmp_path / "a", lambda data: mx.sym.FullyConnected(
-        mx.sym.FullyConnected(data, num_hidden=2, name="fc1", no_bias=True), num_hidden=9, name="fc7"))
+    prefix = small(tmp_path / "a", lambda data: sym.FullyConnected(
+        sym.FullyConnected(data, num_hidden=2, name="fc1", no_bias=True), num_hidden=9, name="fc7"))
     assert Embedder(prefix, 1, CPU, 1, (3, 2, 2))(np.ones((1, 3, 2, 2), np.uint8)).tolist() == [[12, 12]]
 
 
@@ -110,7 +112,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent-symbol.json: cannot be read: No such file"):
         Embedder(str(tmp_path / "absent"), 1, CPU, 1, (3, 2, 2))
     with pytest.raises(UserError, match=r"found no output 'fc1_output' \(the last layer is 'other_output'\)"):
-        read_network(Path(small(tmp_path / "other", lambda d: mx.sym.identity(d, name="other")) + "-symbol.json"))
+        read_network(Path(small(tmp_path / "other", lambda d: sym.identity(d, name="other")) + "-symbol.json"))
     graph = json.loads(Path(good + "-symbol.json").read_text())
     graph["nodes"][0]["name"] = "image"
     (tmp_path / "image.json").write_text(json.dumps(graph))
@@ -125,13 +127,13 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fc1_weight is missing"):
         Embedder(good, 3, CPU, 1, (3, 2, 2))
     with pytest.raises(UserError, match=r"fc1_output is of shape \(1, 3, 2, 2\) for 1 images"):
-        Embedder(small(tmp_path / "maps", lambda d: mx.sym.identity(d, name="fc1")), 1, CPU, 1, (3, 2, 2))
+        Embedder(small(tmp_path / "maps", lambda d: sym.identity(d, name="fc1")), 1, CPU, 1, (3, 2, 2))
 
 
 def test_a_network_that_mxnet_refuses_to_run_is_named(tmp_path: Path) -> None:
     """Its types are found out when it is bound: a layer of float16 behind images of float32."""
-    prefix = small(tmp_path / "a", lambda data: mx.sym.FullyConnected(
-        mx.sym.Cast(data, dtype="float16") + data, num_hidden=2, name="fc1", no_bias=True))
+    prefix = small(tmp_path / "a", lambda data: sym.FullyConnected(
+        sym.Cast(data, dtype="float16") + data, num_hidden=2, name="fc1", no_bias=True))
     with pytest.raises(UserError, match=rf"^{prefix}-symbol\.json: MXNet cannot run this network: ") as caught:
         Embedder(prefix, 1, CPU, 2, (3, 2, 2))(np.zeros((2, 3, 2, 2), np.uint8))
     assert "\n" not in str(caught.value)

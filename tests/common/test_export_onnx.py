@@ -2,6 +2,7 @@
 """Export to ONNX. What needs the onnx package and onnxruntime is skipped without them; `make test` installs both."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from common.export.onnx_operators import OPERATORS, to_onnx
 from common.export_onnx import LIMITS, Agreement, main
 from recognition.config.cli import parse_args
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.choose import build_network
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks import build_symbol, fresnet
-from recognition.networks.flops import ELEMENTWISE, FREE, REDUCTIONS
+from recognition.networks import fresnet, sym
+from recognition.networks.graph import Graph
+from recognition.networks.onnx_graph import to_onnx
+from recognition.networks.operators import OPERATORS
+from recognition.networks.operators.onnx import direct
+from recognition.networks.symbol_file import read_network
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
 PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
@@ -42,10 +46,10 @@ def each(names: Iterable[str]) -> list[ParameterSet]:
     return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
-def preset(folder: Path, name: str, more: str = "") -> mx.sym.Symbol:
+def preset(folder: Path, name: str, more: str = "") -> Graph:
     """The network of a preset of the sample, its moving statistics those of the last batch."""
     (folder / "config.py").write_text(f"{SAMPLE.read_text()}\nconfig.bn_mom = 0.0\n{more}")
-    return build_symbol(parse_args("train_parall", ["--network", name, "--config", str(folder / "config.py")]))
+    return build_network(parse_args("train_parall", ["--network", name, "--config", str(folder / "config.py")]))
 
 
 def export(model: Path, output: Path, *flags: str) -> int:
@@ -138,7 +142,9 @@ def test_a_file_that_fails_the_check_is_not_written(tmp_path, small_model, capsy
     """A wrong slope of a PReLU stands for any mistake of ours."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    monkeypatch.setitem(OPERATORS, "LeakyReLU", lambda graph, node, inputs: graph.add("Relu", node["name"], inputs[:1]))
+    wrong = dataclasses.replace(OPERATORS["LeakyReLU"], onnx=lambda graph, node, inputs: direct("Relu")(
+        graph, node, inputs[:1]))
+    monkeypatch.setitem(OPERATORS, "LeakyReLU", wrong)
     assert export(small_model, tmp_path / "model.onnx") == 2
     assert "not written: for random images the graph is off MXNet's embeddings" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -146,7 +152,7 @@ def test_a_file_that_fails_the_check_is_not_written(tmp_path, small_model, capsy
 
 def test_operators_that_are_not_covered_are_named(small_model):
     pytest.importorskip("onnx")
-    symbol = mx.sym.Flatten(mx.sym.erf(mx.sym.var("data"), name="odd"), name="fc1")
+    symbol = sym.Flatten(sym.erf(sym.Variable("data"), name="odd"), name="fc1").graph()
     with pytest.raises(UserError, match="layer odd: the operator erf cannot be exported, expected one of Activation"):
         to_onnx(symbol, {}, {})
 
@@ -162,16 +168,15 @@ def test_without_the_package_a_line_says_what_to_install(tmp_path, small_model, 
 
 def test_every_operator_of_every_network_is_covered(tmp_path):
     for name in PRESETS:
-        found = {node["op"] for node in json.loads(preset(tmp_path, name).tojson())["nodes"]} - {"null"}
-        assert found <= set(OPERATORS), name
+        found = {node.operator for node in preset(tmp_path, name).nodes if not node.is_variable}
+        assert all(operator.onnx for operator in found), name
     for options in VARIANTS.values():
-        found = {node["op"] for node in json.loads(fresnet.get_symbol(**{**SMALL, **options}).tojson())["nodes"]}
-        assert found - {"null"} <= set(OPERATORS), options
+        found = {node.operator for node in fresnet.get_symbol(**{**SMALL, **options}).nodes if not node.is_variable}
+        assert all(operator.onnx for operator in found), options
 
 
 def test_the_flops_of_every_operator_here_are_counted():
-    counted = {*ELEMENTWISE, *REDUCTIONS, *FREE, "Convolution", "FullyConnected", "Pooling"}
-    assert set(OPERATORS) <= counted
+    assert all(operator.flops for operator in OPERATORS.values() if operator.onnx)
 
 
 def test_the_limits():
@@ -185,7 +190,6 @@ def test_the_limits():
 
 def test_folded_networks_in_mxnet(tmp_path, small_model, noise):
     """The folded graph by MXNet itself, so without the onnx package: 1e-5, roundings."""
-    from recognition.engines.mxnet.embedder import read_network
     from recognition.networks.fold import fold_batch_norms
     from recognition.training.checkpoints.checkpoint import save_checkpoint
     from recognition.training.checkpoints.pretrained import read_params

@@ -75,11 +75,11 @@ def test_what_has_no_pairs(identities, line):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """PREFIX of checkpoint 1 of a network that embeds an image as its mean colour, less grey."""
-    from recognition.engines.mxnet.imports import mx
+    from recognition.networks import sym
     from recognition.training.checkpoints.checkpoint import save_checkpoint
 
-    pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, global_pool=True, pool_type="avg", kernel=(1, 1))
-    symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=3, name="fc1")
+    pooled = sym.Pooling(sym.Variable("data") - 127.5, global_pool=True, pool_type="avg", kernel=(1, 1))
+    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=3, name="fc1").graph()
     prefix = tmp_path_factory.mktemp("model") / "model"
     save_checkpoint(prefix, 1, symbol, {"fc1_weight": np.eye(3, dtype=np.float32),
                                         "fc1_bias": np.zeros(3, np.float32)}, {})

@@ -31,11 +31,11 @@ class Drawn(NamedTuple):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
-    from recognition.engines.mxnet.imports import mx
+    from recognition.networks import sym
     from recognition.training.checkpoints.checkpoint import save_checkpoint
 
-    pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
-    symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=12, name="fc1")
+    pooled = sym.Pooling(sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
+    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=12, name="fc1").graph()
     prefix = tmp_path_factory.mktemp("model") / "model"
     save_checkpoint(prefix, 1, symbol, {"fc1_weight": np.eye(12, dtype=np.float32),
                                         "fc1_bias": np.zeros(12, np.float32)}, {})
@@ -166,7 +166,7 @@ def test_templates_over_many_blocks(monkeypatch):
     rows = random.normal(size=(500, 6)).astype(np.float32)
     templates, media = random.integers(0, 90, 500), random.integers(0, 4, 500)
     whole = aggregate(rows, templates, media)
-    monkeypatch.setattr("recognition.evaluation.templates.BLOCK", 7)
+    monkeypatch.setattr("recognition.evaluation.templates.IMAGES_AT_ONCE", 7)
     np.testing.assert_array_equal(aggregate(rows, templates, media).embeddings, whole.embeddings)
     for number, found in zip(*whole):
         means = [rows[(templates == number) & (media == medium)].astype(np.float64).mean(axis=0)

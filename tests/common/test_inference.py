@@ -67,7 +67,7 @@ def test_two_faces(small_model, folder, tmp_path, capsys):
     flags = ["--model", str(small_model), "--threshold", "0.0001", "--json", str(report)]
     assert main([*flags, "--compare", pair[0], pair[0]]) == 0
     assert "the same person" in capsys.readouterr().out
-    assert main([*flags, "--compare", *pair]) == 0
+    assert main([*flags, "--compare", *pair, "--overwrite"]) == 0
     assert "two people" in capsys.readouterr().out
     found = json.loads(report.read_text())
     assert found["distance"] == pytest.approx(2 - 2 * found["cosine"], abs=1e-6)

@@ -159,7 +159,7 @@ def test_joining_by_hand() -> None:
 
 
 def test_nearest_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.sets.leaks._ROWS", 7)
+    monkeypatch.setattr("common.sets.leaks._ROWS_AT_ONCE", 7)
     random = np.random.default_rng(0)
     rows, others = (random.standard_normal((n, 5)).astype(np.float32) for n in (30, 23))
     best, whose = nearest_rows(rows, others)
@@ -167,6 +167,63 @@ def test_nearest_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(best, np.minimum(products.max(axis=1), 1), rtol=1e-5)
     np.testing.assert_array_equal(whose, products.argmax(axis=1))
     assert nearest_rows(rows, others[:0])[0].tolist() == [-1] * 30
+
+
+def test_verification_sets_of_one_name(towards: Callable[..., bytes], tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """Four sets, two of one name; a name that a file would get is that of another; files and equal bytes are kept
+    once; a link to a file elsewhere counts as that file. The inputs stay as they are."""
+    def bins(folder: Path, **seeds: int) -> Path:
+        made = write(folder, [0, 0, 1], [towards([len(str(folder)), i, hash(folder.name) % 7]) for i in range(3)], 2)
+        for name, seed in seeds.items():
+            random = np.random.RandomState(seed)
+            save_bin(made / f"{name.replace('_', '-')}.bin", [towards(random.standard_normal(3)) for _ in range(4)],
+                     [True, False])
+        return made
+
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    folders = [bins(tmp_path / "a", lfw=1, cfp=2), bins(tmp_path / "b", lfw=3, cfp=2, own=4),
+               bins(tmp_path / "1" / "my, set", lfw=3, agedb=6, lfw_b=5), bins(tmp_path / "2" / "my, set", lfw=7)]
+    (folders[3] / "lfw.bin").rename(tmp_path / "elsewhere.bin")
+    (folders[3] / "lfw.bin").symlink_to(tmp_path / "elsewhere.bin")
+    (folders[3] / "agedb.bin").symlink_to(folders[2] / "agedb.bin")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*map(str, folders), "--output", str(tmp_path / "new")]) == 0
+    a, b, first, second = folders
+    kept = {"lfw": a / "lfw", "cfp": a / "cfp", "lfw-b-2": b / "lfw", "own": b / "own", "lfw-b": first / "lfw-b",
+            "agedb": first / "agedb", "lfw-my_set": second / "lfw"}
+    assert {path.stem: path.read_bytes() for path in (tmp_path / "new").glob("*.bin")} == {
+        name: before[path.with_suffix(".bin")] for name, path in kept.items()}
+    said = [line for line in capsys.readouterr().out.splitlines() if "kept as" in line]
+    assert said == [f"{b}/lfw.bin: the new set has another lfw.bin, so this one is kept as lfw-b-2.bin",
+                    f"{second}/lfw.bin: the new set has another lfw.bin, so this one is kept as lfw-my_set.bin"]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_parts_of_a_split_set(two_sets: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts that share a .bin become one set again, with that .bin once; so do a part to train on and one held out, of
+    a set that has a held-out.bin already, which keeps its pairs under a name of its own."""
+    from common.split_set import main as split
+
+    (folder, _), sets = two_sets
+    for name in ("lfw", "held-out"):
+        save_bin(folder / f"{name}.bin", sets[1][1][:4], [True, False])
+    old = (folder / "held-out.bin").read_bytes()
+    assert split([str(folder), "--output", str(tmp_path / "parts"), "--parts", "2"]) == 0
+    assert main([*(str(tmp_path / "parts" / name) for name in "01"), "--output", str(tmp_path / "whole")]) == 0
+    assert "kept as" not in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "whole").glob("*.bin")) == ["held-out.bin", "lfw.bin"]
+    assert len(open_dataset(tmp_path / "whole")) == len(set(sets[0][1]))
+    assert split([str(folder), "--output", str(tmp_path / "held"), "--held-out", "4", "--folds", "2"]) == 0
+    assert "has another held-out.bin, so this one is kept as held-out-a.bin" in capsys.readouterr().out
+    train, held = tmp_path / "held" / "train", tmp_path / "held" / "held-out"
+    assert (train / "held-out-a.bin").read_bytes() == (held / "held-out-a.bin").read_bytes() == old
+    assert (train / "held-out.bin").read_bytes() != old and not (held / "held-out.bin").exists()
+    assert main([str(train), str(held), "--output", str(tmp_path / "again")]) == 0
+    assert sorted(path.name for path in (tmp_path / "again").glob("*.bin")) == [
+        "held-out-a.bin", "held-out.bin", "lfw.bin"]
+    assert (folder / "held-out.bin").read_bytes() == old
 
 
 def test_flags(two_sets: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

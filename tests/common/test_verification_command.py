@@ -27,11 +27,11 @@ PAIRS = 40
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
-    from recognition.engines.mxnet.imports import mx
+    from recognition.networks import sym
     from recognition.training.checkpoints.checkpoint import save_checkpoint
 
-    pooled = mx.sym.Pooling(mx.sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
-    symbol = mx.sym.FullyConnected(mx.sym.Flatten(pooled), num_hidden=12, name="fc1")
+    pooled = sym.Pooling(sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
+    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=12, name="fc1").graph()
     prefix = tmp_path_factory.mktemp("model") / "model"
     save_checkpoint(prefix, 1, symbol, {"fc1_weight": np.eye(12, dtype=np.float32),
                                         "fc1_bias": np.zeros(12, np.float32)}, {})

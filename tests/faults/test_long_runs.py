@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from faults.long_run import Look, growth, row
-from faults.week import BAD, faults
+from faults.week import BAD_EVERY, faults
 from recognition.optim.schedule import StepSchedule
 
 
 def test_a_short_week(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Schedule, stop and resume, steps that are left out, states and history, through the real Trainer."""
-    assert BAD < 24000
+    assert BAD_EVERY < 24000
     wrong, figures = faults(tmp_path, 24000)
     assert wrong == [], figures
     assert "2 steps that were left out" in figures

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.reliability import BEGIN, DOCS, END, Row, report, table, write_table
+from faults.reliability import BEGIN, END, RECORDS, Row, report, table, write_table
 from recognition.errors import UserError
 
 GOOD = Row("a | fault", 1000, "it goes on", 1000, "it did")
@@ -14,7 +14,7 @@ BAD = Row("another", 3, "it goes on", 2, "one hung")
 
 
 def test_the_page_holds_what_the_harnesses_found() -> None:
-    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    page = (RECORDS / "reliability.md").read_text(encoding="utf-8")
     assert f"{BEGIN}\n{table()}\n{END}" in page, "python -m faults.reliability writes the table anew"
 
 

@@ -139,6 +139,16 @@ def test_bad_flags(refusal, argv, message):
 
 def test_flags_of_train_parall_only(refusal):
     assert refusal("--fp16-scale=1", entry="train") == "--fp16-scale: a flag of train_parall.py only"
+    assert refusal("--centers-on=cpu", entry="train") == "--centers-on: a flag of train_parall.py only"
+
+
+@pytest.mark.parametrize("spelling", ["centres", "centers"])
+def test_both_spellings_of_centre_are_flags(parse, refusal, spelling):
+    config = parse(f"--{spelling}-on", "cpu", f"--{spelling}-from=random")
+    assert (config.centers_on, config.centres_from) == ("cpu", "random")
+    assert refusal(f"--{spelling}-on", "gpu").startswith("--centres-on: found 'gpu', expected one of")
+    assert refusal(f"--{spelling}-on", "cpu", "--loss", "triplet", "--per-batch-size", "3") == (
+        "centres_on: found 'cpu', but a triplet loss has no class centres")
 
 
 def test_unknown_presets(refusal):

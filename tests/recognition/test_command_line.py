@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 from recognition.config.command_line import Parser
@@ -15,3 +17,14 @@ def test_bad_flags_are_user_errors_of_one_line(arguments: list[str], found: str)
     with pytest.raises(UserError) as error:
         parser.parse_args(arguments)
     assert str(error.value) == f"{found}; python -m room --help lists the flags"
+
+
+def test_both_spellings_of_centre_are_accepted() -> None:
+    """A command that is passed on keeps its words."""
+    parser = Parser()
+    parser.add_argument("--sub-centres", type=int)
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    for flag in "--sub-centres", "--sub-centers":
+        assert vars(parser.parse_args([f"{flag}=3", "python", "--center"])) == {
+            "sub_centres": 3, "command": ["python", "--center"]}
+    assert parser.parse_args(["--sub-centers", "4"]).sub_centres == 4

@@ -72,7 +72,7 @@ def test_demo_presets(sample):
 
 def test_defaults_stand_in_sample_config_as_they_do_in_config(sample):
     written = {**sample.module.config, **sample.module.default}
-    assert {key: OPTIONS[key].metadata["kind"].check(value, key) for key, value in written.items()} == \
+    assert {key: OPTIONS[key].metadata["type"].check(value, key) for key, value in written.items()} == \
            {key: OPTIONS[key].default for key in written}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recognition.config.options import Config
-from recognition.config.presets import ConfigFile, about_own_keys, open_config
+from recognition.config.presets import ConfigFile, open_config, own_keys_line
 from recognition.errors import UserError
 
 # The form of the legacy file: attributes on EasyDicts, imports that it does not need, values of every age of it.
@@ -102,6 +102,15 @@ def test_legacy_file(tmp_path):
     assert values["lr_steps"] == "10,20"  # default has no such key: the preset's value stands in config alone
 
 
+@pytest.mark.parametrize("spelling", ["centres", "centers"])
+def test_both_spellings_of_centre_are_keys(tmp_path, spelling):
+    """A saved configuration keeps the one that it has."""
+    text = LEGACY + f"\nconfig.{spelling}_on = 'cpu'\ndefault.{spelling}_from = 'random'\n"
+    values = written(tmp_path, text).lay_presets(CHOSEN, CHOSEN)
+    assert (values["centers_on"], values["centres_from"], values["own_keys"]) == ("cpu", "random", {})
+    assert {"centers_on", "centres_from"} <= vars(Config()).keys()
+
+
 def test_each_flag_is_read_from_default_and_each_other_key_from_config(tmp_path):
     both = LEGACY + "\nconfig.lr = 0.7\nconfig.emb_size = 256\ndefault.emb_size = 128\n"
     values = written(tmp_path, both).lay_presets(CHOSEN, CHOSEN)
@@ -183,10 +192,10 @@ def test_keys_that_are_not_ours_are_carried(tmp_path):
 
 def test_what_is_said_of_keys_that_are_not_ours():
     config = Config(config_file="a/config.py", own_keys={"widths": [4], "depth": 3})
-    assert about_own_keys(config) == "config.py: keys that nothing here reads: widths, depth"
-    assert about_own_keys(dataclasses.replace(config, net_name="my_net")) == \
+    assert own_keys_line(config) == "config.py: keys that nothing here reads: widths, depth"
+    assert own_keys_line(dataclasses.replace(config, net_name="my_net")) == \
            "config.py: keys not ours, left to your own network: widths, depth"
-    assert about_own_keys(Config()) == ""
+    assert own_keys_line(Config()) == ""
 
 
 def test_a_key_that_the_users_network_reads_is_no_typo(tmp_path):

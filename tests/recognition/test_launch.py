@@ -151,7 +151,7 @@ def test_a_trainer_that_never_begins(horovod: None, tmp_path: Path, name: str, s
     """Other programs need not give signs of life."""
     (tmp_path / name).write_text("import time\ntime.sleep(4)\n")
     launcher = "import sys\nfrom recognition.launch import launcher as l, monitor as m\n" \
-               "m.START = 1.5\nsys.exit(l.main())"
+               "m.START_SECONDS = 1.5\nsys.exit(l.main())"
     found = subprocess.run([sys.executable, "-c", launcher, "-np", "2", "--stall-timeout", "1", "--", sys.executable,
                             name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
                            text=True, timeout=60)

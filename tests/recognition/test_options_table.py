@@ -8,7 +8,8 @@ import re
 import pytest
 
 from recognition.config.cli import flag_keys, flag_name
-from recognition.config.options import ENTRIES, OPTIONS
+from recognition.config.command_line import british
+from recognition.config.options import ENTRIES, OPTIONS, option_key
 from recognition.config.presets import ROOT
 
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")]
@@ -29,7 +30,7 @@ loss_name loss_s loss_m1 loss_m2 loss_m3 images_per_identity triplet_alpha tripl
 
 
 def test_all_options_stand_there_once_and_in_order():
-    assert [row[0].strip("`") for row in ROWS] == list(OPTIONS)
+    assert [row[0].strip("`") for row in ROWS] == [british(key) for key in OPTIONS]
 
 
 def test_every_flag_and_key_of_the_contract_stands_there():
@@ -41,15 +42,15 @@ def test_every_flag_and_key_of_the_contract_stands_there():
 
 @pytest.mark.parametrize("key, flag, default, meaning, effect, test", ROWS, ids=list(OPTIONS))
 def test_row(key, flag, default, meaning, effect, test):
-    key = key.strip("`")
+    key = option_key(key.strip("`"))
     entries = [entry for entry in ENTRIES if key in flag_keys(entry)]
     if entries:
         assert flag.startswith(f"`{flag_name(key)}`") and ("train_parall.py" in flag) == (len(entries) == 1)
-    kind, expected = OPTIONS[key].metadata["kind"], OPTIONS[key].default
+    option_type, expected = OPTIONS[key].metadata["type"], OPTIONS[key].default
     if isinstance(expected, (int, float)):
         assert default == str(expected)
     elif default != "empty":
-        assert kind.check(default, key) == expected
+        assert option_type.check(default, key) == expected
     assert meaning == OPTIONS[key].metadata["help"].replace("|", "or") and effect
     for named in test.split(", "):  # by the source of the test, which sets the option: by its key or by its flag
         assert re.search(rf"\b{key}\b|{flag_name(key)}\b", source(*named.strip("`").split("::"))), named

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from recognition.engines.cpu.kernels import EPSILON, compiled
+from recognition.engines.cpu.kernels import compiled
 from recognition.engines.cpu.tiles import dot
+from recognition.head.shard import EPSILON
 
 
 @numba.njit(error_model="numpy")  # else a check for a divisor of 0 keeps the loop from becoming vector code

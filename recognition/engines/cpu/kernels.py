@@ -16,10 +16,10 @@ import numba
 import numpy as np
 
 from recognition.engines.cpu.tiles import NARROW, WIDE, bits_of, dot, float_of, prefetch, strip
+from recognition.head.shard import EPSILON
 
 # No fastmath: where sums may be reordered and products fused, Numba's code fresh from the compiler and that from its
 # cache gave different bits, and a run that goes on must get those of the run that stopped.
-EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the legacy L2Normalization
 GROUPS = 32
 SMALLEST_GROUP = 192  # rows
 CHUNK, DEEP = 96, 256  # rows at once: of the logits, of the gradient by x

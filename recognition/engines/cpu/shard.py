@@ -13,8 +13,8 @@ import numpy as np
 from recognition.engines.cpu import kernels
 from recognition.engines.cpu.adamw_kernel import update_centres_adamw
 from recognition.head.shard import (
-    LOADED_ROWS,
-    NONE,
+    NO_MOMENTS,
+    ROWS_AT_ONCE,
     SGD,
     ShardState,
     initial_centres,
@@ -47,7 +47,7 @@ class CpuShard:
         self.centres = initial_centres(seed, start, stop, sub_centres, dim)
         self.momentum = np.zeros_like(self.centres)
         self.bias, self.bias_momentum = np.zeros((2, len(self.centres)), np.float32)
-        self.second_moment = self.bias_second_moment = NONE
+        self.second_moment = self.bias_second_moment = NO_MOMENTS
         self._inverse = np.ones(len(self.centres), np.float32)
         self.finite = True
         self._all_rows = np.arange(len(self.centres))
@@ -70,7 +70,7 @@ class CpuShard:
         self._renew_norms(low, low + len(state.centres))
 
     def norms(self) -> tuple[float, float]:
-        return norm_range(self.centres[low : low + LOADED_ROWS] for low in range(0, len(self.centres), LOADED_ROWS))
+        return norm_range(self.centres[low : low + ROWS_AT_ONCE] for low in range(0, len(self.centres), ROWS_AT_ONCE))
 
     def _renew_norms(self, low: int, high: int) -> None:
         if self.normalised:

@@ -3,86 +3,37 @@
 of all other processes."""
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Callable
 
 import numpy as np
 
+from recognition.engines.interface import Arrays, BackboneState
+from recognition.engines.mxnet.bound import embed, fill, to_host
+from recognition.engines.mxnet.finite import all_finite, all_usable
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
-from recognition.engines.mxnet.reach import Reach, all_finite, overflowed, queued_squares, waited
-from recognition.engines.mxnet.replica import Arrays, Replica, fill, to_host
+from recognition.engines.mxnet.replica import Replica
+from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
 
-class Backbone(Protocol):
-    """What the loop knows of a backbone. Images are uint8 (n, 3, H, W) RGB, features float32 (n, D)."""
-
-    @property
-    def loss_scale(self) -> LossScale | None:
-        """That of float16."""
-
-    def forward(self, images: np.ndarray) -> np.ndarray:
-        """Features of this process's part of a training batch."""
-
-    def backward(self, d_features: np.ndarray) -> None:
-        """Gradients of the parameters from those of the last features, of the same shape."""
-
-    def finite(self) -> bool:
-        """Whether all that the last :meth:`backward` computes is finite, once it is there."""
-
-    def gradient_norm(self) -> float:
-        """Euclidean norm of the gradient of the mean loss by the parameters that :meth:`step` is about to update."""
-
-    def step(self, lr: float) -> None:
-        """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
-
-    def may_overflow(self, lr: float) -> bool:
-        """Whether the update that is due may, by what :meth:`finite` saw. To be asked once a step."""
-
-    def try_step(self, lr: float) -> list[str]:
-        """As :meth:`step`, by copies with which :meth:`leave_out` takes it back; the parameters that overflowed."""
-
-    def leave_out(self) -> None:
-        """In place of :meth:`step`, or after :meth:`try_step`: the step counts, and nothing of it stays."""
-
-    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Features for verification: no dropout, moving statistics; any number of images."""
-
-    def parameters(self) -> tuple[Arrays, Arrays]:
-        """Parameters and auxiliary states by name, as a checkpoint holds them."""
-
-
-class BackboneState(NamedTuple):
-    """What goes into a training state. Moving statistics belong to a replica: one mapping for each of all processes."""
-
-    parameters: Arrays
-    momentum: Arrays  # with AdamW the first moments
-    auxiliary: list[Arrays]
-    loss_scale: np.ndarray | None = None  # that of float16
-    second_moment: Arrays | None = None  # of AdamW
-    updates: Arrays | None = None  # of AdamW: how many of each parameter, int64 ()
-
-
 class ReplicatedBackbone:
-    """Implements :class:`Backbone` with one bound executor a device and one optimiser state for all of them.
+    """Implements :class:`recognition.engines.interface.Backbone` with one bound network a device and one optimiser
+    state for all of them.
 
     Batch statistics are those of a replica's own images, as in the legacy code; a checkpoint gets the mean of the
     moving statistics of all replicas of all processes, as its users always got it from ``Module.get_params``. So
     ``embed``, ``parameters`` and ``state`` are collective: all processes call them together.
     """
 
-    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
-                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], Rates] = Rates,
+                 wd: float, seed: int = 0, rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors,
                  loss_scale: LossScale | None = None, adamw: AdamW | None = None, leaves_out: bool = False) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param rates: the factors of the learning rate, made for the names of the parameters.
@@ -95,21 +46,16 @@ class ReplicatedBackbone:
         self.names = sorted(parameters)
         self._rates, self.loss_scale = rates(self.names), loss_scale
         self._keeps_statistics = leaves_out or loss_scale is not None
-        self._backward_order = [name for name in reversed(symbol.list_arguments()) if name in parameters]
-        self._has_dropout = any(node["op"] == "Dropout" for node in json.loads(symbol.tojson())["nodes"])
-        self.replicas = [Replica(symbol, parameters, auxiliary, device, (batch_size, *image_shape))
+        self._backward_order = [name for name in reversed(graph.list_arguments()) if name in parameters]
+        self._has_dropout = any(node.op == "Dropout" for node in graph.nodes)
+        self.replicas = [Replica(graph, parameters, auxiliary, device, (batch_size, *image_shape))
                          for device in devices]
         lead = self.replicas[0].arguments
         self._optimiser: Optimiser = (AdamWOptimiser(lead, self.names, adamw, wd) if adamw else
                                       SgdOptimiser(lead, self.names, mu, wd))
         self._steps = 0
-        self._mu, self._wd = 0.0 if adamw else mu, wd
-        self._reach = Reach(lambda: _norm(self._parameters()))
-        self._gradient = math.inf  # its norm, all parameters together, when finite() looked
-        self._kept: BackboneState | None = None  # before an update that may be taken back
 
     def forward(self, images: np.ndarray) -> np.ndarray:
-        self._kept = None
         if self._has_dropout:  # a mask is a function of the seed and the step, so that a resumed run draws the same
             stream = np.random.SeedSequence([self.seed, self._steps, self.communicator.rank])
             mx.random.seed(int(stream.generate_state(1)[0] >> 1))
@@ -130,12 +76,11 @@ class ReplicatedBackbone:
         self._reduce_gradients()
 
     def finite(self) -> bool:
-        parts = [list(self.replicas[0].gradients.values()),
-                 *(list(replica.auxiliary.values()) for replica in self.replicas)]
-        queued = [queued_squares(arrays) for arrays in parts]
-        squares = [waited(sums) for sums in queued]  # all are waited for, and so the backward pass
-        self._gradient = math.sqrt(squares[0].sum()) / self._scale
-        return all(all_finite(arrays, sums) for arrays, sums in zip(parts, squares))
+        return all_finite(self.replicas[0].gradients, *(replica.auxiliary for replica in self.replicas))
+
+    def sound(self) -> bool:
+        return all_usable(self._parameters()) and all_finite(*self._optimiser.moments.values(), *(
+            replica.auxiliary for replica in self.replicas))
 
     @property
     def _scale(self) -> float:
@@ -158,28 +103,12 @@ class ReplicatedBackbone:
         if self.loss_scale:
             self.loss_scale.count(finite=True)
 
-    def may_overflow(self, lr: float) -> bool:
-        rates = self._rates(self._steps).values()
-        return self._reach(lr * max(rates, default=0.0), self._gradient, self._wd, self._mu)
-
-    def try_step(self, lr: float) -> list[str]:
-        self._kept = BackboneState(auxiliary=[], **self._moved())
-        self.step(lr)
-        names = set(overflowed(self._parameters()))
-        for arrays in self._optimiser.moments.values():
-            names |= {name for name in overflowed(arrays) if not np.isfinite(arrays[name].asnumpy()).all()}
-        return sorted(names)
-
     def leave_out(self) -> None:
         for replica in self.replicas:
             replica.restore_statistics()
-        if self._kept:
-            self._fill_moved(self._kept)
-        else:
-            self._steps += 1
-            if self.loss_scale:
-                self.loss_scale.count(finite=False)
-        self._kept = None
+        self._steps += 1
+        if self.loss_scale:
+            self.loss_scale.count(finite=False)
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         lead = self.replicas[0]
@@ -209,18 +138,7 @@ class ReplicatedBackbone:
         return features
 
     def _inferred(self, images: np.ndarray) -> np.ndarray:
-        """Features in batches, each queued before the one ahead of it is waited for."""
-        size, queued, features = self.batch_size * len(self.replicas), [], []
-        for low in range(0, len(images), size):
-            part = images[low : low + size]
-            padded = part if len(part) == size else np.resize(part, (size, *part.shape[1:]))
-            for replica, own in zip(self.replicas, self._parts(padded)):
-                replica.forward(own, is_train=False)
-            queued.append([replica.queued_features() for replica in self.replicas])
-            if len(queued) > 1:
-                features += [array.asnumpy() for array in queued.pop(0)]
-        features += [array.asnumpy() for arrays in queued for array in arrays]
-        return np.concatenate(features)[: len(images)]
+        return np.concatenate(embed(self.replicas, self.batch_size, images))[: len(images)]
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         auxiliary = _mean(self._gathered(self._own_statistics()))
@@ -242,14 +160,11 @@ class ReplicatedBackbone:
                 for row in self.communicator.all_gather(flat)]
 
     def state(self) -> BackboneState:
-        return BackboneState(auxiliary=self._gathered(self._own_statistics()), **self._moved())
-
-    def _moved(self) -> dict[str, Any]:
-        """What an update moves: all fields of a state but the statistics."""
         updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
-        return {"parameters": to_host(self._parameters()), "updates": updates or None,
-                "loss_scale": self.loss_scale.state() if self.loss_scale else None,
-                **{kind: to_host(arrays) for kind, arrays in self._optimiser.moments.items()}}
+        moments = {kind: to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
+        return BackboneState(parameters=to_host(self._parameters()), updates=updates or None,
+                             loss_scale=self.loss_scale.state() if self.loss_scale else None,
+                             auxiliary=self._gathered(self._own_statistics()), **moments)
 
     def difference(self, state: BackboneState) -> str:
         """Why a state is not of this network: the first name or shape that differs; '' if none does."""
@@ -266,23 +181,19 @@ class ReplicatedBackbone:
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
-        self._fill_moved(state)
-        own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
-        first = self.communicator.rank * len(self.replicas)
-        mean = _mean(state.auxiliary)
-        for i, replica in enumerate(self.replicas):
-            fill(replica.auxiliary, state.auxiliary[first + i] if own else mean)
-        self._steps = steps
-
-    def _fill_moved(self, state: BackboneState) -> None:
         for kind, arrays in self._optimiser.moments.items():
             fill(arrays, getattr(state, kind))
         if state.updates is not None:
             self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
         if self.loss_scale and state.loss_scale is not None:
             self.loss_scale.load(state.loss_scale)
-        for replica in self.replicas:
+        own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
+        first = self.communicator.rank * len(self.replicas)
+        mean = _mean(state.auxiliary)
+        for i, replica in enumerate(self.replicas):
             fill(replica.arguments, state.parameters)
+            fill(replica.auxiliary, state.auxiliary[first + i] if own else mean)
+        self._steps = steps
 
 
 def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:
@@ -291,5 +202,5 @@ def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:
 
 
 def _mean(states: Sequence[Arrays]) -> Arrays:
-    return {name: np.mean([state[name] for state in states], axis=0, dtype=np.float32)
+    return {name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float32))
             for name in (states[0] if states else ())}

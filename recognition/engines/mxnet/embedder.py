@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from recognition.config.devices import Device
-from recognition.engines.mxnet.imports import check_gpu, mx
+from recognition.engines.mxnet.bound import Bound, embed
+from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
+from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
-from recognition.io.checksums import check_sum
 from recognition.io.params import read_arrays
 from recognition.io.stored_array import StoredArray
 from recognition.networks.fold import Arrays, fold_batch_norms
-from recognition.networks.shapes import Shape, infer_shapes, reason
-from recognition.networks.symbol_file import read_symbol
-
-OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
+from recognition.networks.graph import Graph
+from recognition.networks.shapes import Shape, infer_shapes
+from recognition.networks.symbol_file import OUTPUT, read_network
 
 
 class Embedder:
@@ -36,13 +35,10 @@ class Embedder:
         :param batch_size: images a device at a time; ``image_shape``: (3, H, W).
         :param bfloat16: compute in bfloat16, on CPUs that have it: about twice as fast, cosines change by up to 1e-3
         :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
-            missing or of other shapes, or a GPU cannot be used.
+            missing or of other shapes.
         """
-        for kind, index in devices:
-            if kind == "gpu":
-                check_gpu(index)
-        symbol = read_network(Path(f"{prefix}-symbol.json"))
-        shapes = infer_shapes(symbol, image_shape, batch_size)
+        graph = read_network(Path(f"{prefix}-symbol.json"))
+        shapes = infer_shapes(graph, image_shape, batch_size)
         if len(shapes.output) != 2 or shapes.output[0] != batch_size:
             raise UserError(f"{prefix}-symbol.json: {OUTPUT} is of shape {shapes.output} for {batch_size} images, "
                             "expected one row an image")
@@ -54,26 +50,16 @@ class Embedder:
         auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
         self._path = f"{prefix}-symbol.json"
         with _naming(self._path):
-            symbol, arguments, auxiliary = inference_form(symbol, arguments, auxiliary, image_shape,
-                                                          on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
-            self._bound = [Bound(symbol, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
+            graph, arguments, auxiliary = inference_form(graph, arguments, auxiliary, image_shape,
+                                                         on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
+            self._bound = [Bound(graph, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
                            for device in devices]
         self._batch_size = batch_size
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        size, queued, found = self._batch_size * len(self._bound), [], [np.empty((0, self.dim), np.float32)]
         with _naming(self._path):
-            for low in range(0, len(images), size):
-                queued.append(self._queue(images[low : low + size], size))
-                if len(queued) > 1:  # the next batch is queued before this one is waited for
-                    found += [array.asnumpy() for array in queued.pop(0)]
-            found += [array.asnumpy() for arrays in queued for array in arrays]
-        return np.concatenate(found)[: len(images)]
-
-    def _queue(self, images: np.ndarray, size: int) -> list[mx.nd.NDArray]:
-        padded = images if len(images) == size else np.resize(images, (size, *images.shape[1:]))
-        return [bound.queue(padded[i * self._batch_size : (i + 1) * self._batch_size])
-                for i, bound in enumerate(self._bound)]
+            found = embed(self._bound, self._batch_size, images)
+        return np.concatenate([np.empty((0, self.dim), np.float32), *found])[: len(images)]
 
 
 @contextlib.contextmanager
@@ -85,58 +71,19 @@ def _naming(path: str) -> Iterator[None]:
         raise UserError(f"{path}: MXNet cannot run this network: {reason(error)}") from error
 
 
-def inference_form(symbol: mx.sym.Symbol, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
-                   on_cpu: bool = True, bfloat16: bool = False) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
+def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
+                   on_cpu: bool = True, bfloat16: bool = False) -> tuple[Graph, Arrays, Arrays]:
     """The same function, up to rounding, as it is bound to embed: graph, parameters and auxiliary states."""
     if on_cpu and not bfloat16:
-        symbol = winograd(symbol, image_shape)  # first: the batch norm behind it then stays
-    symbol, arguments, auxiliary = fold_batch_norms(symbol, arguments, auxiliary)
+        graph = winograd(graph, image_shape)  # first: the batch norm behind it then stays
+    graph, arguments, auxiliary = fold_batch_norms(graph, arguments, auxiliary)
     if on_cpu:
-        symbol = fast_prelu(symbol, image_shape)
+        graph = fast_prelu(graph, image_shape)
     if bfloat16:
-        symbol = low_precision(symbol, "bfloat16", image_shape)
-    return symbol, arguments, auxiliary
+        graph = low_precision(graph, "bfloat16", image_shape)
+    return graph, arguments, auxiliary
 
 
-class Bound:
-    """The network on one device, for batches of one shape, without gradients."""
-
-    def __init__(self, symbol: mx.sym.Symbol, arguments: dict[str, np.ndarray], auxiliary: dict[str, np.ndarray],
-                 context: Any, data_shape: tuple[int, ...]) -> None:
-        self._context = context
-        self._data = mx.nd.zeros(data_shape, ctx=context)
-        placed = {name: mx.nd.array(value, ctx=context) for name, value in arguments.items()}
-        # Bound without any gradient, MXNet 1.9.1 fuses layers for oneDNN in ways that fail from the second batch on
-        # (mobile networks), or that give wrong numbers. The gradient of one parameter of the last layer stops that.
-        last = list(placed)[-1:]
-        wanted = {name: "write" if name in last else "null" for name in (*placed, "data")}
-        self._executor = symbol.bind(context, {**placed, "data": self._data}, grad_req=wanted,
-                                     args_grad={name: mx.nd.zeros_like(placed[name]) for name in last}, aux_states={
-                                         name: mx.nd.array(value, ctx=context) for name, value in auxiliary.items()})
-
-    def queue(self, images: np.ndarray) -> mx.nd.NDArray:
-        """The embeddings, once the engine is through with them, whatever is queued after it."""
-        mx.nd.array(images, ctx=self._context, dtype=np.uint8).copyto(self._data)
-        return self._executor.forward(is_train=False)[0].copy()
-
-
-def read_network(path: Path) -> mx.sym.Symbol:
-    """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
-
-    :raises UserError: if it cannot be read, is not made of the operators of such networks, has no such input or
-        output, or is not what the checksum beside it is of.
-    """
-    check_sum(path)
-    try:
-        internals = mx.sym.load_json(read_symbol(path)).get_internals()
-    except mx.MXNetError as error:
-        raise UserError(f"{path}: not a symbol that MXNet can read: {str(error).strip().splitlines()[0]}") from None
-    outputs = internals.list_outputs()
-    for wanted, place in (("data", "input"), (OUTPUT, "output")):
-        if wanted not in outputs:
-            raise UserError(f"{path}: found no {place} {wanted!r} (the last layer is {outputs[-1]!r}), expected the "
-                            "network of a face recognition checkpoint")
-    return internals[OUTPUT]
 
 
 def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:

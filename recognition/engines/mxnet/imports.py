@@ -4,7 +4,7 @@
     from recognition.engines.mxnet.imports import mx
 
 Importing this module imports MXNet; whatever stands in its way is a :class:`~recognition.errors.UserError` of one line.
-A later ``import mxnet`` or ``import horovod.mxnet`` finds NumPy mended and MXNet loaded.
+A later ``import mxnet`` or ``import horovod.mxnet`` finds MXNet loaded, with the names that it wants of NumPy.
 """
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from recognition.engines.mxnet.numpy_names import answer_mxnet
 from recognition.errors import LostProcess, UserError
 
 __all__ = ["check_gpu", "mx"]
@@ -50,12 +49,6 @@ QUIET = ("MXNET_SUBGRAPH_VERBOSE", "MXNET_CUDNN_LIB_CHECKING", "MXNET_CUDA_LIB_C
 
 # Attributes of cuDeviceGetAttribute, from cuda.h.
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
-
-
-def check_numpy(version: str) -> None:
-    """Raise a UserError for a NumPy that MXNet 1.9 cannot use."""
-    if int(version.split(".")[0]) >= 2:
-        raise UserError(f"NumPy {version} is installed, and MXNet 1.9 needs one below 2: pip install -e '.[cpu]'")
 
 
 def preload_libraries(libraries: Mapping[str, str], folders: Iterable[Path]) -> None:
@@ -142,14 +135,13 @@ def refuse_pickles() -> None:
 
 
 def _import_mxnet() -> Any:
-    check_numpy(np.__version__)
     if os.environ.get("DMLC_ROLE") in ("server", "scheduler"):  # what is imported below serves, and does not return
         refuse_pickles()
     if _is_cuda_wheel():
         preload_libraries(CUDA_LIBRARIES, _wheel_library_folders())
     for variable in QUIET:
         os.environ.setdefault(variable, "0")
-    vars(np).setdefault("bool", bool)  # MXNet names it at import and later; NumPy 1.20 deprecated it, 1.24 dropped it
+    answer_mxnet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in NumPy and Python that are old by now
         try:

@@ -21,17 +21,19 @@ from easydict import EasyDict
 
 from recognition.config.user_code import errors_in_one_line, run_file
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import from_symbol
 from recognition.errors import UserError
+from recognition.networks.graph import Graph
 
 
-def own_symbol(config: Any, path: Path) -> mx.sym.Symbol:
+def own_symbol(config: Any, path: Path) -> Graph:
     """The network of the file ``path``: ``data`` to ``fc1_output``.
 
     :raises UserError: on what the file's code raises, and if what it returns is no network of one embedding.
     """
     name = f"net_name {config.net_name}: {path}"
     values = {**vars(config), **dict(config.own_keys)}
-    with _beside(path.parent, values):
+    with _beside(path.parent, values), mx.name.NameManager():  # its own count of nameless nodes
         get_symbol = getattr(run_file(path, name), "get_symbol", None)
         if not callable(get_symbol):
             raise UserError(f"{name}: found no function get_symbol")
@@ -43,7 +45,10 @@ def own_symbol(config: Any, path: Path) -> mx.sym.Symbol:
     if not isinstance(network, mx.sym.Symbol):
         raise UserError(f"{name}: get_symbol gave {type(network).__name__}, expected a Symbol or a HybridBlock that "
                         "gives one output")
-    return _named(network, name)
+    try:
+        return from_symbol(_named(network, name))
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager

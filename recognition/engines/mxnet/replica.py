@@ -1,34 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backbone on one device."""
+"""A backbone on one device, in training."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from recognition.engines.interface import Arrays
+from recognition.engines.mxnet.bound import Bound
 from recognition.engines.mxnet.imports import mx
+from recognition.networks.graph import Graph
 
-Arrays = dict[str, np.ndarray]
 
+class Replica(Bound):
+    """A bound network whose parameters all get gradients, and whose moving statistics can be put back."""
 
-class Replica:
-    """The backbone bound to one device for batches of one shape."""
-
-    def __init__(self, symbol: mx.sym.Symbol, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: mx.Context,
                  data_shape: tuple[int, int, int, int]) -> None:
-        self.device = device
-        self.arguments = {name: mx.nd.array(value, ctx=device) for name, value in parameters.items()}
-        self.auxiliary = {name: mx.nd.array(value, ctx=device) for name, value in auxiliary.items()}
-        self.gradients = {name: mx.nd.zeros_like(value) for name, value in self.arguments.items()}
+        super().__init__(graph, parameters, auxiliary, device, data_shape, learns=parameters)
         self._kept: Mapping[str, mx.nd.NDArray] = {}
-        self._data = mx.nd.zeros(data_shape, ctx=device)
-        self._executor = symbol.bind(device, {**self.arguments, "data": self._data}, args_grad=self.gradients,
-                                     grad_req={"data": "null", **dict.fromkeys(parameters, "write")},
-                                     aux_states=self.auxiliary)
-
-    def forward(self, images: np.ndarray, is_train: bool) -> None:
-        mx.nd.array(images, ctx=self.device, dtype=np.uint8).copyto(self._data)
-        self._executor.forward(is_train=is_train)
 
     def keep_statistics(self) -> None:
         """Copy the moving statistics. The backward pass before must be over: a copy does not wait for it by itself."""
@@ -44,20 +34,9 @@ class Replica:
             array.copyto(self.auxiliary[name])
 
     def features(self) -> np.ndarray:
+        """The output of the last forward pass, float32 (n, D)."""
         return self._executor.outputs[0].asnumpy()
 
-    def queued_features(self) -> mx.nd.NDArray:
-        """Those of the last forward pass, once it is through, whatever is queued after it."""
-        return self._executor.outputs[0].copy()
-
     def backward(self, d_features: np.ndarray) -> None:
+        """Queue the backward pass from the gradient by the last output, float32 (n, D)."""
         self._executor.backward([mx.nd.array(d_features, ctx=self.device)])
-
-
-def to_host(arrays: Mapping[str, mx.nd.NDArray], names: Sequence[str] = ()) -> Arrays:
-    return {name: arrays[name].asnumpy() for name in names or arrays}
-
-
-def fill(arrays: Mapping[str, mx.nd.NDArray], values: Mapping[str, np.ndarray]) -> None:
-    for name, value in values.items():
-        arrays[name][:] = value

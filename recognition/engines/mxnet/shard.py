@@ -6,11 +6,19 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.engines.cpu.kernels import EPSILON
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import readable
 from recognition.errors import UserError
-from recognition.head.shard import LOADED_ROWS, SGD, ShardState, initial_centres, norm_range, rows_of, target_columns
+from recognition.head.shard import (
+    EPSILON,
+    ROWS_AT_ONCE,
+    SGD,
+    ShardState,
+    initial_centres,
+    norm_range,
+    rows_of,
+    target_columns,
+)
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
@@ -63,7 +71,7 @@ class MxnetShard:
         return all(bool(np.isfinite(part.asscalar())) for part in self._squares)
 
     def norms(self) -> tuple[float, float]:
-        centres, step = self._stored[0], LOADED_ROWS
+        centres, step = self._stored[0], ROWS_AT_ONCE
         parts = (centres[low : min(low + step, len(centres))] for low in range(0, len(centres), step))
         return norm_range(part if self.on_host else part.asnumpy() for part in parts)
 

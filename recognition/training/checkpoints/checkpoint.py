@@ -7,28 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.engines.mxnet.imports import mx
 from recognition.io.checksums import forget_sum, write_bytes
 from recognition.io.files import writing
 from recognition.io.params import write_arrays
+from recognition.networks.graph import Graph
 
 
-def save_checkpoint(prefix: Path, number: int, symbol: mx.sym.Symbol, parameters: Mapping[str, np.ndarray],
+def save_checkpoint(prefix: Path, number: int, graph: Graph, parameters: Mapping[str, np.ndarray],
                     auxiliary: Mapping[str, np.ndarray]) -> Path:
-    """Write a symbol and its arrays as ``mx.model.load_checkpoint`` reads them; returns the path of the arrays.
+    """Write a network and its arrays for ``mx.model.load_checkpoint``; returns the path of the arrays.
 
-    Not with MXNet's own ``save``, which does not say so when the end of a file no longer fits on the disk.
+    MXNet's own ``save`` reports no error when the end of a file no longer fits on the disk.
     """
     arrays = {f"arg:{name}": [value] for name, value in parameters.items()}
     arrays.update({f"aux:{name}": [value] for name, value in auxiliary.items()})
-    write_bytes(prefix.with_name(f"{prefix.name}-symbol.json"), symbol.tojson().encode())
+    write_bytes(prefix.with_name(f"{prefix.name}-symbol.json"), graph.to_json().encode())
     target = prefix.with_name(f"{prefix.name}-{number:04d}.params")
     write_arrays(target, arrays)
     return target
 
 
 def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
-    """Remove the arrays numbered 1 to ``number`` but for the ``last`` ones and those numbered ``best``."""
+    """Remove the arrays numbered 1 to ``number``, except the ``last`` ones and those numbered ``best``."""
     found = {int(path.stem.rpartition("-")[2]): path for path in prefix.parent.glob(f"{prefix.name}-*.params")
              if path.stem.rpartition("-")[2].isdecimal()}
     for old in [n for n in sorted(found) if 0 < n <= number][:-last]:
@@ -36,18 +36,3 @@ def drop_checkpoints(prefix: Path, number: int, last: int, best: int) -> None:
             forget_sum(found[old])
             with writing(found[old]):
                 found[old].unlink()
-
-
-def save_centres(folder: Path, rank: int, centres: np.ndarray, momentum: np.ndarray | None) -> None:
-    """Write a process's rows of W and its momentum as Partial FC does: ``<rank>_centers.param``, ``_centers_mom``.
-
-    :param momentum: that of SGD; the moments of AdamW, for which there is None, have no such file.
-    """
-    beside = folder / f"{rank}_centers_mom.param"
-    if momentum is None:
-        with writing(beside):
-            forget_sum(beside)
-            beside.unlink(missing_ok=True)  # of an earlier run
-    write_arrays(folder / f"{rank}_centers.param", [[centres]])
-    if momentum is not None:
-        write_arrays(beside, [[momentum]])

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the class centres W of a run that starts come from: a checkpoint, embeddings, or the seed."""
+"""The first values of the class centres W: from a checkpoint, from embeddings, or from the seed."""
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 
-from recognition.config.options import Config
 from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
@@ -19,49 +19,59 @@ from recognition.io.centres import SavedCentres, centres_in_file, find_centres, 
 from recognition.io.params import read_arrays
 from recognition.processes.communicator import Communicator
 
-MOST_IMAGES = 10  # of a class: the mean direction of more is hardly another
-PREFETCH = 2
+MOST_IMAGES = 10  # of a class: more hardly change the mean direction
+PREFETCH = 2  # batches
 
 
-def start_centres(config: Config, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
+@dataclass(frozen=True)
+class CentresSource:
+    """The source of the first values of the class centres."""
+
+    origin: str  # a value of --centres-from: checkpoint, embeddings or random
+    sub_centres: int = 1
+    dim: int = 512
+    batch: int = 128  # images that this process embeds at a time
+    threads: int = 2  # for decoding
+
+
+def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
                   embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
-    """Fill the shards as ``centres_from`` says, if it does not say ``random``; returns a line about it, or nothing, and
-    about class centres of the checkpoint that are not taken.
+    """Fill the shards from ``source``; with ``random`` they keep the seed's values. Returns a line about it, and about
+    class centres of the checkpoint that are not used; it may be empty. All processes call it together.
 
-    All processes call it together.
-
-    :param checkpoint: the file that the backbone was taken from, if it was.
+    :param checkpoint: the file of the backbone's first values; None if they come from the seed.
     :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
     """
     if checkpoint is None:
         return ""
     if not shards:
         return _left_out(checkpoint, "a triplet loss has none")
-    if config.centres_from == "checkpoint":
-        return from_checkpoint(checkpoint, shards, dataset.num_classes, config.loss_K, config.emb_size)
-    left = _left_out(checkpoint, f"--centres-from {config.centres_from}")
-    if config.centres_from == "random":
+    if source.origin == "checkpoint":
+        return from_checkpoint(checkpoint, shards, dataset.num_classes, source.sub_centres, source.dim)
+    left = _left_out(checkpoint, f"--centres-from {source.origin}")
+    if source.origin == "random":
         return left
-    line = _from_embeddings(config, dataset, shards, embed, communicator)
+    line = _from_embeddings(source, dataset, shards, embed, communicator)
     return f"{line}; {left}" if left else line
 
 
 def _left_out(path: Path, why: str) -> str:
-    """A line about class centres in the file of a checkpoint, which are of no use here; empty if it has none."""
+    """A line about class centres in a checkpoint that are not used; empty if it has none."""
     saved = centres_in_file(path, read_arrays(path))
     return f"{saved.where}: class centres left out: {why}" if saved else ""
 
 
 def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_centres: int, dim: int) -> str:
-    """Fill ``shards`` with W that stands in the checkpoint or in its folder, if it fits; only their rows are read."""
+    """Fill ``shards`` with W from the checkpoint or its folder, if it fits; only their rows are read. Returns a line.
+    """
     saved = find_centres(path)
     if saved is None:
         return f"{path}: no class centres there; they start anew"
-    misfit = saved.misfit(num_classes, sub_centres)
-    if not misfit and saved.dim != dim:
-        misfit = f"found centres of {saved.dim} numbers, expected {dim}"
-    if misfit:
-        return f"{saved.where}: {misfit}; the class centres start anew"
+    mismatch = saved.mismatch(num_classes, sub_centres)
+    if not mismatch and saved.dim != dim:
+        mismatch = f"found centres of {saved.dim} numbers, expected {dim}"
+    if mismatch:
+        return f"{saved.where}: {mismatch}; the class centres start anew"
     for shard in shards:
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)
@@ -72,46 +82,47 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
 
 
 def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardState:
-    """The rows ``low .. high - 1``; zeros for what is not there, or not wanted."""
+    """The rows ``low .. high - 1``, with zeros for moments and for a bias that is missing or not wanted."""
     centres = np.concatenate(rows_between(saved.centres, low, high), dtype=np.float32)
     none = np.zeros(len(centres), np.float32)
     bias = np.concatenate(rows_between(saved.bias, low, high)) if saved.bias and with_bias else none
     return ShardState(centres, np.zeros_like(centres), bias, none)
 
 
-def _from_embeddings(config: Config, dataset: FaceDataset, shards: Sequence[Shard],
+def _from_embeddings(source: CentresSource, dataset: FaceDataset, shards: Sequence[Shard],
                      embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
-    images, rows = choose_images(dataset.labels(), config.loss_K)
+    k = source.sub_centres
+    images, rows = choose_images(dataset.labels(), k)
     states = [shard.state() for shard in shards]
     sums = [np.zeros_like(state.centres) for state in states]
-    own = config.per_batch_size * len(config.devices)
-    for low, features in _features(dataset, images, embed, own, communicator, config.decode_threads):
-        _add(sums, [shard.start * config.loss_K for shard in shards], rows[low : low + len(features)], features)
+    for low, features in _features(dataset, images, embed, source.batch, communicator, source.threads):
+        _add(sums, [shard.start * k for shard in shards], rows[low : low + len(features)], features)
     for shard, state, total in zip(shards, states, sums):
         lengths = np.linalg.norm(total, axis=1, keepdims=True)
-        # Of length 1: a step turns a centre by an angle in inverse proportion to its squared length, and at that of the
-        # seed's rows, 0.1 to 0.2, the first steps would throw away what the means say.
+        # Length 1: a step turns a centre by an angle inverse to its squared length. With the length of the seed's rows,
+        # 0.1 to 0.2, the first steps would turn the centres away from the means.
         means = total / np.maximum(lengths, 1e-12)
         shard.load(state._replace(centres=np.where(lengths > 0, means, state.centres)))
-    empty = dataset.num_classes * config.loss_K - len(np.unique(rows))
-    return (f"class centres: the mean embeddings of {len(images)} images, at most {MOST_IMAGES * config.loss_K} of a "
+    empty = dataset.num_classes * k - len(np.unique(rows))
+    return (f"class centres: the mean embeddings of {len(images)} images, at most {MOST_IMAGES * k} of a "
             "class" + (f"; {empty} centres without images start anew" if empty else ""))
 
 
 def choose_images(labels: np.ndarray, sub_centres: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of each class, MOST_IMAGES for each of its centres in turn, and their rows of W; int64 (n,)."""
+    """The first images of each class, up to MOST_IMAGES for each of its sub-centres in turn, and the rows of W that
+    they belong to: int64 (n,) both."""
     images = np.argsort(labels, kind="stable")
     images = images[labels[images] != NO_LABEL]
     classes = labels[images]
-    place = np.arange(len(images)) - np.searchsorted(classes, classes)  # among the images of its class
+    place = np.arange(len(images)) - np.searchsorted(classes, classes)  # of an image within its class
     kept = place < MOST_IMAGES * sub_centres
     return images[kept], (classes * sub_centres + place % sub_centres)[kept]
 
 
 def _features(dataset: FaceDataset, images: np.ndarray, embed: Callable[[np.ndarray], np.ndarray], own: int,
               communicator: Communicator, threads: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Unit embeddings of ``images`` by batches of all processes, each with the place of its first; zeros for an image
-    that another stands in for."""
+    """Yield unit embeddings of ``images``, float32 (n, D), in batches of all processes, each with the place of its
+    first image. A bad image, in whose place the loader has another, gets zeros."""
     batch = own * communicator.size
     count = -(-len(images) // batch)
     padded = dataset.take(np.resize(images, count * batch))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which network a checkpoint is of: for the message that says that it is not the run's."""
+"""The search for the network of a checkpoint, for the message that it does not fit the network of the run."""
 from __future__ import annotations
 
 import dataclasses
@@ -7,17 +7,17 @@ from collections.abc import Mapping
 
 from recognition.config.options import NETWORK_KEYS, OPTIONS, Config
 from recognition.config.presets import open_config
+from recognition.engines.choose import build_network
 from recognition.errors import UserError
-from recognition.networks import build_symbol
 from recognition.networks.shapes import Shape, infer_shapes
 from recognition.training.checkpoints.pretrained import FITS
 
-# What a network preset says about the graph.
+# The keys of a network preset that change the graph.
 _KEYS = ["net_name", *NETWORK_KEYS, "emb_size", "own_keys"]
 
 
 def fitting_networks(shapes: Mapping[str, Shape], config: Config) -> list[str]:
-    """The network presets of the configuration's file whose parameters and auxiliary states have just these shapes."""
+    """The network presets in the configuration's file with exactly these parameters, auxiliary states and shapes."""
     height, width, channels = config.image_shape
     found = []
     for name in open_config(config.config_file).presets("network"):
@@ -25,8 +25,8 @@ def fitting_networks(shapes: Mapping[str, Shape], config: Config) -> list[str]:
         try:
             values = open_config(config.config_file).lay_presets(chosen, dict.fromkeys(chosen, "config"))
             options = {key: values.get(key, OPTIONS[key].default) for key in _KEYS}
-            wanted = infer_shapes(build_symbol(dataclasses.replace(config, **options)), (channels, height, width))
-        except UserError:  # a preset that can't be built for these images
+            wanted = infer_shapes(build_network(dataclasses.replace(config, **options)), (channels, height, width))
+        except UserError:  # this preset cannot be built for these images
             continue
         if {**wanted.arguments, **wanted.auxiliary} == shapes:
             found.append(name)
@@ -34,7 +34,7 @@ def fitting_networks(shapes: Mapping[str, Shape], config: Config) -> list[str]:
 
 
 def advice(shapes: Mapping[str, Shape], config: Config) -> str:
-    """What to do about a checkpoint of another network, in words."""
+    """A hint, in words, about the network of a checkpoint with these shapes."""
     try:
         fits = fitting_networks(shapes, config)
     except UserError:

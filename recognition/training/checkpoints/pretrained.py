@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting from a checkpoint: which of its arrays the network takes, and an account of all of them."""
+"""The start from a checkpoint: loading its arrays into the network, with a line that accounts for all of them."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,12 +11,12 @@ from recognition.errors import UserError
 from recognition.io.centres import is_of_centres
 from recognition.io.params import read_arrays
 
-FITS = "it fits --network "  # how advice begins that knows the checkpoint's own network
+FITS = "it fits --network "  # the beginning of a hint that names the checkpoint's own network
 Arrays = dict[str, np.ndarray]
 
 
 def checkpoint_path(prefix: str, number: int) -> Path:
-    """``PREFIX-%04d.params``."""
+    """The file of a checkpoint, ``PREFIX-%04d.params``."""
     return Path(f"{prefix}-{number:04d}.params")
 
 
@@ -40,11 +40,11 @@ def read_params(path: Path) -> tuple[Arrays, Arrays]:
 
 def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Arrays],
               advice: Callable[[dict[str, tuple[int, ...]]], str]) -> str:
-    """Copy what fits from ``found`` into ``wanted`` (both: parameters, auxiliary states); returns a line that sums up.
+    """Copy arrays that fit from ``found`` into ``wanted`` (each: parameters, auxiliary states); returns a summary line.
 
-    :param advice: says which network has arrays of these shapes; asked if it is not just this one.
-    :raises UserError: if nothing fits, a shape differs, or arrays are missing and another network has just these: the
-        network is not the checkpoint's.
+    :param advice: gives a hint about the network with arrays of these shapes, if it is not exactly this one.
+    :raises UserError: if the network is not the checkpoint's: nothing fits, a shape differs, or arrays are missing and
+        another network has exactly these.
     """
     have = {name: value for group in found for name, value in group.items()}
     need = {name: value for group in wanted for name, value in group.items()}
@@ -64,7 +64,7 @@ def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Ar
     other = f"; {advice(shapes)}" if missing or left else ""
     account = (f"{len(loaded)} arrays loaded, {len(missing)} missing{_listed(missing)}, "
                f"{len(left)} left over{_listed(left)}{other}")
-    if missing and FITS in other:  # a deeper network of the same family agrees in all that the checkpoint has
+    if missing and FITS in other:  # a deeper network of the same family has all arrays of the checkpoint
         raise UserError(f"{path}: the network is another, it would be {account}")
     for name in loaded:
         need[name][...] = have[name]

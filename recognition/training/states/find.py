@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which training state a run goes on from: the newest, once all its files are known to be those that were saved."""
+"""The choice of the training state that a run resumes from: the newest one whose files are all as they were saved."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,21 +9,24 @@ import numpy as np
 from recognition.errors import LostProcess, UserError
 from recognition.io.checksums import UnreadableFile
 from recognition.processes.communicator import Communicator, SingleProcess, largest
-from recognition.training.states.folder import is_claimed, saved_states, set_damaged_aside, step_of, strange_names
+from recognition.training.states.folder import is_claimed, saved_states, set_damaged_aside, step_of, unknown_names
 from recognition.training.states.state import DamagedState, SavedState
 
 SINGLE = SingleProcess()
 
 
 def find_state(folder: Path, resume: str, launch: str = "", communicator: Communicator = SINGLE) -> SavedState | None:
-    """The state to go on from: the newest for ``resume`` 'yes', the newest whole one if any for 'auto', said in a line
-    where a newer one is damaged: that is renamed. All processes call it together, each compares a part of the files.
-    One that cannot be read, for want of a right or a handle or by a fault of the disk, is not taken for damaged.
+    """Open the state to resume from; None to start anew. All processes call it together, and each compares a part of
+    the files.
 
-    :param launch: the name that ``launch`` gave the run, if it started it. Where nobody asked to resume, a run that it
-        starts again goes on from a state of its own, never from one of an earlier run.
-    :raises UserError: if there is none for 'yes', if it is damaged, or all are; if it cannot be read, or is of another
-        version.
+    ``resume`` 'yes' takes the newest state. 'auto' takes the newest whole one, if there is one: damaged newer ones are
+    renamed, with a line. A state that cannot be read (permissions, file handles, a fault of the disk) does not count as
+    damaged.
+
+    :param launch: the name that ``launch`` gave the run, if it started it. If ``resume`` is empty, a run that it starts
+        again resumes from a state of its own, never from one of an earlier run.
+    :raises UserError: for 'yes' if there is no state or it is damaged; for 'auto' if all are damaged; if a state cannot
+        be read, or has the format of another version.
     """
     if not resume:
         if not largest(communicator, is_claimed(folder, launch)):
@@ -31,7 +34,7 @@ def find_state(folder: Path, resume: str, launch: str = "", communicator: Commun
         resume = "auto"
     states = saved_states(folder)
     if communicator.rank == 0:
-        for name in strange_names(folder):
+        for name in unknown_names(folder):
             print(f"{str(folder / name)!r} is not taken for a training state: expected a name as step-000000060",
                   flush=True)
     _require_same_states(states, communicator)
@@ -56,7 +59,10 @@ def find_state(folder: Path, resume: str, launch: str = "", communicator: Commun
 
 
 def _require_same_states(states: list[Path], communicator: Communicator) -> None:
-    """:raises UserError: if the processes do not see the same training states."""
+    """Check that all processes see the same training states.
+
+    :raises UserError: if they do not.
+    """
     steps = communicator.all_gather(np.array([[step_of(states[-1]) if states else -1, len(states)]]))
     if len({tuple(row) for row in steps.tolist()}) > 1:
         raise UserError(f"--resume: the processes see training states of steps {steps[:, 0].tolist()} (-1: none), "
@@ -64,9 +70,9 @@ def _require_same_states(states: list[Path], communicator: Communicator) -> None
 
 
 def _open(path: Path, communicator: Communicator) -> tuple[SavedState | None, str]:
-    """A state if all its files are whole, else what is wrong with it.
+    """Open a state and compare its files. Returns the state, or None and the problem.
 
-    :raises UserError: if that cannot be known, in whichever process.
+    :raises UserError: in all processes, if one of them cannot read its files now.
     """
     state, problem, unknown = None, "", ""
     try:
@@ -88,10 +94,10 @@ def _open(path: Path, communicator: Communicator) -> tuple[SavedState | None, st
 
 
 def _step_back(folder: Path, to: Path, problems: list[str], communicator: Communicator) -> None:
-    """Rename the states that are newer than ``to``, all damaged, and say so."""
+    """Rename the states newer than ``to``, which are all damaged, and print a line about it."""
     if communicator.rank == 0:
         kept = [set_damaged_aside(path).name for path in saved_states(folder)
                 if step_of(path) > step_of(to)]
         print(f"{problems[0]}; going on from {to.name} before it, what is damaged is kept as {', '.join(kept)}",
               flush=True)
-    largest(communicator, 0)  # all wait until they are renamed
+    largest(communicator, 0)  # a barrier: they are renamed

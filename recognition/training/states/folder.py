@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run's training states: which there are, whose they are, and which of them stay."""
+"""The folder of a run's training states: listing them, removing old ones, and setting aside those of earlier runs."""
 from __future__ import annotations
 
 import os
@@ -12,17 +12,17 @@ from typing import NamedTuple
 from recognition.errors import UserError
 from recognition.io.files import WRITING, replacing, writing
 
-DAMAGED = ".damaged"  # ends the name of a state that is no longer what was saved
-KEPT_DAMAGED = 2
-KEPT_ASIDE = 2  # runs before this one whose states are kept
-BESIDE = ("history.jsonl", "run.json", "tensorboard")  # what goes with the states of a run
-_LAUNCH = "launch"  # the file that holds the name of the launch that the states are of
-_STATE = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # as step-%09d writes them
-_NUMBER = re.compile(r"[1-9][0-9]{0,8}")  # of earlier runs
+DAMAGED = ".damaged"  # the suffix of a state that is no longer as it was saved
+KEPT_DAMAGED = 2  # states
+KEPT_ASIDE = 2  # earlier runs whose states are kept
+BESIDE = ("history.jsonl", "run.json", "tensorboard")  # files beside the states that belong to the same run
+_LAUNCH = "launch"  # the file with the name of the launch that the states belong to
+_STATE = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # the names that step-%09d gives
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")  # the suffix of an earlier run
 
 
 class Retention(NamedTuple):
-    """Which states stay when another is saved: the last, those of every n-th step, the best."""
+    """The states that are kept when another is saved: the last ones, those of every n-th step, the best."""
 
     last: int = 2
     every: int = 0  # steps; 0: none
@@ -32,7 +32,7 @@ class Retention(NamedTuple):
 def saved_states(folder: Path) -> list[Path]:
     """The states below a folder, oldest first.
 
-    :raises UserError: if the folder cannot be listed, or a name of a state is not that of a folder.
+    :raises UserError: if the folder cannot be listed, or if something with the name of a state is no folder.
     """
     names = _names(folder)
     for name in sorted(names):
@@ -42,18 +42,18 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def is_state(name: str) -> bool:
-    """Whether it is the name of a state: of those that are written here, and no other."""
+    """True for exactly the names that this trainer gives to states."""
     return bool(_STATE.fullmatch(name))
 
 
-def strange_names(folder: Path) -> list[str]:
-    """What looks like a state, and has another name than any that is written here."""
+def unknown_names(folder: Path) -> list[str]:
+    """Names that look like those of states, but that this trainer does not give."""
     return sorted(name for name in _names(folder) if name.startswith("step-") and not is_state(name)
                   and not is_state(name.partition(".")[0]))
 
 
 def _names(folder: Path) -> dict[str, bool]:
-    """All names in a folder, which need not be there, and whether they are of folders."""
+    """All names in a folder, each with True for a folder; none if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.is_dir() for entry in entries}
@@ -69,24 +69,24 @@ def step_of(state: Path) -> int:
 
 
 def drop_states(folder: Path, retention: Retention, best: Collection[int]) -> None:
-    """Remove the states that need not stay; ``best``: steps of those that are the best."""
+    """Remove the states that ``retention`` does not keep; ``best``: the steps of the best ones."""
     for old in saved_states(folder)[: -retention.last]:
         step = step_of(old)
         if (retention.every and step % retention.every == 0) or (retention.best and step in best):
             continue
-        old.rename(f"{old}{WRITING}")  # half a state must not look whole
+        old.rename(f"{old}{WRITING}")  # so that a state that is half removed does not look whole
     discard_unfinished(folder)
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Remove what a killed run was writing or removing."""
+    """Remove states that a killed run was writing or removing."""
     for path in folder.glob(f"step-*{WRITING}"):
         with writing(path):
             shutil.rmtree(path)
 
 
 def set_damaged_aside(state: Path) -> Path:
-    """Give a damaged state a name that nothing goes on from; of earlier ones the last KEPT_DAMAGED stay with it."""
+    """Rename a damaged state, so that no run resumes from it, and keep the last KEPT_DAMAGED earlier ones."""
     folder, target = state.parent, state.with_name(state.name + DAMAGED)
     with writing(state):
         if target.exists():
@@ -99,8 +99,8 @@ def set_damaged_aside(state: Path) -> Path:
 
 
 def set_aside(folder: Path) -> str:
-    """Move the states of an earlier run to ``state.1``, ``state.2``, ..., its history with them, and remove all but
-    those of the last KEPT_ASIDE runs and of the longest; returns a line about it, empty if there was none."""
+    """Move the states of an earlier run, with its history, to ``state.1``, ``state.2``, ..., and remove those of all
+    runs but the last KEPT_ASIDE and the longest. Returns a line about it; empty if there was no earlier run."""
     if not saved_states(folder):
         return ""
     before = {int(path.name.rpartition(".")[2]): path for path in folder.parent.glob(f"{folder.name}.*")
@@ -120,15 +120,15 @@ def set_aside(folder: Path) -> str:
 
 
 def claim(folder: Path, launch: str) -> None:
-    """Note that the states below ``folder``, and those to come, are of the launch of this name."""
+    """Note that the present and future states below ``folder`` belong to the launch of this name."""
     with replacing(folder / _LAUNCH) as path:
         path.write_text(launch)
 
 
 def is_claimed(folder: Path, launch: str) -> bool:
-    """Whether the states below ``folder`` are of the launch of this name.
+    """True if the states below ``folder`` belong to the launch of this name.
 
-    :raises UserError: if that cannot be read.
+    :raises UserError: if the note about it cannot be read.
     """
     marker = folder / _LAUNCH
     try:

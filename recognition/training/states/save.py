@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saves a training state, as :mod:`recognition.training.states.state` describes it, by all processes of a run together.
+"""Saving of a training state by all processes of a run together. :mod:`recognition.training.states.state` describes it.
 
-It is written under another name, forced to disk and renamed, so that a folder of a state's name is whole. With several
-processes each writes its own shards, and the first the rest and the new name, once all are done: the folder is on a
-file system that they share.
+A state is written under another name, forced to disk and renamed, so that a folder with the name of a state is whole.
+Each process writes its own shards; the first one writes the rest, and renames the folder once all are done. The folder
+is on a file system that they share.
 """
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import Shard, ShardState
+from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, write_npy, write_npz
 from recognition.io.files import WRITING, sync_file, sync_folder, writing
 from recognition.processes.communicator import Communicator, SingleProcess, largest
@@ -28,50 +29,51 @@ from recognition.training.states.state import FORMAT, MANIFEST, Progress, is_sec
 
 SINGLE = SingleProcess()
 KEEP = Retention()
-_DIGEST = 32  # bytes of a sha256
+_DIGEST_BYTES = 32  # of a sha256
 
 
 def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard],
                data: Mapping[str, np.ndarray] | None = None, communicator: Communicator = SINGLE,
                retention: Retention = KEEP) -> Path:
-    """Write a state below ``folder``, drop those that need not stay; returns its path. All processes call it together.
+    """Write a state below ``folder``, drop older ones, and return its path. All processes call it together.
 
-    :param shards: those that this process is to save.
+    :param shards: the shards that this process saves.
     :param data: the loader's ``state()``.
-    :raises UserError: if a file cannot be written, in whichever process: nothing is left of the state then.
+    :raises UserError: in all processes, if one cannot write a file: then nothing is left of the state.
     """
-    target, first = folder / f"step-{progress.step:09d}", communicator.rank == 0
+    target, is_first = folder / f"step-{progress.step:09d}", communicator.rank == 0
     states = [shard.state() for shard in shards]
     if largest(communicator, not all(_finite(array) for state in states for array in state)
                or not all(map(_finite, backbone.parameters.values()))):
         raise UserError(f"step {progress.step}: parameters or class centres are no longer finite, and are not saved; "
                         f"{last_good(folder)}. Try a lower --lr")
-    if largest(communicator, target.is_dir()):  # a run that went on from it and was stopped before its first step
+    if largest(communicator, target.is_dir()):  # the run resumed from it and was stopped before its first step
         return target
     temporary, attempt = folder / f"{target.name}{WRITING}", _Attempt()
-    if first:
+    if is_first:
         attempt(_begin, temporary, target)
     numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
     sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
     everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
-    if first:
+    if is_first:
         everyone.update(attempt(_save_rest, temporary, backbone, data) or {})
-    if not largest(communicator, attempt.error is not None) and first:
+    if not largest(communicator, attempt.error is not None) and is_first:
         attempt(_save_manifest, temporary, progress, ranges, everyone)
         attempt(_commit, temporary, target)
-    # Nobody ends, and takes the others down, before the state has its name.
+    # Barrier: no process may exit, and so abort the rest, before process 0 has renamed the folder.
     if largest(communicator, attempt.error is not None):
-        if first:
+        if is_first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise attempt.error or LostProcess(f"step {progress.step}: another process could not save its part of the "
                                            "training state, and says why")
-    if first:
+    if is_first:
         drop_states(folder, retention, {progress.best_step})
     return target
 
 
 class _Attempt:
-    """Runs what may fail, and nothing more once something did: the other processes hear of it when all agree."""
+    """A runner of actions that may fail. After a UserError it runs no more, and keeps the error until all processes
+    have agreed on it."""
 
     def __init__(self) -> None:
         self.error: UserError | None = None
@@ -108,7 +110,7 @@ def _number_shards(shards: Sequence[Shard], communicator: Communicator) -> tuple
 
 def _save_shards(folder: Path, numbers: range, states: Sequence[ShardState],
                  communicator: Communicator) -> dict[str, Sum]:
-    """Write the files of this process's shards, without the second moments that SGD has not."""
+    """Write the files of this process's shards; with SGD there are no second moments to write."""
     if not folder.is_dir():
         raise UserError(f"{folder}: process {communicator.rank} does not see the folder that process 0 made; all "
                         "need --models-root on a file system that they share")
@@ -116,7 +118,7 @@ def _save_shards(folder: Path, numbers: range, states: Sequence[ShardState],
     for number, state in zip(numbers, states):
         for name, array in state._asdict().items():
             if array.size or not is_second(name):
-                path = folder / f"{name}-{number}.npy"
+                path = folder / shard_file(name, number)
                 with writing(path):
                     sums[path.name] = write_npy(path, array)
     return sums
@@ -126,18 +128,19 @@ def _gather_sums(numbers: range, sums: Mapping[str, Sum], ranges: Sequence[Seque
                  communicator: Communicator) -> dict[str, Sum]:
     """The sums of the shards' files of all processes."""
     fields = ShardState._fields
-    rows = np.full((len(ranges), len(fields), 1 + _DIGEST), -1)
+    rows = np.full((len(ranges), len(fields), 1 + _DIGEST_BYTES), -1)
     for number in numbers:
         for field, name in enumerate(fields):
-            if found := sums.get(f"{name}-{number}.npy"):
+            if found := sums.get(shard_file(name, number)):
                 rows[number, field] = [found.size, *bytes.fromhex(found.sha256)]
     of_all = communicator.all_gather(rows).reshape(communicator.size, *rows.shape).max(axis=0)
-    return {f"{name}-{number}.npy": Sum(int(of_all[number, field, 0]), bytes(of_all[number, field, 1:].tolist()).hex())
+    return {shard_file(name, number): Sum(int(of_all[number, field, 0]),
+                                          bytes(of_all[number, field, 1:].tolist()).hex())
             for number in range(len(ranges)) for field, name in enumerate(fields) if of_all[number, field, 0] >= 0}
 
 
 def _save_rest(folder: Path, backbone: BackboneState, data: Mapping[str, np.ndarray] | None) -> dict[str, Sum]:
-    """Write what is not a shard, but for the manifest."""
+    """Write all files but those of the shards and the manifest."""
     sums = {}
     for name, arrays in (("backbone.npz", _named(backbone)), ("data.npz", data)):
         if arrays:
@@ -167,7 +170,7 @@ def _save_manifest(folder: Path, progress: Progress, ranges: list[list[int]], su
 
 
 def _commit(temporary: Path, target: Path) -> None:
-    """Give a complete state its name."""
+    """Rename a complete state to its final name."""
     sync_folder(temporary)
     with writing(target):
         os.replace(temporary, target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training states: all that a run needs to go on as if it had not stopped, whatever the number of shards.
+"""Training states: all that a run needs to go on as if it had not stopped, with any number of shards.
 
 A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, for shard i of W, ``centres-i.npy``,
 ``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``, with AdamW ``second_moment-i.npy`` and
@@ -19,39 +19,40 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
-from recognition.io.checksums import Sum, complaint, require_readable, size_of
+from recognition.io.centres import shard_file
+from recognition.io.checksums import Sum, file_problem, require_readable, size_of
 from recognition.io.stored_array import open_npy
 from recognition.training.states.folder import is_state, saved_states, step_of
 
 FORMAT = 2
-FORMATS = (1, 2)  # that can be read
+FORMATS = (1, 2)  # readable ones
 MANIFEST = "manifest.json"
-_BEFORE = {"optimizer": "sgd"}  # what identities of earlier versions leave unsaid
-_NOT_BEFORE = frozenset(("records",))  # and what they do not know
+_IMPLIED = {"optimizer": "sgd"}  # values of keys that identities of earlier versions lack
+_UNKNOWN_BEFORE = frozenset(("records",))  # keys that earlier versions lack and that are not compared then
 
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its arrays."""
+    """The numbers of a run that belong to a state, beside its arrays."""
 
     step: int = 0  # batches done
     epoch: int = 0
     offset: int = 0  # images of this epoch consumed
     verifications: int = 0
     best: tuple[float, float] = (-1.0, -1.0)  # accuracy of the last target, sum over all targets
-    best_step: int = 0  # of the best verification so far
-    best_number: int = 0  # which verification it was
-    # Sums of loss and accuracy, and the number, of the batches that no speed line covers yet.
+    best_step: int = 0  # step of the best verification so far
+    best_number: int = 0  # and its number among all verifications
+    # Sums of loss and accuracy over the batches since the last speed line, and their number.
     since_line: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
-    identity: dict[str, Any] = field(default_factory=dict)  # what must not change when the run goes on
-    config: dict[str, Any] = field(default_factory=dict)  # everything it ran with, for the reader
+    identity: dict[str, Any] = field(default_factory=dict)  # must be the same in a resumed run
+    config: dict[str, Any] = field(default_factory=dict)  # all options, for readers
 
 
 class DamagedState(UserError):
-    """A state that is not what was saved."""
+    """A state is not as it was saved."""
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
@@ -60,17 +61,17 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 
 def is_second(name: str) -> bool:
-    """Whether an array of a shard is a second moment, which SGD has not."""
+    """True for the name of a shard's second moment, which SGD does not have."""
     return name.endswith("second_moment")
 
 
 class SavedState:
-    """A state on disk, opened for reading. :meth:`problem` compares its files with what was saved."""
+    """A state on disk, opened for reading. :meth:`problem` compares its files with their checksums."""
 
     def __init__(self, path: Path) -> None:
         """:raises DamagedState: if the folder holds no whole manifest.
-        :raises UnreadableFile: if that cannot be known now.
-        :raises UserError: if the state is of a format that this version does not read."""
+        :raises UnreadableFile: if the manifest cannot be read now.
+        :raises UserError: if this version does not read the state's format."""
         self.path = path
         try:
             manifest = _manifest(path)
@@ -93,11 +94,11 @@ class SavedState:
             raise DamagedState(f"{path / MANIFEST}: of another state: found step {self.progress.step}")
 
     def problem(self, part: int = 0, parts: int = 1) -> str:
-        """What is wrong with every ``parts``-th of its files, from ``part`` on; empty if they are as they were saved.
+        """The first problem with every ``parts``-th of its files, from ``part`` on; empty if they are as saved.
 
-        Of a state without checksums only what NumPy sees: lengths, and the checksums of archives.
+        In a state without checksums NumPy finds wrong lengths, and the wrong checksums of archives.
 
-        :raises UnreadableFile: if one of them cannot be read now.
+        :raises UnreadableFile: if a file cannot be read now.
         """
         names = sorted(self.sums or [path.name for path in self.path.glob("*.np[yz]")])[part::parts]
         if not self.sums:
@@ -106,7 +107,7 @@ class SavedState:
         for other in saved_states(self.path.parent):
             if other != self.path:
                 known.update({digest: name for digest, name in _digests(other).items() if digest not in known})
-        return next(filter(None, (complaint(self.path / name, self.sums[name], known) for name in names)), "")
+        return next(filter(None, (file_problem(self.path / name, self.sums[name], known) for name in names)), "")
 
     def _unreadable(self, name: str) -> str:
         try:
@@ -116,9 +117,12 @@ class SavedState:
         return ""
 
     def require_identity(self, identity: dict[str, Any]) -> None:
-        """:raises UserError: if the state is of a run with other identities, images or shapes."""
+        """Compare the state's identity with that of this run.
+
+        :raises UserError: if the state belongs to a run with other identities, images or shapes.
+        """
         for key, value in identity.items():
-            found = self.progress.identity.get(key, value if key in _NOT_BEFORE else _BEFORE.get(key))
+            found = self.progress.identity.get(key, value if key in _UNKNOWN_BEFORE else _IMPLIED.get(key))
             if found != value:
                 raise UserError(f"--resume: {self.path} was saved with {key} {found!r}, this run has {value!r}")
 
@@ -133,28 +137,28 @@ class SavedState:
                              groups.get("loss_scale", {}).get(""), groups.get("second_moment"), groups.get("updates"))
 
     def data(self) -> dict[str, np.ndarray]:
-        """The loader's arrays, if it had any."""
+        """The loader's arrays by name; none if it had none."""
         return self._read("data.npz") if (self.path / "data.npz").exists() else {}
 
     def fill(self, shard: Shard, sub_centres: int) -> None:
-        """Load a shard, however W was cut when it was saved, without a second copy of W in memory."""
+        """Load a shard from a state with any cut of W into shards, without a second copy of W in memory."""
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(self.rows(low, high, sub_centres), low)
 
     def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
-        """The arrays of classes ``start .. stop - 1``, from whichever shards hold them; only those rows are read."""
+        """Read the rows of classes ``start .. stop - 1`` from the shards that hold them."""
         shards = [(i, max(start, low) - low, min(stop, high) - low) for i, (low, high) in enumerate(self._ranges)
-                  if max(start, low) < min(stop, high)] or [(0, 0, 0)]  # a shard of no class
+                  if max(start, low) < min(stop, high)] or [(0, 0, 0)]  # no rows of shard 0, for a shard of no class
         parts = []
         for name in ShardState._fields:
             if is_second(name) and not any(self.path.glob(f"{name}-*.npy")):
                 break
-            pieces = [self._read(f"{name}-{i}.npy")[low * sub_centres : high * sub_centres] for i, low, high in shards]
-            parts.append(np.asarray(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces))
+            rows = [self._read(shard_file(name, i))[low * sub_centres : high * sub_centres] for i, low, high in shards]
+            parts.append(np.asarray(rows[0]) if len(rows) == 1 else np.concatenate(rows))
         return ShardState(*parts)
 
     def _read(self, name: str) -> Any:
-        """The arrays of an .npz by name, or the one of an .npy, of which only rows that are used are read."""
+        """The arrays of an .npz by name, or the array of an .npy, whose rows are read when they are used."""
         try:
             size_of(self.path / name)
             if name.endswith(".npy"):
@@ -169,13 +173,13 @@ class SavedState:
 
 
 def last_good(folder: Path, but: Path | None = None) -> str:
-    """Where one could go on from instead, for the end of an error."""
+    """The end of an error: the newest other state, from which one could resume instead."""
     others = [path for path in saved_states(folder) if path != but]
     return f"the last good state is {others[-1]}" if others else "there is no other state"
 
 
 def _digests(state: Path) -> dict[str, str]:
-    """By sha256, the files of another state; none if it has no manifest that can be read."""
+    """The names of a state's files by sha256; none if its manifest cannot be read."""
     try:
         files = _manifest(state)["files"]
         return {sha256: f"{state.name}/{name}" for name, (_, sha256) in files.items()}
@@ -183,7 +187,7 @@ def _digests(state: Path) -> dict[str, str]:
         return {}
 
 
-_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a manifest of another form
+_NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # errors from a manifest of another form
 
 
 def _manifest(state: Path) -> Any:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard's event files: the numbers of ``history.jsonl`` as scalars, and histograms. tensorboardX encodes them.
+"""TensorBoard's event files, with the numbers of ``history.jsonl`` as scalars, and histograms. tensorboardX encodes
+them.
 
 A file is a sequence of records (TFRecord): length, checksum of the length, an ``Event``, its checksum.
 """
@@ -17,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.io.files import writing
+from recognition.io.files import replacing, writing
 
 FOLDER = "tensorboard"  # beside the checkpoints
-DEGREES = np.arange(0, 181, 2)  # ends of the bins of angles
+DEGREES = np.arange(0, 181, 2)  # edges of the bins of angles
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
 class NoEvents:
-    """Writes nothing."""
+    """An event file that is not wanted: nothing is written."""
 
     def write(self, kind: str, step: int, **values: Any) -> None: ...
 
@@ -35,13 +36,13 @@ class NoEvents:
 
 
 class EventFile:
-    """Writes a new event file in ``folder``. A run that goes on from step n drops what older ones have after n.
+    """A new event file in ``folder``. A run that resumes from step n removes the events after n from older files.
 
-    What is written is on disk when the call returns, so a state that is saved later never has events that are lost.
+    Events are in the file when the call returns, so a state that is saved later has no events that a kill could lose.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        """:param step: of the state that the run goes on from; 0, and nothing of the older files is kept."""
+        """:param step: the step that the run resumes from; with 0 no event of older files is kept."""
         self._event = _load("proto.event_pb2").Event
         self._summary = _load("summary")
         with writing(folder):
@@ -49,18 +50,19 @@ class EventFile:
             older = sorted(folder.glob("events.out.tfevents.*"))
             for path in older:
                 cut_after(path, step)
-            # Readers take files in the order of their names; a host's clock may have been set back.
+            # Readers sort files by name. The clock may have been set back, so the name must be later than older ones.
             seconds = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in older)])
             name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}"
             self._path = folder / name
             self._file = _load("record_writer").RecordWriter(os.path.abspath(self._path))
         self._add(file_version="brain.Event:2")
-        if step:  # for a TensorBoard that runs and has read what was dropped
+        if step:  # tells a running TensorBoard to drop the events that were removed
             self._add(step=step + 1, session_log=_load("proto.event_pb2").SessionLog(status=1))  # START
         self._flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """The numbers of a record of the history, as ``<kind>/<key>`` or, of a target, ``<kind>/<target>/<key>``."""
+        """Write the numbers of a record of the history as ``<kind>/<key>`` or, for a verification target, as
+        ``<kind>/<target>/<key>``."""
         group = "/".join([kind, *(value for value in values.values() if isinstance(value, str))])
         for key, value in values.items():
             if not isinstance(value, str):
@@ -68,7 +70,7 @@ class EventFile:
         self._flush()
 
     def histogram(self, tag: str, step: int, degrees: np.ndarray) -> None:
-        """How angles of 0 to 180 degrees are spread, in bins of two degrees."""
+        """Write a histogram of angles, in degrees from 0 to 180, in bins of two degrees."""
         self._add(step=step, summary=self._summary.histogram(tag, degrees, DEGREES))
         self._flush()
 
@@ -87,12 +89,15 @@ class EventFile:
 
 
 def require_tensorboard() -> None:
-    """:raises UserError: if what writes event files is not installed."""
+    """Import tensorboardX.
+
+    :raises UserError: if it is not installed.
+    """
     _load("record_writer")
 
 
 def _load(name: str) -> Any:
-    """A module of tensorboardX, which is needed with ``--tensorboard`` alone."""
+    """Import a module of tensorboardX, which is needed with ``--tensorboard`` alone."""
     try:
         return import_module(f"tensorboardX.{name}")
     except ImportError as error:
@@ -101,7 +106,7 @@ def _load(name: str) -> Any:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Cut an event file, whose steps ascend, before the first event after ``step`` and before what a kill cut short.
+    """Cut an event file, whose steps ascend, before the first event after ``step`` or the first broken record.
 
     A file that then holds no step is removed.
     """
@@ -111,14 +116,15 @@ def cut_after(path: Path, step: int) -> None:
         if event is None or (event.HasField("summary") and event.step > step):
             break
         end, kept = stop + FOOTER.size, kept or event.HasField("summary")
-    if kept:
-        os.truncate(path, end)
-    else:
+    if not kept:
         path.unlink()
+    elif end < len(content):  # not cut in place: a copy of the run's folder may have the file by a link
+        with replacing(path) as temporary:
+            temporary.write_bytes(content[:end])
 
 
 def _records(content: bytes) -> Iterator[tuple[int, int]]:
-    """Where the data of each whole record lies."""
+    """Yield the range of bytes of the data of each whole record."""
     checksum = _load("record_writer").masked_crc32c
     start = HEADER.size
     while start <= len(content):
@@ -131,7 +137,7 @@ def _records(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _parse(data: bytes) -> Any:
-    """The event, None if it is none."""
+    """The event in ``data``; None if it holds none."""
     try:
         return _load("proto.event_pb2").Event.FromString(data)
     except import_module("google.protobuf.message").DecodeError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``history.jsonl``: what the log lines say, for programs; a line is one JSON object.
+"""``history.jsonl``: the content of the log lines for programs. Each line is a JSON object.
 
-The file stays below a size: where it would grow beyond, the older half of its records becomes half as dense, so that a
-run of any length can be drawn from its begin to its end.
+The file has a size limit. Before it is exceeded, every second record of the older half is dropped, so that a run of any
+length can be drawn from its start to its end.
 """
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from recognition.io.files import replacing, writing
 
-MOST = 64 << 20  # bytes: 400,000 records of 20 steps each
+MOST_BYTES = 64 << 20  # 400,000 records, each for 20 steps
 
 
 class History:
-    """Appends records to a file. A run that goes on from step n drops what was written after n first."""
+    """A file to which records are appended. A run that resumes from step n first drops the records after n."""
 
-    def __init__(self, path: Path, step: int, most: int = MOST) -> None:
-        """:param most: bytes of the file."""
-        self._path, self._most = path, most
+    def __init__(self, path: Path, step: int, most_bytes: int = MOST_BYTES) -> None:
+        """:param step: the step that the run resumes from; with 0 no older record is kept."""
+        self._path, self._most_bytes = path, most_bytes
         with writing(path):
             kept = _lines_up_to(path, step) if step and path.exists() else []
             with replacing(path) as temporary:
@@ -36,23 +36,23 @@ class History:
     def write(self, kind: str, step: int, **values: Any) -> None:
         line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
         with writing(self._path):
-            if self._size + len(line) > self._most:
+            if self._size + len(line) > self._most_bytes:
                 self._thin()
             self._file.write(line)
             self._file.flush()
         self._size += len(line)  # JSON's default is ASCII: a character is a byte
 
     def _thin(self) -> None:
-        """Drop every second record of the older half, of each kind (and verification target) apart."""
+        """Drop every second record of the older half, counted for each kind and verification target by itself."""
         self._file.close()
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         seen: Counter[tuple[str, str]] = Counter()
         kept = []
         for line in lines[: len(lines) // 2]:
             record = json.loads(line)
-            kind = record["kind"], str(record.get("target"))
-            kept += [] if seen[kind] % 2 else [line]
-            seen[kind] += 1
+            series = record["kind"], str(record.get("target"))
+            kept += [] if seen[series] % 2 else [line]
+            seen[series] += 1
         with replacing(self._path) as temporary:
             temporary.write_text("".join(kept + lines[len(lines) // 2 :]), encoding="utf-8")
         self._open()
@@ -63,7 +63,7 @@ class History:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The lines of steps up to ``step``, before the first that a kill cut short or that is no record."""
+    """The lines of steps up to ``step``. Reading ends at a line that is no record; a kill may have cut it short."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:

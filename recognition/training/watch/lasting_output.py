@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A standard output that a run outlives: its reader may go, or its disk be full, and the training goes on."""
+"""A standard output whose failure does not end the run: its reader may go away, or its disk may be full."""
 from __future__ import annotations
 
 import io
@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LastingOutput(io.TextIOBase):
-    """Writes to ``stream`` until that fails, says so once in the log, and writes nothing from then on."""
+    """A file that writes to ``stream`` until that fails. It logs the failure once and then drops all output."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
@@ -40,7 +40,7 @@ class LastingOutput(io.TextIOBase):
     def _give_up(self, error: OSError) -> None:
         stream, self._stream = self._stream, None
         _logger.warning("standard output cannot be written to any more: %s; the run goes on without", error.strerror)
-        if stream is not None:  # what is in its buffer would fail once more when Python ends
+        if stream is not None:  # otherwise the rest of its buffer fails once more when Python ends
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says while it trains: the legacy lines, a progress bar where a terminal is attached, and the history."""
+"""The output of a run while it trains: the legacy lines, a progress bar on a terminal, and the history."""
 from __future__ import annotations
 
 import logging
@@ -17,16 +17,16 @@ from recognition.training.watch.history import History
 
 
 class TrainingLog:
-    """Counts batches and prints. Loss and accuracy of a line are means over the batches that it covers."""
+    """The log of the first process. Loss and accuracy in a speed line are means over the batches since the last one."""
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
                  step: int, with_loss: bool = True, since_line: list[float] | None = None,
                  events: EventFile | NoEvents | None = None) -> None:
-        """:param batch_images: images of a global batch; ``total_steps``: of the run, None if it has no end.
-        :param since_line: sums of loss and accuracy since the last speed line, and of how many batches, kept up to
-            date: a run that goes on from a state between two lines says of the whole interval what it would have said.
-        :param with_loss: whether speed lines tell the loss (``ce_loss``).
-        :param events: TensorBoard's file, which gets all that the history gets.
+        """:param batch_images: images of a global batch; ``total_steps``: steps of the run, None if it has no end.
+        :param since_line: sums of loss and accuracy since the last speed line, and the number of batches. It is updated
+            in place and saved in states, so that a resumed run has the line of the whole interval.
+        :param with_loss: True if speed lines contain the loss (``ce_loss``).
+        :param events: TensorBoard's file, which gets the same records as the history.
         """
         self._events = events or NoEvents()
         self._with_loss = with_loss
@@ -41,14 +41,14 @@ class TrainingLog:
         self.resume_clock()
 
     def pause_clock(self) -> None:
-        """Verification and saving are not training: the speed leaves them out."""
+        """Stop the clock of the speed lines, for verification and saving."""
         self._busy += time.perf_counter() - self._since
 
     def resume_clock(self) -> None:
         self._since = time.perf_counter()
 
     def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None:
-        """After batch ``index`` of an epoch, the ``step``-th of the run."""
+        """Log batch ``index`` of an epoch, the ``step``-th of the run."""
         self._since_line[:] = [old + new for old, new in zip(self._since_line, (loss, accuracy, 1))]
         self._batches += 1
         self._bar.set_postfix_str(f"epoch {epoch} loss {loss:.3f} lr {lr:g}", refresh=False)
@@ -59,7 +59,7 @@ class TrainingLog:
             self._speed_line(step, epoch, index, lr)
 
     def left_out(self, step: int, why: str) -> None:
-        """The ``step``-th of the run changed nothing."""
+        """Log that the ``step``-th batch of the run changed nothing."""
         self._bar.update()
         self.line(why)
         self._history.write("left_out", step, why=why)
@@ -82,7 +82,7 @@ class TrainingLog:
                     xnorm=result.xnorm, auc=result.auc)
 
     def measures(self, step: int, angles: np.ndarray | None, gradient: float, centre_gradient: float | None) -> None:
-        """Angles (B,) between features and the centres of their classes, in radians, and norms of the gradients."""
+        """Log the angles (B,) between features and the centres of their classes, in radians, and norms of gradients."""
         centres = {} if centre_gradient is None else {"centres": centre_gradient}
         self._write("gradient_norm", step, backbone=gradient, **centres)
         if angles is not None:
@@ -96,7 +96,7 @@ class TrainingLog:
         self._events.write(kind, step, **values)
 
     def line(self, text: str) -> None:
-        """A plain line on standard output."""
+        """Print a plain line on standard output."""
         with self._clear_of_bar():
             print(text, flush=True)
 
@@ -110,7 +110,7 @@ class TrainingLog:
 
 
 class SilentLog:
-    """What all processes but the first say."""
+    """The log of all processes but the first: it is silent."""
 
     def batch(self, step: int, epoch: int, index: int, loss: float, accuracy: float, lr: float) -> None: ...
 
@@ -131,5 +131,5 @@ class SilentLog:
 
 
 def best_of(results: Sequence[VerificationResult]) -> tuple[float, float]:
-    """What makes a verification the best so far: the last target's accuracy, then the sum over all targets."""
+    """The key by which verifications are compared: the last target's accuracy, then the sum over all targets."""
     return results[-1].mean, sum(result.mean for result in results)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from recognition.config.options import OPTIONS
-from recognition.io.files import replacing
+from recognition.io.files import replacing, require_new
 from recognition.training.watch.report_charts import Axis, Line, chart, number
-from recognition.training.watch.report_page import charts, figure, folded, page, section, table
+from recognition.training.watch.report_page import charts, figure, folded, is_page, page, section, table
 from recognition.training.watch.run_files import Record, Roc, read_history, read_roc, read_scores, read_starts, smoothed
 
 FILE = "report.html"
@@ -23,11 +23,14 @@ FARS = (1e-2, 1e-3, 1e-4)
 History = dict[str, list[Record]]
 
 
-def make_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of the run whose files lie in ``folder``, to ``report.html`` there unless ``output`` says where.
+def make_report(folder: Path, output: Path | None = None, overwrite: bool = False) -> Path:
+    """Write the report of the run in ``folder`` to ``output``, by default ``report.html`` in the same folder.
 
-    :raises UserError: if the folder holds no history of a run, or a file in it is not what a run writes.
+    :raises UserError: if the folder holds no history of a run, or a file that no run writes; without ``overwrite`` also
+        if ``output`` exists and is no earlier report of the run.
     """
+    target = output or folder / FILE
+    require_new([target], overwrite=overwrite or (output is None and is_page(target)))
     history, starts = read_history(folder / "history.jsonl"), read_starts(folder / "run.json")
     targets = list(dict.fromkeys(str(record["target"]) for record in history["verification"]))
     paths = {target: folder / f"roc-{target}.npz" for target in targets}
@@ -40,14 +43,9 @@ def make_report(folder: Path, output: Path | None = None) -> Path:
             section("Training", charts(_training_charts(history)), _left_out(history))]
     if starts:
         body += [_configuration(starts[-1]), _where(starts)]
-    output = output or folder / FILE
-    with replacing(output) as path:
+    with replacing(target) as path:
         path.write_text(page(name, body), encoding="utf-8")
-    return output
-
-
-
-
+    return target
 
 
 def _headline(history: History, starts: Sequence[Record]) -> str:
@@ -101,13 +99,13 @@ def _verification_charts(history: History, rocs: dict[str, Roc], scores: dict[st
 
 
 def _figure(title: str, lines: list[Line], x_label: str, **options: Any) -> str:
-    about = f"{title}. " + " ".join(f"{line.name}: {_course(line)}" for line in lines if not line.faint)
+    about = f"{title}. " + " ".join(f"{line.name}: {_described(line)}" for line in lines if not line.faint)
     names = [(line.name, line.look) for line in lines if line.name and not line.faint]
     return figure(title, chart(lines, about, x_label, **options), names if len(names) > 1 or not options else ())
 
 
-def _course(line: Line) -> str:
-    """What a line shows, in words."""
+def _described(line: Line) -> str:
+    """A description of a line in words: its first, last, lowest and highest value."""
     fine = np.flatnonzero(np.isfinite(line.y))
     if not len(fine):
         return "no finite value."
@@ -134,16 +132,16 @@ def _roc_figure(rocs: dict[str, Roc]) -> str:
 
 
 def _histogram(target: str, found: Roc) -> str:
-    """How the distances of both kinds of pairs are spread."""
+    """A histogram of the distances of pairs of one identity and of two."""
     distances, issame, threshold = found["distances"], found["issame"], float(found["threshold"][0])
     bins = np.linspace(0, max(float(distances.max(initial=0)), 1e-6), 61)
     lines = []
-    for place, (kind, name) in enumerate(((True, "one identity"), (False, "two identities"))):
-        counts = np.histogram(distances[issame == kind], bins)[0]
+    for place, (same, name) in enumerate(((True, "one identity"), (False, "two identities"))):
+        counts = np.histogram(distances[issame == same], bins)[0]
         heights = np.concatenate([[0.0], np.repeat(counts, 2), [0.0]])
         lines.append(Line(name, np.repeat(bins, 2), heights, place, area=True))
-    means = [f"{name}: mean {number(float(distances[issame == kind].mean()))}." for kind, name in
-             ((True, "one identity"), (False, "two identities")) if (issame == kind).any()]
+    means = [f"{name}: mean {number(float(distances[issame == same].mean()))}." for same, name in
+             ((True, "one identity"), (False, "two identities")) if (issame == same).any()]
     drawing = chart(lines, f"Squared distances of {target}. {' '.join(means)} Threshold {threshold:.2f}.",
                     "squared distance", "pairs", from_zero=True, marks=[(threshold, "threshold")])
     return figure(f"Scores of {target}, last verification", drawing, [(line.name, line.look) for line in lines])
@@ -156,9 +154,9 @@ def _training_charts(history: History) -> list[str]:
         steps = _column(train, "step")
         loss = _column(train, "loss")
         middle, mean = smoothed(steps, loss)
-        rates = [(before["step"], f"lr {after['lr']:g}") for before, after in zip(train, train[1:])
-                 if before["lr"] != after["lr"]]
-        marks = rates if len(rates) <= 6 else []  # a rate that falls at every step is a curve of its own
+        changes = [(before["step"], f"lr {after['lr']:g}") for before, after in zip(train, train[1:])
+                   if before["lr"] != after["lr"]]
+        marks = changes if len(changes) <= 6 else []  # a rate that falls at every step has a chart of its own
         lines = [Line("loss", steps, loss, faint=True), Line("running mean", middle, mean)] if len(mean) < len(
             loss) else [Line("loss", steps, loss)]
         figures.append(_figure("Loss", lines, "step", from_zero=bool(np.nanmin(loss, initial=0) >= 0), marks=marks))
@@ -179,14 +177,14 @@ def _training_charts(history: History) -> list[str]:
 
 
 def _left_out(history: History) -> str:
-    """The steps that changed nothing because a number was not finite."""
+    """A table of the steps that changed nothing because a number was not finite; empty if there are none."""
     rows = [[str(record["step"]), str(record.get("why", ""))] for record in history.get("left_out", [])]
     content = table("Steps that were left out", ["step", "why"], rows)
     return folded(f"{len(rows)} steps left out", content) if rows else ""
 
 
 def _column(records: Sequence[Record], key: str) -> np.ndarray:
-    """Numbers by records, float64; not a number where one has none."""
+    """A number of each record, float64 (records,); NaN if a record has none."""
     return np.array([value if isinstance(value := record.get(key), (int, float)) else math.nan for record in records],
                     np.float64)
 
@@ -200,12 +198,12 @@ def _all_verifications(history: History) -> str:
 
 
 def _configuration(start: Record) -> str:
-    """What differs from the defaults, then everything."""
+    """The options that differ from their defaults, then all options."""
     config = start.get("config")
     if not isinstance(config, dict):
         return ""
     defaults = {key: json.loads(json.dumps(item.default)) for key, item in OPTIONS.items()}
-    differs = {key: (value or None) != (defaults.get(key) or None) for key, value in config.items()}  # {} is as []
+    differs = {key: (value or None) != (defaults.get(key) or None) for key, value in config.items()}  # {} equals []
     header = ["option", "value", "default", "meaning"]
     rows = {key: [key, _shown(value), _shown(defaults[key]) if key in defaults else "none",
                   OPTIONS[key].metadata["help"] if key in OPTIONS else ""] for key, value in config.items()}

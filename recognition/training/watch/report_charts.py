@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Charts of a report, as SVG written by hand: no library, no script, colours from the page's style."""
+"""Charts of a report as SVG, without a library or a script. The page's style has the colours."""
 from __future__ import annotations
 
 import math
@@ -9,16 +9,16 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38  # what lies around the plot
-COLOURS = 6  # of the page's style; lines beyond them, and within them, differ by their dashes, too
+WIDTH, HEIGHT = 420, 250  # pixels
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 38  # margins around the plot, in pixels
+COLOURS = 6  # in the page's style; lines differ by their dashes, too
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-MOST_POINTS = 500  # of a line: more than there are pixels
+MOST_POINTS = 500  # of a line: more than the pixels of the plot
 
 
 @dataclass
 class Line:
-    """A line through points; ``low`` and ``high``: a band around it; ``look``: its place in the order of colours."""
+    """A line through points. ``low`` and ``high`` are a band around it; ``look`` is the number of its colour."""
 
     name: str
     x: np.ndarray
@@ -27,14 +27,14 @@ class Line:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     faint: bool = False
-    steps: bool = False  # a step at each point rather than a slope between two
+    steps: bool = False  # a step at each point in place of a slope between two
     dots: bool = False
-    area: bool = False  # filled to the ground
+    area: bool = False  # filled down to zero
 
 
 @dataclass
 class Axis:
-    """From values to places on the page. ``low < high``; with ``log`` both above 0."""
+    """A scale from values to places on the page. ``low < high``; with ``log`` both are above 0."""
 
     low: float
     high: float
@@ -46,7 +46,7 @@ class Axis:
             self.low, self.high = self.low - room, self.high + room
 
     def share(self, values: np.ndarray) -> np.ndarray:
-        """0 at ``low``, 1 at ``high``."""
+        """The places of values on the axis: 0 at ``low``, 1 at ``high``."""
         if self.log:
             return np.log(np.maximum(values, self.low) / self.low) / math.log(self.high / self.low)
         return (np.asarray(values, np.float64) - self.low) / (self.high - self.low)
@@ -64,7 +64,7 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """Short: 20k, 1.5M, 0.001."""
+    """A number in short form: 20k, 1.5M, 0.001."""
     for size, sign in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / min(size, 1e3 if sign == 'k' else size):.4g}{sign}"
@@ -73,9 +73,10 @@ def number(value: float) -> str:
 
 def chart(lines: Sequence[Line], about: str, x_label: str, y_label: str = "", *, x_axis: Axis | None = None,
           y_axis: Axis | None = None, from_zero: bool = False, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """An ``<svg>`` of lines over axes that hold all that is finite; ``marks``: verticals with a word each.
+    """An ``<svg>`` of lines. By default the axes span all finite values.
 
-    :param about: what a screen reader says of it.
+    :param about: a description for screen readers.
+    :param marks: places and texts of vertical lines.
     """
     x_axis = x_axis or _axis([line.x for line in lines], False)
     y_axis = y_axis or _axis([part for line in lines for part in (line.y, line.low, line.high) if part is not None],
@@ -124,7 +125,7 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:
 
 
 def look(place: int) -> str:
-    """Class and dashes of the ``place``-th line."""
+    """The attributes, class and dashes, of the ``place``-th line."""
     dash = DASHES[(place // COLOURS + place) % len(DASHES)]
     return f'class="line c{place % COLOURS}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
@@ -160,14 +161,15 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _sloped(x: np.ndarray, y: np.ndarray) -> str:
-    """A path that is broken where a value is not finite."""
+    """A path of straight lines, interrupted where a value is not finite."""
     fine = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     pieces = np.split(fine, np.flatnonzero(np.diff(fine) > 1) + 1) if len(fine) else []
     return "".join("M" + _points(list(zip(x[piece], y[piece]))) for piece in pieces)
 
 
 def _stepped(x: np.ndarray, y: np.ndarray) -> str:
-    """Horizontally from each point to the next, then up or down; what falls on one pixel is drawn once."""
+    """A path of steps: horizontal from each point to the next, then vertical. Points on the same pixel are drawn once.
+    """
     parts, last = [f"M{x[0]:.1f} {y[0]:.1f}"], (f"{x[0]:.1f}", f"{y[0]:.1f}")
     for here in zip(x[1:], y[1:]):
         place = (f"{here[0]:.1f}", f"{here[1]:.1f}")
@@ -177,7 +179,7 @@ def _stepped(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _thinned(x: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """At most about MOST_POINTS points: of each stretch the lowest and the highest of the first of ``values``."""
+    """Reduce a line to about MOST_POINTS points: the lowest and the highest of ``values[0]`` in each stretch."""
     if len(x) <= MOST_POINTS:
         return (x, *values)
     keep = {0, len(x) - 1}

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a report: one file that asks for nothing else, in light and dark, for wide and narrow screens."""
+"""The page of a report: a single file without links to others, for light and dark, wide and narrow screens."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from recognition.io.files import regular
 from recognition.training.watch.report_charts import look
 
-# Nothing may be fetched and no script may run, whatever a name in the page holds.
+# The browser must not fetch anything or run a script, even if a name in the page contains HTML.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --panel: #f6f8fa; --ink: #1f2328; --soft: #57606a; --rule: #d0d7de;
@@ -49,17 +51,29 @@ summary { cursor: pointer; padding: .4rem 0; } code { font-size: .9em; }
 """
 
 
+HEAD = ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n')  # of every page, and of no other
+
+
+def is_page(path: Path) -> bool:
+    """True for a file that begins like :func:`page`."""
+    try:
+        with open(path, "rb", opener=regular) as file:
+            return file.read(len(HEAD)) == HEAD.encode()
+    except OSError:
+        return False
+
+
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole document. ``title`` is text; what is in ``body`` is HTML already."""
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+    """A whole HTML document. ``title`` is text; ``body`` is HTML already."""
+    return (HEAD
+            + '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
             + "\n".join(body) + "\n</main>\n</body>\n</html>\n")
 
 
 def figure(title: str, drawing: str, names: Sequence[tuple[str, int]] = ()) -> str:
-    """A chart under its title; ``names``: what its lines are called, with their looks."""
+    """A chart under its title. ``names``: the names of its lines, each with the number of its look, for the legend."""
     swatches = "".join(
         f'<li><svg viewBox="0 0 28 10" aria-hidden="true"><path {look(place)} d="M0 5H28"/></svg>{escape(name)}</li>'
         for name, place in names)
@@ -73,12 +87,13 @@ def charts(figures: Sequence[str]) -> str:
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False,
           marked: Sequence[bool] = ()) -> str:
-    """A table whose first column names its rows; with ``numbers`` the others are numbers. ``marked`` rows stand out."""
-    kind = ' class="number"' if numbers else ""
-    head = "".join(f'<th scope="col"{kind if i else ""}>{escape(name)}</th>' for i, name in enumerate(header))
+    """A table whose first column names its rows. With ``numbers`` the other columns hold numbers. ``marked`` rows are
+    highlighted."""
+    style = ' class="number"' if numbers else ""
+    head = "".join(f'<th scope="col"{style if i else ""}>{escape(name)}</th>' for i, name in enumerate(header))
     lines = []
     for i, row in enumerate(rows):
-        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell in row[1:])
+        cells = "".join(f"<td{style}>{escape(cell)}</td>" for cell in row[1:])
         mark = ' class="differs"' if i < len(marked) and marked[i] else ""
         lines.append(f'<tr{mark}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'

@@ -12,15 +12,19 @@ import numpy as np
 from recognition.errors import UserError
 from recognition.io.npz import read_npz
 
-WINDOW = 51  # points that the running mean of the loss spans at most; odd, so that one of them is its middle
-RATES = ("fpr", "tpr", "pixel_fpr", "pixel_tpr")
+MOST_POINTS_OF_MEAN = 51  # points in the running mean of the loss; odd, so that one of them is in the middle
+CURVES = ("fpr", "tpr", "pixel_fpr", "pixel_tpr")
 KEYS = {"train": ("step", "loss", "lr"), "verification": ("step", "target", "accuracy", "std")}
 Record = dict[str, Any]
 Roc = dict[str, np.ndarray]
 
 
 def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Records of ``history.jsonl`` by kind, "train" and "verification". A last line that a kill cut short is left."""
+    """Read the records of ``history.jsonl``, by kind such as "train" and "verification". A last line that a kill cut
+    short is skipped.
+
+    :raises UserError: if the file cannot be read, or has a line that is no record, or no record.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,10 +47,13 @@ def read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_roc(path: Path) -> dict[str, np.ndarray]:
-    """``fpr`` and ``tpr``, and ``pixel_fpr`` and ``pixel_tpr`` where they are there: float64 of one axis."""
+    """Read ``fpr`` and ``tpr``, and ``pixel_fpr`` and ``pixel_tpr`` if the file has them: float64 (n,) each.
+
+    :raises UserError: if the file cannot be read or lacks the first two.
+    """
     try:
         content = read_npz(path)
-        curves = {name: np.asarray(content[name], np.float64) for name in RATES if name in content}
+        curves = {name: np.asarray(content[name], np.float64) for name in CURVES if name in content}
         if curves["fpr"].shape != curves["tpr"].shape or curves["fpr"].ndim != 1:
             raise ValueError(f"fpr of shape {curves['fpr'].shape} with tpr of shape {curves['tpr'].shape}")
     except (OSError, ValueError, KeyError) as error:
@@ -55,11 +62,9 @@ def read_roc(path: Path) -> dict[str, np.ndarray]:
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The running mean over a twentieth of the points, WINDOW at most, and the step in the middle of each mean.
-
-    All of the points where they are too few.
-    """
-    window = min(WINDOW, 1 + len(values) // 20 | 1)
+    """The running mean over a twentieth of the points, at most MOST_POINTS_OF_MEAN: the step in the middle of each
+    mean, and the means. Too few points are returned as they are."""
+    window = min(MOST_POINTS_OF_MEAN, 1 + len(values) // 20 | 1)
     if window == 1:
         return steps, values
     mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
@@ -67,7 +72,10 @@ def smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def read_starts(path: Path) -> list[Record]:
-    """What the run noted at each start; none of a run that noted nothing, as an older trainer's."""
+    """Read the records of ``run.json``, one for each start of the run; none if there is no such file.
+
+    :raises UserError: if the file holds something else.
+    """
     if not path.exists():
         return []
     try:
@@ -80,7 +88,11 @@ def read_starts(path: Path) -> list[Record]:
 
 
 def read_scores(path: Path) -> Roc:
-    """``distances`` (P,), ``issame`` bool (P,) and ``threshold``; empty where an older run stored none."""
+    """Read ``distances`` float64 (P,), ``issame`` bool (P,) and ``threshold`` float64 (1,); none from an older run that
+    did not store them.
+
+    :raises UserError: if the file cannot be read or holds something else.
+    """
     try:
         with np.load(path, allow_pickle=False) as content:
             if "distances" not in content.files:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``run.json``: what a run was started with and on what, for its report: options, command, code, machine, versions."""
+"""``run.json``: options, command, code, machine and versions of each start of a run, for its report."""
 from __future__ import annotations
 
 import importlib.metadata
@@ -8,36 +8,36 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import recognition
 from recognition.config.devices import processors
-from recognition.config.differences import as_json
-from recognition.config.options import Config
 from recognition.config.presets import ROOT
 from recognition.io.files import replacing
 
 FILE = "run.json"
-KEPT_STARTS = 100  # of a run that goes on again and again
+KEPT_STARTS = 100  # of a run that is resumed again and again
 PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "scipy", "numba", "opencv-python-headless", "horovod")
 
 
-def note_start(folder: Path, config: Config, step: int, processes: int) -> None:
-    """Add a start to the run's file; a run from the start begins a new one.
+def note_start(folder: Path, config: Mapping[str, Any], step: int, processes: int) -> None:
+    """Add a start to the run's file, or begin a new file.
 
-    :param step: of the state that the run goes on from, 0 if from none.
+    :param config: all options, in JSON's types.
+    :param step: the step that the run resumes from; with 0 the file begins anew.
     """
     starts = _starts(folder / FILE)[1 - KEPT_STARTS :] if step else []
     start = {"time": _now(), "step": step, "command": list(sys.orig_argv if hasattr(sys, "orig_argv") else sys.argv),
              "revision": revision(ROOT), "machine": machine(), "processes": processes, "versions": versions(),
-             "config": as_json(config)}
+             "config": config}
     _write(folder, [*starts, start])
 
 
 def note_end(folder: Path, step: int, epoch: int, status: int) -> None:
-    """Add to the last start how far it came, and the exit status."""
+    """Add the last step and epoch, and the exit status, to the last start."""
     if starts := _starts(folder / FILE):
         starts[-1]["end"] = {"time": _now(), "step": step, "epoch": epoch, "status": status}
         _write(folder, starts)
@@ -49,7 +49,7 @@ def _write(folder: Path, starts: list[Any]) -> None:
 
 
 def _starts(path: Path) -> list[Any]:
-    """Those that the file holds; none if there is no such file, or it is not what was written here."""
+    """The starts in the file; none if there is no such file, or if it holds something else."""
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -77,7 +77,7 @@ def revision(folder: Path) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Name, system, processor and memory of this host, as far as it tells."""
+    """Name, system, processor and memory of this host; a field is empty if it is not known."""
     memory = _field(Path("/proc/meminfo"), "MemTotal").split()
     return {"host": platform.node(), "system": platform.platform(),
             "processor": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
@@ -93,7 +93,7 @@ def _field(path: Path, name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of this project, Python and the packages that compute."""
+    """The versions of this project, Python and the packages that compute."""
     found = {"this trainer": recognition.__version__, "Python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step spends its time on: MXNet's profiler over some steps, with the loop's own phases beside the operators."""
+"""A profile of some steps: the engine's profiler, with the loop's own phases beside the operators."""
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.interface import Profiler
 from recognition.io.files import replacing
 
-WARM_UP = 3  # steps that allocate, compile and choose algorithms
+WARM_UP_STEPS = 3  # these allocate, compile and choose algorithms
 Item = TypeVar("Item")
 
 
 class NoTimeline:
-    """Takes no times."""
+    """A timeline that measures nothing."""
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -35,34 +34,33 @@ class NoTimeline:
 
 
 class Timeline:
-    """Profiles ``steps`` steps after the first few, into ``profile.json`` and ``profile.txt`` in ``folder``.
+    """A profile of ``steps`` steps after the first few, in ``profile.json`` and ``profile.txt`` in ``folder``.
 
-    The first is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and operators. A
-    phase is what the loop waits for: MXNet's engine works on behind it.
+    The first file is a trace in Chrome's format (chrome://tracing, Perfetto), the second a table of phases and
+    operators. The time of a phase is that of the loop: the engine may still work on it later.
     """
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, folder: Path, steps: int, profiler: Profiler) -> None:
         self.trace, self.table, self._steps = folder / "profile.json", folder / "profile.txt", steps
         self._done, self._running = 0, False
         self._seconds: dict[str, list[float]] = defaultdict(list)
-        self._domain: Any = mx.profiler.Domain("step")
+        self._profiler = profiler
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what runs inside as ``name``."""
+        """Measure the block as the phase ``name``."""
         if not self._running:
             yield
             return
-        task, start = self._domain.new_task(name), time.perf_counter()
-        task.start()
+        start = time.perf_counter()
         try:
-            yield
+            with self._profiler.phase(name):
+                yield
         finally:
-            task.stop()
             self._seconds[name].append(time.perf_counter() - start)
 
     def waits(self, items: Iterable[Item]) -> Iterator[Item]:
-        """``items``, with the time until each is there as the phase ``data``."""
+        """Yield ``items``, and measure the time until each is there as the phase ``data``."""
         iterator = iter(items)
         while True:
             with self.phase("data"):
@@ -73,28 +71,24 @@ class Timeline:
             yield item
 
     def end_step(self) -> str:
-        """To be called after each step; returns what :meth:`end` does once the steps are done."""
+        """Count a step, at its end. After the last one the profile ends: returns the line of :meth:`end`."""
         self._done += 1
-        if self._done == WARM_UP:
-            mx.nd.waitall()
-            mx.profiler.set_config(profile_all=True, aggregate_stats=True, continuous_dump=False,
-                                   filename=os.fspath(self.trace))
-            mx.profiler.set_state("run")
+        if self._done == WARM_UP_STEPS:
+            self._profiler.wait()
+            self._profiler.start(self.trace)
             self._running, self._start = True, time.perf_counter()
-        return self.end() if self._done == WARM_UP + self._steps else ""
+        return self.end() if self._done == WARM_UP_STEPS + self._steps else ""
 
     def end(self) -> str:
-        """Write the profile, if one is being taken; returns a line about it, else nothing."""
+        """Write the profile, if it is running, and return a line about it; else return an empty text."""
         if not self._running:
             return ""
-        mx.nd.waitall()
+        self._profiler.wait()
         elapsed, self._running = time.perf_counter() - self._start, False
-        mx.profiler.set_state("stop")
-        mx.profiler.dump(finished=True)
-        operators = mx.profiler.dumps()
+        operators = self._profiler.stop()
         with replacing(self.table) as path:
             path.write_text(self._phases(elapsed) + "\n" + operators)
-        steps = self._done - WARM_UP
+        steps = self._done - WARM_UP_STEPS
         return f"profile of {steps} steps: {self.trace} (Chrome's trace format), {self.table}"
 
     def _phases(self, elapsed: float) -> str:

@@ -118,7 +118,7 @@ def test_the_order_of_the_next_epoch_is_made_by_a_thread(dataset: FaceDataset, m
         made.append((epoch, threading.current_thread().name.startswith("decode")))
         return permutation(self, epoch)
 
-    monkeypatch.setattr("recognition.data.loader._LARGE", 70)
+    monkeypatch.setattr("recognition.data.loader._LARGE_SET_IMAGES", 70)
     monkeypatch.setattr(EpochOrder, "permutation", told)
     assert_same(batches(dataset, 12, batch=7), expected)
     assert made == [(0, False), (1, True)]

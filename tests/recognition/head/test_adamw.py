@@ -18,8 +18,9 @@ from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import ShardState, initial_centres, split_classes
 from recognition.head.sharded import ShardedHead
-from recognition.optim.adamw import AdamW, AdamWStep, adamw_of
+from recognition.optim.adamw import AdamW, AdamWStep
 from recognition.processes.communicator import SingleProcess
+from recognition.training.parts import adamw_of
 
 KINDS = pytest.mark.parametrize("kind", [
     CpuShard, functools.partial(MxnetShard, mx.cpu()), functools.partial(MxnetShard, mx.cpu(), on_host=True),

@@ -6,13 +6,14 @@ import numpy as np
 
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
+from recognition.networks import sym
 from recognition.optim import loss_scale
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 
 
 def test_it_falls_at_once_and_rises_slowly(monkeypatch):
-    monkeypatch.setattr(loss_scale, "RAISE_AFTER", 3)
+    monkeypatch.setattr(loss_scale, "STEPS_BEFORE_RISE", 3)
     scale, values = LossScale(1024), []
     for finite in [False, False] + [True] * 9:
         scale.count(finite)
@@ -21,7 +22,7 @@ def test_it_falls_at_once_and_rises_slowly(monkeypatch):
 
 
 def backbone(scale):
-    symbol = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=4, name="fc1")
+    symbol = sym.FullyConnected(sym.Variable("data"), num_hidden=4, name="fc1").graph()
     weights = {"fc1_weight": np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32),
                "fc1_bias": np.zeros(4, np.float32)}
     return ReplicatedBackbone(symbol, weights, {}, [mx.cpu(0), mx.cpu(1)], 2, (3, 2, 2), SingleProcess(), mu=0.9,
@@ -62,6 +63,6 @@ def test_a_step_that_overflows_is_skipped_and_a_state_keeps_the_scale():
 def test_it_never_reaches_zero():
     scale = LossScale(1.0)
     for _ in range(200):
-        assert scale.can_fall == (scale.value > loss_scale.LEAST)
+        assert scale.can_fall == (scale.value > loss_scale.SMALLEST_SCALE)
         scale.count(finite=False)
-    assert scale.value == loss_scale.LEAST and not scale.can_fall
+    assert scale.value == loss_scale.SMALLEST_SCALE and not scale.can_fall

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recognition.head.margin import MIN_ANGLE, Margin, margin_of
+from recognition.head.margin import MIN_ANGLE, Margin
+from recognition.training.parts import margin_of
 
 ARCFACE, COSFACE, COMBINED = Margin(64, 1, 0.5, 0), Margin(64, 1, 0, 0.35), Margin(64, 1, 0.3, 0.2)
 SPHEREFACE, NORMALISED = Margin(32, 1.35, 0, 0), Margin(64)

@@ -12,8 +12,9 @@ from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.shard import SGD
+from recognition.networks import sym
 from recognition.optim.adamw import AdamW
-from recognition.optim.factors import Rates
+from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 
@@ -23,15 +24,16 @@ FROZEN, FAST = "fc3_*", "fc5_weight"
 
 def make(devices: int = 1, scale: LossScale | None = None, **options: Any) -> ReplicatedBackbone:
     """Layers side by side, 40 parameters: more than one call updates."""
-    data = mx.sym.flatten(mx.sym.var("data")) / 255
-    layers = [mx.sym.FullyConnected(data, num_hidden=3, name=f"fc{i}") for i in range(LAYERS)]
+    data = sym.flatten(sym.Variable("data")) / 255
+    layers = [sym.FullyConnected(data, num_hidden=3, name=f"fc{i}") for i in range(LAYERS)]
     random = np.random.RandomState(0)
     weights = {}
     for i in range(LAYERS):
         weights[f"fc{i}_weight"] = random.standard_normal((3, 12)).astype(np.float32)
         weights[f"fc{i}_bias"] = np.zeros(3, np.float32)
-    return ReplicatedBackbone(mx.sym.concat(*layers), weights, {}, [mx.cpu(i) for i in range(devices)], 4 // devices,
-                              (3, 2, 2), SingleProcess(), mu=0.9, wd=WD, adamw=ADAMW, loss_scale=scale, **options)
+    contexts = [mx.cpu(i) for i in range(devices)]
+    return ReplicatedBackbone(sym.concat(*layers).graph(), weights, {}, contexts, 4 // devices, (3, 2, 2),
+                              SingleProcess(), mu=0.9, wd=WD, adamw=ADAMW, loss_scale=scale, **options)
 
 
 def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +89,7 @@ def test_steps_on_one_device_and_on_two(devices: int) -> None:
 
 
 def test_a_frozen_parameter_counts_its_own_updates_and_factors_are_of_rate_and_decay() -> None:
-    rates = functools.partial(Rates, freeze=[FROZEN], freeze_steps=3, factors=[(FAST, 0.25)])
+    rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3, factors=[(FAST, 0.25)])
     assert_close(train(make(rates=rates)), reference(frozen_steps=3, fast=0.25))
 
 
@@ -104,7 +106,7 @@ def test_a_step_that_overflows_is_no_update() -> None:
 
 
 def test_a_state_goes_on_to_the_same_bits() -> None:
-    rates = functools.partial(Rates, freeze=[FROZEN], freeze_steps=3)
+    rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3)
     whole, first, second = (make(rates=rates) for _ in range(3))
     train(first, 0, 2)
     second.load(first.state(), 2)
@@ -129,8 +131,9 @@ def test_a_state_of_other_shapes_is_told() -> None:
 def test_numbers_below_those_of_float32_count_as_0(adamw: AdamW | None) -> None:
     """MXNet refuses momentum and the like where float32 has no digits for them; at that rate nothing moves."""
     weights = {"fc_weight": np.ones((3, 12), np.float32), "fc_bias": np.ones(3, np.float32)}
-    backbone = ReplicatedBackbone(mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=3, name="fc"), weights, {},
-                                  [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50, adamw=adamw)
+    network = sym.FullyConnected(sym.Variable("data"), num_hidden=3, name="fc").graph()
+    backbone = ReplicatedBackbone(network, weights, {}, [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50,
+                                  adamw=adamw)
     backbone.forward(batch(0)[0])
     backbone.backward(batch(0)[1][:, :3])
     backbone.step(1e-50)

@@ -52,9 +52,9 @@ def test_rows_at_gathers_in_any_order_and_again() -> None:
     ((2,) * 10, 11, 1, True),  # as the recipes cut 11 classes for ten devices: nine rows of no class
     ((6, 6), 10, 1, False), ((7, 5), 11, 1, False), ((11,), 11, 3, False), ((12,), 11, 1, False)])
 def test_which_numbers_of_classes_fit(rows: tuple[int, ...], classes: int, k: int, fits: bool) -> None:
-    misfit = SavedCentres("x", shards(*rows)).misfit(classes, k)
-    assert (misfit == "") == fits
-    assert fits or (f"found {sum(rows)} rows" in misfit and f"expected {classes * k} for {classes} classes" in misfit)
+    found = SavedCentres("x", shards(*rows)).mismatch(classes, k)
+    assert (found == "") == fits
+    assert fits or (f"found {sum(rows)} rows" in found and f"expected {classes * k} for {classes} classes" in found)
 
 
 def test_w_is_found_in_the_checkpoint_before_its_folder(tmp_path: Path) -> None:
@@ -86,14 +86,14 @@ def test_files_of_a_folder_go_with_the_checkpoint_that_they_were_saved_with(tmp_
     for i, part in enumerate(shards(2, 2)):
         for name in ("centers", "centers_mom"):
             write_arrays(tmp_path / f"{i}_{name}.param", [[part]])
-    fits = lambda: [find_centres(path).misfit(4, 1) == "" for path in paths]  # noqa: E731
+    fits = lambda: [find_centres(path).mismatch(4, 1) == "" for path in paths]  # noqa: E731
     assert fits() == [True, True, True]
     begin_centres(tmp_path, 2)  # killed while writing
     assert fits() == [False, False, False] and len(list(tmp_path.glob("?_centers*.param"))) == 4
     pair_centres(tmp_path, paths[1])
     assert fits() == [False, True, False]
     found = find_centres(paths[0])
-    assert found is not None and found.misfit(4, 1) == (
+    assert found is not None and found.mismatch(4, 1) == (
         "they go with model-0001.params as it was when they were saved, not with model-0000.params, says centers.json")
     disown_centres(tmp_path)  # a run that writes no W; the note that there is stays true
     assert fits() == [False, True, False]
@@ -101,7 +101,7 @@ def test_files_of_a_folder_go_with_the_checkpoint_that_they_were_saved_with(tmp_
     assert fits() == [False, False, False]
     write_arrays(paths[2], {"arg:conv_weight": [np.full(2, 1)]})  # the same arrays under another number
     assert fits() == [False, False, True]
-    assert centres_in_folder(tmp_path).misfit(4, 1) == ""  # asked for by themselves
+    assert centres_in_folder(tmp_path).mismatch(4, 1) == ""  # asked for by themselves
 
 
 def test_fewer_processes_leave_no_files_of_more(tmp_path: Path) -> None:
@@ -136,7 +136,8 @@ def test_files_that_somebody_left_do_not_go_with_a_checkpoint_saved_later(tmp_pa
     write_arrays(tmp_path / "0_centers.param", [[np.ones((2, 3))]])
     disown_centres(tmp_path)
     found = find_centres(path)
-    assert found is not None and found.misfit(2, 1).startswith("they were saved before the checkpoints there, not with")
+    assert found is not None
+    assert found.mismatch(2, 1).startswith("they were saved before the checkpoints there, not with")
     for text in "[]", "[" * 100_000:
         (tmp_path / "centers.json").write_text(text)
         with pytest.raises(UserError, match=r"centers\.json: not a note of class centres"):
@@ -147,7 +148,7 @@ def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
     path = tmp_path / "model-0001.params"
     write_arrays(path, {f"arg:fc7_{i}_weight": [np.ones((2, 3))] for i in (0, 2)})
     found = find_centres(path)
-    assert found is not None and found.misfit(4, 1) == "found no fc7_1_weight, expected all shards from 0 on"
+    assert found is not None and found.mismatch(4, 1) == "found no fc7_1_weight, expected all shards from 0 on"
     write_arrays(path, {f"arg:fc7_{i}_weight": [np.ones((2, 3 + i))] for i in range(2)})
     with pytest.raises(UserError, match=r"shards of \(2, 3\) and \(2, 4\), expected rows of one length"):
         find_centres(path)

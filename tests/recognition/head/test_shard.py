@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recognition.head.shard import BLOCK, INITIAL_STD, initial_centres, split_classes, target_columns
+from recognition.head.shard import INITIAL_STD, STREAM_CLASSES, initial_centres, split_classes, target_columns
 
 
 @pytest.mark.parametrize("classes, parts", [(10, 1), (10, 3), (11, 4), (85742, 8), (3, 3)])
@@ -18,7 +18,7 @@ def test_shards_differ_by_at_most_one_class_and_cover_all(classes: int, parts: i
 
 @pytest.mark.parametrize("sub_centres", [1, 3])
 def test_initial_centres_do_not_depend_on_the_cut(sub_centres: int) -> None:
-    classes = 2 * BLOCK + 77
+    classes = 2 * STREAM_CLASSES + 77
     whole = initial_centres(7, 0, classes, sub_centres, 4)
     for parts in (2, 3, 5):
         pieces = [initial_centres(7, start, stop, sub_centres, 4) for start, stop in split_classes(classes, parts)]

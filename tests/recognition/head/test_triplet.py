@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from recognition.head.triplet_loss import PAIRS, TripletLoss, choose_triplets, positive_pairs
+from recognition.data.triplet_choice import PAIRS_AT_ONCE, choose_triplets, positive_pairs
+from recognition.head.triplet_loss import TripletLoss
 
 LOSSES = pytest.mark.parametrize("loss", [TripletLoss(0.3), TripletLoss(0.35, angular=True)],
                                  ids=["triplet", "atriplet"])
@@ -110,7 +111,7 @@ def test_the_bag_is_cut_into_blocks_without_a_seam() -> None:
     embeddings, labels = bag(identities=130)
     triplets = choose_triplets(embeddings, labels, 4.0, 0.0, (0, 0))
     pairs = len(positive_pairs(labels)[0])
-    assert pairs > 2 * PAIRS
+    assert pairs > 2 * PAIRS_AT_ONCE
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     a, p, n = (unit[column] for column in triplets.T)
     assert ((a * p).sum(1) > (a * n).sum(1) - 1e-5).all()
@@ -157,4 +158,4 @@ def test_memory_is_bounded() -> None:
     choose_triplets(embeddings, labels, 2.0, 0.0, (0,))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 30 * PAIRS * len(labels)
+    assert peak < 30 * PAIRS_AT_ONCE * len(labels)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 
 from recognition.config.options import Config
 from recognition.config.presets import ROOT, open_config
+from recognition.engines.mxnet import activations
+from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.networks import activations, build_symbol
-from recognition.networks.activations import maps_memory
-from recognition.networks.recompute import recompute
+from recognition.engines.mxnet.passes.recompute import recompute
+from recognition.engines.mxnet.symbols import from_symbol, to_symbol
+from recognition.networks import build_symbol
+from recognition.networks.graph import Graph
 
 IMAGE = (3, 112, 112)
 DATA = mx.sym.var("data")
@@ -30,8 +32,9 @@ FORMS = {
 }
 
 
-def mxnet_plan(symbol: mx.sym.Symbol, batch: int, image: tuple[int, int, int] = IMAGE) -> int:
+def mxnet_plan(graph: Graph, batch: int, image: tuple[int, int, int] = IMAGE) -> int:
     """MB, cut off, of the executor's own plan, which counts four bytes a number whatever its type."""
+    symbol = to_symbol(graph)
     arguments, _, states = symbol.infer_shape(data=(batch, *image))
     values = dict(zip(symbol.list_arguments(), map(mx.nd.empty, arguments)))  # never written, so not in memory
     gradients = {name: mx.nd.empty(value.shape) for name, value in values.items() if name != "data"}
@@ -43,14 +46,7 @@ def mxnet_plan(symbol: mx.sym.Symbol, batch: int, image: tuple[int, int, int] = 
 @pytest.fixture
 def four_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count four bytes a number, as MXNet's plan does."""
-    listed = activations.sizes
-
-    def counted(symbol: mx.sym.Symbol, image_shape: tuple[int, int, int], batch: int) -> dict[str, int]:
-        types = symbol.get_internals().infer_type(**dict.fromkeys(symbol.list_arguments(), "float32"))[1]
-        return {name: size // np.dtype(dtype).itemsize * 4
-                for (name, size), dtype in zip(listed(symbol, image_shape, batch).items(), types)}
-
-    monkeypatch.setattr(activations, "sizes", counted)
+    monkeypatch.setattr(activations, "ITEMSIZES", {})
 
 
 @pytest.mark.usefixtures("four_bytes")
@@ -106,6 +102,6 @@ def test_an_operator_that_is_not_in_the_tables_counts_as_more_not_less(middle) -
     assert plan <= maps_memory(layer, (1, 1, 1), batch) / 2**20 <= 2 * plan
 
 
-def two_layers(middle) -> mx.sym.Symbol:
+def two_layers(middle) -> Graph:
     layer = middle(mx.sym.FullyConnected(DATA, num_hidden=10, name="first"))
-    return mx.sym.FullyConnected(layer, num_hidden=10, name="last")
+    return from_symbol(mx.sym.FullyConnected(layer, num_hidden=10, name="last"))

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from recognition.networks.fmobilefacenet import get_symbol
@@ -10,8 +8,7 @@ from recognition.networks.shapes import infer_shapes
 
 
 def convolution_widths(symbol):
-    nodes = json.loads(symbol.tojson())["nodes"]
-    return [int(node["attrs"]["num_filter"]) for node in nodes if node["op"] == "Convolution"]
+    return [node.values.num_filter for node in symbol.nodes if node.op == "Convolution"]
 
 
 @pytest.mark.parametrize("multiplier", [0.5, 0.3, 0.01, 1.25])

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks import sym
 from recognition.networks.fold import fold_batch_norms
 
 
 def operators(symbol):
-    return [node["op"] for node in json.loads(symbol.tojson())["nodes"]]
+    return [node.op for node in symbol.nodes]
 
 
 def random_values(symbol, shape, seed=0):
     """Arguments and auxiliary states by name; variances and factors positive."""
     random = np.random.default_rng(seed)
-    arguments, _, auxiliary = symbol.infer_shape(data=shape)
+    arguments, _, auxiliary = to_symbol(symbol).infer_shape(data=shape)
     values = []
     for names, shapes in ((symbol.list_arguments(), arguments), (symbol.list_auxiliary_states(), auxiliary)):
         values.append({name: (random.uniform(0.3, 2, size) if name.endswith(("var", "gamma"))
@@ -28,7 +28,7 @@ def random_values(symbol, shape, seed=0):
 
 def run(symbol, arguments, auxiliary, data):
     """Outputs in inference."""
-    bound = symbol.simple_bind(mx.cpu(), grad_req="write", data=data.shape)
+    bound = to_symbol(symbol).simple_bind(mx.cpu(), grad_req="write", data=data.shape)
     bound.copy_params_from({name: mx.nd.array(value) for name, value in arguments.items()},
                            {name: mx.nd.array(value) for name, value in auxiliary.items()})
     return [output.asnumpy() for output in bound.forward(is_train=False, data=mx.nd.array(data))]
@@ -54,28 +54,28 @@ def check(symbol, shape, left):
 @pytest.mark.parametrize("fix_gamma", [True, False])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_behind_a_convolution(no_bias, fix_gamma, groups):
-    layer = mx.sym.Convolution(mx.sym.var("data"), num_filter=6, kernel=(3, 3), pad=(1, 1), num_group=groups,
+    layer = sym.Convolution(sym.Variable("data"), num_filter=6, kernel=(3, 3), pad=(1, 1), num_group=groups,
                                no_bias=no_bias, name="conv")
-    arguments = check(mx.sym.BatchNorm(layer, fix_gamma=fix_gamma, eps=1e-2, name="norm"), (2, 4, 5, 5), 0)
+    arguments = check(sym.BatchNorm(layer, fix_gamma=fix_gamma, eps=1e-2, name="norm").graph(), (2, 4, 5, 5), 0)
     assert sorted(arguments) == ["conv_bias", "conv_weight"]
 
 
 def test_behind_a_fully_connected_layer():
     """``fix_gamma`` and epsilon not given: MXNet's own defaults, true and 1e-3."""
-    layer = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=5, name="pre_fc1")
-    check(mx.sym.BatchNorm(layer, name="fc1"), (3, 4), 0)
+    layer = sym.FullyConnected(sym.Variable("data"), num_hidden=5, name="pre_fc1")
+    check(sym.BatchNorm(layer, name="fc1").graph(), (3, 4), 0)
 
 
 def test_what_is_used_twice_stays():
-    data, weight = mx.sym.var("data"), mx.sym.var("shared_weight")
-    seen = mx.sym.Convolution(data, num_filter=4, kernel=(1, 1), name="seen")
-    twins = [mx.sym.Convolution(data, weight, num_filter=4, kernel=(1, 1), no_bias=True, name=f"twin{i}")
+    data, weight = sym.Variable("data"), sym.Variable("shared_weight")
+    seen = sym.Convolution(data, num_filter=4, kernel=(1, 1), name="seen")
+    twins = [sym.Convolution(data, weight, num_filter=4, kernel=(1, 1), no_bias=True, name=f"twin{i}")
              for i in range(2)]
-    norms = [mx.sym.BatchNorm(layer, fix_gamma=False, name=f"norm{i}") for i, layer in enumerate([seen, *twins])]
-    check(mx.sym.Group([norms[0] + seen, norms[1] + norms[2]]), (2, 3, 4, 4), 3)
+    norms = [sym.BatchNorm(layer, fix_gamma=False, name=f"norm{i}") for i, layer in enumerate([seen, *twins])]
+    check(sym.group(norms[0] + seen, norms[1] + norms[2]), (2, 3, 4, 4), 3)
 
 
 def test_in_front_of_a_padded_convolution_and_on_another_axis_it_stays():
-    norm = mx.sym.BatchNorm(mx.sym.var("data"), fix_gamma=False, name="first")
-    layer = mx.sym.Convolution(norm, num_filter=4, kernel=(3, 3), pad=(1, 1), no_bias=True, name="conv")
-    check(mx.sym.BatchNorm(layer, fix_gamma=False, axis=2, name="rows"), (2, 3, 4, 4), 2)
+    norm = sym.BatchNorm(sym.Variable("data"), fix_gamma=False, name="first")
+    layer = sym.Convolution(norm, num_filter=4, kernel=(3, 3), pad=(1, 1), no_bias=True, name="conv")
+    check(sym.BatchNorm(layer, fix_gamma=False, axis=2, name="rows").graph(), (2, 3, 4, 4), 2)

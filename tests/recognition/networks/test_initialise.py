@@ -8,7 +8,7 @@ import pytest
 
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.networks import first_weights, fmobilefacenet
+from recognition.networks import first_weights, fmobilefacenet, sym
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Wish, draw, initialise
 from recognition.networks.shapes import infer_shapes
 
@@ -31,7 +31,7 @@ def test_every_parameter_has_its_shape_in_float32(symbol):
 
 def test_constants_are_those_that_mxnet_would_give(symbol):
     arguments, auxiliary = initialise(symbol, IMAGE, 0)
-    attributes = symbol.attr_dict()
+    attributes = symbol.attributes()
     for name, array in {**arguments, **auxiliary}.items():
         if not name.endswith("_weight"):
             expected = mx.nd.full(array.shape, 7)
@@ -89,8 +89,7 @@ def test_families_start_as_the_public_recipes_have_it():
 def test_initialisers_are_distributed_as_mxnets(legacy, shape):
     """Deviation and range of thousands of values: the sample's deviation within four of its own deviations, and a
     uniform's bound, which the largest of 18,000 values misses by less than a thousandth."""
-    symbol = mx.sym.var("some_weight", init=legacy)
-    found = draw("some_weight", shape, 0, Wish(*json.loads(symbol.attr("__init__"))))
+    found = draw("some_weight", shape, 0, Wish(*json.loads(legacy.dumps())))
     expected = mx.nd.zeros(shape)
     mx.random.seed(0)
     legacy(mx.init.InitDesc("some_weight"), expected)
@@ -110,17 +109,17 @@ def kind_of_range(values):
 
 @pytest.mark.parametrize(("wish", "value"), [("zeros", 0), ("ones", 1), ('["constant", {"value": 0.5}]', 0.5)])
 def test_wishes_as_gluon_writes_them(wish, value):
-    symbol = mx.sym.LeakyReLU(mx.sym.var("data"), gamma=mx.sym.var("alpha", shape=(1,), init=wish), act_type="prelu")
-    assert initialise(symbol, IMAGE, 0)[0]["alpha"] == value
+    symbol = sym.LeakyReLU(sym.Variable("data"), gamma=sym.Variable("alpha", shape=(1,), init=wish), act_type="prelu")
+    assert initialise(symbol.graph(), IMAGE, 0)[0]["alpha"] == value
 
 
 @pytest.mark.parametrize(("variable", "message"), [
-    (mx.sym.var("alpha"), "parameter alpha: expected an initialiser, or a name that"),
-    (mx.sym.var("alpha", init=mx.init.Orthogonal()), "parameter alpha.*: found the initialiser .*orthogonal.*xavier"),
-    (mx.sym.var("alpha", init='["normal", {"scale": 1}]'), "parameter alpha.*: found the initialiser .*normal.*scale"),
-    (mx.sym.var("alpha", init='["xavier", {"factor_type": "no"}]'), "parameter alpha.*: found the initialiser .*no"),
+    (sym.Variable("alpha"), "parameter alpha: expected an initialiser, or a name that"),
+    (sym.Variable("alpha", init=mx.init.Orthogonal().dumps()), "alpha.*: found the initialiser .*orthogonal.*xavier"),
+    (sym.Variable("alpha", init='["normal", {"scale": 1}]'), "alpha.*: found the initialiser .*normal.*scale"),
+    (sym.Variable("alpha", init='["xavier", {"factor_type": "no"}]'), "parameter alpha.*: found the initialiser .*no"),
 ])
 def test_a_parameter_that_tells_nothing_is_named(variable, message):
-    symbol = mx.sym.FullyConnected(mx.sym.var("data"), weight=variable, num_hidden=4)
+    symbol = sym.FullyConnected(sym.Variable("data"), weight=variable, num_hidden=4).graph()
     with pytest.raises(UserError, match=message):
         initialise(symbol, IMAGE, 0)

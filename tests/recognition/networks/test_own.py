@@ -2,18 +2,25 @@
 """Networks that users bring as files: legacy modules, functions with options, Gluon blocks."""
 from __future__ import annotations
 
+import json
 import sys
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from recognition import networks
+from recognition.engines.choose import choose_engine
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.networks import build_symbol
+from recognition.networks.flops import count_flops
 from recognition.networks.initialise import initialise
 from recognition.networks.shapes import infer_shapes
+
+build_symbol = partial(networks.build_symbol, own_network=choose_engine().own_network)
 
 # As the public recipes have it: options from the global config, helpers of the same folder, other names of layers.
 LEGACY = """
@@ -87,17 +94,32 @@ def test_own_network_is_like_ours(text, own):
     symbol = build_symbol(config)
     assert symbol.list_outputs() == ["fc1_output"]
     assert infer_shapes(symbol, (3, 112, 112), batch=2).output == (2, 8)
-    assert build_symbol(config).tojson() == symbol.tojson()
+    assert build_symbol(config).to_json() == symbol.to_json()
     values, states = initialise(symbol, (3, 112, 112), 0)
     values["data"] = np.random.default_rng(0).integers(0, 256, (2, 3, 112, 112))
     features = []
     for network in (symbol, fast_prelu(symbol)):
-        executor = network.simple_bind(mx.cpu(), grad_req="null", **{name: v.shape for name, v in values.items()})
+        shapes = {name: array.shape for name, array in values.items()}
+        executor = to_symbol(network).simple_bind(mx.cpu(), grad_req="null", **shapes)
         executor.copy_params_from({name: mx.nd.array(value) for name, value in values.items()},
                                   {name: mx.nd.array(value) for name, value in states.items()})
         features.append(executor.forward(is_train=False)[0].asnumpy())
     assert features[0].std() > 0
     np.testing.assert_allclose(*features, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_that_are_not_in_the_table_are_asked_of_mxnet(own):
+    """Several outputs, inputs, an output that is hidden, states: shapes and first values as with any other."""
+    text = OPTIONS.replace("return", """data = mx.sym.where(data > 0, data, mx.sym.arcsinh(data))
+    data = mx.sym.topk(data, axis=1, k=2, ret_typ='both')[0]
+    data = mx.sym.contrib.BilinearResize2D(data, height=5, width=4)
+    return""")
+    graph = build_symbol(own(text))
+    assert infer_shapes(graph, (3, 112, 112)).arguments["fc1_weight"] == (8, 40)
+    assert count_flops(graph).unknown == ("_contrib_BilinearResize2D", "_greater_scalar", "arcsinh", "topk", "where")
+    assert json.loads(to_symbol(graph).tojson()) == json.loads(graph.to_json())
+    with pytest.raises(UserError, match=r"image_shape: found 8x8x3, expected images .*; convolution1 says: kernel"):
+        infer_shapes(graph, (3, 8, 8))
 
 
 @pytest.mark.parametrize(("file", "net_name"), [
@@ -114,17 +136,17 @@ def test_options_are_those_of_this_run(own):
     legacy = build_symbol(own(LEGACY, emb_size=5, net_act="leaky", bn_mom=0.7))
     assert infer_shapes(legacy, (3, 112, 112)).output == (1, 5)
     assert "first_act_gamma" not in legacy.list_arguments()
-    assert legacy.attr_dict()["first_bn"]["momentum"] == "0.7"  # my_utils read it when it was imported
-    assert build_symbol(own(LEGACY, bn_mom=0.6)).attr_dict()["first_bn"]["momentum"] == "0.6"
+    assert legacy.attributes()["first_bn"]["momentum"] == "0.7"  # my_utils read it when it was imported
+    assert build_symbol(own(LEGACY, bn_mom=0.6)).attributes()["first_bn"]["momentum"] == "0.6"
     wide = build_symbol(own(OPTIONS, net_multiplier=2.0))
-    assert wide.attr_dict()["convolution1"]["num_filter"] == "16"
+    assert wide.attributes()["convolution1"]["num_filter"] == "16"
 
 
 def test_keys_and_values_of_the_users_own_reach_it(own):
     """As config.py has them: keys that are not ours, and values of ours that no network of ours knows."""
     text = LEGACY.replace("'first', 4", "'first', config.widths[0]")
     legacy = build_symbol(own(text, net_act="gelu", own_keys=(("widths", [6, 7]),)))
-    assert legacy.attr_dict()["first"]["num_filter"] == "6" and legacy.attr_dict()["first_act"]["act_type"] == "gelu"
+    assert legacy.attributes()["first"]["num_filter"] == "6" and legacy.attributes()["first_act"]["act_type"] == "gelu"
     shallow = build_symbol(own(OPTIONS, own_keys=(("depth", 1), ("width", 3))))
     weights = [name for name in shallow.list_arguments() if name.endswith("weight")]
     assert weights == ["convolution0_weight", "fc1_weight"]

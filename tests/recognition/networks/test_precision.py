@@ -2,8 +2,6 @@
 """bfloat16 against float32, on the CPU; of float16, which needs a GPU, what can be known without one: types."""
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,9 +9,12 @@ from recognition.config.devices import require_bfloat16
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.networks import fdensenet, fmobilefacenet, fresnet
+from recognition.networks import fdensenet, fmobilefacenet, fresnet, sym
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
+from recognition.networks.shapes import infer_shapes
 
 IMAGE = (3, 112, 112)
 NETWORKS = {
@@ -30,19 +31,20 @@ def _processor() -> None:
         pytest.skip(str(reason))
 
 
-def convolution(channels: int = 16, images: int = 4) -> tuple[mx.sym.Symbol, dict[str, np.ndarray]]:
+def convolution(channels: int = 16, images: int = 4) -> tuple[Graph, dict[str, np.ndarray]]:
     """Convolution, batch norm, ReLU, a sum and a fully connected layer, and values for all arguments."""
-    data = mx.sym.Convolution(mx.sym.var("data"), kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
-    data = mx.sym.BatchNorm(data, fix_gamma=False, name="n")
-    data = mx.sym.Activation(data, act_type="relu") + data
-    symbol = mx.sym.FullyConnected(mx.sym.FullyConnected(data, num_hidden=8, name="f"), num_hidden=5, name="fc1")
-    shapes = symbol.infer_shape(data=(images, channels, 6, 6))[0]
+    data = sym.Convolution(sym.Variable("data"), kernel=(3, 3), pad=(1, 1), num_filter=channels, no_bias=True)
+    data = sym.BatchNorm(data, fix_gamma=False, name="n")
+    data = sym.Activation(data, act_type="relu") + data
+    symbol = sym.FullyConnected(sym.FullyConnected(data, num_hidden=8, name="f"), num_hidden=5, name="fc1").graph()
+    shapes = to_symbol(symbol).infer_shape(data=(images, channels, 6, 6))[0]
     random = np.random.default_rng(0)
     return symbol, {name: random.standard_normal(shape) for name, shape in zip(symbol.list_arguments(), shapes)}
 
 
 def step(symbol, values, states=None):
-    executor = symbol.simple_bind(mx.cpu(), grad_req="write", **{name: array.shape for name, array in values.items()})
+    shapes = {name: array.shape for name, array in values.items()}
+    executor = to_symbol(symbol).simple_bind(mx.cpu(), grad_req="write", **shapes)
     executor.copy_params_from({name: mx.nd.array(array) for name, array in values.items()},
                               {name: mx.nd.array(array) for name, array in (states or {}).items()})
     mx.random.seed(1)
@@ -99,15 +101,15 @@ def test_parameters_statistics_and_output_stay_float32(dtype):
     assert low.list_arguments() == symbol.list_arguments()
     assert low.list_auxiliary_states() == symbol.list_auxiliary_states()
     assert low.list_outputs() == symbol.list_outputs()
-    assert low.infer_shape(data=(2, *IMAGE)) == symbol.infer_shape(data=(2, *IMAGE))
+    assert infer_shapes(low, IMAGE, 2) == infer_shapes(symbol, IMAGE, 2)
     given = dict.fromkeys(low.list_arguments(), np.float32)
-    assert {kind for kinds in low.infer_type(**given) for kind in kinds} == {np.float32}
-    inner = low.get_internals()
+    assert {kind for kinds in to_symbol(low).infer_type(**given) for kind in kinds} == {np.float32}
+    inner = to_symbol(low).get_internals()
     kinds = dict(zip(inner.list_outputs(), inner.infer_type(**given)[1]))
-    first, *nodes = [node for node in json.loads(low.tojson())["nodes"] if node["op"] == "Convolution"]
-    assert kinds[first["name"] + "_output"] != np.float32 or dtype == "bfloat16"  # of three channels: slow in bfloat16
-    assert {kinds[node["name"] + "_output"] for node in nodes} != {np.float32}
-    assert len({str(kinds[node["name"] + "_output"]) for node in nodes}) == 1
+    first, *nodes = [node for node in low.nodes if node.op == "Convolution"]
+    assert kinds[first.name + "_output"] != np.float32 or dtype == "bfloat16"  # of three channels: slow in bfloat16
+    assert {kinds[node.name + "_output"] for node in nodes} != {np.float32}
+    assert len({str(kinds[node.name + "_output"]) for node in nodes}) == 1
 
 
 def test_a_processor_without_bfloat16_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 """Recomputation against keeping: the same bits, dropout and batch norm's statistics included, in less memory."""
 from __future__ import annotations
 
-import json
 import os
 import re
 
@@ -13,10 +12,11 @@ from recognition.config.devices import require_bfloat16
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.passes.recompute import ATTRIBUTE, recompute
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks import fmobilefacenet, fresnet, sym
 from recognition.networks.initialise import initialise
-from recognition.networks.recompute import ATTRIBUTE, recompute
 
 IMAGE = (3, 112, 112)
 NETWORKS = {
@@ -29,7 +29,7 @@ NETWORKS = {
 def train(symbol, steps=2):
     """Output, gradients and statistics after two forward and backward passes, and the MB that the executor planned."""
     values, states = initialise(symbol, IMAGE, 0)
-    executor = symbol.simple_bind(mx.cpu(), grad_req="write", data=(2, *IMAGE))
+    executor = to_symbol(symbol).simple_bind(mx.cpu(), grad_req="write", data=(2, *IMAGE))
     values["data"] = np.random.default_rng(0).integers(0, 256, (2, *IMAGE))
     executor.copy_params_from({name: mx.nd.array(array) for name, array in values.items()},
                               {name: mx.nd.array(array) for name, array in states.items()})
@@ -55,7 +55,7 @@ def test_the_same_bits_in_less_memory(name):
             pytest.skip(str(reason))
     symbol = NETWORKS[name]()
     marked = recompute(symbol)
-    casts = [graph.tojson(remove_amp_cast=False).count("amp_cast") for graph in (symbol, marked)]
+    casts = [graph.to_json().count("amp_cast") for graph in (symbol, marked)]
     assert casts[0] == casts[1]
     kept, memory = train(symbol)
     again, less = train(marked)
@@ -66,12 +66,11 @@ def test_the_same_bits_in_less_memory(name):
 
 def test_statistics_move_once_a_step():
     """Against the formula: momentum 0.9 on mean and variance of the images, started from 0 and 1."""
-    data = mx.sym.BatchNorm(mx.sym.var("data"), momentum=0.9, name="n")
-    data = mx.sym.Activation(mx.sym.Activation(data, act_type="tanh"), act_type="sigmoid")
-    marked = recompute(mx.sym.Flatten(data) * 2, (3, 8, 8))
-    nodes = {node["name"]: node.get("attrs", {}) for node in json.loads(marked.tojson())["nodes"]}
-    assert ATTRIBUTE in nodes["n"]
-    executor = marked.simple_bind(mx.cpu(), grad_req="write", data=(4, 3, 8, 8))
+    data = sym.BatchNorm(sym.Variable("data"), momentum=0.9, name="n")
+    data = sym.Activation(sym.Activation(data, act_type="tanh"), act_type="sigmoid")
+    marked = recompute((sym.Flatten(data) * 2).graph(), (3, 8, 8))
+    assert ATTRIBUTE in marked.attributes()["n"]
+    executor = to_symbol(marked).simple_bind(mx.cpu(), grad_req="write", data=(4, 3, 8, 8))
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8)) + 2
     executor.copy_params_from({"data": mx.nd.array(images)}, {"n_moving_var": mx.nd.ones(3)})
     executor.backward(executor.forward(is_train=True))
@@ -81,15 +80,15 @@ def test_statistics_move_once_a_step():
 
 def test_it_is_of_one_symbol_and_leaves_names_alone():
     symbol = fmobilefacenet.get_symbol()
-    saved = symbol.tojson()
+    saved = symbol.to_json()
     marked = recompute(symbol)
-    assert symbol.tojson() == saved and ATTRIBUTE not in saved and ATTRIBUTE in marked.tojson()
+    assert symbol.to_json() == saved and ATTRIBUTE not in saved and ATTRIBUTE in marked.to_json()
     assert marked.list_arguments() == symbol.list_arguments() and marked.list_outputs() == symbol.list_outputs()
     assert marked.list_auxiliary_states() == symbol.list_auxiliary_states()
 
 
 def test_on_a_gpu_batch_norm_is_kept():
-    nodes = json.loads(recompute(fmobilefacenet.get_symbol(), on_gpu=True).tojson())["nodes"]
-    marked = {node["op"] for node in nodes if ATTRIBUTE in node.get("attrs", {})}
+    nodes = recompute(fmobilefacenet.get_symbol(), on_gpu=True).nodes
+    marked = {node.op for node in nodes if ATTRIBUTE in node.attrs}
     assert "BatchNorm" not in marked and "Convolution" in marked
 

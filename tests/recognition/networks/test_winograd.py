@@ -2,19 +2,21 @@
 """Winograd convolution against sums in float64 and against MXNet's, its gradients, and the pass that puts it in."""
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 import pytest
 
+from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
+from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import has_winograd, winograd
-from recognition.networks import fresnet
-from recognition.networks.activations import maps_memory
+from recognition.engines.mxnet.symbols import to_symbol
+from recognition.networks import fresnet, sym
+from recognition.networks.graph import rewrite
 from recognition.networks.initialise import initialise
-from recognition.networks.recompute import recompute
+from recognition.networks.shapes import infer_shapes
 
 needs_vectors = pytest.mark.skipif(not has_winograd(), reason="the kernels need AVX-512")
 IMAGE = (3, 112, 112)
@@ -22,16 +24,17 @@ IMAGE = (3, 112, 112)
 
 def convolution(channels=64, filters=64, **options):
     values = {"kernel": (3, 3), "pad": (1, 1), "num_filter": filters, "no_bias": True, **options}
-    return mx.sym.Convolution(mx.sym.var("data"), name="conv", **values)
+    return sym.Convolution(sym.Variable("data"), name="conv", **values).graph()
 
 
 def operators(symbol):
-    return [node["op"] for node in json.loads(symbol.tojson(remove_amp_cast=False))["nodes"]]
+    return [node.op for node in symbol.nodes]
 
 
 def step(symbol, values, d_output, requests="write", before=None):
     """Output and gradients by name of one training step; ``before``: what is in the arrays of the gradients."""
-    executor = symbol.simple_bind(mx.cpu(), grad_req=requests, **{name: array.shape for name, array in values.items()})
+    shapes = {name: array.shape for name, array in values.items()}
+    executor = to_symbol(symbol).simple_bind(mx.cpu(), grad_req=requests, **shapes)
     executor.copy_params_from({name: mx.nd.array(array) for name, array in values.items()})
     for name, array in (before or {}).items():
         executor.grad_dict[name][:] = array
@@ -140,7 +143,8 @@ def test_where_channels_or_tiles_do_not_fit_it_stays_with_mxnet():
     symbol = convolution()
     assert "Custom" not in operators(winograd(symbol, (48, 14, 14)))
     assert "Custom" not in operators(winograd(symbol, (64, 5, 5)))  # a quarter of the tiles' outputs would be used
-    low = mx.sym.amp_cast(symbol, dtype="bfloat16")
+    low = rewrite(symbol, {"Convolution": lambda maker, node, inputs: maker.add(
+        "amp_cast", "low", maker.append(node, inputs), dtype="bfloat16")})
     assert "amp_cast" in operators(low)
     assert operators(winograd(low, (64, 14, 14))) == operators(low)
 
@@ -149,14 +153,14 @@ def test_where_channels_or_tiles_do_not_fit_it_stays_with_mxnet():
 def test_the_plan_of_memory_is_near_that_of_mxnet():
     """Within 15 %, as for other operators (test_activations.py)."""
     image = (64, 28, 28)
-    data = mx.sym.var("data")
+    data = sym.Variable("data")
     for number in range(4):
-        data = mx.sym.BatchNorm(data, name=f"norm{number}")
-        data = mx.sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=64, no_bias=True, name=f"conv{number}")
-    fast = winograd(data, image)
+        data = sym.BatchNorm(data, name=f"norm{number}")
+        data = sym.Convolution(data, kernel=(3, 3), pad=(1, 1), num_filter=64, no_bias=True, name=f"conv{number}")
+    fast = winograd(data.graph(), image)
     assert operators(fast).count("Custom") == 4
     planned = maps_memory(fast, image, 8)
-    executor = fast.simple_bind(mx.cpu(), grad_req="write", data=(8, *image))
+    executor = to_symbol(fast).simple_bind(mx.cpu(), grad_req="write", data=(8, *image))
     total = int(re.search(r"Total (\d+) MB", executor.debug_str())[1])
     assert planned / 2**20 == pytest.approx(total, rel=0.15)
 
@@ -169,22 +173,22 @@ def test_a_network_agrees_with_the_network(memonger):
     in the first layer); for gradients that are zero but for rounding 1e-5 of the largest norm. Names and shapes are
     the same, and the symbol that is saved is not touched."""
     symbol = fresnet.get_symbol(num_layers=18)
-    saved = symbol.tojson()
+    saved = symbol.to_json()
     values, states = initialise(symbol, IMAGE, 0)
     random = np.random.default_rng(0)
     values["data"] = random.integers(0, 256, (2, *IMAGE)).astype(np.float32)
     plain = fast_prelu(symbol)
     fast = winograd(plain)
     assert operators(fast).count("Custom") > 10
-    assert symbol.tojson() == saved
+    assert symbol.to_json() == saved
     assert fast.list_arguments() == symbol.list_arguments()
     assert fast.list_outputs() == symbol.list_outputs()
-    assert fast.infer_shape(data=(2, *IMAGE)) == symbol.infer_shape(data=(2, *IMAGE))
+    assert infer_shapes(fast, IMAGE, 2) == infer_shapes(symbol, IMAGE, 2)
     if memonger:
         fast = recompute(fast)
     found = []
     for graph in (plain, fast):
-        executor = graph.simple_bind(mx.cpu(), grad_req="write", data=(2, *IMAGE))
+        executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", data=(2, *IMAGE))
         executor.copy_params_from({name: mx.nd.array(array) for name, array in values.items()},
                                   {name: mx.nd.array(array) for name, array in states.items()})
         mx.random.seed(0)

@@ -74,7 +74,7 @@ def test_notes_that_are_no_notes_are_begun_anew(make: Make, tmp_path: Path) -> N
     for content in ("", "[]", '{"starts": 3}', '{"starts": [1]}', "[" * 100000):
         (tmp_path / "run.json").write_text(content)
         note_end(tmp_path, 1, 0, 0)
-        note_start(tmp_path, make(), 3, 2)
+        note_start(tmp_path, as_json(make()), 3, 2)
         assert [start["step"] for start in starts(tmp_path)] == [3]
 
 

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.training.checkpoints.checkpoint import save_centres, save_checkpoint
+from recognition.io.centres import save_centres
+from recognition.networks import sym
+from recognition.networks.graph import Graph
+from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params, take_over
 
 
-def small_network() -> mx.sym.Symbol:
-    return mx.sym.BatchNorm(mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=3, name="pre_fc1"), name="fc1")
+def small_network() -> Graph:
+    return sym.BatchNorm(sym.FullyConnected(sym.Variable("data"), num_hidden=3, name="pre_fc1"), name="fc1").graph()
 
 
 def arrays() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -42,7 +46,7 @@ def test_the_files_are_those_that_mxnet_writes(tmp_path: Path) -> None:
     mx.nd.save(str(tmp_path / "theirs"), {**{f"arg:{name}": mx.nd.array(value) for name, value in parameters.items()},
                                           **{f"aux:{name}": mx.nd.array(value) for name, value in auxiliary.items()}})
     assert path.read_bytes() == (tmp_path / "theirs").read_bytes()
-    small_network().save(str(tmp_path / "theirs"))
+    to_symbol(small_network()).save(str(tmp_path / "theirs"))
     assert (tmp_path / "model-symbol.json").read_bytes() == (tmp_path / "theirs").read_bytes()
     save_centres(tmp_path, 3, np.ones((4, 2), np.float32), np.zeros((4, 2), np.float32))
     mx.nd.save(str(tmp_path / "theirs"), mx.nd.ones((4, 2)))

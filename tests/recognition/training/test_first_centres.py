@@ -15,7 +15,14 @@ from recognition.engines.cpu.shard import CpuShard
 from recognition.head.shard import initial_centres, split_classes
 from recognition.io.params import write_arrays
 from recognition.processes.communicator import SingleProcess
-from recognition.training.checkpoints.first_centres import MOST_IMAGES, choose_images, from_checkpoint, start_centres
+from recognition.training.checkpoints.first_centres import (
+    MOST_IMAGES,
+    CentresSource,
+    choose_images,
+    from_checkpoint,
+    start_centres,
+)
+from recognition.training.parts import centres_source
 
 CLASSES, K, DIM = 11, 2, 3
 W = np.random.RandomState(0).rand(CLASSES * K, DIM).astype(np.float32)
@@ -112,11 +119,12 @@ def test_mean_embeddings(tiny_set: Path, tmp_path: Path, parts: int, processes: 
     write_arrays(path, {"arg:x": [W]})
     config = Config(centres_from="embeddings", pretrained="x", emb_size=DIM, per_batch_size=4,
                     devices=(("cpu", 0), ("cpu", 1)))
+    source = centres_source(config)
     shards, table, barrier = make_shards(parts, sub_centres=1), [W] * processes, threading.Barrier(processes)
 
     def run(rank: int) -> str:
         communicator = Two(rank, table, barrier) if processes == 2 else SingleProcess()
-        return start_centres(config, path, dataset, shards[rank::processes], mean_colour, communicator)
+        return start_centres(source, path, dataset, shards[rank::processes], mean_colour, communicator)
 
     with ThreadPoolExecutor(processes) as pool:
         line, *_ = pool.map(run, range(processes))
@@ -139,6 +147,6 @@ def test_nothing_is_done_where_nothing_is_asked_and_what_is_left_out_is_said(tin
             ("random", whole, 1, f"{whole}: fc7_weight: class centres left out: --centres-from random"),
             ("checkpoint", whole, 0, f"{whole}: fc7_weight: class centres left out: a triplet loss has none")):
         shards = make_shards(parts) if parts else []
-        assert start_centres(Config(centres_from=centres_from), checkpoint, dataset, shards, mean_colour,
+        assert start_centres(CentresSource(centres_from), checkpoint, dataset, shards, mean_colour,
                              SingleProcess()) == line
         assert not shards or np.array_equal(joined(shards, "centres"), initial_centres(0, 0, CLASSES, K, DIM))

@@ -2,30 +2,29 @@
 """What the options of the class centres make of a head."""
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
+from recognition.config.devices import Device
 from recognition.config.options import Config
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.engine import MxnetEngine
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.sharded import HeadResult, ShardedHead
 from recognition.processes.communicator import SingleProcess
-from recognition.training import run
+from recognition.training.parts import make_head
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What looks like a GPU's context; shards on it have their arrays in host memory."""
-    monkeypatch.setattr(run, "MxnetShard", lambda _, *place, **options: MxnetShard(mx.cpu(), *place, **options))
-    return SimpleNamespace(device_type="gpu")
+class NoGpu(MxnetEngine):
+    """An engine whose shards on GPUs have their arrays in host memory."""
+
+    def shard(self, device: Device, *place: Any, **options: Any) -> MxnetShard:
+        return super().shard(("cpu", device[1]), *place, **options)
 
 
-def head_of(context: Any, **options: object) -> ShardedHead:
-    made = run.make_head(Config(emb_size=8, **options), 40, [context], SingleProcess())
+def head_of(device: str, **options: object) -> ShardedHead:
+    made = make_head(Config(emb_size=8, devices=device, **options), 40, NoGpu(), SingleProcess())
     assert isinstance(made, ShardedHead)
     return made
 
@@ -39,10 +38,10 @@ def two_steps(head: ShardedHead) -> tuple[list[HeadResult], np.ndarray]:
     return results, head.shards[0].state().centres
 
 
-def test_where_the_centres_live(gpu: Any) -> None:
+def test_where_the_centres_live() -> None:
     """On a device, on the host with sampled rows moved, on the host with the sums made there: rounding apart."""
     for ratio in (0.5, 1.0):
-        heads = {place: head_of(gpu, centers_on=place, sample_ratio=ratio) for place in ("device", "cpu")}
+        heads = {place: head_of("gpu", centers_on=place, sample_ratio=ratio) for place in ("device", "cpu")}
         assert isinstance(heads["device"].shards[0], MxnetShard)
         assert isinstance(heads["cpu"].shards[0], MxnetShard if ratio < 1 else CpuShard)
         if ratio < 1:
@@ -56,13 +55,13 @@ def test_where_the_centres_live(gpu: Any) -> None:
 
 def test_the_filter_of_conflicting_negatives() -> None:
     """At a threshold that most cosines exceed nearly nothing is left to be wrong about; at 0 it is off."""
-    off, on = (two_steps(head_of(mx.cpu(), interclass_filtering_threshold=value))[0] for value in (0, 0.001))
+    off, on = (two_steps(head_of("cpu", interclass_filtering_threshold=value))[0] for value in (0, 0.001))
     assert on[0].loss < off[0].loss
-    assert two_steps(head_of(mx.cpu()))[0][0].loss == off[0].loss
+    assert two_steps(head_of("cpu"))[0][0].loss == off[0].loss
 
 
 def test_the_derivative_at_the_target() -> None:
-    exact, straight = (two_steps(head_of(mx.cpu(), target_gradient=value))[0]
+    exact, straight = (two_steps(head_of("cpu", target_gradient=value))[0]
                        for value in ("exact", "straight_through"))
     assert exact[0].loss == straight[0].loss
     assert np.abs(exact[0].d_features - straight[0].d_features).max() > 1e-3

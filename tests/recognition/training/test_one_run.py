@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from recognition.config.cli import parse_args
+from recognition.config.differences import as_json
 from recognition.errors import UserError
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import SingleProcess
@@ -64,10 +65,10 @@ def test_the_first_option_that_differs_is_named_in_all_processes() -> None:
                               (replace(config, seed=7, wd=0.1), "seed: process 2 has 7, process 0 "),
                               (replace(config, devices=config.devices[:1]),
                                "devices: process 2 has '1 of cpu', process 0 '2 of cpu'")):
-        ends = said(*(lambda communicator, one=one: require_alike(shared_options(one), communicator)  # type: ignore
+        ends = said(*(lambda communicator, one=one: require_alike(shared_options(as_json(one)), communicator)  # type: ignore
                       for one in (config, config, changed)))
         assert len(set(ends)) == 1 and ends[0].startswith(expected) and bool(ends[0]) == bool(expected)
-    assert shared_options(gpus[0]) == shared_options(gpus[1])
+    assert shared_options(as_json(gpus[0])) == shared_options(as_json(gpus[1]))
 
 
 def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import pytest
 from recognition.config.options import Config
 from recognition.data.loader import Batch
 from recognition.data.order import BEGINNING
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.choose import choose_engine
 from recognition.errors import UserError
 from recognition.head.triplet_head import TripletHead
 from recognition.processes.communicator import SingleProcess
-from recognition.training.run import make_dataset, make_head, make_loader
+from recognition.training.parts import make_dataset, make_head, make_loader
 
 DIM = 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -137,7 +137,7 @@ def test_triplet_alpha(make: Callable[..., Config]) -> None:
         triplets, d_ap, d_an = bag(make(**TRIPLET, triplet_alpha=alpha))
         assert (d_an > d_ap - 1e-5).all() and (d_an < d_ap + alpha + 1e-5).all()  # float32 distances
         counts.append(len(triplets))
-        made = make_head(make(**TRIPLET, triplet_alpha=alpha), 11, [mx.cpu()], SingleProcess())
+        made = make_head(make(**TRIPLET, triplet_alpha=alpha), 11, choose_engine(), SingleProcess())
         assert isinstance(made, TripletHead)
         equal = made.forward_backward(np.tile(np.eye(2, DIM, dtype=np.float32), (3, 1)), np.zeros(6))
         assert equal.loss == pytest.approx(alpha, abs=1e-6)  # anchor, positive and negative are one point

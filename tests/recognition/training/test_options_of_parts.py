@@ -2,7 +2,6 @@
 """Options from the Config to the parts of a run: the graph, the head, the steps of the optimiser."""
 from __future__ import annotations
 
-import json
 from typing import Any, Callable
 
 import numpy as np
@@ -10,15 +9,14 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.mxnet.imports import mx
+from recognition.engines.choose import build_network, choose_engine, computing_of
 from recognition.engines.mxnet.passes.choose import make_loss_scale, prepare
 from recognition.errors import UserError
-from recognition.head.margin import margin_of
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
-from recognition.networks import build_symbol
+from recognition.networks import build_symbol, sym
 from recognition.processes.communicator import SingleProcess
-from recognition.training.run import make_backbone, make_head
+from recognition.training.parts import make_backbone, make_head, margin_of
 
 CLASSES, DIM = 11, 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -56,8 +54,8 @@ def test_options_of_networks(key: str, value: Any, others: dict[str, Any],
                              honoured: Callable[[dict[str, Any]], bool]) -> None:
     """By the names and attributes of the graph's nodes; that it is the legacy graph is what the symbols' tests show."""
     def nodes(**options: Any) -> dict[str, Any]:
-        graph = json.loads(build_symbol(Config(**{"num_layers": 18, **others, **options})).tojson())["nodes"]
-        return {node["name"]: {"op": node["op"], **node.get("attrs", {})} for node in graph}
+        graph = build_symbol(Config(**{"num_layers": 18, **others, **options}))
+        return {node.name: {"op": node.op, **node.attrs} for node in graph.nodes}
 
     assert honoured(nodes(**{key: value}))
     assert not honoured(nodes(**({"emb_size": 512, "net_output": "E", "num_layers": 18} if key == "net_name" else {})))
@@ -65,17 +63,19 @@ def test_options_of_networks(key: str, value: Any, others: dict[str, Any],
 
 def test_fp16() -> None:
     """Low precision by the key alone: float16 with a scale of 1024 on a GPU, bfloat16 on a CPU that has it."""
-    symbol = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=8, kernel=(3, 3), name="conv0")
-    symbol = mx.sym.Convolution(symbol, num_filter=4, kernel=(3, 3), name="conv1")
-    symbol = mx.sym.FullyConnected(symbol, num_hidden=4, name="fc1")
-    scale = make_loss_scale(Config(fp16=True, devices=GPU))
+    symbol = sym.Convolution(sym.Variable("data"), num_filter=8, kernel=(3, 3), name="conv0")
+    symbol = sym.Convolution(symbol, num_filter=4, kernel=(3, 3), name="conv1")
+    symbol = sym.FullyConnected(symbol, num_hidden=4, name="fc1").graph()
+    scale = make_loss_scale(computing_of(Config(fp16=True, devices=GPU)))
     assert scale is not None and scale.value == 1024
-    other = make_loss_scale(Config(fp16=True, fp16_scale=64, devices=GPU))
+    other = make_loss_scale(computing_of(Config(fp16=True, fp16_scale=64, devices=GPU)))
     assert other is not None and other.value == 64
-    assert make_loss_scale(Config(devices=GPU)) is None and make_loss_scale(Config(fp16=True)) is None
+    assert make_loss_scale(computing_of(Config(devices=GPU))) is None
+    assert make_loss_scale(computing_of(Config(fp16=True))) is None
 
     def dtypes(**options: Any) -> set[Any]:
-        return {attrs.get("dtype") for attrs in prepare(symbol, Config(**options), (3, 8, 8)).attr_dict().values()}
+        prepared = prepare(symbol, computing_of(Config(**options)), (3, 8, 8))
+        return {attrs.get("dtype") for attrs in prepared.attributes().values()}
 
     assert dtypes(fp16=True, devices=GPU) == {"float16", "float32", None} and dtypes(devices=GPU) == {None}
     try:
@@ -88,7 +88,7 @@ def test_fp16() -> None:
 
 
 def head(config: Config) -> ShardedHead | TripletHead:
-    return make_head(config, CLASSES, [mx.cpu()], SingleProcess())
+    return make_head(config, CLASSES, choose_engine(), SingleProcess())
 
 
 def test_loss_name(make: Callable[..., Config]) -> None:
@@ -164,7 +164,7 @@ def test_fc7_no_bias(make: Callable[..., Config]) -> None:
 
 
 def backbone(config: Config) -> Any:
-    return make_backbone(config, build_symbol(config), (112, 112, 3), [mx.cpu()], SingleProcess())
+    return make_backbone(config, build_network(config), choose_engine(), SingleProcess())
 
 
 def decayed(config: Config, steps: int) -> dict[str, np.ndarray]:

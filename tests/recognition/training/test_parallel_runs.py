@@ -17,20 +17,22 @@ from recognition.engines.mxnet.imports import mx
 from recognition.head.margin import Margin
 from recognition.head.shard import split_classes
 from recognition.head.sharded import ShardedHead
+from recognition.networks import sym
+from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.processes.communicator import SingleProcess
 
 GLOBAL_BATCH, DIM = 12, 16
 
 
-def network() -> mx.sym.Symbol:
+def network() -> Graph:
     """No batch norm and no dropout: what a replica computes does not depend on the images of the others."""
-    x = (mx.sym.Variable("data") - 127.5) * 0.0078125
-    x = mx.sym.Convolution(x, num_filter=8, kernel=(5, 5), stride=(4, 4), name="conv0")
-    gamma = mx.sym.Variable("relu0_gamma", init=mx.init.Constant(0.25))
-    x = mx.sym.LeakyReLU(x, act_type="prelu", name="relu0", gamma=gamma)
-    x = mx.sym.Convolution(x, num_filter=16, kernel=(3, 3), stride=(3, 3), name="conv1")
-    return mx.sym.FullyConnected(x, num_hidden=DIM, name="fc1")
+    x = (sym.Variable("data") - 127.5) * 0.0078125
+    x = sym.Convolution(x, num_filter=8, kernel=(5, 5), stride=(4, 4), name="conv0")
+    gamma = sym.Variable("relu0_gamma", init=mx.init.Constant(0.25).dumps())
+    x = sym.LeakyReLU(x, act_type="prelu", name="relu0", gamma=gamma)
+    x = sym.Convolution(x, num_filter=16, kernel=(3, 3), stride=(3, 3), name="conv1")
+    return sym.FullyConnected(x, num_hidden=DIM, name="fc1").graph()
 
 
 def run(tiny_set: Path, devices: int, margin: Margin, steps: int = 6) -> tuple[list[float], dict[str, np.ndarray]]:

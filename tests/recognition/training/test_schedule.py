@@ -14,9 +14,8 @@ from recognition.optim.schedule import (
     StepSchedule,
     WarmUp,
     in_batches,
-    make_schedule,
-    total_steps,
 )
+from recognition.training.parts import make_schedule, total_steps
 
 
 def test_the_rate_falls_to_a_tenth_once_each_step_is_done() -> None:

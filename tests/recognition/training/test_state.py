@@ -89,7 +89,7 @@ def test_second_moments_of_adamw_too(tmp_path: Path, saved: int, loaded: int) ->
 def test_resharding_holds_no_second_copy_of_w(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               sub_centres: int) -> None:
     """W of three shards into two: same rows, same norms; never more than a tenth of W beside W."""
-    monkeypatch.setattr(shard_module, "LOADED_ROWS", 500)
+    monkeypatch.setattr(shard_module, "ROWS_AT_ONCE", 500)
     options = {"normalised": True, "scale": 64, "sub_centres": sub_centres}
     first, second = ([CpuShard(start, stop, 32, seed=seed, **options) for start, stop in split_classes(20_011, parts)]
                      for seed, parts in ((1, 3), (2, 2)))

@@ -2,30 +2,27 @@
 """A graph pass that computes 3 x 3 convolutions with a quarter to a third of the products, for training on a CPU."""
 from __future__ import annotations
 
-import ast
-import json
 import math
 
-from llvmlite import binding
+from recognition.networks.graph import Entry, Graph, GraphMaker, Node, rewrite
+from recognition.networks.operators.operator import Shape
+from recognition.networks.shapes import all_shapes
 
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes.winograd_operator import OPERATOR
-from recognition.engines.mxnet.passes.winograd_tiles import IN, OUT, PANEL
-from recognition.networks.passes import Entry, Graph, Node, rewrite
-
+OPERATOR = "recognition_winograd"  # its name in MXNet's registry
+OUT, IN = 4, 6  # the sides of a tile, of outputs and of inputs
+PANEL = 64  # columns of a tile of a matrix product: 4 vectors, beside 6 rows 24 of AVX-512's 32 registers
 MOST_PRODUCTS = 0.5  # of those of the plain sums, for the transforms to pay
-PLAIN = {"kernel": (3, 3), "stride": (1, 1), "pad": (1, 1), "dilate": (1, 1), "num_group": 1, "no_bias": True}
-UNSAID = {"stride": "()", "pad": "()", "dilate": "()", "num_group": "1", "no_bias": "False"}
-EMPTY = {"stride": (1, 1), "pad": (0, 0), "dilate": (1, 1)}  # what MXNet takes an empty tuple for
 
 
 def has_winograd() -> bool:
     """Whether this processor has the vectors and the registers that the kernels are written for."""
+    from llvmlite import binding
+
     return bool(binding.get_host_cpu_features().get("avx512f"))
 
 
-def winograd(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 112)) -> mx.sym.Symbol:
-    """``symbol`` with Winograd's F(4 x 4, 3 x 3) for its 3 x 3 convolutions, where that is faster; float32 alone.
+def winograd(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -> Graph:
+    """``graph`` with Winograd's F(4 x 4, 3 x 3) for its 3 x 3 convolutions, where that is faster; float32 alone.
 
     These have stride 1, padding 1, no dilation, no groups and no bias, and channels in multiples of 64 on both sides.
     Outputs and gradients are equal up to rounding: an error of 1e-6 to 2e-6 of their root mean square, where plain sums
@@ -33,43 +30,39 @@ def winograd(symbol: mx.sym.Symbol, image_shape: tuple[int, ...] = (3, 112, 112)
     network has layers of 16 bits, nothing changes. ``image_shape`` (3, H, W) tells the sizes of the maps. Comes after
     passes that add layers.
     """
-    if not has_winograd() or "amp_cast" in symbol.tojson(remove_amp_cast=False):
-        return symbol
-    internals = symbol.get_internals()
-    shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=(1, *image_shape))[1]))
+    if not has_winograd() or any(node.op == "amp_cast" for node in graph.nodes):
+        return graph
+    found = all_shapes(graph, (1, *image_shape))
+    outputs = {node.output_name(0): shapes[0] for node, shapes in zip(graph.nodes, found)}
 
-    def rule(graph: Graph, node: Node, inputs: list[Entry]) -> Entry | None:
-        out = shapes.get(node["name"] + "_output", ())
-        weights = graph.nodes[inputs[1].node]
-        weight = shapes.get(weights["name"] + ("" if weights["op"] == "null" else "_output"), ())
+    def rule(maker: GraphMaker, node: Node, inputs: list[Entry]) -> Entry | None:
+        out, weight = outputs[node.output_name(0)], found[node.inputs[1].node][node.inputs[1].output]
         if not _is_plain(node) or not _pays(out, weight):
             return None
         # Of each input in oneDNN's layout MXNet keeps a copy in NCHW until the operator's next step, forward and again
         # backward. A reshape to the same shape makes the copy in memory that MXNet plans, once.
-        plain = graph.add("Reshape", node["name"] + "_nchw", inputs[0], shape=(0, 0, 0, 0))
-        return graph.add("Custom", node["name"], plain, inputs[1], op_type=OPERATOR, num_filter=out[1])
+        plain = maker.add("Reshape", node.name + "_nchw", inputs[0], shape=(0, 0, 0, 0))
+        return maker.add("Custom", node.name, plain, inputs[1], op_type=OPERATOR, num_filter=out[1])
 
-    return rewrite(symbol, {"Convolution": rule})
+    return rewrite(graph, {"Convolution": rule})
 
 
-def held_copies(symbol: mx.sym.Symbol, image_shape: tuple[int, ...], batch: int) -> int:
+def held_copies(graph: Graph, image_shape: tuple[int, ...], batch: int) -> int:
     """Bytes that MXNet holds beside its plan for the pass's operators: the gradients of their outputs in NCHW, each
     until the operator's next step. In r50 at 32 images that is 0.73 GB of 3.5 (``bench.memonger``)."""
-    internals = symbol.get_internals()
-    names = [node["name"] + "_output" for node in json.loads(symbol.tojson())["nodes"]
-             if node.get("attrs", {}).get("op_type") == OPERATOR]
-    shapes = dict(zip(internals.list_outputs(), internals.infer_shape_partial(data=(batch, *image_shape))[1]))
-    return 4 * sum(math.prod(shapes[name]) for name in names)
+    found = all_shapes(graph, (batch, *image_shape))
+    return 4 * sum(math.prod(shapes[0]) for node, shapes in zip(graph.nodes, found) if node.op == "Custom")
 
 
 def _is_plain(node: Node) -> bool:
-    attrs = {**UNSAID, **node.get("attrs", {})}
-    found = {key: ast.literal_eval(attrs[key]) or EMPTY.get(key, False) for key in PLAIN}
-    return found == PLAIN and attrs.get("layout", "None") in ("None", "NCHW")
+    values = node.values
+    window = values.kernel, values.stride or (1, 1), values.pad or (0, 0), values.dilate or (1, 1)
+    return (window == ((3, 3), (1, 1), (1, 1), (1, 1)) and values.num_group == 1 and values.no_bias
+            and values.layout in ("None", "NCHW"))
 
 
-def _pays(out: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """For maps ``out`` (1, filters, H, W), by weights (filters, channels, 3, 3)."""
+def _pays(out: Shape, weight: Shape) -> bool:
+    """Whether it does for maps ``out`` (1, filters, H, W), by weights (filters, channels, 3, 3)."""
     if len(out) != 4 or len(weight) != 4 or any(size % PANEL or not size for size in weight[:2]):
         return False
     tiles = -(-out[2] // OUT) * -(-out[3] // OUT)

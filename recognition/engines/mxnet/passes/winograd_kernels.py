@@ -13,7 +13,8 @@ from typing import Any
 import numba
 
 from recognition.engines.mxnet.passes import winograd_tiles as tiles
-from recognition.engines.mxnet.passes.winograd_tiles import IN, LANES, LINE, OUT, PANEL
+from recognition.engines.mxnet.passes.winograd import IN, OUT, PANEL
+from recognition.engines.mxnet.passes.winograd_tiles import LANES, LINE
 
 PLANES = IN * IN
 FLOATS = LINE // 4

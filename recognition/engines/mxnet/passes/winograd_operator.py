@@ -19,9 +19,9 @@ import numpy as np
 from recognition.config.devices import processors
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes import winograd_kernels as kernels
+from recognition.engines.mxnet.passes.winograd import OPERATOR
 from recognition.engines.mxnet.passes.winograd_tiles import LANES
 
-OPERATOR = "recognition_winograd"  # its name in MXNet's registry
 TILES = 64  # that a thread convolves at once: it reads all weights once for them
 GRADIENT_BYTES = 16 << 20  # of transformed tiles that one sum of the gradient of the weights takes at once
 PARTS = 12  # that the 36 planes, the filters and the rows of tiles are cut into for threads
@@ -87,7 +87,10 @@ class Workspace:
         threads = min(self.threads, parts)
         each = -(-floats // LANES) * LANES + LANES
         with self.memory(threads * each) as scratch:
-            others = [self._pool.submit(take, scratch + 4 * each * i) for i in range(1, threads)]
+            others = []
+            with contextlib.suppress(RuntimeError):  # Python ends its pools before MXNet ends: this thread does it all
+                for i in range(1, threads):
+                    others.append(self._pool.submit(take, scratch + 4 * each * i))
             take(scratch)
             for other in others:
                 other.result()

@@ -22,9 +22,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from recognition.engines.mxnet.passes.winograd import IN, OUT, PANEL
+
 LANES, LINE = 16, 64
-OUT, IN = 4, 6  # the sides of a tile, of outputs and of inputs
-PANEL = 64  # columns of a tile of a matrix product: 4 vectors, beside 6 rows 24 of AVX-512's 32 registers
 A, B = 0.625, 1.5
 
 INT, INT32, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embeds images one after the other, however many there are: only the embeddings stay in memory."""
+"""Embedding of any number of images in batches: only the embeddings stay in memory."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_size: int, flip: bool = True,
                  name: str = "embedding") -> np.ndarray:
-    """Embeddings of ``count`` images, float32 ``(count, D)``, not normalised; with ``flip`` each image's plus its
-    mirror's, as the verification protocol has it.
+    """Embed ``count`` images: float32 ``(count, D)``, not normalised. With ``flip`` each row is the sum of the
+    embeddings of the image and of its mirror, as in the verification protocol.
 
-    :param embed: uint8 ``(n, 3, H, W)`` RGB to float32 ``(n, D)``
+    :param embed: maps uint8 ``(n, 3, H, W)`` RGB to float32 ``(n, D)``
     :param images: uint8 ``(H, W, 3)`` RGB, all of one size
     :raises UserError: if an embedding is not finite, with the number of the image.
     """
@@ -45,7 +45,10 @@ def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_s
 
 
 def normalised(rows: np.ndarray, names: Callable[[int], str] = lambda row: f"embedding {row}") -> np.ndarray:
-    """Rows of length 1, float32, in place where they are float32. One without a direction is a UserError."""
+    """Divide each row of ``(N, D)`` by its Euclidean norm: float32, in place if the rows are float32.
+
+    :raises UserError: with its name from ``names``, if a row is zero or not finite.
+    """
     rows = np.ascontiguousarray(rows, np.float32)
     for start in range(0, len(rows), 4096):
         block = rows[start : start + 4096]

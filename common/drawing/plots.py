@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The look that all pictures of this project share, and the ROC curve, drawn by matplotlib."""
+"""The common style of this project's pictures, and the ROC curve, drawn by matplotlib."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ INK, FAINT = "#30363d", "#8b949e"
 
 
 def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[str, float]) -> None:
-    """True accept rate at each false accept rate, on the field's logarithmic axis; pixel similarity dashed."""
+    """Draw the true accept rate over the false accept rate, with a logarithmic axis; pixel similarity is dashed."""
     style(axes, "ROC curve of the last verification", "false accept rate")
     if not curves:
         return say(axes, "no verification yet")
@@ -27,7 +27,7 @@ def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[s
             axes.step(np.maximum(curve["pixel_fpr"], floor), curve["pixel_tpr"], where="post", color=colour,
                       linewidth=1.1, linestyle=(0, (3, 2)), alpha=0.75, label=f"{target}, pixel similarity")
     axes.set_xscale("log")
-    highest = max(curve["fpr"].max(initial=floor) for curve in curves.values())  # 1, but of the lowest rates alone
+    highest = max(curve["fpr"].max(initial=floor) for curve in curves.values())  # 1, unless only low rates are known
     axes.set_xlim(min(floor, 0.1 * highest), 10 ** np.ceil(np.log10(highest)))
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("true accept rate", color=INK, fontsize=9)
@@ -35,7 +35,7 @@ def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[s
 
 
 def style(axes: Axes, title: str, x_label: str) -> None:
-    """Title, label and colours that all pictures have."""
+    """Set the title, the label and the colours that all pictures have."""
     axes.set_title(title, loc="left", color=INK, fontsize=10.5)
     axes.set_xlabel(x_label, color=INK, fontsize=9)
     axes.tick_params(colors=INK, labelsize=8, length=3)
@@ -47,7 +47,7 @@ def style(axes: Axes, title: str, x_label: str) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """In the corner where accuracies and ROC curves leave room."""
+    """Put the legend in the corner where accuracies and ROC curves leave room."""
     axes.legend(loc="lower right", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many images as one, in rows, each with a line of text below it."""
+"""Contact sheets: many images in rows, each with a line of text below it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ import numpy as np
 
 from recognition.io.files import replacing
 
-TILE, GAP, LINE = 112, 6, 16  # pixels: an image, what lies between two, a line of text
+TILE, GAP, LINE = 112, 6, 16  # pixels: an image, the space between two, a line of text
 _WHITE, _INK = 255, (61, 54, 48)
-_SCALE = 0.36
+_FONT_SCALE = 0.36
 
 
 def draw_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8,
                title: str = "") -> None:
-    """Write a .png of images, uint8 ``(H, W, 3)`` RGB of any size, with their captions, cut to the image's width."""
+    """Write a .png of images, uint8 ``(H, W, 3)`` RGB of any size, with captions that are cut to an image's width."""
     rows = max(1, -(-len(images) // columns))
     top = GAP + (LINE + GAP if title else 0)
     sheet = np.full((top + rows * (TILE + LINE + GAP), GAP + columns * (TILE + GAP), 3), _WHITE, np.uint8)
@@ -37,8 +37,9 @@ def draw_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[str]
 
 
 def _write(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:
-    """OpenCV's letters are ASCII; the start of a text that is too long goes, as paths differ at their ends."""
+    """Write a text of at most ``width`` pixels. OpenCV has ASCII letters alone. A long text loses its start, as paths
+    differ at their ends."""
     shown = text.encode("ascii", "replace").decode()
-    while shown and cv2.getTextSize(shown, cv2.FONT_HERSHEY_SIMPLEX, _SCALE, 1)[0][0] > width:
+    while shown and cv2.getTextSize(shown, cv2.FONT_HERSHEY_SIMPLEX, _FONT_SCALE, 1)[0][0] > width:
         shown = shown[1:]
-    cv2.putText(sheet, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, _SCALE, _INK, 1, cv2.LINE_AA)
+    cv2.putText(sheet, shown, (x, y), cv2.FONT_HERSHEY_SIMPLEX, _FONT_SCALE, _INK, 1, cv2.LINE_AA)

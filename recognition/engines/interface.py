@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the loop and the commands know of an engine, of whichever library computes behind it. Imports NumPy alone.
+
+An engine also makes what other rooms describe: shards of class centres (:class:`recognition.head.shard.Shard`) and
+communicators (:class:`recognition.processes.communicator.Communicator`).
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Protocol
+
+import numpy as np
+
+from recognition.config.devices import Device
+from recognition.head.shard import Shard
+from recognition.networks.graph import Graph
+from recognition.optim.adamw import AdamW
+from recognition.optim.factors import LearningRateFactors
+from recognition.optim.loss_scale import LossScale
+from recognition.processes.communicator import Communicator
+
+Arrays = dict[str, np.ndarray]  # by the names of a checkpoint
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How the backbone is computed."""
+
+    devices: tuple[Device, ...]  # of this process, all of one kind
+    batch_size: int  # images a device
+    in_16_bits: bool = False
+    loss_scale: float = 0.0  # that float16 begins with; 0: the engine's own
+    memonger: bool = False  # activations are recomputed to save memory
+
+
+@dataclass(frozen=True)
+class Updating:
+    """How the backbone's parameters are updated."""
+
+    mu: float = 0.9  # momentum of SGD
+    wd: float = 0.0005
+    adamw: AdamW | None = None  # in place of SGD
+    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
+    seed: int = 0  # of dropout
+    leaves_out: bool = False  # whether a step may be left out although there is no loss scale
+
+
+class BackboneState(NamedTuple):
+    """The backbone's part of a training state. Moving statistics belong to a replica: one mapping for each of all
+    processes."""
+
+    parameters: Arrays
+    momentum: Arrays  # with AdamW the first moments
+    auxiliary: list[Arrays]
+    loss_scale: np.ndarray | None = None  # that of float16
+    second_moment: Arrays | None = None  # of AdamW
+    updates: Arrays | None = None  # of AdamW: how many of each parameter, int64 ()
+
+
+class Backbone(Protocol):
+    """A backbone in training. Images are uint8 (n, 3, H, W) RGB, features float32 (n, D).
+
+    All processes call ``embed``, ``parameters`` and ``state`` together.
+    """
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """The loss scale of float16; None for other numbers."""
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        """Features of this process's part of a training batch."""
+
+    def backward(self, d_features: np.ndarray) -> None:
+        """Gradients of the parameters from those of the last features, of the same shape."""
+
+    def finite(self) -> bool:
+        """Whether all that the last :meth:`backward` computes is finite, once it is there."""
+
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient of the mean loss by the parameters that :meth:`step` is about to update."""
+
+    def step(self, lr: float) -> None:
+        """Update the parameters by the gradients of the last :meth:`backward`, summed over all replicas."""
+
+    def leave_out(self) -> None:
+        """Count a step in place of :meth:`step`: no parameter moves, moving statistics go back to where they were."""
+
+    def sound(self) -> bool:
+        """Whether all may be saved: the norms of parameters are below 1.8e19, moments and statistics are finite."""
+
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Euclidean norms of the parameters and of the gradients of the last :meth:`backward`, by name."""
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Features for verification: no dropout, moving statistics; any number of images."""
+
+    def parameters(self) -> tuple[Arrays, Arrays]:
+        """Parameters and auxiliary states by name, as a checkpoint holds them."""
+
+    def state(self) -> BackboneState:
+        """The arrays that a training state holds."""
+
+    def difference(self, state: BackboneState) -> str:
+        """Why a state is not of this network: the first name or shape that differs; '' if none does."""
+
+    def load(self, state: BackboneState, steps: int) -> None:
+        """Go on from a state after ``steps`` updates, whatever number of replicas saved it."""
+
+
+class Embedder(Protocol):
+    """A checkpoint's network for inference: uint8 (n, 3, H, W) RGB to float32 (n, ``dim``), not normalised; any n."""
+
+    dim: int
+
+    def __call__(self, images: np.ndarray) -> np.ndarray: ...
+
+
+class Profiler(Protocol):
+    """Times the engine's operators, and the loop's phases beside them, in a trace of Chrome's format."""
+
+    def wait(self) -> None:
+        """Return once all that is queued is computed."""
+
+    def start(self, trace: Path) -> None:
+        """Begin a trace that :meth:`stop` writes to the file ``trace``."""
+
+    def phase(self, name: str) -> AbstractContextManager[Any]:
+        """Show in the trace what runs inside as ``name``."""
+
+    def stop(self) -> str:
+        """Write the trace; returns a table of operators and their times, as text."""
+
+
+class Engine(Protocol):
+    """A library that computes: what it makes for a run and for the commands."""
+
+    name: str
+
+    def check_devices(self, devices: Sequence[Device]) -> None:
+        """:raises UserError: if the engine cannot compute on one of the devices."""
+
+    def communicator(self, kvstore: str) -> Communicator:
+        """The communicator of this process's run, as its environment says.
+
+        :raises UserError: if the environment does not go with ``kvstore``, or what it asks for is not installed.
+        """
+
+    def numbers(self, computing: Computing) -> str:
+        """The line that says which numbers of 16 bits the backbone is computed with; empty for float32."""
+
+    def own_network(self, config: Any, path: Path) -> Graph:
+        """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
+
+        :param config: all options, which the file's ``get_symbol`` may ask for by name.
+        :raises UserError: on what the file's code raises, and if what it returns is no network of one embedding.
+        """
+
+    def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
+                 computing: Computing, updating: Updating, communicator: Communicator) -> Backbone:
+        """The network on all devices, in training.
+
+        :param start: first values of parameters and auxiliary states; ``image_shape``: (3, H, W).
+        :raises UserError: if a device has no numbers of 16 bits.
+        """
+
+    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, **options: Any) -> Shard:
+        """Class centres ``start .. stop - 1`` on a device of the engine's.
+
+        :param on_host: W stays in the host's memory, and the rows of a step travel.
+        :param options: those of a shard: ``normalised``, ``scale``, ``sub_centres``, ``with_bias``, ``seed``,
+            ``ceiling``.
+        """
+
+    def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,
+                 image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
+        """The network of ``<prefix>-symbol.json`` with the arrays of ``<prefix>-<number>.params`` on each device.
+
+        :param checkpoint: prefix and number.
+        :param batch_size: images a device at a time; ``image_shape``: (3, H, W).
+        :param bfloat16: compute in bfloat16, on CPUs that have it: cosines change by up to 1e-3.
+        :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
+            missing or of other shapes, or a device cannot be used.
+        """
+
+    def profiler(self) -> Profiler:
+        """The profiler of this process."""

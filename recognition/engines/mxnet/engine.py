@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MXNet as an :class:`recognition.engines.interface.Engine`."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recognition.config.devices import Device
+from recognition.engines.interface import Arrays, Computing, Updating
+from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.mxnet.embedder import Embedder
+from recognition.engines.mxnet.imports import check_gpu, mx
+from recognition.engines.mxnet.own_network import own_symbol
+from recognition.engines.mxnet.passes.choose import make_loss_scale, numbers, prepare
+from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.profiler import MxnetProfiler
+from recognition.engines.mxnet.shard import MxnetShard
+from recognition.networks.graph import Graph
+from recognition.processes.communicator import Communicator
+
+
+class MxnetEngine:
+    """MXNet 1.9 on CPUs, and on the GPUs that its wheels hold code for."""
+
+    name = "mxnet"
+
+    def check_devices(self, devices: Sequence[Device]) -> None:
+        for kind, index in devices:
+            if kind == "gpu":
+                check_gpu(index)
+
+    def communicator(self, kvstore: str) -> Communicator:
+        return make_communicator(kvstore)
+
+    def numbers(self, computing: Computing) -> str:
+        return numbers(computing)
+
+    def own_network(self, config: Any, path: Path) -> Graph:
+        return own_symbol(config, path)
+
+    def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
+                 computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
+        return ReplicatedBackbone(prepare(graph, computing, image_shape), *start,
+                                  [mx.Context(*device) for device in computing.devices], computing.batch_size,
+                                  image_shape, communicator, loss_scale=make_loss_scale(computing), **vars(updating))
+
+    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, **options: Any) -> MxnetShard:
+        return MxnetShard(mx.Context(*device), *classes, dim, on_host=on_host, **options)
+
+    def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,
+                 image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
+        self.check_devices(devices)
+        return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
+
+    def profiler(self) -> MxnetProfiler:
+        return MxnetProfiler()

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators become in ONNX, opset 13. Batch norms are as in inference."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recognition.errors import UserError
+from recognition.networks.operators.batch_norm import batch_norm_affine
+from recognition.networks.operators.operator import reduced_axes
+
+if TYPE_CHECKING:
+    from recognition.networks.graph import Node
+    from recognition.networks.onnx_graph import OnnxGraph
+    from recognition.networks.operators.operator import Writer
+
+BATCH = 8191  # stands for the number of images when shapes are inferred; no layer has this size
+
+
+def _refuse(node: Node, found: str) -> UserError:
+    return UserError(f"layer {node.name}: {node.op} with {found} cannot be exported")
+
+
+def same(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    return inputs[:1]
+
+
+def direct(op: str, **attributes: Any) -> Writer:
+    return lambda graph, node, inputs: graph.add(op, node.name, inputs, **attributes)
+
+
+def scalar(op: str, reverse: bool = False) -> Writer:
+    def write(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+        pair = [inputs[0], graph.constant(node.name + "_scalar", node.values.scalar)]
+        return graph.add(op, node.name, pair[::-1] if reverse else pair)
+
+    return write
+
+
+def square(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    return graph.add("Mul", node.name, inputs * 2)
+
+
+def _window(node: Node) -> dict[str, Any]:
+    values = node.values
+    pad = values.pad or (0,) * len(values.kernel)
+    return {"kernel_shape": values.kernel, "strides": values.stride or (1,) * len(values.kernel), "pads": [*pad, *pad]}
+
+
+def convolution(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values = node.values
+    if values.layout not in ("None", "NCHW"):
+        raise _refuse(node, f"layout {values.layout}")
+    return graph.add("Conv", node.name, inputs, group=values.num_group,
+                     dilations=values.dilate or (1,) * len(values.kernel), **_window(node))
+
+
+def fully_connected(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    if len(graph.shape(node, 0)) != 2:
+        if not node.values.flatten:
+            raise _refuse(node, "flatten=False")
+        inputs = [*graph.add("Flatten", node.name + "_flat", inputs[:1], axis=1), *inputs[1:]]
+    return graph.add("Gemm", node.name, inputs, transB=1)
+
+
+def batch_norm(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    """Its factor and offset, with mean 0, variance 1 and epsilon 0: nothing there that float16 could not hold."""
+    if node.values.axis != 1:
+        raise _refuse(node, f"axis {node.values.axis}")
+    factor, offset = batch_norm_affine(node.values, *(graph.value(name) for name in inputs[1:]))
+    named = {"scale": factor, "offset": offset, "mean": np.zeros(len(factor)), "variance": np.ones(len(factor))}
+    constants = [graph.constant(f"{node.name}_{key}", value) for key, value in named.items()]
+    return graph.add("BatchNormalization", node.name, [inputs[0], *constants], epsilon=0.0)
+
+
+def leaky(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    kind = node.values.act_type
+    if kind == "prelu":
+        places = len(graph.shape(node, 0)) - 2
+        slopes = graph.constant(node.name + "_slopes", graph.value(inputs[1]).reshape(-1, *[1] * places))
+        return graph.add("PRelu", node.name, [inputs[0], slopes])
+    if kind in ("leaky", "elu"):
+        return graph.add("LeakyRelu" if kind == "leaky" else "Elu", node.name, inputs, alpha=node.values.slope)
+    raise _refuse(node, f"act_type {kind}")
+
+
+def activation(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    kinds = {"relu": "Relu", "sigmoid": "Sigmoid", "softrelu": "Softplus", "softsign": "Softsign", "tanh": "Tanh"}
+    return graph.add(kinds[node.values.act_type], node.name, inputs)
+
+
+def pooling(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values = node.values
+    if values.pool_type not in ("avg", "max"):
+        raise _refuse(node, f"pool_type {values.pool_type}")
+    op = {"avg": "AveragePool", "max": "MaxPool"}[values.pool_type]
+    if values.global_pool:
+        return graph.add(f"Global{op}", node.name, inputs)
+    attributes: dict[str, Any] = {"ceil_mode": int(values.pooling_convention == "full")}
+    if values.pool_type == "avg":
+        attributes["count_include_pad"] = int(values.count_include_pad is not False)
+    return graph.add(op, node.name, inputs, **_window(node), **attributes)
+
+
+def concat(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    return graph.add("Concat", node.name, inputs, axis=node.values.dim)
+
+
+def slices(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    if node.values.squeeze_axis:
+        raise _refuse(node, "squeeze_axis")
+    return graph.add("Split", node.name, inputs, node.values.num_outputs, axis=node.values.axis)
+
+
+def slice_axis(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values = node.values
+    bounds = {"starts": values.begin, "ends": np.iinfo(np.int64).max if values.end is None else values.end,
+              "axes": values.axis}
+    named = [graph.constant(f"{node.name}_{key}", [value], np.int64) for key, value in bounds.items()]
+    return graph.add("Slice", node.name, [inputs[0], *named])
+
+
+def reshape(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    shape = graph.shape(node)
+    if graph.shape(node, 0)[0] == BATCH and shape[0] != BATCH:
+        raise _refuse(node, f"the shape {node.values.shape}, which mixes images")
+    wanted = [-1 if size == BATCH else size for size in shape]
+    return graph.add("Reshape", node.name, [inputs[0], graph.constant(node.name + "_shape", wanted, np.int64)])
+
+
+def tile(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    times = list(node.values.reps)
+    times = [1] * (len(graph.shape(node, 0)) - len(times)) + times
+    return graph.add("Tile", node.name, [inputs[0], graph.constant(node.name + "_reps", times, np.int64)])
+
+
+def transpose(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    return graph.add("Transpose", node.name, inputs, perm=node.values.axes or None)
+
+
+def clip(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    bounds = [graph.constant(f"{node.name}_{key}", getattr(node.values, key)) for key in ("a_min", "a_max")]
+    return graph.add("Clip", node.name, [inputs[0], *bounds])
+
+
+def reduction(op: str) -> Writer:
+    def write(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+        axes, keep = reduced_axes(node.values, len(graph.shape(node, 0))), int(node.values.keepdims)
+        if op == "ReduceSum":  # opset 13 has its axes as a tensor, and those of others as an attribute
+            named = graph.constant(node.name + "_axes", axes, np.int64)
+            return graph.add(op, node.name, [inputs[0], named], keepdims=keep)
+        return graph.add(op, node.name, inputs, axes=axes, keepdims=keep)
+
+    return write

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makers of the parts of a run from a checked configuration: data, network, head, verification, log."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recognition.config.options import NO_END, Config
+from recognition.data.augment import Augmentation
+from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.data.loader import BatchLoader
+from recognition.data.order import EpochOrder, Position
+from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
+from recognition.engines.choose import computing_of, make_shard
+from recognition.engines.interface import Backbone, Engine, Updating
+from recognition.errors import UserError
+from recognition.head.margin import Margin
+from recognition.head.sampling import ClassSampler
+from recognition.head.shard import split_classes
+from recognition.head.sharded import ShardedHead
+from recognition.head.triplet_head import TripletHead
+from recognition.head.triplet_loss import TripletLoss
+from recognition.networks import first_weights
+from recognition.networks.flops import count_flops, describe
+from recognition.networks.graph import Graph
+from recognition.networks.initialise import initialise
+from recognition.optim.adamw import AdamW
+from recognition.optim.factors import LearningRateFactors
+from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
+from recognition.processes.communicator import Communicator, SingleProcess
+from recognition.training.checkpoints.first_centres import CentresSource
+from recognition.training.checkpoints.matching import advice
+from recognition.training.checkpoints.pretrained import read_params, take_over
+from recognition.training.states.state import Progress
+from recognition.training.verify import Verifier, load_targets, shared
+from recognition.training.watch.events import FOLDER, EventFile
+from recognition.training.watch.history import History
+from recognition.training.watch.log import TrainingLog
+
+PREFETCH = 3  # batches decoded ahead
+
+
+def make_dataset(config: Config) -> FaceDataset:
+    """Open the training set and compare it with the configuration.
+
+    :raises UserError: if it cannot be read, or if its images have not the size that the network is built for.
+    """
+    dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter,
+                           config.on_bad_record, config.bad_record_share)
+    if config.num_classes not in (0, dataset.num_classes):
+        print(f"{dataset.path}: {dataset.num_classes} identities by its property file; the preset's "
+              f"{config.num_classes} are not used", flush=True)
+    if config.image_shape != dataset.image_shape:
+        built, found = ("x".join(map(str, shape)) for shape in (config.image_shape, dataset.image_shape))
+        raise UserError(f"image_shape: found {built}, but {dataset.path / 'property'} says {found}, expected the same; "
+                        "set image_shape in the dataset preset or mend the property file")
+    dataset.check_labels()
+    return dataset
+
+
+def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Communicator,
+                  checkpoint: Path | None = None) -> Backbone:
+    """The network on every device, with parameters from the seed or from a checkpoint.
+
+    :raises UserError: if the checkpoint belongs to another network, or if a device cannot compute in 16 bits.
+    """
+    height, width, channels = config.image_shape
+    image_shape, computing = (channels, height, width), computing_of(config)
+    if config.count_flops:
+        print(describe(count_flops(graph, image_shape)), flush=True)
+    if line := engine.numbers(computing):
+        print(line, flush=True)
+    start = initialise(graph, image_shape, config.seed, first_weights(config.net_name))
+    if checkpoint:
+        print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config)), flush=True)
+    rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
+                    factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
+    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
+    return engine.backbone(graph, start, image_shape, computing, updating, communicator)
+
+
+def make_head(config: Config, num_classes: int, engine: Engine,
+              communicator: Communicator) -> ShardedHead | TripletHead:
+    """The head, whose class centres are cut across the devices of all processes; a triplet loss has none.
+
+    In ``train.py`` each process has all of them, cut across its devices, and a bias with softmax.
+    """
+    if config.triplets:
+        loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
+        return TripletHead(loss, config.per_batch_size, communicator)
+    margin, devices = margin_of(config), config.devices
+    across, replicas = (SingleProcess(), communicator) if config.whole_head else (communicator, SingleProcess())
+    ranges = split_classes(num_classes, len(devices) * across.size)[across.rank * len(devices):]
+    make = partial(make_shard, engine, dim=config.emb_size, on_host=config.centers_on == "cpu",
+                   sampled=config.sample_ratio < 1, normalised=margin.normalised, scale=margin.scale,
+                   sub_centres=config.loss_K, seed=config.seed, with_bias=config.has_bias,
+                   ceiling=config.interclass_filtering_threshold * margin.scale or math.inf)
+    shards = [make(device, classes) for device, classes in zip(devices, ranges)]
+    return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
+                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
+
+
+def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, communicator: Communicator,
+                start: Position, saved: Mapping[str, np.ndarray],
+                judge: Judge = refuse) -> BatchLoader | TripletLoader:
+    """The loader of this process's part of every batch from ``start`` on; ``saved``: the loader's state at ``start``.
+    """
+    size = config.per_batch_size * len(config.devices)
+    part = (communicator.rank * size, (communicator.rank + 1) * size)
+    augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color)
+    common: dict[str, Any] = {"augmentation": augmentation, "global_batch": size * communicator.size, "part": part,
+                              "start": start, "threads": config.decode_threads, "prefetch": PREFETCH}
+    if config.triplets:
+        bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
+        return TripletLoader(dataset, bags, backbone.embed, alpha=config.triplet_alpha, max_ap=config.triplet_max_ap,
+                             device_batch=config.per_batch_size, saved=saved, gather=communicator.all_gather,
+                             judge=judge, **common)
+    return BatchLoader(dataset, EpochOrder(len(dataset), config.seed, shuffle=dataset.form != "shuffled"), **common)
+
+
+def make_verifier(config: Config, backbone: Backbone, dataset: FaceDataset, communicator: Communicator) -> Verifier:
+    """The verifier on those of ``val_targets`` that the folder of the training set holds."""
+    sets = load_targets(dataset.path, config.val_targets, dataset.image_shape[:2])
+    if not sets:
+        looked_for = ", ".join(f"{target}.bin" for target in config.val_targets)
+        print(f"{dataset.path}: no verification set there (looked for {looked_for})", flush=True)
+    images = config.per_batch_size * len(config.devices) * communicator.size
+    return Verifier(shared(backbone.embed, communicator), sets, images,
+                    Path(config.output_dir) if communicator.rank == 0 else None)
+
+
+def centres_source(config: Config) -> CentresSource:
+    """The source of the first class centres, for a run that starts from a checkpoint."""
+    return CentresSource(config.centres_from, config.loss_K, config.emb_size,
+                         config.per_batch_size * len(config.devices), config.decode_threads)
+
+
+def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float) -> TrainingLog:
+    """The log of the first process, in the folder of the run."""
+    folder, step = Path(config.output_dir), progress.step
+    return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch,
+                       total_steps(config, batches_an_epoch), step, config.ce_loss, progress.since_line,
+                       EventFile(folder / FOLDER, step) if config.tensorboard else None)
+
+
+def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
+    """The options and facts that must be the same in a resumed run: they determine shapes and the order of data."""
+    return {"num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
+            "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
+            "loss_name": config.loss_name, "bias": config.has_bias, "optimizer": config.optimizer}
+
+
+def margin_of(config: Config) -> Margin:
+    """The margin of a checked configuration (``loss_name``, ``loss_s``, ``loss_m1`` .. ``loss_m3``)."""
+    if config.loss_name == "softmax":
+        return Margin(normalised=False)
+    return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
+                  straight_through=config.target_gradient == "straight_through")
+
+
+def adamw_of(config: Config) -> AdamW | None:
+    """The AdamW of a configuration; None for SGD."""
+    return AdamW(config.adam_beta1, config.adam_beta2, config.adam_eps) if config.optimizer == "adamw" else None
+
+
+def make_schedule(config: Config, batches_an_epoch: float) -> Schedule:
+    """The schedule of a run.
+
+    :param batches_an_epoch: infinite if unknown, as with triplets.
+    :raises UserError: if the rate should fall until the end of the run, and the warm-up is as long as the run.
+    """
+    warmup, end = in_batches(config.warmup, batches_an_epoch), total_steps(config, batches_an_epoch)
+    if config.lr_schedule == "steps":
+        after: Schedule = StepSchedule(config.lr, tuple(in_batches(s, batches_an_epoch) for s in config.lr_steps))
+    elif end is None or warmup >= end:
+        raise UserError(f"warmup: found {config.warmup}, {warmup} batches, but the run ends after {end}; expected less")
+    elif config.lr_schedule == "polynomial":
+        after = PolynomialSchedule(config.lr, warmup, end, config.lr_power)
+    else:
+        after = CosineSchedule(config.lr, warmup, end)
+    return WarmUp(config.lr, warmup, after) if warmup else after
+
+
+def total_steps(config: Config, batches_an_epoch: float) -> int | None:
+    """The number of steps of the run; None if it is unknown, as with the legacy default, which never ends."""
+    by_epochs = config.end_epoch * batches_an_epoch if config.end_epoch < NO_END else math.inf
+    total = min(config.max_steps or math.inf, by_epochs)
+    return None if total == math.inf else int(total)
