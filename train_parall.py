@@ -8,7 +8,6 @@ import sys
 
 from recognition.config.cli import parse_args
 from recognition.config.devices import share_processors
-from recognition.engines.cpu.compiling import Compiling, needed
 from recognition.errors import command
 from recognition.training.signals import end_at_sigterm
 
@@ -18,10 +17,9 @@ def main() -> int:
     config = parse_args("train_parall", sys.argv[1:])
     share_processors(config.devices, os.environ)
     end_at_sigterm()
-    with Compiling(needed(config)) as compiling:
-        from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
+    from recognition.training.run import train  # after the flags: --help and a mistyped flag answer at once
 
-        return train(config, compiling.wait)
+    return train(config)
 
 
 if __name__ == "__main__":

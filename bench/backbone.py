@@ -4,9 +4,10 @@
     OMP_NUM_THREADS=2 python -m bench.backbone --networks y1 r50 --batch 16 --torch ENVIRONMENT/bin/python
 
 ``unmodified`` is the legacy graph as MXNet binds it. ``passes`` is what training binds, and in inference what an
-embedder binds: batch norms folded, PReLU in fast operators; ``bfloat16`` is that in bfloat16. A step of training is
-forward and backward. ``--torch`` names a Python that has PyTorch: it runs the residual network of the same depth,
-channels last, in eager mode (``bench/torch_backbone.py``), a process of its own that takes its turns with the others.
+embedder binds: batch norms folded, PReLU in fast operators; ``bfloat16`` is that in bfloat16, where the processor has
+it. A step of training is forward and backward. ``--torch`` names a Python that has PyTorch: it runs the residual
+network of the same depth, channels last, in eager mode (``bench/torch_backbone.py``), a process of its own that takes
+its turns with the others.
 
 The forms take turns; a figure is the least of all repeats, in processor time divided by the threads: on a quiet machine
 that is the time on the clock, and on a busy one it is less disturbed.
@@ -25,11 +26,13 @@ import numpy as np
 from bench.memonger import network
 from bench.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
+from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
 from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
+from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
@@ -47,19 +50,29 @@ def prepared(graph: Graph, values: dict[str, np.ndarray], states: dict[str, np.n
     return bound.step
 
 
+def has_bfloat16() -> bool:
+    try:
+        require_bfloat16("bfloat16")
+    except UserError:
+        return False
+    return True
+
+
 def training_steps(name: str, batch: int) -> dict[str, Step]:
     symbol = network(name)
     start = initialise(symbol, IMAGE, 0)
-    forms = {"unmodified": symbol, "passes": bound_form(symbol, computing_of(Config()), IMAGE),
-             "bfloat16": bound_form(symbol, computing_of(Config(fp16=True)), IMAGE)}
+    forms = {"unmodified": symbol, "passes": bound_form(symbol, computing_of(Config()), IMAGE)}
+    if has_bfloat16():
+        forms["bfloat16"] = bound_form(symbol, computing_of(Config(fp16=True)), IMAGE)
     return {form: prepared(graph, *start, batch, True) for form, graph in forms.items()}
 
 
 def inference_steps(name: str, batch: int) -> dict[str, Step]:
     symbol = network(name)
     start = initialise(symbol, IMAGE, 0)
-    forms = {"unmodified": (symbol, *start), "passes": inference_form(symbol, *start, IMAGE),
-             "bfloat16": inference_form(symbol, *start, IMAGE, bfloat16=True)}
+    forms = {"unmodified": (symbol, *start), "passes": inference_form(symbol, *start, IMAGE)}
+    if has_bfloat16():
+        forms["bfloat16"] = inference_form(symbol, *start, IMAGE, bfloat16=True)
     return {form: prepared(*bound, batch, False) for form, bound in forms.items()}
 
 

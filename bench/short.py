@@ -59,8 +59,7 @@ class Bench(NamedTuple):
 
 BENCHES = (
     Bench("backbone", "--networks y1 r50 --batch 8 --repeats 2", "images/s, to the graph as it stands",
-          more=tuple(f"{network} {what}, {form}" for network in ("y1", "r50") for what in ("training", "inference")
-                     for form in ("passes", "bfloat16"))),
+          more=tuple(f"{network} {what}, passes" for network in ("y1", "r50") for what in ("training", "inference"))),
     Bench("prelu", "--batch 8 --repeats 3 --networks", "ms that MXNet's operator adds, to those that the pass adds",
           more=("all maps",)),
     Bench("winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",

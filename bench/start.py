@@ -55,37 +55,31 @@ def child(begun: float, argv: Sequence[str]) -> None:
         share_processors(config.devices, os.environ)
         return config
 
-    def compiling() -> Any:
-        from recognition.engines.cpu.compiling import Compiling, needed
-
-        return Compiling(needed(config))
-
     def imported() -> Any:
         from recognition.training import run
 
         return run
 
     config = timed("flags, presets", configure)()
-    with timed("start of the compilers", compiling)() as compilers:
-        timed("import of MXNet", __import__)("recognition.engines.mxnet.imports")
-        run = timed("import of the rest", imported)()
-        for name in BUILT:
-            setattr(run, name, timed(name, getattr(run, name)))
+    timed("import of MXNet", __import__)("recognition.engines.mxnet.imports")
+    run = timed("import of the rest", imported)()
+    for name in BUILT:
+        setattr(run, name, timed(name, getattr(run, name)))
 
-        class Phases(run.NoTimeline):  # type: ignore[name-defined, misc]
-            @contextlib.contextmanager
-            def phase(self, name: str) -> Any:
-                start = time.perf_counter()
-                yield
-                seconds[f"step: {name}"] = time.perf_counter() - start
+    class Phases(run.NoTimeline):  # type: ignore[name-defined, misc]
+        @contextlib.contextmanager
+        def phase(self, name: str) -> Any:
+            start = time.perf_counter()
+            yield
+            seconds[f"step: {name}"] = time.perf_counter() - start
 
-            def end_step(self) -> str:
-                seconds["all"] = time.time() - begun
-                return ""
+        def end_step(self) -> str:
+            seconds["all"] = time.time() - begun
+            return ""
 
-        run.NoTimeline = Phases
-        with contextlib.redirect_stdout(sys.stderr):
-            run.train(config, timed("wait for the compilers", compilers.wait))
+    run.NoTimeline = Phases
+    with contextlib.redirect_stdout(sys.stderr):
+        run.train(config)
     print(json.dumps(seconds))
 
 

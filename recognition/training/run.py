@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
@@ -52,10 +52,9 @@ from recognition.training.watch.run_record import note_end, note_start
 from recognition.training.watch.timeline import NoTimeline, Timeline
 
 
-def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
+def train(config: Config) -> int:
     """Run the training that ``config`` asks for; returns the exit status.
 
-    :param compiled: waits until the loops over class centres are compiled, where another process does it.
     :raises UserError: on anything that the user can mend.
     """
     engine = choose_engine(config.engine)
@@ -67,10 +66,10 @@ def train(config: Config, compiled: Callable[[], object] = lambda: None) -> int:
             require_writable(folder)
         with contextlib.redirect_stdout(LastingOutput(sys.stdout) if first else nowhere), (
                 sole_writer(folder) if first else contextlib.nullcontext()):
-            return train_together(config, engine, communicator, compiled)
+            return train_together(config, engine, communicator)
 
 
-def train_together(config: Config, engine: Engine, communicator: Communicator, compiled: Callable[[], object]) -> int:
+def train_together(config: Config, engine: Engine, communicator: Communicator) -> int:
     """What each process does. All verify, each its part of the images; the first says and saves what is not a shard."""
     folder, first = Path(config.output_dir), communicator.rank == 0
     saved = look_around(config, communicator)
@@ -82,7 +81,6 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, c
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
-    compiled()
     head = make_head(config, dataset.num_classes, engine, communicator)
     progress = Progress(identity=identity)
     if saved:

@@ -14,10 +14,10 @@ import pytest
 from common.convert_torch import main
 from common.export.iresnet import pairs
 from common.export.torch_file import read_tensors, write_tensors
-from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks import fresnet
+from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
@@ -51,7 +51,7 @@ def test_the_imported_network_computes_what_iresnet_does(tensors, tmp_path, nois
     theirs = text.replace("2e-05", "1e-05").replace("0.0078125", repr(1 / 127.5)).replace(
         '"fix_gamma": "True"', '"fix_gamma": "False"')
     assert theirs.count("1e-05") == text.count("2e-05") > 0
-    names, symbol = dict(pairs((2, 2, 2, 2))), mx.sym.load_json(theirs)
+    names, symbol = dict(pairs((2, 2, 2, 2))), Graph.from_json(theirs)
     values = {ours: tensors[name] for name, ours in names.items()}
     states = symbol.list_auxiliary_states()
     save_checkpoint(tmp_path / "reference", 1, symbol, {n: v for n, v in values.items() if n not in states},

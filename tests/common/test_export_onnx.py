@@ -2,6 +2,7 @@
 """Export to ONNX. What needs the onnx package and onnxruntime is skipped without them; `make test` installs both."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -14,12 +15,14 @@ from _pytest.mark.structures import ParameterSet
 
 from common.export_onnx import LIMITS, Agreement, main
 from recognition.config.cli import parse_args
+from recognition.engines.choose import build_network
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks import build_symbol, fresnet, sym
+from recognition.networks import fresnet, sym
 from recognition.networks.graph import Graph
 from recognition.networks.onnx_graph import to_onnx
 from recognition.networks.operators import OPERATORS
+from recognition.networks.operators.onnx import direct
 from recognition.networks.symbol_file import read_network
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
@@ -46,7 +49,7 @@ def each(names: Iterable[str]) -> list[ParameterSet]:
 def preset(folder: Path, name: str, more: str = "") -> Graph:
     """The network of a preset of the sample, its moving statistics those of the last batch."""
     (folder / "config.py").write_text(f"{SAMPLE.read_text()}\nconfig.bn_mom = 0.0\n{more}")
-    return build_symbol(parse_args("train_parall", ["--network", name, "--config", str(folder / "config.py")]))
+    return build_network(parse_args("train_parall", ["--network", name, "--config", str(folder / "config.py")]))
 
 
 def export(model: Path, output: Path, *flags: str) -> int:
@@ -139,7 +142,9 @@ def test_a_file_that_fails_the_check_is_not_written(tmp_path, small_model, capsy
     """A wrong slope of a PReLU stands for any mistake of ours."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    monkeypatch.setitem(OPERATORS, "LeakyReLU", lambda graph, node, inputs: graph.add("Relu", node["name"], inputs[:1]))
+    wrong = dataclasses.replace(OPERATORS["LeakyReLU"], onnx=lambda graph, node, inputs: direct("Relu")(
+        graph, node, inputs[:1]))
+    monkeypatch.setitem(OPERATORS, "LeakyReLU", wrong)
     assert export(small_model, tmp_path / "model.onnx") == 2
     assert "not written: for random images the graph is off MXNet's embeddings" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -72,7 +72,6 @@ CASES = [(path, words) for path, lines in {
 OTHERS = {
     "train.py": "below", "train_parall.py": "below: both run recognition.training.run",
     "recognition/launch/__main__.py": "runs train_parall.py on hosts",
-    "recognition/engines/cpu/compiling.py": "compiles loops, and is given no file",
     "scripts/audit.py": "of this repository", "scripts/environment.py": "of this repository",
     "scripts/lock.py": "of this repository",
 }

@@ -165,7 +165,7 @@ def test_the_whole_configuration_is_seen_where_parts_are_made_alone() -> None:
     """All others take the few values that they read."""
     makers = ("recognition.config", "recognition.training.run", "recognition.training.parts",
               "recognition.training.checkpoints.matching", "recognition.engines.choose",
-              "recognition.engines.cpu.compiling", "recognition.plan")
+              "recognition.plan")
     assert not [(name, node.name) for name, tree in TREES.items() if not name.startswith(makers)
                 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                 for item in (*node.args.args, *node.args.kwonlyargs)

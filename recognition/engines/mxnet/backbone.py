@@ -202,5 +202,5 @@ def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:
 
 
 def _mean(states: Sequence[Arrays]) -> Arrays:
-    return {name: np.mean([state[name] for state in states], axis=0, dtype=np.float32)
+    return {name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float32))
             for name in (states[0] if states else ())}

@@ -33,6 +33,8 @@ LAYOUTS = Parameter(words("None", "NCW", "NCHW", "NCDHW", "NWC", "NHWC", "NDHWC"
 
 def _channels_first(sizes: Shape, layout: str) -> Shape:
     """(N, C, ...) of a shape whose layout may have the channels last."""
+    if len(sizes) < 2:
+        raise ShapeError(f"found an input {sizes}, expected maps (N, C, ...)")
     return (sizes[0], sizes[-1], *sizes[1:-1]) if layout.endswith("C") else sizes
 
 

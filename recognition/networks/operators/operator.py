@@ -46,7 +46,7 @@ def _any_inputs(values: Values, names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
     """One row of the table. A field that is left out says what holds for most operators."""
 
@@ -144,11 +144,19 @@ def boolean_or_none(text: str) -> bool | None:
     return None if text == "None" else boolean(text)
 
 
-def shape(text: str) -> Any:
-    """``(3, 3)``, ``[3, 3]`` or ``3``: a tuple of numbers, or of numbers and None."""
+def bounds(text: str) -> Any:
+    """As :func:`shape`, but None may stand for a number."""
     value = ast.literal_eval(re.sub(r"(?<=\d)L", "", text))
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not all(item is None or type(item) is int for item in items):
+        raise ValueError(text)
+    return items
+
+
+def shape(text: str) -> Any:
+    """``(3, 3)``, ``[3, 3]`` or ``3``: a tuple of numbers."""
+    items = bounds(text)
+    if None in items:
         raise ValueError(text)
     return items
 
@@ -161,7 +169,7 @@ def written_shape(attrs: Mapping[str, str]) -> Shape:
     text = attrs.get("__shape__", "()")
     try:
         sizes = shape(text)
-        if all(size is not None and size >= 0 for size in sizes):
+        if all(size >= 0 for size in sizes):
             return tuple(sizes)
     except (ValueError, SyntaxError):
         pass

@@ -63,6 +63,7 @@ def test_a_step_that_overflows_is_skipped_and_a_state_keeps_the_scale():
 def test_it_never_reaches_zero():
     scale = LossScale(1.0)
     for _ in range(200):
-        assert scale.can_fall == (scale.value > loss_scale.SMALLEST_SCALE)
+        before = scale.value
         scale.count(finite=False)
-    assert scale.value == loss_scale.SMALLEST_SCALE and not scale.can_fall
+        assert scale.fell == (before if before > loss_scale.SMALLEST_SCALE else 0)
+    assert scale.value == loss_scale.SMALLEST_SCALE and not scale.fell

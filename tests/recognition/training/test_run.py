@@ -70,9 +70,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(train: Train, start: Callable[...
 
 
 def test_sigterm_saves_and_stops(train: Train, start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    flags = [*RUN[:-2], "--state-every", "1000"]
+    flags = ["--devices", "cpu:2", "--per-batch-size", "4", "--verbose", "100000", "--state-every", "100000"]
     folder = tmp_path / "stopped" / "tiny-arcface-tiny"
-    process = start("stopped", *flags)
+    process = start("stopped", *flags)  # without an end, so that the signal comes before it on any machine
     wait_for(lambda: (folder / "history.jsonl").exists() and len(records(folder)) > 0, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -80,8 +80,9 @@ def test_sigterm_saves_and_stops(train: Train, start: Callable[..., subprocess.P
     stopped = re.search(r"stopped by SIGTERM after step (\d+); --resume goes on from here", out)
     assert stopped is not None
     assert [path.name for path in saved_states(folder / "state")] == [f"step-{int(stopped[1]):09d}"]
-    assert train("stopped", *flags, "--resume")[0] == 0
-    assert train("whole", *flags)[0] == 0
+    end = ["--max-steps", str(int(stopped[1]) + 2)]
+    assert train("stopped", *flags, *end, "--resume")[0] == 0
+    assert train("whole", *flags, *end)[0] == 0
     assert_same_bits(folder, tmp_path / "whole" / "tiny-arcface-tiny")
 
 
