@@ -17,10 +17,12 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes import winograd_operator
 from recognition.training.signals import end_at_sigterm
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 method, number = sys.argv[1], signal.Signals[sys.argv[2]]
 inner = getattr(winograd_operator._Properties, method)
 
 def sent_before(*arguments, **options):
+    setattr(winograd_operator._Properties, method, inner)  # MXNet asks again and again: one signal is enough
     signal.raise_signal(number)
     return inner(*arguments, **options)
 
