@@ -50,14 +50,6 @@ def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality:
     return encode
 
 
-def get_norm_crop(image_path: Path, aligner: Aligner) -> np.ndarray:
-    """The aligned face of an image, uint8 ``(size, size, 3)`` RGB.
-
-    :raises UserError: if the image cannot be read or no face is found.
-    """
-    return aligner(Path(image_path).name, Path(image_path)).image
-
-
 def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
                     skip_broken: bool = False) -> tuple[np.ndarray, list[str]]:
     """Write ``output``. Returns a mask of the pairs in it, bool ``(P,)``, and a line for each unusable image.

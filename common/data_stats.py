@@ -23,10 +23,10 @@ from common.evaluation.results import require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
-from recognition.config.command_line import Parser
+from recognition.config.command_line import Parser, check_range
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
-from recognition.errors import UserError, command, one_line
+from recognition.errors import command, one_line
 from recognition.io.files import replacing
 
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles in the table
@@ -147,8 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the identities in the picture (default 0)")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        raise UserError(f"--seed: found {args.seed}, expected 0 or more")
+    check_range(args, "seed", 0)
     folder = args.data.resolve()
     output = args.output or folder.with_name(folder.name + "-stats")
     require_results(output, FILES, ("images_per_identity", "bytes_per_image"), overwrite=args.overwrite)

@@ -27,9 +27,9 @@ from common.sets.dominant_model import same_file, save_dominant_model
 from common.sets.drop_report import write_report
 from common.sets.output_folder import new_folder
 from common.sets.sub_centres import Choice, choose
-from common.sets.training_set import identity_names, link_bins, write_set
+from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
 from recognition.config.cli import split_pretrained
-from recognition.config.command_line import Parser
+from recognition.config.command_line import Parser, check_range
 from recognition.config.devices import Device, processors, share_processors
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
@@ -51,8 +51,7 @@ def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
     write_set(folder, counts, bodies, dataset.image_shape[:2])
     link_bins([dataset.path], folder)
     if names := identity_names(dataset):
-        left = "".join(f"{name}\n" for name, count in zip(names, choice.kept_counts) if count)
-        (folder / "identities.txt").write_text(left, "utf-8", "surrogateescape")
+        write_names(folder / NAMES, (name for name, count in zip(names, choice.kept_counts) if count))
 
 
 def open_centres(checkpoint: Path, given: Path | None, num_classes: int, k: int, data: Path) -> SavedCentres:
@@ -127,8 +126,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_model_flags(args)
     for name in ("k", "decode_threads"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least 1")
+        check_range(args, name, 1)
     if not 0 < args.threshold <= 180:  # NaN fails too
         raise UserError(f"--threshold: found {args.threshold:g}, expected degrees above 0, at most 180")
     args.output_model = _output_model(args.output_model, args.model) if args.output_model else None

@@ -32,7 +32,7 @@ from common.sets.leaks import Likeness, check_sizes, compare, joined
 from common.sets.merge_report import draw_nearest, draw_spread, write_identities
 from common.sets.output_folder import new_folder
 from common.sets.record_checks import digest_of, repeats
-from common.sets.training_set import identity_names, link_bins, write_set
+from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
 from recognition.config.command_line import Parser
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.image import decode_rgb, fit
@@ -115,7 +115,7 @@ def write_merged(folder: Path, datasets: Sequence[FaceDataset], merged: Merged) 
         for number, of in reversed(list(zip(merged.numbers, names))):
             for i in np.flatnonzero(number >= 0).tolist():
                 new[number[i]] = of[i]
-        (folder / "identities.txt").write_text("".join(f"{name}\n" for name in new), "utf-8", "surrogateescape")
+        write_names(folder / NAMES, new)
 
 
 def embed_apart(embed: Embed, images: Sequence[bytes], names: Sequence[str], shape: tuple[int, ...],

@@ -11,7 +11,7 @@ one that repeats another of the same person pixel by pixel is left out.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Callable
@@ -24,8 +24,8 @@ from common.sets.image_files import in_order, is_jpeg, read_file, read_image, us
 from common.sets.image_sources import Identity, read_identities
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
-from common.sets.training_set import write_training_set
-from recognition.config.command_line import Parser
+from common.sets.training_set import NAMES, write_names, write_training_set
+from recognition.config.command_line import Parser, check_range
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 
@@ -101,7 +101,7 @@ def pack(identities: Sequence[Identity], folder: Path, encode: Callable[[Path], 
     images = [image for identity in identities for image in identity.images]
     encoded = tqdm(in_order(encode, images), "packing", len(images), unit=" images", disable=None)
     write_training_set(folder, [len(identity.images) for identity in identities], encoded, size)
-    _write_names(folder / "identities.txt", identities)
+    write_names(folder / NAMES, (identity.name for identity in identities))
 
 
 def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[Path], bytes], folds: int = 10,
@@ -112,12 +112,8 @@ def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[P
     needed = np.unique(pairs.images).tolist()
     encoded = dict(zip(needed, in_order(encode, [images[i] for i in needed])))
     save_bin(target, [encoded[i] for i in pairs.images.ravel().tolist()], pairs.issame.tolist())
-    _write_names(target.with_suffix(".txt"), identities)
+    write_names(target.with_suffix(".txt"), (identity.name for identity in identities))
     return len(pairs.issame)
-
-
-def _write_names(path: Path, identities: Iterable[Identity]) -> None:
-    path.write_text("".join(f"{identity.name}\n" for identity in identities), "utf-8", "surrogateescape")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -143,9 +139,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name, low, high in (("folds", 1, 1000), ("size", 1, 4096), ("quality", 1, 100), ("seed", 0, 2 ** 63),
                             ("pairs_per_fold", 1, 10 ** 6)):
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected {low} to {high}")
+        check_range(args, name, low, high)
     args.target = args.target or args.output.resolve().name
     if Path(args.target).name != args.target:
         raise UserError(f"--target: found {args.target!r}, expected a name")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.sets.output_folder import new_folder
 from common.sets.text_columns import whole_number
-from recognition.config.command_line import Parser
+from recognition.config.command_line import Parser, check_range
 from recognition.data.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command, one_line
@@ -112,8 +112,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--identities", type=_labels, metavar="0,5,10-19", help="of a training set: these alone (default: all)")
     add("--limit", type=int, metavar="N", help="of a training set: at most so many images an identity")
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit: found {args.limit}, expected at least 1")
+    check_range(args, "limit", 1)
     if args.include.is_file() and (args.limit or args.identities):
         raise UserError("--identities, --limit: a verification set has no identities, expected a training set")
     return args

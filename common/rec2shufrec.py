@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from common.sets.image_files import in_order
 from common.sets.output_folder import new_folder
-from common.sets.training_set import identity_names, link_bins, write_property
-from recognition.config.command_line import Parser
+from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_property
+from recognition.config.command_line import Parser, check_range
 from recognition.data.dataset import open_dataset
 from recognition.data.order import EpochOrder
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.errors import UserError, command
+from recognition.errors import command
 from recognition.io.files import writing
 
 
@@ -38,7 +38,7 @@ def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
     with open(folder / "property", "a", encoding="ascii") as file:
         file.write(f"{len(order)}\nshuffled\n")
     if names := identity_names(dataset):
-        (folder / "identities.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
+        write_names(folder / NAMES, names)
     link_bins([source], folder)
     dataset.close()
     return len(order), dataset.num_classes
@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="a new folder")
     parser.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        raise UserError(f"--seed: found {args.seed}, expected 0 or more")
+    check_range(args, "seed", 0)
     with new_folder(args.output) as folder, writing(args.output):
         images, classes = shuffle_set(args.source, folder, args.seed)
     print(f"{args.output}: {images} images of {classes} identities, shuffled by the seed {args.seed}")

@@ -31,8 +31,8 @@ from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
 from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
-from common.sets.training_set import MAX_RECORDS, identity_names, link_bins, write_property
-from recognition.config.command_line import Parser
+from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
+from recognition.config.command_line import Parser, check_range
 from recognition.data.dataset import open_dataset
 from recognition.data.recordio import PathLike, RecordWriter, pack_record
 from recognition.data.set_layout import MAX_CLASSES
@@ -164,7 +164,7 @@ def build(folder: Path, form: str, images: Iterable[tuple[int, bytes]], size: tu
 
 def from_images(source: Path, folder: Path, form: str, size: int, fit: str, quality: int) -> tuple[int, int]:
     """Build a set from a folder of folders or a list file; returns the numbers of images and identities."""
-    count, names = 0, folder / "identities.txt"
+    count, names = 0, folder / NAMES
 
     def encode(item: tuple[int, Path]) -> tuple[int, bytes]:
         return item[0], encode_image(item[1], size, fit, quality)
@@ -199,8 +199,7 @@ def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int
     build(folder, form, tqdm(images, "copying", len(order), unit=" images", disable=None), dataset.image_shape[:2],
           classes)
     if names := identity_names(dataset):
-        kept = [names[i] for i in present] if renumber else names
-        (folder / "identities.txt").write_text("".join(f"{name}\n" for name in kept), "utf-8", "surrogateescape")
+        write_names(folder / NAMES, [names[i] for i in present] if renumber else names)
     link_bins([source], folder)
     dataset.close()
     return len(order), classes
@@ -221,8 +220,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--quality", type=int, default=95, help="of JPEGs written (default 95); JPEGs of the right size are copied")
     args = parser.parse_args(argv)
     for name, low, high in (("size", 1, 4096), ("quality", 1, 100)):
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected {low} to {high}")
+        check_range(args, name, low, high)
     return args
 
 

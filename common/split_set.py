@@ -24,8 +24,8 @@ from common.evaluation.results import table, write_json
 from common.pack_folder import held_out_names
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
-from common.sets.training_set import identity_names, link_bins, write_set
-from recognition.config.command_line import Parser
+from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
+from recognition.config.command_line import Parser, check_range
 from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
@@ -73,8 +73,7 @@ def write_part(folder: Path, dataset: FaceDataset, labels: np.ndarray, images: n
     write_set(folder, counts[kept].tolist(), bodies, dataset.image_shape[:2])
     link_bins([dataset.path], folder, taken)
     if names:
-        lines = "".join(f"{names[i]}\n" for i in kept.tolist())
-        (folder / "identities.txt").write_text(lines, "utf-8", "surrogateescape")
+        write_names(folder / NAMES, (names[i] for i in kept.tolist()))
     return counts[kept].tolist()
 
 
@@ -149,8 +148,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--held-out: found {args.held_out:g}, expected a share between 0 and 1"
                         + (", or a number of identities" if args.by == "identities" else ""))
     for name, low, high in (("folds", 1, 1000), ("seed", 0, 2 ** 63)):
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected {low} to {high}")
+        check_range(args, name, low, high)
     return args
 
 

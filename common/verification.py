@@ -21,7 +21,7 @@ from common.embedding.model_flags import add_model_flags, as_text, check_model_f
 from common.evaluation.results import percent, print_rates, require_results, write_json
 from common.evaluation.verification_pca import evaluate_pca
 from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
-from recognition.config.command_line import Parser
+from recognition.config.command_line import Parser, check_range
 from recognition.data.verification_set import VerificationSet, load_bin
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.rates import allowed_accepts
@@ -91,8 +91,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_overwrite()
     args = parser.parse_args(argv)
     for name, least in (("folds", 2), ("pca", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected at least {least}")
+        check_range(args, name, least)
     check_model_flags(args)
     args.paths = _targets(args.data, args.targets)
     args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-verification")

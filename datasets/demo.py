@@ -25,10 +25,10 @@ from common.sets.pairs import draw_pairs
 from common.sets.training_set import write_training_set
 from datasets.face import Face
 from datasets.photo import photograph
-from recognition.config.command_line import Parser
+from recognition.config.command_line import Parser, check_range
 from recognition.data.recordio import PathLike
 from recognition.data.verification_set import load_bin, save_bin
-from recognition.errors import UserError, command
+from recognition.errors import command
 from recognition.evaluation.verification import pixel_similarity
 
 JPEG_QUALITY = 95
@@ -84,10 +84,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other people")
     args = parser.parse_args(argv)
     for name in ("identities", "held_out", "images", "folds", "pairs_per_fold"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, expected at least 1")
-    if args.seed < 0:
-        raise UserError(f"--seed: found {args.seed}, expected 0 or more")
+        check_range(args, name, 1)
+    check_range(args, "seed", 0)
     return args
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from recognition.config.cli import find_pretrained
+from recognition.config.command_line import check_range
 from recognition.config.devices import parse_devices, share_processors, visible_devices
 from recognition.config.options import check
 from recognition.engines.choose import check_bfloat16, choose_engine
@@ -43,8 +44,7 @@ def check_model_flags(args: argparse.Namespace) -> None:
 
     :raises UserError: if one is not valid, or if there is no such checkpoint.
     """
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size: found {args.batch_size}, expected at least 1")
+    check_range(args, "batch_size", 1)
     try:
         args.devices = parse_devices(args.devices) if args.devices else visible_devices(os.environ)
     except (ValueError, TypeError):

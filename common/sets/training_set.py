@@ -21,6 +21,7 @@ from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import UserError, one_line
 from recognition.io.files import replacing
 
+NAMES = "identities.txt"  # a line for each identity
 MAX_RECORDS = 1 << 24  # the ranges are float32, which holds every whole number up to here
 
 
@@ -77,12 +78,17 @@ def write_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterabl
 
 
 def identity_names(dataset: FaceDataset) -> list[str]:
-    """The names in ``identities.txt``, which pack_folder writes; none if it is missing or belongs to another set."""
+    """The names in the file NAMES, which pack_folder writes; none if it is missing or belongs to another set."""
     try:
-        names = (dataset.path / "identities.txt").read_text("utf-8", "surrogateescape").split("\n")[:-1]
+        names = (dataset.path / NAMES).read_text("utf-8", "surrogateescape").split("\n")[:-1]
     except OSError:
         return []
     return names if len(names) == dataset.num_classes else []
+
+
+def write_names(path: Path, names: Iterable[str]) -> None:
+    """Write a name a line; names of folders come with bytes that are no UTF-8 as they are."""
+    path.write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
 
 
 def link_bins(sources: Sequence[Path], folder: Path, taken: Collection[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -36,3 +37,14 @@ class Parser(argparse.ArgumentParser):
     def add_overwrite(self) -> None:
         """Add the flag ``--overwrite``, which each command has that writes files of a name that the user gives."""
         self.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def check_range(flags: argparse.Namespace, name: str, least: float, most: float = math.inf) -> None:
+    """Refuse the number of a flag that was given, ``--name``, outside ``least`` to ``most``.
+
+    :raises UserError: if it is.
+    """
+    value = getattr(flags, name)
+    if value is not None and not least <= value <= most:
+        raise UserError(f"--{name.replace('_', '-')}: found {value}, expected "
+                        + (f"at least {least}" if most == math.inf else f"{least} to {most}"))

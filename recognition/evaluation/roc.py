@@ -59,11 +59,6 @@ def roc(distances: ArrayLike, issame: ArrayLike, name: str = "pairs") -> Roc:
     return Roc(fpr, true_accepts / positives, np.concatenate(([-np.inf], ascending[last_of_equals])))
 
 
-def area_under_roc(distances: ArrayLike, issame: ArrayLike, name: str = "pairs") -> float:
-    """The area under :func:`roc`."""
-    return roc(distances, issame, name).area
-
-
 def tar_at_far(distances: ArrayLike, issame: ArrayLike, far: ArrayLike, name: str = "pairs") -> np.ndarray:
     """True accept rate at the highest threshold with a false accept rate of at most ``far``; float64, in its shape.
 

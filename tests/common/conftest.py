@@ -160,6 +160,17 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, save_network: Callable
     return save_network(tmp_path_factory.mktemp("small"), symbol)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
+    pooled = sym.Pooling(sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
+    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=12, name="fc1").graph()
+    prefix = tmp_path_factory.mktemp("model") / "model"
+    save_checkpoint(prefix, 1, symbol, {"fc1_weight": np.eye(12, dtype=np.float32),
+                                        "fc1_bias": np.zeros(12, np.float32)}, {})
+    return str(prefix)
+
+
 @pytest.fixture(scope="session")
 def faces(shared: Path) -> np.ndarray:
     """Ten aligned photographs, uint8 (10, 112, 112, 3) RGB."""

@@ -29,20 +29,6 @@ class Drawn(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
-    from recognition.networks import sym
-    from recognition.training.checkpoints.checkpoint import save_checkpoint
-
-    pooled = sym.Pooling(sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
-    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=12, name="fc1").graph()
-    prefix = tmp_path_factory.mktemp("model") / "model"
-    save_checkpoint(prefix, 1, symbol, {"fc1_weight": np.eye(12, dtype=np.float32),
-                                        "fc1_bias": np.zeros(12, np.float32)}, {})
-    return str(prefix)
-
-
-@pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Drawn:
     """Each subject a pattern of colours; images of it with noise, at some place and scale of a larger picture."""
     folder = tmp_path_factory.mktemp("ijb") / "IJBX"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from recognition.errors import UserError
-from recognition.evaluation.roc import area_under_roc, roc, tar_at_far
+from recognition.evaluation.roc import roc, tar_at_far
 
 
 def pairs_with_ties(seed: int, count: int = 500):
@@ -30,7 +30,7 @@ def test_like_scikit_learn(seed):
     np.testing.assert_array_equal(thresholds[1:], -expected[2][1:])
     assert thresholds[0] == -np.inf and fpr[0] == tpr[0] == 0
     # Sums of some 40 terms in another order.
-    assert area_under_roc(distances, issame) == pytest.approx(roc_auc_score(issame, -distances), abs=1e-14)
+    assert roc(distances, issame).area == pytest.approx(roc_auc_score(issame, -distances), abs=1e-14)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
@@ -38,10 +38,10 @@ def test_area_is_the_share_of_ordered_pairs_of_pairs(rows):
     distances, issame = np.array([row[0] for row in rows], float), np.array([row[1] for row in rows])
     if issame.all() or not issame.any():
         with pytest.raises(UserError):
-            area_under_roc(distances, issame)
+            roc(distances, issame)
         return
     same, different = distances[issame][:, None], distances[~issame][None]
-    assert area_under_roc(distances, issame) == pytest.approx(np.mean((same < different) + (same == different) / 2))
+    assert roc(distances, issame).area == pytest.approx(np.mean((same < different) + (same == different) / 2))
 
 
 @pytest.mark.parametrize("far", [0, 1e-6, 0.001, 0.01, 0.1, 0.5, 1])

@@ -24,20 +24,6 @@ from recognition.evaluation.verification import THRESHOLDS, evaluate
 PAIRS = 40
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """PREFIX of checkpoint 1 of a network that embeds an image as the mean colours of its quarters, less grey."""
-    from recognition.networks import sym
-    from recognition.training.checkpoints.checkpoint import save_checkpoint
-
-    pooled = sym.Pooling(sym.Variable("data") - 127.5, pool_type="avg", kernel=(56, 56), stride=(56, 56))
-    symbol = sym.FullyConnected(sym.Flatten(pooled), num_hidden=12, name="fc1").graph()
-    prefix = tmp_path_factory.mktemp("model") / "model"
-    save_checkpoint(prefix, 1, symbol, {"fc1_weight": np.eye(12, dtype=np.float32),
-                                        "fc1_bias": np.zeros(12, np.float32)}, {})
-    return str(prefix)
-
-
 def patches(colours) -> list[bytes]:
     return [cv2.imencode(".png", np.full((112, 112, 3), colour[::-1], np.uint8))[1].tobytes()
             for colour in np.rint(colours)]
