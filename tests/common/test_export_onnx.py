@@ -125,7 +125,7 @@ def test_real_faces_folded_unfolded_and_in_float16(tmp_path, small_model, faces,
     for flags in ([], ["--no-fold"], ["--float16"]):
         report, output = tmp_path / "report.json", tmp_path / "model.onnx"
         assert export(small_model, output, "--check-images", str(shared / "data" / "wild"), "--json", str(report),
-                      *flags) == 0
+                      "--overwrite", *flags) == 0
         random, real = json.loads(report.read_text())["checked"]
         assert (random["number"], real["number"]) == (9, len(faces))
         assert real["cosine"] < (1e-3 if flags == ["--float16"] else 1e-5)
