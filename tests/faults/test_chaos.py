@@ -39,7 +39,7 @@ def test_a_broken_promise_is_said(tmp_path: Path) -> None:
 MUTANTS = {
     # A state has its name before its manifest, for the time of the first argument.
     "renamed early": """
-from recognition.training import save_state
+from recognition.training.states import save as save_state
 manifest, commit, late, gap = save_state._save_manifest, save_state._commit, [], float(sys.argv.pop(1))
 save_state._save_manifest = lambda folder, *rest: late.append(rest)
 
