@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tools that users run by hand and that the training loop reuses."""
+"""Commands that users run by hand, and their parts in folders."""

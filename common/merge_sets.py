@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from common.embedding.model_flags import add_model_flags, as_text, check_model_f
 from common.evaluation.results import table, write_json
 from common.sets.image_files import in_order
 from common.sets.leaks import Likeness, check_sizes, compare, joined
-from common.sets.merge_report import draw_nearest, draw_spread, write_identities
+from common.sets.merge_report import Merged, draw_nearest, draw_spread, write_identities
 from common.sets.output_folder import new_folder
 from common.sets.record_checks import digest_of, repeats
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
@@ -43,15 +42,6 @@ from recognition.io.files import writing
 
 KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # the fates of images, indices of REASONS
 REASONS = ("kept", "repeats", "copies of verification images", "near a verification image", "of an identity near one")
-
-
-class Merged(NamedTuple):
-    """The content of the merged set."""
-
-    fates: list[np.ndarray]  # int8 (N,) for each set: the fate of its images
-    numbers: list[np.ndarray]  # int64 (C,) for each set: the new numbers of its identities, -1 for none
-    images: np.ndarray  # int64 (M, 2): set and image, in the order of the new set
-    counts: list[int]  # images of each new identity
 
 
 def digests_of(dataset: FaceDataset) -> np.ndarray:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Flags of commands that run a checkpoint, and files of embeddings."""

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Detection and alignment of faces."""

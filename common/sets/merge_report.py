@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,16 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.image import decode_rgb
 from recognition.io.files import replacing
 
-if TYPE_CHECKING:
-    from common.merge_sets import Merged
-
 SHOWN_IMAGES = 32  # in the sheet of the nearest
+
+
+class Merged(NamedTuple):
+    """The content of the merged set."""
+
+    fates: list[np.ndarray]  # int8 (N,) for each set: the fate of its images
+    numbers: list[np.ndarray]  # int64 (C,) for each set: the new numbers of its identities, -1 for none
+    images: np.ndarray  # int64 (M, 2): set and image, in the order of the new set
+    counts: list[int]  # images of each new identity
 
 
 def write_identities(path: Path, datasets: Sequence[FaceDataset], labels: Sequence[np.ndarray], merged: Merged,

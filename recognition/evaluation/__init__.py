@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Verification, ROC curves, rates and ranks, on embeddings of any origin."""

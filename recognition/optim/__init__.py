@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Margins and triplets: the mathematics, stated once, on NumPy arrays."""
+"""Learning rates, the factors of single parameters, AdamW's numbers and the loss scale of float16."""
