@@ -169,9 +169,9 @@ with make_communicator("device") as communicator:
         time.sleep(0.01)
         if rank == 1 and i == 200: os.kill(os.getpid(), signal.SIGSTOP)
 """
-    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "5"), tmp_path)
+    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "10"), tmp_path)
     assert status == 1
-    assert "launch: rank 1 on localhost hangs: no worker went on for 5 s" in err
+    assert "launch: rank 1 on localhost hangs: no worker went on for 10 s" in err
 
 
 def test_a_failed_run_starts_again_and_a_bad_flag_does_not(launched: Callable[..., subprocess.Popen],

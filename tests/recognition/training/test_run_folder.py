@@ -84,30 +84,3 @@ def test_a_full_disk_under_the_output(capfd: pytest.CaptureFixture[str], caplog:
             print("a line", file=output, flush=True)
     assert [record.getMessage() for record in caplog.records] == [
         "standard output cannot be written to any more: No space left on device; the run goes on without"]
-
-
-def runs(pid: str) -> bool:
-    """A process whose end nobody has asked for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_signal_before_training_leaves_no_process(start: Callable[..., subprocess.Popen], tmp_path: Path,
-                                                    number: int, status: int) -> None:
-    """Numba's cache is empty, so two processes compile."""
-    run = start("early", environ={"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-    end = time.monotonic() + 60
-    while len(found := children.read_text().split()) < 2:
-        assert time.monotonic() < end and run.poll() is None
-        time.sleep(0.01)
-    run.send_signal(number)
-    _, err = run.communicate()
-    assert run.returncode == status and err == ("stopped by SIGTERM\n" if status == 143 else "")
-    end = time.monotonic() + 20  # those that do not know yet whose they are find out as soon as Python runs
-    while any(map(runs, found)):
-        assert time.monotonic() < end
-        time.sleep(0.01)
