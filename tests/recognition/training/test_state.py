@@ -91,7 +91,7 @@ def test_resharding_holds_no_second_copy_of_w(tmp_path: Path, monkeypatch: pytes
     """W of three shards into two: same rows, same norms; never more than a tenth of W beside W."""
     monkeypatch.setattr(shard_module, "ROWS_AT_ONCE", 500)
     options = {"normalised": True, "scale": 64, "sub_centres": sub_centres}
-    first, second = ([CpuShard(start, stop, 32, seed=seed, **options) for start, stop in split_classes(20_011, parts)]
+    first, second = ([CpuShard(start, stop, 32, seed=seed, **options) for start, stop in split_classes(40_011, parts)]
                      for seed, parts in ((1, 3), (2, 2)))
     state = SavedState(save_state(tmp_path, Progress(step=1), backbone(), first))
     second[0].load(state.rows(0, 1, sub_centres), 0)  # what the first use of anything takes is not of W
