@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch, imported in one place, so that an environment without it is told in one line."""
+from __future__ import annotations
+
+from recognition.errors import UserError
+
+OLDEST = (2, 9)
+
+try:
+    import torch
+except ImportError as error:
+    raise UserError(f"engine: found no PyTorch that can be imported ({' '.join(str(error).split())}), expected 2.9 or "
+                    "newer; `ENGINE=torch make demo` installs it") from None
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
+    raise UserError(f"engine: found PyTorch {torch.__version__}, expected 2.9 or newer")
+
+__all__ = ["torch"]
