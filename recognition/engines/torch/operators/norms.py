@@ -84,4 +84,5 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "L2Normalization": _l2_normalization, "LRN": _lrn,
 }
 # The synchronous one is like the others here: a process has one device, and its statistics are that device's.
-OF_THE_PASS: dict[str, Callable[..., Any]] = dict.fromkeys(("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"), _batch_norm)
+OF_THE_PASS: dict[str, Callable[..., Any]] = dict.fromkeys(
+    ("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm"), _batch_norm)
