@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embedding with a checkpoint by each engine, against the golden output of the legacy code, against plain MXNet, and bad
-files."""
+"""Embedding with a checkpoint by each engine: the golden output of the legacy code, plain MXNet, and bad files."""
 from __future__ import annotations
 
 import json
@@ -69,7 +68,8 @@ def require_or_skip_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("activation, output", [("relu", "GDC"), ("prelu", "E")])
-def test_any_number_of_images_as_plain_mxnet_embeds_them(embedder: Open, activation: str, output: str, tmp_path: Path) -> None:
+def test_any_number_of_images_as_plain_mxnet_embeds_them(embedder: Open, activation: str, output: str,
+                                                         tmp_path: Path) -> None:
     """Seven images on two devices of three: the last batch is filled up; batches after the first must not fail.
 
     Tolerance 1e-4 of the largest: PReLU is written in other operators here.
@@ -145,6 +145,6 @@ def test_a_network_that_an_engine_refuses_to_run_is_named(embedder: Open, tmp_pa
     """Its types are found out when it is bound, or runs: images of float16 and a weight of float32."""
     prefix = small(tmp_path / "a", lambda data: sym.FullyConnected(
         sym.Cast(data, dtype="float16"), num_hidden=2, name="fc1", no_bias=True))
-    with pytest.raises(UserError, match=rf"^{prefix}-symbol\.json: (MXNet|PyTorch) cannot run this network: ") as caught:
+    with pytest.raises(UserError, match=rf"^{prefix}-symbol\.json: \w+ cannot run this network: ") as caught:
         embedder(prefix, 1, CPU, 2, (3, 2, 2))(np.zeros((2, 3, 2, 2), np.uint8))
     assert "\n" not in str(caught.value)
