@@ -100,7 +100,9 @@ LAYERS = [
     case("LeakyReLU", act_type="prelu"), case("LeakyReLU", MAPS, (1,), act_type="prelu"),
     case("LeakyReLU", (3, 5), act_type="prelu"), case("LeakyReLU", act_type="rrelu", training=False),
     case("Dropout", p=0.5, training=False), case("Dropout", p=0.0),
-    case("SoftmaxActivation"), case("SoftmaxActivation", mode="channel"),
+    # Of more than two axes MXNet's gradient runs over another axis than the softmax: ours is the derivative.
+    case("SoftmaxActivation", (3, 5)), case("SoftmaxActivation", training=False),
+    case("SoftmaxActivation", mode="channel"),
     *(case("SoftmaxOutput", (4, 5), numbers=WHOLE, grad_scale=2.0, normalization=kind, use_ignore=ignore,
            ignore_label=1.0) for kind in ("null", "batch", "valid") for ignore in (True, False)),
     *(case("SoftmaxOutput", (3, 5, 4), numbers=WHOLE, multi_output=True, normalization=kind)
