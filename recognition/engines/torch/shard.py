@@ -205,7 +205,7 @@ class TorchShard:
 
     def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
         here = self._targets.batch
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             factor = np.exp(self._highest - log_sums) * (self.scale / count)
             reference = log_sums.astype(np.float32)
             rest = np.exp(reference - log_sums) * (self.scale / count)  # with the digits that the reference lost
