@@ -18,11 +18,14 @@ from recognition.networks.graph import Graph
 
 
 def choose_engine(name: str = "auto") -> Engine:
-    """The engine that the option ``engine`` names; MXNet, the only one there is, for ``auto``.
+    """The engine that the option ``engine`` names; MXNet for ``auto``.
 
     :raises UserError: if there is no such engine, or it cannot be imported.
     """
-    check("engine", name, "engine")
+    if check("engine", name, "engine") == "torch":
+        from recognition.engines.torch.engine import TorchEngine
+
+        return TorchEngine()
     from recognition.engines.mxnet.engine import MxnetEngine
 
     return MxnetEngine()
