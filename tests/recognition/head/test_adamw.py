@@ -22,6 +22,7 @@ from recognition.optim.adamw import AdamW, AdamWStep
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import adamw_of
 
+
 def on_torch(*place: Any, **options: Any) -> Any:
     torch = pytest.importorskip("torch")
     from recognition.engines.torch.shard import TorchShard
