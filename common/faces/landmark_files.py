@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.faces.upright import likely_order, upright
+from common.faces.upright import EXPECTED_ORDER, likely_order, upright
 from common.sets.image_sources import EXTENSIONS
 from recognition.errors import UserError
 from recognition.io.text import open_text
@@ -152,7 +152,7 @@ def _by_other_signs(path: Path, table: np.ndarray, part: float) -> int:
     order, most = max(orders, key=lambda found: found[1])
     if order and most >= _ENOUGH and most > part:
         raise UserError(f"{path}: {part:.0%} of its {len(table)} lines form upright faces as they stand, {most:.0%} "
-                        f"with {order}; expected left eye, right eye, nose, left and right corner of the mouth, x before y")
+                        f"with {order}; {EXPECTED_ORDER}")
     scored = columns == _NUMBERS + 1 and ((table[:, 0] != np.floor(table[:, 0])).any() or (table[:, -1] <= 1).all())
     if columns == _NUMBERS or scored:
         return 0  # a label would be a whole number, and no mouth is at 1

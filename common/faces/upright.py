@@ -18,6 +18,7 @@ MOST_RESIDUAL = 0.1  # of the template's sum of squares
 MOST_DEGREES = 75.0  # between upright and lying on its side: a face that lies has the landmarks of one with y before x
 _TEMPLATES = np.concatenate([ARCFACE[None], FIVE]) @ [1, 1j]
 _ROWS = 1 << 16
+EXPECTED_ORDER = "expected left eye, right eye, nose, left and right corner of the mouth, x before y"
 
 _STANDARD = (0, 1, 2, 3, 4)
 _POINTS = {  # the place in the file of: left eye, right eye, nose, left corner of the mouth, right one
@@ -67,8 +68,7 @@ def why_no_face(points: np.ndarray) -> str:
         return ""
     residual, degrees = found.residuals[0], found.degrees[0]
     what = f"turned by {degrees:.0f} degrees" if residual <= MOST_RESIDUAL else f"{residual:.0%} fits no face"
-    return (f"its landmarks form no upright face ({what}), expected left eye, right eye, nose, left and right corner of "
-            "the mouth, x before y")
+    return f"its landmarks form no upright face ({what}), {EXPECTED_ORDER}"
 
 
 def likely_order(numbers: np.ndarray) -> tuple[str, float]:
