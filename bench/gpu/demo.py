@@ -20,9 +20,12 @@ def run_of_the_demo(setting: Setting, report: Report) -> None:
     said = _command(report, [sys.executable, "-m", "datasets.demo", "--output", str(data), *small], 120)
     if said is None:
         return
+    config = setting.folder / "config.py"
+    config.write_text((ROOT / "sample_config.py").read_text(encoding="utf-8")
+                      + f"\ndataset.demo.dataset_path = {str(data)!r}\n", encoding="utf-8")
     device = f"gpu:{setting.device.index or 0}" if setting.gpu else "cpu"
     command = [sys.executable, "-u", "train_parall.py", "--engine", "torch", "--network", "demo", "--loss", "arcface",
-               "--dataset", "demo", "--dataset-path", str(data), "--models-root", str(models), "--devices", device,
+               "--dataset", "demo", "--config", str(config), "--models-root", str(models), "--devices", device,
                "--per-batch-size", "64" if setting.gpu else "16", "--lr", "0.1", "--lr-steps", f"{2 * steps // 3}",
                "--max-steps", str(steps), "--verbose", str(steps // 2), "--frequent", str(max(1, steps // 20))]
     said = _command(report, command, 200)

@@ -85,7 +85,7 @@ def reference(setting: Setting, kind: Kind, state: ShardState, x: np.ndarray, la
     z = z.index_put((rows, y), target)
     loss = (z.logsumexp(1) - target).mean()
     d_x, d_w = torch.autograd.grad(loss, (x64, w))
-    return float(loss), d_x.cpu().numpy(), d_w.cpu().numpy()
+    return float(loss.detach()), d_x.cpu().numpy(), d_w.cpu().numpy()
 
 
 def kinds_against_float64(setting: Setting, report: Report) -> None:
