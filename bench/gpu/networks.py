@@ -48,8 +48,8 @@ def passes(network: Network, images: np.ndarray, seed: int = 0) -> tuple[np.ndar
 
 
 def against_float64(setting: Setting, report: Report) -> None:
-    """In float32 with the products of the engine's own settings. Batch norm over few images amplifies rounding: with two,
-    y1's gradients on a CPU are off by 1.6e-3 of their norm over all parameters. TF32 rounds 8,000 times as much."""
+    """In float32 with the products of the engine's own settings. Batch norm over few images amplifies rounding: with
+    two, y1's gradients on a CPU are off by 1.6e-3 of their norm over all. TF32 rounds 8,000 times as much."""
     for name in ("y1", "r18", "r50") if setting.gpu else ("y1",):
         graph, start = made(name)
         images = images_of(8 if setting.gpu else 4)
