@@ -32,7 +32,8 @@ def run_of_the_demo(setting: Setting, report: Report) -> None:
     if said is None:
         return
     losses = [float(loss) for loss in re.findall(r"lossvalue=([0-9.]+)", said)]
-    report.true("the loss falls", losses[-1] < losses[0] if setting.gpu else len(losses) > 1, f"{losses[:1]} to {losses[-1:]}")
+    falls = losses[-1] < losses[0] if setting.gpu else len(losses) > 1
+    report.true("the loss falls", falls, f"{losses[:1]} to {losses[-1:]}")
     rates = [float(rate) for rate in re.findall(r"Accuracy-Flip: ([0-9.]+)", said)]
     report.measured("verification error", 100 * (1 - max(rates, default=0)), "%", 20 if setting.gpu else 100)
 
