@@ -80,7 +80,8 @@ class _Reader(torch.fx.Interpreter):
 
     def __init__(self, module: Any, images: Symbol) -> None:
         super().__init__(module)
-        self._images, self._node = images, None
+        self._images = images
+        self._node: Any = None
         self.extra_traceback = False  # of errors
 
     def run_node(self, n: Any) -> Any:
