@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = files_of(target)
     require_new([*written, *map(sum_beside, written)], files_of(model), args.overwrite)
     arrays, left = slim(model, target)
-    print(f"{written[1]}: {arrays} arrays, {written[1].stat().st_size / 1e6:.1f} MB; left out: class centres and {left} "
-          "other arrays that the embedding does not need")
+    print(f"{written[1]}: {arrays} arrays, {written[1].stat().st_size / 1e6:.1f} MB; left out: class centres and "
+          f"{left} other arrays that the embedding does not need")
     return 0
 
 
