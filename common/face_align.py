@@ -24,8 +24,9 @@ from common.evaluation.results import write_json
 from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner, without_ending
 from common.faces.alignment import BASE, MODES
 from common.faces.landmark_files import write_landmarks
+from common.sets.folder_walk import EXTENSIONS, LeftOut, images_below
 from common.sets.image_files import in_order
-from common.sets.image_sources import EXTENSIONS, find_images, images_below
+from common.sets.image_sources import find_images
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
@@ -128,7 +129,9 @@ def image_names(source: Path, aligner: Aligner, detects: bool) -> tuple[list[str
         raise UserError(f"{source}: not found, expected a folder of images")
     if detects:
         return [str(path.relative_to(source)) for path in find_images(source)], 0
-    there = [str(path.relative_to(source)) for path in images_below(source)]
+    left_out = LeftOut()
+    there = [str(path.relative_to(source)) for path in images_below(source, left_out)]
+    left_out.tell(source)
     whole = {without_ending(name): name for name in there}
     names = [whole.get(name, name) if Path(name).suffix.lower() not in EXTENSIONS else name
              for name in aligner.landmarks]

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from common.sets.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, kind_of
 from recognition.errors import UserError, one_line
 
-EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _EXPECTED = "expected 'path<TAB>label' or 'flag<TAB>path<TAB>label' (flag 1: the image is aligned)"
 _logger = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ def read_identities(source: Path) -> list[Identity]:
     return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
 
 
-def find_images(place: Path) -> list[Path]:
-    """The image files at any depth in a folder, sorted; or ``place`` itself, if it is a file.
+def find_images(place: Path, quiet: bool = False) -> list[Path]:
+    """The image files at any depth in a folder, sorted; or ``place`` itself, if it is a file. A line is logged about
+    what is left out, unless ``quiet``.
 
     :raises UserError: if there are none.
     """
@@ -50,8 +51,10 @@ def find_images(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: not found, expected an image or a folder of images")
-    found = sorted(Path(root, name) for root, _, names in os.walk(place) for name in names
-                   if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."))
+    left_out = LeftOut()
+    found = sorted(images_below(place, left_out))
+    if not quiet:
+        left_out.tell(place)
     if not found:
         raise UserError(f"{place}: no images there, expected files that end in {' '.join(sorted(EXTENSIONS))}")
     return found
@@ -65,29 +68,42 @@ def _natural(name: str) -> tuple[list, str]:
 
 
 def each_identity(source: Path) -> Iterator[Identity]:
-    """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once."""
+    """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once. A
+    line is logged about what is left out of a folder."""
     if not source.is_dir():
         yield from read_identities(source)
         return
-    for name in sorted(_people(source), key=_natural):
-        if images := images_below(source / name):
+    left_out = LeftOut()
+    for name in sorted(_people(source, left_out), key=_natural):
+        if images := _images_of(source / name, left_out):
             yield Identity(name, images)
+    left_out.tell(source)
 
 
 def _read_folder(source: Path) -> dict[str, list[Path]]:
-    found = {name: images_below(source / name) for name in _people(source)}
+    left_out = LeftOut()
+    found = {name: _images_of(source / name, left_out) for name in _people(source, left_out)}
+    left_out.tell(source)
     return {name: images for name, images in found.items() if images}
 
 
-def _people(source: Path) -> list[str]:
-    """The folders in ``source``; names that begin with a dot are left out."""
-    return [entry.name for entry in os.scandir(source) if entry.is_dir() and not entry.name.startswith(".")]
+def _people(source: Path, left_out: LeftOut) -> list[str]:
+    """The folders in ``source``, links to folders, too; names that begin with a dot are left out."""
+    people = []
+    for entry in os.scandir(source):
+        if entry.is_dir() and not entry.name.startswith("."):
+            people.append(entry.name)
+        elif entry.is_dir():
+            left_out.add("hidden folders")
+        else:
+            left_out.add("images beside the folders of people" if is_image(entry.name) else kind_of(entry.name))
+    return people
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Images at any depth, in natural order; names that begin with a dot are left out."""
-    images = [Path(root, name) for root, _, names in os.walk(folder) for name in names
-              if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
+def _images_of(person: Path, left_out: LeftOut) -> list[Path]:
+    """Images at any depth, in natural order."""
+    images = images_below(person, left_out)
+    left_out.add("people without images", not images)
     return sorted(images, key=lambda path: _natural(str(path)))
 
 
