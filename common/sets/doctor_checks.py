@@ -16,6 +16,7 @@ from recognition.data.recordio import RecordReader, unpack_record
 from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
+from recognition.io.text import read_text
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # error: training stops or learns wrong things
 USUAL_TARGETS = ("lfw", "cfp_fp", "agedb_30")  # the presets' verification sets
@@ -259,7 +260,7 @@ def _check_repeats(keys: np.ndarray, looked: Survey) -> list[Finding]:
 
 def check_shuffled(prop: Property, folder: Path, images: int) -> list[Finding]:
     """Check the further lines in the ``property`` of a shuffled set."""
-    lines = (folder / "property").read_text("utf-8", "replace").split()
+    lines = read_text(folder / "property").split()
     numbers = [line for line in lines[1:] if line.isdecimal()]
     if prop.shuffled and numbers and whole_number(numbers[0]) != images:
         return [Finding(WARNING, "property", f"says {numbers[0][:20]} images, there are {images}",

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from common.sets.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, kind_of
 from recognition.errors import UserError, one_line
+from recognition.io.text import read_text
 
-_EXPECTED = "expected 'path<TAB>label' or 'flag<TAB>path<TAB>label' (flag 1: the image is aligned)"
+_EXPECTED = "expected 'path<TAB>label', 'flag<TAB>path<TAB>label' (flag 1: the image is aligned) or im2rec's list"
 _logger = logging.getLogger(__name__)
 
 
@@ -108,20 +109,26 @@ def _images_of(person: Path, left_out: LeftOut) -> list[Path]:
 
 
 def _read_list(source: Path) -> dict[str, list[Path]]:
-    """Read lines ``path label`` (label: any word) or, as in InsightFace's .lst, ``flag<TAB>path<TAB>label``.
+    """Read lines ``path label`` (label: any word), ``flag<TAB>path<TAB>label`` as in InsightFace's .lst, or im2rec's
+    ``number<TAB>label<TAB>path``, which may have further labels behind the first.
 
     Paths are relative to the list's folder, and may not lead out of it by ``..``. Absolute paths, which InsightFace's
     lists have, are allowed; a line is logged about them. Images keep the order of the list.
     """
     try:
-        text = source.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text(source)
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
     found: dict[str, list[Path]] = {}
     named: list[str] = []
+    of_im2rec = 0
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            path, label = _parse_line(source, number, line.strip("\r"))
+            path, label, im2rec = _parse_line(source, number, line.strip("\r"))
+            of_im2rec += im2rec
+            if of_im2rec not in (0, len(named) + 1):
+                raise UserError(f"{source}: line {number}: found {line[:80]!r} beside lines of another form, "
+                                f"{_EXPECTED}")
             if "\0" in path or _leads_out(path):
                 raise UserError(f"{source}: line {number}: found {path[:80]!r}, expected a path below the list's "
                                 "folder, or an absolute one")
@@ -142,14 +149,28 @@ def _leads_out(path: str) -> bool:
     return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 
-def _parse_line(source: Path, number: int, line: str) -> tuple[str, str]:
+def _first_label(labels: list[str], where: str, line: str) -> str:
+    """The first of the labels of an im2rec list, as MXNet's iterators take it: a whole number, written as a float."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        numbers = []
+    if not numbers or not numbers[0].is_integer() or numbers[0] < 0:
+        raise UserError(f"{where}: found {line[:80]!r}, expected a whole number as the first label of im2rec's list")
+    return str(int(numbers[0]))
+
+
+def _parse_line(source: Path, number: int, line: str) -> tuple[str, str, bool]:
+    """The path, the label, and whether the line is one of im2rec."""
     fields = line.split("\t") if "\t" in line else line.rsplit(None, 1)
     fields = [field.strip() for field in fields]
     where = f"{source}: line {number}"
+    if len(fields) >= 3 and fields[0].isdecimal() and is_image(fields[-1]) and not is_image(fields[1]):
+        return fields[-1], _first_label(fields[1:-1], where, line), True
     if len(fields) == 2 and all(fields):
-        return fields[0], fields[1]
+        return fields[0], fields[1], False
     if len(fields) < 3 or not fields[2].isdecimal() or fields[0] not in ("0", "1"):
         raise UserError(f"{where}: found {line[:80]!r}, {_EXPECTED}")
     if fields[0] == "0":
         raise UserError(f"{where}: flag 0, {fields[1]} is not aligned yet; expected aligned images, flag 1")
-    return fields[1], fields[2]
+    return fields[1], fields[2], False
