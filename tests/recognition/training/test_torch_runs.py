@@ -36,9 +36,10 @@ print("loaded:", *sorted({"mxnet", "horovod", "torch"} & sys.modules.keys()))
 
 @pytest.fixture
 def small(make: Make) -> Make:
-    """``small(key=value)``: a run of a tiny network with batch norm and PReLU, by PyTorch unless asked otherwise."""
+    """``small(key=value)``: a run of a tiny network with batch norm and PReLU, by PyTorch unless asked otherwise; with
+    ``net_output="E"`` it has dropout, whose masks each engine draws by itself."""
     return lambda **options: make(**{
-        "net_name": "fmobilefacenet", "network": "tiny", "net_output": "E", "net_multiplier": 0.25, "emb_size": 8,
+        "net_name": "fmobilefacenet", "network": "tiny", "net_output": "GDC", "net_multiplier": 0.25, "emb_size": 8,
         "net_blocks": [1, 1, 1, 1], "engine": "torch", "loss_m2": 0.1, **options})
 
 
@@ -77,7 +78,8 @@ dataset.tiny = edict(dataset_path={str(tiny_set)!r}, num_classes=11, image_shape
     assert (folder / "model-0000.params").exists() and saved_states(folder / "state")
 
 
-@pytest.mark.parametrize("more", [{"memonger": True}, {"devices": "cpu:2", "per_batch_size": 6, "optimizer": "adamw"}],
+@pytest.mark.parametrize("more", [{"memonger": True}, {"devices": "cpu:2", "per_batch_size": 6, "optimizer": "adamw",
+                                                          "net_output": "E"}],
                          ids=["memonger", "adamw on two devices"])
 def test_a_run_goes_on_to_the_same_bits(small: Make, more: dict[str, Any]) -> None:
     config = small(state_every=2, max_steps=4, **more)
@@ -94,29 +96,30 @@ def test_a_run_goes_on_to_the_same_bits(small: Make, more: dict[str, Any]) -> No
 def test_a_run_of_one_engine_goes_on_in_the_other(small: Make, engines: tuple[str, str],
                                                   capsys: pytest.CaptureFixture[str]) -> None:
     """Two steps, and two in the other engine, against four in the first. Tolerance 1e-4 of the loss and 1e-3 of an
-    array's largest number: float32 in another order of sums, over two steps of a network of batch norms."""
+    array's largest number: float32 in another order of sums, over two steps of a network of batch norms; and 1e-5 for
+    what rounding alone moves, in front of a batch norm."""
     first, other = engines
-    options = {"state_every": 2, "max_steps": 4, "ckpt": 2}
+    options = {"state_every": 2, "max_steps": 4, "ckpt": 2, "frequent": 1}
     whole = small(engine=first, extra_model_name="whole", **options)
     assert train(whole) == 0
     assert train(small(engine=first, **{**options, "max_steps": 2})) == 0
     begun = small(engine=other, resume="yes", **options)
     assert train(begun) == 0
     assert f"engine {first} -> {other}" in capsys.readouterr().out
-    assert losses(begun)[:2] == losses(whole)[:2]
+    assert len(losses(begun)) == len(losses(whole)) >= 3
     assert losses(begun) == pytest.approx(losses(whole), rel=1e-4)
     found, wanted = arrays(begun), arrays(whole)
     assert {name: (a.dtype, a.shape) for name, a in found.items()} == {
         name: (a.dtype, a.shape) for name, a in wanted.items()}
     for name, array in wanted.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-3 * np.abs(array).max() + 1e-7, err_msg=name)
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-3 * np.abs(array).max() + 1e-5, err_msg=name)
     symbols = [Path(f"{config.prefix}-symbol.json").read_bytes() for config in (begun, whole)]
     assert symbols[0] == symbols[1]
 
 
 @with_mxnet
 def test_fine_tuning_from_a_checkpoint_of_mxnet(small: Make) -> None:
-    """The first loss after it is the same in both engines to 1e-5: one forward pass in float32."""
+    """Some layers frozen, one with a rate of its own. Tolerance 2e-4: the loss after a step in float32."""
     source = small(engine="mxnet", ckpt=2, max_steps=2)
     assert train(source) == 0
     found = []
@@ -125,5 +128,4 @@ def test_fine_tuning_from_a_checkpoint_of_mxnet(small: Make) -> None:
                       extra_model_name=engine, freeze=["conv_1*"], lr_factor=[("pre_fc1*", 10)], loss_s=8.0)
         assert train(tuned) == 0
         found.append(losses(tuned))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[0] and found[1] == pytest.approx(found[0], rel=2e-4)
