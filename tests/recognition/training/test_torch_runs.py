@@ -95,9 +95,9 @@ def test_a_run_goes_on_to_the_same_bits(small: Make, more: dict[str, Any]) -> No
 @pytest.mark.parametrize("engines", [("mxnet", "torch"), ("torch", "mxnet")], ids=" to ".join)
 def test_a_run_of_one_engine_goes_on_in_the_other(small: Make, engines: tuple[str, str],
                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    """Two steps, and two in the other engine, against four in the first. Tolerance 1e-4 of the loss and 1e-3 of an
-    array's largest number: float32 in another order of sums, over two steps of a network of batch norms; and 1e-5 for
-    what rounding alone moves, in front of a batch norm."""
+    """Two steps, and two in the other engine, against four in the first. Tolerance 1e-4 of the loss and 5e-3 of an
+    array's norm: float32 in another order of sums, over two steps of a network of batch norms and of PReLUs, whose
+    slopes jump at zero; and 1e-5 a number for what rounding alone moves, in front of a batch norm."""
     first, other = engines
     options = {"state_every": 2, "max_steps": 4, "ckpt": 2, "frequent": 1}
     whole = small(engine=first, extra_model_name="whole", **options)
@@ -112,7 +112,8 @@ def test_a_run_of_one_engine_goes_on_in_the_other(small: Make, engines: tuple[st
     assert {name: (a.dtype, a.shape) for name, a in found.items()} == {
         name: (a.dtype, a.shape) for name, a in wanted.items()}
     for name, array in wanted.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-3 * np.abs(array).max() + 1e-5, err_msg=name)
+        apart = np.linalg.norm(found[name] - array)
+        assert apart <= 5e-3 * np.linalg.norm(array) + 1e-5 * array.size ** 0.5, name
     symbols = [Path(f"{config.prefix}-symbol.json").read_bytes() for config in (begun, whole)]
     assert symbols[0] == symbols[1]
 
