@@ -26,6 +26,11 @@ def mpi_size(environ: Mapping[str, str]) -> int:
     return next((int(environ[name]) for name in MPI_SIZES if name in environ), 1)
 
 
+def started_by_launcher(environ: Mapping[str, str]) -> bool:
+    """True if this process is one of a run that torchrun, horovodrun, mpirun, launch or a DMLC script has started."""
+    return mpi_size(environ) > 1 or any(name in environ for name in ("WORLD_SIZE", "HOROVOD_SIZE", "DMLC_ROLE", WORKER))
+
+
 def joined(join: Callable[[], Communicator], environ: Mapping[str, str] = os.environ) -> Communicator:
     """Call ``join`` and return its communicator. From now on a thread sends signs of life to the monitor of ``launch``,
     if there is one.
