@@ -8,8 +8,8 @@
 The output of the first worker, rank 0, is copied as it is; lines of the others begin with their name: [rank 1]. An
 error with which several workers end is printed once.
 
-The workers exchange through Horovod, or with ``--engine torch`` through torch.distributed. With ``--kvstore dist_sync``
-or ``dist_device_sync`` in the command, or with ``--servers``, they exchange through MXNet's parameter servers, which are
+The workers exchange through Horovod, or with PyTorch through torch.distributed. With ``--kvstore dist_sync`` or
+``dist_device_sync`` in the command, or with ``--servers``, they exchange through MXNet's parameter servers, which are
 started too. Other hosts need ssh without a password, the same folder and the same Python; models go to a file system
 that all share.
 

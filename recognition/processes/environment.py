@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from recognition.config.devices import WORKER
 from recognition.errors import UserError
-from recognition.processes.communicator import Communicator
+
+if TYPE_CHECKING:  # it loads NumPy, which reads variables that a trainer sets before
+    from recognition.processes.communicator import Communicator
 
 # Variables of mpirun, by Open MPI and by MPICH's family; horovodrun and launch set HOROVOD_SIZE.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

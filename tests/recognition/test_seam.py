@@ -31,7 +31,7 @@ ORDER = (
     ("errors",),
     ("interrupts",),
 )
-ENGINES = ("recognition.engines.mxnet", "recognition.engines.cpu")
+ENGINES = ("recognition.engines.mxnet", "recognition.engines.torch", "recognition.engines.cpu")
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MOST_IN_ORDER = 8  # arguments
 

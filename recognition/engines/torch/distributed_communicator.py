@@ -32,8 +32,10 @@ class DistributedCommunicator:
     last bit in all processes, and in a run that is repeated.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, patience: float = STALL_SECONDS) -> None:
-        """:param store: a ``torch.distributed.Store``; ``patience``: seconds that an exchange may take.
+    def __init__(self, store: Any, rank: int, size: int, scheduler: bool = False,
+                 patience: float = STALL_SECONDS) -> None:
+        """:param store: a ``torch.distributed.Store``; ``scheduler``: it is held by one, which waits for all to leave.
+        :param patience: seconds that an exchange may take.
         :raises LostProcess: if the processes cannot connect.
         """
         with_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
@@ -43,7 +45,7 @@ class DistributedCommunicator:
         except RuntimeError as error:
             raise LostProcess(f"process {rank} of {size} cannot connect to the others: "
                               f"{' '.join(str(error).split())}") from None
-        self.rank, self.size, self._store = rank, size, store
+        self.rank, self.size, self._farewell = rank, size, store if scheduler else None
         self.bytes_sent = self.exchanges = 0
         self.waited = 0.0
 
@@ -100,8 +102,9 @@ class DistributedCommunicator:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the store may be gone
-            self._store.add(LEFT, self.size if error else 1)
+        if self._farewell:
+            with contextlib.suppress(RuntimeError):  # the scheduler may be gone
+                self._farewell.add(LEFT, self.size if error else 1)
         if error is None:
             with contextlib.suppress(RuntimeError):  # the work is done, whatever becomes of the others
                 distributed.all_reduce(torch.zeros(1))  # a process that holds the store stays until all have left

@@ -51,9 +51,12 @@ def _choose(kvstore: str, environ: Mapping[str, str]) -> Communicator:
     if servers and not (role or place):
         raise UserError(f"kvstore: {kvstore} needs several processes, which `python -m recognition.launch -np N -- "
                         "python train.py ...` or torchrun starts; found none of their variables in the environment")
-    if not place and not (role and servers):
+    if place:
+        communicator = _meet(*place, environ)
+    elif role and servers:
+        communicator = _meet_at_scheduler(environ)
+    else:
         return SingleProcess()
-    communicator = _meet_at_scheduler(environ) if role else _meet(*place, environ)  # type: ignore[misc]
     if servers and communicator.rank == 0:
         print(f"kvstore: {kvstore} is an all-reduce with PyTorch: no servers, the same sums", flush=True)
     return communicator
@@ -113,12 +116,13 @@ def _meet_at_scheduler(environ: Mapping[str, str]) -> Communicator:
     rank = int(given) if given else store.add("ranks", 1) - 1
     if rank >= size:
         raise UserError(f"DMLC_NUM_WORKER: found {size}, and a worker of number {rank}, expected less")
-    return _join(store, rank, size, host, environ)
+    return _join(store, rank, size, host, environ, scheduler=True)
 
 
-def _join(store: Any, rank: int, size: int, host: str, environ: Mapping[str, str]) -> Communicator:
+def _join(store: Any, rank: int, size: int, host: str, environ: Mapping[str, str],
+          scheduler: bool = False) -> Communicator:
     meeting.gather_all(store, rank, size)
     if interface := next((environ[name] for name in INTERFACES if environ.get(name)), ""):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     meeting.use_interface_towards(host)
-    return DistributedCommunicator(store, rank, size)
+    return DistributedCommunicator(store, rank, size, scheduler)
