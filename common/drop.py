@@ -88,7 +88,7 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
         checkpoint = Path(as_text(model))
         saved = open_centres(checkpoint, centres, dataset.num_classes, k, data)
         height, width, channels = dataset.image_shape
-        embed = choose_engine(engine).embedder(model, devices, batch_size, (channels, height, width), bfloat16)
+        embed = choose_engine(engine, devices).embedder(model, devices, batch_size, (channels, height, width), bfloat16)
         if embed.dim != saved.dim:
             raise UserError(f"{saved.where}: found centres of {saved.dim} numbers, but {checkpoint} embeds in "
                             f"{embed.dim}")

@@ -36,7 +36,8 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batc
 def add_engine_flag(parser: argparse.ArgumentParser) -> None:
     """Add ``--engine``."""
     parser.add_argument("--engine", default="auto", type=lambda text: check("engine", text, "--engine"),
-                        help="what computes: mxnet; auto: what is installed and can use the devices (default auto)")
+                        help="what computes: mxnet; torch, PyTorch; auto: what is installed and can use the devices, "
+                        "of both the faster (default auto)")
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
@@ -58,7 +59,8 @@ def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
     """The network, ready to embed, and the number of images that all devices take at a time."""
     share_processors(args.devices, os.environ)
     shape = (3, args.image_size, args.image_size)
-    embedder = choose_engine(args.engine).embedder(args.model, args.devices, args.batch_size, shape, args.bfloat16)
+    embedder = choose_engine(args.engine, args.devices).embedder(args.model, args.devices, args.batch_size, shape,
+                                                                       args.bfloat16)
     return embedder, args.batch_size * len(args.devices)
 
 

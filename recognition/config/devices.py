@@ -167,16 +167,20 @@ def require_numbers(environ: Mapping[str, str], numbers: Mapping[str, tuple[int,
             raise UserError(f"{rank}: found {environ[rank]}, expected less than {size}, {environ[size]}")
 
 
+def processor_flags(cpu_info: Path = CPU_INFO) -> set[str]:
+    """What the processor can do, in the words of ``cpu_info``, Linux's description of it; empty if there is none."""
+    try:
+        lines = cpu_info.read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+
+
 def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:
-    """Check in ``cpu_info``, Linux's description of the processor, that it multiplies bfloat16.
+    """Check that the processor multiplies bfloat16, by its description ``cpu_info``.
 
     :raises UserError: beginning with the flag ``what``, if it does not.
     """
-    try:
-        lines = cpu_info.read_text().splitlines()
-        flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    except OSError:
-        flags = set()
-    if not flags.intersection(BFLOAT16):
+    if not processor_flags(cpu_info).intersection(BFLOAT16):
         raise UserError(f"{what}: this processor has no bfloat16 (none of {', '.join(BFLOAT16)} in {cpu_info}), and "
                         "float16 needs a GPU; compute in float32, that is without it")

@@ -19,7 +19,10 @@ def as_json(config: Config) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], config: Config) -> list[str]:
-    """A text ``key old -> new`` for each option that differs from the options ``before``, those of a saved state."""
+    """A text ``key old -> new`` for each option that differs from the options ``before``, those of a saved state.
+    One that names no engine was saved by MXNet, when there was no other."""
+    if before.get("engine") == "auto" != config.engine:
+        before = {**before, "engine": "mxnet"}
     return [f"{key} {before[key]} -> {value}" for key, value in as_json(config).items()
             if key not in _PASSING and key in before and before[key] != value]
 

@@ -160,8 +160,8 @@ class Config:
                           "where gradients are summed", ENTRIES)
     devices: tuple[Device, ...] = option(
         CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
-    engine: str = option("auto", types.engine, "what computes: mxnet; auto: what is installed and can use the devices",
-                         ENTRIES)
+    engine: str = option("auto", types.engine, "what computes: mxnet; torch, PyTorch; auto: what is installed and can "
+                         "use the devices, of both the faster", ENTRIES)
     num_workers: int = option(1, types.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
     worker_id: int = option(0, types.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
     extra_model_name: str = option("", types.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)

@@ -175,7 +175,7 @@ _losses = choice("softmax", "margin_softmax", "triplet", "atriplet")
 _MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # margin losses under their names in the first recipes
 
 boolean = choice(False, True)
-engine = replace(choice("auto", "mxnet"), expected="auto or mxnet")
+engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torch")
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
 pairs = OptionType(_pairs, "keys with their values")
 side = OptionType(_side, "a side in pixels, 0 or False for none")

@@ -25,7 +25,7 @@ class TrainedBackbone:
         self.image_size, self.batch_size = image_size, batch_size
         self.model = f"{prefix},{number}"
         self._source, self._devices, self._bfloat16 = (prefix, number), tuple(devices), bfloat16
-        self._engine = choose_engine(engine)
+        self._engine = choose_engine(engine, devices)
         self._embedders: dict[int, Embedder] = {}  # by batch size of a device; made when first needed
         self.dim = self._embedder(1).dim
 
@@ -88,7 +88,7 @@ def load_backbone(model: str, devices: str = "cpu", batch_size: int = 32,
     :param batch_size: images a device at a time
     :param image_size: (height, width) that the network was trained on
     :param bfloat16: compute in bfloat16 on CPUs that have it: about twice as fast, cosines change by up to 1e-3
-    :param engine: ``mxnet``, or ``auto``: what is installed and can use the devices
+    :param engine: ``mxnet``, ``torch``, or ``auto``: what is installed and can use the devices, of both the faster
     :raises recognition.errors.UserError: if a file is missing, cannot be read, or is no face recognition checkpoint;
         if a GPU cannot be used; if the processor has no bfloat16.
     """

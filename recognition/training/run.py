@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
 from recognition.data.order import Position
-from recognition.engines.choose import build_network, choose_engine
+from recognition.engines.choose import build_network, choose_engine, decide_for
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
@@ -57,7 +58,8 @@ def train(config: Config) -> int:
 
     :raises UserError: on anything that the user can mend.
     """
-    engine = choose_engine(config.engine)
+    choice = decide_for(config)
+    config, engine = replace(config, engine=choice.name), choose_engine(choice.name)
     with engine.communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
         logging.basicConfig(level=logging.INFO if first else logging.WARNING)
@@ -66,6 +68,8 @@ def train(config: Config) -> int:
             require_writable(folder)
         with contextlib.redirect_stdout(LastingOutput(sys.stdout) if first else nowhere), (
                 sole_writer(folder) if first else contextlib.nullcontext()):
+            if choice.line:
+                print(choice.line, flush=True)
             return train_together(config, engine, communicator)
 
 

@@ -11,10 +11,6 @@ from typing import NamedTuple
 
 import pytest
 
-from recognition.config.cli import parse_args
-from recognition.engines.choose import choose_engine
-from recognition.errors import UserError
-
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("mxnet", "torch", "numba", "horovod")
 # The rooms of recognition from the door to the cellar: a room imports what stands below it, or beside it in its line.
@@ -170,13 +166,3 @@ def test_the_whole_configuration_is_seen_where_parts_are_made_alone() -> None:
                 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                 for item in (*node.args.args, *node.args.kwonlyargs)
                 if ast.unparse(item.annotation or item) == "Config"]
-
-
-def test_the_engine_of_a_run() -> None:
-    """``--engine``, and the key engine: MXNet is the only one."""
-    assert choose_engine("auto").name == choose_engine("mxnet").name == "mxnet"
-    assert parse_args("train", [], environ={}).engine == "auto"
-    assert parse_args("train_parall", ["--engine", "mxnet"], environ={}).engine == "mxnet"
-    for ask in (lambda: parse_args("train", ["--engine", "torch"], environ={}), lambda: choose_engine("torch")):
-        with pytest.raises(UserError, match=r"engine: found 'torch', expected auto or mxnet$"):
-            ask()

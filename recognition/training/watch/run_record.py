@@ -20,7 +20,7 @@ from recognition.io.files import replacing
 
 FILE = "run.json"
 KEPT_STARTS = 100  # of a run that is resumed again and again
-PACKAGES = ("mxnet", "mxnet-cu112", "numpy", "scipy", "numba", "opencv-python-headless", "horovod")
+PACKAGES = ("mxnet", "mxnet-cu112", "torch", "numpy", "scipy", "numba", "opencv-python-headless", "horovod")
 
 
 def note_start(folder: Path, config: Mapping[str, Any], step: int, processes: int) -> None:
