@@ -17,15 +17,18 @@ ENGINE = "torch"
 def own_processes(engine: str, devices: Sequence[Device], environ: Mapping[str, str] = os.environ) -> int:
     """The number of processes to start; 0 to compute in this one, as one of a launcher's processes always does.
 
-    :param engine: the option ``engine``; :param devices: of the run.
-    :raises UserError: if the engine that is chosen by itself cannot be imported.
+    :param engine: the option ``engine``; for ``auto`` the engine is chosen here, and a line says why.
+    :param devices: those of the run.
+    :raises UserError: if no engine is installed.
     """
     if len(devices) < 2 or not on_gpus(devices) or started_by_launcher(environ):
         return 0
     if engine == "auto":
-        from recognition.engines.choose import choose_engine
+        from recognition.engines.choose import decide  # loads NumPy
 
-        engine = choose_engine(engine).name
+        engine, line = decide(engine, devices)
+        if line and engine == ENGINE:
+            print(line, flush=True)
     return len(devices) if engine == ENGINE else 0
 
 
