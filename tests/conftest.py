@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,32 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no golden files and photographs at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(params=["mxnet", "torch"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn; skips where its library is not installed."""
+    name: str = request.param
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture
+def replicated(engine: str) -> Callable[..., Any]:
+    """``replicated(graph, parameters, auxiliary, devices, ...)``: the engine's backbone on so many devices of the CPU;
+    what follows is as in both classes."""
+    if engine == "torch":
+        from recognition.engines.torch import backbone as of_torch
+        from recognition.engines.torch.imports import torch
+
+        return lambda graph, parameters, auxiliary, devices, *rest, **options: of_torch.ReplicatedBackbone(
+            graph, parameters, auxiliary, [torch.device("cpu")] * devices, *rest, **options)
+    from recognition.engines.mxnet import backbone as of_mxnet
+    from recognition.engines.mxnet.imports import mx
+
+    return lambda graph, parameters, auxiliary, devices, *rest, **options: of_mxnet.ReplicatedBackbone(
+        graph, parameters, auxiliary, [mx.cpu(place) for place in range(devices)], *rest, **options)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from recognition.engines.mxnet.finite import all_finite, all_usable
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.engines.mxnet.replica import Replica
+from recognition.engines.replicas import difference, gathered, mean
 from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
@@ -130,9 +131,9 @@ class ReplicatedBackbone:
             mx.nd.waitall()  # else as in _own_statistics
             return self._inferred(images)
         own = self._own_statistics()
-        mean = _mean(self._gathered(own))
+        of_all = mean(gathered(self.communicator, own))
         for replica in self.replicas:
-            fill(replica.auxiliary, mean)
+            fill(replica.auxiliary, of_all)
         features = self._inferred(images)
         for replica, auxiliary in zip(self.replicas, own):
             fill(replica.auxiliary, auxiliary)
@@ -142,7 +143,7 @@ class ReplicatedBackbone:
         return np.concatenate(embed(self.replicas, self.batch_size, images))[: len(images)]
 
     def parameters(self) -> tuple[Arrays, Arrays]:
-        auxiliary = _mean(self._gathered(self._own_statistics()))
+        auxiliary = mean(gathered(self.communicator, self._own_statistics()))
         return to_host(self.replicas[0].arguments, self.names), auxiliary
 
     def _own_statistics(self) -> list[Arrays]:
@@ -150,35 +151,19 @@ class ReplicatedBackbone:
         mx.nd.waitall()
         return [to_host(replica.auxiliary) for replica in self.replicas]
 
-    def _gathered(self, own: list[Arrays]) -> list[Arrays]:
-        """The statistics of all processes' replicas, in the order of ranks."""
-        if self.communicator.size == 1 or not own[0]:
-            return own * self.communicator.size
-        names = sorted(own[0])
-        flat = np.stack([np.concatenate([arrays[name].ravel() for name in names]) for arrays in own])
-        ends = np.cumsum([own[0][name].size for name in names])
-        return [{name: part.reshape(own[0][name].shape) for name, part in zip(names, np.split(row, ends[:-1]))}
-                for row in self.communicator.all_gather(flat)]
-
     def state(self) -> BackboneState:
         updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
         moments = {kind: to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
         return BackboneState(parameters=to_host(self._parameters()), updates=updates or None,
                              loss_scale=self.loss_scale.state() if self.loss_scale else None,
-                             auxiliary=self._gathered(self._own_statistics()), **moments)
+                             auxiliary=gathered(self.communicator, self._own_statistics()), **moments)
 
     def difference(self, state: BackboneState) -> str:
         """The first name or shape by which a state differs from this network; '' if none does."""
         first_replica = self.replicas[0]
-        moments = [(getattr(state, kind) or {}, arrays) for kind, arrays in self._optimiser.moments.items()]
-        for have, wanted in ((state.parameters, {name: first_replica.arguments[name] for name in self.names}), *moments,
-                             (state.auxiliary[0], first_replica.auxiliary)):
-            if odd := sorted(have.keys() ^ wanted.keys()):
-                return f"{odd[0]} is in one of them alone"
-            for name, array in wanted.items():
-                if have[name].shape != array.shape:
-                    return f"{name} has the shape {have[name].shape} there and {array.shape} here"
-        return ""
+        return difference(state, {name: first_replica.arguments[name].shape for name in self.names},
+                          list(self._optimiser.moments),
+                          {name: array.shape for name, array in first_replica.auxiliary.items()})
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
@@ -190,18 +175,13 @@ class ReplicatedBackbone:
             self.loss_scale.load(state.loss_scale)
         own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
         first = self.communicator.rank * len(self.replicas)
-        mean = _mean(state.auxiliary)
+        of_all = mean(state.auxiliary)
         for i, replica in enumerate(self.replicas):
             fill(replica.arguments, state.parameters)
-            fill(replica.auxiliary, state.auxiliary[first + i] if own else mean)
+            fill(replica.auxiliary, state.auxiliary[first + i] if own else of_all)
         self._steps = steps
 
 
 def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:
     """The Euclidean norm of all arrays together."""
     return math.sqrt(math.fsum(float(np.square(array.asnumpy(), dtype=np.float64).sum()) for array in arrays.values()))
-
-
-def _mean(states: Sequence[Arrays]) -> Arrays:
-    return {name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float32))
-            for name in (states[0] if states else ())}

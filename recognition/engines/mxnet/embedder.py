@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,12 +15,9 @@ from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
 from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
-from recognition.io.params import read_arrays
-from recognition.io.stored_array import StoredArray
 from recognition.networks.fold import Arrays, fold_batch_norms
 from recognition.networks.graph import Graph
-from recognition.networks.shapes import Shape, infer_shapes
-from recognition.networks.symbol_file import OUTPUT, read_network
+from recognition.networks.saved import read_saved
 
 
 class Embedder:
@@ -37,23 +33,12 @@ class Embedder:
         :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
             missing or of other shapes.
         """
-        graph = read_network(Path(f"{prefix}-symbol.json"))
-        shapes = infer_shapes(graph, image_shape, batch_size)
-        if len(shapes.output) != 2 or shapes.output[0] != batch_size:
-            raise UserError(f"{prefix}-symbol.json: {OUTPUT} is of shape {shapes.output} for {batch_size} images, "
-                            "expected one row an image")
-        self.dim: int = shapes.output[1]
-        path = Path(f"{prefix}-{number:04d}.params")
-        file = read_arrays(path)
-        have = dict(zip(file.names, file.arrays))
-        arguments = _chosen(path, "arg", have, shapes.arguments)
-        auxiliary = _chosen(path, "aux", have, shapes.auxiliary)
-        self._path = f"{prefix}-symbol.json"
+        saved = read_saved(prefix, number, batch_size, image_shape)
+        self._path, self.dim = saved.path, saved.dim
         with _naming(self._path):
-            graph, arguments, auxiliary = inference_form(graph, arguments, auxiliary, image_shape,
-                                                         on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
-            self._bound = [Bound(graph, arguments, auxiliary, mx.Context(*device), (batch_size, *image_shape))
-                           for device in devices]
+            form = inference_form(saved.graph, saved.arguments, saved.auxiliary, image_shape,
+                                  on_cpu=devices[0][0] == "cpu", bfloat16=bfloat16)
+            self._bound = [Bound(*form, mx.Context(*device), (batch_size, *image_shape)) for device in devices]
         self._batch_size = batch_size
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -82,16 +67,3 @@ def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_sha
     if bfloat16:
         graph = low_precision(graph, "bfloat16", image_shape)
     return graph, arguments, auxiliary
-
-
-
-
-def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:
-    """Read the arrays ``<group>:<name>`` of ``wanted`` from those that the file has."""
-    for name, shape in wanted.items():
-        found = have.get(f"{group}:{name}")
-        if found is None or found.shape != shape:
-            what = "is missing" if found is None else f"is of shape {found.shape}"
-            raise UserError(f"{path}: {name} {what}, expected {shape}: not a checkpoint of the network in "
-                            f"{path.name.rsplit('-', 1)[0]}-symbol.json")
-    return {name: np.asarray(have[f"{group}:{name}"]) for name in wanted}

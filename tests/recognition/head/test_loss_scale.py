@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from recognition.engines.mxnet.backbone import ReplicatedBackbone
-from recognition.engines.mxnet.imports import mx
 from recognition.networks import sym
 from recognition.optim import loss_scale
 from recognition.optim.loss_scale import LossScale
@@ -21,12 +20,16 @@ def test_it_falls_at_once_and_rises_slowly(monkeypatch):
     assert values == [512, 256, 256, 256, 512, 512, 512, 1024, 1024, 1024, 1024]
 
 
-def backbone(scale):
+@pytest.fixture
+def backbone(replicated):
+    return lambda scale: make(replicated, scale)
+
+
+def make(replicated, scale):
     symbol = sym.FullyConnected(sym.Variable("data"), num_hidden=4, name="fc1").graph()
     weights = {"fc1_weight": np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32),
                "fc1_bias": np.zeros(4, np.float32)}
-    return ReplicatedBackbone(symbol, weights, {}, [mx.cpu(0), mx.cpu(1)], 2, (3, 2, 2), SingleProcess(), mu=0.9,
-                              wd=5e-4, loss_scale=scale)
+    return replicated(symbol, weights, {}, 2, 2, (3, 2, 2), SingleProcess(), mu=0.9, wd=5e-4, loss_scale=scale)
 
 
 def step(trained, size=1.0):
@@ -40,14 +43,14 @@ def step(trained, size=1.0):
     return trained.parameters()[0]
 
 
-def test_a_power_of_two_changes_nothing():
+def test_a_power_of_two_changes_nothing(backbone):
     scaled, plain = backbone(LossScale(1024)), backbone(None)
     for _ in range(3):
         ours, theirs = step(scaled), step(plain)
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
 
-def test_a_step_that_overflows_is_skipped_and_a_state_keeps_the_scale():
+def test_a_step_that_overflows_is_skipped_and_a_state_keeps_the_scale(backbone):
     trained = backbone(LossScale(2.0**100))
     before = step(trained)
     after = step(trained, size=1e7)  # 2**100 * 1e7 * 255 is beyond float32

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backbone's AdamW against float64, on a network whose gradient is a product; SGD has the goldens."""
+"""The backbone's optimisers against float64, on a network whose gradient is a product, with each engine."""
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import pytest
 
-from recognition.engines.mxnet.backbone import ReplicatedBackbone
+from recognition.engines.interface import Backbone
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.shard import SGD
@@ -18,22 +18,34 @@ from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 
-ADAMW, LR, WD, LAYERS, STEPS = AdamW(0.8, 0.99, 1e-6), 0.02, 0.1, 20, 6
+ADAMW, LR, MU, WD, LAYERS, STEPS = AdamW(0.8, 0.99, 1e-6), 0.02, 0.9, 0.1, 20, 6
 FROZEN, FAST = "fc3_*", "fc5_weight"
 
 
-def make(devices: int = 1, scale: LossScale | None = None, **options: Any) -> ReplicatedBackbone:
-    """Layers side by side, 40 parameters: more than one call updates."""
-    data = sym.flatten(sym.Variable("data")) / 255
-    layers = [sym.FullyConnected(data, num_hidden=3, name=f"fc{i}") for i in range(LAYERS)]
+Make = Callable[..., Any]
+
+
+def first_weights() -> dict[str, np.ndarray]:
     random = np.random.RandomState(0)
     weights = {}
     for i in range(LAYERS):
         weights[f"fc{i}_weight"] = random.standard_normal((3, 12)).astype(np.float32)
         weights[f"fc{i}_bias"] = np.zeros(3, np.float32)
-    contexts = [mx.cpu(i) for i in range(devices)]
-    return ReplicatedBackbone(sym.concat(*layers).graph(), weights, {}, contexts, 4 // devices, (3, 2, 2),
-                              SingleProcess(), mu=0.9, wd=WD, adamw=ADAMW, loss_scale=scale, **options)
+    return weights
+
+
+@pytest.fixture
+def make(replicated: Callable[..., Any]) -> Make:
+    """``make()``: layers side by side, 40 parameters: more than one call updates."""
+
+    def backbone(devices: int = 1, scale: LossScale | None = None, adamw: AdamW | None = ADAMW,
+                 **options: Any) -> Any:
+        data = sym.flatten(sym.Variable("data")) / 255
+        layers = [sym.FullyConnected(data, num_hidden=3, name=f"fc{i}") for i in range(LAYERS)]
+        return replicated(sym.concat(*layers).graph(), first_weights(), {}, devices, 4 // devices, (3, 2, 2),
+                          SingleProcess(), mu=MU, wd=WD, adamw=adamw, loss_scale=scale, **options)
+
+    return backbone
 
 
 def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +53,7 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
     return random.randint(0, 256, (4, 3, 2, 2)).astype(np.uint8), random.standard_normal((4, 3 * LAYERS)).astype("f4")
 
 
-def train(backbone: ReplicatedBackbone, first: int = 0, last: int = STEPS) -> dict[str, np.ndarray]:
+def train(backbone: Backbone, first: int = 0, last: int = STEPS) -> dict[str, np.ndarray]:
     for step in range(first, last):
         images, d_features = batch(step)
         backbone.forward(images)
@@ -53,9 +65,10 @@ def train(backbone: ReplicatedBackbone, first: int = 0, last: int = STEPS) -> di
     return backbone.parameters()[0]
 
 
-def reference(skipped: tuple[int, ...] = (), frozen_steps: int = 0, fast: float = 1.0) -> dict[str, np.ndarray]:
+def reference(skipped: tuple[int, ...] = (), frozen_steps: int = 0, fast: float = 1.0,
+              adamw: AdamW | None = ADAMW) -> dict[str, np.ndarray]:
     """Each parameter counts its own updates."""
-    weights = {name: a.astype(np.float64) for name, a in make().parameters()[0].items()}
+    weights = {name: a.astype(np.float64) for name, a in first_weights().items()}
     m, v = ({name: np.zeros_like(a) for name, a in weights.items()} for _ in range(2))
     updates = dict.fromkeys(weights, 0)
     for step in range(STEPS):
@@ -68,11 +81,15 @@ def reference(skipped: tuple[int, ...] = (), frozen_steps: int = 0, fast: float 
             layer = int(name[2:].split("_")[0])
             d = d_features[:, 3 * layer : 3 * layer + 3]
             g = d.sum(axis=0) if name.endswith("bias") else d.T @ (images / 255)
+            lr = LR / (1 + step) * (fast if name == FAST else 1)
+            if adamw is None:
+                m[name] = MU * m[name] - lr * (g + WD * w)
+                weights[name] = w + m[name]
+                continue
             updates[name] += 1
             m[name] = ADAMW.beta1 * m[name] + (1 - ADAMW.beta1) * g
             v[name] = ADAMW.beta2 * v[name] + (1 - ADAMW.beta2) * g * g
             m_hat, v_hat = m[name] / (1 - ADAMW.beta1**updates[name]), v[name] / (1 - ADAMW.beta2**updates[name])
-            lr = LR / (1 + step) * (fast if name == FAST else 1)
             weights[name] = w - lr * (m_hat / (np.sqrt(v_hat) + ADAMW.eps) + WD * w)
     return weights
 
@@ -84,16 +101,19 @@ def assert_close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_steps_on_one_device_and_on_two(devices: int) -> None:
-    assert_close(train(make(devices)), reference())
+@pytest.mark.parametrize("adamw", [None, ADAMW], ids=["sgd", "adamw"])
+def test_steps_on_one_device_and_on_two(make: Make, devices: int, adamw: AdamW | None) -> None:
+    assert_close(train(make(devices, adamw=adamw)), reference(adamw=adamw))
 
 
-def test_a_frozen_parameter_counts_its_own_updates_and_factors_are_of_rate_and_decay() -> None:
+@pytest.mark.parametrize("adamw", [None, ADAMW], ids=["sgd", "adamw"])
+def test_a_frozen_parameter_counts_its_own_updates_and_factors_are_of_rate_and_decay(make: Make,
+                                                                                     adamw: AdamW | None) -> None:
     rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3, factors=[(FAST, 0.25)])
-    assert_close(train(make(rates=rates)), reference(frozen_steps=3, fast=0.25))
+    assert_close(train(make(rates=rates, adamw=adamw)), reference(frozen_steps=3, fast=0.25, adamw=adamw))
 
 
-def test_a_step_that_overflows_is_no_update() -> None:
+def test_a_step_that_overflows_is_no_update(make: Make) -> None:
     backbone = make(scale=LossScale(2.0**10))
     for step in range(STEPS):
         if step == 2:
@@ -105,7 +125,7 @@ def test_a_step_that_overflows_is_no_update() -> None:
     assert set(map(int, backbone.state().updates.values())) == {STEPS - 1}
 
 
-def test_a_state_goes_on_to_the_same_bits() -> None:
+def test_a_state_goes_on_to_the_same_bits(make: Make) -> None:
     rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3)
     whole, first, second = (make(rates=rates) for _ in range(3))
     train(first, 0, 2)
@@ -118,7 +138,7 @@ def test_a_state_goes_on_to_the_same_bits() -> None:
     assert ours.updates["fc3_bias"] == 3 and ours.updates["fc4_bias"] == STEPS
 
 
-def test_a_state_of_other_shapes_is_told() -> None:
+def test_a_state_of_other_shapes_is_told(make: Make) -> None:
     backbone = make()
     state = backbone.state()
     assert backbone.difference(state) == ""
@@ -128,12 +148,11 @@ def test_a_state_of_other_shapes_is_told() -> None:
 
 
 @pytest.mark.parametrize("adamw", [None, AdamW(1e-50, 1e-50, 1e-8)], ids=["sgd", "adamw"])
-def test_numbers_below_those_of_float32_count_as_0(adamw: AdamW | None) -> None:
+def test_numbers_below_those_of_float32_count_as_0(replicated: Callable[..., Any], adamw: AdamW | None) -> None:
     """MXNet refuses momentum and the like where float32 has no digits for them; at that rate nothing moves."""
     weights = {"fc_weight": np.ones((3, 12), np.float32), "fc_bias": np.ones(3, np.float32)}
     network = sym.FullyConnected(sym.Variable("data"), num_hidden=3, name="fc").graph()
-    backbone = ReplicatedBackbone(network, weights, {}, [mx.cpu()], 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50,
-                                  adamw=adamw)
+    backbone = replicated(network, weights, {}, 1, 4, (3, 2, 2), SingleProcess(), mu=1e-50, wd=1e-50, adamw=adamw)
     backbone.forward(batch(0)[0])
     backbone.backward(batch(0)[1][:, :3])
     backbone.step(1e-50)

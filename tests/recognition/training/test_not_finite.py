@@ -18,8 +18,6 @@ from recognition.config.options import Config
 from recognition.data.loader import Batch
 from recognition.data.order import Position
 from recognition.data.recordio import RecordWriter, pack_record
-from recognition.engines.mxnet.backbone import ReplicatedBackbone
-from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 from recognition.evaluation.verification import NoDirection
 from recognition.head.triplet_head import TripletHead
@@ -202,7 +200,12 @@ def test_a_verification_without_finite_embeddings_says_where_the_run_stands(conf
         train(configured("backward", verbose=2, max_steps=9, seed=1))
 
 
-def float16_backbone(scale: float) -> ReplicatedBackbone:
+@pytest.fixture
+def float16_backbone(replicated: Callable[..., Any]) -> Callable[[float], Any]:
+    return lambda scale: with_a_loss_scale(replicated, scale)
+
+
+def with_a_loss_scale(replicated: Callable[..., Any], scale: float) -> Any:
     """A backbone with a loss scale, as on a GPU; in float32, which has the same arithmetic and overflows too."""
     x = sym.BatchNorm(sym.Variable("data"), fix_gamma=False, name="bn0")
     symbol = sym.FullyConnected(x, num_hidden=4, name="fc1").graph()
@@ -210,11 +213,12 @@ def float16_backbone(scale: float) -> ReplicatedBackbone:
                "fc1_bias": np.zeros(4, np.float32), "bn0_gamma": np.ones(3, np.float32),
                "bn0_beta": np.zeros(3, np.float32)}
     statistics = {"bn0_moving_mean": np.zeros(3, np.float32), "bn0_moving_var": np.ones(3, np.float32)}
-    return ReplicatedBackbone(symbol, weights, statistics, [mx.cpu()], 4, (3, 2, 2), SingleProcess(),
-                              mu=0.9, wd=5e-4, loss_scale=LossScale(scale))
+    return replicated(symbol, weights, statistics, 1, 4, (3, 2, 2), SingleProcess(), mu=0.9, wd=5e-4,
+                      loss_scale=LossScale(scale))
 
 
-def test_float16_halves_its_scale_and_leaves_the_step_out_whatever_the_policy(tmp_path: Path) -> None:
+def test_float16_halves_its_scale_and_leaves_the_step_out_whatever_the_policy(
+        float16_backbone: Callable[[float], Any], tmp_path: Path) -> None:
     backbone = float16_backbone(2.0**100)
     judge = BadSteps(tmp_path, SingleProcess(), backbone, TripletHead(TripletLoss(0.3), 3, SingleProcess()), skip=False)
     images = np.random.default_rng(1).integers(0, 256, (4, 3, 2, 2)).astype(np.uint8)
@@ -270,10 +274,13 @@ def test_triplets_on_nan_skip_leaves_the_images_out(configured: Callable[..., Co
 
 @pytest.mark.parametrize("bad, found", [(slice(1), "; the parameters were lost before it, and cannot be mended"),
                                         (slice(3), "no image has finite features, so more likely parameters are at")])
-def test_a_bag_that_nothing_can_mend_stops_the_run_even_to_skip(tmp_path: Path, bad: slice, found: str) -> None:
+def test_a_bag_that_nothing_can_mend_stops_the_run_even_to_skip(
+        float16_backbone: Callable[[float], Any], tmp_path: Path, bad: slice, found: str) -> None:
     backbone = float16_backbone(1)
     if bad.stop == 1:
-        backbone.replicas[0].arguments["fc1_bias"][2] = np.nan
+        state = backbone.state()
+        state.parameters["fc1_bias"][2] = np.nan
+        backbone.load(state, 0)
     features = np.ones((3, 4), np.float32)
     features[bad, 1] = np.inf
     steps = BadSteps(tmp_path, SingleProcess(), backbone, TripletHead(TripletLoss(0.3), 3, SingleProcess()), skip=True)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch as an :class:`recognition.engines.interface.Engine`."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recognition.config.devices import Device
+from recognition.engines.interface import Arrays, Computing, Updating
+from recognition.engines.numbers import make_loss_scale, numbers, on_gpu, require_numbers
+from recognition.engines.torch.backbone import ReplicatedBackbone
+from recognition.engines.torch.embedder import Embedder
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.placed import torch_device
+from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.profiler import TorchProfiler
+from recognition.errors import UserError
+from recognition.head.shard import Shard
+from recognition.networks.graph import Graph
+from recognition.processes.communicator import Communicator
+
+
+class TorchEngine:
+    """PyTorch on CPUs, and on the GPUs that the installed one holds code for."""
+
+    name = "torch"
+
+    def check_devices(self, devices: Sequence[Device]) -> None:
+        for kind, index in devices:
+            if kind == "gpu":
+                _check_gpu(index)
+
+    def communicator(self, kvstore: str) -> Communicator:
+        return make_communicator(kvstore)
+
+    def numbers(self, computing: Computing) -> str:
+        return numbers(computing)
+
+    def own_network(self, config: Any, path: Path) -> Graph:
+        from recognition.engines.torch.own_network import own_network
+
+        return own_network(config, path)
+
+    def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
+                 computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
+        require_numbers(computing)
+        low = (torch.float16 if on_gpu(computing) else torch.bfloat16) if computing.in_16_bits else None
+        return ReplicatedBackbone(graph, *start, [torch_device(device) for device in computing.devices],
+                                  computing.batch_size, image_shape, communicator, low=low,
+                                  recompute=computing.memonger, loss_scale=make_loss_scale(computing),
+                                  **vars(updating))
+
+    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, **options: Any) -> Shard:
+        from recognition.engines.torch.shard import TorchShard
+
+        return TorchShard(torch_device(device), *classes, dim, on_host=on_host, **options)
+
+    def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,
+                 image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
+        self.check_devices(devices)
+        return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
+
+    def profiler(self) -> TorchProfiler:
+        return TorchProfiler()
+
+
+def _check_gpu(index: int) -> None:
+    """Raise a UserError unless PyTorch can compute on the visible GPU ``index``."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index < found:
+        return
+    why = ("the installed PyTorch is for the CPU only" if not (torch.version.cuda or torch.version.hip) else
+           f"PyTorch {torch.__version__} finds {found} GPUs, expected it among them; does the driver work, and does "
+           "CUDA_VISIBLE_DEVICES name it?")
+    raise UserError(f"gpu {index}: {why}")

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network in PyTorch: a graph's operators one after another, with parameters by the names of a checkpoint."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
+
+from recognition.engines.interface import Arrays
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS
+from recognition.engines.torch.operators.passes import Pass
+from recognition.errors import UserError
+from recognition.networks.graph import Graph, Node
+from recognition.networks.recompute import computed_again
+
+DATA = "data"
+Tensors = dict[int, Sequence["torch.Tensor"]]  # outputs by the place of their node
+
+
+class _Step(NamedTuple):
+    """A node that is computed."""
+
+    place: int
+    inputs: list[tuple[int, int]]  # places of nodes and numbers of their outputs
+    compute: Callable[..., Any]  # of a pass and the inputs
+    last: list[int]  # nodes that no later step reads
+
+
+class Network:
+    """A graph on one device.
+
+    ``arguments`` are the parameters, leaves that gradients are computed for; ``auxiliary`` the moving statistics,
+    float32, or float64 if the parameters are. Both by the names of a checkpoint.
+    """
+
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: torch.device,
+                 dtype: torch.dtype = torch.float32, recompute: bool = False,
+                 image_shape: tuple[int, int, int] = (3, 112, 112)) -> None:
+        """:param recompute: the maps between a few of them are computed again in the backward pass, to save memory;
+            ``image_shape`` (3, H, W) is what they are chosen for.
+        :raises UserError: if the graph names an operator that is not there, or an array is missing.
+        """
+        self.device, self._dtype = device, dtype
+        _check(graph, parameters, auxiliary)
+        wide = dtype if dtype == torch.float64 else torch.float32
+        self.arguments = {name: torch.tensor(parameters[name], dtype=dtype, device=device).requires_grad_()
+                          for name in graph.list_arguments() if name != DATA}
+        self.auxiliary = {name: torch.tensor(auxiliary[name], dtype=wide, device=device)
+                          for name in graph.list_auxiliary_states()}
+        self._fixed = _fixed_gammas(graph)
+        self._variables = {node.name: place for place, node in enumerate(graph.nodes) if node.is_variable}
+        self._head = graph.heads[0]
+        self._steps = _steps(graph)
+        self._segments = _segments(graph, self._steps, image_shape) if recompute else []
+
+    def __call__(self, images: torch.Tensor, training: bool = False,
+                 generator: torch.Generator | None = None) -> torch.Tensor:
+        """Features (N, D) of images (N, 3, H, W), pixels 0..255 of any type; the network's type and float32 at least.
+
+        In training the moving statistics move, once, whatever is computed again later.
+
+        :param generator: what dropout draws from, on the network's device; None: PyTorch's own.
+        """
+        with torch.no_grad():
+            for name in self._fixed:  # as MXNet does, which optimisers move and checkpoints hold
+                self.arguments[name].fill_(1)
+        run = Pass(training, generator)
+        found: Tensors = {place: (tensor,) for place, tensor in self._places(images)}
+        if training and self._segments and torch.is_grad_enabled():
+            self._by_segments(found, run)
+        else:
+            _compute(self._steps, found, run)
+        run.move_statistics()
+        features = found[self._head.node][self._head.output]
+        return features.to(torch.promote_types(self._dtype, torch.float32))
+
+    def _places(self, images: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        values = {**self.arguments, **self.auxiliary, DATA: images.to(self.device, self._dtype)}
+        return [(place, values[name]) for name, place in self._variables.items()]
+
+    def _by_segments(self, found: Tensors, run: Pass) -> None:
+        """Compute all, and keep for the backward pass the ends of segments alone, and all of the last segment, whose
+        backward pass is the next thing to come."""
+        done = 0
+        for end in self._segments:
+            _compute_again_later(self._steps[done:end], found, run)
+            done = end
+        _compute(self._steps[done:], found, run)
+
+
+def _check(graph: Graph, parameters: Arrays, auxiliary: Arrays) -> None:
+    for node in graph.nodes:
+        if not node.is_variable and node.op not in FUNCTIONS and node.op not in OF_THE_PASS:
+            raise UserError(f"the layer {node.name} is of the operator {node.op}, which the PyTorch engine does not "
+                            "have (--engine mxnet may have it)")
+    for names, arrays in ((graph.list_arguments(), parameters), (graph.list_auxiliary_states(), auxiliary)):
+        missing = [name for name in names if name not in arrays and name != DATA]
+        if missing:
+            raise UserError(f"found no array {missing[0]!r}, expected one for each parameter of the network")
+
+
+def _fixed_gammas(graph: Graph) -> list[str]:
+    """Names of the factors of batch norms that always are 1."""
+    return [graph.nodes[node.inputs[1].node].name for node in graph.nodes
+            if node.op in OF_THE_PASS and getattr(node.values, "fix_gamma", False)
+            and graph.nodes[node.inputs[1].node].is_variable]
+
+
+def _of_images(graph: Graph) -> set[int]:
+    """Places of the nodes that depend on the images."""
+    found = set[int]()
+    for place, node in enumerate(graph.nodes):
+        if node.name == DATA or any(entry.node in found for entry in node.inputs):
+            found.add(place)
+    return found
+
+
+def _steps(graph: Graph) -> list[_Step]:
+    """The operators in the order of the graph, but that those of parameters alone come first."""
+    of_images, kept = _of_images(graph), {head.node for head in graph.heads}
+    places = [place for place, node in enumerate(graph.nodes) if not node.is_variable]
+    places.sort(key=lambda place: place in of_images)
+    last_use = {entry.node: place for place in places for entry in graph.nodes[place].inputs}
+    return [_Step(place, [(entry.node, entry.output) for entry in graph.nodes[place].inputs],
+                  _function(graph.nodes[place]),
+                  [read for read in {entry.node for entry in graph.nodes[place].inputs}
+                   if last_use[read] == place and read not in kept and not graph.nodes[read].is_variable])
+            for place in places]
+
+
+def _function(node: Node) -> Callable[..., Any]:
+    """A function of a pass and inputs that computes the node, whose attributes are parsed here once."""
+    values = node.values
+    if node.op in OF_THE_PASS:
+        function = OF_THE_PASS[node.op]
+        return lambda run, *inputs: function(run, values, *inputs)
+    return functools.partial(_without_pass, FUNCTIONS[node.op], values)
+
+
+def _without_pass(function: Callable[..., Any], values: Any, run: Pass, *inputs: torch.Tensor) -> Any:
+    return function(values, *inputs)
+
+
+def _compute(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
+    for step in steps:
+        result = step.compute(run, *[found[place][output] for place, output in step.inputs])
+        found[step.place] = result if isinstance(result, tuple) else (result,)
+        for place in step.last:
+            del found[place]
+
+
+def _segments(graph: Graph, steps: Sequence[_Step], image_shape: tuple[int, int, int]) -> list[int]:
+    """How many steps there are up to the end of each segment: up to a map that is kept."""
+    again, of_images = set(computed_again(graph, image_shape)), _of_images(graph)
+    return [number for number, step in enumerate(steps, start=1)
+            if step.place in of_images and step.place not in again]
+
+
+def _compute_again_later(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
+    """Compute steps so that the backward pass is left what they read and their last output, and does them again."""
+    made = {step.place for step in steps}
+    read = sorted({place for step in steps for place, _ in step.inputs if place not in made})
+    later, passes = run.again(), iter((run,))  # statistics and generator move in the first pass alone
+
+    def compute(*inputs: torch.Tensor) -> torch.Tensor:
+        values: Tensors = {place: (tensor,) for place, tensor in zip(read, inputs)}
+        _compute(steps, values, next(passes, None) or later.again())
+        return values[steps[-1].place][0]
+
+    result = torch.utils.checkpoint.checkpoint(compute, *[found[place][0] for place in read], use_reentrant=False,
+                                               preserve_rng_state=run.generator is None)
+    found[steps[-1].place] = (result,)
+    for place in {place for step in steps for place in step.last} - made:
+        del found[place]

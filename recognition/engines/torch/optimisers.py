@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimisers of the backbone, which update many parameters in one call, and their moments.
+
+The formulas are those of the other engines, so states move between them: PyTorch's own SGD keeps a momentum without the
+learning rate. Weight decay falls on all parameters, even biases and batch norm's, as in the legacy code.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from recognition.engines.torch.imports import torch
+from recognition.optim.adamw import AdamW
+
+Tensors = Mapping[str, torch.Tensor]
+Key = TypeVar("Key")
+LARGEST = torch.finfo(torch.float32).max
+
+
+class Optimiser(Protocol):
+    """An optimiser of float32 parameters."""
+
+    moments: dict[str, dict[str, torch.Tensor]]  # by kind and by parameter
+    updates: dict[str, int]  # of each parameter until now, where they count
+
+    def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
+        """Update the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
+
+
+class SgdOptimiser:
+    """MXNet's SGD with momentum: ``m = mu m - lr (g + wd w);  w += m``."""
+
+    def __init__(self, parameters: Tensors, names: Sequence[str], mu: float, wd: float) -> None:
+        self.mu, self.wd = mu, wd
+        self.moments = {"momentum": _zeros(parameters, names)}
+        self.updates: dict[str, int] = {}
+
+    @torch.no_grad()
+    def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
+        for lr, names in _alike(lrs):
+            w, g, m = ([of[name] for name in names] for of in (weights, gradients, self.moments["momentum"]))
+            torch._foreach_mul_(m, self.mu)
+            torch._foreach_add_(m, g, alpha=_readable(-lr * rescale))
+            torch._foreach_add_(m, w, alpha=_readable(-lr * self.wd))
+            torch._foreach_add_(w, m)
+
+
+class AdamWOptimiser:
+    """AdamW of :mod:`recognition.optim.adamw`. A parameter's moments are corrected by the number of its own updates,
+    which is less than the number of steps if it was frozen, or a step was left out."""
+
+    def __init__(self, parameters: Tensors, names: Sequence[str], adamw: AdamW, wd: float) -> None:
+        self.adamw, self.wd = adamw, wd
+        self.moments = {kind: _zeros(parameters, names) for kind in ("momentum", "second_moment")}
+        self.updates = dict.fromkeys(names, 0)
+
+    @torch.no_grad()
+    def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
+        for name in lrs:
+            self.updates[name] += 1
+        for (lr, updates), names in _alike({name: (lr, self.updates[name]) for name, lr in lrs.items()}):
+            step = self.adamw.step(lr, self.wd, updates)
+            w, g, m, v = ([of[name] for name in names] for of in (weights, gradients, *self.moments.values()))
+            if rescale != 1:
+                g = torch._foreach_mul(g, rescale)
+            torch._foreach_mul_(m, step.beta1)
+            torch._foreach_add_(m, g, alpha=1 - step.beta1)
+            torch._foreach_mul_(v, step.beta2)
+            torch._foreach_addcmul_(v, g, g, value=1 - step.beta2)
+            roots = torch._foreach_sqrt(v)
+            torch._foreach_add_(roots, step.eps)
+            torch._foreach_mul_(w, _readable(1 - lr * step.wd))
+            torch._foreach_addcdiv_(w, m, roots, value=_readable(-lr * step.factor))
+
+
+def _zeros(parameters: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
+
+
+def _readable(value: float) -> float:
+    """A number in a form that PyTorch takes for float32 tensors: the largest in place of those beyond."""
+    return max(-LARGEST, min(value, LARGEST))
+
+
+def _alike(keys: Mapping[str, Key]) -> Iterable[tuple[Key, list[str]]]:
+    """Each key with the names that have it."""
+    names = defaultdict[Key, list[str]](list)
+    for name, key in keys.items():
+        names[key].append(name)
+    return names.items()

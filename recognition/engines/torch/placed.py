@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network on one device, in the numbers that it computes with, and inference by the networks of several devices."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from recognition.config.devices import Device
+from recognition.engines.interface import Arrays
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.network import Network
+from recognition.networks.graph import Graph
+
+
+class Placed:
+    """A network on one device. Parameters and statistics are float32, and so are its features."""
+
+    def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: torch.device,
+                 low: torch.dtype | None = None, **options: bool | tuple[int, int, int]) -> None:
+        """:param low: the numbers of 16 bits that heavy layers compute with; None for float32.
+        :param options: those of :class:`recognition.engines.torch.network.Network`.
+        """
+        self.device, self._low = device, low
+        self.network = Network(graph, parameters, auxiliary, device, **options)
+
+    def features(self, images: np.ndarray, training: bool = False,
+                 generator: torch.Generator | None = None) -> torch.Tensor:
+        """The features of images, uint8 (n, 3, H, W): float32 (n, D) on the device, which may still compute them."""
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
+        pixels = pixels.float().contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None):
+            found = self.network(pixels, training=training, generator=generator)
+        return found.float()
+
+
+def torch_device(device: Device) -> torch.device:
+    kind, index = device
+    return torch.device("cuda", index) if kind == "gpu" else torch.device("cpu")
+
+
+@torch.inference_mode()
+def embed(networks: Sequence[Placed], batch_size: int, images: np.ndarray) -> list[np.ndarray]:
+    """Features of the networks, ``batch_size`` images each at a time, in the order of the images.
+
+    Everything is queued before the first result is read, so that no device waits for another.
+    """
+    lows = range(0, len(images), batch_size)
+    queued = [networks[place % len(networks)].features(images[low : low + batch_size])
+              for place, low in enumerate(lows)]
+    return [features.cpu().numpy() for features in queued]
+
+
+def to_host(tensors: Mapping[str, torch.Tensor], names: Sequence[str] = ()) -> Arrays:
+    """Copies of all tensors, or of those named, as NumPy arrays."""
+    return {name: np.array(tensors[name].detach().cpu().numpy(), order="C") for name in names or tensors}
+
+
+@torch.no_grad()
+def fill(tensors: Mapping[str, torch.Tensor], values: Mapping[str, np.ndarray]) -> None:
+    """Copy values over the tensors of their names."""
+    for name, value in values.items():
+        tensors[name].copy_(torch.from_numpy(np.require(value, np.float32, ["C", "W"])))
