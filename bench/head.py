@@ -4,6 +4,7 @@
     python -m bench.head                                   # the table
     python -m bench.head --classes 200000 --ratio 0.1      # a row of one's own
     python -m bench.head --classes 100000 --optimizer adamw
+    python -m bench.head --classes 100000 --way torch      # PyTorch's shard, on CPUs
 
 Every row is a process of its own, so that its peak memory is its own. The legacy method is written here for the bench:
 MXNet autograd over a one-hot margin, as in the public recipes, with a gradient of W of full size. A step is forward,
@@ -13,12 +14,14 @@ is that of NumPy's product of 4096 x 4096 matrices in the same process.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
@@ -39,15 +42,25 @@ class Row(NamedTuple):
     optimizer: str = "sgd"
 
 
-ROWS = [Row("ours", 200_000), Row("old", 200_000), Row("ours", 200_000, 0.1), Row("ours", 200_000, shards=2),
-        Row("ours", 200_000, sub_centres=3), Row("ours", 200_000, optimizer="adamw"),
+ROWS = [Row("ours", 200_000), Row("torch", 200_000), Row("old", 200_000), Row("ours", 200_000, 0.1),
+        Row("ours", 200_000, shards=2), Row("ours", 200_000, sub_centres=3), Row("ours", 200_000, optimizer="adamw"),
         Row("ours", 1_000_000), Row("old", 1_000_000), Row("ours", 1_000_000, 0.1),
         Row("ours", 10_000_000, dim=128), Row("ours", 10_000_000, 0.1, dim=128)]
 
 
-def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
+def shard_of(way: str) -> Callable[..., Any]:
+    """The kind of shard on CPUs."""
+    if way == "ours":
+        from recognition.engines.cpu.shard import CpuShard
+        return CpuShard
+    from recognition.engines.torch.imports import torch
+    from recognition.engines.torch.shard import TorchShard
+    torch.set_num_threads(os.cpu_count() or 1)
+    return partial(TorchShard, torch.device("cpu"))
+
+
+def ours(way: str, classes: int, batch: int, dim: int, sub_centres: int, ratio: float, shards: int,
          optimizer: str) -> Callable[..., None]:
-    from recognition.engines.cpu.shard import CpuShard
     from recognition.head.margin import Margin
     from recognition.head.sampling import ClassSampler
     from recognition.head.shard import split_classes
@@ -55,7 +68,8 @@ def ours(classes: int, batch: int, dim: int, sub_centres: int, ratio: float, sha
     from recognition.optim.adamw import AdamW
     from recognition.processes.communicator import SingleProcess
 
-    cut = [CpuShard(start, stop, dim, normalised=True, scale=64, sub_centres=sub_centres)
+    kind = shard_of(way)
+    cut = [kind(start, stop, dim, normalised=True, scale=64, sub_centres=sub_centres)
            for start, stop in split_classes(classes, shards)]
     head = ShardedHead(cut, Margin(64, 1, 0.5), SingleProcess(), sampler=ClassSampler(ratio),
                        adamw=AdamW() if optimizer == "adamw" else None)
@@ -105,7 +119,7 @@ def measure(way: str, repeats: int, **size: Any) -> dict[str, float]:
         seconds.append(time.perf_counter() - start)
     peak = 2 * 4096**3 / min(seconds) / 1e9
     del a
-    step = {"ours": ours, "old": old}[way](**size)
+    step = old(**size) if way == "old" else ours(way, **size)
     seconds = []
     for _ in range(repeats + 1):  # the first compiles and allocates
         x = random.standard_normal((size["batch"], size["dim"])).astype(np.float32)
@@ -122,9 +136,9 @@ def compare(found: dict[Row, dict[str, float]]) -> dict[str, float]:
     old = {row.classes: figures for row, figures in found.items() if row.way == "old"}
     ratios = {}
     for row, figures in found.items():
-        if row.way == "ours" and row.classes in old:
+        if row.way != "old" and row.classes in old:
             differs = [f"{key.replace('_', '-')} {value}" for key, value in row._asdict().items()
-                       if key not in ("way", "classes") and value != Row._field_defaults[key]]
+                       if key != "classes" and value != Row._field_defaults.get(key, "ours")]
             name = ", ".join([f"{row.classes} classes", *differs])
             ratios[name] = old[row.classes]["least"] / figures["least"]
             ratios[f"{name}, memory"] = old[row.classes]["memory"] / figures["memory"]
@@ -137,7 +151,7 @@ def main() -> int:
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--classes", type=int, help="one row instead of the table")
     parser.add_argument("--ratio", type=float, default=1.0)
-    parser.add_argument("--way", choices=("ours", "old"), default="ours")
+    parser.add_argument("--way", choices=("ours", "torch", "old"), default="ours")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="of ours; the old way has SGD")
     parser.add_argument("--most", type=int, default=10**9, help="leave out rows of more classes from the table")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -153,7 +167,7 @@ def main() -> int:
           f"{'seconds':>9s}{'least':>8s}{'peak GB':>9s}{'GFLOP/s':>9s}{'of peak':>9s}")
     results: dict[Row, dict[str, float]] = {}
     for row in rows:
-        if row.classes > options["most"]:
+        if row.classes > options["most"] or (row.way == "torch" and not importlib.util.find_spec("torch")):
             continue
         command = [sys.executable, "-m", "bench.head", "--measure", "--repeats", str(options["repeats"])]
         command += [word for key, value in row._asdict().items()

@@ -90,6 +90,8 @@ BENCHES = (
           less=("with sha256", "compared with its sum")),
     Bench("finite", "--network y1 --batch 8 --steps 8", "seconds of a step, to one without looking at its numbers",
           less=("y1, checked", "y1, reversible")),
+    Bench("verdict", "--network demo --batch 64 --classes 20000 --turns 2", "seconds of a step, to W after the verdict",
+          less=("W before", "W beside")),
 )
 
 

@@ -11,6 +11,7 @@ that were used, which --landmarks reads again; <output>.json, what was done and 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from tqdm import tqdm
 
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
-from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
+from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner, without_ending
 from common.faces.alignment import BASE, MODES
 from common.faces.landmark_files import write_landmarks
 from common.sets.image_files import in_order
-from common.sets.image_sources import find_images
+from common.sets.image_sources import EXTENSIONS, find_images, images_below
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
@@ -60,20 +61,16 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
     """Align ``source/name`` for each of ``names`` to ``folder``; an image that cannot be aligned is left out, with a
     line in the result.
 
-    :raises UserError: if no image can be aligned, or if two would have the same name.
+    :raises UserError: if no image can be aligned.
     """
     written = Written(aligner.size)
     step = max(1, len(names) // SHOWN_FACES)
-    taken: dict[str, str] = {}
     for i, (name, found) in enumerate(tqdm(_aligned(source, names, aligner), "aligning", len(names), unit=" images",
                                            disable=None)):
         if isinstance(found, UserError):
             written.left_out.append(str(found))
             continue
-        target = Path(name).with_suffix(suffix)
-        if (other := taken.setdefault(str(target), name)) != name:
-            raise UserError(f"{source}: {other} and {name} would both become {target}: rename one of them")
-        path = folder / target
+        path = folder / Path(name).with_suffix(suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = cv2.cvtColor(found.image, cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
@@ -121,28 +118,50 @@ def beside(output: Path) -> list[Path]:
     return [output.with_name(output.name + ending) for ending in (".txt", ".json", ".png")]
 
 
-def image_names(source: Path, aligner: Aligner, detects: bool) -> list[str]:
-    """The images to align, as paths below ``source``: with a detector all, else those that have landmarks."""
+def image_names(source: Path, aligner: Aligner, detects: bool) -> tuple[list[str], int]:
+    """The images to align, as paths below ``source``, and the number of those that are left out since no landmarks name
+    them: with a detector all are aligned, else those that have landmarks.
+
+    :raises UserError: if there is no such folder, or if a name leads out of it
+    """
     if not source.is_dir():
         raise UserError(f"{source}: not found, expected a folder of images")
-    return [str(path.relative_to(source)) for path in find_images(source)] if detects else list(aligner.landmarks)
+    if detects:
+        return [str(path.relative_to(source)) for path in find_images(source)], 0
+    there = [str(path.relative_to(source)) for path in images_below(source)]
+    whole = {without_ending(name): name for name in there}
+    names = [whole.get(name, name) if Path(name).suffix.lower() not in EXTENSIONS else name
+             for name in aligner.landmarks]
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"--landmarks: found {name!r}, expected a path inside {source}")
+    return names, len(set(there) - {os.path.normpath(name) for name in names})
+
+
+def require_own_names(source: Path, names: Sequence[str], suffix: str) -> None:
+    """Refuse images, paths below ``source``, of which two would have one name with ``suffix``, also where a file system
+    takes capital letters for small ones."""
+    taken: dict[str, str] = {}
+    for name in names:
+        target = Path(name).with_suffix(suffix)
+        if (other := taken.setdefault(os.path.normpath(target).lower(), name)) != name:
+            raise UserError(f"{source}: {other} and {name} would both become {target}: rename one of them")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     aligner = open_aligner(args, args.size, args.mode)
-    names = image_names(args.source, aligner, args.detector is not None)
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{args.landmarks}: found {name!r}, expected a path inside {args.source}")
+    names, not_named = image_names(args.source, aligner, args.detector is not None)
+    require_own_names(args.source, names, "." + args.format)
     with new_folder(args.output) as folder:
         written = align_folder(args.source, names, aligner, folder, "." + args.format, args.quality)
         landmarks, described, picture = beside(args.output)
         report = {"source": str(args.source), "size": args.size, "mode": args.mode,
                   "detector": str(args.detector) if args.detector else None,
                   "landmarks": str(args.landmarks) if args.landmarks else None, "images": len(names),
-                  "aligned": len(written.names), "left_out": written.left_out}
+                  "aligned": len(written.names), "left_out": written.left_out,
+                  "without_landmarks": not_named}
         with replacing(landmarks) as temporary:
             write_landmarks(temporary, written.names, written.landmarks)
         write_json(described, report)
@@ -152,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"left out: {one_line(line)}")
     if len(written.left_out) > MOST_LINES:
         print(f"left out: {len(written.left_out) - MOST_LINES} more, see {args.output}.json")
+    if not_named:
+        print(f"left out: {not_named} images that the file of landmarks does not name")
     print(f"{args.output}: {len(written.names)} of {len(names)} images aligned; mean face and examples: "
           f"{args.output}.png")
     return 0

@@ -232,7 +232,8 @@ def _bins() -> list[bytes]:
 
 
 _TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(3)}
-_FACES = b"a/1.jpg 1 2 3 4 5 6 7 8 9 10 0.9\n2.jpg 1 2 3 4 5 6 7 8 9 10 0.5\n"
+_FIVE = b"107 107 147 111 124 143 103 157 139 161"
+_FACES = b"a/1.jpg " + _FIVE + b" 0.9\n2.jpg " + _FIVE + b" 0.5\n"
 
 TARGETS: dict[str, Target] = {
     "records": Target(_file(_read_records), lambda: _set_files("train.rec")),

@@ -9,13 +9,19 @@
 """
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from common.faces.landmark_files import first_column
+from common.faces.upright import upright
 from common.sets.text_columns import read_whole_numbers
 from recognition.errors import UserError
+from recognition.io.text import read_text
+
+_logger = logging.getLogger(__name__)
 
 
 class Faces(NamedTuple):
@@ -35,12 +41,17 @@ class Subjects(NamedTuple):
     subjects: np.ndarray  # int64 (T,)
 
 
+def _matching(folder: Path, ending: str) -> list[Path]:
+    """Without hidden files: macOS leaves ._NAME beside NAME in archives."""
+    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+
+
 def find(folder: Path, ending: str) -> Path:
     """The file of ``folder`` whose name matches ``*ending``.
 
     :raises UserError: if there are none or several.
     """
-    found = sorted(folder.glob(f"*{ending}"))
+    found = _matching(folder, ending)
     if len(found) != 1:
         raise UserError(f"{folder}: found {', '.join(path.name for path in found) or 'no file'} for *{ending}, "
                         "expected one: the folder meta of IJB-B or IJB-C")
@@ -54,6 +65,9 @@ def read_faces(meta: Path) -> Faces:
     """
     landmarks, places = find(meta, "_name_5pts_score.txt"), find(meta, "_face_tid_mid.txt")
     names, rows = _read_landmarks(landmarks)
+    if first_column(landmarks, rows):
+        raise UserError(f"{landmarks}: found the landmarks behind a first number, expected an image's name, ten "
+                        "coordinates and a score")
     where = _lines(places)
     if len(where) != len(names):
         raise UserError(f"{places}: found {len(where)} lines, expected {len(names)}, as {landmarks.name} has")
@@ -67,7 +81,10 @@ def read_faces(meta: Path) -> Faces:
         except (ValueError, OverflowError):
             raise _bad_line(places, i, line, f"'{name} TEMPLATE MEDIA', as line {i + 1} of {landmarks.name} is of that "
                             "image") from None
-    return Faces(names, rows[:, :10].reshape(-1, 5, 2), rows[:, 10], numbers[:, 0], numbers[:, 1])
+    points = rows[:, :10].reshape(-1, 5, 2)
+    if strange := int((~upright(points)).sum()):
+        _logger.warning("%s: the landmarks of %d of its %d images form no upright face", landmarks, strange, len(names))
+    return Faces(names, points, rows[:, 10], numbers[:, 0], numbers[:, 1])
 
 
 def _read_landmarks(path: Path) -> tuple[list[str], np.ndarray]:
@@ -116,16 +133,21 @@ def read_subjects(path: Path) -> Subjects:
 
 
 def read_identification(meta: Path) -> tuple[dict[str, Subjects], Subjects] | None:
-    """Read the two galleries, by name, and the probes; None if ``meta`` has no files of the 1:N protocol."""
-    if not list(meta.glob("*_1N_*.csv")):
+    """Read the two galleries, by name, and the probes; None if ``meta`` lacks a file of the 1:N protocol: with a line
+    in the log, if it has others of them."""
+    endings = ("_1N_gallery_[GS]1.csv", "_1N_gallery_[GS]2.csv", "_1N_probe_mixed.csv")
+    lacking = [ending for ending in endings if not _matching(meta, ending)]
+    if lacking:
+        if _matching(meta, "_1N_*.csv"):
+            _logger.warning("%s: found no %s: 1:1 alone, without 1:N", meta, ", ".join(f"*{name}" for name in lacking))
         return None
-    galleries = {f"gallery {number}": read_subjects(find(meta, f"_1N_gallery_[GS]{number}.csv")) for number in (1, 2)}
-    return galleries, read_subjects(find(meta, "_1N_probe_mixed.csv"))
+    galleries = {f"gallery {number}": read_subjects(find(meta, ending)) for number, ending in enumerate(endings[:2], 1)}
+    return galleries, read_subjects(find(meta, endings[2]))
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     lines = text.rstrip().splitlines()

@@ -11,6 +11,7 @@ import numpy as np
 from common.faces.alignment import BASE, MODES, align
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
+from common.faces.upright import why_no_face
 from common.sets.image_files import read_image
 from recognition.errors import UserError
 
@@ -20,6 +21,11 @@ class Aligned(NamedTuple):
 
     image: np.ndarray
     landmarks: np.ndarray
+
+
+def without_ending(name: str) -> str:
+    """The name of an image as VGGFace2's landmarks have it."""
+    return str(Path(name).with_suffix(""))
 
 
 class Aligner:
@@ -34,14 +40,16 @@ class Aligner:
     def __call__(self, name: str, path: Path) -> Aligned:
         """Align the face of an image.
 
-        :raises UserError: if the image cannot be read, no face is found, or the landmarks have no extent.
+        :raises UserError: if the image cannot be read, no face is found, or the landmarks form no upright face.
         """
-        points = self.landmarks.get(name)
+        points = self.landmarks.get(name, self.landmarks.get(without_ending(name)))
         if points is None and self._detector is None:
             raise UserError(f"{path}: no landmarks of {name!r} in the file")
         _, image = read_image(path)
         if points is None:
             points = self._detected(path, image)
+        if wrong := why_no_face(points):
+            raise UserError(f"{path}: {wrong}")
         try:
             return Aligned(align(image, points, self.size, self._mode), points)
         except ValueError as error:
@@ -60,7 +68,8 @@ def add_alignment_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--landmarks``, ``--detector`` and the flags of the detector."""
     add = parser.add_argument
     add("--landmarks", type=Path, metavar="FILE", help="five landmarks an image: lines 'path x1 y1 ... x5 y5', "
-        "CelebA's list, or InsightFace's .lst with a box and landmarks; its paths count from the folder of images")
+        "perhaps with a label, a box or a score, CelebA's or VGGFace2's file, or InsightFace's .lst with a box and "
+        "landmarks; its paths count from the folder of images")
     add("--detector", type=Path, metavar="FILE.onnx", help="a YuNet model of OpenCV's model zoo: finds the landmarks "
         "of images that the file of landmarks has not")
     add("--score", type=float, default=0.6, help="the least score of a face that the detector finds (default 0.6)")

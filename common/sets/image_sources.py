@@ -70,12 +70,12 @@ def each_identity(source: Path) -> Iterator[Identity]:
         yield from read_identities(source)
         return
     for name in sorted(_people(source), key=_natural):
-        if images := _images_below(source / name):
+        if images := images_below(source / name):
             yield Identity(name, images)
 
 
 def _read_folder(source: Path) -> dict[str, list[Path]]:
-    found = {name: _images_below(source / name) for name in _people(source)}
+    found = {name: images_below(source / name) for name in _people(source)}
     return {name: images for name, images in found.items() if images}
 
 
@@ -84,7 +84,7 @@ def _people(source: Path) -> list[str]:
     return [entry.name for entry in os.scandir(source) if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
     """Images at any depth, in natural order; names that begin with a dot are left out."""
     images = [Path(root, name) for root, _, names in os.walk(folder) for name in names
               if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]

@@ -47,11 +47,11 @@ def read_saved(prefix: str, number: int, batch_size: int, image_shape: tuple[int
 
 
 def _chosen(path: Path, group: str, have: dict[str, StoredArray], wanted: dict[str, Shape]) -> dict[str, np.ndarray]:
-    """Read the arrays ``<group>:<name>`` of ``wanted`` from those that the file has."""
+    """Read the arrays ``<group>:<name>`` of ``wanted`` from those that the file has, as float32."""
     for name, shape in wanted.items():
         found = have.get(f"{group}:{name}")
         if found is None or found.shape != shape:
             what = "is missing" if found is None else f"is of shape {found.shape}"
             raise UserError(f"{path}: {name} {what}, expected {shape}: not a checkpoint of the network in "
                             f"{path.name.rsplit('-', 1)[0]}-symbol.json")
-    return {name: np.asarray(have[f"{group}:{name}"]) for name in wanted}
+    return {name: np.asarray(have[f"{group}:{name}"], np.float32) for name in wanted}

@@ -8,19 +8,23 @@ from what was checked: what two readers of JSON could understand differently doe
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
 from recognition.io.checksums import check_sum
 from recognition.io.files import regular
+from recognition.networks.full_precision import full_precision
 from recognition.networks.graph import Graph
+from recognition.networks.needed import needed
 from recognition.networks.operators import OPERATORS
 from recognition.networks.operators.operator import MOST_INPUTS
 
-OUTPUT = "fc1_output"  # what the embedding is called in every checkpoint of the recipes
+LAYER, OUTPUT = "fc1", "fc1_output"  # what the embedding is called in every checkpoint of the recipes
 
 MOST_BYTES = 32 << 20
 MOST_NODES = 50_000  # r200 has 3,000
@@ -45,39 +49,76 @@ _SMALL = {"num_outputs": MOST_OUTPUTS, "num_args": MOST_INPUTS, "scale": 64, "bl
 
 
 def read_network(path: Path) -> Graph:
-    """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, whatever it computes beyond.
+    """The graph of ``data`` to ``fc1_output`` in a ``-symbol.json``, in float32, whatever it computes beyond.
+
+    The rest, a head and a loss for example, is left out before anything is judged.
 
     :raises UserError: if it cannot be read, is not made of the operators of such networks, has no such input or
         output, or is not what the checksum beside it is of.
     """
     check_sum(path)
-    graph = read_symbol(path)
-    for wanted, place in (("data", "input"), (OUTPUT, "output")):
-        if wanted not in graph.internals:
-            raise UserError(f"{path}: found no {place} {wanted!r} (the last layer is {list(graph.internals)[-1]!r}), "
-                            "expected the network of a face recognition checkpoint")
-    return graph.cut(OUTPUT)
+    source = _parse(path)
+    with _naming(path):
+        _check_nodes(source)
+        wanted = needed(source, LAYER)
+        graph = Graph.from_dict(checked_graph(wanted)) if wanted else None
+    if graph is None or OUTPUT not in graph.internals:
+        raise _missing(path, source, "output", OUTPUT)
+    if "data" not in graph.internals:
+        raise _missing(path, source, "input", "data")
+    return full_precision(graph, LAYER)
+
+
+def _missing(path: Path, source: Node, place: str, wanted: str) -> UserError:
+    last = source["nodes"][-1]
+    name = last.get("name") if isinstance(last, dict) else last
+    if isinstance(last, dict) and last.get("op") != "null":
+        name = f"{name}_output"
+    return UserError(f"{path}: found no {place} {wanted!r} (the last layer is {_shown(name)}), expected the network of "
+                     "a face recognition checkpoint")
 
 
 def read_symbol(path: Path) -> Graph:
-    """The graph of a ``-symbol.json``, checked.
+    """The whole graph of a ``-symbol.json``, checked.
 
     :raises UserError: if the file is no such graph, or holds what networks of images have no use for.
     """
+    source = _parse(path)
+    with _naming(path):
+        return Graph.from_dict(checked_graph(source))
+
+
+def _parse(path: Path) -> Any:
     try:
         with open(path, "rb", opener=regular) as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
+    with _naming(path):
         if len(data) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB")
-        return Graph.from_dict(checked_graph(json.loads(data)))
+        return json.loads(data)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Context in which what is wrong with a graph becomes a UserError that names the file ``path``."""
+    try:
+        yield
     except RecursionError:
         reason = "it is nested too deep"
     except (ValueError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:300]
+    else:
+        return
     raise UserError(f"{path}: not a symbol that MXNet can be given: {reason}")
+
+
+def _check_nodes(graph: Any) -> None:
+    if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
+        raise ValueError("found no list of nodes")
+    if not 0 < len(graph["nodes"]) <= MOST_NODES:
+        raise ValueError(f"found {len(graph['nodes'])} nodes, expected 1 to {MOST_NODES}")
 
 
 def checked_graph(graph: Any) -> Node:
@@ -85,11 +126,8 @@ def checked_graph(graph: Any) -> Node:
 
     :raises ValueError: with a text that says what was found.
     """
-    if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
-        raise ValueError("found no list of nodes")
+    _check_nodes(graph)
     found = graph["nodes"]
-    if not 0 < len(found) <= MOST_NODES:
-        raise ValueError(f"found {len(found)} nodes, expected 1 to {MOST_NODES}")
     nodes: list[Node] = []
     outputs: list[int] = []
     is_variable: list[bool] = []

@@ -57,6 +57,7 @@ CASES = [(path, words) for path, lines in {
     "common/merge_sets.py": "IN/a IN/b IN/linked --output OUT/new\n"
                             "IN/a IN/b --output OUT/new --model IN/model/model,1 --exclude lfw "
                             "--image-limit 1.1 --identity-limit 1.1",
+    "common/model_slim.py": "--model IN/model/model,1 --output OUT/slim/model,1",
     "common/pack_folder.py": "IN/faces OUT/new --held-out 3 --folds 2",
     "common/plot_run.py": "IN/run --output OUT/run.png\nIN/run --output OUT/run.svg",
     "common/rec2image.py": "--include IN/a --output OUT/new\n--include IN/a/lfw.bin --output OUT/new",

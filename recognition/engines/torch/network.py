@@ -52,7 +52,7 @@ class Network:
         self._variables = {node.name: place for place, node in enumerate(graph.nodes) if node.is_variable}
         self._head = graph.heads[0]
         self._steps = _steps(graph)
-        self._segments = _segments(graph, self._steps, image_shape) if recompute else []
+        self._segments = _segments(graph, self._steps, image_shape) if recompute else [0]
 
     def __call__(self, images: torch.Tensor, training: bool = False,
                  generator: torch.Generator | None = None) -> torch.Tensor:
@@ -67,10 +67,11 @@ class Network:
                 self.arguments[name].fill_(1)
         run = Pass(training, generator)
         found: Tensors = {place: (tensor,) for place, tensor in self._places(images)}
-        if training and self._segments and torch.is_grad_enabled():
-            self._by_segments(found, run)
-        else:
-            _compute(self._steps, found, run)
+        segments = self._segments if training and torch.is_grad_enabled() else [0]
+        _compute(self._steps[: segments[0]], found, run)
+        for begin, end in zip(segments, segments[1:]):
+            _compute_again_later(self._steps[begin:end], found, run)
+        _compute(self._steps[segments[-1] :], found, run)  # the last segment's maps are needed at once, and kept
         run.move_statistics()
         features = found[self._head.node][self._head.output]
         return features.to(torch.promote_types(self._dtype, torch.float32))
@@ -78,15 +79,6 @@ class Network:
     def _places(self, images: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         values = {**self.arguments, **self.auxiliary, DATA: images.to(self.device, self._dtype)}
         return [(place, values[name]) for name, place in self._variables.items()]
-
-    def _by_segments(self, found: Tensors, run: Pass) -> None:
-        """Compute all, and keep for the backward pass the ends of segments alone, and all of the last segment, whose
-        backward pass is the next thing to come."""
-        done = 0
-        for end in self._segments:
-            _compute_again_later(self._steps[done:end], found, run)
-            done = end
-        _compute(self._steps[done:], found, run)
 
 
 def _check(graph: Graph, parameters: Arrays, auxiliary: Arrays) -> None:
@@ -151,25 +143,25 @@ def _compute(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
 
 
 def _segments(graph: Graph, steps: Sequence[_Step], image_shape: tuple[int, int, int]) -> list[int]:
-    """How many steps there are up to the end of each segment: up to a map that is kept."""
+    """How many steps there are up to the first segment, and up to the end of each: up to a map that is kept."""
     again, of_images = set(computed_again(graph, image_shape)), _of_images(graph)
-    return [number for number, step in enumerate(steps, start=1)
+    ends = [number for number, step in enumerate(steps, start=1)
             if step.place in of_images and step.place not in again]
+    return [sum(step.place not in of_images for step in steps), *ends]
 
 
 def _compute_again_later(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
     """Compute steps so that the backward pass is left what they read and their last output, and does them again."""
-    made = {step.place for step in steps}
-    read = sorted({place for step in steps for place, _ in step.inputs if place not in made})
+    made, end = {step.place for step in steps}, steps[-1].place
+    read = {place: found[place] for step in steps for place, _ in step.inputs if place not in made}
     later, passes = run.again(), iter((run,))  # statistics and generator move in the first pass alone
 
-    def compute(*inputs: torch.Tensor) -> torch.Tensor:
-        values: Tensors = {place: (tensor,) for place, tensor in zip(read, inputs)}
+    def compute() -> torch.Tensor:
+        values: Tensors = dict(read)
         _compute(steps, values, next(passes, None) or later.again())
-        return values[steps[-1].place][0]
+        return values[end][0]
 
-    result = torch.utils.checkpoint.checkpoint(compute, *[found[place][0] for place in read], use_reentrant=False,
-                                               preserve_rng_state=run.generator is None)
-    found[steps[-1].place] = (result,)
+    result = torch.utils.checkpoint.checkpoint(compute, use_reentrant=False, preserve_rng_state=run.generator is None)
+    found[end] = (result,)
     for place in {place for step in steps for place in step.last} - made:
         del found[place]

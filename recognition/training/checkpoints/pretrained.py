@@ -21,7 +21,7 @@ def checkpoint_path(prefix: str, number: int) -> Path:
 
 
 def read_params(path: Path) -> tuple[Arrays, Arrays]:
-    """Parameters and auxiliary states of a ``.params`` file, without those of the class centres.
+    """Parameters and auxiliary states of a ``.params`` file, as float32, without those of the class centres.
 
     :raises UserError: if it is no file of named arrays.
     """
@@ -32,7 +32,7 @@ def read_params(path: Path) -> tuple[Arrays, Arrays]:
         if group not in groups:
             raise UserError(f"{path}: not a checkpoint: found an array named {key!r}, expected arg:... and aux:...")
         if not is_of_centres(key):
-            groups[group][name] = np.asarray(value)
+            groups[group][name] = np.asarray(value, np.float32)
     if not file.names:
         raise UserError(f"{path}: not a checkpoint: found arrays without names, expected arg:... and aux:...")
     return groups["arg"], groups["aux"]

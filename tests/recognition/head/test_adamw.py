@@ -22,9 +22,17 @@ from recognition.optim.adamw import AdamW, AdamWStep
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import adamw_of
 
+
+def on_torch(*place: Any, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), *place, **options)
+
+
 KINDS = pytest.mark.parametrize("kind", [
-    CpuShard, functools.partial(MxnetShard, mx.cpu()), functools.partial(MxnetShard, mx.cpu(), on_host=True),
-], ids=["numba", "mxnet", "mxnet, W on the host"])
+    CpuShard, functools.partial(MxnetShard, mx.cpu()), functools.partial(MxnetShard, mx.cpu(), on_host=True), on_torch,
+    functools.partial(on_torch, on_host=True),
+], ids=["numba", "mxnet", "mxnet, W on the host", "torch", "torch, W on the host"])
 ARCFACE, COSFACE, SOFTMAX = Margin(64, 1, 0.5), Margin(64, 1, 0, 0.35), Margin(normalised=False)
 # A step's size does not depend on that of the gradient, so where the gradient is next to nothing its rounding decides.
 # A larger eps than the default keeps that out of the comparisons of whole heads.
@@ -109,7 +117,13 @@ def by_mxnet(w: np.ndarray, m: np.ndarray, v: np.ndarray, gradient: np.ndarray, 
         ours[:] = array.asnumpy()
 
 
-@pytest.mark.parametrize("update", [by_numba, by_mxnet])
+def by_torch(w: np.ndarray, m: np.ndarray, v: np.ndarray, gradient: np.ndarray, step: AdamWStep) -> None:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch import shard_steps
+    shard_steps.step(step, *(torch.from_numpy(a) for a in (w, gradient.copy(), m, v)))
+
+
+@pytest.mark.parametrize("update", [by_numba, by_mxnet, by_torch])
 @pytest.mark.parametrize("adamw", [AdamW(), AdamW(0.5, 0.9, 1e-3), AdamW(0.0, 0.0, 1e-8)])
 def test_the_loops_are_the_formula(update: Callable[..., None], adamw: AdamW) -> None:
     """Float32 against float64: 6e-8 of W a step and 1e-6 of the step, 40 times; of the moments 1e-6 of their size."""

@@ -31,7 +31,13 @@ def on_context(start: int, stop: int, dim: int, **options: Any) -> MxnetShard:
     return MxnetShard(mx.cpu(), start, stop, dim, **options)
 
 
-KINDS = pytest.mark.parametrize("kind", [on_cpu, on_context], ids=["numba", "mxnet"])
+def on_torch(start: int, stop: int, dim: int, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), start, stop, dim, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch], ids=["numba", "mxnet", "torch"])
 
 
 def make_head(kind: Callable[..., Any], centres: np.ndarray, margin: Margin, shards: int = 1, sub_centres: int = 1,
@@ -216,13 +222,15 @@ def test_the_number_of_shards_does_not_matter(kind: Callable[..., Any], margin: 
             np.testing.assert_allclose(centres_of(head), centres_of(heads[0]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [on_cpu, on_torch], ids=["numba", "torch"])
 @pytest.mark.parametrize("batch, dim, sub_centres", [(16, 32, 1), (70, 91, 1), (131, 128, 3)])
-def test_both_kinds_of_shard_agree_on_a_larger_problem(batch: int, dim: int, sub_centres: int) -> None:
+def test_kinds_of_shard_agree_on_a_larger_problem(kind: Callable[..., Any], batch: int, dim: int,
+                                                  sub_centres: int) -> None:
     """More rows than a group or a piece of the CPU shard, batches and lengths that fill no tile."""
     random = np.random.RandomState(6)
     w = (0.01 * random.standard_normal((20011 * sub_centres, dim))).astype(np.float32)
     x, labels = random.standard_normal((batch, dim)).astype(np.float32), random.randint(0, 20011, batch)
-    heads = [make_head(kind, w, ARCFACE, 2, sub_centres) for kind in (on_cpu, on_context)]
+    heads = [make_head(kind, w, ARCFACE, 2, sub_centres) for kind in (kind, on_context)]
     results = [head.forward_backward(x, labels) for head in heads]
     for head in heads:
         head.step(0.1)
@@ -256,9 +264,17 @@ def test_accuracy_counts_targets_that_win_in_spite_of_their_margin() -> None:
 def test_a_device_without_a_class_is_refused_where_arrays_cannot_be_empty() -> None:
     with pytest.raises(UserError, match=r"^devices: found more shards than the 2 identities, expected at least one"):
         on_context(2, 2, 8, normalised=True, scale=64)
-    heads = [make_head(on_cpu, np.eye(2, 8, dtype=np.float32), ARCFACE, shards) for shards in (1, 3)]
+
+
+@pytest.mark.parametrize("kind", [on_cpu, on_torch], ids=["numba", "torch"])
+def test_a_shard_without_a_class(kind: Callable[..., Any]) -> None:
+    heads = [make_head(kind, np.eye(2, 8, dtype=np.float32), ARCFACE, shards) for shards in (1, 3)]
     losses = [head.forward_backward(np.eye(2, 8, k=1, dtype=np.float32), np.array([0, 1])).loss for head in heads]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for head in heads:
+        head.step(0.1)
+    np.testing.assert_allclose(centres_of(heads[1]), centres_of(heads[0]), rtol=0, atol=1e-6)
+    assert heads[1].finite and heads[1].shards[2].norms() == (np.inf, 0)
 
 
 def test_shards_without_a_class_add_nothing() -> None:

@@ -67,6 +67,12 @@ def on_context(start: int, stop: int, dim: int, **options: Any) -> MxnetShard:
     return MxnetShard(mx.cpu(), start, stop, dim, **options)
 
 
+def on_torch(start: int, stop: int, dim: int, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), start, stop, dim, **options)
+
+
 def make_head(kind: Callable[..., Any], w: np.ndarray, margin: Margin) -> ShardedHead:
     """Two shards; a step of rate 1 without momentum or decay takes the gradient from W."""
     shards = []
@@ -118,7 +124,7 @@ CASES = {"a feature of zero norm": a_feature_of_zero_norm, "a centre of zero nor
          "one identity": one_identity, "cos 1": a_cosine_of(1), "cos -1": a_cosine_of(-1)}
 
 
-@pytest.mark.parametrize("kind", [on_cpu, on_context], ids=["numba", "mxnet"])
+@pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch], ids=["numba", "mxnet", "torch"])
 @pytest.mark.parametrize("margin", MARGINS, ids=["arcface", "cosface", "combined", "nsoftmax", "softmax"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_edges(kind: Callable[..., Any], margin: Margin, case: Callable[[], Any]) -> None:
@@ -137,7 +143,7 @@ def test_edges(kind: Callable[..., Any], margin: Margin, case: Callable[[], Any]
     assert all(shard.finite for shard in head.shards)
 
 
-@pytest.mark.parametrize("kind", [on_cpu, on_context], ids=["numba", "mxnet"])
+@pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch], ids=["numba", "mxnet", "torch"])
 @pytest.mark.parametrize("margin", MARGINS[::2], ids=["arcface", "combined", "softmax"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_reaches_the_loss(kind: Callable[..., Any], margin: Margin, bad: float) -> None:
@@ -150,14 +156,12 @@ def test_what_is_not_finite_reaches_the_loss(kind: Callable[..., Any], margin: M
         assert not np.isfinite(result.loss), place
 
 
-def test_norms_of_centres() -> None:
+@pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch], ids=["numba", "mxnet", "torch"])
+def test_norms_of_centres(kind: Callable[..., Any]) -> None:
     _, w, _ = random_batch()
     norms = np.linalg.norm(w.astype(np.float64), axis=1)
-    for kind in (on_cpu, on_context):
-        head = make_head(kind, w, MARGINS[0])
-        ranges = [shard.norms() for shard in head.shards]
-        np.testing.assert_allclose([min(low for low, _ in ranges), max(high for _, high in ranges)],
-                                   [norms.min(), norms.max()], rtol=1e-6)
-        w[0, 0] = np.nan
-        assert np.isnan(make_head(kind, w, MARGINS[0]).shards[0].norms()).all()
-        w[0, 0] = 1
+    ranges = [shard.norms() for shard in make_head(kind, w, MARGINS[0]).shards]
+    np.testing.assert_allclose([min(low for low, _ in ranges), max(high for _, high in ranges)],
+                               [norms.min(), norms.max()], rtol=1e-6)
+    w[0, 0] = np.nan
+    assert np.isnan(make_head(kind, w, MARGINS[0]).shards[0].norms()).all()

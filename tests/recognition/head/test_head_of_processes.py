@@ -2,6 +2,7 @@
 """The head of P processes with S shards each against that of one; threads stand for processes, which runs have."""
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,16 @@ from recognition.processes.communicator import Communicator, SingleProcess
 CLASSES, DIM, BATCH, STEPS = 11, 16, 12, 4
 LOSSES = {"softmax": Margin(normalised=False), "nsoftmax": Margin(64), "arcface": Margin(64, 1, 0.5),
           "cosface": Margin(64, 1, 0, 0.35), "combined": Margin(64, 1, 0.3, 0.2)}
+
+
+def on_torch(*place: Any, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), *place, **options)
+
+
+KINDS: dict[str, Callable[..., Any]] = {"numba": CpuShard, "mxnet": functools.partial(MxnetShard, mx.cpu()),
+                                        "torch": on_torch}
 
 
 class Threads(SingleProcess):
@@ -53,7 +64,8 @@ class Threads(SingleProcess):
 
     def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
         for array in arrays:
-            array[:] = self.all_reduce(array.asnumpy())
+            total = self.all_reduce(array.asnumpy() if isinstance(array, mx.nd.NDArray) else array.numpy())
+            array[:] = total if isinstance(array, mx.nd.NDArray) else array.new_tensor(total)
 
 
 def in_threads(count: int, process: Callable[[Communicator], Any]) -> list[Any]:
@@ -82,8 +94,7 @@ def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, s
         ranges = split_classes(CLASSES, across.size * shards)[across.rank * shards :][:shards]
         options: dict[str, Any] = {"normalised": margin.normalised, "scale": margin.scale, "sub_centres": sub_centres,
                                    "with_bias": whole and not margin.normalised}
-        made: list[Any] = [CpuShard(*part, DIM, **options) if kind == "numba" else
-                           MxnetShard(mx.cpu(), *part, DIM, **options) for part in ranges]
+        made: list[Any] = [KINDS[kind](*part, DIM, **options) for part in ranges]
         head = ShardedHead(made, margin, across, sampler=ClassSampler(ratio), replicas=replicas, adamw=adamw)
         losses, gradients = [], []
         mine = slice(communicator.rank * BATCH // processes, (communicator.rank + 1) * BATCH // processes)
@@ -108,7 +119,7 @@ def assert_close(found: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) 
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("kind", ["numba", "mxnet"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("whole", [False, True], ids=["cut", "replicated"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_number_of_processes_does_not_matter(loss: str, whole: bool, kind: str) -> None:
@@ -117,7 +128,7 @@ def test_the_number_of_processes_does_not_matter(loss: str, whole: bool, kind: s
         assert_close(train(processes, shards, LOSSES[loss], kind, whole), one)
 
 
-@pytest.mark.parametrize("kind", ["numba", "mxnet"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_sub_centres_and_a_sample_that_all_replicas_share(kind: str) -> None:
     """A cut shard draws by its range, so that only replicas of the same cut draw the same."""
     one = train(1, 2, LOSSES["arcface"], kind, True, 3, 0.5)
@@ -126,7 +137,7 @@ def test_sub_centres_and_a_sample_that_all_replicas_share(kind: str) -> None:
     assert_close(train(2, 2, LOSSES["arcface"], kind, False, 3, 0.5), one)
 
 
-@pytest.mark.parametrize("kind", ["numba", "mxnet"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("whole", [False, True], ids=["cut", "replicated"])
 def test_adamw_and_a_sample(whole: bool, kind: str) -> None:
     """An eps of the gradients' own size: a step does not depend on that size, and of rounding it would make steps."""
@@ -136,7 +147,7 @@ def test_adamw_and_a_sample(whole: bool, kind: str) -> None:
         assert_close(train(2, shards, LOSSES[loss], kind, whole, 1, ratio, AdamW(eps=0.1)), one)
 
 
-@pytest.mark.parametrize("kind", ["numba", "mxnet"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("loss", ["softmax", "arcface"])
 @pytest.mark.parametrize(("whole", "sub_centres", "ratio"), [(False, 1, 1.0), (False, 3, 0.5), (True, 3, 1.0)])
@@ -155,9 +166,8 @@ def test_angles_and_the_norm_of_the_gradient(kind: str, whole: bool, processes: 
         ranges = split_classes(CLASSES, across.size * 2)[across.rank * 2 :][:2]
         options: dict[str, Any] = {"normalised": margin.normalised, "scale": margin.scale, "sub_centres": sub_centres,
                                    "with_bias": whole and not margin.normalised}
-        head = ShardedHead([CpuShard(*part, DIM, **options) if kind == "numba" else
-                            MxnetShard(mx.cpu(), *part, DIM, **options) for part in ranges],
-                           margin, across, mu=0, wd=0, sampler=ClassSampler(ratio), replicas=replicas)
+        head = ShardedHead([KINDS[kind](*part, DIM, **options) for part in ranges], margin, across, mu=0, wd=0,
+                           sampler=ClassSampler(ratio), replicas=replicas)
         for shard in head.shards:
             state = shard.state()
             grown = state.centres * np.linspace(20, 60, DIM, dtype=np.float32)

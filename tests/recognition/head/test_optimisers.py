@@ -158,7 +158,23 @@ def test_numbers_below_those_of_float32_count_as_0(replicated: Callable[..., Any
     backbone.step(1e-50)
     after = backbone.parameters()[0]
     assert all((after[name] == 1).all() for name in weights)
-    shard = MxnetShard(mx.cpu(), 0, 3, 4, normalised=True, scale=64.0)
+
+
+def mxnet_shard(*place: int, **options: Any) -> MxnetShard:
+    return MxnetShard(mx.cpu(), *place, **options)
+
+
+def torch_shard(*place: int, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), *place, **options)
+
+
+@pytest.mark.parametrize("kind", [mxnet_shard, torch_shard])
+@pytest.mark.parametrize("adamw", [None, AdamW(1e-50, 1e-50, 1e-8)], ids=["sgd", "adamw"])
+def test_numbers_below_those_of_float32_count_as_0_for_class_centres(adamw: AdamW | None,
+                                                                     kind: Callable[..., Any]) -> None:
+    shard = kind(0, 3, 4, normalised=True, scale=64.0)
     before, x = shard.state().centres.copy(), np.eye(4, dtype=np.float32)[:2]
     shard.select(None)
     shard.statistics(shard.similarities(x, np.arange(2)))

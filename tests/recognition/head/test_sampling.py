@@ -18,9 +18,17 @@ from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
 
 ARCFACE = Margin(64, 1, 0.5)
-KINDS = pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu()),
-                                         functools.partial(MxnetShard, mx.cpu(), on_host=True)],
-                                ids=["numba", "mxnet", "mxnet, W on the host"])
+
+def on_torch(*place: Any, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), *place, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", [
+    CpuShard, functools.partial(MxnetShard, mx.cpu()), functools.partial(MxnetShard, mx.cpu(), on_host=True), on_torch,
+    functools.partial(on_torch, on_host=True),
+], ids=["numba", "mxnet", "mxnet, W on the host", "torch", "torch, W on the host"])
 
 
 def test_a_sample_holds_the_batch_and_as_many_negatives_as_the_ratio_leaves() -> None:

@@ -23,6 +23,12 @@ CLASSES, DIM, BATCH, STEPS = 13, 6, 8, 4
 LR, MU, WD = 0.05, 0.9, 0.0005
 
 
+def on_torch(*place: Any, **options: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch.shard import TorchShard
+    return TorchShard(torch.device("cpu"), *place, **options)
+
+
 class Reference:
     """W, its momentum and its bias in float64; a step on some classes of all. Written for this test alone."""
 
@@ -69,7 +75,8 @@ class Reference:
         return (gradient - (gradient * unit).sum(axis=1, keepdims=True) * unit) / lengths
 
 
-@pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu())], ids=["numba", "mxnet"])
+@pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu()), on_torch],
+                         ids=["numba", "mxnet", "torch"])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("ratio", [1.0, 0.7])
 @pytest.mark.parametrize("k", [2, 3])

@@ -36,7 +36,8 @@ def test_a_run_leaves_a_report_of_itself(make: Make, tiny_set: Path, capsys: pyt
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / FILE}"
     assert "Finished after step 4, epoch 0" in (folder / FILE).read_text()
     (start,) = starts(folder)
-    assert start["config"] == as_json(replace(config, engine="mxnet")) and start["step"] == 0 and start["processes"] == 1
+    assert start["config"] == as_json(replace(config, engine="mxnet"))
+    assert start["step"] == 0 and start["processes"] == 1
     assert start["versions"]["numpy"] == np.__version__ and start["machine"]["processor"] and start["command"]
     assert start["end"].items() >= {"step": 4, "epoch": 0, "status": 0}.items()
 

@@ -88,8 +88,7 @@ def _dropout(run: Pass, values: Any, data: torch.Tensor) -> torch.Tensor:
 
 
 def _softmax_activation(values: Any, data: torch.Tensor) -> torch.Tensor:
-    data = at_least_float32(data)
-    return data.softmax(1) if values.mode == "channel" else data.flatten(1).softmax(1).reshape(data.shape)
+    return at_least_float32(data).softmax(1 if values.mode == "channel" else -1)
 
 
 class _SoftmaxOutput(torch.autograd.Function):
@@ -131,13 +130,11 @@ def _softmax_gradient(values: Any, result: torch.Tensor, label: torch.Tensor) ->
     counted = label != values.ignore_label
     if values.use_ignore:
         found = found * counted.unsqueeze(1)
-    size = 1.0
+    size = rows.shape[2] if values.multi_output and values.normalization != "valid" else 1
     if values.normalization == "batch":
-        size = rows.shape[0]
+        size *= rows.shape[0]
     elif values.normalization == "valid":
-        size = max(int(counted.sum()) if values.use_ignore else label.numel(), 1)
-    elif values.multi_output:
-        size = rows.shape[2]
+        return (found * (values.grad_scale / counted.sum().clamp(min=1))).reshape(result.shape)
     return (found * (values.grad_scale / size)).reshape(result.shape)
 
 

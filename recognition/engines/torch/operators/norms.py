@@ -31,7 +31,11 @@ def _batch_norm(run: Pass, values: Any, data: torch.Tensor, gamma: torch.Tensor,
         run.statistics.append(BatchStatistics(moving_mean, moving_var, mean, var, count, values.momentum))
         var = var * ((count - 1) / count)
     result = result if maps is data else result.movedim(1, axis)
-    return (result, mean.detach(), (var.detach() + values.eps).rsqrt()) if values.output_mean_var else result
+    return _with_moments(values, (data, gamma, beta), result, mean, (var.detach() + values.eps).rsqrt())
+
+
+def _with_moments(values: Any, inputs: tuple[torch.Tensor, ...], result: torch.Tensor, *moments: torch.Tensor) -> Any:
+    return (result, *(constant(moment, *inputs) for moment in moments)) if values.output_mean_var else result
 
 
 def _along(data: torch.Tensor, axis: int, vector: torch.Tensor) -> torch.Tensor:
@@ -52,7 +56,7 @@ def _layer_norm(values: Any, data: torch.Tensor, gamma: torch.Tensor, beta: torc
     data = at_least_float32(data)
     result, mean, std = _standardised(data, values.axis, values.eps)
     result = result * _along(data, values.axis, gamma) + _along(data, values.axis, beta)
-    return (result, mean.detach(), std.detach()) if values.output_mean_var else result
+    return _with_moments(values, (data, gamma, beta), result, mean, std)
 
 
 def _group_norm(values: Any, data: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> Any:
@@ -60,7 +64,7 @@ def _group_norm(values: Any, data: torch.Tensor, gamma: torch.Tensor, beta: torc
     groups = at_least_float32(data).reshape(data.shape[0], values.num_groups, -1)
     result, mean, std = _standardised(groups, -1, values.eps)
     result = (result * gamma[:, None] + beta[:, None]).reshape(data.shape)
-    return (result, mean[..., 0].detach(), std[..., 0].detach()) if values.output_mean_var else result
+    return _with_moments(values, (data, gamma, beta), result, mean[..., 0], std[..., 0])
 
 
 def _instance_norm(values: Any, data: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:

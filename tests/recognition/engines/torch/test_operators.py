@@ -5,6 +5,7 @@ Both round sums of some dozen numbers to float64's 1e-16, and MXNet keeps factor
 """
 from __future__ import annotations
 
+import importlib.util
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +14,23 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+if importlib.util.find_spec("mxnet") is None:
+    pytest.skip("needs MXNet to compare with", allow_module_level=True)
 
 from recognition.engines.mxnet.imports import mx  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
 from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS  # noqa: E402
+from recognition.engines.torch.operators.passes import Pass  # noqa: E402
+from recognition.errors import UserError  # noqa: E402
+from recognition.networks import sym  # noqa: E402
 from recognition.networks.graph import Graph  # noqa: E402
 from recognition.networks.operators import OPERATORS  # noqa: E402
 from recognition.networks.shapes import all_shapes  # noqa: E402
 
 MAPS = (2, 4, 6, 5)
+# Operators that MXNet 1.9.1 has in float32 alone, which rounds to 6e-8: sums of some dozens are within 1e-5.
+SINGLE = ("SoftmaxActivation", "BatchNorm_v1", "_contrib_SyncBatchNorm", "InstanceNorm", "LRN", "amp_cast",
+          "amp_multicast")
 NORMAL, POSITIVE, SPREAD, WHOLE = "normal", "positive", "spread", "whole"  # what numbers an input has
 
 
@@ -71,8 +80,8 @@ POOLINGS = [
     case("Pooling", kernel=(3, 2), stride=(2, 2), pool_type="lp", p_value=2),
     *(case("Pooling", kernel=(2, 2), global_pool=True, pool_type=kind) for kind in ("max", "avg", "sum")),
     case("Pooling", global_pool=True, pool_type="lp", p_value=2),
-    case("Pooling", (2, 3, 7), kernel=(3,), stride=(2,), pool_type="avg", pooling_convention="same"),
-    case("Pooling", (2, 3, 8), kernel=(3,), stride=(3,), pool_type="max", pooling_convention="same"),
+    *(case("Pooling", (2, 3, 8), kernel=(3,), stride=(2,), pad=(1,), pool_type=kind, pooling_convention="full")
+      for kind in ("max", "avg")),
     case("Pooling", (1, 2, 4, 5, 6), kernel=(2, 2, 2), stride=(2, 2, 2), pool_type="avg", pooling_convention="full"),
     case("Pooling", (2, 6, 5, 4), kernel=(2, 2), pool_type="max", layout="NHWC"),
     *(case("Pooling_v1", kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type=kind, pooling_convention=convention)
@@ -86,17 +95,19 @@ POOLINGS = [
 ]
 LAYERS = [
     *(case("Activation", act_type=kind) for kind in ("relu", "sigmoid", "softrelu", "softsign", "tanh")),
-    *(case("LeakyReLU", act_type=kind, slope=0.3) for kind in ("leaky", "elu", "gelu", "selu")),
+    *(case("LeakyReLU", act_type=kind, slope=0.3) for kind in ("leaky", "elu", "gelu")),
+    case("LeakyReLU", act_type="selu", training=False),
     case("LeakyReLU", act_type="prelu"), case("LeakyReLU", MAPS, (1,), act_type="prelu"),
     case("LeakyReLU", (3, 5), act_type="prelu"), case("LeakyReLU", act_type="rrelu", training=False),
     case("Dropout", p=0.5, training=False), case("Dropout", p=0.0),
-    case("SoftmaxActivation"), case("SoftmaxActivation", mode="channel"),
+    # Of more than two axes MXNet's gradient runs over another axis than the softmax: ours is the derivative.
+    case("SoftmaxActivation", (3, 5)), case("SoftmaxActivation", training=False),
+    case("SoftmaxActivation", mode="channel"),
     *(case("SoftmaxOutput", (4, 5), numbers=WHOLE, grad_scale=2.0, normalization=kind, use_ignore=ignore,
            ignore_label=1.0) for kind in ("null", "batch", "valid") for ignore in (True, False)),
     *(case("SoftmaxOutput", (3, 5, 4), numbers=WHOLE, multi_output=True, normalization=kind)
       for kind in ("null", "batch", "valid")),
     case("SoftmaxOutput", (4, 5), numbers=WHOLE, smooth_alpha=0.1), case("SoftmaxOutput", (4, 5), (4, 5)),
-    case("SoftmaxOutput", (4, 5), numbers=WHOLE, out_grad=True),
     case("SoftmaxOutput", (3, 2, 5), (3, 2), numbers=WHOLE, preserve_shape=True),
 ]
 NORMS = [
@@ -105,23 +116,20 @@ NORMS = [
     case("BatchNorm"), case("BatchNorm", fix_gamma=False, use_global_stats=True), case("BatchNorm", training=False),
     case("BatchNorm", (5, 3), fix_gamma=False, eps=2e-5), case("BatchNorm", axis=3, fix_gamma=False),
     case("BatchNorm", (1, 3), fix_gamma=False, eps=2e-5),
-    case("BatchNorm", output_mean_var=True, output=1), case("BatchNorm", output_mean_var=True, output=2),
-    case("LayerNorm"), case("LayerNorm", axis=1), case("LayerNorm", output_mean_var=True, output=1),
-    case("LayerNorm", output_mean_var=True, output=2),
-    case("GroupNorm", num_groups=2), case("GroupNorm", output_mean_var=True, num_groups=2, output=1),
-    case("GroupNorm", output_mean_var=True, num_groups=2, output=2), case("InstanceNorm"),
+    case("LayerNorm"), case("LayerNorm", axis=1), case("GroupNorm", num_groups=2), case("InstanceNorm"),
     case("InstanceNorm", (2, 3, 7), eps=1e-2),
     *(case("L2Normalization", mode=mode) for mode in ("instance", "channel", "spatial")),
     case("LRN", nsize=3), case("LRN", nsize=5, alpha=0.5, beta=0.6, knorm=1.5),
 ]
 ONES = [
+    case("_grad_add", MAPS, MAPS, training=False),
     *each("_copy BlockGrad ones_like zeros_like softsign erf floor ceil round sign _contrib_div_sqrt_dim square relu "
           "negative sigmoid tanh exp abs softmax log_softmax"),
     case("round", numbers=WHOLE), case("sign", numbers=WHOLE), case("abs", numbers=WHOLE),
     *each("log rsqrt reciprocal sqrt", numbers=POSITIVE),
     case("hard_sigmoid", numbers=SPREAD), case("hard_sigmoid", alpha=0.5, beta=0.2),
     case("softmax", axis=1, temperature=2.0), case("log_softmax", axis=1),
-    case("Cast", dtype="float64"), case("amp_cast", dtype="float64"), case("clip", a_min=-0.5, a_max=0.7),
+    case("Cast", dtype="float64"), case("amp_cast", dtype="float32"), case("clip", a_min=-0.5, a_max=0.7),
     case("amp_multicast", MAPS, MAPS, num_outputs=2, output=1),
     *each("_plus_scalar _minus_scalar _rminus_scalar _mul_scalar _div_scalar _rdiv_scalar _maximum_scalar "
           "_minimum_scalar _mod_scalar _greater_scalar _lesser_scalar _rpower_scalar", scalar=0.75),
@@ -130,7 +138,7 @@ ONES = [
     case("_mod_scalar", scalar=-1.5),
 ]
 TWOS = [
-    *each("elemwise_add elemwise_sub elemwise_mul elemwise_div _maximum _minimum _grad_add", MAPS, MAPS),
+    *each("elemwise_add elemwise_sub elemwise_mul elemwise_div _maximum _minimum", MAPS, MAPS),
     *each("_maximum _minimum", MAPS, MAPS, numbers=WHOLE), case("_power", MAPS, MAPS, numbers=POSITIVE),
     *each("broadcast_add broadcast_sub broadcast_mul broadcast_div broadcast_maximum broadcast_minimum",
           MAPS, (1, 4, 1, 5)),
@@ -210,17 +218,18 @@ def arrays_for(drawn: Any, graph: Graph) -> dict[str, np.ndarray]:
     return arrays
 
 
-def by_mxnet(drawn: Any, graph: Graph, arrays: dict[str, np.ndarray], gradient: Any = None) -> dict[str, np.ndarray]:
-    states = graph.list_auxiliary_states()
-    bound = {name: mx.nd.array(array, dtype="float64") for name, array in arrays.items()}
+def by_mxnet(drawn: Any, graph: Graph, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    states, dtype = graph.list_auxiliary_states(), "float32" if drawn.name in SINGLE else "float64"
+    bound = {name: mx.nd.array(array, dtype=dtype) for name, array in arrays.items()}
     arguments = {name: array for name, array in bound.items() if name not in states}
-    gradients = {name: mx.nd.zeros_like(array) for name, array in arguments.items()}
+    gradients = {name: mx.nd.zeros_like(array) for name, array in arguments.items()} if drawn.training else None
     executor = mx.sym.load_json(graph.to_json()).bind(
-        mx.cpu(), arguments, gradients, aux_states={name: bound[name] for name in states})
+        mx.cpu(), arguments, gradients, "write" if drawn.training else "null",
+        aux_states={name: bound[name] for name in states})
     found = {"output": executor.forward(is_train=drawn.training)[0].asnumpy()}
     if drawn.training:
         out = np.random.default_rng(1).standard_normal(found["output"].shape)
-        executor.backward([mx.nd.array(out, dtype="float64")])
+        executor.backward([mx.nd.array(out, dtype=dtype)])
         found.update({f"d {name}": array.asnumpy() for name, array in gradients.items()})
     mx.nd.waitall()
     return {**found, **{name: bound[name].asnumpy() for name in states}}
@@ -233,6 +242,7 @@ def by_torch(drawn: Any, graph: Graph, arrays: dict[str, np.ndarray]) -> dict[st
     found = {"output": output}
     if drawn.training:
         output.backward(torch.from_numpy(np.random.default_rng(1).standard_normal(tuple(output.shape))))
+        images.grad = torch.zeros_like(images) if images.grad is None else images.grad
         found.update({"d data": images.grad, **{f"d {name}": item.grad for name, item in network.arguments.items()}})
     return {name: tensor.detach().numpy() for name, tensor in {**found, **network.auxiliary}.items()}
 
@@ -245,7 +255,94 @@ def test_operator_gives_what_it_gives_in_mxnet(drawn: Any) -> None:
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].shape == array.shape, name
-        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-6 * max(1.0, np.abs(array).max()), err_msg=name)
+        tolerance = 1e-5 if drawn.name in SINGLE else 1e-6
+        np.testing.assert_allclose(found[name], array, rtol=tolerance, atol=tolerance * max(1.0, np.abs(array).max()),
+                                   err_msg=name)
+
+
+@pytest.mark.parametrize("drawn", [
+    case("BatchNorm", output_mean_var=True), case("BatchNorm", output_mean_var=True, training=False),
+    case("LayerNorm", output_mean_var=True), case("LayerNorm", output_mean_var=True, axis=1),
+    case("GroupNorm", output_mean_var=True, num_groups=2)])
+def test_moments_behind_the_result_are_those_of_mxnet(drawn: Any) -> None:
+    graph = graph_of(drawn)
+    arrays, head = arrays_for(drawn, graph), graph.heads[0]
+    together = Graph(graph.nodes, [head, head._replace(output=1), head._replace(output=2)])
+    expected = mx.sym.load_json(together.to_json()).bind(
+        mx.cpu(), {name: mx.nd.array(arrays[name], dtype="float64") for name in graph.list_arguments()},
+        aux_states={name: mx.nd.array(arrays[name], dtype="float64") for name in graph.list_auxiliary_states()},
+    ).forward(is_train=drawn.training)
+    for output in (0, 1, 2):
+        alone = Graph(graph.nodes, [head._replace(output=output)])
+        network = Network(alone, arrays, arrays, torch.device("cpu"), torch.float64)
+        found = network(torch.tensor(arrays["data"]), drawn.training).detach().numpy()
+        np.testing.assert_allclose(found, expected[output].asnumpy(), rtol=1e-6, atol=1e-6)
+
+
+def gradients_by_torch(name: str, data: np.ndarray, out: np.ndarray, **attrs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Output and gradient of an operator with one input."""
+    operator = OPERATORS[name]
+    values, tensor = operator.values({key: str(value) for key, value in attrs.items()}), torch.tensor(data)
+    run = (Pass(True, None),) if name in OF_THE_PASS else ()
+    output = {**FUNCTIONS, **OF_THE_PASS}[name](*run, values, tensor.requires_grad_())
+    output.backward(torch.tensor(out))
+    return output.detach().numpy(), tensor.grad.numpy()
+
+
+def test_selu_has_its_own_gradient() -> None:
+    """MXNet 1.9.1 takes ``lambda (y + alpha)``, which is not the derivative, ``y + lambda alpha``; rounding: 1e-14."""
+    data = np.random.default_rng(0).standard_normal((3, 4)) - 1
+    output, gradient = gradients_by_torch("LeakyReLU", data, np.ones_like(data), act_type="selu")
+    expected = np.where(data > 0, 1.0507009873554805, output + 1.0507009873554805 * 1.6732632423543772)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("max", [3, 5, 7, 7]), ("sum", [6, 12, 18, 7]), ("avg", [2, 4, 6, 7])])
+def test_pooling_by_the_convention_same_has_a_window_a_step(kind: str, expected: list[float]) -> None:
+    """By hand: MXNet 1.9.1 fails to bind it. Whole numbers have no rounding."""
+    data = np.arange(1.0, 8).reshape(1, 1, 7)
+    output, _ = gradients_by_torch("Pooling", data, np.ones((1, 1, 4)), kernel=(3,), stride=(2,), pool_type=kind,
+                                   pooling_convention="same")
+    np.testing.assert_array_equal(output.ravel(), expected)
+
+
+@pytest.mark.parametrize("attrs", [{"p": 0.3}, {"p": 0.3, "mode": "always"}, {"p": 0.6, "axes": (2, 3)}], ids=str)
+def test_dropout_draws_from_its_generator_and_keeps_the_mean(attrs: dict[str, Any]) -> None:
+    graph = sym.Dropout(sym.Variable("data"), name="n", **attrs).graph()
+    network, images = Network(graph, {}, {}, torch.device("cpu")), torch.ones(2, 64, 16, 16)
+    first, again, other = (network(images, True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    np.testing.assert_allclose(first.unique(), [0, 1 / (1 - attrs["p"])], rtol=1e-6)  # a rounding of float32
+    per_map = first[..., :1, :1] == first
+    assert bool(per_map.all()) == ("axes" in attrs)
+    assert abs(first.mean() - 1) < 6 * (attrs["p"] / (1 - attrs["p"]) / per_map[..., 0, 0].numel()) ** 0.5  # 6 sigma
+    assert torch.equal(network(images), images) == (attrs.get("mode") != "always")
+
+
+def test_randomised_slopes_lie_between_their_bounds() -> None:
+    graph = sym.LeakyReLU(sym.Variable("data"), act_type="rrelu", lower_bound=0.1, upper_bound=0.3).graph()
+    slopes = -Network(graph, {}, {}, torch.device("cpu"))(-torch.ones(50, 50), True, torch.Generator().manual_seed(0))
+    assert 0.1 <= slopes.min() < 0.11 and 0.29 < slopes.max() < 0.3
+
+
+def test_no_parameter_is_without_a_gradient() -> None:
+    """Also one that the output does not depend on: MXNet's gradient is then zero."""
+    product = sym.FullyConnected(sym.Variable("data"), num_hidden=3, name="f")
+    weight = sym.Reshape(sym.Variable("w", shape=(3,)), shape=(1, 3))
+    graph = sym.broadcast_add(sym.BlockGrad(product), sym.round(weight)).graph()
+    arrays = {"f_weight": np.ones((3, 2)), "f_bias": np.ones(3), "w": np.ones(3)}
+    network = Network(graph, arrays, {}, torch.device("cpu"))
+    network(torch.ones(2, 2), True).sum().backward()
+    assert {name: float(item.grad.abs().sum()) for name, item in network.arguments.items()} == dict.fromkeys(arrays, 0)
+
+
+def test_an_operator_that_is_not_there_is_refused_by_name() -> None:
+    graph = Graph.from_dict({"nodes": [
+        {"op": "null", "name": "data", "inputs": []},
+        {"op": "Custom", "name": "mine", "attrs": {"op_type": "recognition_winograd", "num_filter": "3"},
+         "inputs": [[0, 0, 0], [0, 0, 0]]}], "heads": [[1, 0, 0]], "attrs": {"mxnet_version": ["int", 10901]}})
+    with pytest.raises(UserError, match=r"^the layer mine is of the operator Custom, which the PyTorch engine"):
+        Network(graph, {}, {}, torch.device("cpu"))
 
 
 def test_every_operator_of_the_table_is_there_and_compared() -> None:

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's own operators, as ``torch.export`` writes them, in the words of ``recognition.networks.sym``.
+
+Each is a function of a :class:`Call` and the operator's arguments, in which tensors are symbols.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
+
+from recognition.networks import sym
+from recognition.networks.sym import Symbol
+
+Size = Any  # of an axis: an int, or the batch's, which is no number yet
+
+
+class Unknown(Exception):
+    """An operator, or one of its options, that has no like in a network of ours."""
+
+
+class Call(NamedTuple):
+    """One operator in an exported module: the shapes of its tensors."""
+
+    ins: list[tuple[Size, ...]]  # of the tensors among the arguments, in order
+    out: tuple[Size, ...]
+    images: Symbol
+
+
+def _is_number(size: Size) -> bool:
+    return isinstance(size, int)
+
+
+def _alike(first: Size, second: Size) -> bool:
+    return str(first) == str(second)
+
+
+def _reshape(call: Call, data: Symbol, *_: Any) -> Symbol:
+    """To the shape that the export says: 0 keeps the batch's axis, -1 stands for another size that depends on it."""
+    codes = [size if _is_number(size) else 0 if place < len(call.ins[0]) and _alike(size, call.ins[0][place]) else -1
+             for place, size in enumerate(call.out)]
+    if codes.count(-1) > 1:
+        raise Unknown(f"a reshape to {tuple(map(str, call.out))}")
+    return sym.Reshape(data, shape=tuple(codes))
+
+
+def _pair(call: Call, numbers: Any, rank: int | None = None) -> tuple[int, ...]:
+    """One number for each side of a map; PyTorch also takes one for all."""
+    rank = len(call.ins[0]) - 2 if rank is None else rank
+    numbers = [numbers] if _is_number(numbers) else list(numbers)
+    return tuple(numbers * rank if len(numbers) == 1 else numbers)
+
+
+def _convolution(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None = None, stride: Any = 1,
+                 padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Symbol:
+    outputs, _, *kernel = call.ins[1]
+    rank = len(kernel)
+    inputs = [data, weight, *([] if bias is None else [bias])]
+    return sym.Convolution(*inputs, num_filter=outputs, kernel=tuple(kernel), stride=_pair(call, stride, rank),
+                           pad=_pair(call, padding, rank), dilate=_pair(call, dilation, rank), num_group=groups,
+                           no_bias=bias is None)
+
+
+def _linear(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None = None) -> Symbol:
+    inputs = [data, weight, *([] if bias is None else [bias])]
+    return sym.FullyConnected(*inputs, num_hidden=call.ins[1][0], no_bias=bias is None, flatten=len(call.ins[0]) == 2)
+
+
+def _batch_norm(call: Call, data: Symbol, weight: Symbol | None, bias: Symbol | None, mean: Symbol | None,
+                var: Symbol | None, training: bool, momentum: float, eps: float, cudnn: bool = False) -> Symbol:
+    if bias is None or weight is None or mean is None or var is None:
+        raise Unknown("a batch norm without weight, bias or moving statistics")
+    frozen = weight._draft.attrs.pop("__fixed__", "") == "1"
+    return sym.BatchNorm(data, weight, bias, mean, var, eps=eps, momentum=1 - momentum, fix_gamma=frozen)
+
+
+def _layer_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | None = None,
+                bias: Symbol | None = None, eps: float = 1e-5, cudnn: bool = True) -> Symbol:
+    if len(sizes) != 1 or weight is None or bias is None:
+        raise Unknown("a layer norm of several axes, or without weight and bias")
+    return sym.LayerNorm(data, weight, bias, eps=eps)
+
+
+def _pool(kind: str) -> Callable[..., Symbol]:
+    def pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, *others: Any) -> Symbol:
+        if kind == "max":
+            dilation, ceil, inside, divisor = (*others, *(1, False)[len(others) :], True, None)
+            if set(_pair(call, dilation)) != {1}:
+                raise Unknown("a pooling with dilation")
+        else:
+            ceil, inside, divisor = (*others, *(False, True, None)[len(others) :])
+        if ceil or divisor is not None:
+            raise Unknown("a pooling with ceil_mode or divisor_override")
+        kernel = _pair(call, kernel)
+        return sym.Pooling(data, kernel=kernel, stride=_pair(call, stride) if stride else kernel,
+                           pad=_pair(call, padding), pool_type=kind, count_include_pad=inside)
+
+    return pool
+
+
+def _adaptive(kind: str) -> Callable[..., Any]:
+    def pool(call: Call, data: Symbol, sizes: Any) -> Symbol:
+        if set(_pair(call, sizes)) == {1}:
+            return sym.Pooling(data, kernel=(1,) * (len(call.ins[0]) - 2), global_pool=True, pool_type=kind)
+        if kind != "avg" or len(call.ins[0]) != 4:
+            raise Unknown("an adaptive pooling to more than one place")
+        return sym.make("_contrib_AdaptiveAvgPooling2D", data, output_size=_pair(call, sizes))
+
+    return pool
+
+
+def _two(name: str, scalar: str, reverse: str = "") -> Callable[..., Any]:
+    """Arithmetic of two tensors, or of a tensor and a number."""
+    def compute(call: Call, left: Any, right: Any, alpha: float = 1) -> Symbol:
+        if not isinstance(left, Symbol):
+            return sym.make(f"_{reverse or scalar}_scalar", right, scalar=left)
+        if not isinstance(right, Symbol):
+            return sym.make(f"_{scalar}_scalar", left, scalar=float(right) * alpha)
+        right = right if alpha == 1 else sym.make("_mul_scalar", right, scalar=alpha)
+        same = len(call.ins) == 2 and list(map(str, call.ins[0])) == list(map(str, call.ins[1]))
+        return sym.make(f"elemwise_{name}" if same else f"broadcast_{name}", left, right)
+
+    return compute
+
+
+def _one(name: str, **attrs: Any) -> Callable[..., Any]:
+    return lambda call, data, *_: sym.make(name, data, **attrs)
+
+
+def _clip(call: Call, data: Symbol, low: float | None = None, high: float | None = None) -> Symbol:
+    if low is None or high is None:
+        return sym.make("_minimum_scalar" if low is None else "_maximum_scalar", data,
+                        scalar=high if low is None else low)
+    return sym.clip(data, a_min=low, a_max=high)
+
+
+def _hard(call: Call, data: Symbol) -> Symbol:
+    return sym.clip(sym.make("_plus_scalar", data, scalar=3), a_min=0, a_max=6) / 6
+
+
+def _reduction(name: str) -> Callable[..., Any]:
+    def reduce(call: Call, data: Symbol, axes: Any = None, keepdim: bool = False) -> Symbol:
+        axes = tuple(range(len(call.ins[0]))) if axes is None or axes == [] else _tuple(axes)
+        return sym.make(name, data, axis=axes, keepdims=keepdim)
+
+    return reduce
+
+
+def _tuple(axes: Any) -> tuple[int, ...]:
+    return (axes,) if _is_number(axes) else tuple(axes)
+
+
+def _vector_norm(call: Call, data: Symbol, order: float = 2, axes: Any = None, keepdim: bool = False) -> Symbol:
+    if order != 2 or axes is None:
+        raise Unknown("a norm that is not Euclidean, or over all axes")
+    return sym.sqrt(sym.sum(sym.square(data), axis=_tuple(axes), keepdims=keepdim))
+
+
+def _expand(call: Call, data: Symbol, *_: Any) -> Symbol:
+    before = (*(1 for _ in range(len(call.out) - len(call.ins[0]))), *call.ins[0])
+    data = data if len(before) == len(call.ins[0]) else sym.Reshape(data, shape=before)
+    grown = [axis for axis, (old, new) in enumerate(zip(before, call.out)) if not _alike(old, new)]
+    numbers = [axis for axis in grown if _is_number(call.out[axis])]
+    if numbers:
+        data = sym.broadcast_axis(data, axis=tuple(numbers), size=tuple(call.out[axis] for axis in numbers))
+    if len(numbers) < len(grown):  # to as many as there are images
+        if grown[0] != 0 or len(grown) - len(numbers) > 1:
+            raise Unknown("an expand along the batch that is not along the first axis")
+        data = sym.broadcast_like(data, call.images, lhs_axes=(0,), rhs_axes=(0,))
+    return data
+
+
+def _permute(call: Call, data: Symbol, axes: Sequence[int]) -> Symbol:
+    return sym.transpose(data, axes=tuple(axis % len(axes) for axis in axes))
+
+
+def _swap(call: Call, data: Symbol, first: int, second: int) -> Symbol:
+    rank = len(call.ins[0])
+    return sym.SwapAxis(data, dim1=first % rank, dim2=second % rank)
+
+
+def _select(call: Call, data: Symbol, axis: int, place: int) -> Symbol:
+    part = sym.slice_axis(data, axis=axis, begin=place, end=None if place == -1 else place + 1)
+    return _reshape(call._replace(ins=[()]) if axis == 0 else call, part)
+
+
+def _slice(call: Call, data: Symbol, axis: int = 0, begin: int | None = None, end: Any = None,
+           step: int = 1) -> Symbol:
+    if list(map(str, call.ins[0])) == list(map(str, call.out)):
+        return data
+    size = call.ins[0][axis]
+    if step != 1 or not _is_number(size):
+        raise Unknown("a slice with steps, or of the batch")
+    return sym.slice_axis(data, axis=axis, begin=begin or 0, end=None if end is None or end >= size else end)
+
+
+def _parts(call: Call, data: Symbol, size: Any, axis: int = 0, *, squeeze: bool = False,
+           count: int = 0) -> list[Symbol]:
+    whole = call.ins[0][axis]
+    if not _is_number(whole) or (not count and (not _is_number(size) or whole % size)):
+        raise Unknown("a split into parts that are not equal")
+    count = count or whole // size
+    parts = sym.SliceChannel(data, num_outputs=count, axis=axis, squeeze_axis=squeeze)
+    return [parts[number] for number in range(count)]
+
+
+def _chunk(call: Call, data: Symbol, count: int, axis: int = 0) -> list[Symbol]:
+    if not _is_number(call.ins[0][axis]) or call.ins[0][axis] % count:
+        raise Unknown("a split into parts that are not equal")
+    return _parts(call, data, 0, axis, count=count)
+
+
+def _unbind(call: Call, data: Symbol, axis: int = 0) -> list[Symbol]:
+    return _parts(call, data, 1, axis, squeeze=True)
+
+
+def _matmul(call: Call, left: Symbol, right: Symbol) -> Symbol:
+    first, second = call.ins
+    if len(first) == len(second) > 2:
+        return sym.batch_dot(left, right)
+    if len(second) != 2:
+        raise Unknown("a product of tensors with different axes")
+    return sym.dot(left, right)
+
+
+def _attention(call: Call, query: Symbol, key: Symbol, value: Symbol, mask: Any = None, dropout: float = 0.0,
+               causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False) -> Symbol:
+    if mask is not None or causal or enable_gqa or len({len(shape) for shape in call.ins}) > 1:
+        raise Unknown("an attention with a mask")
+    scale = call.ins[0][-1] ** -0.5 if scale is None else scale
+    weights = sym.softmax(sym.batch_dot(query, key, transpose_b=True) * scale, axis=-1)
+    return sym.batch_dot(sym.Dropout(weights, p=dropout) if dropout else weights, value)
+
+
+def _same(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
+    return data
+
+
+TABLE: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution), "linear": _linear, "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm, "scaled_dot_product_attention": _attention, "matmul": _matmul, "bmm": _matmul,
+    "prelu": lambda call, data, slope: sym.LeakyReLU(data, slope, act_type="prelu"),
+    "leaky_relu": lambda call, data, slope=0.01: sym.LeakyReLU(data, act_type="leaky", slope=slope),
+    "elu": lambda call, data, alpha=1.0: sym.LeakyReLU(data, act_type="elu", slope=alpha),
+    "gelu": lambda call, data: sym.LeakyReLU(data, act_type="gelu"), "selu": _one("LeakyReLU", act_type="selu"),
+    **{name: _one("Activation", act_type=name) for name in ("relu", "sigmoid", "tanh")},
+    "softplus": lambda call, data: sym.Activation(data, act_type="softrelu"),
+    "silu": lambda call, data: data * sym.sigmoid(data), "hardsigmoid": _hard,
+    "hardswish": lambda call, data: data * _hard(call, data),
+    **dict.fromkeys(("clamp", "hardtanh", "clamp_min"), _clip), "relu6": _one("clip", a_min=0, a_max=6),
+    "dropout": lambda call, data, p, train: sym.Dropout(data, p=p) if p and train else data,
+    "feature_dropout": lambda call, data, p, train: sym.Dropout(data, p=p, axes=tuple(range(2, len(call.ins[0])))),
+    **{f"max_pool{rank}d": _pool("max") for rank in (1, 2, 3)}, **{f"avg_pool{rank}d": _pool("avg") for rank in (2, 3)},
+    **{f"adaptive_avg_pool{rank}d": _adaptive("avg") for rank in (1, 2, 3)},
+    **{f"adaptive_max_pool{rank}d": _adaptive("max") for rank in (1, 2, 3)},
+    "add": _two("add", "plus"), "sub": _two("sub", "minus", "rminus"), "mul": _two("mul", "mul"),
+    "div": _two("div", "div", "rdiv"),
+    "rsub": lambda call, data, number: sym.make("_rminus_scalar", data, scalar=number),
+    "pow": lambda call, data, power: sym.make("_power_scalar", data, scalar=power),
+    **{name: _one(ours) for name, ours in (("neg", "negative"), ("sqrt", "sqrt"), ("rsqrt", "rsqrt"), ("exp", "exp"),
+                                           ("log", "log"), ("abs", "abs"), ("erf", "erf"), ("square", "square"),
+                                           ("reciprocal", "reciprocal"), ("detach", "BlockGrad"))},
+    "mean": _reduction("mean"), "sum": _reduction("sum"), "amax": _reduction("max"), "amin": _reduction("min"),
+    "linalg_vector_norm": _vector_norm,
+    "softmax": lambda call, data, axis, dtype=None: sym.softmax(data, axis=axis),
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), _reshape),
+    "permute": _permute, "transpose": _swap, "select": _select, "slice": _slice, "expand": _expand,
+    "expand_as": _expand, "split": _parts, "chunk": _chunk, "unbind": _unbind,
+    "cat": lambda call, parts, axis=0: sym.Concat(*parts, dim=axis),
+    "stack": lambda call, parts, axis=0: sym.stack(*parts, axis=axis),
+    **dict.fromkeys(("contiguous", "clone", "to", "alias", "type_as", "_to_copy", "lift_fresh_copy"), _same),
+}

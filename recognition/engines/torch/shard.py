@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shard on any device of PyTorch's: chunks of classes, whose logits are computed twice and never kept.
+
+The gradient by the features is attention: queries x, keys and values W. The first pass over W (``statistics``) sums for
+each row the exponentials and the centres weighted by them, against the largest logit so far (Milakov and Gimelshein,
+arXiv 1805.02867); ``gradient`` is then work on (B, D) alone. The second pass (``update``) computes a chunk's logits
+again, its part of the gradient of W, and updates it. So no array has B x C or, W and its moments apart, C x D numbers.
+
+Targets are kept out of the sums, and enter them as float64 numbers of the host: ``1 - p`` loses no digits where p is
+nearly 1. PyTorch computes a shape's products with the same bits each time, so a run that goes on gets the same W.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.shard_steps import step
+from recognition.engines.torch.stored_rows import StoredRows
+from recognition.head.shard import (
+    EPSILON,
+    ROWS_AT_ONCE,
+    SGD,
+    ShardState,
+    initial_centres,
+    merged_statistics,
+    rows_of,
+    target_columns,
+)
+from recognition.optim.adamw import AdamWStep
+from recognition.processes.communicator import Communicator
+
+# By kind of device. On GPUs logits of 128 MB at B = 1024, a gradient of 64 MB at D = 512; on CPUs 2 MB, which stay near
+# the processor: a step takes a tenth of the time that it takes with a GPU's chunks.
+ROWS_A_CHUNK = {"cuda": 32768, "cpu": 1024}
+MINUS_INFINITY = float("-inf")
+
+
+class Targets(NamedTuple):
+    """The rows of the batch whose class lies in this shard, n of them, ascending by class."""
+
+    batch: np.ndarray  # (n,) int64, their places in the batch
+    first: np.ndarray  # (n,) int64, the first selected row of their class
+    nearest: np.ndarray  # (n,) int64, the selected row of their nearest sub-centre
+    units: torch.Tensor  # (n, D), that centre's unit vector; the centre itself if the head does not normalise
+
+
+class Weights(NamedTuple):
+    """Numbers that make a chunk's logits z the gradient by its similarities: ``exp(z - reference) * factor``."""
+
+    reference: torch.Tensor  # (B, 1)
+    factor: torch.Tensor  # (B, 1)
+    targets: torch.Tensor  # (n,): what stands in place of the exponential, for each of the targets
+
+
+class Chunk(NamedTuple):
+    """Selected rows ``low .. high - 1`` on the device."""
+
+    low: int
+    high: int
+    centres: torch.Tensor  # (rows, D): a view of W, or a copy
+    inverse: torch.Tensor | None  # (rows, 1), of their norms; None if the head does not normalise
+    units: torch.Tensor  # (rows, D)
+
+
+def product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None, factor: float = 1.0) -> torch.Tensor:
+    """``factor * a b + plus``: every matrix product of a chunk. a (m, k), b (k, n), ``plus`` (m, n) or (n,)."""
+    return a @ b if plus is None else torch.addmm(plus, a, b, alpha=factor)
+
+
+class TorchShard:
+    """Implements :class:`recognition.head.shard.Shard` on ``device``.
+
+    With ``on_host`` W and its moments stay in the host's memory, and their rows travel chunk by chunk: those of a
+    sample alone if there is one.
+    """
+
+    def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
+                 sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
+                 on_host: bool = False) -> None:
+        self.device, self.on_host = device, on_host
+        self.start, self.stop = start, stop
+        self.normalised, self.scale, self.sub_centres = normalised, float(scale), sub_centres
+        self.with_bias, self.ceiling = with_bias, float(ceiling)
+        centres = initial_centres(seed, start, stop, sub_centres, dim)
+        self._rows = StoredRows(device, on_host, len(centres))
+        # each with its moments, the second one from the first step of AdamW on
+        self._centres = [self._rows.stored(array) for array in (centres, np.zeros_like(centres))]
+        self._bias = [self._rows.stored(array) for array in np.zeros((2, len(centres)), np.float32)]
+        self._sound = torch.ones((), dtype=torch.bool, device=device)
+        self.select(None)
+
+    @property
+    def finite(self) -> bool:
+        return bool(self._sound)
+
+    def _arrays(self) -> list[torch.Tensor]:
+        """All arrays, in the order of a state."""
+        return [*self._centres[:2], *self._bias[:2], *self._centres[2:], *self._bias[2:]]
+
+    def state(self) -> ShardState:
+        return ShardState(*(array.cpu().numpy() for array in self._arrays()))
+
+    def load(self, state: ShardState, first: int | None = None) -> None:
+        low = 0 if first is None else (first - self.start) * self.sub_centres
+        if len(state.second_moment):
+            self._need_second_moments()
+        for own, values in zip(self._arrays(), state):
+            own[low : low + len(values)] = torch.from_numpy(np.array(values, np.float32))
+        self._sound.fill_(True)  # states are
+
+    def _need_second_moments(self) -> None:
+        for arrays in (self._centres, self._bias):
+            if len(arrays) == 2:
+                arrays.append(torch.zeros_like(arrays[0]))
+
+    def norms(self) -> tuple[float, float]:
+        lengths = [_lengths(part.to(self.device), torch.float64) for part in self._centres[0].split(ROWS_AT_ONCE)]
+        if not len(self._centres[0]):
+            return np.inf, 0.0
+        least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
+        return float(least.amin()), float(most.amax())
+
+    def select(self, classes: np.ndarray | None) -> None:
+        self._classes = classes
+        self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
+
+    def _on_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        batch, k = len(x), self.sub_centres
+        self._x = self._on_device(np.array(x, np.float32))
+        columns = target_columns(labels, self.start, self.stop, k, self._classes)
+        here = np.flatnonzero(columns >= 0)
+        here = here[np.argsort(columns[here], kind="stable")]
+        candidates = (columns[here, None] + np.arange(k)).ravel()
+        units, _ = self._units(self._rows.take_at(self._centres[0], candidates))
+        units = units.view(len(here), k, x.shape[1])
+        values = torch.linalg.vecdot(units, self._x[self._on_device(here)].unsqueeze(1))
+        values += self._rows.take_at(self._bias[0], candidates).view(len(here), k)
+        found = values.cpu().numpy()
+        nearest, order = found.argmax(axis=1), np.arange(len(here))
+        self._targets = Targets(here, columns[here], columns[here] + nearest,
+                                units[self._on_device(order), self._on_device(nearest)])
+        # Without statistics, where centres have overflowed, the gradient is NaN.
+        self._highest, self._weighted = np.full(batch, np.nan), torch.zeros_like(self._x)
+        similarities = np.zeros(batch, np.float32)
+        similarities[here] = found[order, nearest]
+        return similarities
+
+    def _units(self, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Unit vectors and inverse norms (rows, 1) of centres (rows, D); what they are if the head does not
+        normalise."""
+        if not self.normalised:
+            return centres, None
+        units = centres.square()
+        inverse = units.sum(dim=1, keepdim=True).add_(float(EPSILON)).rsqrt_()
+        return torch.mul(centres, inverse, out=units), inverse
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """The selected rows, in pieces of whole classes."""
+        size = max(1, ROWS_A_CHUNK[self.device.type] // self.sub_centres) * self.sub_centres
+        for low in range(0, len(self._rows), size):
+            high = min(low + size, len(self._rows))
+            centres = self._rows.take(self._centres[0], low, high)
+            units, inverse = self._units(centres)
+            yield Chunk(low, high, centres, inverse, units)
+
+    def _targets_in(self, chunk: Chunk) -> slice:
+        return slice(*np.searchsorted(self._targets.first, [chunk.low, chunk.high]))
+
+    def _logits(self, chunk: Chunk) -> torch.Tensor:
+        """The logits that count, (B, rows): -inf for farther sub-centres, conflicts, and the targets' classes."""
+        bias = self._rows.take(self._bias[0], chunk.low, chunk.high)
+        z = product(self._x, chunk.units.T, bias, self.scale)
+        classes = z.view(len(z), -1, self.sub_centres)
+        if self.sub_centres > 1:
+            nearest = classes.argmax(dim=2, keepdim=True)
+            values = classes.gather(2, nearest)
+            classes.fill_(MINUS_INFINITY).scatter_(2, nearest, values)
+        if self.ceiling < np.inf:
+            z.masked_fill_(z > self.ceiling, MINUS_INFINITY)
+        these = self._targets_in(chunk)
+        rows, first = self._targets.batch[these], self._targets.first[these] - chunk.low
+        classes[self._on_device(rows), self._on_device(first // self.sub_centres)] = MINUS_INFINITY
+        return z
+
+    def statistics(self, target_logits: np.ndarray) -> np.ndarray:
+        highest = self._x.new_full((len(self._x),), MINUS_INFINITY)
+        total = torch.zeros(len(self._x), dtype=torch.float64, device=self.device)
+        weighted = torch.zeros_like(self._x)
+        for chunk in self._chunks():
+            z = self._logits(chunk)
+            before, highest = highest, torch.maximum(highest, z.amax(dim=1))
+            reference = highest.masked_fill(highest == MINUS_INFINITY, 0)  # exp(-inf - 0) is 0, -inf - -inf is NaN
+            shrink = torch.exp(before - reference)
+            z.sub_(reference.unsqueeze(1)).exp_()
+            total.mul_(shrink).add_(z.sum(dim=1))
+            weighted = product(z, chunk.units, weighted.mul_(shrink.unsqueeze(1)))
+        self._weighted, (self._highest, sums) = weighted, torch.stack([highest.double(), total]).cpu().numpy()
+        targets = np.full(len(target_logits), -np.inf)
+        targets[self._targets.batch] = target_logits[self._targets.batch]
+        with np.errstate(invalid="ignore"):
+            return merged_statistics(np.stack([self._highest, targets]), np.stack([sums, np.isfinite(targets)]))
+
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+        here = self._targets.batch
+        with np.errstate(invalid="ignore", over="ignore"):
+            factor = np.exp(self._highest - log_sums) * (self.scale / count)
+            reference = log_sums.astype(np.float32)
+            rest = np.exp(reference - log_sums) * (self.scale / count)  # with the digits that the reference lost
+            targets = target_gradients[here] / rest[here]
+        self._weights = Weights(*(self._on_device(a.astype(np.float32)) for a in (
+            reference[:, None], rest[:, None], targets)))
+        d_x = self._weighted * self._on_device(factor[:, None].astype(np.float32))
+        slopes = self._on_device(target_gradients[here].astype(np.float32)[:, None])
+        d_x[self._on_device(here)] += slopes * self._targets.units
+        return d_x.cpu().numpy()
+
+    def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
+        norms, biases = np.zeros((2, len(self._x)))
+        centres, bias = (self._rows.take_at(arrays[0], self._targets.nearest) for arrays in (self._centres, self._bias))
+        norms[self._targets.batch] = _lengths(centres, torch.float64).cpu().numpy()
+        biases[self._targets.batch] = bias.cpu().numpy()
+        return norms, biases
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+        if isinstance(optimiser, AdamWStep):
+            self._need_second_moments()
+        weighted = self._x * self._weights.factor
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
+        for chunk in self._chunks():
+            p = self._logits(chunk).sub_(self._weights.reference).exp_()
+            these = self._targets_in(chunk)
+            rows, columns = self._targets.batch[these], self._targets.nearest[these] - chunk.low
+            p[self._on_device(rows), self._on_device(columns)] = self._weights.targets[these]
+            gradients = [product(p.T, weighted)]
+            if self.with_bias:
+                gradients.append(product(p.T, self._weights.factor)[:, 0])
+            del p
+            replicas.sum_in_place(f"centres {self.start} {chunk.low}", gradients)
+            gradient = self._through_norm(chunk, gradients[0])
+            if measure:
+                squares += torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+            self._step(optimiser, chunk, self._centres, chunk.centres, gradient)
+            if self.with_bias:
+                bias = self._rows.take(self._bias[0], chunk.low, chunk.high)
+                self._step(optimiser, chunk, self._bias, bias, gradients[1])
+        return float(squares)
+
+    @staticmethod
+    def _through_norm(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient by a chunk's centres, from that by their unit vectors: ``(g - (g . w^) w^) / |w|``."""
+        if chunk.inverse is None:
+            return gradient
+        along = torch.linalg.vecdot(gradient, chunk.units).unsqueeze(1)
+        return gradient.addcmul_(chunk.units, along, value=-1).mul_(chunk.inverse)
+
+    def _step(self, optimiser: SGD | AdamWStep, chunk: Chunk, arrays: list[torch.Tensor], values: torch.Tensor,
+              gradient: torch.Tensor) -> None:
+        """Update a chunk's ``values``, of the first of ``arrays``, and their moments, the others."""
+        arrays = arrays[: 3 if isinstance(optimiser, AdamWStep) else 2]
+        parts = [values, *(self._rows.take(array, chunk.low, chunk.high) for array in arrays[1:])]
+        step(optimiser, values, gradient, *parts[1:])
+        self._sound &= (_lengths(values.view(len(values), -1)).square() < np.inf).all()
+        for array, part in zip(arrays, parts):
+            self._rows.put(array, chunk.low, chunk.high, part)
+
+
+def _lengths(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The norms of rows (n, D): (n,)."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype)

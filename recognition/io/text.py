@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text files of people: UTF-8, with or without a byte order mark, in which bytes that are no UTF-8 survive."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TextIO
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a text file for reading. A byte order mark, which Windows' editors write, is left out."""
+    return open(path, encoding="utf-8-sig", errors="surrogateescape")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, as :func:`open_text` reads it."""
+    with open_text(path) as file:
+        return file.read()
