@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes that a trainer starts by itself, one for each GPU with PyTorch: when it does, and that it speaks and
-ends as one process. Where there is no GPU, the same start with workers that compute on the CPU."""
+ends as one process."""
 from __future__ import annotations
 
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Callable
@@ -47,14 +46,12 @@ def test_gpus_that_are_not_there(train: Callable[..., tuple[int, str, str]]) -> 
 
 def test_it_speaks_as_one_process_and_ends_by_a_signal_with_its_state(start: Callable[..., subprocess.Popen],
                                                                       tmp_path: Path) -> None:
+    """CPUs are taken for GPUs, so that the trainer starts one process for each."""
     pytest.importorskip("torch")
-    alone = start("own", "--engine", "torch", "--devices", "cpu", "--max-steps", "1000", "--verbose", "900")
-    command = list(map(str, alone.args))
-    alone.kill()
-    alone.communicate()
-    code = f"import sys\nfrom recognition.launch.own import start\nsys.exit(start(2, {command[1:]!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (tmp_path / "sitecustomize.py").write_text("from recognition.config import devices\n"
+                                               "devices.on_gpus = lambda given: True\n")
+    process = start("own", "--engine", "torch", "--devices", "cpu:2", "--per-batch-size", "3", "--max-steps", "1000",
+                    "--verbose", "900", environ={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     below = tmp_path / "own" / "tiny-arcface-tiny"
     while process.poll() is None and not ((below / "history.jsonl").exists()
                                           and (below / "history.jsonl").stat().st_size):
