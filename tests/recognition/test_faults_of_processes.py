@@ -75,8 +75,8 @@ def launched(horovod: None, tmp_path: Path) -> Launched:
         servers = ["--servers", "1"] if kvstore.startswith("dist") else []
         process = subprocess.Popen(
             [sys.executable, *launcher, "-np", "2", *servers, *flags, "--", sys.executable,
-             "worker.py", kvstore, "--engine", engine], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "MARK": str(tmp_path), **variables})
+             "worker.py", kvstore, "--engine", engine], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "MARK": str(tmp_path), **variables})
         began = time.monotonic()
         during()
         _, err = process.communicate(timeout=90)
@@ -119,7 +119,7 @@ def test_a_rank_that_is_slow_is_named_and_the_run_goes_on(launched: Launched, kv
                         line)
 
 
-@KINDS
+@pytest.mark.parametrize("kvstore", ["device", "dist_sync"], ids=["Horovod", "servers"])
 def test_ranks_of_one_pace_are_not_called_slow(launched: Launched, kvstore: str) -> None:
     found, err, _ = launched(kvstore, "pass", "--slow-after", "6", exchanges=700)
     assert found == 0 and "slow" not in err, err

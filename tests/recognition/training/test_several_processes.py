@@ -212,20 +212,23 @@ if os.path.exists({str(folder / "die")!r}):
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path) -> None:
+@pytest.mark.parametrize("engine", ["mxnet", "torch"])
+def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path,
+                                                                                engine: str) -> None:
     """SIGKILL to one of two in the middle; the network has batch norm and dropout, each process two replicas."""
-    flags = ["--network", "tiny", "--max-steps", "24", "--verbose", "8", "--state-every", "4", "--devices", "cpu:2",
-             "--per-batch-size", "3"]
-    assert finished(start(folder, "whole", LAUNCH, *flags))[0] == 0
-    process = start(folder, "killed", [*LAUNCH[:-1], "--restarts", "1", "--"], *flags)
-    below = folder / "killed" / "tiny-arcface-tiny"
+    pytest.importorskip(engine)
+    flags = ["--engine", engine, "--network", "tiny", "--max-steps", "24", "--verbose", "8", "--state-every", "4",
+             "--devices", "cpu:2", "--per-batch-size", "3"]
+    assert finished(start(folder, f"whole-{engine}", LAUNCH, *flags))[0] == 0
+    process = start(folder, f"killed-{engine}", [*LAUNCH[:-1], "--restarts", "1", "--"], *flags)
+    below = folder / f"killed-{engine}" / "tiny-arcface-tiny"
     while process.poll() is None and not saved_states(below / "state"):
         time.sleep(0.05)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     status, out, err = finished(process)
     assert status == 0, out + err
     assert "launch: rank 1 on localhost was ended by SIGKILL" in err and "\ngoing on after step" in out
-    whole = folder / "whole" / "tiny-arcface-tiny"
+    whole = folder / f"whole-{engine}" / "tiny-arcface-tiny"
     for path in [whole / "model-0000.params", *whole.glob("state/step-000000024/*.npy")]:
         assert path.read_bytes() == (below / path.relative_to(whole)).read_bytes(), path.name
 
