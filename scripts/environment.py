@@ -187,7 +187,7 @@ class Environment:
         (folder / "toolchain.cmake").write_text('set(CMAKE_SKIP_RPATH TRUE CACHE BOOL "")\n')
         self.pip(
             "wheel", "--no-deps", "--no-build-isolation", "--verbose", "--wheel-dir", str(folder), str(source),
-            python=link / "bin" / "python",
+            python=link / "bin" / "python", shown=True,
             PYTHONPATH=str(folder), TMPDIR=str(folder), MAKEFLAGS=f"-j{len(os.sched_getaffinity(0))}",
             HOROVOD_CMAKE=str(folder / "tools" / "cmake" / "data" / "bin" / "cmake"),
             CMAKE_TOOLCHAIN_FILE=str(folder / "toolchain.cmake"), **HOROVOD_OPTIONS,
