@@ -41,7 +41,8 @@ def call_own_file(config: Any, path: Path, functions: Sequence[str], finish: Cal
         module = run_file(path, name)
         function = next((key for key in functions if callable(getattr(module, key, None))), "")
         if not function:
-            raise UserError(f"{name}: found no function {' or '.join(functions)}")
+            other = ", which get_module is only with --engine torch" if hasattr(module, "get_module") else ""
+            raise UserError(f"{name}: found no function {' or '.join(functions)}{other}")
         call = getattr(module, function)
         options = _options_of(call, values, f"{name}: {function}")
         with errors_in_one_line(path, name):
