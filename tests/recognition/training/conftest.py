@@ -103,7 +103,7 @@ def get_symbol(emb_size):
 
 
 @pytest.fixture
-def make(tiny_set: Path, tmp_path: Path) -> Callable[..., Config]:
+def make(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Config]:
     """``make(key=value)``: the Config of a small run in this process, with some options changed.
 
     Nothing is augmented, verified or saved as a state unless asked for.
@@ -111,5 +111,6 @@ def make(tiny_set: Path, tmp_path: Path) -> Callable[..., Config]:
     (tmp_path / "plain.py").write_text(PLAIN)
     small = {"dataset_path": str(tiny_set), "net_name": "plain", "config_file": str(tmp_path / "config.py"),
              "emb_size": 8, "per_batch_size": 12, "max_steps": 3, "val_targets": "none", "state_every": 0, "lr": 0.01,
-             "data_rand_mirror": False, "network": "plain", "dataset": "tiny", "models_root": str(tmp_path / "models")}
+             "data_rand_mirror": False, "engine": engine_of(request), "network": "plain", "dataset": "tiny",
+             "models_root": str(tmp_path / "models")}
     return lambda **options: Config(**{**small, **options})
