@@ -21,7 +21,7 @@ from recognition.networks.graph import Graph
 from recognition.networks.sym import Symbol
 
 Tensors = dict[str, "torch.Tensor"]
-DOES_NOT_LEARN = "does not learn, expected that of a batch norm's weight of ones alone; the option freeze does it by name"
+DOES_NOT_LEARN = "does not learn, expected that of a batch norm's factors of 1 alone; the option freeze does it by name"
 AGREEMENT = 1e-3  # of the largest feature, between the module and its graph on noise in float32
 
 
@@ -80,7 +80,9 @@ class _Reader(torch.fx.Interpreter):
 
     def __init__(self, module: Any, images: Symbol) -> None:
         super().__init__(module)
-        self._images, self._node = images, None
+        self._images = images
+        self._node: Any = None
+        self.extra_traceback = False  # of errors
 
     def run_node(self, n: Any) -> Any:
         self._node = n
@@ -103,9 +105,9 @@ class _Reader(torch.fx.Interpreter):
             raise Unknown(f"the operator {target}")
         inputs: list[Any] = []
         torch.fx.map_arg((node.args, node.kwargs), inputs.append)
-        shapes = [_shape(arg) for arg in inputs]
+        shapes = [shape for item in inputs if (shape := _shape(item)) is not None]
         try:
-            return function(Call([shape for shape in shapes if shape is not None], _shape(node), self._images), *args, **kwargs)
+            return function(Call(shapes, _shape(node), self._images), *args, **kwargs)
         except TypeError:
             raise Unknown(f"the operator {target} with options that it mostly does not have") from None
 

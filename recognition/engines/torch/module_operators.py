@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 from recognition.networks import sym
-from recognition.networks.sym import Symbol
+from recognition.networks.sym import Symbol, make
 
 Size = Any  # of an axis: an int, or the batch's, which is no number yet
 
@@ -80,21 +80,24 @@ def _layer_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol |
     return sym.LayerNorm(data, weight, bias, eps=eps)
 
 
-def _pool(kind: str) -> Callable[..., Symbol]:
-    def pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, *others: Any) -> Symbol:
-        if kind == "max":
-            dilation, ceil, inside, divisor = (*others, *(1, False)[len(others) :], True, None)
-            if set(_pair(call, dilation)) != {1}:
-                raise Unknown("a pooling with dilation")
-        else:
-            ceil, inside, divisor = (*others, *(False, True, None)[len(others) :])
-        if ceil or divisor is not None:
-            raise Unknown("a pooling with ceil_mode or divisor_override")
-        kernel = _pair(call, kernel)
-        return sym.Pooling(data, kernel=kernel, stride=_pair(call, stride) if stride else kernel,
-                           pad=_pair(call, padding), pool_type=kind, count_include_pad=inside)
+def _max_pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
+              ceil: bool = False) -> Symbol:
+    if ceil or set(_pair(call, dilation)) != {1}:
+        raise Unknown("a pooling with ceil_mode or dilation")
+    return _pool(call, data, kernel, stride, padding, pool_type="max")
 
-    return pool
+
+def _mean_pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False,
+               inside: bool = True, divisor: int | None = None) -> Symbol:
+    if ceil or divisor is not None:
+        raise Unknown("a pooling with ceil_mode or divisor_override")
+    return _pool(call, data, kernel, stride, padding, pool_type="avg", count_include_pad=inside)
+
+
+def _pool(call: Call, data: Symbol, kernel: Any, stride: Any, padding: Any, **attrs: Any) -> Symbol:
+    kernel = _pair(call, kernel)
+    return sym.Pooling(data, kernel=kernel, stride=_pair(call, stride) if stride else kernel,
+                       pad=_pair(call, padding), **attrs)
 
 
 def _adaptive(kind: str) -> Callable[..., Any]:
@@ -103,7 +106,7 @@ def _adaptive(kind: str) -> Callable[..., Any]:
             return sym.Pooling(data, kernel=(1,) * (len(call.ins[0]) - 2), global_pool=True, pool_type=kind)
         if kind != "avg" or len(call.ins[0]) != 4:
             raise Unknown("an adaptive pooling to more than one place")
-        return sym.make("_contrib_AdaptiveAvgPooling2D", data, output_size=_pair(call, sizes))
+        return make("_contrib_AdaptiveAvgPooling2D", data, output_size=_pair(call, sizes))
 
     return pool
 
@@ -112,35 +115,35 @@ def _two(name: str, scalar: str, reverse: str = "") -> Callable[..., Any]:
     """Arithmetic of two tensors, or of a tensor and a number."""
     def compute(call: Call, left: Any, right: Any, alpha: float = 1) -> Symbol:
         if not isinstance(left, Symbol):
-            return sym.make(f"_{reverse or scalar}_scalar", right, scalar=left)
+            return make(f"_{reverse or scalar}_scalar", right, scalar=left)
         if not isinstance(right, Symbol):
-            return sym.make(f"_{scalar}_scalar", left, scalar=float(right) * alpha)
-        right = right if alpha == 1 else sym.make("_mul_scalar", right, scalar=alpha)
+            return make(f"_{scalar}_scalar", left, scalar=float(right) * alpha)
+        right = right if alpha == 1 else make("_mul_scalar", right, scalar=alpha)
         same = len(call.ins) == 2 and list(map(str, call.ins[0])) == list(map(str, call.ins[1]))
-        return sym.make(f"elemwise_{name}" if same else f"broadcast_{name}", left, right)
+        return make(f"elemwise_{name}" if same else f"broadcast_{name}", left, right)
 
     return compute
 
 
 def _one(name: str, **attrs: Any) -> Callable[..., Any]:
-    return lambda call, data, *_: sym.make(name, data, **attrs)
+    return lambda call, data, *_: make(name, data, **attrs)
 
 
 def _clip(call: Call, data: Symbol, low: float | None = None, high: float | None = None) -> Symbol:
     if low is None or high is None:
-        return sym.make("_minimum_scalar" if low is None else "_maximum_scalar", data,
+        return make("_minimum_scalar" if low is None else "_maximum_scalar", data,
                         scalar=high if low is None else low)
     return sym.clip(data, a_min=low, a_max=high)
 
 
 def _hard(call: Call, data: Symbol) -> Symbol:
-    return sym.clip(sym.make("_plus_scalar", data, scalar=3), a_min=0, a_max=6) / 6
+    return sym.clip(make("_plus_scalar", data, scalar=3), a_min=0, a_max=6) / 6
 
 
 def _reduction(name: str) -> Callable[..., Any]:
     def reduce(call: Call, data: Symbol, axes: Any = None, keepdim: bool = False) -> Symbol:
         axes = tuple(range(len(call.ins[0]))) if axes is None or axes == [] else _tuple(axes)
-        return sym.make(name, data, axis=axes, keepdims=keepdim)
+        return make(name, data, axis=axes, keepdims=keepdim)
 
     return reduce
 
@@ -238,34 +241,35 @@ def _same(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
 TABLE: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution), "linear": _linear, "batch_norm": _batch_norm,
     "layer_norm": _layer_norm, "scaled_dot_product_attention": _attention, "matmul": _matmul, "bmm": _matmul,
-    "prelu": lambda call, data, slope: sym.LeakyReLU(data, slope, act_type="prelu"),
-    "leaky_relu": lambda call, data, slope=0.01: sym.LeakyReLU(data, act_type="leaky", slope=slope),
-    "elu": lambda call, data, alpha=1.0: sym.LeakyReLU(data, act_type="elu", slope=alpha),
-    "gelu": lambda call, data: sym.LeakyReLU(data, act_type="gelu"), "selu": _one("LeakyReLU", act_type="selu"),
+    "prelu": lambda call, data, slope: make("LeakyReLU", data, slope, act_type="prelu"),
+    "leaky_relu": lambda call, data, slope=0.01: make("LeakyReLU", data, act_type="leaky", slope=slope),
+    "elu": lambda call, data, alpha=1.0: make("LeakyReLU", data, act_type="elu", slope=alpha),
+    "gelu": lambda call, data: make("LeakyReLU", data, act_type="gelu"), "selu": _one("LeakyReLU", act_type="selu"),
     **{name: _one("Activation", act_type=name) for name in ("relu", "sigmoid", "tanh")},
-    "softplus": lambda call, data: sym.Activation(data, act_type="softrelu"),
-    "silu": lambda call, data: data * sym.sigmoid(data), "hardsigmoid": _hard,
+    "softplus": lambda call, data: make("Activation", data, act_type="softrelu"),
+    "silu": lambda call, data: data * make("sigmoid", data), "hardsigmoid": _hard,
     "hardswish": lambda call, data: data * _hard(call, data),
     **dict.fromkeys(("clamp", "hardtanh", "clamp_min"), _clip), "relu6": _one("clip", a_min=0, a_max=6),
-    "dropout": lambda call, data, p, train: sym.Dropout(data, p=p) if p and train else data,
-    "feature_dropout": lambda call, data, p, train: sym.Dropout(data, p=p, axes=tuple(range(2, len(call.ins[0])))),
-    **{f"max_pool{rank}d": _pool("max") for rank in (1, 2, 3)}, **{f"avg_pool{rank}d": _pool("avg") for rank in (2, 3)},
+    "dropout": lambda call, data, p, train: make("Dropout", data, p=p) if p and train else data,
+    "feature_dropout": lambda call, data, p, train: make("Dropout", data, p=p, axes=tuple(range(2, len(call.ins[0])))),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _mean_pool),
     **{f"adaptive_avg_pool{rank}d": _adaptive("avg") for rank in (1, 2, 3)},
     **{f"adaptive_max_pool{rank}d": _adaptive("max") for rank in (1, 2, 3)},
     "add": _two("add", "plus"), "sub": _two("sub", "minus", "rminus"), "mul": _two("mul", "mul"),
     "div": _two("div", "div", "rdiv"),
-    "rsub": lambda call, data, number: sym.make("_rminus_scalar", data, scalar=number),
-    "pow": lambda call, data, power: sym.make("_power_scalar", data, scalar=power),
+    "rsub": lambda call, data, number: make("_rminus_scalar", data, scalar=number),
+    "pow": lambda call, data, power: make("_power_scalar", data, scalar=power),
     **{name: _one(ours) for name, ours in (("neg", "negative"), ("sqrt", "sqrt"), ("rsqrt", "rsqrt"), ("exp", "exp"),
                                            ("log", "log"), ("abs", "abs"), ("erf", "erf"), ("square", "square"),
                                            ("reciprocal", "reciprocal"), ("detach", "BlockGrad"))},
     "mean": _reduction("mean"), "sum": _reduction("sum"), "amax": _reduction("max"), "amin": _reduction("min"),
     "linalg_vector_norm": _vector_norm,
-    "softmax": lambda call, data, axis, dtype=None: sym.softmax(data, axis=axis),
+    "softmax": lambda call, data, axis, dtype=None: make("softmax", data, axis=axis),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), _reshape),
     "permute": _permute, "transpose": _swap, "select": _select, "slice": _slice, "expand": _expand,
     "expand_as": _expand, "split": _parts, "chunk": _chunk, "unbind": _unbind,
-    "cat": lambda call, parts, axis=0: sym.Concat(*parts, dim=axis),
-    "stack": lambda call, parts, axis=0: sym.stack(*parts, axis=axis),
+    "cat": lambda call, parts, axis=0: make("Concat", *parts, dim=axis),
+    "stack": lambda call, parts, axis=0: make("stack", *parts, axis=axis),
     **dict.fromkeys(("contiguous", "clone", "to", "alias", "type_as", "_to_copy", "lift_fresh_copy"), _same),
 }

@@ -35,8 +35,10 @@ def own_network(config: Any, path: Path) -> Graph:
             return module_graph(network, (channels, height, width), name)
         return _named(network, name) if isinstance(network, sym.Symbol) else network
 
-    graph = call_own_file(config, path, ("get_module", "get_symbol"), graph_of,
-                          {"mxnet": mxnet, "mxnet.sym": symbols, "mxnet.symbol": symbols})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # all processes, and a run that goes on, see the same spread of first values
+        graph = call_own_file(config, path, ("get_module", "get_symbol"), graph_of,
+                              {"mxnet": mxnet, "mxnet.sym": symbols, "mxnet.symbol": symbols})
     if not isinstance(graph, Graph):
         raise UserError(f"{name}: found {type(graph).__name__}, expected a torch.nn.Module, or a Symbol")
     return graph

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that users bring for PyTorch: modules, and files of ``mx.sym`` without MXNet."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from recognition import networks  # noqa: E402
+from recognition.engines.torch.module_graph import module_graph  # noqa: E402
+from recognition.engines.torch.network import Network  # noqa: E402
+from recognition.engines.torch.own_network import own_network  # noqa: E402
+from recognition.errors import UserError  # noqa: E402
+from recognition.networks.flops import count_flops  # noqa: E402
+from recognition.networks.initialise import initialise  # noqa: E402
+
+build_symbol = partial(networks.build_symbol, own_network=own_network)
+nn, F = torch.nn, torch.nn.functional
+
+
+class Residual(nn.Module):
+    """As the public ArcFace code for PyTorch has it: blocks in place, a frozen factor in front of the features, and
+    mixed precision of its own."""
+
+    def __init__(self, emb_size: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.act = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8, 1e-5), nn.PReLU(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.BatchNorm2d(8, momentum=0.2)
+        self.relu, self.pool, self.drop = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1), nn.Dropout(0.0)
+        self.fc, self.features = nn.Linear(8 * 8 * 8, emb_size), nn.BatchNorm1d(emb_size)
+        self.features.weight.requires_grad = False
+        self.register_buffer("mean", torch.tensor(127.5))
+
+    def forward(self, images: Any) -> Any:
+        with torch.autocast("cuda", enabled=False):
+            maps = self.act(self.bn1(self.conv1((images - self.mean) / 128)))
+            maps = self.pool(self.relu(maps + self.bn2(self.conv2(maps))))
+            vector = self.drop(torch.flatten(maps, 1))
+        return self.features(self.fc(vector.to(images.dtype)))
+
+
+class Mobile(nn.Module):
+    """Squeeze and excitation, hard swish, views, splits, averages."""
+
+    def __init__(self, emb_size: int = 8) -> None:
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.norm, self.last = nn.BatchNorm2d(8), nn.Linear(16, emb_size)
+
+    def forward(self, images: Any) -> Any:
+        maps = F.hardswish(self.norm(self.conv(2 * (1 - images / 255))))
+        gate = F.hardsigmoid(self.excite(F.relu6(self.squeeze(F.adaptive_avg_pool2d(maps, 1)))))
+        first, second = (maps * gate).chunk(2, 1)
+        maps = torch.cat([F.silu(first), F.gelu(second) + F.avg_pool2d(second, 8).expand(-1, -1, 8, 8)], 1)
+        maps = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+        return F.normalize(self.last(maps.view(maps.size(0), -1)))
+
+
+class Transformer(nn.Module):
+    """Patches, a token and places that are learnt, attention over heads, layer norms."""
+
+    def __init__(self, emb_size: int = 8) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.places = nn.Parameter(torch.randn(1, 17, 8) * 0.02)
+        self.norm, self.qkv, self.out = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.head = nn.Linear(8, emb_size)
+
+    def forward(self, images: Any) -> Any:
+        tokens = self.patches(images / 255).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(images.shape[0], -1, -1), tokens], 1) + self.places
+        batch, count, width = tokens.shape
+        qkv = self.qkv(self.norm(tokens)).reshape(batch, count, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0], qkv[1], qkv[2]
+        weights = (query @ key.transpose(-2, -1) * (width // 2) ** -0.5).softmax(-1)
+        mixed = weights @ value + F.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.out(mixed.transpose(1, 2).reshape(batch, count, width))
+        return self.head(tokens[:, 0])
+
+
+@pytest.mark.parametrize("kind", [Residual, Mobile, Transformer])
+def test_the_graph_of_a_module_computes_what_the_module_does(kind: Any) -> None:
+    """In float64, features and all gradients in training: 1e-7 of the largest, as PyTorch's hard sigmoid has its sixth
+    in float32."""
+    module = kind()
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            if tensor.requires_grad:
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name))))
+    graph = module_graph(module, (3, 32, 32), "mine")
+    assert {*graph.list_arguments(), *graph.list_auxiliary_states()} - {"data"} == {
+        name for name in module.state_dict() if not name.endswith(("num_batches_tracked", "mean"))} | {
+        name for name in module.state_dict() if name.endswith("running_mean")}
+    arrays = {name: tensor.numpy() for name, tensor in module.double().state_dict().items()}
+    network = Network(graph, arrays, arrays, torch.device("cpu"), torch.float64)
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 255
+    out = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected, found = module.train()(images), network(images, training=True)
+    for features in (expected, found):
+        features.backward(out)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for name, tensor in module.named_parameters():
+        gradient = tensor.grad if tensor.requires_grad else torch.zeros_like(tensor)
+        difference = (network.arguments[name].grad - gradient).abs().max()
+        assert difference <= 1e-7 * gradient.abs().max() + 1e-12, name
+
+
+MODULE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, emb_size, width):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, width, 7, 7, bias=False), torch.nn.BatchNorm2d(width), torch.nn.PReLU(width),
+            torch.nn.Flatten(), torch.nn.Linear(width * 16 * 16, emb_size))
+
+    def forward(self, images):
+        return self.body((images - 127.5) / 128)
+
+def get_module(emb_size, *, width=4):
+    return Net(emb_size, width)
+"""
+# As the public recipes have it: options from the global config, helpers of the same folder, other names of layers.
+LEGACY = """
+import mxnet as mx
+import my_utils
+from config import config
+
+def get_symbol():
+    data = (mx.sym.Variable('data') - 127.5) * 0.0078125
+    body = my_utils.conv(data, 'first', 4)
+    return mx.sym.FullyConnected(body, num_hidden=config.emb_size, name='embedding')
+"""
+UTILS = """
+from mxnet import symbol as sym
+from config import config
+
+def conv(data, name, channels):
+    body = sym.Convolution(data=data, num_filter=channels, kernel=(7, 7), stride=(7, 7), no_bias=True, name=name)
+    body = sym.BatchNorm(data=body, momentum=config.bn_mom, name=name + '_bn')
+    return sym.LeakyReLU(data=body, act_type=config.net_act, name=name + '_act')
+"""
+
+
+@pytest.fixture
+def own(tmp_path, configuration) -> Callable[..., Any]:
+    """``own(text, ...)``: the configuration of a network in the file mine.py beside a config.py."""
+
+    def write(text: str, **options: Any) -> Any:
+        (tmp_path / "mine.py").write_text(text)
+        (tmp_path / "my_utils.py").write_text(UTILS)
+        mine = {"net_name": "mine", "config_file": str(tmp_path / "config.py"), "emb_size": 8}
+        return configuration(**{**mine, **options})
+
+    return write
+
+
+def test_a_module_named_in_a_configuration_is_a_network_as_any(own: Callable[..., Any]) -> None:
+    """Options, names of the module's own, first values from the seed with the spread that PyTorch's have, FLOPs; the
+    same JSON each time."""
+    config = own(MODULE, own_keys=(("width", 6),))
+    graph = build_symbol(config)
+    assert graph.list_outputs() == ["fc1_output"]
+    assert build_symbol(config).to_json() == graph.to_json()
+    first, states = initialise(graph, (3, 112, 112), 0)
+    again, _ = initialise(graph, (3, 112, 112), 0)
+    assert first["body.0.weight"].shape == (6, 3, 7, 7) and first["body.2.weight"].tolist() == [0.25] * 6
+    assert first["body.1.weight"].tolist() == [1] * 6 and states["body.1.running_var"].tolist() == [1] * 6
+    assert all(np.array_equal(again[name], first[name]) for name in first)
+    bound = (3 * 7 * 7) ** -0.5  # of PyTorch's uniform first values, of deviation bound / sqrt(3)
+    assert first["body.0.weight"].std() == pytest.approx(bound / 3 ** 0.5, rel=0.1)
+    assert count_flops(graph, (3, 112, 112)).unknown == ()
+
+
+def test_a_file_of_mx_sym_needs_no_mxnet(own: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is the one of our own words, and what was imported stays as it was."""
+    theirs = ModuleType("mxnet")
+    monkeypatch.setitem(sys.modules, "mxnet", theirs)
+    graph = build_symbol(own(LEGACY, bn_mom=0.7))
+    assert sys.modules["mxnet"] is theirs and "my_utils" not in sys.modules
+    assert [node.name for node in graph.nodes if not node.is_variable] == [
+        "_minusscalar0", "_mulscalar0", "first", "first_bn", "first_act", "embedding", "fc1"]
+    assert graph.attributes()["first_bn"]["momentum"] == "0.7"
+    arrays = initialise(graph, (3, 112, 112), 0)
+    assert Network(graph, *arrays, torch.device("cpu"))(torch.zeros(2, 3, 112, 112)).shape == (2, 8)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("x = 1", r"net_name mine: .*mine.py: found no function get_module or get_symbol$"),
+    ("def get_module():\n    return 1", r"mine.py: found int, expected a torch.nn.Module, or a Symbol"),
+    ("def get_module(wide):\n    pass", "get_module takes 'wide', expected the name of an option"),
+    ("def get_module():\n    return 1 / 0", r"mine.py, line 2: ZeroDivisionError: division by zero$"),
+    ("import mxnet as mx\nmx.gluon", r"mine.py, line 2: AttributeError: with the PyTorch engine mxnet has sym alone"),
+    ("import mxnet as mx\nmx.sym.topk", r"mine.py, line 2: AttributeError: .* has no attribute 'topk'"),
+    (LEGACY.replace("'data'", "'image'"), "found no input named 'data', expected .* among image, first_weight, "),
+    (MODULE.replace("return self.body(", "return torch.fft.fft(images).real.sum() + self.body("),
+     r"mine.py: found the operator aten.fft_fft.default in the module, which networks of ours do not have"),
+    (MODULE.replace("return self.body(", "return self.body if images.sum() > 3 else self.body("),
+     "mine.py: torch.export cannot write the module down: "),
+    (MODULE.replace("return self.body(", "return images, self.body("), "the module gives 2 outputs, expected one"),
+    (MODULE.replace("__init__()", "__init__()\n        self.register_buffer('grid', torch.arange(112.0))").replace(
+        "self.body((images", "self.body((images + self.grid"),
+     r"the module has the buffer grid \(112,\), expected parameters, batch norms' statistics"),
+    (MODULE.replace("    return Net(emb_size, width)", "    return Net(emb_size, width).requires_grad_(False)"),
+     "the module's parameter body.0.weight does not learn, expected that of a batch norm"),
+    (MODULE.replace("(emb_size, width)\n", "(9, width)\n"), "emb_size: found 8, but net_name mine .* gives 9 features"),
+])
+def test_what_is_no_network_is_said_in_a_line(text: str, message: str, own: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        build_symbol(own(text))
+    assert len(str(error.value).splitlines()) == 1
