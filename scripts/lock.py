@@ -37,8 +37,8 @@ from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
 LEFT_OUT = ("horovod",)  # built from source by itself
-# One PyTorch under all Pythons. The registry's wheels are for NVIDIA's GPUs: the group "torch-cuda", with what they need
-# beside. PyTorch has others for CPUs, a twentieth of that, which pip must be told of: the group "torch-cpu".
+# One PyTorch under all Pythons. The registry's wheels are for NVIDIA's GPUs: the group "torch-cuda", with what they
+# need beside. PyTorch has others for CPUs, a twentieth of that, which pip must be told of: the group "torch-cpu".
 TORCH = "torch==2.13.0"
 CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)$")
 CPU_TORCH = {"3.11": "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
