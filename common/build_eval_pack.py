@@ -20,7 +20,6 @@ from typing import Callable
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
@@ -33,6 +32,7 @@ from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import require_new, writing
+from recognition.progress import progress
 
 SHOWN_PAIRS = 16  # in the picture
 MOST_LINES = 10  # about left-out images on the screen
@@ -70,7 +70,7 @@ def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
 
     encoded: dict[str, bytes] = {}
     broken: list[str] = []
-    for name, found in zip(names, tqdm(in_order(one, names), "images", len(names), unit=" images", disable=None)):
+    for name, found in zip(names, progress(in_order(one, names), "images", len(names), unit=" images")):
         if isinstance(found, bytes):
             encoded[name] = found
         elif skip_broken:

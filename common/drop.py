@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, files_of
 from common.sets.dominant_model import same_file, save_dominant_model
@@ -38,6 +37,7 @@ from recognition.io.centres import SavedCentres, centres_in_file, centres_in_fol
 from recognition.io.checksums import sum_beside
 from recognition.io.files import writing
 from recognition.io.params import read_arrays
+from recognition.progress import progress
 
 MOST_DECODE_THREADS = 8
 
@@ -47,7 +47,7 @@ def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
     images = np.flatnonzero(choice.kept)
     images = images[np.argsort(choice.labels[images], kind="stable")]
     counts = choice.kept_counts[choice.kept_counts > 0].tolist()
-    bodies = (dataset.read(i)[1] for i in tqdm(images, "writing", unit=" images", disable=None))
+    bodies = (dataset.read(i)[1] for i in progress(images, "writing", unit=" images"))
     write_set(folder, counts, bodies, dataset.image_shape[:2])
     link_bins([dataset.path], folder)
     if names := identity_names(dataset):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
@@ -32,6 +31,7 @@ from common.sets.pair_lists import with_other_endings
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing, require_new
+from recognition.progress import progress
 
 SHOWN_FACES = 31  # in the picture, beside the mean of all
 MOST_LINES = 10  # about left-out images on the screen; the .json names all
@@ -67,8 +67,7 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
     """
     written = Written(aligner.size)
     step = max(1, len(names) // SHOWN_FACES)
-    for i, (name, found) in enumerate(tqdm(_aligned(source, names, aligner), "aligning", len(names), unit=" images",
-                                           disable=None)):
+    for i, (name, found) in enumerate(progress(_aligned(source, names, aligner), "aligning", len(names), unit=" images")):
         if isinstance(found, UserError):
             written.left_out.append(str(found))
             continue

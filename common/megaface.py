@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.embedding.model_flags import rates_flag
 from common.evaluation.megaface_files import list_images, read_features, without_noises
@@ -25,6 +24,7 @@ from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.evaluation.distractors import search_distractors
 from recognition.evaluation.identification import cmc
+from recognition.progress import progress
 
 FARS, RANKS, CURVE = (1e-6, 1e-5, 1e-4), (1, 5, 10, 100), 1000
 DISTRACTORS = 1_000_000
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if first.shape[1] != rows.shape[1]:
         raise UserError(f"{args.distractors}: found features of {first.shape[1]} numbers, expected {rows.shape[1]} as "
                         f"in {args.probes}")
-    with tqdm(total=len(others), desc="searching", unit=" distractors", disable=None) as bar:
+    with progress(total=len(others), desc="searching", unit=" distractors") as bar:
 
         def counted() -> Iterator[np.ndarray]:
             for block in chain([first], blocks):

@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model
 from common.evaluation.results import table, write_json
@@ -39,6 +38,7 @@ from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.io.files import writing
+from recognition.progress import progress
 
 KEPT, REPEAT, COPY, IMAGE, IDENTITY = range(5)  # the fates of images, indices of REASONS
 REASONS = ("kept", "repeats", "copies of verification images", "near a verification image", "of an identity near one")
@@ -47,7 +47,7 @@ REASONS = ("kept", "repeats", "copies of verification images", "near a verificat
 def digests_of(dataset: FaceDataset) -> np.ndarray:
     """A digest, of 64 bits, of the encoded bytes of every image, uint64 ``(N,)``."""
     read = in_order(lambda i: digest_of(dataset.read(i)[1]), range(len(dataset)))
-    return np.fromiter(tqdm(read, f"reading {dataset.path.name}", len(dataset), unit=" images", disable=None),
+    return np.fromiter(progress(read, f"reading {dataset.path.name}", len(dataset), unit=" images"),
                        np.uint64, len(dataset))
 
 
@@ -95,7 +95,7 @@ def choose(datasets: Sequence[FaceDataset], labels: Sequence[np.ndarray], fates:
 def write_merged(folder: Path, datasets: Sequence[FaceDataset], merged: Merged) -> None:
     """Write the new set, byte for byte, with the verification sets and the names of identities."""
     def bodies() -> Iterator[bytes]:
-        for source, i in tqdm(merged.images.tolist(), "writing", unit=" images", disable=None):
+        for source, i in progress(merged.images.tolist(), "writing", unit=" images"):
             yield datasets[source].read(i)[1]
 
     write_set(folder, merged.counts, bodies(), datasets[0].image_shape[:2])

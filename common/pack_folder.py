@@ -18,7 +18,6 @@ from typing import Callable
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.image_files import in_order, is_jpeg, read_file, read_image, usable_images
 from common.sets.image_sources import Identity, read_identities
@@ -28,6 +27,7 @@ from common.sets.training_set import NAMES, write_names, write_training_set
 from recognition.config.command_line import Parser, check_range
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
+from recognition.progress import progress
 
 FITS = ("pad", "crop", "stretch")
 
@@ -99,7 +99,7 @@ def held_out_names(names: Sequence[str], held_out: str, seed: int) -> set[str]:
 def pack(identities: Sequence[Identity], folder: Path, encode: Callable[[Path], bytes], size: int = 112) -> None:
     """Write the training set and ``identities.txt`` to ``folder``."""
     images = [image for identity in identities for image in identity.images]
-    encoded = tqdm(in_order(encode, images), "packing", len(images), unit=" images", disable=None)
+    encoded = progress(in_order(encode, images), "packing", len(images), unit=" images")
     write_training_set(folder, [len(identity.images) for identity in identities], encoded, size)
     write_names(folder / NAMES, (identity.name for identity in identities))
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.output_folder import new_folder
 from common.sets.text_columns import whole_number
@@ -25,6 +24,7 @@ from recognition.data.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
+from recognition.progress import progress
 
 MOST_LINES = 10  # about broken records on the screen
 _SUFFIXES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
@@ -51,7 +51,7 @@ def unpack_set(source: Path, folder: Path, labels: Sequence[int] | None = None,
     written = 0
     with open(folder / "train.lst", "w", encoding="ascii") as listed:
         chosen, broken = usable(dataset, chosen)
-        for i in tqdm(chosen.tolist(), "writing", unit=" images", disable=None):
+        for i in progress(chosen.tolist(), "writing", unit=" images"):
             label, body, key = dataset.read(i)
             path = folder / str(label) / f"{key}{suffix_of(body)}"
             path.parent.mkdir(exist_ok=True)
@@ -78,7 +78,7 @@ def unpack_bin(source: Path, folder: Path) -> int:
     images, issame = read_bin(source)
     digits = len(str(len(issame) - 1))
     with open(folder / "pairs_label.txt", "w", encoding="ascii") as listed:
-        for pair, same in enumerate(tqdm(issame.tolist(), "writing", unit=" pairs", disable=None)):
+        for pair, same in enumerate(progress(issame.tolist(), "writing", unit=" pairs")):
             names = [f"{pair:0{digits}d}_{side}{suffix_of(images[2 * pair + side])}" for side in (0, 1)]
             for side, name in enumerate(names):
                 (folder / name).write_bytes(images[2 * pair + side])

@@ -13,8 +13,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common.sets.image_files import in_order
 from common.sets.output_folder import new_folder
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_property
@@ -24,6 +22,7 @@ from recognition.data.order import EpochOrder
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import command
 from recognition.io.files import writing
+from recognition.progress import progress
 
 
 def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
@@ -31,7 +30,7 @@ def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
     dataset = open_dataset(source)
     order = EpochOrder(len(dataset), seed).permutation(0).tolist()
     with RecordWriter(folder / "train.rec", folder / "train.idx") as writer:
-        read = tqdm(in_order(dataset.read, order), "shuffling", len(order), unit=" images", disable=None)
+        read = progress(in_order(dataset.read, order), "shuffling", len(order), unit=" images")
         for key, (label, body, _) in enumerate(read):
             writer.write(key, pack_record(float(label), body, id=key))
     write_property(folder, dataset.num_classes, dataset.image_shape[:2])

@@ -25,7 +25,6 @@ from typing import Union
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
@@ -39,6 +38,7 @@ from recognition.data.recordio import PathLike, RecordWriter, pack_record
 from recognition.data.set_layout import MAX_CLASSES
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
+from recognition.progress import progress
 
 Image = Union[bytes, np.ndarray]  # encoded, or uint8 (H, W, 3) BGR as OpenCV reads
 
@@ -196,7 +196,7 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
                 for path in identity.images:
                     yield label, path
 
-        encoded = whole(tqdm(in_order(encode, numbered()), "packing", unit=" images", disable=None))
+        encoded = whole(progress(in_order(encode, numbered()), "packing", unit=" images"))
         classes = build(folder, form, encoded, (size, size))
     if not count:
         raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")
@@ -216,7 +216,7 @@ def from_set(source: Path, folder: Path, form: str, renumber: bool, skip_broken:
     classes = len(present) if renumber else dataset.num_classes
     new = numbered if renumber else labels[order]
     images = ((int(label), dataset.read(int(i))[1]) for label, i in zip(new, chosen[order]))
-    build(folder, form, tqdm(images, "copying", len(order), unit=" images", disable=None), dataset.image_shape[:2],
+    build(folder, form, progress(images, "copying", len(order), unit=" images"), dataset.image_shape[:2],
           classes)
     if names := identity_names(dataset):
         write_names(folder / NAMES, [names[i] for i in present] if renumber else names)

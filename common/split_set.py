@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.evaluation.results import table, write_json
 from common.pack_folder import held_out_names
@@ -30,6 +29,7 @@ from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 from recognition.io.files import writing
+from recognition.progress import progress
 
 TRAIN, HELD_OUT = "train", "held-out"
 
@@ -69,7 +69,7 @@ def write_part(folder: Path, dataset: FaceDataset, labels: np.ndarray, images: n
     counts = np.bincount(labels[images], minlength=dataset.num_classes)
     kept = np.flatnonzero(counts) if renumber else np.arange(len(counts))
     folder.mkdir()
-    bodies = (dataset.read(i)[1] for i in tqdm(images.tolist(), f"writing {folder.name}", unit=" images", disable=None))
+    bodies = (dataset.read(i)[1] for i in progress(images.tolist(), f"writing {folder.name}", unit=" images"))
     write_set(folder, counts[kept].tolist(), bodies, dataset.image_shape[:2])
     link_bins([dataset.path], folder, taken)
     if names:

@@ -25,15 +25,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import IO
-
-from tqdm import tqdm
+from typing import IO, Any
 
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.io.files import writing
 from recognition.io.text import read_text
+from recognition.progress import progress
 
 HASHES = {32: "md5", 40: "sha1", 64: "sha256"}  # by the number of hexadecimal digits
 _BLOCK_BYTES = 1 << 22
@@ -132,7 +131,7 @@ def check_parts(parts: Sequence[Path], sums: dict[str, str]) -> None:
         if name not in present and stem and re.fullmatch(re.escape(stem) + "[0-9]+", name):
             raise UserError(f"{parts[0].parent / name}: not given, but it has a sum: all parts are needed")
     total = sum(path.stat().st_size for path in parts)
-    with tqdm(total=total, desc="checking", unit="B", unit_scale=True, disable=None) as bar:
+    with progress(total=total, desc="checking", unit="B", unit_scale=True) as bar:
         for path in parts:
             found = hashlib.new(HASHES[len(sums[path.name])], usedforsecurity=False)
             with open(path, "rb") as file:
@@ -212,7 +211,7 @@ def _unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[P
         if size > free:
             raise UserError(f"{parts[0]}: {what} takes {size} bytes, the disk has room for {free}")
 
-    with tqdm(total=joined.size, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
+    with progress(total=joined.size, desc="unpacking", unit="B", unit_scale=True) as bar:
         for name, content in members(joined, require):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
@@ -227,7 +226,7 @@ def _unpack(parts: Sequence[Path], folder: Path, sums: dict[str, str]) -> list[P
     return written
 
 
-def _write(content: IO[bytes], target: Path, expected: str | None, bar: tqdm, joined: Joined) -> None:
+def _write(content: IO[bytes], target: Path, expected: str | None, bar: Any, joined: Joined) -> None:
     found = hashlib.new(HASHES[len(expected)] if expected else "md5", usedforsecurity=False)
     with open(target, "wb") as file:
         while block := content.read(_BLOCK_BYTES):

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
 from common.evaluation.results import percent, print_rates, require_results, write_json
-from common.evaluation.verification_pca import evaluate_pca
 from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
 from recognition.config.command_line import Parser, check_range
 from recognition.data.verification_set import VerificationSet, load_bin
@@ -28,6 +26,7 @@ from recognition.errors import UserError, command, one_line
 from recognition.evaluation.rates import allowed_accepts
 from recognition.evaluation.roc import tar_at_far
 from recognition.evaluation.verification import FOLDS, VerificationResult, check_pairs, embed_views, evaluate
+from recognition.progress import progress
 
 FARS = (1e-4, 1e-3)
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -39,14 +38,19 @@ def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = F
     numbers."""
     name, images, issame = chosen
     check_pairs(issame, folds, name)
-    with tqdm(total=2 * len(images), desc=name, unit=" images", disable=None) as bar:
+    with progress(total=2 * len(images), desc=name, unit=" images") as bar:
 
         def embed_and_say(batch: np.ndarray) -> np.ndarray:
             bar.update(len(batch))
             return embed(batch)
 
         embeddings, xnorm = embed_views(embed_and_say, images, batch_size)
-    result = evaluate_pca(embeddings, issame, pca, folds, name) if pca else evaluate(embeddings, issame, folds, name)
+    if pca:
+        from common.evaluation.verification_pca import evaluate_pca  # with scikit-learn, which nothing else needs
+
+        result = evaluate_pca(embeddings, issame, pca, folds, name)
+    else:
+        result = evaluate(embeddings, issame, folds, name)
     return VerificationResult(**vars(result), name=name, xnorm=xnorm)
 
 

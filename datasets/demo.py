@@ -18,7 +18,6 @@ from typing import Callable
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
@@ -30,6 +29,7 @@ from recognition.data.recordio import PathLike
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import command
 from recognition.evaluation.verification import pixel_similarity
+from recognition.progress import progress
 
 JPEG_QUALITY = 95
 MAX_WORKERS = 16
@@ -53,7 +53,7 @@ def make_demo(output: PathLike, identities: int = 360, held_out: int = 60, image
     pairs = draw_pairs([images] * held_out, folds, pairs_per_fold, seed)
     with new_folder(output) as folder, _mapper(workers) as mapper:
         people = mapper(partial(draw_person, images=images, seed=seed), range(identities + held_out))
-        people = tqdm(people, "drawing", identities + held_out, unit=" people", disable=None)
+        people = progress(people, "drawing", identities + held_out, unit=" people")
         trained = (image for _, person in zip(range(identities), people) for image in person)
         write_training_set(folder, [images] * identities, trained)
         unseen = [image for person in people for image in person]

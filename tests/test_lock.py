@@ -31,7 +31,7 @@ def pins(version: str) -> dict[str, tuple[str, set[str]]]:
     assert head.startswith("# Made by scripts/lock.py")
     found = [LINE.fullmatch(line) for line in lines]
     assert all(found), [line for line, match in zip(lines, found) if not match]
-    return {match[1]: (match[2], set(match[3].split())) for match in found if match}
+    return {match[1]: (match[2], set(match[3].split())) for match in found if match and "+" not in match[2]}
 
 
 def requirements() -> list[tuple[str, str]]:
@@ -60,7 +60,8 @@ def test_pins_are_within_the_bounds_and_none_is_missing(version: str) -> None:
         assert name in pinned, f"{name} of {extra}: make lock"
         found, groups = pinned[name]
         assert requirement.specifier.contains(found, prereleases=True), f"{text}: {found} is pinned: make lock"
-        assert ("source" if name in LEFT_OUT else extra) in groups, f"{name} of {extra}: make lock"
+        group = "source" if name in LEFT_OUT else "torch-cuda" if name == "torch" else extra
+        assert group in groups, f"{name} of {extra}: make lock"
     assert {"pip", "setuptools", "wheel"} <= {name for name, (_, groups) in pinned.items() if "build" in groups}
 
 
@@ -75,6 +76,18 @@ def test_the_set_up_takes_the_lines_of_its_extras() -> None:
     names = {line.partition("==")[0] for line in lines}
     assert {"numpy", "matplotlib"} <= names and not {"mxnet", "pytest", "horovod"} & names
     assert [line.partition("==")[0] for line in environment.pins(["source"], environment.lock_path())] == ["horovod"]
+
+
+def test_torch_is_one_version_with_the_libraries_of_gpus_apart() -> None:
+    """The wheel for CPUs, which continuous integration has, needs none of them."""
+    assert {pins(version)["torch"][0] for version in VERSIONS if not version.startswith("3.9")} == {"2.13.0"}
+    environment = script("environment")
+    lock = ROOT / "requirements" / "3.11.txt"
+    (cpu,) = environment.pins(["torch-cpu"], lock)
+    assert cpu.startswith("torch==2.13.0+cpu --hash=")
+    for_gpus = [line.partition("==")[0] for line in environment.pins(["torch-cuda"], lock)]
+    assert {"torch", "triton", "nvidia-cublas"} <= set(for_gpus)
+    assert not [line for line in environment.pins(["core", "torch"], lock) if re.match("nvidia|cuda|tri|torch", line)]
 
 
 def test_licences_of_what_is_installed() -> None:

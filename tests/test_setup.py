@@ -183,6 +183,33 @@ def test_horovod_is_built_where_no_path_has_a_space(setup: ModuleType, monkeypat
     assert setup.space_free_folder() is None
 
 
+def test_a_python_without_torch(setup: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside MXNet it is left out, said in a line; alone it is missing."""
+    lock = tmp_path / "3.9.txt"
+    lock.write_text("filelock==1 --hash=sha256:0  # core\n")
+    assert setup.without_torch(["cpu", "torch", "plot"], lock) == ["cpu", "plot"]
+    assert capsys.readouterr().err.endswith(": MXNet alone\n")
+    with pytest.raises(setup.SetupError, match=r"^no PyTorch for Python .*: name a CPython 3.10 to 3.14 with PYTHON=$"):
+        setup.without_torch(["torch", "plot"], lock)
+    assert setup.without_torch(["cpu", "plot"], lock) == ["cpu", "plot"]
+
+
+@pytest.mark.parametrize("found, groups", [(True, ["torch-cpu"]), (False, ["torch-cpu", "torch-cuda"])])
+def test_torch_for_cpus_is_taken_where_pip_finds_it(setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    found: bool, groups: list[str]) -> None:
+    asked = []
+
+    def install_pins(group: str, shown: bool = True) -> None:
+        asked.append(group)
+        if not found and group == "torch-cpu":
+            raise setup.SetupError("no such wheel")
+
+    environment = setup.Environment(tmp_path / "venv", ROOT / "requirements" / "3.11.txt")
+    monkeypatch.setattr(environment, "install_pins", install_pins)
+    environment.install_torch()
+    assert asked == groups
+
+
 def test_two_set_ups_take_turns(setup: ModuleType, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     (venv / "of someone else").mkdir(parents=True)

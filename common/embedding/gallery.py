@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.image_files import in_order, read_image
 from common.sets.image_sources import find_images
@@ -20,6 +19,7 @@ from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import TrainedBackbone, unit_rows
 from recognition.io.files import replacing
 from recognition.io.npz import read_npz
+from recognition.progress import progress
 
 _PROBES_AT_ONCE = 1024
 _LENGTH_TOLERANCE = 1e-3  # of the length 1 of a row: a unit vector that was rounded to float16 is within 5e-4
@@ -61,7 +61,7 @@ def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tu
 
     pictures = zip(paths, in_order(read, paths))
     quiet = True if len(paths) == 1 else None
-    for path, image in tqdm(pictures, "embedding", len(paths), unit=" images", disable=quiet):
+    for path, image in progress(pictures, "embedding", len(paths), unit=" images", disable=quiet):
         if isinstance(image, UserError):
             bad.append(str(image))
             continue

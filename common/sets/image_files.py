@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Callable, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.image_sources import Identity
 from recognition.data.image import decode_rgb
 from recognition.data.jpeg_damage import CUT, damage
 from recognition.data.jpeg_segments import END, JUNK, is_jpeg, segments
 from recognition.errors import UserError, one_line
+from recognition.progress import clear_of_bars, progress
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 S = TypeVar("S")
@@ -92,12 +92,13 @@ def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> 
     paths = [image for identity in identities for image in identity.images]
     owners = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities])
     digests, kept = np.zeros(len(paths), np.uint64), np.ones(len(paths), bool)
-    for i, found in enumerate(tqdm(in_order(_digest, paths), "checking", len(paths), unit=" images", disable=None)):
+    for i, found in enumerate(progress(in_order(_digest, paths), "checking", len(paths), unit=" images")):
         if isinstance(found, int):
             digests[i] = found
         elif skip_broken:
             kept[i] = False
-            tqdm.write(f"left out: {one_line(found)}")
+            with clear_of_bars():
+                print(f"left out: {one_line(found)}")
         else:
             raise found
     repeats = _repeats(np.flatnonzero(kept), digests, owners)

@@ -13,13 +13,13 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.errors import UserError
 from recognition.evaluation.embed_images import Embed, normalised
+from recognition.progress import progress
 
 _ROWS_AT_ONCE = 4096  # of either side of a product of embeddings
 _PREFETCH = 2  # batches
@@ -64,7 +64,7 @@ def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.nd
     padded = dataset.take(np.resize(np.arange(n), count * batch_size))
     order = EpochOrder(len(padded), 0, shuffle=False)
     with BatchLoader(padded, order, None, batch_size, threads=threads, prefetch=_PREFETCH) as batches, \
-            tqdm(None, f"embedding {dataset.path.name}", n, unit=" images", disable=None) as bar:
+            progress(None, f"embedding {dataset.path.name}", n, unit=" images") as bar:
         for low, batch in zip(range(0, n, batch_size), itertools.islice(batches, count)):
             rows = embed(batch.images) + embed(np.ascontiguousarray(batch.images[..., ::-1]))
             where = slice(low, min(low + batch_size, n))

@@ -12,13 +12,13 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.image_files import in_order, jpeg_damage
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
 from recognition.data.jpeg_damage import damage
 from recognition.data.recordio import MAGIC, RecordReader, unpack_record
 from recognition.errors import UserError
+from recognition.progress import progress
 
 MOST_PROBLEMS = 1000  # kept with their text; all are counted
 _RECORDS_PER_TASK = 64
@@ -89,7 +89,7 @@ def survey(reader: RecordReader, offsets: np.ndarray, height: int, width: int, d
         part = offsets[low : low + _RECORDS_PER_TASK]
         return [_record(reader, int(offset), height, width, decode) for offset in part]
 
-    with tqdm(total=n, desc="looking at images", unit=" images", disable=None) as bar:
+    with progress(total=n, desc="looking at images", unit=" images") as bar:
         starts = range(0, n, _RECORDS_PER_TASK)
         for low, looked in zip(starts, in_order(chunk, starts)):
             for i, (label, image) in enumerate(looked, low):
@@ -134,7 +134,7 @@ def framing(reader: RecordReader) -> Framing:
     offsets = array("q")
     damaged = []
     offset = 0
-    with tqdm(total=reader.size, desc="finding records", unit="B", unit_scale=True, disable=None) as bar:
+    with progress(total=reader.size, desc="finding records", unit="B", unit_scale=True) as bar:
         while offset < reader.size:
             try:
                 end = reader.end(offset)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.io.centres import SavedCentres, rows_at
+from recognition.progress import progress
 
 PREFETCH = 2  # batches
 Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n, D)
@@ -54,7 +54,7 @@ def choose(dataset: FaceDataset, embed: Embed, centres: SavedCentres, k: int, th
     """
     cosines = np.empty((len(dataset), k), np.float32)
     records, labels = np.empty(len(dataset), np.int64), np.empty(len(dataset), np.int32)
-    with tqdm(None, "embedding", len(dataset), unit=" images", disable=None) as bar:
+    with progress(None, "embedding", len(dataset), unit=" images") as bar:
         for where, features, of_class, keys in _embeddings(dataset, embed, batch_size, threads):
             own = rows_at(centres.centres, (of_class[:, None] * k + np.arange(k)).ravel())
             cosines[where] = _cosines(features, own.reshape(-1, k, centres.dim))

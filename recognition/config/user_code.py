@@ -11,6 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from recognition.config import easy_dict
 from recognition.errors import UserError
 
 
@@ -32,6 +33,7 @@ def run_file(path: Path, name: str) -> ModuleType:
     spec = spec_from_file_location(loader.name, path, loader=loader)
     assert spec is not None
     module = module_from_spec(spec)
+    easy_dict.offer()
     with errors_in_one_line(path, name):
         loader.exec_module(module)
     return module

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from recognition.errors import UserError
 from recognition.evaluation.rates import (
@@ -26,6 +25,7 @@ from recognition.evaluation.rates import (
     scores_needed,
     thresholds_at,
 )
+from recognition.progress import progress
 
 ROWS_AT_ONCE = 2048  # a block of scores has 16 MiB
 
@@ -72,7 +72,7 @@ def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Seq
     embeddings, identities = embeddings[order], identities[order]
     same, different = count_pairs(identities)
     highest = Highest(max(scores_needed(fars, different, name), min(different, CURVE_SCORES)))
-    with tqdm(total=same + different, desc=name, unit=" pairs", unit_scale=True, disable=None) as bar:
+    with progress(total=same + different, desc=name, unit=" pairs", unit_scale=True) as bar:
         for scores, is_same, is_pair in _score_blocks(embeddings, identities, block, near_diagonal=False):
             highest.add(scores if is_same is None else scores[is_pair & ~is_same])
             bar.update(int(scores.size if is_same is None else is_pair.sum()))

@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from recognition.data.image import write_planes
 from recognition.errors import UserError
+from recognition.progress import progress
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
@@ -25,7 +25,7 @@ def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_s
     :raises UserError: if an embedding is not finite, with the number of the image.
     """
     found, done, rest = np.empty((0, 0), np.float32), 0, iter(images)
-    with tqdm(total=count, desc=name, unit=" images", disable=None) as bar:
+    with progress(total=count, desc=name, unit=" images") as bar:
         while batch := list(islice(rest, min(batch_size, count - done))):
             planes = np.empty((len(batch), 3, *batch[0].shape[:2]), np.uint8)
             for image, target in zip(batch, planes):

@@ -25,7 +25,7 @@ ORDER = (
     ("config",),
     ("io",),
     ("errors",),
-    ("interrupts",),
+    ("interrupts", "progress"),
 )
 ENGINES = ("recognition.engines.mxnet", "recognition.engines.torch", "recognition.engines.cpu")
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

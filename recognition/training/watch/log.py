@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from recognition.evaluation.verification import VerificationResult
+from recognition.progress import clear_of_bars, progress
 from recognition.training.watch.events import EventFile, NoEvents
 from recognition.training.watch.history import History
 
@@ -32,8 +31,7 @@ class TrainingLog:
         self._with_loss = with_loss
         self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=not sys.stderr.isatty(),
-                         dynamic_ncols=True, smoothing=0.05)
+        self._bar = progress(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
         self._start_interval()
 
     def _start_interval(self) -> None:
@@ -101,7 +99,7 @@ class TrainingLog:
             print(text, flush=True)
 
     def _clear_of_bar(self):  # type: ignore[no-untyped-def]
-        return tqdm.external_write_mode(file=sys.stderr)
+        return clear_of_bars()
 
     def close(self) -> None:
         self._bar.close()
