@@ -16,7 +16,11 @@ from recognition.training.watch.history import History
 
 
 class TrainingLog:
-    """The log of the first process. Loss and accuracy in a speed line are means over the batches since the last one."""
+    """The log of the first process. Loss and accuracy in a speed line are means over the batches since the one before.
+
+    Epochs of at most ``frequent`` batches have no speed line, as in the recipes; the history has a record of them at
+    the start of an epoch, once there are more than ``frequent`` batches since the one before.
+    """
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
                  step: int, with_loss: bool = True, since_line: list[float] | None = None,
@@ -55,6 +59,8 @@ class TrainingLog:
             self.line(f"lr-batch-epoch: {lr:g} {index} {epoch}")
         if index and index % self._frequent == 0:
             self._speed_line(step, epoch, index, lr)
+        elif not index and self._since_line[2] > self._frequent:  # epochs are too short for a speed line
+            self._record(step, epoch, lr)
 
     def left_out(self, step: int, why: str) -> None:
         """Log that the ``step``-th batch of the run changed nothing."""
@@ -63,15 +69,20 @@ class TrainingLog:
         self._history.write("left_out", step, why=why)
 
     def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
+        loss, accuracy, speed = self._record(step, epoch, lr)
+        with self._clear_of_bar():
+            logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
+                         index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
+
+    def _record(self, step: int, epoch: int, lr: float) -> tuple[float, float, float]:
+        """Put the means since the last record into the history: loss, accuracy, images a second. Returns them."""
         self.pause_clock()
         loss, accuracy = (total / self._since_line[2] for total in self._since_line[:2])
         speed = self._batches * self._batch_images / max(self._busy, 1e-9)
         self._since_line[:] = [0.0, 0.0, 0]
-        with self._clear_of_bar():
-            logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
-                         index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
         self._write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
         self._start_interval()
+        return loss, accuracy, speed
 
     def verification(self, step: int, result: VerificationResult) -> None:
         self.line(f"[{result.name}][{step}]XNorm: {result.xnorm:f}")

@@ -9,6 +9,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.training.watch.history import History
+from recognition.training.watch.log import TrainingLog
 
 
 def steps(path: Path) -> list[int]:
@@ -94,3 +95,23 @@ def test_the_file_stays_below_its_size_and_tells_the_whole_run(tmp_path: Path) -
     again.write("train", 2501, loss=1.0)
     again.close()
     assert steps(path)[-1] == 2501 and path.stat().st_size <= most
+
+
+def test_epochs_too_short_for_a_speed_line_have_their_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Five batches an epoch, a line each 8: none on the console, as in the recipes. The history has the means of ten
+    batches and the first of an epoch. Epochs of 21 batches have the records of their speed lines alone."""
+    def run(length: int, epochs: int) -> list[dict]:
+        path = tmp_path / "history.jsonl"
+        log = TrainingLog(History(path, 0), 8, 4, None, 0)
+        for step in range(length * epochs):
+            log.batch(step + 1, step // length, step % length, float(step), 0.5, 0.1)
+        log.close()
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    with caplog.at_level("INFO"):
+        found = run(5, 6)
+        assert "Speed" not in caplog.text
+        assert [(record["step"], record["epoch"], record["loss"]) for record in found] == [(11, 2, 5.0), (21, 4, 15.5)]
+        assert all(record["kind"] == "train" and record["images_per_second"] > 0 for record in found)
+        found = run(21, 3)
+    assert [record["step"] for record in found] == [9, 17, 30, 38, 51, 59] and caplog.text.count("Speed") == 6
