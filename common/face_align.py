@@ -67,7 +67,8 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
     """
     written = Written(aligner.size)
     step = max(1, len(names) // SHOWN_FACES)
-    for i, (name, found) in enumerate(progress(_aligned(source, names, aligner), "aligning", len(names), unit=" images")):
+    bar = progress(_aligned(source, names, aligner), "aligning", len(names), unit=" images")
+    for i, (name, found) in enumerate(bar):
         if isinstance(found, UserError):
             written.left_out.append(str(found))
             continue

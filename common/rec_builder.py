@@ -38,7 +38,7 @@ from recognition.data.recordio import PathLike, RecordWriter, pack_record
 from recognition.data.set_layout import MAX_CLASSES
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
-from recognition.progress import progress
+from recognition.progress import clear_of_bars, progress
 
 Image = Union[bytes, np.ndarray]  # encoded, or uint8 (H, W, 3) BGR as OpenCV reads
 
@@ -183,7 +183,8 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
         nonlocal count
         for label, image in found:
             if isinstance(image, UserError):
-                tqdm.write(f"left out: {one_line(image)}")
+                with clear_of_bars():
+                    print(f"left out: {one_line(image)}", flush=True)
             else:
                 count += 1
                 yield label, image

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.sets.image_files import in_order
 from recognition.data.bad_records import SKIP
 from recognition.data.dataset import NO_LABEL, FaceDataset, open_dataset
 from recognition.errors import UserError, one_line
+from recognition.progress import progress
 
 MOST_LINES = 10  # about records that are left out
 
@@ -49,5 +49,5 @@ def usable(dataset: FaceDataset, images: np.ndarray) -> tuple[np.ndarray, list[s
             return str(error)
         return ""
 
-    found = list(tqdm(in_order(wrong, images.tolist()), "looking at images", len(images), unit=" images", disable=None))
+    found = list(progress(in_order(wrong, images.tolist()), "looking at images", len(images), unit=" images"))
     return images[[not line for line in found]], [line for line in found if line]
