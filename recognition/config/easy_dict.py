@@ -27,7 +27,7 @@ class EasyDict(dict):  # type: ignore[type-arg]
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, _easy(value))
 
-    def update(self, values: Any = (), **more: Any) -> None:
+    def update(self, values: Any = (), **more: Any) -> None:  # type: ignore[override]
         for key, value in dict(values, **more).items():
             self[key] = value
 
