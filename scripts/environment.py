@@ -190,7 +190,7 @@ class Environment:
             python=link / "bin" / "python", shown=True,
             PYTHONPATH=str(folder), TMPDIR=str(folder), MAKEFLAGS=f"-j{len(os.sched_getaffinity(0))}",
             HOROVOD_CMAKE=str(folder / "tools" / "cmake" / "data" / "bin" / "cmake"),
-            CMAKE_TOOLCHAIN_FILE=str(folder / "toolchain.cmake"), **HOROVOD_OPTIONS,
+            CMAKE_TOOLCHAIN_FILE=str(folder / "toolchain.cmake"), **HOROVOD_OPTIONS,  # type: ignore[arg-type]
         )
         return next(folder.glob("horovod-*.whl"))
 

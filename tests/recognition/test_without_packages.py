@@ -20,7 +20,7 @@ import train, train_parall
 for name in sys.argv[2:]:
     importlib.import_module(name)
 from recognition.config.cli import parse_args
-assert parse_args("train_parall", ["--network", "y1", "--loss", "arcface"], environ={}).emb_size == 256
+assert parse_args("train_parall", ["--network", "y1", "--loss", "arcface"], environ={}).emb_size == 128
 """
 
 
