@@ -25,7 +25,8 @@ def _batch_norm(run: Pass, values: Any, data: torch.Tensor, gamma: torch.Tensor,
     mean, var, count = moving_mean, moving_var, maps.numel() // maps.shape[1]
     if training:
         mean, var = moving_mean.new_zeros((2, maps.shape[1])).unbind()  # which batch_norm fills: its momentum is 1
-    result = torch.batch_norm(maps, gamma, beta, mean, var, training, 1.0, values.eps, torch.backends.cudnn.enabled)
+    result = torch.batch_norm(maps, gamma, beta, mean, var, training=training, momentum=1.0, eps=values.eps,
+                              cudnn_enabled=torch.backends.cudnn.enabled)
     if training:
         var = torch.zeros_like(var) if count == 1 else var
         run.statistics.append(BatchStatistics(moving_mean, moving_var, mean, var, count, values.momentum))
