@@ -15,48 +15,57 @@
 # make clean     remove environments and caches; data sets and models stay
 #
 # Each makes its own virtual environment first, once. PYTHON=python3.10 chooses the Python, MXNET=cu112 the MXNet for
-# NVIDIA GPUs (about 4 GB).
+# NVIDIA GPUs (about 4 GB). ENGINE=torch is PyTorch: `ENGINE=torch make demo` makes .venv-torch, without MXNet, and
+# `ENGINE=torch make test` adds it to .venv and runs the tests of both engines.
 
 SHELL := /bin/bash
 MXNET ?= cpu
+ENGINE ?= mxnet
 ARGS ?=
 JOBS ?= 2
 
+ifeq ($(ENGINE),torch)
+with_torch := torch
+else ifneq ($(ENGINE),mxnet)
+$(error ENGINE: found '$(ENGINE)', expected mxnet or torch)
+endif
+
 VENV := .venv
-python := $(VENV)/bin/python
+python = $(VENV)/bin/python
 # Install the extras named after it; the interpreter is chosen when the recipe runs.
 install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
-	"$$python" -I scripts/environment.py $(VENV) $(MXNET)
+	"$$python" -I scripts/environment.py $(VENV)
 
 .PHONY: demo test test-all fuzz bench lint chaos lock audit clean
 
+demo: VENV := .venv$(with_torch:%=-%)
 demo:
-	@$(install) plot
-	@scripts/demo.sh $(ARGS)
+	@$(install) $(or $(with_torch),$(MXNET)) plot
+	@ENGINE=$(ENGINE) scripts/demo.sh $(ARGS)
 
 test:
-	@$(install) plot onnx test horovod
-	@REQUIRE_HOROVOD=1 $(python) -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
+	@$(install) $(MXNET) plot onnx test horovod $(with_torch)
+	@REQUIRE_HOROVOD=1 REQUIRE_TORCH=$(with_torch) $(python) -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-all:
-	@PYTHON='$(PYTHON)' scripts/test_all.sh $(MXNET) $(ARGS)
+	@PYTHON='$(PYTHON)' ENGINE=$(ENGINE) scripts/test_all.sh $(MXNET) $(ARGS)
 
 fuzz:
-	@$(install) test fuzz
+	@$(install) $(MXNET) test fuzz
 	@$(python) -m faults.fuzz $(ARGS)
 
 bench:
-	@$(install) horovod
+	@$(install) $(MXNET) horovod
 	@[[ -f datasets/demo/property ]] || $(python) -m datasets.demo --output datasets/demo
 	@$(python) -m bench.short $(ARGS)
 
 lint:
-	@$(install) plot test
+	@$(install) $(MXNET) plot test
 	@$(python) -m ruff check .
 	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py faults/*.py)
 
 chaos:
-	@$(install) plot test horovod
+	@$(install) $(MXNET) plot test horovod
 	@$(python) -m faults.chaos --record $(ARGS)
 
 lock:
@@ -64,9 +73,9 @@ lock:
 		"$$python" -I scripts/lock.py </dev/null || exit; done
 
 audit:
-	@$(install) plot test onnx horovod fuzz
+	@$(install) $(MXNET) plot test onnx horovod fuzz torch
 	@$(python) scripts/audit.py $(VENV)
 
 clean:
-	rm -rf .venv .venv.lock .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv.lock .venv-torch .venv-torch.lock .venvs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find recognition common scripts tests datasets bench faults -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

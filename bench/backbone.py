@@ -5,9 +5,10 @@
 
 ``unmodified`` is the legacy graph as MXNet binds it. ``passes`` is what training binds, and in inference what an
 embedder binds: batch norms folded, PReLU in fast operators; ``bfloat16`` is that in bfloat16, where the processor has
-it. A step of training is forward and backward. ``--torch`` names a Python that has PyTorch: it runs the residual
-network of the same depth, channels last, in eager mode (``bench/torch_backbone.py``), a process of its own that takes
-its turns with the others.
+it. A step of training is forward and backward. ``--torch`` names a Python that has PyTorch. It runs our PyTorch engine
+(``bench/torch_engine.py``), in bfloat16, too, where the processor has it, and for comparison the residual network of
+the same depth as its users write it, channels last, in eager mode (``bench/torch_backbone.py``): processes of their
+own, which take their turns with the others.
 
 The forms take turns; a figure is the least of all repeats, in processor time divided by the threads: on a quiet machine
 that is the time on the clock, and on a busy one it is less disturbed.
@@ -76,11 +77,21 @@ def inference_steps(name: str, batch: int) -> dict[str, Step]:
     return {form: prepared(*bound, batch, False) for form, bound in forms.items()}
 
 
+def torch_commands(python: str, name: str, batch: int, training: bool) -> dict[str, list[str]]:
+    """Commands of PyTorch that do a step for every line that they read, by the name of the form."""
+    flags = [str(batch), str(THREADS), "training" if training else "inference"]
+    engine = [python, "-m", "bench.torch_engine", name, *flags]
+    commands = {"torch engine": engine}
+    if has_bfloat16():
+        commands["torch bfloat16"] = [*engine, "--bfloat16"]
+    if name.startswith("r"):
+        commands["torch plain"] = [python, str(Path(__file__).with_name("torch_backbone.py")), name[1:], *flags]
+    return commands
+
+
 @contextlib.contextmanager
-def torch_step(python: str, name: str, batch: int, training: bool) -> Iterator[Step]:
-    """A step in a process of PyTorch, which does one for every line that it reads."""
-    command = [python, str(Path(__file__).with_name("torch_backbone.py")), name[1:], str(batch), str(THREADS),
-               "training" if training else "inference"]
+def torch_step(command: list[str]) -> Iterator[Step]:
+    """A step of a command of :func:`torch_commands`."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
 
@@ -111,12 +122,12 @@ def compare(name: str, batch: int, repeats: int, python: str | None) -> dict[str
     for training in (True, False):
         steps = (training_steps if training else inference_steps)(name, batch)
         with contextlib.ExitStack() as stack:
-            if python and name.startswith("r"):
-                steps["PyTorch"] = stack.enter_context(torch_step(python, name, batch, training))
+            for form, command in torch_commands(python, name, batch, training).items() if python else ():
+                steps[form] = stack.enter_context(torch_step(command))
             seconds = race(steps, repeats)
         for form, value in seconds.items():
             what, ratio = "training" if training else "inference", seconds["unmodified"] / value
-            print(f"{name:8}{what:12}{form:14}{batch / value:10.1f}{ratio:8.2f}", flush=True)
+            print(f"{name:8}{what:12}{form:16}{batch / value:10.1f}{ratio:8.2f}", flush=True)
             ratios[f"{name} {what}, {form}"] = ratio
     return ratios
 
@@ -126,11 +137,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=["y1", "r50"])
-    parser.add_argument("--torch", metavar="PYTHON", help="a Python with PyTorch, for networks r18, r34, r50, r100")
+    parser.add_argument("--torch", metavar="PYTHON", help="a Python with PyTorch")
     add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
-    print(f"{'network':8}{'':12}{'form':14}{'images/s':>10}{'ratio':>8}")
+    print(f"{'network':8}{'':12}{'form':16}{'images/s':>10}{'ratio':>8}")
     ratios: dict[str, float] = {}
     for name in options.networks:
         ratios.update(compare(name, options.batch, options.repeats, options.torch))

@@ -15,6 +15,7 @@ import io
 import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def measure(network: str, batch: int, classes: int, turns: int) -> dict[str, lis
         backbone = make_backbone(config, build_symbol(config), choose_engine(), one)
     head, random, lr = make_head(config, classes, choose_engine(), one), np.random.RandomState(0), 1e-3
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    pending: Future[float] | None = None
+    pending: Future[Any] | None = None
     with ThreadPoolExecutor(1) as pool:
         for step in range((turns + 1) * len(WAYS) * TURN):
             way = WAYS[step // TURN % len(WAYS)]

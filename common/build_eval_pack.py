@@ -6,9 +6,10 @@
     python -m common.build_eval_pack --data-dir aligned --pairs pairs_label.txt --output mine.bin
 
 Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), or LFW's pairs.txt; folds follow the order of
-the list. With landmarks or a detector images are aligned. Without, they count as aligned, and JPEGs of the right size
-are copied byte for byte. An image that several pairs name is read, aligned and stored once. The .bin is (images,
-issame), as in the recipes. Beside it are a .json with a report and a .png of some pairs.
+the list. An image that is there under another ending than in the list is found. With landmarks or a detector images
+are aligned. Without, they count as aligned, and JPEGs of the right size are copied byte for byte. An
+image that several pairs name is read, aligned and stored once. The .bin is (images, issame), as in the recipes. Beside
+it are a .json with a report and a .png of some pairs.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
-from common.sets.pair_lists import PairList, read_pairs
+from common.sets.pair_lists import PairList, read_pairs, with_other_endings
 from recognition.config.command_line import Parser
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
@@ -127,7 +128,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    pairs = read_pairs(args.pairs)
+    pairs = read_pairs(args.pairs, args.data_dir)
+    others = with_other_endings(args.data_dir, dict.fromkeys((*pairs.first, *pairs.second)))
+    if others:
+        name, other = next(iter(others.items()))
+        print(one_line(f"{len(others)} images have another ending than in the list, such as {name}: {other}"))
+        first, second = ([others.get(name, name) for name in names] for names in (pairs.first, pairs.second))
+        pairs = PairList(first, second, pairs.issame)
     aligner = open_aligner(args, args.image_size, args.align_mode) if args.landmarks or args.detector else None
     encode = encoder(aligner, args.image_size, args.fit, args.quality)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)

@@ -11,15 +11,14 @@ that iresnet gives for (p - 127.5) / 127.5.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from common.embedding.model_flags import files_of
-from common.export.iresnet import from_torch, to_torch
+from common.export.iresnet import from_torch, of_the_network, to_torch
 from common.export.torch_file import read_tensors, write_tensors
-from recognition.config.cli import find_pretrained
+from recognition.config.cli import find_pretrained, split_pretrained
 from recognition.config.command_line import Parser
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.io.checksums import sum_beside
 from recognition.io.files import require_new
 from recognition.networks.symbol_file import read_network
@@ -30,14 +29,19 @@ ENDINGS = (".pth", ".pt")
 
 
 def import_weights(source: Path, target: str, overwrite: bool) -> None:
-    match = re.fullmatch(r"(.+?)(?:,\s*(\d{1,4}))?", target)
-    prefix, number = Path(match[1] if match else target), int(match[2] or 1) if match else 1
+    named, number = split_pretrained(target, 1)
+    if named.endswith(".params"):
+        raise UserError(f"target: found {target}, expected PREFIX,EPOCH, a folder, or a name like model-0001.params")
+    prefix = Path(named)
     own_symbol, path = files_of((str(prefix), number))
     require_new([path, sum_beside(path)], [source], overwrite)
-    depth, graph, arguments, auxiliary = from_torch(read_tensors(source), str(source))
+    tensors, left = of_the_network(read_tensors(source), str(source))
+    depth, graph, arguments, auxiliary = from_torch(tensors, str(source))
     if not own_symbol.is_file() or own_symbol.read_bytes() != graph.to_json().encode():  # else of the same network
         require_new([own_symbol, sum_beside(own_symbol)], [source], overwrite)
     save_checkpoint(prefix, number, graph, arguments, auxiliary)
+    if left:
+        print(one_line(f"left out: {len(left)} tensors of other parts, such as {left[0]}"))
     print(f"{path}: r{depth}, {len(arguments['pre_fc1_bias'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
           f"arrays; goes on with --network r{depth} --pretrained {prefix},{number}")
 
@@ -57,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = Parser("python -m common.convert_torch", description=__doc__,
                    formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("source", help="a .pth file, or a checkpoint: PREFIX,EPOCH")
-    flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, or a .pth file")
+    flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, PREFIX-0001.params, or a folder that is "
+                       "there; or a .pth file")
     flags.add_overwrite()
     options = flags.parse_args(arguments)
     torch_there, torch_here = (Path(name).suffix in ENDINGS for name in (options.target, options.source))

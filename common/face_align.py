@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
-from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner, without_ending
+from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
 from common.faces.alignment import BASE, MODES
 from common.faces.landmark_files import write_landmarks
+from common.sets.folder_walk import LeftOut, images_below
 from common.sets.image_files import in_order
-from common.sets.image_sources import EXTENSIONS, find_images, images_below
+from common.sets.image_sources import find_images
 from common.sets.output_folder import new_folder
+from common.sets.pair_lists import with_other_endings
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing, require_new
@@ -128,13 +130,16 @@ def image_names(source: Path, aligner: Aligner, detects: bool) -> tuple[list[str
         raise UserError(f"{source}: not found, expected a folder of images")
     if detects:
         return [str(path.relative_to(source)) for path in find_images(source)], 0
-    there = [str(path.relative_to(source)) for path in images_below(source)]
-    whole = {without_ending(name): name for name in there}
-    names = [whole.get(name, name) if Path(name).suffix.lower() not in EXTENSIONS else name
+    left_out = LeftOut()
+    there = [str(path.relative_to(source)) for path in images_below(source, left_out)]
+    left_out.tell(source)
+    names = [str(path.relative_to(source.absolute())) if source.absolute() in (path := Path(name)).parents else name
              for name in aligner.landmarks]
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"--landmarks: found {name!r}, expected a path inside {source}")
+    others = with_other_endings(source, names)
+    names = [others.get(name, name) for name in names]
     return names, len(set(there) - {os.path.normpath(name) for name in names})
 
 

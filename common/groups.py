@@ -26,6 +26,7 @@ from recognition.data.image import fit
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
+from recognition.io.text import read_text
 
 FARS = (1e-6, 1e-5, 1e-4)
 ALL = "ALL"
@@ -47,7 +48,7 @@ def read_list(path: Path) -> Listed:
     :raises UserError: with its number, at the first malformed line; if the file cannot be read or has no lines.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     images: list[Path] = []

@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> None:
         *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     for place in (options.images, options.gallery, options.probes, *(options.compare or ())):
         if place and (place != options.gallery or place.suffix != ".npz"):
-            find_images(place)
+            find_images(place, quiet=True)
     for place in options.compare or ():
         if place.is_dir():
             raise UserError(f"--compare: found the folder {place}, expected two images")

@@ -85,7 +85,7 @@ def held_out_names(names: Sequence[str], held_out: str, seed: int) -> set[str]:
     try:
         share = float(held_out)
     except ValueError:
-        asked = set(filter(None, read_file(Path(held_out)).decode("utf-8", "surrogateescape").splitlines()))
+        asked = set(filter(None, read_file(Path(held_out)).decode("utf-8-sig", "surrogateescape").splitlines()))
         for name in sorted(asked.difference(names))[:1]:
             raise UserError(f"{held_out}: {name!r} is none of the {len(names)} people") from None
         return asked

@@ -6,7 +6,7 @@
 
 A training set becomes <label>/<record>.jpg, byte for byte, with train.lst, whose lines (1<TAB>path<TAB>label)
 common.pack_folder and common.rec_builder read. A verification set becomes <pair>_0.jpg and <pair>_1.jpg with
-pairs_label.txt, which common.build_eval_pack reads. Broken records are left out and counted.
+pairs_label.txt, which common.build_eval_pack reads. Images that training cannot use are left out and counted.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.sets.output_folder import new_folder
 from common.sets.text_columns import whole_number
+from common.sets.usable_records import usable
 from recognition.config.command_line import Parser, check_range
 from recognition.data.dataset import open_dataset
 from recognition.data.verification_set import read_bin
@@ -47,14 +48,11 @@ def unpack_set(source: Path, folder: Path, labels: Sequence[int] | None = None,
         of = dataset.labels()
         chosen = chosen[np.isin(of, labels)] if labels is not None else chosen
         chosen = chosen[_rank_within(of[chosen]) < limit] if limit is not None else chosen
-    written, broken = 0, []
+    written = 0
     with open(folder / "train.lst", "w", encoding="ascii") as listed:
+        chosen, broken = usable(dataset, chosen)
         for i in tqdm(chosen.tolist(), "writing", unit=" images", disable=None):
-            try:
-                label, body, key = dataset.read(i)
-            except UserError as error:
-                broken.append(str(error))
-                continue
+            label, body, key = dataset.read(i)
             path = folder / str(label) / f"{key}{suffix_of(body)}"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(body)

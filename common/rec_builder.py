@@ -32,11 +32,12 @@ from common.sets.image_files import in_order
 from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
+from common.sets.usable_records import open_usable
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import open_dataset
+from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.recordio import PathLike, RecordWriter, pack_record
 from recognition.data.set_layout import MAX_CLASSES
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
 
 Image = Union[bytes, np.ndarray]  # encoded, or uint8 (H, W, 3) BGR as OpenCV reads
@@ -162,40 +163,59 @@ def build(folder: Path, form: str, images: Iterable[tuple[int, bytes]], size: tu
     return sequential.num_classes
 
 
-def from_images(source: Path, folder: Path, form: str, size: int, fit: str, quality: int) -> tuple[int, int]:
-    """Build a set from a folder of folders or a list file; returns the numbers of images and identities."""
+def from_images(source: Path, folder: Path, form: str, size: int, fit: str, quality: int,
+                skip_broken: bool = False) -> tuple[int, int]:
+    """Build a set from a folder of folders or a list file; returns the numbers of images and identities.
+
+    :param skip_broken: leave broken images out, with a line each
+    """
     count, names = 0, folder / NAMES
 
-    def encode(item: tuple[int, Path]) -> tuple[int, bytes]:
-        return item[0], encode_image(item[1], size, fit, quality)
+    def encode(item: tuple[int, Path]) -> tuple[int, bytes | UserError]:
+        try:
+            return item[0], encode_image(item[1], size, fit, quality)
+        except UserError as error:
+            if not skip_broken:
+                raise
+            return item[0], error
+
+    def whole(found: Iterable[tuple[int, bytes | UserError]]) -> Iterator[tuple[int, bytes]]:
+        nonlocal count
+        for label, image in found:
+            if isinstance(image, UserError):
+                tqdm.write(f"left out: {one_line(image)}")
+            else:
+                count += 1
+                yield label, image
 
     with open(names, "w", encoding="utf-8", errors="surrogateescape") as named:
 
         def numbered() -> Iterator[tuple[int, Path]]:
-            nonlocal count
             for label, identity in enumerate(each_identity(source)):
                 named.write(f"{identity.name}\n")
                 for path in identity.images:
-                    count += 1
                     yield label, path
 
-        encoded = tqdm(in_order(encode, numbered()), "packing", unit=" images", disable=None)
+        encoded = whole(tqdm(in_order(encode, numbered()), "packing", unit=" images", disable=None))
         classes = build(folder, form, encoded, (size, size))
     if not count:
         raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")
     return count, classes
 
 
-def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int, int]:
-    """Build a set in another form; returns the numbers of images and identities. With ``renumber`` identities without
-    images are left out, and the others numbered anew."""
-    dataset = open_dataset(source)
-    labels = dataset.labels()
+def from_set(source: Path, folder: Path, form: str, renumber: bool, skip_broken: bool = False) -> tuple[int, int]:
+    """Build a set in another form; returns the numbers of images and identities.
+
+    :param renumber: leave out identities without images, and number the others anew
+    :param skip_broken: leave out what training cannot use, with lines about it
+    """
+    dataset, chosen = open_usable(source) if skip_broken else _open_all(source)
+    labels = dataset.labels()[chosen]
     order = np.argsort(labels, kind="stable")
     present, numbered = np.unique(labels[order], return_inverse=True)
     classes = len(present) if renumber else dataset.num_classes
     new = numbered if renumber else labels[order]
-    images = ((int(label), dataset.read(int(i))[1]) for label, i in zip(new, order))
+    images = ((int(label), dataset.read(int(i))[1]) for label, i in zip(new, chosen[order]))
     build(folder, form, tqdm(images, "copying", len(order), unit=" images", disable=None), dataset.image_shape[:2],
           classes)
     if names := identity_names(dataset):
@@ -203,6 +223,11 @@ def from_set(source: Path, folder: Path, form: str, renumber: bool) -> tuple[int
     link_bins([source], folder)
     dataset.close()
     return len(order), classes
+
+
+def _open_all(source: Path) -> tuple[FaceDataset, np.ndarray]:
+    dataset = open_dataset(source)
+    return dataset, np.arange(len(dataset))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -213,6 +238,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("output", type=Path, help="a new folder")
     add("--form", choices=("identities", "sequential"), default="identities", help="with a header and identity records "
         "(the default; up to 2**24 records), or images alone")
+    add("--skip-broken", action="store_true", help="leave broken images out, with lines about them, instead of "
+        "stopping at the first; of a training set also records that no header or index fits")
     add("--renumber", action="store_true", help="of a training set: leave out identities that have no image")
     add("--size", type=int, default=112, help="of images: side in pixels (default 112)")
     add("--fit", choices=FITS, default="pad", help="of images of another shape: scaled whole onto black (pad, the "
@@ -229,9 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     with new_folder(args.output) as folder, writing(args.output):
         if (args.source / "train.rec").exists():
-            images, classes = from_set(args.source, folder, args.form, args.renumber)
+            images, classes = from_set(args.source, folder, args.form, args.renumber, args.skip_broken)
         else:
-            images, classes = from_images(args.source, folder, args.form, args.size, args.fit, args.quality)
+            images, classes = from_images(args.source, folder, args.form, args.size, args.fit, args.quality,
+                                          args.skip_broken)
     print(f"{args.output}: {images} images of {classes} identities, in the form {args.form}")
     return 0
 

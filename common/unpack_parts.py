@@ -33,10 +33,12 @@ from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
 from recognition.io.files import writing
+from recognition.io.text import read_text
 
 HASHES = {32: "md5", 40: "sha1", 64: "sha256"}  # by the number of hexadecimal digits
 _BLOCK_BYTES = 1 << 22
 _GZIP = b"\x1f\x8b"
+_TAGGED = re.compile(r"\w+ ?\((.+)\) ?= ?([0-9a-fA-F]{32,64})")  # macOS' md5, openssl, md5sum --tag
 _LINE = re.compile(r"#?\s*([0-9a-fA-F]{32,64})\s+\*?(\S.*)")
 _EXPECTED = "expected a .tar, .tar.gz, .tar.bz2, .tar.xz or .zip, in one part or all of its parts"
 MOST_HEADER_BYTES = 1 << 20
@@ -52,15 +54,16 @@ def read_sums(path: Path) -> dict[str, str]:
     :raises UserError: if the file has no sum, or two for one name
     """
     try:
-        lines = path.read_text("utf-8", "replace").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     sums: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        match = _LINE.fullmatch(line.strip())
-        if match and len(match[1]) in HASHES:
-            name = PurePosixPath(match[2].strip()).name
-            if sums.setdefault(name, match[1].lower()) != match[1].lower():
+        match, tagged = _LINE.fullmatch(line.strip()), _TAGGED.fullmatch(line.strip())
+        found, named = (tagged[2], tagged[1]) if tagged else (match[1], match[2]) if match else ("", "")
+        if len(found) in HASHES:
+            name = PurePosixPath(named.strip()).name
+            if sums.setdefault(name, found.lower()) != found.lower():
                 raise UserError(f"{path}: line {number}: a second sum of {name}, expected one")
     if not sums:
         raise UserError(f"{path}: found no checksums, expected lines 'sum  file' as md5sum writes them")

@@ -2,6 +2,7 @@
 """Scores a checkpoint on verification sets.
 
     python -m common.verification --model models/r100-arcface-emore/model,1 --data DIR --targets lfw,cfp_fp,agedb_30
+    python -m common.verification --model 'models/r100-arcface-emore/model,1|2|3' --data DIR
 
 Prints the legacy lines and a table; writes to the output folder results.json, roc.png (ROC curves), scores.png
 (histograms of the distances) and worst-<target>.png (the worst pairs of both kinds, errors in red).
@@ -74,7 +75,8 @@ def _targets(data: Path, text: str | None) -> list[Path]:
     return paths
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
+    """The settings of each checkpoint that is asked for."""
     parser = Parser(prog="python -m common.verification", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
@@ -82,7 +84,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", type=Path, required=True, metavar="DIR", help="the folder of the sets, <target>.bin")
     add("--targets", metavar="A,B", help="names of the sets (default: all in DIR)")
     add("--output", type=Path, metavar="DIR", help="where results go (default: beside the checkpoint, "
-        "<prefix>-<epoch>-verification)")
+        "<prefix>-<epoch>-verification; of several checkpoints a folder each in DIR)")
     add("--folds", type=int, default=FOLDS, help=f"folds of the protocol (default {FOLDS})")
     add("--pca", type=int, default=0, metavar="N", help="reduce embeddings to N numbers by a PCA that each fold's "
         "others are fitted with (default 0: do not)")
@@ -92,18 +94,35 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name, least in (("folds", 2), ("pca", 0)):
         check_range(args, name, least)
-    check_model_flags(args)
     args.paths = _targets(args.data, args.targets)
-    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-verification")
+    models = _models(args.model)
+    runs = [argparse.Namespace(**{**vars(args), "model": model}) for model in models]
     pictures = dict.fromkeys(f"worst-{path.stem}.png" for path in args.paths)
-    require_results(args.output, ("results.json", "roc.png", "scores.png", *pictures), ("folds", "pca", "targets"),
-                    overwrite=args.overwrite)
-    return args
+    for run in runs:
+        check_model_flags(run)
+        several = args.output / f"{run.model[1]:04d}" if args.output and len(runs) > 1 else args.output
+        run.output = several or Path(f"{run.model[0]}-{run.model[1]:04d}-verification")
+        require_results(run.output, ("results.json", "roc.png", "scores.png", *pictures), ("folds", "pca", "targets"),
+                        overwrite=args.overwrite)
+    return runs
+
+
+def _models(text: str) -> list[str]:
+    """The checkpoints in ``PREFIX,1|2|3``, which the recipes' script takes, or the only one."""
+    prefix, _, numbers = text.rpartition(",")
+    return [f"{prefix},{number.strip()}" for number in dict.fromkeys(numbers.split("|"))] if "|" in numbers else [text]
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
+    status = 0
+    for args in _arguments(argv):  # all are checked before the first is run
+        status = max(status, _verify(args))
+    return status
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Score one checkpoint; returns the exit status."""
     embed, batch_size = open_model(args)
     results: dict[str, VerificationResult] = {}
     refused = []

@@ -5,8 +5,8 @@
     python -m faults.chaos kills --kills 30 --folder F; python -m faults.chaos kills --kills 30 --folder F
 
 A later command continues the work in the folder: the second command above makes it 60 kills. The faults are kills (of
-one process), processes (kills of one or both of two, by Horovod), disk, handles, clock and damage. With --record the
-results go to the table of docs/records/reliability.md.
+one process), processes (kills of one or both of two), disk, handles, clock and damage; --engine is for the first two.
+With --record the results go to the table of docs/records/reliability.md.
 """
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def kills(folder: Path, options: argparse.Namespace, processes: int = 1) -> list
     tally_file = folder / "tally.json"
     tally = Kills(**json.loads(tally_file.read_text())) if tally_file.exists() else Kills()
     random = np.random.default_rng([options.seed, processes, tally.tried])
-    workshop = Workshop(folder, options.steps, processes)
+    workshop = Workshop(folder, options.steps, processes, options.engine)
     try:
         kill_runs(workshop, options.kills, random, tally, options.seconds)
     finally:
         tally_file.write_text(json.dumps(asdict(tally)))
-    return [tally.row(processes)]
+    return [tally.row(processes, options.engine)]
 
 
 FAULTS: dict[str, Fault] = {
@@ -64,6 +64,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is killed")
     parser.add_argument("--trials", type=int, default=TRIALS, help="of each other fault; 30 times as many of damage")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run that is killed")
+    parser.add_argument("--engine", default="mxnet", choices=("mxnet", "torch"), help="of runs that are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; default: removed at the end")
     parser.add_argument("--record", action="store_true", help="write what was found to docs/records/reliability.md")

@@ -41,8 +41,11 @@ class Kills:
     most_left: int = 0  # temporary names after a kill, at most
     failures: list[str] = field(default_factory=list)
 
-    def row(self, processes: int) -> Row:
-        how = "one process" if processes == 1 else f"{processes} processes under `recognition.launch` with Horovod"
+    def row(self, processes: int, engine: str) -> Row:
+        by = "Horovod" if engine == "mxnet" else "PyTorch"
+        how = f"{processes} processes under `recognition.launch` with {by}"
+        if processes == 1:
+            how = "one process" if engine == "mxnet" else f"one process with {by}"
         seen = (f"{self.inside} inside a state or checkpoint; {self.runs} runs compared at their end; after a kill at "
                 f"most {self.most_left} temporary names, at the end none")
         if processes > 1:

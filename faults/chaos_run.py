@@ -18,6 +18,7 @@ from common import report
 from common.sets.training_set import write_training_set
 from faults.chaos_life import Forked, Life
 from recognition.data.verification_set import save_bin
+from recognition.engines.choose import choose_engine
 from recognition.training.states.folder import DAMAGED, saved_states, step_of
 from recognition.training.states.state import SavedState
 from recognition.training.watch import run_record
@@ -49,9 +50,10 @@ default.network, default.dataset = "small", "small"
 class Workshop:
     """A folder with a training set and a configuration, in which runs are started and compared."""
 
-    def __init__(self, folder: Path, steps: int, processes: int = 1) -> None:
+    def __init__(self, folder: Path, steps: int, processes: int = 1, engine: str = "mxnet") -> None:
         """:param steps: of a run; ``processes``: under ``recognition.launch`` if there are several."""
-        self.folder, self.steps, self.processes = folder, steps, processes
+        self.folder, self.steps, self.processes, self.engine = folder, steps, processes, engine
+        choose_engine(engine)  # imported before runs are forked from this process
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "small.py").write_text(NETWORK)
         (folder / "config.py").write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(folder),
@@ -81,7 +83,7 @@ class Workshop:
         arguments = ["--config", str(self.folder / "config.py"), "--models-root", str(self.folder / name),
                      "--max-steps", str(self.steps), "--state-every", "3", "--verbose", "6", "--frequent", "2",
                      "--ckpt", "2", "--keep-ckpt", "3", "--keep-every", "50", "--lr", "0.01", "--per-batch-size",
-                     str(12 // self.processes), "--decode-threads", "1", *flags]
+                     str(12 // self.processes), "--decode-threads", "1", "--engine", self.engine, *flags]
         mark, said = uuid.uuid4().hex, self.folder / f"said-{name}"
         own = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MARK": mark, **(environ or {})}
         with open(f"{said}.out", "w") as out, open(f"{said}.err", "w") as err:

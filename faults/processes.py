@@ -5,8 +5,8 @@
     python -m faults.processes --times 1      # each fault once
     python -m faults.processes --record       # and the rows in docs/records/reliability.md
 
-The runs are real ones of ``train_parall.py`` under ``recognition.launch``, through Horovod and through parameter
-servers. A fault comes at a random moment after training has begun. A promise is kept if the run ends in time, with the
+The runs are real ones of ``train_parall.py`` under ``recognition.launch``, through Horovod, parameter servers and
+PyTorch. A fault comes at a random moment after training has begun. A promise is kept if the run ends in time, with the
 right status and line, without a traceback, and if no process of it is left.
 """
 from __future__ import annotations
@@ -35,7 +35,20 @@ DEATH_SECONDS = 10.0  # from a death to the end of the run
 STALL_SECONDS = 5.0  # --stall-timeout
 START_SECONDS = 60.0  # until training has begun
 LEFT_SECONDS = 10.0  # until the watch over a process on another host has ended, too
-EXCHANGES = {"Horovod": (), "servers": ("--servers", "1")}
+
+
+class Exchange(NamedTuple):
+    """A way in which the processes of a run exchange."""
+
+    launcher: Sequence[str] = ()  # flags of recognition.launch
+    trainer: Sequence[str] = ("--engine", "mxnet")  # flags of train_parall.py
+
+    def with_flags(self, *launcher: str) -> Exchange:
+        return self._replace(launcher=(*launcher, *self.launcher))
+
+
+EXCHANGES = {"Horovod": Exchange(), "servers": Exchange(("--servers", "1")),
+             "PyTorch": Exchange((), ("--engine", "torch"))}
 
 
 class Ended(NamedTuple):
@@ -53,12 +66,13 @@ class Ended(NamedTuple):
 class Run:
     """A run in a folder of its own, under the launcher."""
 
-    def __init__(self, folder: Path, launcher: Sequence[str], *flags: str, steps: int = 100000,
+    def __init__(self, folder: Path, exchange: Exchange, *flags: str, steps: int = 100000,
                  python: Sequence[str] = ()) -> None:
         self.mark = tempfile.mkdtemp(dir=folder)
         self.history = Path(self.mark) / "small-arcface-small" / "history.jsonl"
         command = small_run.command(folder / "set", Path(self.mark), "--frequent", "1", "--max-steps", str(steps),
-                                    "--verbose", "50", *flags, launcher=["-np", "2", *launcher])
+                                    "--verbose", "50", *exchange.trainer, *flags,
+                                    launcher=["-np", "2", *exchange.launcher])
         command[1:3] = python or command[1:3]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                         env=small_run.environment(MARK=self.mark), cwd=small_run.ROOT)
@@ -91,11 +105,11 @@ class Run:
 Fault = Callable[[Path, np.random.RandomState], "tuple[bool, Ended]"]
 
 
-def signalled(number: int, variable: str, launcher: Sequence[str], status: int, line: str, most: float) -> Fault:
+def signalled(number: int, variable: str, exchange: Exchange, status: int, line: str, most: float) -> Fault:
     """Send a signal to one process of a training run."""
 
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
-        run = Run(folder, launcher)
+        run = Run(folder, exchange)
         run.wait_until_it_trains(random)
         since = time.monotonic()
         os.kill(run.pid_of(variable), number)
@@ -128,9 +142,9 @@ def slowed(pid: int) -> Iterator[None]:
         thread.join()
 
 
-def slow(launcher: Sequence[str]) -> Fault:
+def slow(exchange: Exchange) -> Fault:
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
-        run = Run(folder, ["--slow-after", "5", *launcher], steps=600)
+        run = Run(folder, exchange.with_flags("--slow-after", "5"), steps=1500)
         run.wait_until_it_trains(random)
         with slowed(run.pid_of("RECOGNITION_WORKER=1")):
             ended = run.end()
@@ -140,11 +154,11 @@ def slow(launcher: Sequence[str]) -> Fault:
     return fault
 
 
-def restarted(launcher: Sequence[str]) -> Fault:
+def restarted(exchange: Exchange) -> Fault:
     """Kill a process, after which the run goes on to its end."""
 
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
-        run = Run(folder, ["--restarts", "1", *launcher], steps=300)
+        run = Run(folder, exchange.with_flags("--restarts", "1"), steps=300)
         run.wait_until_it_trains(random)
         os.kill(run.pid_of("RECOGNITION_WORKER=1"), signal.SIGKILL)
         ended = run.end()
@@ -170,31 +184,31 @@ def unreachable(folder: Path, random: np.random.RandomState) -> tuple[bool, Ende
     ssh.write_text('#!/bin/sh\nhost=$1; shift\n[ $host = a ] && exec sh -c "$*"\n'
                    'echo "ssh: connect to host b port 22: No route to host" >&2; exit 255\n')
     ssh.chmod(0o755)
-    ended = Run(folder, ["--hosts", "a:1,b:1", "--ssh", str(ssh), "--address", "127.0.0.1"]).end()
+    ended = Run(folder, Exchange(("--hosts", "a:1,b:1", "--ssh", str(ssh), "--address", "127.0.0.1"))).end()
     return ended.as_promised(255, "launch: rank 1 on b ended with status 255, with which ssh says .*", 30), ended
 
 
 def no_gpu(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
-    ended = Run(folder, [], "--devices", "gpu:0,1").end()
+    ended = Run(folder, Exchange(), "--devices", "gpu:0,1").end()
     return ended.as_promised(2, r"(\[rank 1\] )?error: gpu 0: .*", 30), ended
 
 
 def faults() -> Iterator[tuple[str, str, Fault]]:
     """Yield each fault, its promise, and a function that tries it."""
     ending = f"in {DEATH_SECONDS:g} s all processes are gone, with a line that names the one that died, status not 0"
-    for exchange, launcher in EXCHANGES.items():
-        yield (f"SIGKILL to rank 1 of 2, {exchange}", ending,
-               signalled(signal.SIGKILL, "RECOGNITION_WORKER=1", launcher, 137,
+    for name, exchange in EXCHANGES.items():
+        yield (f"SIGKILL to rank 1 of 2, {name}", ending,
+               signalled(signal.SIGKILL, "RECOGNITION_WORKER=1", exchange, 137,
                          "launch: rank 1 on localhost was ended by SIGKILL; ending all others", DEATH_SECONDS))
-        stall = ["--stall-timeout", f"{STALL_SECONDS:g}", *launcher]
-        yield (f"rank 1 of 2 stopped by SIGSTOP, {exchange}", "the same after --stall-timeout (5 s here) more",
+        stall = exchange.with_flags("--stall-timeout", f"{STALL_SECONDS:g}")
+        yield (f"rank 1 of 2 stopped by SIGSTOP, {name}", "the same after --stall-timeout (5 s here) more",
                signalled(signal.SIGSTOP, "RECOGNITION_WORKER=1", stall, 1,
                          r"launch: rank 1 on localhost hangs: no worker went on for 5 s, .*",
                          STALL_SECONDS + DEATH_SECONDS + 5))
-        yield (f"rank 1 of 2 runs half of the time, {exchange}", "it is named, and the run goes on to its end",
-               slow(launcher))
-        yield (f"SIGKILL to rank 1 of 2 with --restarts 1, {exchange}", "the run starts again and goes on to its end",
-               restarted(launcher))
+        yield (f"rank 1 of 2 runs half of the time, {name}", "it is named, and the run goes on to its end",
+               slow(exchange))
+        yield (f"SIGKILL to rank 1 of 2 with --restarts 1, {name}", "the run starts again and goes on to its end",
+               restarted(exchange))
     for role, name in (("server", "server 0"), ("scheduler", "scheduler")):
         yield (f"SIGKILL to the {role}", ending,
                signalled(signal.SIGKILL, f"DMLC_ROLE={role}", EXCHANGES["servers"], 137,

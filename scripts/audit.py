@@ -25,7 +25,7 @@ UNSAID = {  # whose metadata name no licence, by their own files
     "atheris": "Apache-2.0",
     "cmake": "BSD-3-Clause",  # is in the environment while Horovod is built, and not after
 }
-CUDA = re.compile(r"nvidia-|mxnet-cu")  # NVIDIA's own licence: users of GPUs accept it; not installed here
+CUDA = re.compile(r"nvidia-|mxnet-cu|cuda-|triton$")  # NVIDIA's own licence, which users of GPUs accept
 
 
 def pinned() -> dict[str, str]:

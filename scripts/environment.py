@@ -2,6 +2,7 @@
 """Make a virtual environment and install extras of pyproject.toml into it, once; a second call finds it done.
 
     python scripts/environment.py .venv cpu plot onnx test horovod
+    python scripts/environment.py .venv-torch torch plot
 
 The environment is for the interpreter that runs this file, and gets what requirements/<version>.txt pins, checked
 against the hashes there (scripts/lock.py makes these files). A stamp per extra, written when all of it is installed,
@@ -82,8 +83,8 @@ class Environment:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def run(self, *arguments: str, python: Path | None = None, **variables: str) -> None:
-        """Run the environment's Python; its output goes to the log, whose end is shown when it fails."""
+    def run(self, *arguments: str, python: Path | None = None, shown: bool = True, **variables: str) -> None:
+        """Run the environment's Python; its output goes to the log, whose end is ``shown`` when it fails."""
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         with open(self.log, "a") as log:
             status = subprocess.call(
@@ -91,11 +92,13 @@ class Environment:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )
         if status:
-            sys.stderr.writelines(f"    {line[:200]}\n" for line in self.log.read_text().splitlines()[-15:])
+            if shown:
+                sys.stderr.writelines(f"    {line[:200]}\n" for line in self.log.read_text().splitlines()[-15:])
             raise SetupError(f"{' '.join(arguments[:3])} ended with status {status}: see above and {self.log}")
 
-    def pip(self, *arguments: str, python: Path | None = None, **variables: str) -> None:
-        self.run("-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", python=python, **variables)
+    def pip(self, *arguments: str, python: Path | None = None, shown: bool = True, **variables: str) -> None:
+        self.run("-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", python=python, shown=shown,
+                 **variables)
 
     def make_for(self, identity: str) -> None:
         """Make a new environment: there is none, or it has another Python, another MXNet or another place."""
@@ -129,14 +132,25 @@ class Environment:
 
     def install_project(self, extras: Sequence[str]) -> None:
         self.install_pins("core", *extras)
+        if "torch" in extras:
+            self.install_torch()
         self.pip("install", "--no-build-isolation", "--no-deps", "-e", ".")
 
-    def install_pins(self, *groups: str, command: Sequence[str] = ("install",)) -> None:
+    def install_torch(self) -> None:
+        """Install PyTorch for CPUs where pip finds that, else the registry's, with NVIDIA's libraries."""
+        if pins(["torch-cpu"], self.lock):
+            with contextlib.suppress(SetupError):
+                self.install_pins("torch-cpu", shown=False)
+                return
+        say("pip finds no PyTorch for CPUs: it takes the one for NVIDIA's GPUs with its libraries, about 5 GB")
+        self.install_pins("torch-cuda")
+
+    def install_pins(self, *groups: str, command: Sequence[str] = ("install",), shown: bool = True) -> None:
         """Run pip, by default its install, on the pins of requirements/ for any of the groups."""
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
             file.write("\n".join(pins(groups, self.lock)))
             file.flush()
-            self.pip(*command, "--require-hashes", "--no-deps", "-r", file.name)
+            self.pip(*command, "--require-hashes", "--no-deps", "-r", file.name, shown=shown)
 
     def install_horovod(self) -> None:
         """Build Horovod against the installed MXNet, unless an installed Horovod works."""
@@ -173,7 +187,7 @@ class Environment:
         (folder / "toolchain.cmake").write_text('set(CMAKE_SKIP_RPATH TRUE CACHE BOOL "")\n')
         self.pip(
             "wheel", "--no-deps", "--no-build-isolation", "--verbose", "--wheel-dir", str(folder), str(source),
-            python=link / "bin" / "python",
+            python=link / "bin" / "python", shown=True,
             PYTHONPATH=str(folder), TMPDIR=str(folder), MAKEFLAGS=f"-j{len(os.sched_getaffinity(0))}",
             HOROVOD_CMAKE=str(folder / "tools" / "cmake" / "data" / "bin" / "cmake"),
             CMAKE_TOOLCHAIN_FILE=str(folder / "toolchain.cmake"), **HOROVOD_OPTIONS,
@@ -219,6 +233,20 @@ def horovod_version() -> str:
     return found.group(1)
 
 
+def without_torch(extras: Sequence[str], lock: Path) -> Sequence[str]:
+    """The extras, without PyTorch where there is none for this Python and MXNet is wanted beside it.
+
+    :raises SetupError: if there is none, and PyTorch is the engine.
+    """
+    if "torch" not in extras or pins(["torch"], lock):
+        return extras
+    none = f"no PyTorch for Python {platform.python_version()}"
+    if not set(extras) & {"cpu", "cu112"}:
+        raise SetupError(f"{none}: name a CPython 3.10 to 3.14 with PYTHON=")
+    say(f"{none}: MXNet alone")
+    return [extra for extra in extras if extra != "torch"]
+
+
 def require_compiler() -> None:
     """Check for a compiler before anything is downloaded: Horovod is built from source.
 
@@ -236,7 +264,7 @@ def space_free_folder() -> str | None:
 
 def ensure(environment: Environment, extras: Sequence[str]) -> None:
     """Make the environment and install the extras, unless that is done already."""
-    start = time.monotonic()
+    start, extras = time.monotonic(), without_torch(extras, environment.lock)
     wanted = identity(environment.venv, extras)
     with environment.locked():
         made = environment.serves(wanted)

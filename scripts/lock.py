@@ -37,6 +37,11 @@ from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
 LEFT_OUT = ("horovod",)  # built from source by itself
+# One PyTorch under all Pythons. The registry's wheels are for NVIDIA's GPUs: the group "torch-cuda", with what they
+# need beside. PyTorch has others for CPUs, a twentieth of that, which pip must be told of: the group "torch-cpu".
+TORCH = "torch==2.13.0"
+CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)$")
+CPU_TORCH = {"3.11": "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"}
 MXNET = ("mxnet", "mxnet-cu112")
 GROUPS = {"build": BUILD_TOOLS, "horovod": HOROVOD_BUILD_TOOLS, "cmake": [CMAKE]}  # beside the extras
 # Nothing but the registry: files of this machine, under the same names and versions, may have other hashes.
@@ -91,15 +96,17 @@ def project_extras() -> dict[str, list[str]]:
     (project,) = resolve(["--no-deps", "."])
     extras: dict[str, list[str]] = {"core": []}
     for text in project["metadata"]["requires_dist"]:
-        head, _, marker = text.partition(";")
-        extra = re.search(r"""extra == ["']([\w-]+)["']""", marker)
-        extras.setdefault(extra[1] if extra else "core", []).append(
-            head.strip() if extra and "python_version" not in marker else text)
+        requirement, (head, _, marker) = Requirement(text), text.partition(";")
+        found = re.search(r"""extra == ["']([\w-]+)["']""", marker)
+        extra = found[1] if found else "core"
+        texts = extras.setdefault(extra, [])
+        if not requirement.marker or requirement.marker.evaluate({"extra": extra}):
+            texts.append(TORCH if requirement.name == "torch" else head.strip())
     return extras
 
 
 def line(item: dict[str, Any], groups: list[str]) -> str:
-    """The lines of a package in the file: version, hashes, and the extras that need it."""
+    """The line of a package in the file: version, hash, and the extras that need it."""
     ((kind, digest),) = item["download_info"]["archive_info"]["hashes"].items()
     metadata = item["metadata"]
     return f"{canonicalize_name(metadata['name'])}=={metadata['version']} --hash={kind}:{digest}  # {' '.join(groups)}"
@@ -130,8 +137,10 @@ def write(path: Path, extras: Mapping[str, list[str]]) -> None:
     owners: dict[str, list[str]] = {name: [] for name in found}
     for group, texts in groups.items():
         for name in needed_by(texts, found):
-            owners[name].append(group)
+            owners[name].append("torch-cuda" if group == "torch" and CUDA.match(name) else group)
     lines = [line(found[name], owners[name]) for name in sorted(found)]
+    if digest := CPU_TORCH.get("{}.{}".format(*sys.version_info)):
+        lines.append(f"{TORCH}+cpu --hash={digest}  # torch-cpu")
     lines.append(line(resolve_source(f"horovod=={horovod_version()}"), ["source"]))
     path.parent.mkdir(exist_ok=True)
     head = "# Made by scripts/lock.py (`make lock`) from pyproject.toml: not to be edited."

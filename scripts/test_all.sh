@@ -3,19 +3,22 @@
 # Run the whole suite under each CPython 3.9 to 3.14 of this machine, and under 3.9 with the oldest dependencies, too:
 #
 #   test_all.sh cpu|cu112 [pytest's options]
+#
+# ENGINE=torch has PyTorch beside MXNet where there is one for the Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mxnet=$1
 shift
-options=("$@")
+options=("$@") torch=()
+[[ ${ENGINE:-mxnet} != torch ]] || torch=(torch)
 passed=() failed=()
 
 # Run the suite in an environment of its own: NAME PYTHON MXNET [--oldest]
 suite() {
     local name=$1 python=$2 mxnet=$3
     echo "--- Python $name"
-    if "$python" -I scripts/environment.py ${4:+"$4"} ".venvs/$name" "$mxnet" plot onnx test horovod </dev/null &&
-        REQUIRE_HOROVOD=1 ".venvs/$name/bin/python" -m pytest "${options[@]}" </dev/null; then
+    if "$python" -I scripts/environment.py ${4:+"$4"} ".venvs/$name" "$mxnet" plot onnx test horovod "${torch[@]}" </dev/null &&
+        REQUIRE_HOROVOD=1 REQUIRE_TORCH="${torch[*]}" ".venvs/$name/bin/python" -m pytest "${options[@]}" </dev/null; then
         passed+=("$name")
     else
         failed+=("$name")

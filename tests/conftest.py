@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # of several that share the processors; before NumPy and MXNet are imported
     for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(_variable, "1")
+
+if os.environ.get("REQUIRE_TORCH") and sys.version_info >= (3, 10) and importlib.util.find_spec("torch") is None:
+    raise pytest.UsageError("PyTorch is not installed, and this run must not go without it")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

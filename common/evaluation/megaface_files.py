@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from common.sets.folder_walk import LeftOut, images_below
 from common.sets.image_files import in_order
 from recognition.errors import UserError
 from recognition.evaluation.embed_images import normalised
 from recognition.io.files import replacing
+from recognition.io.text import read_text
 
 HEADER_NUMBERS, FLOAT32_TYPE = 4, 5
 
@@ -69,8 +71,9 @@ def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: not found, expected a folder of features")
     if listed is None:
-        found = [os.path.relpath(os.path.join(root, name), folder)[: -len(suffix)]
-                 for root, _, names in os.walk(folder) for name in names if name.endswith(suffix)]
+        left_out = LeftOut()
+        found = [os.path.relpath(path, folder)[: -len(suffix)] for path in images_below(folder, left_out, [suffix])]
+        left_out.tell(folder)
         if not found:
             raise UserError(f"{folder}: found no file that ends with {suffix!r}, expected features")
         return sorted(found)
@@ -122,6 +125,6 @@ def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> l
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
+        return read_text(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

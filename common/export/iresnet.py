@@ -58,12 +58,32 @@ def _arrays(theirs: str, ours: str, kind: str = "") -> Iterator[tuple[str, str]]
         yield f"{theirs}.weight", f"{ours}_{'gamma' if kind == 'prelu' else 'weight'}"
 
 
+def of_the_network(tensors: Mapping[str, np.ndarray], source: str) -> tuple[Arrays, list[str]]:
+    """The tensors of an ``iresnet`` in a state dictionary under their own names, and the names of all others.
+
+    Wrappers put prefixes before names (``module.``, ``model.``, ``backbone.``, ``_orig_mod.``), and a dictionary may
+    hold a head, too.
+
+    :raises UserError: if it holds several networks
+    """
+    marks = ("conv1.weight", "layer1.0.conv1.weight", "fc.weight")
+    prefixes = [name[: -len(marks[0])] for name in tensors if name.endswith(marks[0])]
+    prefixes = [prefix for prefix in prefixes if all(prefix + mark in tensors for mark in marks)]
+    if len(prefixes) > 1:
+        raise UserError(f"{source}: found {len(prefixes)} networks, under {', '.join(map(repr, prefixes[:3]))}, "
+                        "expected one")
+    if not prefixes or not prefixes[0]:
+        return dict(tensors), []
+    inside = {name[len(prefixes[0]) :]: value for name, value in tensors.items() if name.startswith(prefixes[0])}
+    return inside, [name for name in tensors if not name.startswith(prefixes[0])]
+
+
 def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Graph, Arrays, Arrays]:
     """Depth, network, parameters and auxiliary states (float32) from an ``iresnet``'s tensors by name.
 
     :raises UserError: if they are not those of an iresnet18, 34, 50 or 100 for 112 x 112 images; it names ``source``.
     """
-    found = {re.sub(r"^module\.", "", name): value for name, value in tensors.items()
+    found = {name: value for name, value in tensors.items()
              if not name.endswith("num_batches_tracked")}
     blocks = {tuple(name.split(".")[:2]) for name in found if name.startswith("layer")}
     counts = [sum(layer == f"layer{stage}" for layer, *_ in blocks) for stage in (1, 2, 3, 4)]

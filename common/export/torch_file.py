@@ -22,6 +22,7 @@ from recognition.errors import UserError
 from recognition.io.files import replacing
 from recognition.io.pickles import load_restricted
 
+NESTED = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
 MOST_PICKLE_BYTES = 64 << 20  # of data.pkl, which has some hundred bytes a tensor
 _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "BFloat16Storage": "bfloat16",
              "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1",
@@ -38,7 +39,7 @@ _OPCODES = frozenset((
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a ``state_dict`` by name; those of bfloat16 come as float32.
 
-    If the dictionary holds a ``state_dict_backbone`` or a ``state_dict``, as training checkpoints do, that one is read.
+    If the dictionary holds another under one of NESTED, as training checkpoints do, that one is read.
 
     :raises UserError: if the file is no such archive, names anything but tensors, or is damaged.
     """
@@ -52,8 +53,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
                         "older ones") from None
     except Exception as error:  # a broken pickle fails in any way, within the bounds of what was checked
         raise UserError(f"{path}: {' '.join(str(error).split())[:200] or type(error).__name__}; {_EXPECTED}") from error
-    for key in ("state_dict_backbone", "state_dict"):
-        content = content.get(key, content) if isinstance(content, dict) else content
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: found {type(content).__name__}; {_EXPECTED}")
     for name, value in content.items():

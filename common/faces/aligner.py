@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from common.faces.alignment import BASE, MODES, align
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
 from common.faces.upright import why_no_face
+from common.sets.folder_walk import EXTENSIONS
 from common.sets.image_files import read_image
 from recognition.errors import UserError
 
@@ -24,8 +27,9 @@ class Aligned(NamedTuple):
 
 
 def without_ending(name: str) -> str:
-    """The name of an image as VGGFace2's landmarks have it."""
-    return str(Path(name).with_suffix(""))
+    """The name of an image as VGGFace2's landmarks have it: without the ending, if that is one of images."""
+    base, ending = os.path.splitext(name)
+    return base if ending.lower() in EXTENSIONS else name
 
 
 class Aligner:
@@ -35,6 +39,9 @@ class Aligner:
                  size: int = BASE, mode: str = "arcface", rule: str = "main") -> None:
         """:param landmarks: by name of the image; other images are given to ``detector``, if there is one."""
         self.landmarks, self.size = landmarks or {}, size
+        stems = Counter(map(without_ending, self.landmarks))
+        self._by_stem = {stem: points for name, points in self.landmarks.items()
+                         if stems[stem := without_ending(name)] == 1}
         self._detector, self._mode, self._rule = detector, mode, rule
 
     def __call__(self, name: str, path: Path) -> Aligned:
@@ -42,7 +49,9 @@ class Aligner:
 
         :raises UserError: if the image cannot be read, no face is found, or the landmarks form no upright face.
         """
-        points = self.landmarks.get(name, self.landmarks.get(without_ending(name)))
+        points = self.landmarks.get(name, self._by_stem.get(without_ending(name)))
+        if points is None:
+            points = self.landmarks.get(str(path.absolute()))
         if points is None and self._detector is None:
             raise UserError(f"{path}: no landmarks of {name!r} in the file")
         _, image = read_image(path)

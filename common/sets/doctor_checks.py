@@ -10,17 +10,19 @@ import numpy as np
 from common.sets.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_at, repeats
 from common.sets.text_columns import whole_number
 from common.sets.training_set import MAX_RECORDS
-from recognition.data.dataset import open_dataset
+from recognition.data.dataset import open_dataset, property_line
 from recognition.data.record_index import read_index, require_fitting
 from recognition.data.recordio import RecordReader, unpack_record
 from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
+from recognition.io.text import read_text
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # error: training stops or learns wrong things
 USUAL_TARGETS = ("lfw", "cfp_fp", "agedb_30")  # the presets' verification sets
 FOLDS = 10
 _REPACK = "python -m common.rec_builder DIR NEW writes a set whose records, index, header and property agree"
+_REPACK_WHOLE = "python -m common.rec_builder DIR NEW --skip-broken writes a set of the records that can be used"
 
 
 class Finding(NamedTuple):
@@ -45,6 +47,9 @@ class Records(NamedTuple):
 
 def check_property(folder: Path) -> tuple[Property | None, list[Finding]]:
     path = folder / "property"
+    line = "" if path.is_file() or not (folder / "train.rec").is_file() else property_line(folder)
+    if line:
+        return None, [Finding(ERROR, "property", "is not there", f"write one line into it: {line}")]
     try:
         return read_property(path), []
     except UserError as error:
@@ -62,7 +67,7 @@ def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:
     frames = framing(reader)
     findings = [Finding(ERROR, "train.rec", f"bytes {start} to {end} are no whole record: {why}",
                         "get the file again and compare its size or checksum" if end == reader.size else
-                        "get the file again; " + _REPACK + ", from the records that are whole")
+                        "get the file again; " + _REPACK_WHOLE)
                 for start, end, why in frames.damaged[:10]]
     keys, offsets, of_index = _check_index(folder / "train.idx", frames)
     findings += of_index
@@ -114,7 +119,7 @@ def _check_header(reader: RecordReader, keys: np.ndarray,
         stop = len(keys)
         while stop > 1 and _identity(reader, int(offsets[stop - 1])) is not None:
             stop -= 1
-        return 1, stop, [], [Finding(ERROR, "train.rec", str(error).split(": ", 1)[-1], _REPACK)]
+        return 1, stop, [], [Finding(ERROR, "train.rec", str(error).split(": ", 1)[-1], _REPACK_WHOLE)]
     if not images.start:
         return *everything, []  # sequential, or shuffled
     stop, findings = images.stop, []
@@ -158,6 +163,10 @@ def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
         found.append(Finding(ERROR, "train.rec", f"the identity records' ranges do not follow one another: {where}",
                              _REPACK))
         return found
+    classes = len(np.unique(labels[np.isfinite(labels)]))
+    if len(ranges) > classes and np.diff(labels).min(initial=0) < 0:
+        found.append(Finding(NOTE, "train.rec", f"{len(ranges)} identity records for {classes} identities: the images "
+                             "of an identity do not lie together; training goes by their labels", _REPACK))
     starts = np.searchsorted(records.keys, ranges[:, 0])
     ends = np.searchsorted(records.keys, ranges[:, 1])
     counts = ends - starts
@@ -178,7 +187,7 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
     keys, found = records.keys, []
     for i, problem in looked.problems[:3]:
         found.append(Finding(ERROR, f"train.rec, record {keys[i]}", problem, "--on-bad-record skip trains without it; "
-                             "python -m common.rec2image leaves broken ones out, rec_builder packs the others again"))
+                             + _REPACK_WHOLE))
     bad = int((~looked.good).sum())
     if bad > 3:
         found.append(Finding(ERROR, "train.rec", f"{bad} of {len(keys)} images cannot be used", "as above"))
@@ -201,8 +210,9 @@ def check_images(records: Records, looked: Survey, prop: Property) -> list[Findi
     sizes = looked.sides[looked.good & (looked.sides[:, 0] > 0)]
     other = int((sizes != (prop.height, prop.width)).any(axis=1).sum())
     if other:
-        found.append(Finding(WARNING, "train.rec", f"{other} images are not {prop.height} x {prop.width}: they are "
-                             "scaled each time they are read", "pack them again: rec2image, then rec_builder"))
+        found.append(Finding(WARNING, "train.rec", f"{other} images are not {prop.height} x {prop.width}: they "
+                             "are scaled each time they are read", "python -m common.rec2image --include DIR --output "
+                             f"IMAGES, then python -m common.rec_builder IMAGES NEW --size {prop.height}"))
     if looked.grey.any():
         found.append(Finding(NOTE, "train.rec", f"{int(looked.grey.sum())} of {len(labels)} images are grey",
                              "nothing: they are used as they are"))
@@ -250,7 +260,7 @@ def _check_repeats(keys: np.ndarray, looked: Survey) -> list[Finding]:
 
 def check_shuffled(prop: Property, folder: Path, images: int) -> list[Finding]:
     """Check the further lines in the ``property`` of a shuffled set."""
-    lines = (folder / "property").read_text("utf-8", "replace").split()
+    lines = read_text(folder / "property").split()
     numbers = [line for line in lines[1:] if line.isdecimal()]
     if prop.shuffled and numbers and whole_number(numbers[0]) != images:
         return [Finding(WARNING, "property", f"says {numbers[0][:20]} images, there are {images}",
@@ -264,7 +274,7 @@ def check_open(folder: Path, findings: list[Finding]) -> list[Finding]:
         open_dataset(folder).close()
     except UserError as error:
         if not any(finding.level == ERROR for finding in findings):
-            return [Finding(ERROR, folder.name, str(error), _REPACK)]
+            return [Finding(ERROR, folder.name, str(error), "mend what the line names")]
     return []
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from common.sets.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, kind_of
 from recognition.errors import UserError, one_line
+from recognition.io.text import read_text
 
-EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-_EXPECTED = "expected 'path<TAB>label' or 'flag<TAB>path<TAB>label' (flag 1: the image is aligned)"
+_EXPECTED = "expected 'path<TAB>label', 'flag<TAB>path<TAB>label' (flag 1: the image is aligned) or im2rec's list"
 _logger = logging.getLogger(__name__)
 
 
@@ -41,8 +42,9 @@ def read_identities(source: Path) -> list[Identity]:
     return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
 
 
-def find_images(place: Path) -> list[Path]:
-    """The image files at any depth in a folder, sorted; or ``place`` itself, if it is a file.
+def find_images(place: Path, quiet: bool = False) -> list[Path]:
+    """The image files at any depth in a folder, sorted; or ``place`` itself, if it is a file. A line is logged about
+    what is left out, unless ``quiet``.
 
     :raises UserError: if there are none.
     """
@@ -50,8 +52,10 @@ def find_images(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: not found, expected an image or a folder of images")
-    found = sorted(Path(root, name) for root, _, names in os.walk(place) for name in names
-                   if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."))
+    left_out = LeftOut()
+    found = sorted(images_below(place, left_out))
+    if not quiet:
+        left_out.tell(place)
     if not found:
         raise UserError(f"{place}: no images there, expected files that end in {' '.join(sorted(EXTENSIONS))}")
     return found
@@ -65,47 +69,66 @@ def _natural(name: str) -> tuple[list, str]:
 
 
 def each_identity(source: Path) -> Iterator[Identity]:
-    """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once."""
+    """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once. A
+    line is logged about what is left out of a folder."""
     if not source.is_dir():
         yield from read_identities(source)
         return
-    for name in sorted(_people(source), key=_natural):
-        if images := images_below(source / name):
+    left_out = LeftOut()
+    for name in sorted(_people(source, left_out), key=_natural):
+        if images := _images_of(source / name, left_out):
             yield Identity(name, images)
+    left_out.tell(source)
 
 
 def _read_folder(source: Path) -> dict[str, list[Path]]:
-    found = {name: images_below(source / name) for name in _people(source)}
+    left_out = LeftOut()
+    found = {name: _images_of(source / name, left_out) for name in _people(source, left_out)}
+    left_out.tell(source)
     return {name: images for name, images in found.items() if images}
 
 
-def _people(source: Path) -> list[str]:
-    """The folders in ``source``; names that begin with a dot are left out."""
-    return [entry.name for entry in os.scandir(source) if entry.is_dir() and not entry.name.startswith(".")]
+def _people(source: Path, left_out: LeftOut) -> list[str]:
+    """The folders in ``source``, links to folders, too; names that begin with a dot are left out."""
+    people = []
+    for entry in os.scandir(source):
+        if entry.is_dir() and not entry.name.startswith("."):
+            people.append(entry.name)
+        elif entry.is_dir():
+            left_out.add("hidden folders")
+        else:
+            left_out.add("images beside the folders of people" if is_image(entry.name) else kind_of(entry.name))
+    return people
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Images at any depth, in natural order; names that begin with a dot are left out."""
-    images = [Path(root, name) for root, _, names in os.walk(folder) for name in names
-              if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")]
+def _images_of(person: Path, left_out: LeftOut) -> list[Path]:
+    """Images at any depth, in natural order."""
+    images = images_below(person, left_out)
+    left_out.add("people without images", not images)
     return sorted(images, key=lambda path: _natural(str(path)))
 
 
 def _read_list(source: Path) -> dict[str, list[Path]]:
-    """Read lines ``path label`` (label: any word) or, as in InsightFace's .lst, ``flag<TAB>path<TAB>label``.
+    """Read lines ``path label`` (label: any word), ``flag<TAB>path<TAB>label`` as in InsightFace's .lst, or im2rec's
+    ``number<TAB>label<TAB>path``, which may have further labels behind the first.
 
     Paths are relative to the list's folder, and may not lead out of it by ``..``. Absolute paths, which InsightFace's
     lists have, are allowed; a line is logged about them. Images keep the order of the list.
     """
     try:
-        text = source.read_text(encoding="utf-8", errors="surrogateescape")
+        text = read_text(source)
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
     found: dict[str, list[Path]] = {}
     named: list[str] = []
+    of_im2rec = 0
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            path, label = _parse_line(source, number, line.strip("\r"))
+            path, label, im2rec = _parse_line(source, number, line.strip("\r"))
+            of_im2rec += im2rec
+            if of_im2rec not in (0, len(named) + 1):
+                raise UserError(f"{source}: line {number}: found {line[:80]!r} beside lines of another form, "
+                                f"{_EXPECTED}")
             if "\0" in path or _leads_out(path):
                 raise UserError(f"{source}: line {number}: found {path[:80]!r}, expected a path below the list's "
                                 "folder, or an absolute one")
@@ -126,14 +149,28 @@ def _leads_out(path: str) -> bool:
     return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 
-def _parse_line(source: Path, number: int, line: str) -> tuple[str, str]:
+def _first_label(labels: list[str], where: str, line: str) -> str:
+    """The first of the labels of an im2rec list, as MXNet's iterators take it: a whole number, written as a float."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        numbers = []
+    if not numbers or not numbers[0].is_integer() or numbers[0] < 0:
+        raise UserError(f"{where}: found {line[:80]!r}, expected a whole number as the first label of im2rec's list")
+    return str(int(numbers[0]))
+
+
+def _parse_line(source: Path, number: int, line: str) -> tuple[str, str, bool]:
+    """The path, the label, and whether the line is one of im2rec."""
     fields = line.split("\t") if "\t" in line else line.rsplit(None, 1)
     fields = [field.strip() for field in fields]
     where = f"{source}: line {number}"
+    if len(fields) >= 3 and fields[0].isdecimal() and is_image(fields[-1]) and not is_image(fields[1]):
+        return fields[-1], _first_label(fields[1:-1], where, line), True
     if len(fields) == 2 and all(fields):
-        return fields[0], fields[1]
+        return fields[0], fields[1], False
     if len(fields) < 3 or not fields[2].isdecimal() or fields[0] not in ("0", "1"):
         raise UserError(f"{where}: found {line[:80]!r}, {_EXPECTED}")
     if fields[0] == "0":
         raise UserError(f"{where}: flag 0, {fields[1]} is not aligned yet; expected aligned images, flag 1")
-    return fields[1], fields[2]
+    return fields[1], fields[2], False

@@ -2,6 +2,7 @@
 """Whole numbers in text: a single one, or files of columns, read in pieces: pair lists of IJB have 16 million lines."""
 from __future__ import annotations
 
+import codecs
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ def _chunks(path: Path, size: int) -> Iterator[bytes]:
     """Yield the file in pieces of whole lines, without empty lines at its end."""
     try:
         with open(path, "rb") as file:
+            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
             while chunk := file.read(size):
                 chunk += file.readline()
                 if not chunk.endswith(b"\n"):

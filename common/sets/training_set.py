@@ -20,6 +20,7 @@ from recognition.data.dataset import FaceDataset
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.errors import UserError, one_line
 from recognition.io.files import replacing
+from recognition.io.text import read_text
 
 NAMES = "identities.txt"  # a line for each identity
 MAX_RECORDS = 1 << 24  # the ranges are float32, which holds every whole number up to here
@@ -80,7 +81,7 @@ def write_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterabl
 def identity_names(dataset: FaceDataset) -> list[str]:
     """The names in the file NAMES, which pack_folder writes; none if it is missing or belongs to another set."""
     try:
-        names = (dataset.path / NAMES).read_text("utf-8", "surrogateescape").split("\n")[:-1]
+        names = read_text(dataset.path / NAMES).split("\n")[:-1]
     except OSError:
         return []
     return names if len(names) == dataset.num_classes else []

@@ -68,16 +68,23 @@ def available_memory() -> int:
     return int(found["MemAvailable"].split()[0]) << 10
 
 
-# Variables in which launchers put the place of a process on its host: horovodrun, launch with servers, Open MPI.
-LOCAL_PLACES = ("HOROVOD_LOCAL_", "RECOGNITION_LOCAL_", "OMPI_COMM_WORLD_LOCAL_")
+# Variables in which launchers put the place of a process on its host, and how many it has: horovodrun, launch with
+# servers, Open MPI, torchrun.
+LOCAL_PLACES = (("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"), ("RECOGNITION_LOCAL_RANK", "RECOGNITION_LOCAL_SIZE"),
+                ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
 
 
 def local_place(environ: Mapping[str, str]) -> tuple[int, int]:
     """The number of this process among the run's processes on this host, and how many these are."""
-    for prefix in LOCAL_PLACES:
-        if f"{prefix}SIZE" in environ:
-            return int(environ[f"{prefix}RANK"]), int(environ[f"{prefix}SIZE"])
+    for rank, size in LOCAL_PLACES:
+        if environ.get(rank) and environ.get(size):
+            return int(environ[rank]), int(environ[size])
     return 0, 1
+
+
+def on_gpus(devices: Sequence[Device]) -> bool:
+    """True if the devices, which are all of one kind, are GPUs."""
+    return devices[0][0] == "gpu"
 
 
 def own_devices(devices: Sequence[Device], environ: Mapping[str, str]) -> tuple[Device, ...]:
@@ -134,24 +141,29 @@ NUMBERS = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS"),
                     _THREADS),
     **dict.fromkeys(("HOROVOD_RANK", "HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK",
-                     "PMI_RANK", WORKER), _RANK),
+                     "PMI_RANK", "LOCAL_RANK", WORKER), _RANK),
     **dict.fromkeys(("HOROVOD_SIZE", "HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE",
-                     "PMI_SIZE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER"), _SIZE),
+                     "PMI_SIZE", "LOCAL_WORLD_SIZE", "DMLC_NUM_WORKER", "DMLC_NUM_SERVER"), _SIZE),
     "DMLC_PS_ROOT_PORT": (1, 65535)}
+# The same of variables that PyTorch's processes read alone.
+TORCH_NUMBERS = {"RANK": _RANK, "DMLC_WORKER_ID": _RANK, "WORLD_SIZE": _SIZE, "MASTER_PORT": (1, 65535)}
+RANKS = (("HOROVOD_RANK", "HOROVOD_SIZE"), ("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+         ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("RANK", "WORLD_SIZE"))
 
 
-def require_numbers(environ: Mapping[str, str]) -> None:
-    """Check the variables in NUMBERS. Those of OpenMP may hold several numbers, with commas.
+def require_numbers(environ: Mapping[str, str], numbers: Mapping[str, tuple[int, int]] = NUMBERS) -> None:
+    """Check the variables in ``numbers``. Those of OpenMP may hold several numbers, with commas.
 
     :raises UserError: if one is set to something else, or if a rank is not below its size.
     """
-    for name, (least, most) in NUMBERS.items():
+    for name, (least, most) in numbers.items():
         parts = environ.get(name, "").split(",") if name.startswith("OMP_") else [environ.get(name, "")]
         if parts != [""] and not all(part.strip().isdecimal() and len(part) < 10 and least <= int(part) <= most
                                      for part in parts):
             raise UserError(f"{name}: found {environ[name][:60]!r}, expected a whole number from {least} to {most}")
-    for rank, size in (("HOROVOD_RANK", "HOROVOD_SIZE"), ("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")):
-        if environ.get(rank) and environ.get(size) and int(environ[rank]) >= int(environ[size]):
+    for rank, size in RANKS:
+        known = rank in numbers and environ.get(rank) and environ.get(size)
+        if known and int(environ[rank]) >= int(environ[size]):
             raise UserError(f"{rank}: found {environ[rank]}, expected less than {size}, {environ[size]}")
 
 

@@ -21,7 +21,7 @@ from recognition.data.bad_records import SKIP, STOP, BadRecords
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
 from recognition.data.jpeg_damage import damage
 from recognition.data.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
-from recognition.data.set_layout import Property, check_last, find_images, find_records, read_property
+from recognition.data.set_layout import MAX_CLASSES, Property, check_last, find_images, find_records, read_property
 from recognition.errors import UserError
 
 LABELS_CHECKED = 1000  # before training; the others are checked when their images are read
@@ -198,26 +198,30 @@ class FaceDataset:
 
 
 def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 0, on_bad_record: str = STOP,
-                 bad_record_share: float = 0.01) -> FaceDataset:
+                 bad_record_share: float = 0.01, header: bool = True) -> FaceDataset:
     """Open the training set in ``folder``, in any of the three forms.
 
     shuffled: read it in file order even if ``property`` lacks the line ``shuffled`` (``is_shuffled_rec``).
     images_filter: leave out identities with fewer images (``data_images_filter``).
     on_bad_record, bad_record_share: the policy for records that cannot be used, see ``bad_records``.
+    header: False: believe no header; header and identity records are then records without an image, which are bad.
 
     :raises UserError: if the files are missing, damaged or do not fit together.
     """
     folder = Path(folder)
     if not (folder / "train.rec").is_file():
         raise UserError(f"{folder}: no train.rec there, expected a folder of train.rec, train.idx and property")
-    prop = read_property(folder / "property")
     reader = RecordReader(folder / "train.rec")
+    if not (folder / "property").exists():
+        raise UserError(f"{folder / 'property'}: not found, expected a file of one line, "
+                        f"{property_line(folder) or 'number of identities,height,width, such as 85742,112,112'}")
+    prop = read_property(folder / "property")
     shuffled = shuffled or prop.shuffled
     bad = BadRecords(on_bad_record, bad_record_share)
     keys, offsets = find_records(folder / "train.idx", reader, shuffled, bad)
-    images = find_images(reader, keys, offsets)
+    images = find_images(reader, keys, offsets) if header else slice(0, None)
     form = "shuffled" if shuffled else "identities" if images.start else "sequential"
-    if form != "identities":  # the header of "identities" holds the number of images
+    if form != "identities" and header:  # the header of "identities" holds the number of images
         check_last(folder / "train.idx", reader, offsets, bad)
     bad.images = len(keys[images])
     dataset = FaceDataset(folder, form, prop, reader, keys[images], offsets[images], bad)
@@ -230,11 +234,33 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     return dataset
 
 
+def property_line(folder: Path) -> str:
+    """What ``property`` of a folder with ``train.rec`` has to say, from the records: the highest label + 1, and the
+    size of the first image. Empty if it cannot be told."""
+    reader = RecordReader(folder / "train.rec")
+    try:
+        keys, offsets = find_records(folder / "train.idx", reader, False, BadRecords(SKIP, 1.0))
+        images = find_images(reader, keys, offsets)
+        first, highest = "", -1.0
+        for offset in offsets[images].tolist():
+            label, body = first_label_and_body(reader.read(offset))
+            if not first:
+                height, width = decode_rgb(body, MOST_RECORD_PIXELS).shape[:2]
+                first = f"{height},{width}"
+            highest = max(highest, label)
+    except (ValueError, OSError, UserError):
+        return ""
+    finally:
+        reader.close()
+    return f"{int(highest) + 1},{first}" if first and 0 <= highest < MAX_CLASSES and highest == int(highest) else ""
+
+
 def _check_identities(dataset: FaceDataset, counted: int) -> None:
     """Compare the number of classes in the property file with ``counted``, the number of identity records; 0: none.
 
     A set from which images were dropped may have fewer identity records than classes if it kept its labels: the largest
-    label is then not below ``counted``.
+    label is then not below ``counted``. A set that was packed from a list in another order than that of the labels has
+    a record wherever the label changes, so more than classes: the labels of the images count, as they always did.
 
     :raises UserError: if they do not fit together.
     """
@@ -243,6 +269,11 @@ def _check_identities(dataset: FaceDataset, counted: int) -> None:
     labels = dataset.labels()  # first, as the message about a label out of range is the better one
     labels = labels[labels != NO_LABEL]
     last, path = int(labels.max(initial=0)), dataset.path / "property"
+    changes = int((np.diff(labels) != 0).sum())
+    if dataset.num_classes < counted <= changes + 1 and last < dataset.num_classes:
+        _logger.warning("%s: %d identity records for %d identities: the images of an identity do not lie together; the "
+                        "labels of the images count", path.with_name("train.rec"), counted, dataset.num_classes)
+        return
     if dataset.num_classes < counted or last < counted:
         raise UserError(f"{path}: found {dataset.num_classes} identities, but train.rec describes {counted} and its "
                         f"labels end at {last}, expected {counted}")

@@ -2,6 +2,7 @@
 """The index ``.idx`` beside a ``.rec``: a line ``key<TAB>offset`` for each record."""
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import re
@@ -59,6 +60,7 @@ def read_index_lines(path: PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray
     try:
         with open(path, "rb", opener=regular) as file:
             rest = b""
+            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
             while True:
                 data = file.read(_BYTES_AT_ONCE)
                 text, newline, rest = (rest + data).rpartition(b"\n") if data else (rest, b"", b"")

@@ -38,7 +38,7 @@ def read_property(path: PathLike) -> Property:
     :raises UserError: if it cannot be read or holds something else.
     """
     try:
-        with open(path, encoding="utf-8", errors="replace", opener=regular) as file:
+        with open(path, encoding="utf-8-sig", errors="replace", opener=regular) as file:
             lines = [line.strip() for line in file.read(4096).splitlines()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

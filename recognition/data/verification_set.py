@@ -7,7 +7,6 @@ a stand-in of ours, which only keeps bytes, or is refused.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import pickle
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_pl
 from recognition.data.image_header import image_size as size_of
 from recognition.data.recordio import PathLike
 from recognition.errors import UserError
+from recognition.io.array_stand_in import ArrayStandIn, TypeStandIn
 from recognition.io.files import regular, replacing
 from recognition.io.pickles import load_restricted
 
@@ -33,10 +33,10 @@ _MOST_THREADS = 8
 _EXPECTED = "expected a pickle of (encoded images, issame)"
 _OPCODES = frozenset((
     "PROTO", "FRAME", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2",
-    "LONG1", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET",
-    "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"))
+    "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_LIST", "LIST", "APPEND",
+    "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET", "PUT",
+    "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"))
 
 
 class VerificationSet(NamedTuple):
@@ -113,17 +113,29 @@ def _unpickle(path: Path) -> tuple[list[Any], np.ndarray]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # a broken pickle may raise anything
         raise UserError(f"{path}: {_one_line(error)}; {_EXPECTED}") from error
-    if not (isinstance(content, (tuple, list)) and len(content) == 2 and isinstance(content[0], (tuple, list))):
+    parts = content.values() if isinstance(content, ArrayStandIn) else content
+    images = parts[0].rows() if _has_two(parts) and isinstance(parts[0], ArrayStandIn) else (
+        parts[0] if _has_two(parts) else None)
+    if not isinstance(images, (tuple, list)):
         raise UserError(f"{path}: found {_describe(content)}; {_EXPECTED}")
-    issame = content[1].values() if isinstance(content[1], _Array) else content[1]
-    if not isinstance(issame, (tuple, list)) or any(type(same) not in (bool, int) or same not in (0, 1)
-                                                    for same in issame):
-        raise UserError(f"{path}: issame is {_describe(content[1])}, expected a list of booleans")
-    if not 0 < len(content[0]) == 2 * len(issame) <= MAX_IMAGES:
-        raise UserError(f"{path}: {len(content[0])} images for {len(issame)} pairs, expected two a pair and at most "
+    issame = parts[1].values() if isinstance(parts[1], ArrayStandIn) else parts[1]
+    if not isinstance(issame, (tuple, list)) or not all(map(_is_truth, issame)):
+        raise UserError(f"{path}: issame is {_describe(parts[1])}, expected a list of booleans or whole numbers")
+    if not 0 < len(images) == 2 * len(issame) <= MAX_IMAGES:
+        raise UserError(f"{path}: {len(images)} images for {len(issame)} pairs, expected two a pair and at most "
                         f"{MAX_IMAGES} images")
-    _check_size(path, content[0])
-    return list(content[0]), np.array(issame, bool)
+    _check_size(path, images)
+    return list(images), np.array([bool(same) for same in issame])
+
+
+def _has_two(content: object) -> bool:
+    return isinstance(content, (tuple, list)) and len(content) == 2
+
+
+def _is_truth(value: object) -> bool:
+    """True for what says yes or no: truth values and whole numbers, of which all but 0 say yes, as the recipes take
+    them."""
+    return isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer())
 
 
 def _check_size(path: Path, images: Sequence[Any]) -> None:
@@ -132,8 +144,8 @@ def _check_size(path: Path, images: Sequence[Any]) -> None:
 
     :raises UserError: if they are more than MOST_UNFOLDED times the file's size.
     """
-    total = sum(len(image.data if isinstance(image, _Array) else image) for image in images
-                if isinstance(image, (_Array, bytes, bytearray)))
+    total = sum(len(image.data if isinstance(image, ArrayStandIn) else image) for image in images
+                if isinstance(image, (ArrayStandIn, bytes, bytearray)))
     size = path.stat().st_size
     if total > MOST_UNFOLDED * size:
         raise UserError(f"{path}: {total} bytes of images in a file of {size}, expected at most {MOST_UNFOLDED} times "
@@ -183,10 +195,10 @@ def _known(made: _Bytes) -> dict[str, Callable[..., Any]]:
     """The replacements for the names that byte strings and numpy arrays need, in all their spellings."""
     names: dict[str, Callable[..., Any]] = {
         "numpy.ndarray": _refuse_call,  # only an argument of _reconstruct
-        "numpy.dtype": _DType,
-        "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
-        "numpy.core.multiarray.scalar": lambda dtype, data: _Array((), dtype, data).values()[0],
-        "numpy.core.numeric._frombuffer": lambda data, dtype, shape, _: _Array(shape, dtype, data),
+        "numpy.dtype": TypeStandIn,
+        "numpy.core.multiarray._reconstruct": lambda *_: ArrayStandIn(),
+        "numpy.core.multiarray.scalar": lambda dtype, data: ArrayStandIn((), dtype, data).values()[0],
+        "numpy.core.numeric._frombuffer": lambda data, dtype, shape, _: ArrayStandIn(shape, dtype, data),
         "_codecs.encode": made.encoded,
         "builtins.bytes": made.copied,
         "builtins.bytearray": made.copied,
@@ -200,39 +212,8 @@ def _refuse_call(*_: object) -> None:
     raise ValueError("it calls numpy.ndarray")
 
 
-class _DType:
-    """A stand-in for ``numpy.dtype``: uint8 or bool."""
-
-    def __init__(self, name: str | bytes, *_: object):
-        self.name = name.decode("latin1") if isinstance(name, bytes) else name
-        if self.name not in ("u1", "b1"):
-            raise ValueError(f"it has numpy values of type {str(self.name)[:20]!r}")
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore byte order and fields, which a type of one byte does not have."""
-
-
-class _Array:
-    """A stand-in for a numpy array of one-byte elements: it keeps the bytes of the file and makes no array."""
-
-    def __init__(self, shape: tuple[int, ...] = (0,), dtype: _DType | None = None, data: bytes = b""):
-        self.shape, self.dtype, self.data = shape, dtype, data
-        if dtype is not None:
-            self.__setstate__((1, shape, dtype, False, data))
-
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
-        _, self.shape, self.dtype, _, self.data = state
-        if not (isinstance(self.dtype, _DType) and isinstance(self.data, (bytes, bytearray)) and len(self.shape) <= 4
-                and all(type(side) is int for side in self.shape) and math.prod(self.shape) == len(self.data)):
-            raise ValueError(f"it has a numpy array of shape {self.shape} with {_describe(self.data)}")
-
-    def values(self) -> list[Any]:
-        """The elements, as bool or int."""
-        return [bool(value) for value in self.data] if self.dtype and self.dtype.name == "b1" else list(self.data)
-
-
 def _image_bytes(item: object) -> bytes:
-    if isinstance(item, _Array) and item.dtype is not None and item.dtype.name == "u1":
+    if isinstance(item, ArrayStandIn) and item.is_bytes:
         item = item.data
     if not isinstance(item, (bytes, bytearray)):
         raise ValueError(f"found {_describe(item)}, expected bytes or a numpy array of uint8")
@@ -240,6 +221,8 @@ def _image_bytes(item: object) -> bytes:
 
 
 def _describe(value: object) -> str:
+    if isinstance(value, ArrayStandIn):
+        return f"numpy array of shape {value.shape}"
     size = f" of {len(value)}" if isinstance(value, (bytes, bytearray, str, tuple, list)) else ""
     return type(value).__name__.strip("_") + size
 

@@ -104,7 +104,8 @@ class ShardedHead:
         d_target = np.expm1(target - log_sum) / count
         for shard, slope in zip(self.shards, slopes):
             d_unit += shard.gradient(log_sum, count, d_target * slope)
-        loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(target >= highest)]))
+        won = np.float32(target) >= np.float32(highest)  # the shards' maxima hold the targets' logits as float32
+        loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(won)]))
         return HeadResult(float(loss / count), float(hits / count),
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
 

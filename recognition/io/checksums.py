@@ -257,7 +257,7 @@ def sum_beside(path: Path) -> Path:
 def _text_beside(path: Path) -> str | None:
     try:
         size_of(sum_beside(path))
-        return sum_beside(path).read_text(encoding="utf-8", errors="replace")
+        return sum_beside(path).read_text(encoding="utf-8-sig", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Callable
 
 _MOST_BITS = 53  # of a number: a Python dictionary takes hours over keys that are multiples of 2 ** 61 - 1
+_CODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
+_FREE_MEMOS = 1 << 12  # beyond one an opcode
+_MOST_DIGITS = 32
+_NUMBERS_IN_TEXT = frozenset(("INT", "LONG", "FLOAT"))
 _STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
@@ -30,13 +34,39 @@ def _check_opcodes(file: BinaryIO, allowed: frozenset[str]) -> None:
 
     :raises ValueError: with what was found, as the end of a sentence that begins with the file's name.
     """
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    for count, (opcode, argument) in enumerate(_opcodes(file)):
         if opcode.name not in allowed:
             raise ValueError(f"it has the opcode {opcode.name}")
-        if opcode.name in _STORE and int(argument or 0) > count:
+        if opcode.name in _STORE and int(argument or 0) > count + _FREE_MEMOS:
             raise ValueError(f"it stores memo {argument} after {count} opcodes")
-        if opcode.name == "LONG1" and isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
+        if opcode.name in ("INT", "LONG", "LONG1") and isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
             raise ValueError(f"it has a number of {argument.bit_length()} bits")
+
+
+def _opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """Yield opcodes and arguments up to the end of the pickle, like ``pickletools.genops``, which refuses texts of
+    Python 2 that are not ASCII, as its protocol 0 has them, and reads numbers of any length.
+
+    :raises ValueError: if there is no such opcode, or no end
+    """
+    while True:
+        code = file.read(1)
+        opcode = _CODES.get(code)
+        if opcode is None:
+            raise ValueError(f"it has the byte {code!r}, which is no opcode" if code else "it ends before its end")
+        argument = None
+        if opcode.name == "STRING":
+            argument = file.readline()  # the unpickler reads what is in it
+        elif opcode.name in _NUMBERS_IN_TEXT:
+            place = file.tell()
+            if not file.readline(_MOST_DIGITS).endswith(b"\n"):
+                raise ValueError("it has a number of many digits")
+            file.seek(place)
+        if opcode.arg is not None and argument is None:
+            argument = opcode.arg.reader(file)
+        yield opcode, argument
+        if opcode.name == "STOP":
+            return
 
 
 class _Unpickler(pickle.Unpickler):

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +15,10 @@ from recognition.config import types
 from recognition.config.command_line import Parser
 from recognition.errors import UserError
 from recognition.launch.nodes import LOCAL, SSH, parse_hosts
+from recognition.processes.reach import address_of
 
 MOST_PROCESSES = 10_000
 TRAINERS = ("train.py", "train_parall.py")
-_SIOCGIFADDR = 0x8915  # Linux's ioctl for the IPv4 address of an interface
 
 
 def _command_here(value: Any) -> list[str]:
@@ -114,11 +113,8 @@ def require_interface(name: str) -> None:
         raise UserError(f"--interface: found {name!r}, expected a network interface of this host: {', '.join(names)}"
                         f"{types.nearest(name, names)}")
     if sys.platform == "linux":
-        import fcntl
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError as error:
-                raise UserError(f"--interface: found {name!r}, which has no IPv4 address ({error.strerror}), expected "
-                                "one that has") from None
+        try:
+            address_of(name)
+        except OSError as error:
+            raise UserError(f"--interface: found {name!r}, which has no IPv4 address ({error.strerror}), expected one "
+                            "that has") from None

@@ -8,9 +8,10 @@
 The output of the first worker, rank 0, is copied as it is; lines of the others begin with their name: [rank 1]. An
 error with which several workers end is printed once.
 
-The workers exchange through Horovod. With ``--kvstore dist_sync`` or ``dist_device_sync`` in the command, or with
-``--servers``, they exchange through MXNet's parameter servers, which are started too. Other hosts need ssh without a
-password, the same folder and the same Python; models go to a file system that all share.
+The workers exchange through Horovod, or with PyTorch through torch.distributed. With ``--kvstore dist_sync`` or
+``dist_device_sync`` in the command, or with ``--servers``, they exchange through MXNet's parameter servers, which are
+started too. Other hosts need ssh without a password, the same folder and the same Python; models go to a file system
+that all share.
 
 If a process dies or is told to stop, all others are ended within 10 seconds; if one hangs, ``--stall-timeout`` seconds
 later. A line names the process, the status is not 0, and no process is left. The timeout counts from the last exchange,
@@ -31,19 +32,21 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from recognition.engines.mxnet.horovod_rendezvous import rendezvous
 from recognition.errors import LostProcess, UserError, command
 from recognition.launch.flags import parse, require_interface, starts_trainer, wants_servers
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import LOCAL, Node, Place, assign, end_all, tell_errors
+from recognition.processes.reach import address_towards
 
 POLL_SECONDS = 0.05
 SSH_FAILED = 255  # the status of ssh itself, when it cannot reach a host
 SETTLE_SECONDS = 1.0  # to wait for more deaths: one that follows from another may be seen before it
 STOPPING_SECONDS = 3.0  # the same after a stop: the workers end once the state that all of them save is whole
 NAME = secrets.token_hex(8)  # of this launch, the same after every restart
+OTHERS_PORTS = range(10000, 32768)  # of another host, below those that Linux gives out by itself
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
@@ -55,12 +58,10 @@ def own_address(hosts: Sequence[str]) -> str:
     others = [host for host in hosts if host not in LOCAL]
     if not others:
         return "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((others[0].rpartition("@")[2], 9))  # sends nothing
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
-            raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
-        return str(probe.getsockname()[0])
+    try:
+        return address_towards(others[0].rpartition("@")[2])
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
+        raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
 
 
 def free_port(address: str) -> int:
@@ -74,18 +75,55 @@ def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
     """The environment variables that every worker gets."""
     return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
             "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1",
-            # Otherwise survivors print Horovod's own errors after the line that names the dead process.
-            "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal")}
+            # Otherwise survivors print the libraries' own errors after the line that names the dead process.
+            "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal"),
+            "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
 
 
-def horovod_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
-                  ssh: Sequence[str]) -> list[Node]:
-    """One worker for each place."""
+def ring_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, str],
+               ssh: Sequence[str]) -> list[Node]:
+    """One worker for each place, with the variables of Horovod and of torchrun."""
     names = ("rank", "size", "local_rank", "local_size", "cross_rank", "cross_size")
     return [Node(f"rank {place.rank}", place.hostname,
                  {**common, **worker_variables(place, monitor), "HOROVOD_HOSTNAME": place.hostname,
-                  **{f"HOROVOD_{name.upper()}": str(getattr(place, name)) for name in names}}, ssh, place.rank)
+                  **{f"HOROVOD_{name.upper()}": str(getattr(place, name)) for name in names},
+                  "RANK": str(place.rank), "WORLD_SIZE": str(place.size),
+                  "LOCAL_RANK": str(place.local_rank), "LOCAL_WORLD_SIZE": str(place.local_size)}, ssh, place.rank)
             for place in places]
+
+
+def torch_variables(first: str, address: str, interface: str | None) -> dict[str, str]:
+    """The variables with which processes find each other by torch.distributed: the first one listens.
+
+    :param first: its host; ``address``: of this host.
+    """
+    here = first in LOCAL
+    port = free_port(address) if here else OTHERS_PORTS.start + secrets.randbelow(len(OTHERS_PORTS))
+    variables = {"MASTER_ADDR": address if here else first.rpartition("@")[2], "MASTER_PORT": str(port)}
+    if interface:
+        variables.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
+    return variables
+
+
+def uses_horovod(command: Sequence[str]) -> bool:
+    """True unless the workers compute with PyTorch: the command says so, or there is no Horovod and PyTorch is."""
+    words = " ".join(command).replace("=", " ").split()
+    named = any(pair == ("--engine", "torch") for pair in zip(words, words[1:]))
+    return not named and (find_spec("horovod") is not None or find_spec("torch") is None)
+
+
+def meeting(places: Sequence[Place], address: str, interface: str | None, command: Sequence[str],
+            stack: contextlib.ExitStack) -> dict[str, str]:
+    """The variables with which the workers find each other; a server that they need ends with ``stack``.
+
+    :raises UserError: if Horovod is needed and not installed.
+    """
+    variables = torch_variables(places[0].hostname, address, interface)
+    if uses_horovod(command):
+        from recognition.engines.mxnet.horovod_rendezvous import rendezvous
+
+        variables |= stack.enter_context(rendezvous(places, address, interface))
+    return variables
 
 
 def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, address: str, interface: str | None,
@@ -227,7 +265,7 @@ def run_once(options: argparse.Namespace, stop: Stop) -> int:
         if servers:
             nodes = server_nodes(places, servers, monitor, address, interface, ssh)
         else:
-            nodes = horovod_nodes(places, monitor, stack.enter_context(rendezvous(places, address, interface)), ssh)
+            nodes = ring_nodes(places, monitor, meeting(places, address, interface, options.command, stack), ssh)
         stack.callback(tell_errors, nodes)
         stack.callback(end_all, nodes)
         for node in nodes:
@@ -239,9 +277,9 @@ def run_once(options: argparse.Namespace, stop: Stop) -> int:
         return supervise(nodes, monitor, stop, options.stall_timeout)
 
 
-@command
-def main() -> int:
-    options, stop = parse(sys.argv[1:], __doc__), Stop()
+def run(options: argparse.Namespace) -> int:
+    """Start all processes, again after a failure if ``options`` say so; returns the status."""
+    stop = Stop()
     status = run_once(options, stop)
     for attempt in range(options.restarts):
         if status in (0, UserError.status) or stop.count:
@@ -249,3 +287,8 @@ def main() -> int:
         say(f"starting again, {attempt + 1} of {options.restarts}")
         status = run_once(options, stop)
     return status
+
+
+@command
+def main() -> int:
+    return run(parse(sys.argv[1:], __doc__))

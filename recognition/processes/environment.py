@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 from recognition.config.devices import WORKER
 from recognition.errors import UserError
-from recognition.processes.communicator import Communicator
+
+if TYPE_CHECKING:  # it loads NumPy, which reads variables that a trainer sets before
+    from recognition.processes.communicator import Communicator
 
 # Variables of mpirun, by Open MPI and by MPICH's family; horovodrun and launch set HOROVOD_SIZE.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -24,6 +26,11 @@ INTERVAL_SECONDS = 1.0  # between signs of life
 def mpi_size(environ: Mapping[str, str]) -> int:
     """The number of processes that mpirun started, with this one; 1 if it started none."""
     return next((int(environ[name]) for name in MPI_SIZES if name in environ), 1)
+
+
+def started_by_launcher(environ: Mapping[str, str]) -> bool:
+    """True if this process is one of a run that torchrun, horovodrun, mpirun, launch or a DMLC script has started."""
+    return mpi_size(environ) > 1 or any(name in environ for name in ("WORLD_SIZE", "HOROVOD_SIZE", "DMLC_ROLE", WORKER))
 
 
 def joined(join: Callable[[], Communicator], environ: Mapping[str, str] = os.environ) -> Communicator:

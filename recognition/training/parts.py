@@ -129,6 +129,8 @@ def make_verifier(config: Config, backbone: Backbone, dataset: FaceDataset, comm
     if not sets:
         looked_for = ", ".join(f"{target}.bin" for target in config.val_targets)
         print(f"{dataset.path}: no verification set there (looked for {looked_for})", flush=True)
+    elif missing := [f"{target}.bin" for target in config.val_targets if target not in {found.name for found in sets}]:
+        print(f"{dataset.path}: no {', '.join(missing)} there, verification without", flush=True)
     images = config.per_batch_size * len(config.devices) * communicator.size
     return Verifier(shared(backbone.embed, communicator), sets, images,
                     Path(config.output_dir) if communicator.rank == 0 else None)

@@ -158,3 +158,32 @@ def test_other_networks_are_refused(tensors, tmp_path, small_model, capsys):
     assert main(["a.pth", "b.pth"]) == 2
     assert "expected one of the two to end in .pth" in capsys.readouterr().err
     assert not (tmp_path / "x.pth").exists()
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "model.", "_orig_mod.", "module._orig_mod.", "model.backbone."])
+def test_names_with_prefixes_and_a_head_beside(prefix: str, tensors, tmp_path, capsys):
+    named = {f"{prefix}{name}": value for name, value in tensors.items()}
+    write_tensors(tmp_path / "a.pth", {**named, "head.weight": np.zeros((5, 32), np.float32)})
+    write_tensors(tmp_path / "b.pth", tensors)
+    for name in "ab":
+        assert main([str(tmp_path / f"{name}.pth"), f"{tmp_path}/{name},1"]) == 0
+    assert "left out: 1 tensors of other parts, such as head.weight" in capsys.readouterr().out
+    assert (tmp_path / "a-0001.params").read_bytes() == (tmp_path / "b-0001.params").read_bytes()
+
+
+def test_two_networks_in_a_file(tensors, tmp_path, capsys):
+    write_tensors(tmp_path / "a.pth", {f"{who}.{name}": value for who in ("student", "teacher")
+                                       for name, value in tensors.items()})
+    assert main([str(tmp_path / "a.pth"), f"{tmp_path}/a,1"]) == 2
+    assert "found 2 networks, under 'student.', 'teacher.', expected one" in capsys.readouterr().err
+
+
+def test_into_a_folder_and_to_a_params_name(tensors, tmp_path, capsys):
+    write_tensors(tmp_path / "a.pth", tensors)
+    (tmp_path / "there").mkdir()
+    assert main([str(tmp_path / "a.pth"), f"{tmp_path}/there"]) == 0
+    assert main([str(tmp_path / "a.pth"), f"{tmp_path}/named/r18-0012.params"]) == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.params")) == [
+        "named/r18-0012.params", "there/model-0001.params"]
+    assert main([str(tmp_path / "a.pth"), f"{tmp_path}/r18.params"]) == 2
+    assert "r18.params, expected PREFIX,EPOCH, a folder, or a name like model-0001.params" in capsys.readouterr().err

@@ -192,3 +192,17 @@ def test_pca_of_more_numbers_than_there_are():
 
 def test_columns_of_a_table_are_aligned():
     assert table(["a", "bb"], [["long", "1"], ["x", "333"]]) == "a      bb\nlong    1\nx     333"
+
+
+def test_several_checkpoints_as_the_recipes_script_takes_them(model, data, tmp_path, capsys):
+    for kind in ("params", "params.sha256"):
+        if Path(f"{model}-0001.{kind}").exists():
+            shutil.copy(f"{model}-0001.{kind}", f"{model}-0002.{kind}")
+    flags = ["--data", str(data), "--batch-size", "7", "--targets", "near"]
+    assert main(["--model", f"{model},1|3", *flags, "--output", str(tmp_path / "none")]) == 2
+    assert "found no" in capsys.readouterr().err and not (tmp_path / "none").exists()  # before the first is scored
+    assert main(["--model", f"{model},1|2", *flags, "--output", str(tmp_path / "out")]) == 0
+    found = [json.loads((tmp_path / "out" / number / "results.json").read_text()) for number in ("0001", "0002")]
+    assert found[0]["targets"] == found[1]["targets"] and found[1]["model"].endswith("-0002.params")
+    assert main(["--model", f"{model},1|2", *flags]) == 0
+    assert Path(f"{model}-0002-verification/results.json").is_file()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that die, hang or are slow, through Horovod and through servers: real ones, and what the launcher says."""
+"""Processes that die, hang or are slow, through Horovod, servers and PyTorch: real ones, and what the launcher says."""
 from __future__ import annotations
 
 import os
@@ -26,11 +26,11 @@ from recognition.errors import command
 
 @command
 def main():
-    from recognition.engines.mxnet.imports import mx  # in which the scheduler and the servers do their work
+    from recognition.engines.choose import choose_engine
     from recognition.processes.communicator import largest
-    from recognition.engines.mxnet.processes import make_communicator
+    engine = choose_engine(sys.argv[3])  # in which the scheduler and the servers do their work
     rank = int(os.environ["RECOGNITION_WORKER"])
-    with make_communicator(sys.argv[1]) as communicator:
+    with engine.communicator(sys.argv[1]) as communicator:
         for i in range({exchanges}):
             largest(communicator, i)
             time.sleep(0.01)
@@ -40,7 +40,7 @@ def main():
 
 sys.exit(main())
 """
-KINDS = pytest.mark.parametrize("kvstore", ["device", "dist_sync"], ids=["Horovod", "servers"])
+KINDS = pytest.mark.parametrize("kvstore", ["device", "dist_sync", "torch"], ids=["Horovod", "servers", "PyTorch"])
 Launched = Callable[..., "tuple[int, str, float]"]
 
 
@@ -69,12 +69,14 @@ def launched(horovod: None, tmp_path: Path) -> Launched:
     def run(kvstore: str, fault: str, *flags: str, exchanges: int = 100000, during: Callable[[], None] = lambda: None,
             refused: bool = False, launcher: tuple[str, ...] = ("-m", "recognition.launch"),
             **variables: str) -> tuple[int, str, float]:
+        engine = "torch" if kvstore == "torch" else "mxnet"
+        kvstore = "device" if kvstore == "torch" else kvstore
         (tmp_path / "worker.py").write_text(WORKER.format(fault=fault, exchanges=exchanges))
         servers = ["--servers", "1"] if kvstore.startswith("dist") else []
         process = subprocess.Popen(
             [sys.executable, *launcher, "-np", "2", *servers, *flags, "--", sys.executable,
-             "worker.py", kvstore], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "MARK": str(tmp_path), **variables})
+             "worker.py", kvstore, "--engine", engine], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "MARK": str(tmp_path), **variables})
         began = time.monotonic()
         during()
         _, err = process.communicate(timeout=90)
@@ -117,7 +119,7 @@ def test_a_rank_that_is_slow_is_named_and_the_run_goes_on(launched: Launched, kv
                         line)
 
 
-@KINDS
+@pytest.mark.parametrize("kvstore", ["device", "dist_sync"], ids=["Horovod", "servers"])
 def test_ranks_of_one_pace_are_not_called_slow(launched: Launched, kvstore: str) -> None:
     found, err, _ = launched(kvstore, "pass", "--slow-after", "6", exchanges=700)
     assert found == 0 and "slow" not in err, err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -14,6 +13,7 @@ import numpy as np
 from recognition.config.devices import WORKER
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
+from recognition.processes.reach import await_answer
 
 PATIENCE_SECONDS = 60.0  # for the scheduler to begin
 
@@ -27,16 +27,9 @@ def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE_SECON
                if not environ.get(name)]
     if missing:
         raise UserError(f"{missing[0]}: not set, expected what recognition.launch --servers 1 sets for workers")
-    host, port, end = environ["DMLC_PS_ROOT_URI"], int(environ["DMLC_PS_ROOT_PORT"]), time.monotonic() + patience
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=max(1.0, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            if isinstance(error, socket.gaierror) or time.monotonic() > end:
-                raise UserError(f"DMLC_PS_ROOT_URI: no scheduler answers at {host}:{port}: {error.strerror or error}; "
-                                f"waited up to {patience:g} s") from None
-        time.sleep(0.1)
+    host, port = environ["DMLC_PS_ROOT_URI"], int(environ["DMLC_PS_ROOT_PORT"])
+    if why := await_answer(host, port, patience):
+        raise UserError(f"DMLC_PS_ROOT_URI: no scheduler answers at {host}:{port}: {why}; waited up to {patience:g} s")
 
 
 class KVStoreCommunicator:

@@ -13,11 +13,12 @@ from recognition.engines.torch.backbone import ReplicatedBackbone
 from recognition.engines.torch.embedder import Embedder
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.placed import torch_device
+from recognition.engines.torch.processes import make_communicator
 from recognition.engines.torch.profiler import TorchProfiler
 from recognition.errors import UserError
 from recognition.head.shard import Shard
 from recognition.networks.graph import Graph
-from recognition.processes.communicator import Communicator, SingleProcess
+from recognition.processes.communicator import Communicator
 
 
 class TorchEngine:
@@ -31,7 +32,7 @@ class TorchEngine:
                 _check_gpu(index)
 
     def communicator(self, kvstore: str) -> Communicator:
-        return SingleProcess()
+        return make_communicator(kvstore)
 
     def numbers(self, computing: Computing) -> str:
         return numbers(computing)

@@ -33,7 +33,7 @@ def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     squares = np.square(_quick_norms([part for parts in chunks for part in parts]), dtype=np.float64)
     ends = np.cumsum([len(parts) for parts in chunks])
     found = np.sqrt([part.sum() for part in np.split(squares, ends[:-1])]) if chunks else np.zeros(0)
-    for place in np.flatnonzero(~np.isfinite(found)):  # sums that float32 cannot hold, or numbers
+    for place in np.flatnonzero(~np.isfinite(found)).tolist():  # sums that float32 cannot hold, or numbers
         found[place] = float(torch.linalg.vector_norm(tensors[place].detach(), dtype=torch.float64))
     return found
 

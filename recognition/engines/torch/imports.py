@@ -14,4 +14,7 @@ except ImportError as error:
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
     raise UserError(f"engine: found PyTorch {torch.__version__}, expected 2.9 or newer")
 
+# float32 means float32: --fp16-scale is the option that trades digits for speed. cuDNN would take TF32 by itself.
+torch.backends.cudnn.allow_tf32 = False
+
 __all__ = ["torch"]

@@ -63,7 +63,7 @@ class AdamWOptimiser:
             step = self.adamw.step(lr, self.wd, updates)
             w, g, m, v = ([of[name] for name in names] for of in (weights, gradients, *self.moments.values()))
             if rescale != 1:
-                g = torch._foreach_mul(g, rescale)
+                g = list(torch._foreach_mul(g, rescale))
             torch._foreach_mul_(m, step.beta1)
             torch._foreach_add_(m, g, alpha=1 - step.beta1)
             torch._foreach_mul_(v, step.beta2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class Placed:
     """A network on one device. Parameters and statistics are float32, and so are its features."""
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: torch.device,
-                 low: torch.dtype | None = None, **options: bool | tuple[int, int, int]) -> None:
+                 low: torch.dtype | None = None, **options: Any) -> None:
         """:param low: the numbers of 16 bits that heavy layers compute with; None for float32.
         :param options: those of :class:`recognition.engines.torch.network.Network`.
         """

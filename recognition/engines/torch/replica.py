@@ -43,6 +43,7 @@ class Replica(Placed):
         """The gradients of all parameters from those of the last features, float32 (n, D)."""
         output, self._output, self.gradients = self._output, None, {}
         wanted = list(self.arguments.values())
+        assert output is not None, "a backward pass is behind a forward pass"
         found = torch.autograd.grad(output, wanted, torch.from_numpy(d_features).to(self.device), allow_unused=True)
         self.gradients = {name: torch.zeros_like(tensor) if gradient is None else gradient
                           for (name, tensor), gradient in zip(self.arguments.items(), found)}

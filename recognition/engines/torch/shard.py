@@ -33,7 +33,7 @@ from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
 # By kind of device. On GPUs logits of 128 MB at B = 1024, a gradient of 64 MB at D = 512; on CPUs 2 MB, which stay near
-# the processor: a step takes a tenth of the time that it takes with a GPU's chunks.
+# the processor.
 ROWS_A_CHUNK = {"cuda": 32768, "cpu": 1024}
 MINUS_INFINITY = float("-inf")
 

@@ -281,3 +281,13 @@ def test_shards_without_a_class_add_nothing() -> None:
     empty, some = [-np.inf, 0.0, -np.inf], [2.0, 1.5, 1.0]
     assert ShardedHead._summary(np.array([[empty, some]])).tolist() == [some]
     assert ShardedHead._summary(np.array([[empty, empty]])).tolist() == [empty]
+
+
+@KINDS
+def test_targets_that_win_in_spite_of_their_margin_all_count(kind: Callable[..., Any]) -> None:
+    """A target's logit is a float64 number of the host, the shards' maximum is the same number as float32."""
+    random = np.random.default_rng(3)
+    centres = random.standard_normal((200, 64)).astype(np.float32)
+    labels = np.arange(100)
+    features = centres[labels] + 0.3 * random.standard_normal((100, 64)).astype(np.float32)
+    assert make_head(kind, centres, ARCFACE, 2).forward_backward(features, labels).accuracy == 1

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small training set of real JPEG records, and the command line that trains on it."""
+"""A small training set of real JPEG records, and the command line that trains on it.
+
+Tests that ask for ``engine``, too, run once with each.
+"""
 from __future__ import annotations
 
 import os
@@ -55,16 +58,23 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def engine_of(request: pytest.FixtureRequest) -> str:
+    """The engine that the test asks for, MXNet if for none."""
+    return str(request.getfixturevalue("engine")) if "engine" in request.fixturenames else "mxnet"
+
+
 @pytest.fixture
-def start(tiny_set: Path, tmp_path: Path) -> Callable[..., subprocess.Popen]:
+def start(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subprocess.Popen]:
     """Starts ``train_parall.py`` (or ``entry``) on the small set with checkpoints below ``tmp_path / name``."""
+    engine = engine_of(request)
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(tiny_set)))
 
     def run(name: str, *flags: str, entry: str = "train_parall", loss: str = "arcface",
             environ: Mapping[str, str] | None = None) -> subprocess.Popen:
         command = [sys.executable, str(ROOT / f"{entry}.py"), "--config", str(config), "--loss", loss,
-                   "--models-root", str(tmp_path / name), "--lr", "0.01", "--frequent", "2", *flags]
+                   "--models-root", str(tmp_path / name), "--lr", "0.01", "--frequent", "2", "--engine", engine,
+                   *flags]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                 env={**os.environ, **(environ or {})})
 
@@ -93,7 +103,7 @@ def get_symbol(emb_size):
 
 
 @pytest.fixture
-def make(tiny_set: Path, tmp_path: Path) -> Callable[..., Config]:
+def make(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Config]:
     """``make(key=value)``: the Config of a small run in this process, with some options changed.
 
     Nothing is augmented, verified or saved as a state unless asked for.
@@ -101,5 +111,6 @@ def make(tiny_set: Path, tmp_path: Path) -> Callable[..., Config]:
     (tmp_path / "plain.py").write_text(PLAIN)
     small = {"dataset_path": str(tiny_set), "net_name": "plain", "config_file": str(tmp_path / "config.py"),
              "emb_size": 8, "per_batch_size": 12, "max_steps": 3, "val_targets": "none", "state_every": 0, "lr": 0.01,
-             "data_rand_mirror": False, "network": "plain", "dataset": "tiny", "models_root": str(tmp_path / "models")}
+             "data_rand_mirror": False, "engine": engine_of(request), "network": "plain", "dataset": "tiny",
+             "models_root": str(tmp_path / "models")}
     return lambda **options: Config(**{**small, **options})

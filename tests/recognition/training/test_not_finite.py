@@ -42,7 +42,7 @@ def get_symbol(emb_size):
     data = mx.sym.Variable("data")
     x = mx.sym.Convolution(data / 255, num_filter=4, kernel=(7, 7), stride=(7, 7), name="conv0")
     x = mx.sym.BatchNorm(x, fix_gamma=False, name="bn0")
-    x, mean = mx.sym.flatten(x), mx.sym.mean(data, axis=(1, 2, 3)).reshape((-1, 1))
+    x, mean = mx.sym.flatten(x), mx.sym.reshape(mx.sym.mean(data, axis=(1, 2, 3)), shape=(-1, 1))
     if "{where}" == "forward":
         x = mx.sym.broadcast_div(x, mean)
     else:
@@ -89,8 +89,8 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("where, what", [("forward", "the loss is nan"), ("backward", "gate_weight, are not finite")])
-def test_on_nan_stop_names_step_rate_norms_and_records(configured: Callable[..., Config], where: str, what: str,
-                                                       tmp_path: Path) -> None:
+def test_on_nan_stop_names_step_rate_norms_and_records(engine: str, configured: Callable[..., Config], where: str,
+                                                       what: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         train(configured(where, on_nan="stop", devices="cpu:2", per_batch_size=3))
     line = str(error.value)
@@ -118,7 +118,7 @@ def test_on_nan_stop_names_step_rate_norms_and_records(configured: Callable[...,
 @pytest.mark.parametrize("more", [{}, {"optimizer": "adamw", "devices": "cpu:2", "per_batch_size": 3}],
                          ids=["sgd", "adamw on two devices"])
 def test_on_nan_skip_leaves_the_step_out_and_nothing_of_it_stays(
-        configured: Callable[..., Config], where: str, more: dict[str, Any], tmp_path: Path,
+        engine: str, configured: Callable[..., Config], where: str, more: dict[str, Any], tmp_path: Path,
         capsys: pytest.CaptureFixture[str]) -> None:
     """States before and after the step hold the same bits; then the run goes on, and resumes to the same bits."""
     folder = tmp_path / f"models-{where}" / "plain-arcface-tiny"
@@ -178,8 +178,8 @@ def test_an_update_that_overflows_ends_the_run_in_the_next_step(
 
 @pytest.mark.parametrize("what", ["centres", "parameters"])
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
-def test_what_an_update_has_overflowed_is_not_saved(configured: Callable[..., Config], what: str, on_nan: str,
-                                                    tmp_path: Path) -> None:
+def test_what_an_update_has_overflowed_is_not_saved(engine: str, configured: Callable[..., Config], what: str,
+                                                    on_nan: str, tmp_path: Path) -> None:
     """The rate, 0 in the first step, overflows in the second, after which a state is due: the first stays the last."""
     more: dict[str, Any] = {"lr": 0.01, **overflowing(what), "warmup": 4, "keep_last": 9}
     with pytest.raises(UserError, match=r"^step 2: the update at learning rate \S+ overflows; norms: parameters \S+, "
@@ -258,7 +258,7 @@ def test_triplets_on_nan_stop_names_bag_rate_norms_and_records(configured: Calla
     assert np.isfinite(kept["parameter_norms"]).all() and "fc1_weight" in kept["parameters"]
 
 
-def test_triplets_on_nan_skip_leaves_the_images_out(configured: Callable[..., Config], tmp_path: Path,
+def test_triplets_on_nan_skip_leaves_the_images_out(engine: str, configured: Callable[..., Config], tmp_path: Path,
                                                     caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert train(configured("forward", on_nan="skip", **BAGS)) == 0

@@ -88,7 +88,8 @@ def test_verbose_and_frequent(run: Callable[..., Outcome]) -> None:
 
 
 def test_val_targets(run: Callable[..., Outcome], tiny_set: Path) -> None:
-    assert "[tiny][3]XNorm: " in run(val_targets="none,tiny").out
+    out = run(val_targets="none,tiny").out
+    assert "[tiny][3]XNorm: " in out and f"{tiny_set}: no none.bin there, verification without" in out
     assert f"{tiny_set}: no verification set there (looked for none.bin)" in run().out
 
 

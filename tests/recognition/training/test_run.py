@@ -50,7 +50,8 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(train: Train, start: Callable[..., subprocess.Popen],
+@pytest.mark.parametrize("engine", ["mxnet", pytest.param("torch", marks=pytest.mark.slow)], indirect=True)
+def test_a_killed_run_goes_on_to_the_same_bits(engine: str, train: Train, start: Callable[..., subprocess.Popen],
                                                tmp_path: Path) -> None:
     """SIGKILL once a state is there; the network has dropout and batch norm, the set 2.75 batches an epoch."""
     assert train("whole", *RUN)[0] == 0
@@ -69,7 +70,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(train: Train, start: Callable[...
     assert records(folder) == records(whole)
 
 
-def test_sigterm_saves_and_stops(train: Train, start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["mxnet", pytest.param("torch", marks=pytest.mark.slow)], indirect=True)
+def test_sigterm_saves_and_stops(engine: str, train: Train, start: Callable[..., subprocess.Popen],
+                                 tmp_path: Path) -> None:
     flags = ["--devices", "cpu:2", "--per-batch-size", "4", "--verbose", "100000", "--state-every", "100000"]
     folder = tmp_path / "stopped" / "tiny-arcface-tiny"
     process = start("stopped", *flags)  # without an end, so that the signal comes before it on any machine
@@ -96,7 +99,7 @@ def test_saved_on_two_devices_it_goes_on_with_three_shards_and_with_one(train: T
     assert SavedState(saved_states(tmp_path / "a" / "tiny-arcface-tiny" / "state")[-1]).progress.step == 6
 
 
-def test_the_legacy_lines_and_files(train: Train, tmp_path: Path) -> None:
+def test_the_legacy_lines_and_files(engine: str, train: Train, tmp_path: Path) -> None:
     status, out, err = train("lines", "--max-steps", "8", "--verbose", "4", "--ckpt", "2", "--per-batch-size", "8")
     assert status == 0, err
     for step in (4, 8):

@@ -37,9 +37,11 @@ network.tiny = edict(net_name="fmobilefacenet", emb_size=32, net_multiplier=0.25
 dataset.tiny = edict(dataset_path={data!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=["tiny"])
 default.network, default.dataset = "plain", "tiny"
 """
-FLAGS = ["--max-steps", "5", "--verbose", "3", "--frequent", "2"]
+FLAGS = ["--verbose", "3", "--frequent", "2"]
 HOROVODRUN = ["horovod.runner.launch", "--gloo", "-np", "2", "--network-interface", "lo"]
 LAUNCH = ["recognition.launch", "-np", "2", "--"]
+TORCH = ["--engine", "torch", "--devices", "cpu"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no_python"]
 Start = Callable[..., subprocess.Popen]
 
 
@@ -66,14 +68,15 @@ def finished(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def run(folder: Path, name: str, launcher: list[str], *flags: str, entry: str = "train_parall",
-        loss: str = "arcface") -> tuple[dict[str, np.ndarray], float, str]:
+        loss: str = "arcface", steps: int = 5) -> tuple[dict[str, np.ndarray], float, str]:
     """Every array of the last state, W joined; the loss of the history; what was printed."""
     name = f"{name}-{entry}-{loss}"
-    status, out, err = finished(start(folder, name, launcher, *FLAGS, "--loss", loss, *flags, entry=entry))
+    status, out, err = finished(start(folder, name, launcher, *FLAGS, "--max-steps", str(steps), "--loss", loss, *flags,
+                                    entry=entry))
     assert status == 0, out + err
     (below,) = (folder / name).iterdir()
     saved = SavedState(saved_states(below / "state")[-1])
-    assert saved.progress.step == 5
+    assert saved.progress.step == steps
     backbone, losses = saved.backbone(), [json.loads(line) for line in (below / "history.jsonl").open()]
     arrays = {**backbone.parameters, **{f"momentum {name}": array for name, array in backbone.momentum.items()},
               **saved.rows(0, 11, 1)._asdict()}
@@ -111,6 +114,19 @@ def test_data_parallel_over_devices_and_workers(folder: Path) -> None:
     workers = run(folder, "workers", LAUNCH, "--per-batch-size", "6", "--kvstore", "dist_sync", entry="train",
                   loss="softmax")
     assert_close(workers, one)
+
+
+def test_pytorch_under_torchrun_and_under_launch(folder: Path) -> None:
+    """The same over 1 x 1, 2 x 1 and 4 x 1 processes and devices; what two saved goes on in four and in one."""
+    pytest.importorskip("torch")
+    one = run(folder, "torch-one", [], "--per-batch-size", "12", *TORCH)
+    two = run(folder, "torch-two", TORCHRUN, "--per-batch-size", "6", *TORCH)
+    assert_close(two, one)
+    assert two[2].count("Accuracy-Highest") == one[2].count("Accuracy-Highest") == 2  # one process speaks for all
+    four = run(folder, "torch-two", [*LAUNCH[:2], "4", "--"], "--per-batch-size", "3", "--resume", *TORCH, steps=7)
+    one_on = run(folder, "torch-one", [], "--per-batch-size", "12", "--resume", *TORCH, steps=7)
+    assert "going on after step 5" in four[2] and "going on after step 5" in one_on[2]
+    assert_close(four, one_on)
 
 
 def test_both_entry_points_and_both_ways_to_exchange_agree(folder: Path) -> None:
@@ -196,20 +212,23 @@ if os.path.exists({str(folder / "die")!r}):
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path) -> None:
+@pytest.mark.parametrize("engine", ["mxnet", "torch"])
+def test_a_run_whose_process_is_killed_starts_again_and_ends_with_the_same_bits(horovod: None, folder: Path,
+                                                                                engine: str) -> None:
     """SIGKILL to one of two in the middle; the network has batch norm and dropout, each process two replicas."""
-    flags = ["--network", "tiny", "--max-steps", "24", "--verbose", "8", "--state-every", "4", "--devices", "cpu:2",
-             "--per-batch-size", "3"]
-    assert finished(start(folder, "whole", LAUNCH, *flags))[0] == 0
-    process = start(folder, "killed", [*LAUNCH[:-1], "--restarts", "1", "--"], *flags)
-    below = folder / "killed" / "tiny-arcface-tiny"
+    pytest.importorskip(engine)
+    flags = ["--engine", engine, "--network", "tiny", "--max-steps", "24", "--verbose", "8", "--state-every", "4",
+             "--devices", "cpu:2", "--per-batch-size", "3"]
+    assert finished(start(folder, f"whole-{engine}", LAUNCH, *flags))[0] == 0
+    process = start(folder, f"killed-{engine}", [*LAUNCH[:-1], "--restarts", "1", "--"], *flags)
+    below = folder / f"killed-{engine}" / "tiny-arcface-tiny"
     while process.poll() is None and not saved_states(below / "state"):
         time.sleep(0.05)
     os.kill(workers_of(process)[1], signal.SIGKILL)
     status, out, err = finished(process)
     assert status == 0, out + err
     assert "launch: rank 1 on localhost was ended by SIGKILL" in err and "\ngoing on after step" in out
-    whole = folder / "whole" / "tiny-arcface-tiny"
+    whole = folder / f"whole-{engine}" / "tiny-arcface-tiny"
     for path in [whole / "model-0000.params", *whole.glob("state/step-000000024/*.npy")]:
         assert path.read_bytes() == (below / path.relative_to(whole)).read_bytes(), path.name
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of networks: forward and gradients against float64 on the CPU, states across devices, bits and time."""
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from bench.gpu.report import Report, Setting
+from recognition.config.devices import Device
+from recognition.config.options import Config
+from recognition.config.presets import ROOT, open_config
+from recognition.engines.choose import build_network
+from recognition.engines.interface import Computing, Updating
+from recognition.engines.torch.engine import TorchEngine
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.network import Network
+from recognition.networks import first_weights
+from recognition.networks.graph import rewrite
+from recognition.networks.initialise import initialise
+from recognition.processes.communicator import SingleProcess
+
+SIDE = (3, 112, 112)
+CPU: Device = ("cpu", 0)
+
+
+def made(name: str) -> tuple[Any, tuple[Any, Any]]:
+    """A preset's graph without dropout, whose masks differ between devices, and first values."""
+    file = open_config(str(ROOT / "sample_config.py"))
+    chosen = {"network": name, "loss": "arcface", "dataset": "demo"}
+    config = Config(**file.lay_presets(chosen, dict.fromkeys(chosen, "bench.gpu")))
+    graph = rewrite(build_network(config), {"Dropout": lambda maker, node, inputs: inputs[0]})
+    return graph, initialise(graph, SIDE, 0, first_weights(config.net_name))
+
+
+def images_of(count: int, step: int = 0) -> np.ndarray:
+    return np.random.default_rng(step).integers(0, 256, (count, *SIDE), dtype=np.uint8)
+
+
+def passes(network: Network, images: np.ndarray, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Features in training, and the gradients of a fixed function of them by all parameters."""
+    features = network(torch.from_numpy(images).float(), training=True)
+    slopes = np.random.default_rng(seed).standard_normal(features.shape)
+    (features * torch.tensor(slopes, dtype=features.dtype, device=features.device)).sum().backward()
+    return features.detach().cpu().numpy(), {name: tensor.grad.cpu().numpy()
+                                             for name, tensor in network.arguments.items() if tensor.grad is not None}
+
+
+def against_float64(setting: Setting, report: Report) -> None:
+    """In float32 with the products of the engine's own settings. Batch norm over few images amplifies rounding: with
+    two, y1's gradients on a CPU are off by 1.6e-3 of their norm over all. TF32 rounds 8,000 times as much."""
+    for name in ("y1", "r18", "r50") if setting.gpu else ("y1",):
+        graph, start = made(name)
+        images = images_of(8 if setting.gpu else 4)
+        wide, here = (Network(graph, *start, device, dtype) for device, dtype in (
+            (torch.device("cpu"), torch.float64), (setting.device, torch.float32)))
+        with torch.no_grad():
+            wanted, found = (network(torch.from_numpy(images)).cpu().numpy() for network in (wide, here))
+        report.close(f"{name}: features", found, wanted, 1e-4)
+        (wanted, wanted_d), (found, found_d) = passes(wide, images), passes(here, images)
+        report.close(f"{name}: features in training", found, wanted, 1e-3)
+        report.close(f"{name}: gradients", np.concatenate([found_d[key].ravel() for key in wanted_d]),
+                     np.concatenate([array.ravel() for array in wanted_d.values()]), 1e-2, "norm")
+
+
+def states_and_bits(setting: Setting, report: Report) -> None:
+    """Two steps on the device, twice; and one there after one on the CPU, from whose state it goes on."""
+    graph, start = made("y1")
+    here: Device = ("gpu", setting.device.index or 0) if setting.gpu else CPU
+    count = 16 if setting.gpu else 4
+
+    def backbone(device: Device) -> Any:
+        return TorchEngine().backbone(graph, start, SIDE, Computing((device,), count), Updating(), SingleProcess())
+
+    def steps(network: Any, first: int, last: int) -> Any:
+        for step in range(first, last):
+            features = network.forward(images_of(count, step))
+            network.backward(np.random.default_rng(step).standard_normal(features.shape).astype(np.float32) / 100)
+            network.step(0.01)
+        return network.state()
+
+    whole, again = (steps(backbone(here), 0, 2).parameters for _ in range(2))
+    report.true("y1: the same bits twice", all(whole[name].tobytes() == again[name].tobytes() for name in whole),
+                "without --deterministic")
+    ended = backbone(here)
+    ended.load(steps(backbone(CPU), 0, 1), 1)
+    found, wanted = (np.concatenate([state[name].ravel() for name in whole])
+                     for state in (steps(ended, 1, 2).parameters, whole))
+    report.close("y1: parameters of a step on the CPU and one here", found, wanted, 1e-4, "norm")
+
+
+def speed(setting: Setting, report: Report) -> None:
+    """Images a second in training, float32 and 16 bits, and the peak of memory."""
+    if not setting.gpu:
+        report.true("speed", True, "left out on CPUs: bench.backbone measures it")
+        return
+    device: Device = ("gpu", setting.device.index or 0)
+    for name in ("y1", "r50", "r100"):
+        graph, start = made(name)
+        for in_16_bits in (False, True):
+            torch.cuda.reset_peak_memory_stats(setting.device)
+            network = TorchEngine().backbone(graph, start, SIDE, Computing((device,), 128, in_16_bits), Updating(),
+                                             SingleProcess())
+            seconds, images = [], images_of(128)
+            for _ in range(6):
+                began = time.perf_counter()
+                features = network.forward(images)
+                network.backward(features / np.float32(1e4))
+                network.step(1e-4)
+                torch.cuda.synchronize(setting.device)
+                seconds.append(time.perf_counter() - began)
+            what = f"{name}, {'float16' if in_16_bits else 'float32'}, 128 images"
+            report.measured(f"{what}: training", 128 / min(seconds[2:]), "images/s")
+            report.measured(f"{what}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 2**20, "MB")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collectives of two and three real processes through torch.distributed, against NumPy; and processes that die."""
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from recognition.engines.torch.distributed_communicator import buckets  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[4]
+COLLECTIVES = """
+import sys
+import numpy as np
+from recognition.engines.torch.imports import torch
+from recognition.processes.communicator import largest
+from recognition.engines.torch.processes import make_communicator
+
+with make_communicator("device") as communicator:
+    rank, size = communicator.rank, communicator.size
+    random = np.random.RandomState(0)
+    for dtype, tolerance in (("float32", 1e-6), ("float64", 1e-15), ("int64", 0)):
+        given = (random.standard_normal((size, 6, 5)) * 1000).astype(dtype)
+        total = given.sum(axis=0)
+        rows = 6 // size
+        check = lambda found, wanted: (np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance * 1000),
+                                       np.testing.assert_equal(found.dtype, np.dtype(dtype)))
+        before = given[rank].copy()
+        check(communicator.all_gather(before), given.reshape(-1, 5))
+        check(communicator.all_reduce(before), total)
+        check(communicator.reduce_scatter(before), total[rows * rank : rows * rank + rows])
+        np.testing.assert_array_equal(before, given[rank])
+        sums = communicator.all_gather(communicator.all_reduce(before)[None])
+        assert (sums == sums[:1]).all()  # the same to the last bit in all processes
+    gathered = communicator.all_gather(np.array([[-np.inf, 2**40 + 1.0, 1e-30 * (1 + rank)]]))
+    assert gathered[:, 0].tolist() == [-np.inf] * size and gathered[:, 1].tolist() == [2**40 + 1.0] * size
+    words = np.frombuffer(b"words", np.uint8)[None]  # cannot be written to
+    assert communicator.all_gather(words).tobytes() == b"words" * size
+    assert communicator.all_gather(np.zeros((0, 3))).shape == (0, 3)
+    assert largest(communicator, 7 * rank) == 7 * (size - 1)
+
+    tensors = [torch.full((3, 4), float(rank + i)) for i in range(3)]  # one bucket
+    tensors += [torch.full((4, 3), float(rank)).t(), torch.full((2,), rank, dtype=torch.float64)]
+    tensors.append(torch.full((3 << 20,), float(rank), requires_grad=True))  # a bucket of its own
+    places = [tensor.data_ptr() for tensor in tensors]
+    ranks = sum(range(size))
+    for factor in (1, size):
+        communicator.sum_in_place("test", tensors)
+        for tensor, offset in zip(tensors, (0, 1, 2, 0, 0, 0)):
+            assert (tensor == (ranks + size * offset) * factor).all()
+    assert [tensor.data_ptr() for tensor in tensors] == places
+
+    before = communicator.bytes_sent, communicator.exchanges
+    communicator.all_gather(np.zeros((6, 5), np.float32))
+    communicator.all_reduce(np.zeros((6, 5), np.float32))
+    communicator.reduce_scatter(np.zeros((6, 5), np.float32))
+    communicator.sum_in_place("bytes", [torch.zeros(30), torch.zeros(30)])
+    assert communicator.waited > 0
+    print("sent", communicator.bytes_sent - before[0], "in", communicator.exchanges - before[1], flush=True)
+"""
+DYING = """
+import os, sys
+from recognition.errors import command
+
+@command
+def main():
+    from recognition.engines.torch.imports import torch
+    from recognition.processes.communicator import largest
+    from recognition.engines.torch.processes import make_communicator
+    with make_communicator("device") as communicator:
+        largest(communicator, 1)
+        for i in range(100000):
+            largest(communicator, i)
+            communicator.sum_in_place("gradient", [torch.zeros(1000)])
+            if communicator.rank == 1 and i == 30:
+                os._exit(9)
+    return 0
+
+sys.exit(main())
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def launch(folder: Path, count: int, body: str, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "worker.py").write_text(body)
+    return subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(count), "--", sys.executable,
+                           "worker.py", *arguments, "--engine", "torch"], cwd=folder, env=environment(),
+                          capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("count, sent", [(2, 540), (3, 800)])
+def test_collectives(tmp_path: Path, count: int, sent: int) -> None:
+    """Of n = 120 bytes and P processes a gather sends (P - 1) n, a sum 2 (P - 1) / P n, a scatter half of that; here
+    a gather, a sum, a scatter and two more sums. Against NumPy a sum may differ by the order of additions."""
+    run = launch(tmp_path, count, COLLECTIVES)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert sorted(line.partition("sent")[2] for line in run.stdout.splitlines()) == [f" {sent} in 4"] * count
+
+
+def test_a_process_that_dies_ends_the_others_with_one_line(tmp_path: Path) -> None:
+    """Without a launcher's help: each of the others ends by itself, with the status of one that has lost another."""
+    (tmp_path / "worker.py").write_text(DYING)
+    port = free_port()
+    runs = [subprocess.Popen([sys.executable, "worker.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                             env=environment(RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank),
+                                             LOCAL_WORLD_SIZE="3", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)))
+            for rank in range(3)]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [75, 9, 75], errors
+    for rank in (0, 2):
+        assert errors[rank] == (f"error: process {rank} of 3: the exchange broke off: another process ended or hangs, "
+                                "and its own output says why\n")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_buckets_keep_the_order_and_part_by_size_and_type() -> None:
+    tensors = [torch.zeros(3), torch.zeros(2), torch.zeros(9), torch.zeros(1), torch.zeros(1, dtype=torch.float64)]
+    found = [[len(tensor) for tensor in bucket] for bucket in buckets(tensors, most=20)]
+    assert found == [[3, 2], [9], [1], [1]]
+    assert list(buckets([])) == []
+
+
+def test_an_error_of_this_program_is_not_taken_for_a_lost_process(tmp_path: Path) -> None:
+    body = ("from recognition.engines.torch.processes import make_communicator\n"
+            "with make_communicator('device'):\n    raise RuntimeError('shapes differ')\n")
+    run = launch(tmp_path, 1, body)
+    assert run.returncode == 1 and re.search("RuntimeError: shapes differ$", run.stderr, re.M)
