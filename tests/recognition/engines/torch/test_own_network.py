@@ -2,6 +2,7 @@
 """Networks that users bring for PyTorch: modules, and files of ``mx.sym`` without MXNet."""
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from recognition.engines.torch.network import Network  # noqa: E402
 from recognition.engines.torch.own_network import own_network  # noqa: E402
 from recognition.errors import UserError  # noqa: E402
 from recognition.networks.flops import count_flops  # noqa: E402
+from recognition.networks.graph import Graph  # noqa: E402
 from recognition.networks.initialise import initialise  # noqa: E402
 
 build_symbol = partial(networks.build_symbol, own_network=own_network)
@@ -110,6 +112,27 @@ def test_the_graph_of_a_module_computes_what_the_module_does(kind: Any) -> None:
         gradient = tensor.grad if tensor.requires_grad else torch.zeros_like(tensor)
         difference = (network.arguments[name].grad - gradient).abs().max()
         assert difference <= 1e-7 * gradient.abs().max() + 1e-12, name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="needs MXNet")
+@pytest.mark.parametrize("kind", [Residual, Mobile, Transformer])
+def test_mxnet_runs_the_graph_of_a_module_from_its_checkpoint(kind: Any) -> None:
+    """Float32 features of a few layers: 1e-5 of the largest."""
+    from recognition.engines.mxnet.imports import mx
+    from recognition.engines.mxnet.symbols import to_symbol
+
+    module = kind()
+    graph = Graph.from_json(module_graph(module, (3, 32, 32), "mine").to_json())
+    arrays = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.float32)
+    arguments = {name: mx.nd.array({**arrays, "data": images}[name]) for name in graph.list_arguments()}
+    executor = to_symbol(graph).bind(
+        mx.cpu(), arguments, {name: mx.nd.zeros_like(array) for name, array in arguments.items()},
+        aux_states={name: mx.nd.array(arrays[name]) for name in graph.list_auxiliary_states()})
+    with torch.inference_mode():
+        expected = module.eval()(torch.from_numpy(images)).numpy()
+    found = executor.forward(is_train=False)[0].asnumpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 MODULE = """
