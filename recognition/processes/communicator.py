@@ -36,9 +36,9 @@ class Communicator(Protocol):
         """This process's (n, ...) rows of the sum of the arrays (size * n, ...) of all processes."""
 
     def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
-        """Replace the engine's arrays on any device by their sums over all processes, each as soon as it is computed.
+        """Replace the engine's arrays on any device by their sums over all processes.
 
-        Returns at once; reading an array waits for its sum. ``name`` tells apart calls that run at the same time.
+        MXNet's are summed as they are computed, after the return; reading one waits for its sum. ``name`` tells apart calls that run at the same time.
         """
 
     def __enter__(self) -> Communicator: ...
