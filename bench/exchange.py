@@ -5,9 +5,9 @@
     python -m bench.exchange --whole                       # like train.py, where they do grow
 
 Real processes do the steps of a run, through Horovod or PyTorch, with random features and a flat array for the
-backbone's gradients. ``counted`` is the number of the communicator, ``formula`` that of ``recognition.plan.head_costs``, and
-``network`` the kernel's count on the loopback interface, divided by the processes, with headers and the library's
-own messages.
+backbone's gradients. ``counted`` is the number of the communicator, ``formula`` that of
+``recognition.plan.head_costs``, and ``network`` the kernel's count on the loopback interface, divided by the
+processes, with headers and the library's own messages.
 """
 from __future__ import annotations
 
