@@ -4,10 +4,10 @@
     python -m bench.exchange --processes 1 2 4 --classes 1000 100000
     python -m bench.exchange --whole                       # like train.py, where they do grow
 
-Real processes do the steps of a run, through Horovod, with random features and a flat array for the backbone's
-gradients. ``counted`` is the number of the communicator, ``formula`` that of ``recognition.plan.head_costs``, and
-``network`` the kernel's count on the loopback interface, divided by the processes, with headers and Horovod's own
-messages.
+Real processes do the steps of a run, through Horovod or PyTorch, with random features and a flat array for the
+backbone's gradients. ``counted`` is the number of the communicator, ``formula`` that of
+``recognition.plan.head_costs``, and ``network`` the kernel's count on the loopback interface, divided by the
+processes, with headers and the library's own messages.
 """
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,24 +30,34 @@ def loopback_bytes() -> int:
     return next((int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:")), 0)
 
 
+def ones(engine: str, size: int) -> Any:
+    """An array of the engine's."""
+    if engine == "torch":
+        from recognition.engines.torch.imports import torch
+
+        return torch.ones(size)
+    from recognition.engines.mxnet.imports import mx
+
+    return mx.nd.ones(size)
+
+
 def work(options: argparse.Namespace) -> None:
     """Do the work of one process: steps of the head and of the exchange of gradients."""
+    from recognition.engines.choose import choose_engine
     from recognition.engines.cpu.shard import CpuShard
-    from recognition.engines.mxnet.imports import mx
-    from recognition.engines.mxnet.processes import make_communicator
     from recognition.head.margin import Margin
     from recognition.head.shard import split_classes
     from recognition.head.sharded import ShardedHead
     from recognition.processes.communicator import Communicator, SingleProcess, largest
 
-    with make_communicator("device") as communicator:
+    with choose_engine(options.engine).communicator("device") as communicator:
         margin = Margin(64, 1, 0.5)
         pair: list[Communicator] = [communicator, SingleProcess()]
         across, replicas = reversed(pair) if options.whole else pair
         start, stop = split_classes(options.classes[0], across.size)[across.rank]
         head = ShardedHead([CpuShard(start, stop, options.dim, normalised=True, scale=margin.s)], margin, across,
                            replicas=replicas)
-        gradient, own = mx.nd.ones(options.parameters), options.batch // communicator.size
+        gradient, own = ones(options.engine, options.parameters), options.batch // communicator.size
         random = np.random.RandomState(communicator.rank)
 
         def step() -> None:
@@ -54,7 +65,8 @@ def work(options: argparse.Namespace) -> None:
                                   random.randint(0, options.classes[0], own))
             communicator.sum_in_place("gradient", [gradient])
             head.step(0.1)
-            gradient.wait_to_read()
+            if options.engine == "mxnet":
+                gradient.wait_to_read()
             largest(communicator, 0)
 
         step()
@@ -70,6 +82,7 @@ def work(options: argparse.Namespace) -> None:
 def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[int, int]:
     """The bytes a process and step, counted by the communicator and by the kernel."""
     flags = [f"--{name}={getattr(options, name)}" for name in ("batch", "dim", "parameters", "steps")]
+    flags += ["--engine", options.engine]
     flags += ["--whole"] * options.whole
     run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(processes), "--", sys.executable, "-m",
                           "bench.exchange", "--work", f"--classes={classes}", *flags], capture_output=True, text=True)
@@ -86,6 +99,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images of all processes")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
     parser.add_argument("--parameters", type=int, default=1000000, help="of the backbone")
+    parser.add_argument("--engine", default="mxnet", choices=("mxnet", "torch"))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="each process has all of W, and sums its gradients")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)

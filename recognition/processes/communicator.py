@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exchange between processes: features, row statistics and gradients, but no array with a side of C classes.
 
-The communicators are :class:`SingleProcess`, and those of ``horovod_communicator`` and ``kvstore_communicator``.
+The communicators are :class:`SingleProcess`, and those of ``horovod_communicator``, ``kvstore_communicator`` and
+``distributed_communicator``.
 """
 from __future__ import annotations
 
@@ -36,9 +37,10 @@ class Communicator(Protocol):
         """This process's (n, ...) rows of the sum of the arrays (size * n, ...) of all processes."""
 
     def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
-        """Replace the engine's arrays on any device by their sums over all processes, each as soon as it is computed.
+        """Replace the engine's arrays on any device by their sums over all processes.
 
-        Returns at once; reading an array waits for its sum. ``name`` tells apart calls that run at the same time.
+        MXNet's are summed as they are computed, after the return; reading one waits for its sum. ``name`` tells
+        apart calls that run at the same time.
         """
 
     def __enter__(self) -> Communicator: ...

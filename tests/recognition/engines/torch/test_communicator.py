@@ -20,8 +20,13 @@ COLLECTIVES = """
 import sys
 import numpy as np
 from recognition.engines.torch.imports import torch
-from recognition.processes.communicator import largest
 from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.shard import TorchShard
+from recognition.head.margin import Margin
+from recognition.head.shard import split_classes
+from recognition.head.sharded import ShardedHead
+from recognition.plan.head_costs import sent_parallel
+from recognition.processes.communicator import largest
 
 with make_communicator("device") as communicator:
     rank, size = communicator.rank, communicator.size
@@ -63,7 +68,20 @@ with make_communicator("device") as communicator:
     communicator.reduce_scatter(np.zeros((6, 5), np.float32))
     communicator.sum_in_place("bytes", [torch.zeros(30), torch.zeros(30)])
     assert communicator.waited > 0
-    print("sent", communicator.bytes_sent - before[0], "in", communicator.exchanges - before[1], flush=True)
+    after = communicator.bytes_sent, communicator.exchanges
+
+    sent = []
+    for classes in (30, 3000):
+        shard = TorchShard(torch.device("cpu"), *split_classes(classes, size)[rank], 8, normalised=True, scale=64.0)
+        head = ShardedHead([shard], Margin(64, 1, 0.5), communicator)
+        sent.append(-communicator.bytes_sent)
+        head.forward_backward(random.standard_normal((4, 8)).astype(np.float32), random.randint(0, classes, 4))
+        head.step(0.1)
+        communicator.sum_in_place("gradient", [torch.zeros(120)])
+        largest(communicator, 0)
+        sent[-1] += communicator.bytes_sent
+    assert sent == [sent_parallel(size, 4, 8, 120)] * 2  # however many classes there are
+    print("sent", after[0] - before[0], "in", after[1] - before[1], flush=True)
 """
 DYING = """
 import os, sys
@@ -101,7 +119,8 @@ def launch(folder: Path, count: int, body: str, *arguments: str) -> subprocess.C
 @pytest.mark.parametrize("count, sent", [(2, 540), (3, 800)])
 def test_collectives(tmp_path: Path, count: int, sent: int) -> None:
     """Of n = 120 bytes and P processes a gather sends (P - 1) n, a sum 2 (P - 1) / P n, a scatter half of that; here
-    a gather, a sum, a scatter and two more sums. Against NumPy a sum may differ by the order of additions."""
+    a gather, a sum, a scatter and two more sums. A step of a head sends what the planner says.
+    Against NumPy a sum may differ by the order of additions."""
     run = launch(tmp_path, count, COLLECTIVES)
     assert run.returncode == 0, run.stdout + run.stderr
     assert sorted(line.partition("sent")[2] for line in run.stdout.splitlines()) == [f" {sent} in 4"] * count
