@@ -145,7 +145,7 @@ class Config:
     lr_steps: tuple[int | str, ...] = option((100000, 160000, 220000), types.spans,
                                              "batches, or epochs such as '10e,18e,22e', after which the learning rate "
                                              "falls to a tenth", ENTRIES)
-    lr_power: float = option(2.0, types.real(above=0), "power of the polynomial schedule")
+    lr_power: float = option(2.0, types.real(above=0), "power of the polynomial schedule", ENTRIES)
     warmup: int | str = option(0, types.span, "batches, or epochs such as 2e, in which the learning rate rises from 0, "
                                "in proportion to the batches done", ENTRIES)
     wd: float = option(0.0005, types.real(least=0), "weight decay", ENTRIES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
+from recognition.config.other_trainers import instead
 from recognition.config.types import nearest
 from recognition.config.user_code import errors_in_one_line, find_network, run_file, words_of
 from recognition.errors import UserError
@@ -88,7 +89,8 @@ def own_keys_line(config: Config) -> str:
     """A line about the keys of the file that are not ours; empty if there are none."""
     keys, name = ", ".join(key for key, _ in config.own_keys), os.path.basename(config.config_file)
     if config.net_name in FAMILIES:
-        return keys and f"{name}: keys that nothing here reads: {keys}"
+        known = instead(key for key, _ in config.own_keys)
+        return keys and f"{name}: keys that nothing here reads: {keys}" + (f"; {known}" if known else "")
     return keys and f"{name}: keys not ours, left to your own network: {keys}"
 
 

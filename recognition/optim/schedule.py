@@ -28,7 +28,8 @@ class StepSchedule(NamedTuple):
 
 
 class PolynomialSchedule(NamedTuple):
-    """``base * (1 - (step - start) / (end - start))^power``; with power 2 it is the PolyScheduler of arcface_torch."""
+    """``base * (1 - (step - start) / (end - start))^power``; with power 2 it is the PolyScheduler of arcface_torch,
+    with power 1 its later PolynomialLRWarmup, whose first batch has the full rate, other than here."""
 
     base: float
     start: int

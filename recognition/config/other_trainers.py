@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys that people bring from other trainers' configurations, and what is here instead."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+INSTEAD = {
+    "batch_size": "per_batch_size, images of a device", "clip_gradient": "nothing, gradients are not clipped",
+    "dali": "nothing, threads decode: decode_threads", "embedding_size": "emb_size",
+    "gradient_acc": "nothing, gradients are not accumulated: raise per_batch_size", "lr_step": "lr_steps, in batches",
+    "margin_list": "loss_m1, loss_m2 and loss_m3", "momentum": "mom", "num_epoch": "end_epoch",
+    "num_image": "nothing, images are counted in the set", "output": "models_root", "rec": "dataset_path",
+    "sample_rate": "sample_ratio", "save_all_states": "state_every", "step": "lr_steps, in batches",
+    "warmup_epoch": "warmup, in batches", "weight_decay": "wd",
+}
+
+
+def instead(keys: Iterable[str]) -> str:
+    """What is here instead of those of ``keys`` that other trainers have; empty if there are none."""
+    return "; ".join(f"instead of {key}: {INSTEAD[key]}" for key in keys if key in INSTEAD)
