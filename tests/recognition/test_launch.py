@@ -15,6 +15,7 @@ from typing import Callable
 import pytest
 
 from recognition.errors import UserError
+from recognition.launch import launcher
 from recognition.launch.launcher import own_address, supervise
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import Node, Place, assign, parse_hosts, tell_errors
@@ -69,7 +70,7 @@ def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str, str]:
 
 
 def test_what_a_worker_gets(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    body = "print(json.dumps({k: v for k, v in os.environ.items() if 'HOROVOD' in k}), sys.argv[1:], flush=True)"
+    body = "print(json.dumps(dict(os.environ)), sys.argv[1:], flush=True)"
     status, out, err = ended(launched(body, arguments=("--lr", "0.1")), tmp_path)
     assert status == 0, err
     lines = sorted(out.splitlines())
@@ -77,6 +78,31 @@ def test_what_a_worker_gets(launched: Callable[..., subprocess.Popen], tmp_path:
     assert all(line.endswith(" ['--lr', '0.1']") for line in lines)
     found = json.loads(lines[1][9:].rpartition(" [")[0])
     assert (found["HOROVOD_RANK"], found["HOROVOD_SIZE"], found["HOROVOD_LOCAL_SIZE"]) == ("2", "3", "3")
+    assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["2", "3", "2", "3"]
+    assert found["MASTER_ADDR"] == found["HOROVOD_GLOO_RENDEZVOUS_ADDR"] == "127.0.0.1"
+    assert found["MASTER_PORT"] != found["HOROVOD_GLOO_RENDEZVOUS_PORT"]
+
+
+@pytest.mark.parametrize("command, installed, expected", [
+    (["python", "train.py"], ["horovod", "torch"], True),
+    (["python", "train.py", "--engine", "mxnet"], ["horovod", "torch"], True),
+    (["python", "train.py", "--engine", "torch"], ["horovod", "torch"], False),
+    (["python", "train.py", "--engine=torch"], ["horovod"], False),
+    (["python", "train.py"], ["torch"], False),
+    (["python", "train.py"], [], True),  # which then says that it is missing
+])
+def test_horovod_is_started_where_a_run_may_need_it(monkeypatch: pytest.MonkeyPatch, command: list[str],
+                                                    installed: list[str], expected: bool) -> None:
+    monkeypatch.setattr(launcher, "find_spec", lambda name: name if name in installed else None)
+    assert launcher.uses_horovod(command) == expected
+
+
+def test_where_the_processes_of_pytorch_meet() -> None:
+    """At the first one's host: here at a port that is free, elsewhere at one below those that Linux gives out."""
+    here = launcher.torch_variables("localhost", "127.0.0.1", "lo")
+    assert (here["MASTER_ADDR"], here["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
+    there = launcher.torch_variables("user@a", "192.0.2.1", None)
+    assert there["MASTER_ADDR"] == "a" and 10000 <= int(there["MASTER_PORT"]) < 32768 and len(there) == 2
 
 
 @pytest.mark.parametrize("death, how, others, expected", [
