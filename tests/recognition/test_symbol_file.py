@@ -14,7 +14,7 @@ from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.symbol_file import MOST_NODES, checked_graph, read_symbol
+from recognition.networks.symbol_file import MOST_NODES, checked_graph, read_network, read_symbol
 
 FC = {"op": "FullyConnected", "name": "fc1", "attrs": {"num_hidden": "4"}, "inputs": [[0, 0, 0], [1, 0, 0], [2, 0, 0]]}
 GRAPH: dict[str, Any] = {
@@ -168,3 +168,18 @@ def test_upsampling_by_the_nearest_alone_and_no_where() -> None:
     graph["nodes"][2] = {"op": "where", "name": "fc1", "inputs": [[0, 0, 0]] * 3}
     with pytest.raises(ValueError, match="the operator 'where', expected one of those"):
         checked_graph(graph)
+
+
+@pytest.mark.parametrize("name", ["Plus", "Minus", "RMinus", "Mul", "Div", "RDiv", "Power", "RPower", "Maximum",
+                                  "Minimum"])
+def test_scalar_operators_by_their_names_before_0_9(name: str, tmp_path: Path) -> None:
+    graph = {"nodes": [{"op": "null", "param": {}, "name": "data", "inputs": [], "backward_source_id": -1},
+                       {"op": f"_{name}Scalar", "param": {"scalar": "127.5"}, "name": "_scaled0", "inputs": [[0, 0]],
+                        "backward_source_id": -1},
+                       *({"op": "null", "param": {}, "name": f"fc1_{kind}", "inputs": [], "backward_source_id": -1}
+                         for kind in ("weight", "bias")),
+                       {"op": "FullyConnected", "param": {"num_hidden": "4"}, "name": "fc1", "backward_source_id": -1,
+                        "inputs": [[1, 0], [2, 0], [3, 0]]}],
+             "arg_nodes": [0, 2, 3], "heads": [[4, 0]]}
+    (node,) = [node for node in read_network(write(tmp_path, graph)).nodes if node.name == "_scaled0"]
+    assert node.op == f"_{name.lower()}_scalar" and node.values.scalar == 127.5
