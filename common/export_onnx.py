@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exports a checkpoint's network to ONNX, and checks the file with onnxruntime against MXNet.
+"""Exports a checkpoint's network to ONNX, and checks the file with onnxruntime against the engine.
 
     python -m common.export_onnx --model PREFIX,EPOCH --output FILE.onnx
     python -m common.export_onnx --model PREFIX,EPOCH --output FILE.onnx --float16 --check-images DIR
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.embedding.gallery import find_images
-from common.embedding.model_flags import files_of
+from common.embedding.model_flags import add_engine_flag, files_of
 from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
@@ -38,13 +38,13 @@ LIMITS = {False: (1e-4, 1e-4), True: (1e-3, 0.05)}
 
 
 class Agreement(NamedTuple):
-    """The differences of the file's embeddings from MXNet's for one set of images."""
+    """The differences of the file's embeddings from the engine's for one set of images."""
 
     images: str
     number: int  # of images
     cosine: float  # the largest 1 - cosine
     absolute: float  # the largest difference
-    rms: float  # root mean square of MXNet's embeddings
+    rms: float  # root mean square of the engine's embeddings
 
     def holds(self, float16: bool) -> bool:
         cosine, absolute = LIMITS[float16]
@@ -52,7 +52,7 @@ class Agreement(NamedTuple):
 
 
 def compare(path: Path, backbone: TrainedBackbone, images: dict[str, np.ndarray]) -> list[Agreement] | None:
-    """Run sets of images, uint8 ``(N, H, W, 3)``, through the file and MXNet; None without onnxruntime."""
+    """Run sets of images, uint8 ``(N, H, W, 3)``, through the file and the engine; None without onnxruntime."""
     try:
         import onnxruntime
     except ImportError:
@@ -93,7 +93,8 @@ def images_for(folder: Path | None, size: tuple[int, int]) -> dict[str, np.ndarr
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
     size = (options.image_size, options.image_size)
-    backbone = load_backbone(options.model, batch_size=8, image_size=size)  # says what is wrong with a checkpoint
+    # It says what is wrong with a checkpoint.
+    backbone = load_backbone(options.model, batch_size=8, image_size=size, engine=options.engine)
     prefix, number = find_pretrained(options.model, 1, "--model")
     images = images_for(options.check_images, size)
     arguments, auxiliary = read_params(Path(f"{prefix}-{number:04d}.params"))
@@ -109,10 +110,10 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         for agreement in agreements or ():
             if not agreement.holds(options.float16):
                 cosine, absolute = LIMITS[options.float16]
-                raise UserError(f"{options.output}: not written: for {agreement.images} images the graph is off "
-                                f"MXNet's embeddings by 1 - cosine {agreement.cosine:.1e} and {agreement.absolute:.1e} "
-                                f"(their root mean square is {agreement.rms:.3g}), expected at most {cosine:.0e} and "
-                                f"{absolute:.0e} of that")
+                raise UserError(f"{options.output}: not written: for {agreement.images} images the graph is off the "
+                                f"engine's embeddings by 1 - cosine {agreement.cosine:.1e} and "
+                                f"{agreement.absolute:.1e} (their root mean square is {agreement.rms:.3g}), expected "
+                                f"at most {cosine:.0e} and {absolute:.0e} of that")
     print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB, opset {OPSET}, IR version {IR_VERSION}, "
           f"{len(model.graph.node)} nodes, {'float16' if options.float16 else 'float32'}, batch of any size")
     return {"model": backbone.model, "output": str(options.output), "opset": OPSET, "nodes": len(model.graph.node),
@@ -140,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags.add_argument("--no-fold", action="store_true", help="keep batch norms as layers")
     flags.add_argument("--check-images", type=Path, metavar="DIR", help="real faces for the check, at most 256")
     flags.add_argument("--image-size", type=int, default=112, help="side of the network's images (default 112)")
+    add_engine_flag(flags)
     flags.add_argument("--json", type=Path, metavar="FILE", help="write what was done and measured there")
     flags.add_overwrite()
     options = flags.parse_args(arguments)

@@ -127,7 +127,7 @@ def _tell(bad: list[str]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Check flags and paths, before MXNet is imported and hours of work begin.
+    """Check flags and paths, before an engine is imported and hours of work begin.
 
     :raises UserError: if one is wrong.
     """

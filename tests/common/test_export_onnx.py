@@ -146,7 +146,7 @@ def test_a_file_that_fails_the_check_is_not_written(tmp_path, small_model, capsy
         graph, node, inputs[:1]))
     monkeypatch.setitem(OPERATORS, "LeakyReLU", wrong)
     assert export(small_model, tmp_path / "model.onnx") == 2
-    assert "not written: for random images the graph is off MXNet's embeddings" in capsys.readouterr().err
+    assert "not written: for random images the graph is off the engine's embeddings" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
