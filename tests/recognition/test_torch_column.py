@@ -66,7 +66,9 @@ def reaching() -> set[str]:
     for call in ast.walk(tree(RUN)):  # engine.communicator(config.kvstore); Timeline(folder, config.profile, engine...)
         if isinstance(call, ast.Call) and any(of_engine(part) for part in (call, *call.args)):
             found |= set().union(*(read_of(argument) for argument in call.args))
-    assert {"kvstore", "profile", "devices"} <= found
+        if isinstance(call, ast.IfExp) and of_engine(call.body):
+            found |= read_of(call.test)
+    assert {"kvstore", "profile", "devices", "deterministic"} <= found
     found |= {name for family in FAMILIES.values() for name in inspect.signature(family.get_symbol).parameters}
     return (found | set(map(option_key, THROUGH_THE_LOOP))) - FOR_NO_ENGINE.keys()
 
