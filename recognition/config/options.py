@@ -162,6 +162,8 @@ class Config:
         CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
     engine: str = option("auto", types.engine, "what computes: mxnet; torch, PyTorch; auto: what is installed and can "
                          "use the devices, of both the faster", ENTRIES)
+    deterministic: bool = option(False, types.boolean, "the same bits each time on GPUs, too, in more time; CPUs give "
+                                 "them always", ENTRIES)
     num_workers: int = option(1, types.integer(least=1), "worker processes, from DMLC_NUM_WORKER")
     worker_id: int = option(0, types.integer(least=0), "this worker's number, from 0", PARALL_ONLY)
     extra_model_name: str = option("", types.folder_part, "added to the name of the checkpoint's folder", PARALL_ONLY)

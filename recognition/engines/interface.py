@@ -145,6 +145,12 @@ class Engine(Protocol):
         :raises UserError: if the engine cannot compute on one of them.
         """
 
+    def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
+        """Context of a run that gives the same bits each time on these devices; on CPUs every run does.
+
+        :raises UserError: if the engine cannot, when it is entered or when an operator is met that cannot.
+        """
+
     def communicator(self, kvstore: str) -> Communicator:
         """The communicator of this process's run, as its environment says.
 

@@ -60,7 +60,8 @@ def train(config: Config) -> int:
     """
     choice = decide_for(config)
     config, engine = replace(config, engine=choice.name), choose_engine(choice.name)
-    with engine.communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
+    same_bits = engine.deterministic(config.devices) if config.deterministic else contextlib.nullcontext()
+    with same_bits, engine.communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
         logging.basicConfig(level=logging.INFO if first else logging.WARNING)
         folder = Path(config.output_dir)

@@ -57,8 +57,25 @@ def test_row(key, flag, default, meaning, effect, mxnet, torch, test):
 
 
 def source(path, name):
-    """The text of a test with its decorators."""
+    """The text of a test with its decorators, with the fixtures of its module that it asks for, and the constants there
+    from which its parameters come."""
     text = (ROOT / path).read_text()
-    (test,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name]
-    start = min(node.lineno for node in (test, *test.decorator_list))
-    return "\n".join(text.splitlines()[start - 1 : test.end_lineno])
+    there = {name: node for node in ast.parse(text).body for name in names_of(node)}
+    wanted, found = [there[name]], []
+    for node in wanted:
+        found.append(ast.get_source_segment(text, node))
+        asked = [node]
+        if isinstance(node, ast.FunctionDef):
+            found += [ast.get_source_segment(text, decorator) for decorator in node.decorator_list]
+            asked = [*node.decorator_list, *(ast.Name(argument.arg) for argument in node.args.args)]
+        names = {part.id for start in asked for part in ast.walk(start) if isinstance(part, ast.Name)}
+        wanted += [there[name] for name in names if name in there and there[name] not in wanted]
+    return "\n".join(found)
+
+
+def names_of(node):
+    """The names that a statement of a module gives."""
+    if isinstance(node, ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from recognition.config.devices import Device
+from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Arrays, Computing, Updating
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.embedder import Embedder
@@ -17,6 +18,7 @@ from recognition.engines.mxnet.processes import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.engines.numbers import make_loss_scale, numbers
+from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator
 
@@ -30,6 +32,12 @@ class MxnetEngine:
         for kind, index in devices:
             if kind == "gpu":
                 check_gpu(index)
+
+    def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
+        if on_gpus(devices):
+            raise UserError("deterministic: found it with MXNet on GPUs, whose sums come in any order; expected CPUs, "
+                            "which always give the same bits, or --engine torch")
+        return nullcontext()
 
     def communicator(self, kvstore: str) -> Communicator:
         return make_communicator(kvstore)

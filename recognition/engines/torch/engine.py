@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from recognition.config.devices import Device
+from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Arrays, Computing, Updating
 from recognition.engines.numbers import make_loss_scale, numbers, on_gpu, require_numbers
 from recognition.engines.torch.backbone import ReplicatedBackbone
+from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.embedder import Embedder
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.placed import torch_device
@@ -30,6 +32,9 @@ class TorchEngine:
         for kind, index in devices:
             if kind == "gpu":
                 _check_gpu(index)
+
+    def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
+        return deterministic() if on_gpus(devices) else nullcontext()
 
     def communicator(self, kvstore: str) -> Communicator:
         return make_communicator(kvstore)

@@ -124,7 +124,7 @@ def test_the_numbers_of_a_run(make: Make, angles: list[np.ndarray], loss_name: s
             end: count for end, count in zip(ends[1:], bins) if count}
 
 
-def test_the_norm_of_the_backbones_gradient(make: Make) -> None:
+def test_the_norm_of_the_backbones_gradient(engine: str, make: Make) -> None:
     """It is what a plain step of SGD moves the parameters by, over the learning rate; float32 knows that to 1e-3."""
     moved = []
     for steps in (2, 3):

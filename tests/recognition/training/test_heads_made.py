@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the options of the class centres make of a head."""
+"""What the options of the class centres make of a head, with each engine's own class centres."""
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 
 from recognition.config.devices import Device
 from recognition.config.options import Config
+from recognition.engines.choose import choose_engine
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.engine import MxnetEngine
-from recognition.engines.mxnet.shard import MxnetShard
+from recognition.head.shard import Shard
 from recognition.head.sharded import HeadResult, ShardedHead
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_head
 
 
-class NoGpu(MxnetEngine):
+class NoGpu:
     """An engine whose shards on GPUs have their arrays in host memory."""
 
-    def shard(self, device: Device, *place: Any, **options: Any) -> MxnetShard:
-        return super().shard(("cpu", device[1]), *place, **options)
+    def __init__(self, engine: str) -> None:
+        self._engine = choose_engine(engine)
+
+    def shard(self, device: Device, *place: Any, **options: Any) -> Shard:
+        return self._engine.shard(("cpu", device[1]), *place, **options)
 
 
-def head_of(device: str, **options: object) -> ShardedHead:
-    made = make_head(Config(emb_size=8, devices=device, **options), 40, NoGpu(), SingleProcess())
+def head_of(engine: str, device: str, **options: object) -> ShardedHead:
+    made = make_head(Config(emb_size=8, devices=device, **options), 40, NoGpu(engine),  # type: ignore[arg-type]
+                     SingleProcess())
     assert isinstance(made, ShardedHead)
     return made
 
@@ -38,12 +43,12 @@ def two_steps(head: ShardedHead) -> tuple[list[HeadResult], np.ndarray]:
     return results, head.shards[0].state().centres
 
 
-def test_where_the_centres_live() -> None:
+def test_where_the_centres_live(engine: str) -> None:
     """On a device, on the host with sampled rows moved, on the host with the sums made there: rounding apart."""
     for ratio in (0.5, 1.0):
-        heads = {place: head_of("gpu", centers_on=place, sample_ratio=ratio) for place in ("device", "cpu")}
-        assert isinstance(heads["device"].shards[0], MxnetShard)
-        assert isinstance(heads["cpu"].shards[0], MxnetShard if ratio < 1 else CpuShard)
+        heads = {place: head_of(engine, "gpu", centers_on=place, sample_ratio=ratio) for place in ("device", "cpu")}
+        assert not isinstance(heads["device"].shards[0], CpuShard)
+        assert isinstance(heads["cpu"].shards[0], CpuShard) == (ratio == 1)
         if ratio < 1:
             assert isinstance(heads["cpu"].shards[0].state().centres, np.ndarray)
             assert heads["cpu"].shards[0].on_host and not heads["device"].shards[0].on_host
@@ -53,15 +58,17 @@ def test_where_the_centres_live() -> None:
         np.testing.assert_allclose(w, v, rtol=0, atol=1e-5 * np.abs(w).max())
 
 
-def test_the_filter_of_conflicting_negatives() -> None:
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_filter_of_conflicting_negatives(engine: str, device: str) -> None:
     """At a threshold that most cosines exceed nearly nothing is left to be wrong about; at 0 it is off."""
-    off, on = (two_steps(head_of("cpu", interclass_filtering_threshold=value))[0] for value in (0, 0.001))
+    off, on = (two_steps(head_of(engine, device, interclass_filtering_threshold=value))[0] for value in (0, 0.001))
     assert on[0].loss < off[0].loss
-    assert two_steps(head_of("cpu"))[0][0].loss == off[0].loss
+    assert two_steps(head_of(engine, device))[0][0].loss == off[0].loss
 
 
-def test_the_derivative_at_the_target() -> None:
-    exact, straight = (two_steps(head_of("cpu", target_gradient=value))[0]
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_derivative_at_the_target(engine: str, device: str) -> None:
+    exact, straight = (two_steps(head_of(engine, device, target_gradient=value))[0]
                        for value in ("exact", "straight_through"))
     assert exact[0].loss == straight[0].loss
     assert np.abs(exact[0].d_features - straight[0].d_features).max() > 1e-3

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options from the Config to the parts of a run: the graph, the head, the steps of the optimiser."""
+"""Options from the Config to the parts of a run: the graph, the head, the steps of the optimiser. With each engine, and
+the head with each engine's own class centres."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -22,17 +24,33 @@ from recognition.training.parts import make_backbone, make_head, margin_of
 CLASSES, DIM = 11, 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
 GPU = (("gpu", 0),)
+Head = Callable[[Config], "ShardedHead | TripletHead"]
 
-def test_seed(make: Callable[..., Config]) -> None:
-    """First values of the network and of W: the same for the same seed, others for another."""
 
-    def drawn(seed: int) -> list[np.ndarray]:
-        config = make(seed=seed)
-        return [backbone(config).parameters()[0]["conv0_weight"], head(config).shards[0].state().centres]
+@pytest.fixture(params=["host", "mxnet", "torch"])
+def head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Head:
+    """``head(config)``: with class centres as on CPUs, and with each engine's own, which it has on GPUs, on the CPU."""
 
-    one, again, other = drawn(1), drawn(1), drawn(2)
-    assert all(np.array_equal(a, b) for a, b in zip(one, again))
-    assert not any(np.array_equal(a, b) for a, b in zip(one, other))
+    def own_shard(engine: Any, *place: Any, sampled: bool, on_host: bool, **options: Any) -> Any:
+        return engine.shard(*place, on_host=on_host, **options)
+
+    if request.param == "host":
+        return lambda config: make_head(config, CLASSES, choose_engine(), SingleProcess())
+    pytest.importorskip(request.param)
+    monkeypatch.setattr("recognition.training.parts.make_shard", own_shard)
+    return lambda config: make_head(config, CLASSES, choose_engine(request.param), SingleProcess())
+
+
+def test_seed_of_the_network(engine: str, make: Callable[..., Config]) -> None:
+    """First values: the same for the same seed, others for another."""
+    one, again, other = (backbone(make(seed=seed)).parameters()[0]["conv0_weight"] for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+def test_seed_of_the_centres(head: Head, make: Callable[..., Config]) -> None:
+    """First values: the same for the same seed, others for another."""
+    one, again, other = (head(make(seed=seed)).shards[0].state().centres for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(("key", "value", "others", "honoured"), [
@@ -88,11 +106,43 @@ def test_fp16() -> None:
         assert dtypes(fp16=True) == {"bfloat16", "float32", None}
 
 
-def head(config: Config) -> ShardedHead | TripletHead:
-    return make_head(config, CLASSES, choose_engine(), SingleProcess())
+def test_fp16_of_torch(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the backbone of a GPU is made with; on a CPU, features of bfloat16's precision."""
+    pytest.importorskip("torch")
+    with monkeypatch.context() as patch:
+        patch.setattr("recognition.engines.torch.engine.ReplicatedBackbone", lambda *place, **options: options)
+        for options, low, value in (({"fp16": True}, "torch.float16", 1024), ({"fp16_scale": 64}, "torch.float16", 64),
+                                    ({}, "None", None)):
+            given = backbone(make(engine="torch", devices=GPU, **options))
+            scale = given["loss_scale"]
+            assert (str(given["low"]), scale and scale.value) == (low, value)
+    images = np.random.RandomState(0).randint(0, 256, (12, 3, 112, 112)).astype(np.uint8)
+    exact = backbone(make(engine="torch")).forward(images)
+    monkeypatch.setattr("recognition.engines.numbers.require_bfloat16", lambda what: None)  # slow without it, but right
+    made = backbone(make(engine="torch", fp16=True))
+    error = np.abs(made.forward(images) - exact).max() / np.abs(exact).max()
+    assert made.loss_scale is None and 2**-14 < error < 2**-6  # 8 bits in each of two layers
 
 
-def test_loss_name(make: Callable[..., Config]) -> None:
+def test_memonger(engine: str, make: Callable[..., Config]) -> None:
+    """A step with dropout ends with the same bits."""
+    tiny = {"net_name": "fmobilefacenet", "net_output": "E", "net_multiplier": 0.25, "net_blocks": [1, 1, 1, 1],
+            "per_batch_size": 4}
+    images = np.random.RandomState(0).randint(0, 256, (4, 3, 112, 112)).astype(np.uint8)
+
+    def after_a_step(memonger: bool) -> dict[str, np.ndarray]:
+        made = backbone(make(memonger=memonger, **tiny))
+        features = made.forward(images)
+        made.backward(features)
+        made.step(0.1)
+        parameters, auxiliary = made.parameters()
+        return {**parameters, **auxiliary, "features": features}
+
+    plain, again = after_a_step(False), after_a_step(True)
+    assert [name for name in plain if plain[name].tobytes() != again[name].tobytes()] == []
+
+
+def test_loss_name(head: Head, make: Callable[..., Config]) -> None:
     """Plain inner products, a margin on unit vectors, triplets on squared distances and on angles."""
     x = np.random.RandomState(0).rand(6, DIM).astype(np.float32) * 3
     labels = np.arange(6)
@@ -110,12 +160,20 @@ def test_loss_name(make: Callable[..., Config]) -> None:
     assert losses["margin_softmax"] > 20  # s = 64 and m2 = 0.5 far from any centre
 
 
-def test_margins() -> None:
-    margin = margin_of(Config(loss_s=10, loss_m1=0.9, loss_m2=0.4, loss_m3=0.1))
+def test_margins(head: Head, make: Callable[..., Config]) -> None:
+    """The loss by the formula in float64, of which one is the target's logit; rounding of float32 apart."""
+    options = {"loss_s": 10, "loss_m1": 0.9, "loss_m2": 0.4, "loss_m3": 0.1}
+    margin = margin_of(Config(**options))
     assert margin.target(np.cos([1.2]))[0][0] == pytest.approx(10 * (np.cos(0.9 * 1.2 + 0.4) - 0.1), rel=1e-12)
+    made, x = head(make(**options)), np.random.RandomState(0).standard_normal((1, DIM)).astype(np.float32)
+    w = made.shards[0].state().centres.astype(np.float64)
+    cosines = (w @ x[0].astype(np.float64)) / np.linalg.norm(w, axis=1) / np.linalg.norm(x.astype(np.float64))
+    others, target = np.exp(10 * np.delete(cosines, 3)).sum(), 10 * (np.cos(0.9 * np.arccos(cosines[3]) + 0.4) - 0.1)
+    assert made.forward_backward(x, np.array([3])).loss == pytest.approx(
+        np.log(others + np.exp(target)) - target, rel=1e-5)
 
 
-def test_loss_K(make: Callable[..., Config]) -> None:
+def test_loss_K(head: Head, make: Callable[..., Config]) -> None:
     """Three rows a class, of which the nearest counts: with all features at one place the other two do not move."""
     made = head(make(loss_K=3, loss_s=1, wd=0))
     (shard,), before = made.shards, made.shards[0].state().centres.copy()
@@ -126,7 +184,7 @@ def test_loss_K(make: Callable[..., Config]) -> None:
 
 
 @pytest.mark.parametrize(("sample_ratio", "moving"), [(1.0, 11), (0.5, 6), (0.3, 3)])
-def test_sample_ratio(make: Callable[..., Config], sample_ratio: float, moving: int) -> None:
+def test_sample_ratio(head: Head, make: Callable[..., Config], sample_ratio: float, moving: int) -> None:
     """That share of the centres takes part in a step, those of the batch among them; the others stay."""
     made = head(make(sample_ratio=sample_ratio))
     before = made.shards[0].state().centres.copy()
@@ -136,26 +194,25 @@ def test_sample_ratio(make: Callable[..., Config], sample_ratio: float, moving: 
     assert len(moved) == moving and {2, 7} <= set(moved.tolist())
 
 
-def step_of_w(config: Config) -> np.ndarray:
-    made = head(config)
+def step_of_w(made: ShardedHead | TripletHead) -> np.ndarray:
     before = made.shards[0].state().centres.astype(np.float64)
     made.forward_backward(np.random.RandomState(0).rand(4, DIM), np.arange(4))
     made.step(0.1)
     return made.shards[0].state().centres - before
 
 
-def test_factors_of_w(make: Callable[..., Config]) -> None:
+def test_factors_of_w(head: Head, make: Callable[..., Config]) -> None:
     """One step from no momentum: lr_mult lr (gradient + wd_mult wd w)."""
     options = {"loss_name": "softmax"}  # moderate gradients: what is left of a float32 difference is 1e-7 of W
-    free, fast = step_of_w(make(**options, wd=0)), step_of_w(make(**options, wd=0, fc7_lr_mult=3))
+    free, fast = step_of_w(head(make(**options, wd=0))), step_of_w(head(make(**options, wd=0, fc7_lr_mult=3)))
     np.testing.assert_allclose(fast, 3 * free, rtol=0, atol=1e-6)
-    once, twice = step_of_w(make(**options, wd=1)), step_of_w(make(**options, wd=1, fc7_wd_mult=2))
+    once, twice = step_of_w(head(make(**options, wd=1))), step_of_w(head(make(**options, wd=1, fc7_wd_mult=2)))
     np.testing.assert_allclose(twice - free, 2 * (once - free), rtol=0, atol=1e-6)
     assert min(np.abs(free).max(), np.abs(once - free).max()) > 1e-3
-    assert not step_of_w(make(wd=1, fc7_lr_mult=0)).any()
+    assert not step_of_w(head(make(wd=1, fc7_lr_mult=0))).any()
 
 
-def test_fc7_no_bias(make: Callable[..., Config]) -> None:
+def test_fc7_no_bias(head: Head, make: Callable[..., Config]) -> None:
     """train.py's softmax has a bias, which learns, unless this says that it has none."""
     for fc7_no_bias in (False, True):
         made = head(make(entry="train", loss_name="softmax", fc7_no_bias=fc7_no_bias))
@@ -165,20 +222,51 @@ def test_fc7_no_bias(make: Callable[..., Config]) -> None:
 
 
 def backbone(config: Config) -> Any:
-    return make_backbone(config, build_network(config), choose_engine(), SingleProcess())
+    return make_backbone(config, build_network(config), choose_engine(config.engine), SingleProcess())
+
+
+BATCH_NORM = """
+import mxnet as mx
+
+def get_symbol(emb_size, bn_mom, workspace):
+    x = mx.sym.Convolution(mx.sym.Variable("data"), num_filter=4, kernel=(7, 7), stride=(7, 7), workspace=workspace,
+                           name="conv0")
+    x = mx.sym.BatchNorm(x, fix_gamma=False, momentum=bn_mom, name="bn0")
+    return mx.sym.FullyConnected(x, num_hidden=emb_size, name="fc1")
+"""
+
+
+def test_momentum_of_statistics_and_workspace_of_convolutions(engine: str, make: Callable[..., Config],
+                                                              tmp_path: Path) -> None:
+    """A step moves the mean from 0 by 1 - bn_mom of the batch's; on CPUs a workspace changes no bit."""
+    (tmp_path / "normed.py").write_text(BATCH_NORM)
+    images = np.random.RandomState(0).randint(0, 256, (12, 3, 112, 112)).astype(np.uint8)
+
+    def after_a_step(**options: Any) -> tuple[np.ndarray, np.ndarray]:
+        made = backbone(make(net_name="normed", **options))
+        features = made.forward(images)
+        made.backward(np.ones_like(features))
+        return features, made.parameters()[1]["bn0_moving_mean"]
+
+    features, mean = after_a_step(bn_mom=0)
+    slower = after_a_step(bn_mom=0.9)
+    np.testing.assert_allclose(slower[1], 0.1 * mean, rtol=1e-4)  # 1 - 0.9 in float32
+    assert np.abs(mean).min() > 0.1
+    assert after_a_step(bn_mom=0.9, workspace=1)[0].tobytes() == features.tobytes() == slower[0].tobytes()
 
 
 def decayed(config: Config, steps: int) -> dict[str, np.ndarray]:
-    """By what part of its first value a parameter moved in steps of decay alone, without gradients, at lr 0.1."""
+    """By what part of its first value a parameter moved in steps of decay alone, gradients of zero, at lr 0.1."""
     made = backbone(config)
     before = made.parameters()[0]
     for _ in range(steps):
+        made.backward(np.zeros_like(made.forward(np.zeros((12, 3, 112, 112), np.uint8))))
         made.step(0.1)
     after = made.parameters()[0]
     return {name: np.mean(1 - after[name] / before[name]) for name in before if before[name].all()}
 
 
-def test_decay_and_momentum(make: Callable[..., Config]) -> None:
+def test_decay_and_momentum(engine: str, make: Callable[..., Config]) -> None:
     """wd 0.2 at lr 0.1: 2 % in the first step, and mom of that again in the second."""
     assert decayed(make(wd=0.2, mom=0.5), 1)["conv0_weight"] == pytest.approx(0.02, rel=1e-4)
     assert decayed(make(wd=0.2, mom=0.5), 2)["conv0_weight"] == pytest.approx(0.02 + 0.02 * 0.98 + 0.5 * 0.02, rel=1e-4)
@@ -186,7 +274,7 @@ def test_decay_and_momentum(make: Callable[..., Config]) -> None:
     assert decayed(make(wd=0), 3)["conv0_weight"] == 0
 
 
-def test_freezing_and_factors(make: Callable[..., Config]) -> None:
+def test_freezing_and_factors(engine: str, make: Callable[..., Config]) -> None:
     options = {"wd": 0.2, "mom": 0}
     held = decayed(make(**options, freeze="conv*"), 3)
     assert held["conv0_weight"] == 0 and held["fc1_weight"] > 0
@@ -194,3 +282,30 @@ def test_freezing_and_factors(make: Callable[..., Config]) -> None:
     assert once["conv0_weight"] == pytest.approx(0.02, rel=1e-4)
     slow = decayed(make(**options, lr_factor="*=0.5,fc1*=2"), 1)
     assert (slow["conv0_weight"], slow["fc1_weight"]) == (pytest.approx(0.01, rel=1e-4), pytest.approx(0.04, rel=1e-4))
+
+
+def test_adamw(engine: str, make: Callable[..., Config]) -> None:
+    """A step with the gradient g, and one with 0, by the formula in float64; SGD tells g. float32 to 1e-3: a moment is
+    what two of nearly one size leave."""
+    images = np.random.RandomState(0).randint(0, 256, (12, 3, 112, 112)).astype(np.uint8)
+
+    def moves(**options: Any) -> list[np.ndarray]:
+        made, found = backbone(make(wd=0, **options)), []
+        for size in (1, 0):
+            before = made.parameters()[0]["fc1_weight"].astype(np.float64)
+            features = made.forward(images)
+            made.backward(np.full_like(features, size))
+            made.step(0.01)
+            found.append(made.parameters()[0]["fc1_weight"] - before)
+        return found
+
+    g = moves(mom=0)[0] / -0.01
+    for b1, b2, eps in ((0.9, 0.999, 1e-8), (0.6, 0.9, float(np.abs(g).mean()))):
+        m, v = g * (1 - b1), g * g * (1 - b2)
+        wanted = []
+        for step in (1, 2):
+            wanted.append(-0.01 * m / (1 - b1**step) / (np.sqrt(v / (1 - b2**step)) + eps))
+            m, v = m * b1, v * b2
+        found = moves(optimizer="adamw", adam_beta1=b1, adam_beta2=b2, adam_eps=eps)
+        for ours, expected in zip(found, wanted):
+            np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-7)
