@@ -2,6 +2,7 @@
 """Processes that die, hang or are slow, through Horovod, servers and PyTorch: real ones, and what the launcher says."""
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -40,7 +41,10 @@ def main():
 
 sys.exit(main())
 """
-KINDS = pytest.mark.parametrize("kvstore", ["device", "dist_sync", "torch"], ids=["Horovod", "servers", "PyTorch"])
+WITH_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+KINDS = pytest.mark.parametrize("kvstore", [
+    pytest.param("device", id="Horovod"), pytest.param("dist_sync", id="servers"),
+    pytest.param("torch", id="PyTorch", marks=WITH_TORCH)])
 Launched = Callable[..., "tuple[int, str, float]"]
 
 
