@@ -212,14 +212,16 @@ def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int
             break
         time.sleep(POLL_SECONDS)
     failed = [node for node in nodes if node.status not in (None, *asked)]
-    # An error of its own or a signal counts before the loss of another process; then the first end that was seen.
-    culprit = min(failed, key=lambda node: (node.status == LostProcess.status, in_shell(node) in STOPPED, node.ended))
+    # An error of its own or a signal counts before the loss of another process, of which libraries abort, too; then the
+    # first end that was seen.
+    lost = (LostProcess.status, -signal.SIGABRT)
+    culprit = min(failed, key=lambda node: (node.status in lost, in_shell(node) in STOPPED, node.ended))
     status = culprit.status or 0
     how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
     if status == SSH_FAILED and culprit.host not in LOCAL:
         how += ", with which ssh says that it cannot reach a host or lost it"
     culprit.finish_output()
-    if culprit.status in (LostProcess.status, -signal.SIGABRT) and (silent := monitor.silent()):
+    if culprit.status in lost and (silent := monitor.silent()):
         names = ", ".join(describe(node) for node in nodes if node.worker in silent)
         say(f"no sign of life ever came from {names}")
     code = in_shell(culprit)
