@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices and workers of a run, from the ``--devices`` flag or from the environment.
 
-MXNet is not imported here: a GPU that does not exist is noticed by the code that first computes on it.
+No engine is imported here: a GPU that does not exist is noticed by the code that first computes on it.
 """
 from __future__ import annotations
 

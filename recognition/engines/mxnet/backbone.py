@@ -15,7 +15,7 @@ from recognition.engines.mxnet.finite import all_finite, all_usable
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.engines.mxnet.replica import Replica
-from recognition.engines.replicas import difference, gathered, mean
+from recognition.engines.replicas import Replicas, difference
 from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
@@ -23,7 +23,7 @@ from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
 
-class ReplicatedBackbone:
+class ReplicatedBackbone(Replicas):
     """Implements :class:`recognition.engines.interface.Backbone` with one bound network a device and one optimiser
     state for all of them.
 
@@ -31,6 +31,8 @@ class ReplicatedBackbone:
     moving statistics of all replicas of all processes, as ``Module.get_params`` always gave it. So ``embed``,
     ``parameters`` and ``state`` are collective: all processes call them together.
     """
+
+    to_host, fill = staticmethod(to_host), staticmethod(fill)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
@@ -66,26 +68,12 @@ class ReplicatedBackbone:
             replica.forward(part, is_train=True)
         return np.concatenate([replica.features() for replica in self.replicas])
 
-    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
-        return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
-
-    def backward(self, d_features: np.ndarray) -> None:
-        if self.loss_scale:
-            d_features = d_features * np.float32(self.loss_scale.value)
-        for replica, part in zip(self.replicas, self._parts(d_features)):
-            replica.backward(part)
-        self._reduce_gradients()
-
     def finite(self) -> bool:
         return all_finite(self.replicas[0].gradients, *(replica.auxiliary for replica in self.replicas))
 
     def sound(self) -> bool:
         return all_usable(self._parameters()) and all_finite(*self._optimiser.moments.values(), *(
             replica.auxiliary for replica in self.replicas))
-
-    @property
-    def _scale(self) -> float:
-        return self.loss_scale.value if self.loss_scale else 1.0
 
     def _parameters(self) -> dict[str, mx.nd.NDArray]:
         return {name: self.replicas[0].arguments[name] for name in self.names}
@@ -104,13 +92,6 @@ class ReplicatedBackbone:
         if self.loss_scale:
             self.loss_scale.count(finite=True)
 
-    def leave_out(self) -> None:
-        for replica in self.replicas:
-            replica.restore_statistics()
-        self._steps += 1
-        if self.loss_scale:
-            self.loss_scale.count(finite=False)
-
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         first_replica = self.replicas[0]
         parameters, gradients = ({name: float(np.sqrt(np.square(arrays[name].asnumpy(), dtype=np.float64).sum()))
@@ -126,37 +107,14 @@ class ReplicatedBackbone:
                 first_replica.gradients[name] += replica.gradients[name].as_in_context(first_replica.device)
         self.communicator.sum_in_place("gradient", [first_replica.gradients[name] for name in self._backward_order])
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        if len(self.replicas) * self.communicator.size == 1:  # the mean of one replica's statistics is its own
-            mx.nd.waitall()  # else as in _own_statistics
-            return self._inferred(images)
-        own = self._own_statistics()
-        of_all = mean(gathered(self.communicator, own))
-        for replica in self.replicas:
-            fill(replica.auxiliary, of_all)
-        features = self._inferred(images)
-        for replica, auxiliary in zip(self.replicas, own):
-            fill(replica.auxiliary, auxiliary)
-        return features
-
     def _inferred(self, images: np.ndarray) -> np.ndarray:
+        mx.nd.waitall()  # batch norm moves its statistics in the backward pass, for which a read does not wait
         return np.concatenate(embed(self.replicas, self.batch_size, images))[: len(images)]
-
-    def parameters(self) -> tuple[Arrays, Arrays]:
-        auxiliary = mean(gathered(self.communicator, self._own_statistics()))
-        return to_host(self.replicas[0].arguments, self.names), auxiliary
 
     def _own_statistics(self) -> list[Arrays]:
         # Batch norm moves its statistics in the backward pass, and a read of them does not wait for it by itself.
         mx.nd.waitall()
         return [to_host(replica.auxiliary) for replica in self.replicas]
-
-    def state(self) -> BackboneState:
-        updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
-        moments = {kind: to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
-        return BackboneState(parameters=to_host(self._parameters()), updates=updates or None,
-                             loss_scale=self.loss_scale.state() if self.loss_scale else None,
-                             auxiliary=gathered(self.communicator, self._own_statistics()), **moments)
 
     def difference(self, state: BackboneState) -> str:
         """The first name or shape by which a state differs from this network; '' if none does."""
@@ -164,22 +122,6 @@ class ReplicatedBackbone:
         return difference(state, {name: first_replica.arguments[name].shape for name in self.names},
                           list(self._optimiser.moments),
                           {name: array.shape for name, array in first_replica.auxiliary.items()})
-
-    def load(self, state: BackboneState, steps: int) -> None:
-        """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
-        for kind, arrays in self._optimiser.moments.items():
-            fill(arrays, getattr(state, kind))
-        if state.updates is not None:
-            self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
-        if self.loss_scale and state.loss_scale is not None:
-            self.loss_scale.load(state.loss_scale)
-        own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
-        first = self.communicator.rank * len(self.replicas)
-        of_all = mean(state.auxiliary)
-        for i, replica in enumerate(self.replicas):
-            fill(replica.arguments, state.parameters)
-            fill(replica.auxiliary, state.auxiliary[first + i] if own else of_all)
-        self._steps = steps
 
 
 def _norm(arrays: Mapping[str, mx.nd.NDArray]) -> float:

@@ -9,7 +9,7 @@ from typing import Callable
 import numpy as np
 
 from recognition.engines.interface import Arrays, BackboneState
-from recognition.engines.replicas import difference, gathered, mean
+from recognition.engines.replicas import Replicas, difference
 from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
@@ -22,7 +22,7 @@ from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
 
-class ReplicatedBackbone:
+class ReplicatedBackbone(Replicas):
     """Implements :class:`recognition.engines.interface.Backbone` with a network a device and one optimiser state for
     all of them.
 
@@ -30,6 +30,8 @@ class ReplicatedBackbone:
     moving statistics of all replicas of all processes. So ``embed``, ``parameters`` and ``state`` are collective: all
     processes call them together.
     """
+
+    to_host, fill = staticmethod(to_host), staticmethod(fill)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *, mu: float,
@@ -68,16 +70,6 @@ class ReplicatedBackbone:
             queued.append(replica.forward(part, int(seed)))
         return np.concatenate([features.cpu().numpy() for features in queued])
 
-    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
-        return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
-
-    def backward(self, d_features: np.ndarray) -> None:
-        if self.loss_scale:
-            d_features = d_features * np.float32(self.loss_scale.value)
-        for replica, part in zip(self.replicas, self._parts(d_features)):
-            replica.backward(part)
-        self._reduce_gradients()
-
     def _reduce_gradients(self) -> None:
         """Sum the gradients over replicas and processes."""
         sums = self._ordered(self.replicas[0].gradients)
@@ -98,10 +90,6 @@ class ReplicatedBackbone:
             all_finite(list(tensors.values()))
             for tensors in (*self._optimiser.moments.values(), *(replica.auxiliary for replica in self.replicas)))
 
-    @property
-    def _scale(self) -> float:
-        return self.loss_scale.value if self.loss_scale else 1.0
-
     def _parameters(self) -> dict[str, torch.Tensor]:
         return {name: self.replicas[0].arguments[name] for name in self.names}
 
@@ -121,13 +109,6 @@ class ReplicatedBackbone:
         if self.loss_scale:
             self.loss_scale.count(finite=True)
 
-    def leave_out(self) -> None:
-        for replica in self.replicas:
-            replica.restore_statistics()
-        self._steps += 1
-        if self.loss_scale:
-            self.loss_scale.count(finite=False)
-
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         first_replica = self.replicas[0]
         of_parameters, of_gradients = (
@@ -135,34 +116,11 @@ class ReplicatedBackbone:
             for tensors in (first_replica.arguments, first_replica.gradients))
         return of_parameters, of_gradients
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        if len(self.replicas) * self.communicator.size == 1:  # the mean of one replica's statistics is its own
-            return self._inferred(images)
-        own = self._own_statistics()
-        of_all = mean(gathered(self.communicator, own))
-        for replica in self.replicas:
-            fill(replica.auxiliary, of_all)
-        features = self._inferred(images)
-        for replica, auxiliary in zip(self.replicas, own):
-            fill(replica.auxiliary, auxiliary)
-        return features
-
     def _inferred(self, images: np.ndarray) -> np.ndarray:
         return np.concatenate(embed(self.replicas, self.batch_size, images))
 
-    def parameters(self) -> tuple[Arrays, Arrays]:
-        auxiliary = mean(gathered(self.communicator, self._own_statistics()))
-        return to_host(self.replicas[0].arguments, self.names), auxiliary
-
     def _own_statistics(self) -> list[Arrays]:
         return [to_host(replica.auxiliary) for replica in self.replicas]
-
-    def state(self) -> BackboneState:
-        updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
-        moments = {kind: to_host(tensors) for kind, tensors in self._optimiser.moments.items()}
-        return BackboneState(parameters=to_host(self._parameters()), updates=updates or None,
-                             loss_scale=self.loss_scale.state() if self.loss_scale else None,
-                             auxiliary=gathered(self.communicator, self._own_statistics()), **moments)
 
     def difference(self, state: BackboneState) -> str:
         """The first name or shape by which a state differs from this network; '' if none does."""
@@ -170,18 +128,3 @@ class ReplicatedBackbone:
                                  for tensors in (self._parameters(), self.replicas[0].auxiliary))
         return difference(state, parameters, list(self._optimiser.moments), auxiliary)
 
-    def load(self, state: BackboneState, steps: int) -> None:
-        """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
-        for kind, tensors in self._optimiser.moments.items():
-            fill(tensors, getattr(state, kind))
-        if state.updates is not None:
-            self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
-        if self.loss_scale and state.loss_scale is not None:
-            self.loss_scale.load(state.loss_scale)
-        own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
-        first = self.communicator.rank * len(self.replicas)
-        of_all = mean(state.auxiliary)
-        for i, replica in enumerate(self.replicas):
-            fill(replica.arguments, state.parameters)
-            fill(replica.auxiliary, state.auxiliary[first + i] if own else of_all)
-        self._steps = steps
