@@ -38,9 +38,9 @@ class DistributedCommunicator:
         :param patience: seconds that an exchange may take.
         :raises LostProcess: if the processes cannot connect.
         """
-        with_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        self._with_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         try:
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo", store=store, rank=rank,
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if self._with_gpus else "gloo", store=store, rank=rank,
                                            world_size=size, timeout=timedelta(seconds=patience))
         except RuntimeError as error:
             raise LostProcess(f"process {rank} of {size} cannot connect to the others: "
@@ -108,8 +108,9 @@ class DistributedCommunicator:
         if error is None:
             with contextlib.suppress(RuntimeError):  # the work is done, whatever becomes of the others
                 distributed.all_reduce(torch.zeros(1))  # a process that holds the store stays until all have left
-                distributed.destroy_process_group()
-        elif isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST):
+        if error is None or not self._with_gpus:  # NCCL would wait here for exchanges that nobody ends
+            distributed.destroy_process_group()  # Gloo's threads end: one that frees a tensor as Python ends aborts it
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST):
             raise LostProcess(f"process {self.rank} of {self.size}: the exchange broke off: another process ended or "
                               "hangs, and its own output says why") from None
 
