@@ -30,6 +30,7 @@ class SGD(NamedTuple):
     lr: float
     mu: float
     wd: float
+    updates: int = 0  # of the run, this one included: centres of 16 bits are rounded by it
 
 
 class ShardState(NamedTuple):

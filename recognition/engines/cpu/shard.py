@@ -178,7 +178,7 @@ class CpuShard:
 
     def _sgd(self, sgd: SGD) -> tuple[Step, Callable[[np.ndarray], None]]:
         """SGD's steps of centres and of their bias."""
-        lr, mu, wd = (np.float32(value) for value in sgd)
+        lr, mu, wd = (np.float32(value) for value in sgd[:3])
 
         def step(low: int, high: int, part: np.ndarray) -> None:
             if kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
@@ -197,7 +197,7 @@ class CpuShard:
     def _adamw(self, adamw: AdamWStep) -> tuple[Step, Callable[[np.ndarray], None]]:
         """AdamW's steps of centres and of their bias."""
         self._need_second_moments()
-        lr, wd, beta1, beta2, factor, eps = adamw
+        lr, wd, beta1, beta2, factor, eps, _ = adamw
         numbers = tuple(np.float32(value) for value in (beta1, beta2, lr * factor, eps, lr * wd))
 
         def step(low: int, high: int, part: np.ndarray) -> None:

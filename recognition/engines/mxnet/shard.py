@@ -215,9 +215,9 @@ class MxnetShard:
 def _step(optimiser: SGD | AdamWStep, w: mx.nd.NDArray, gradient: mx.nd.NDArray, *moments: mx.nd.NDArray) -> None:
     """Update an array and its moments, two with AdamW, in place."""
     if isinstance(optimiser, AdamWStep):
-        _, wd, beta1, beta2, factor, eps = optimiser
+        _, wd, beta1, beta2, factor, eps, _ = optimiser
         mx.nd.contrib.adamw_update(w, gradient, *moments, 1.0, lr=factor, eta=readable(optimiser.lr), wd=readable(wd),
                                    beta1=readable(beta1), beta2=readable(beta2), epsilon=eps, out=w)
     else:
-        lr, mu, wd = map(readable, optimiser)
+        lr, mu, wd = map(readable, optimiser[:3])
         mx.nd.sgd_mom_update(w, gradient, *moments, out=w, lr=lr, wd=wd, momentum=mu)
