@@ -28,6 +28,7 @@ from recognition.processes.communicator import Communicator
 LOG2_E = math.log2(math.e)
 RAISED = 2.0**14  # weights of float16, at most 1, so that 4e-12 is not yet 0
 LARGEST = 2.0**15  # of a weight in float16, below its largest number
+RENEWED = 16  # rows at a time whose norms are made
 PROGRAMS = 128  # of the first pass at least, where the number of multiprocessors is not known
 
 
@@ -51,13 +52,13 @@ class TritonShard(TorchShard):
         self._programs = card.multi_processor_count if card else PROGRAMS
         self._renew(0, len(centres))
 
-    def _renew(self, low: int, high: int) -> None:
-        """Norms and operands of rows ``low .. high - 1`` from W."""
+    def _renew(self, low: int, high: int, selected: torch.Tensor | None = None) -> None:
+        """Norms and operands of rows ``low .. high - 1`` from W; or of these places among the ``selected`` rows."""
         if high > low:
-            columns = self._tiles.own
-            kernels.renew[(-(-(high - low) // columns),)](
-                self._centres[0], self._inverse, self._operand, low, high, dim=self._dim, SCALED=self._scaled,
-                COLUMNS=columns, WIDTH=width_of(self._dim), num_warps=self._tiles.warps)
+            kernels.renew[(-(-(high - low) // RENEWED),)](
+                self._centres[0], self._inverse, self._operand, self._inverse if selected is None else selected, low,
+                high, dim=self._dim, SAMPLED=selected is not None, SCALED=self._scaled, COLUMNS=RENEWED,
+                WIDTH=width_of(self._dim))
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         super().load(state, first)
@@ -76,7 +77,8 @@ class TritonShard(TorchShard):
                  "SCALED": self._scaled, "FILTERED": self.ceiling < np.inf, "K": self.sub_centres, "PADDED": padded,
                  "ceiling": min(self.ceiling * LOG2_E, 1e30), "WIDTH": width_of(self._dim),
                  "num_warps": self._tiles.warps, "num_stages": self._tiles.stages, "batch": len(self._x),
-                 "classes": self._classes_now()}
+                 "classes": self._classes_now(),
+                 "WIDENED": self.device.type == "cpu" and self._products == torch.bfloat16}
         rows = self._inverse if selected is None else selected  # not read without a sample
         return (self._x.to(self._products), self._operand, self._inverse, rows, self._places(
             self._targets.first // self.sub_centres)), named
@@ -132,7 +134,7 @@ class TritonShard(TorchShard):
             return 0.0
         if replicas.size > 1:  # sums of the processes' gradients go through chunks
             squares = super().update(optimiser, replicas, measure)
-            self._renew(0, len(self._inverse))
+            self._renew(0, len(self._rows), self._rows.selected)
             return squares
         adamw = isinstance(optimiser, AdamWStep)
         if adamw:
@@ -152,6 +154,7 @@ class TritonShard(TorchShard):
             gain=self._gain, factor=self._factor / self._gain, key=_signed(keys[0]), key2=_signed(keys[1]),
             first_row=self.start * self.sub_centres, ADAMW=adamw, ROUNDED=self._centres[0].dtype == torch.bfloat16,
             MEASURED=measure, BATCH=self._tiles.others, COLUMNS=columns, **numbers, **named)
+        self._renew(0, len(self._rows), self._rows.selected)
         self._sound &= (self._inverse > 0).all()
         return float(squares.double().sum()) if measure else 0.0
 
