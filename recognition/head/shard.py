@@ -53,6 +53,7 @@ class Shard(Protocol):
     start: int
     stop: int
     with_bias: bool
+    about: str  # a line for the start of a run: what computes the shard, where there is a choice; else empty
 
     @property
     def finite(self) -> bool:

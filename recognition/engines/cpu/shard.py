@@ -38,6 +38,8 @@ class CpuShard:
     A step on a sample of the classes reads and updates their centres in place.
     """
 
+    about = ""
+
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
                  with_bias: bool = False, seed: int = 0, ceiling: float = np.inf) -> None:
         self.start, self.stop = start, stop

@@ -32,6 +32,8 @@ class MxnetShard:
     the device and back, so a shard may be many times as large as the device's memory.
     """
 
+    about = ""
+
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
                  on_host: bool = False) -> None:

@@ -20,6 +20,7 @@ from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
 from recognition.engines.torch.shard_steps import step
 from recognition.engines.torch.stored_rows import StoredRows
+from recognition.head.rounding import key_of
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
@@ -31,7 +32,6 @@ from recognition.head.shard import (
     rows_of,
     target_columns,
 )
-from recognition.head.rounding import key_of
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
@@ -96,6 +96,7 @@ class TorchShard:
             rows = slice((low - start) * sub_centres, (high - start) * sub_centres)
             self._centres[0][rows] = torch.from_numpy(initial_centres(seed, low, high, sub_centres, dim))
         self._bias = self._rows.zeros(2)
+        self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self.select(None)
 
@@ -124,7 +125,8 @@ class TorchShard:
                 arrays.append(torch.zeros_like(arrays[0]))
 
     def norms(self) -> tuple[float, float]:
-        lengths = [_lengths(part.to(self.device).float(), torch.float64) for part in self._centres[0].split(ROWS_AT_ONCE)]
+        parts = (part.to(self.device).float() for part in self._centres[0].split(ROWS_AT_ONCE))
+        lengths = [_lengths(part, torch.float64) for part in parts]
         if not len(self._centres[0]):
             return np.inf, 0.0
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))

@@ -148,10 +148,7 @@ def renew(centres, inverse, operand, selected, first, last, dim: tl.constexpr, S
     """
     place = first + tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = place < last
-    if SAMPLED:
-        row = tl.load(selected + place, mask=there, other=0)
-    else:
-        row = place.to(tl.int64)
+    row = tl.load(selected + place, mask=there, other=0) if SAMPLED else place.to(tl.int64)
     d = tl.arange(0, WIDTH)
     at = row[:, None] * dim + d[None, :]
     inside = there[:, None] & (d < dim)[None, :]

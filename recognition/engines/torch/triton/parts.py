@@ -16,10 +16,7 @@ def rows_of_tile(tile, classes, selected, SAMPLED: tl.constexpr, K: tl.constexpr
     k = column % PADDED
     there = (number < classes) & (k < K)
     place = number * K + k
-    if SAMPLED:
-        row = tl.load(selected + place, mask=there, other=0)
-    else:
-        row = place.to(tl.int64)
+    row = tl.load(selected + place, mask=there, other=0) if SAMPLED else place.to(tl.int64)
     return number, place, row, there
 
 

@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.shard import TorchShard, Weights
+from recognition.engines.torch.shard import TorchShard
 from recognition.engines.torch.triton import kernels
 from recognition.engines.torch.triton.tiles import tiles_for, width_of
 from recognition.head.rounding import key_of
@@ -50,6 +50,8 @@ class TritonShard(TorchShard):
         self._tiles = tiles_for(dim, centres.new_empty(0, dtype=self._products).element_size(),
                                 card.shared_memory_per_block_optin if card else 1 << 20)
         self._programs = card.multi_processor_count if card else PROGRAMS
+        self.about = f"head: Triton's kernels, products of {self._products}".replace("torch.", "") + (
+            f"; {self.about}" if self.about else "")
         self._renew(0, len(centres))
 
     def _renew(self, low: int, high: int, selected: torch.Tensor | None = None) -> None:
