@@ -205,7 +205,8 @@ def test_the_head_says_why_it_has_no_kernels() -> None:
     assert about(low_products=True) == (
         "head: float32 rather than Triton's kernels of 16 bits: the kernels are for GPUs")
     assert about(low_products=True, normalised=False).endswith("are not those of unit vectors")
-    assert choice.why_not(torch.device("cuda"), 513, False, True) == "features have 513 numbers, and the kernels take 512"
+    assert choice.why_not(torch.device("cuda"), 513, False, True) == (
+        "features have 513 numbers, and the kernels take 512")
     assert choice.why_not(torch.device("cuda"), 512, True, True) == "its class centres are in the host's memory"
     assert [Config(fp16=fp16, head_products=products).low_products for fp16, products in (
         (False, "auto"), (True, "auto"), (True, "float32"), (False, "float16"))] == [False, True, False, True]
@@ -224,9 +225,9 @@ def test_the_trial_before_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow  # a minute
 @pytest.mark.parametrize("card", [80, 90])
 def test_the_kernels_compile_for_a_card(card: int) -> None:
-    """Without one: Triton's compiler makes machine code for any. In a process of its own, outside of the interpreter."""
+    """Without one: Triton's compiler makes machine code for any. In a process of its own, where no interpreter is."""
     environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-m", "bench.gpu.compiled", str(card)], env=environ, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("registers") == 2
+    assert done.stdout.count("registers") == 4

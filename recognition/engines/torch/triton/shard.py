@@ -13,6 +13,7 @@ Targets' similarities are float32, and margins float64, as in chunks. In 16 bits
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -39,8 +40,8 @@ class TritonShard(TorchShard):
     """
 
     def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, products: torch.dtype = torch.float16,
-                 **options: object) -> None:
-        super().__init__(device, start, stop, dim, **options)  # type: ignore[arg-type]
+                 **options: Any) -> None:
+        super().__init__(device, start, stop, dim, **options)
         self._dim, centres = dim, self._centres[0]
         self._products = centres.dtype if centres.dtype == torch.bfloat16 else products
         self._scaled = self._products == centres.dtype  # W itself is the operand
@@ -71,7 +72,7 @@ class TritonShard(TorchShard):
         """The number of selected classes."""
         return len(self._rows) // self.sub_centres
 
-    def _common(self) -> tuple[tuple[object, ...], dict[str, object]]:
+    def _common(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What both passes take: the first arguments, and those by name."""
         padded = 1 << (self.sub_centres - 1).bit_length()
         selected = self._rows.selected
