@@ -127,16 +127,20 @@ def update(x, operand, inverse, selected, targets, nearest, weights, references,
     quarter: tl.constexpr = WIDTH // 4
     square = optimise(a, 0, along, lengths, row, there, centres=centres, first_moment=first_moment,
                       second_moment=second_moment, rate=rate, decay=decay, beta1=beta1, beta2=beta2, move=move,
-                      eps=eps, key=key, key2=key2, first_row=first_row, dim=dim, ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
+                      eps=eps, key=key, key2=key2, first_row=first_row, dim=dim,
+                      ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
     square += optimise(b, quarter, along, lengths, row, there, centres=centres, first_moment=first_moment,
                        second_moment=second_moment, rate=rate, decay=decay, beta1=beta1, beta2=beta2, move=move,
-                       eps=eps, key=key, key2=key2, first_row=first_row, dim=dim, ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
+                       eps=eps, key=key, key2=key2, first_row=first_row, dim=dim,
+                       ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
     square += optimise(c, 2 * quarter, along, lengths, row, there, centres=centres, first_moment=first_moment,
                        second_moment=second_moment, rate=rate, decay=decay, beta1=beta1, beta2=beta2, move=move,
-                       eps=eps, key=key, key2=key2, first_row=first_row, dim=dim, ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
+                       eps=eps, key=key, key2=key2, first_row=first_row, dim=dim,
+                       ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
     square += optimise(e, 3 * quarter, along, lengths, row, there, centres=centres, first_moment=first_moment,
                        second_moment=second_moment, rate=rate, decay=decay, beta1=beta1, beta2=beta2, move=move,
-                       eps=eps, key=key, key2=key2, first_row=first_row, dim=dim, ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
+                       eps=eps, key=key, key2=key2, first_row=first_row, dim=dim,
+                       ADAMW=ADAMW, ROUNDED=ROUNDED, WIDTH=quarter)
     if MEASURED:
         tl.store(squares + place, square, mask=there)
 
