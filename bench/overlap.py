@@ -37,7 +37,7 @@ def work(network: str, batch: int, steps: int) -> None:
     from recognition.engines.choose import choose_engine
     from recognition.engines.interface import Backbone
     from recognition.engines.mxnet.imports import mx
-    from recognition.engines.mxnet.processes import make_communicator
+    from recognition.engines.mxnet.processes.choose import make_communicator
     from recognition.networks import build_symbol
     from recognition.processes.communicator import Communicator, SingleProcess
     from recognition.training.parts import make_backbone

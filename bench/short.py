@@ -58,15 +58,17 @@ class Bench(NamedTuple):
 
 
 BENCHES = (
-    Bench("backbone", "--networks y1 r50 --batch 8 --repeats 2", "images/s, to the graph as it stands",
+    Bench("networks.backbone", "--networks y1 r50 --batch 8 --repeats 2", "images/s, to the graph as it stands",
           more=tuple(f"{network} {what}, passes" for network in ("y1", "r50") for what in ("training", "inference"))),
-    Bench("prelu", "--batch 8 --repeats 3 --networks", "ms that MXNet's operator adds, to those that the pass adds",
+    Bench("networks.prelu", "--batch 8 --repeats 3 --networks",
+          "ms that MXNet's operator adds, to those that the pass adds",
           more=("all maps",)),
-    Bench("winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",
+    Bench("networks.winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",
           more=("layers", "layers, normed", "r18"), threads=1),
-    Bench("bfloat16", "--networks r18 --batch 8 --repeats 3", "images/s in training, to float32 with the same passes",
+    Bench("networks.bfloat16", "--networks r18 --batch 8 --repeats 3",
+          "images/s in training, to float32 with the same passes",
           more=("r18",)),
-    Bench("memonger", "--networks r50 --batch 8 --repeats 2", "MB and ms of a step, to maps kept",
+    Bench("networks.memonger", "--networks r50 --batch 8 --repeats 2", "MB and ms of a step, to maps kept",
           less=("r50 maps, memonger", "r50 peak, memonger", "r50 step, memonger")),
     Bench("head", "--most 200000 --repeats 3", "seconds and peak memory of the old way, to this one",
           more=tuple(f"200000 classes{variant}{what}" for what in ("", ", memory") for variant in (
