@@ -12,7 +12,6 @@ believe it. The exit status is 1 if a bench did not run to its end, but not if o
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -214,8 +213,7 @@ def origins(stored: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 @command
 def main(arguments: Sequence[str] | None = None, benches: Sequence[Bench] = BENCHES, figures: Path = FIGURES) -> int:
     names = [bench.name for bench in benches]
-    parser = Parser(prog="python -m bench.short", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m bench.short", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="BENCH", help=", ".join(names))
     parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for each; then it has failed")
     parser.add_argument("--store", action="store_true", help=f"write the figures of those that ran to {figures.name}")
