@@ -10,13 +10,13 @@ import numpy as np
 
 from recognition.engines.interface import Arrays, BackboneState
 from recognition.engines.replicas import Replicas, difference
-from recognition.engines.torch.distributed_communicator import DistributedCommunicator
 from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.engines.torch.placed import embed, fill, to_host
+from recognition.engines.torch.processes.communicator import DistributedCommunicator
+from recognition.engines.torch.processes.summing import Summing
 from recognition.engines.torch.replica import Replica
-from recognition.engines.torch.summing import Summing
 from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors

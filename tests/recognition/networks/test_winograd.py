@@ -13,7 +13,8 @@ from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import has_winograd, winograd
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.graph import rewrite
 from recognition.networks.initialise import initialise
 from recognition.networks.shapes import infer_shapes

@@ -49,7 +49,7 @@ def winograd(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -> Grap
 
 def held_copies(graph: Graph, image_shape: tuple[int, ...], batch: int) -> int:
     """Bytes that MXNet holds beside its plan for the pass's operators: the gradients of their outputs in NCHW, each
-    until the operator's next step. In r50 at 32 images that is 0.73 GB of 3.5 (``bench.memonger``)."""
+    until the operator's next step. In r50 at 32 images that is 0.73 GB of 3.5 (``bench.networks.memonger``)."""
     found = all_shapes(graph, (batch, *image_shape))
     return 4 * sum(math.prod(shapes[0]) for node, shapes in zip(graph.nodes, found) if node.op == "Custom")
 

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from recognition.engines.torch.summing import Summing  # noqa: E402
+from recognition.engines.torch.processes.summing import Summing  # noqa: E402
 from recognition.processes.communicator import SingleProcess  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -21,7 +21,7 @@ COLLECTIVES = """
 import sys
 import numpy as np
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.processes.choose import make_communicator
 from recognition.engines.torch.shard import TorchShard
 from recognition.head.margin import Margin
 from recognition.head.shard import split_classes
@@ -92,7 +92,7 @@ from recognition.errors import command
 def main():
     from recognition.engines.torch.imports import torch
     from recognition.processes.communicator import largest
-    from recognition.engines.torch.processes import make_communicator
+    from recognition.engines.torch.processes.choose import make_communicator
     with make_communicator("device") as communicator:
         largest(communicator, 1)
         for i in range(100000):
@@ -174,7 +174,7 @@ def test_buckets_keep_the_order_and_part_by_size_and_type(monkeypatch: pytest.Mo
 
 
 def test_an_error_of_this_program_is_not_taken_for_a_lost_process(tmp_path: Path) -> None:
-    body = ("from recognition.engines.torch.processes import make_communicator\n"
+    body = ("from recognition.engines.torch.processes.choose import make_communicator\n"
             "with make_communicator('device'):\n    raise RuntimeError('shapes differ')\n")
     run = launch(tmp_path, 1, body)
     assert run.returncode == 1 and re.search("RuntimeError: shapes differ$", run.stderr, re.M)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares 3 x 3 convolutions by Winograd's algorithm with MXNet's: layers alone, between batch norms, and in steps.
 
-    OMP_NUM_THREADS=1 python -m bench.winograd --batch 16 --repeats 5 --networks r18 r50
+    OMP_NUM_THREADS=1 python -m bench.networks.winograd --batch 16 --repeats 5 --networks r18 r50
 
 The first table has the milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
 batch norms, which keep maps in oneDNN's own layout: there our code pays for the conversion to and fro. The second has a
@@ -20,7 +20,8 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.summing import Summing
+from recognition.engines.torch.processes.summing import Summing
 from recognition.errors import LostProcess
 
 distributed = torch.distributed
