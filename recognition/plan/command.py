@@ -21,6 +21,7 @@ from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
 from recognition.io.files import replacing, require_new
+from recognition.plan.head_costs import RESERVE_GB
 
 if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
@@ -28,9 +29,6 @@ if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need
 # Flags of train_parall.py.
 PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
-# GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
-# CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
-RESERVE_GB = {"gpu": 2.5, "cpu": 0.5}
 COLUMN_WIDTH = 16
 FLAG_TYPES = {
     "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),

@@ -21,6 +21,7 @@ from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
+from recognition.plan.this_run import memory_line
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
@@ -83,6 +84,8 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     require_alike(identity := identity_of(config, dataset), communicator)
 
     graph = build_network(config)
+    if line := memory_line(config, graph, engine, dataset.num_classes, communicator.size):
+        print(line, flush=True)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
