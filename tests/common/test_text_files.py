@@ -16,7 +16,8 @@ from common.face_align import main as face_align
 from common.groups import read_list
 from common.pack_folder import main as pack_folder
 from common.sets.image_sources import read_identities
-from common.sets.pair_lists import read_pairs, with_other_endings
+from common.sets.named_images import with_other_endings
+from common.sets.pair_lists import read_pairs
 from common.sets.text_columns import read_whole_numbers
 from common.unpack_parts import read_sums
 from recognition.data.dataset import open_dataset
