@@ -11,14 +11,19 @@ from recognition.errors import UserError
 
 
 def below(folder: Path, name: str) -> str:
-    """The name of an image as a path below the folder: an absolute path into it becomes relative, and the backslashes
-    of Windows become slashes where no file has such a name. Any other name stays."""
-    if "\\" in name and "\0" not in name and not os.path.lexists(folder / name):
-        name = name.replace("\\", "/")
+    """The name of an image as a path below the folder: an absolute path into it becomes relative, and backslashes are
+    those of :func:`with_slashes`. Any other name stays."""
+    name = with_slashes(folder, name)
     for place in (folder.absolute(), folder.resolve()):
         if name.startswith("/") and place in Path(name).parents:
             return str(Path(name).relative_to(place))
     return name
+
+
+def with_slashes(folder: Path, name: str) -> str:
+    """A name in which the backslashes of Windows are slashes, unless the folder has a file of that very name."""
+    known = "\\" not in name or "\0" in name or os.path.lexists(folder / name)
+    return name if known else name.replace("\\", "/")
 
 
 def with_other_endings(folder: Path, names: Iterable[str]) -> dict[str, str]:
