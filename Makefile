@@ -62,7 +62,7 @@ bench:
 lint:
 	@$(install) $(MXNET) plot test
 	@$(python) -m ruff check .
-	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py faults/*.py)
+	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py bench/*/*.py faults/*.py)
 
 chaos:
 	@$(install) $(MXNET) plot test horovod

@@ -100,8 +100,7 @@ def draw_pairs(pack: Path, path: Path) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__)
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, metavar="DIR", help="the folder that the list's paths count from")
     add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")

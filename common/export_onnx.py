@@ -133,8 +133,7 @@ def _tell(agreements: list[Agreement] | None) -> None:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    flags = Parser("python -m common.export_onnx", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.export_onnx", description=__doc__)
     flags.add_argument("--model", required=True, help="checkpoint: PREFIX,EPOCH, PREFIX, or its folder")
     flags.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
     flags.add_argument("--float16", action="store_true", help="parameters and layers in float16")

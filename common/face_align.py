@@ -93,8 +93,7 @@ def _aligned(source: Path, names: Sequence[str], aligner: Aligner) -> Iterator[t
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.face_align", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.face_align", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a folder of images, at any depth")
     add("output", type=Path, help="a new folder")

@@ -95,8 +95,7 @@ def table(rows: list[dict[str, Any]], batches: list[int]) -> str:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    flags = Parser("python -m common.flops_counter", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.flops_counter", description=__doc__)
     flags.add_argument("--network", nargs="+", default=[], metavar="NAME", help="network presets; all: each there is")
     flags.add_argument("--model", nargs="+", default=[], metavar="PREFIX,EPOCH", help="checkpoints")
     flags.add_argument("--config", type=Path, help="where the presets are (default: config.py, else sample_config.py)")

@@ -102,8 +102,7 @@ def evaluate_groups(embed: Embed, listed: Listed, batch_size: int, size: int = 1
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.groups", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.groups", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     add("--list", type=Path, required=True, metavar="FILE", help="image, identity and group, a line each")

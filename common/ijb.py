@@ -116,8 +116,7 @@ def evaluate_ijb(embed: Embed, data: Path, batch_size: int, size: int = 112, far
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.ijb", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.ijb", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="the folder with loose_crop and meta")

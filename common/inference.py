@@ -34,8 +34,7 @@ Found = dict[str, Any]
 
 
 def parser() -> Parser:
-    flags = Parser("python -m common.inference", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.inference", description=__doc__)
     flags.add_argument("--model", required=True, help="checkpoint: PREFIX,EPOCH, PREFIX, or its folder")
     what = flags.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", type=Path, metavar="PATH", help="a folder of images, at any depth, or one image")

@@ -117,8 +117,7 @@ def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[P
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.pack_folder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.pack_folder", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a folder with a folder of images for each person, or a list file: path<TAB or space>"
         "label, or InsightFace's flag<TAB>path<TAB>label; its paths count from its folder")

@@ -72,8 +72,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> argparse.Names
 
 def _parser(description: str | None) -> Parser:
     """The parser of all flags. It returns text, which FLAG_TYPES read and check."""
-    parser = Parser(prog="python -m recognition.launch", description=description,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m recognition.launch", description=description)
     parser.add_argument("-np", "--workers", required=True, metavar="N", help="worker processes")
     parser.add_argument("--hosts", metavar="A:2,B:2", help="hosts and how many workers each takes")
     parser.add_argument("--servers", metavar="S", help="parameter servers; 0 for Horovod "

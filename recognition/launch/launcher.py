@@ -120,7 +120,7 @@ def meeting(places: Sequence[Place], address: str, interface: str | None, comman
     """
     variables = torch_variables(places[0].hostname, address, interface)
     if uses_horovod(command):
-        from recognition.engines.mxnet.horovod_rendezvous import rendezvous
+        from recognition.engines.mxnet.processes.horovod_rendezvous import rendezvous
 
         variables |= stack.enter_context(rendezvous(places, address, interface))
     return variables

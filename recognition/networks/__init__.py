@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, one family a module, with the names, shapes and graphs of the public MXNet recipes.
+"""The networks, one family a module of ``families``, with the names, shapes and graphs of the public MXNet recipes.
 
 A family is a module with ``get_symbol(**options)``; the options are keys of the configuration by the same names.
 A network of the user's own is a file of that form: see ``own_network`` of an engine.
@@ -14,7 +14,7 @@ from typing import Any, Callable
 from recognition.config import types
 from recognition.config.user_code import find_network
 from recognition.errors import UserError
-from recognition.networks import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
+from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes

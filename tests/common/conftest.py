@@ -14,7 +14,8 @@ from common.sets.image_files import read_image
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fmobilefacenet, sym
+from recognition.networks import sym
+from recognition.networks.families import fmobilefacenet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.training.checkpoints.checkpoint import save_checkpoint

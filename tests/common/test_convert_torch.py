@@ -16,7 +16,7 @@ from common.export.iresnet import pairs
 from common.export.torch_file import read_tensors, write_tensors
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks import fresnet
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint

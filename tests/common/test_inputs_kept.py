@@ -28,7 +28,8 @@ from common.faces.landmark_files import write_landmarks
 from common.sets.training_set import write_training_set
 from recognition.config.options import Config
 from recognition.data.verification_set import save_bin
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.run import train

@@ -188,7 +188,7 @@ def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Pa
     """A stopped process neither dies nor answers; Horovod's processes tell how far they have come."""
     body = """
 from recognition.processes.communicator import largest
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
 with make_communicator("device") as communicator:
     for i in range(1000):
         largest(communicator, i)

@@ -14,7 +14,7 @@ from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import check_gpu, mx
 from recognition.engines.mxnet.own_network import own_symbol
 from recognition.engines.mxnet.passes.choose import prepare
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.engines.numbers import make_loss_scale, numbers

@@ -14,6 +14,8 @@ from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, Optimiser, SgdOptimiser
 from recognition.engines.torch.placed import embed, fill, to_host
+from recognition.engines.torch.processes.communicator import DistributedCommunicator
+from recognition.engines.torch.processes.summing import Summing
 from recognition.engines.torch.replica import Replica
 from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
@@ -54,6 +56,10 @@ class ReplicatedBackbone(Replicas):
         self._backward_order = [name for name in reversed(graph.list_arguments()) if name in parameters]
         self.replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute)
                          for device in devices]
+        # With one device a process, gradients are summed over the processes while the backward pass goes on.
+        alone = len(devices) == 1 and isinstance(communicator, DistributedCommunicator)
+        self._early = Summing(communicator) if alone else None
+        self.replicas[0].ready = self._early.add if self._early else None
         arguments = self.replicas[0].arguments
         self._optimiser: Optimiser = (AdamWOptimiser(arguments, self.names, adamw, wd) if adamw else
                                       SgdOptimiser(arguments, self.names, mu, wd))
@@ -72,6 +78,8 @@ class ReplicatedBackbone(Replicas):
 
     def _reduce_gradients(self) -> None:
         """Sum the gradients over replicas and processes."""
+        if self._early:
+            return self._early.finish()
         sums = self._ordered(self.replicas[0].gradients)
         for replica in self.replicas[1:]:
             torch._foreach_add_(sums, [gradient.to(self.replicas[0].device)

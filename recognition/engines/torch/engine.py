@@ -15,7 +15,7 @@ from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.embedder import Embedder
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.placed import torch_device
-from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.processes.choose import make_communicator
 from recognition.engines.torch.profiler import TorchProfiler
 from recognition.errors import UserError
 from recognition.head.shard import Shard
@@ -43,7 +43,7 @@ class TorchEngine:
         return numbers(computing)
 
     def own_network(self, config: Any, path: Path) -> Graph:
-        from recognition.engines.torch.own_network import own_network
+        from recognition.engines.torch.modules.own_network import own_network
 
         return own_network(config, path)
 

@@ -15,9 +15,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from recognition import networks  # noqa: E402
-from recognition.engines.torch.module_graph import module_graph  # noqa: E402
+from recognition.engines.torch.modules.graph import module_graph  # noqa: E402
+from recognition.engines.torch.modules.own_network import own_network  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
-from recognition.engines.torch.own_network import own_network  # noqa: E402
 from recognition.errors import UserError  # noqa: E402
 from recognition.networks.flops import count_flops  # noqa: E402
 from recognition.networks.graph import Graph  # noqa: E402

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares 3 x 3 convolutions by Winograd's algorithm with MXNet's: layers alone, between batch norms, and in steps.
 
-    OMP_NUM_THREADS=1 python -m bench.winograd --batch 16 --repeats 5 --networks r18 r50
+    OMP_NUM_THREADS=1 python -m bench.networks.winograd --batch 16 --repeats 5 --networks r18 r50
 
 The first table has the milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
 batch norms, which keep maps in oneDNN's own layout: there our code pays for the conversion to and fro. The second has a
 step of a whole network, with the PReLU pass on in both. MXNet and our code take turns, and each figure is the least of
-all repeats, in processor time divided by the threads. On a busy machine one thread is the better measure, since threads
+all repeats, in processor time divided by the threads. A run takes Winograd's where that is faster alone (AMD with
+AVX-512); this bench takes it on any processor. On a busy machine one thread is the better measure, since threads
 that wait for each other spin.
 """
 from __future__ import annotations
@@ -20,7 +21,8 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from recognition.engines.torch.distributed_communicator import LEFT
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.processes.communicator import LEFT
 from recognition.errors import LostProcess, UserError
 from recognition.processes.reach import address_towards, await_answer, interface_of
 

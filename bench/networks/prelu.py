@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures PReLU's cost in training: MXNet's operator and other forms, at map sizes of y1 and r50; then whole steps.
 
-    OMP_NUM_THREADS=2 python -m bench.prelu --batch 32 --repeats 5 --networks y1 r50
+    OMP_NUM_THREADS=2 python -m bench.networks.prelu --batch 32 --repeats 5 --networks y1 r50
 
 The first table has the milliseconds that PReLU adds to a forward and backward pass of 1 x 1 convolution, batch norm,
 PReLU and depthwise 3 x 3 convolution. A form that leaves oneDNN's layout pays there for the conversion to and fro.
@@ -20,7 +20,7 @@ from bench.ratios import add_json, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.symbols import from_symbol, to_symbol
-from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks.families import fmobilefacenet, fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 

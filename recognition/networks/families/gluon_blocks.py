@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recognition.networks import sym
-from recognition.networks.blocks import Blocks
+from recognition.networks.families.blocks import Blocks
 
 
 def _parameter(name: str, shape: tuple[int, ...], init: str = "") -> sym.Symbol:

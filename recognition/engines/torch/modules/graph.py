@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's ``torch.nn.Module`` as a graph: so it trains, is saved, resumed, verified and exported as any network is.
 
-``torch.export`` writes the module's operators down, and ``module_operators.py`` says them in ours. Parameters and
+``torch.export`` writes the module's operators down, and ``operators.py`` says them in ours. Parameters and
 statistics keep their names in the module's ``state_dict``. First values are drawn from the run's seed, with the mean
 and spread that the module gives its own.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.module_operators import TABLE, Call, Unknown
+from recognition.engines.torch.modules.operators import TABLE, Call, Unknown
 from recognition.engines.torch.network import Network
 from recognition.errors import UserError
 from recognition.networks import sym

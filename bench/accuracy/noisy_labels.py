@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the search for wrong labels with sub-centres: what common.drop finds, and the gain of training without it.
 
-    python -m bench.noisy_labels WORK_FOLDER
+    python -m bench.accuracy.noisy_labels WORK_FOLDER
 
 Copies the demo set with a share of its labels wrong, trains ArcFace with K sub-centres on it, drops images, and trains
 ArcFace on the noisy set and on the cleaned one. Prints precision and recall of the dropped images by threshold, and the
@@ -28,7 +28,7 @@ from recognition.config.command_line import Parser
 from recognition.data.dataset import open_dataset
 from recognition.errors import UserError, command
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
@@ -127,7 +127,7 @@ def print_drops(images: Path, right: np.ndarray, threshold: float) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m bench.noisy_labels", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m bench.accuracy.noisy_labels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path, metavar="WORK_FOLDER", help="a new folder, for sets and models")
     parser.add_argument("--data", type=Path, help="the demo set, if it is there already (default: made anew)")
     parser.add_argument("--share", type=float, default=0.3, help="of the labels that are made wrong (default 0.3)")

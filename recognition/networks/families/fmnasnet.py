@@ -7,9 +7,9 @@ from typing import NamedTuple
 from recognition.config import types
 from recognition.errors import UserError
 from recognition.networks import sym
-from recognition.networks.blocks import scale_pixels
-from recognition.networks.embedding import embed
-from recognition.networks.gluon_blocks import GluonBlocks
+from recognition.networks.families.blocks import scale_pixels
+from recognition.networks.families.embedding import embed
+from recognition.networks.families.gluon_blocks import GluonBlocks
 from recognition.networks.graph import Graph
 
 NAME = "mnasnet0_"

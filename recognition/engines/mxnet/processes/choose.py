@@ -28,12 +28,12 @@ def _choose(kvstore: str, environ: Mapping[str, str]) -> Communicator:
         if environ.get("DMLC_ROLE") != "worker":
             raise UserError(f"kvstore: {kvstore} needs servers, which `python -m recognition.launch -np N -- python "
                             "train.py ...` starts; found no DMLC_ROLE=worker in the environment")
-        from recognition.engines.mxnet.kvstore_communicator import KVStoreCommunicator
+        from recognition.engines.mxnet.processes.kvstore_communicator import KVStoreCommunicator
 
         return KVStoreCommunicator(kvstore)
     if not horovod:
         return SingleProcess()
-    from recognition.engines.mxnet.horovod_communicator import HorovodCommunicator
+    from recognition.engines.mxnet.processes.horovod_communicator import HorovodCommunicator
 
     communicator = HorovodCommunicator()
     if started > 1 and communicator.size != started:

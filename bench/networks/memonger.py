@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the gain and the cost of ``memonger``: memory and time of a training step with and without recomputation.
 
-    OMP_NUM_THREADS=2 python -m bench.memonger --batch 8 --networks y1 r50 r100
+    OMP_NUM_THREADS=2 python -m bench.networks.memonger --batch 8 --networks y1 r50 r100
 
 ``maps`` is the memory of MXNet's executor for maps and gradients between layers (counted here, as its own count takes
 four bytes for every number). ``peak`` is the most memory that the process held while it trained, minus what it held
@@ -26,7 +26,7 @@ from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fmobilefacenet, fresnet
+from recognition.networks.families import fmobilefacenet, fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
@@ -88,8 +88,8 @@ def main() -> None:
     for name in options.networks:
         found = {}
         for case in options.cases:
-            command = [sys.executable, "-m", "bench.memonger", "--one", name, case, "--batch", str(options.batch),
-                       "--repeats", str(options.repeats)]
+            command = [sys.executable, "-m", "bench.networks.memonger", "--one", name, case, "--batch",
+                       str(options.batch), "--repeats", str(options.repeats)]
             maps, peak, step = map(float, subprocess.check_output(command, text=True).split()[-3:])
             print(f"{name:10}{case:24}{maps:10.0f}{peak:10.0f}{step:10.0f}", flush=True)
             found[case] = (maps, peak, step)

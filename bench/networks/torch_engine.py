@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backbone of the PyTorch engine, for ``bench.backbone``. It runs in an environment with PyTorch.
+"""The backbone of the PyTorch engine, for ``backbone.py``. It runs in an environment with PyTorch.
 
-    python -m bench.torch_engine y1 16 2 training
-    python -m bench.torch_engine r50 16 2 training --bfloat16
+    python -m bench.networks.torch_engine y1 16 2 training
+    python -m bench.networks.torch_engine r50 16 2 training --bfloat16
 
 The arguments are preset, images, threads, and what to time. It does a step for every line on standard input and prints
 its seconds, in processor time divided by the threads.
@@ -46,7 +46,7 @@ def make_step(network: str, batch: int, training: bool, bfloat16: bool) -> Calla
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.torch_engine", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m bench.networks.torch_engine", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network")
     parser.add_argument("batch", type=int)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.module_graph import module_graph
+from recognition.engines.torch.modules.graph import module_graph
 from recognition.errors import UserError
 from recognition.networks import sym
 from recognition.networks.graph import Graph

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures training on the photographs of the Database of Faces (AT&T Laboratories Cambridge, 1994).
 
-    python -m bench.orl FOLDER_OF_FOLDERS
+    python -m bench.accuracy.orl FOLDER_OF_FOLDERS
 
 There are 30 people with ten photographs each: 25 for training and 5 others for verification, in two splits. Prints for
 each recipe: verification accuracy and area under the ROC curve of each split, and images per second in training.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from recognition.data.verification_set import load_bin
 from recognition.evaluation.verification import pixel_similarity
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = {"1": [f"s{i}" for i in range(26, 31)], "2": [f"s{i}" for i in range(1, 6)]}
 CONFIG = """
 import sys
@@ -84,7 +84,7 @@ def train(data: Path, stages: list[Stage], folder: Path) -> tuple[float, float, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.orl", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy.orl", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", type=Path, help="folder of s1 .. s30")
     parser.add_argument("--recipes", help="only those whose name holds this text", default="")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from typing import Callable, NamedTuple
 
 from recognition.config import types
 from recognition.networks import sym
-from recognition.networks.blocks import Blocks, linear
+from recognition.networks.families.blocks import Blocks, linear
 from recognition.networks.graph import Graph
 
 LEGACY_CHANNELS = 512  # of a map, in the public recipes, if a network does not say

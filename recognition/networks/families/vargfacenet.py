@@ -5,8 +5,8 @@ from __future__ import annotations
 from recognition.config import types
 from recognition.errors import UserError
 from recognition.networks import sym
-from recognition.networks.blocks import Blocks, scale_pixels
-from recognition.networks.embedding import embed
+from recognition.networks.families.blocks import Blocks, scale_pixels
+from recognition.networks.families.embedding import embed
 from recognition.networks.graph import Graph
 
 GROUP_CHANNELS = 8  # channels in a group

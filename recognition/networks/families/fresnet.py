@@ -9,8 +9,8 @@ from typing import Callable
 
 from recognition.config import types
 from recognition.networks import sym
-from recognition.networks.blocks import Blocks, scale_pixels
-from recognition.networks.embedding import embed
+from recognition.networks.families.blocks import Blocks, scale_pixels
+from recognition.networks.families.embedding import embed
 from recognition.networks.graph import Graph
 
 STAGE_CHANNELS = (64, 128, 256, 512)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the end of training with the graph passes and without.
 
-    python -m bench.agreement WORK --data datasets/demo --steps 400
+    python -m bench.accuracy.agreement WORK --data datasets/demo --steps 400
 
 Trains the demo network with PReLU on the demo set from the same seed, each run in a process of its own: with the
 unmodified graph; the same with sums in another order (one thread instead of two), which shows what float32 alone
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[bool, int, tuple[str, ...]]] = {  # with the passes, thre
     "passes, bfloat16": (True, 2, ("--fp16-scale", "1")),
     "passes, another seed": (True, 2, ("--seed", "1")),
 }
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(passes: bool, argv: list[str]) -> int:
@@ -62,7 +62,7 @@ def run_case(work: Path, name: str, steps: int) -> Path:
     """Train, unless it was done before; returns the folder of the run."""
     passes, threads, flags = CASES[name]
     root = work / name.replace(" ", "_").replace(",", "")
-    command = [sys.executable, "-m", "bench.agreement", str(work), "--one", "with" if passes else "without",
+    command = [sys.executable, "-m", "bench.accuracy.agreement", str(work), "--one", "with" if passes else "without",
                "--config", str(work / "config.py"), "--models-root", str(root), "--network", "demo", "--loss",
                "arcface", "--dataset", "demo", "--devices", "cpu", "--per-batch-size", "32", "--lr", "0.05",
                "--max-steps", str(steps), "--verbose", str(steps), "--frequent", "50", "--ckpt", "2",

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from recognition.config.devices import TORCH_NUMBERS, WORKER, local_place, require_numbers
-from recognition.engines.torch import meeting
-from recognition.engines.torch.distributed_communicator import DistributedCommunicator
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.processes import meeting
+from recognition.engines.torch.processes.communicator import DistributedCommunicator
 from recognition.errors import UserError
 from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.processes.environment import joined, mpi_size

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from recognition.config import types
 from recognition.networks import sym
-from recognition.networks.blocks import Blocks, linear, scale_pixels
-from recognition.networks.embedding import embed
+from recognition.networks.families.blocks import Blocks, linear, scale_pixels
+from recognition.networks.families.embedding import embed
 from recognition.networks.graph import Graph
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares a training step in bfloat16 with one in float32: its time, and the error of its gradients.
 
-    OMP_NUM_THREADS=2 python -m bench.bfloat16 --batch 8 --repeats 4 --networks y1 r18 r50
+    OMP_NUM_THREADS=2 python -m bench.networks.bfloat16 --batch 8 --repeats 4 --networks y1 r18 r50
 
 Forward and backward with the same parameters and images, both with the PReLU pass. Times are the least of the repeats,
 taken in turns, in processor time divided by the threads. The error is that of all gradients as one vector, relative to
@@ -14,8 +14,8 @@ import argparse
 
 import numpy as np
 
-from bench.memonger import network
-from bench.prelu import THREADS, Bound
+from bench.networks.memonger import network
+from bench.networks.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures images a second through backbones: unmodified graphs, graphs after this trainer's passes, and PyTorch's.
 
-    OMP_NUM_THREADS=2 python -m bench.backbone --networks y1 r50 --batch 16 --torch ENVIRONMENT/bin/python
+    OMP_NUM_THREADS=2 python -m bench.networks.backbone --networks y1 r50 --batch 16 --torch ENVIRONMENT/bin/python
 
 ``unmodified`` is the legacy graph as MXNet binds it. ``passes`` is what training binds, and in inference what an
 embedder binds: batch norms folded, PReLU in fast operators; ``bfloat16`` is that in bfloat16, where the processor has
 it. A step of training is forward and backward. ``--torch`` names a Python that has PyTorch. It runs our PyTorch engine
-(``bench/torch_engine.py``), in bfloat16, too, where the processor has it, and for comparison the residual network of
-the same depth as its users write it, channels last, in eager mode (``bench/torch_backbone.py``): processes of their
-own, which take their turns with the others.
+(``torch_engine.py``), in bfloat16, too, where the processor has it, and for comparison the residual network of the same
+depth as its users write it, channels last, in eager mode (``torch_backbone.py``): processes of their own, which take
+their turns with the others.
 
 The forms take turns; a figure is the least of all repeats, in processor time divided by the threads: on a quiet machine
 that is the time on the clock, and on a busy one it is less disturbed.
@@ -24,8 +24,8 @@ from typing import Callable
 
 import numpy as np
 
-from bench.memonger import network
-from bench.prelu import THREADS, Bound
+from bench.networks.memonger import network
+from bench.networks.prelu import THREADS, Bound
 from bench.ratios import add_json, write_ratios
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
@@ -80,7 +80,7 @@ def inference_steps(name: str, batch: int) -> dict[str, Step]:
 def torch_commands(python: str, name: str, batch: int, training: bool) -> dict[str, list[str]]:
     """Commands of PyTorch that do a step for every line that they read, by the name of the form."""
     flags = [str(batch), str(THREADS), "training" if training else "inference"]
-    engine = [python, "-m", "bench.torch_engine", name, *flags]
+    engine = [python, "-m", "bench.networks.torch_engine", name, *flags]
     commands = {"torch engine": engine}
     if has_bfloat16():
         commands["torch bfloat16"] = [*engine, "--bfloat16"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A residual network of the recipes in PyTorch, for ``bench.backbone``. It runs in an environment with PyTorch.
+"""A residual network of the recipes in PyTorch, for ``backbone.py``. It runs in an environment with PyTorch.
 
-    python bench/torch_backbone.py 50 16 2 training
+    python bench/networks/torch_backbone.py 50 16 2 training
 
 The arguments are depth, images, threads, and what to time. It does a step for every line on standard input and prints
 its seconds, in processor time divided by the threads. Units have batch norm, 3 x 3 convolution, batch norm, PReLU, 3 x
