@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,3 +68,23 @@ def kind_of(name: str) -> str:
         return "hidden files"
     ending = os.path.splitext(name)[1].lower()
     return f"files that end in {ending}" if ending else "files without an ending"
+
+
+def natural(name: str) -> tuple[list, str]:
+    """A sort key that puts s2 before s10. The digits are the odd elements of the split, of any length: of two numbers
+    without leading zeros the longer one is greater."""
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def people(source: Path, left_out: LeftOut) -> list[str]:
+    """The names of the folders in ``source``, links to folders, too; names that begin with a dot are left out."""
+    found = []
+    for entry in os.scandir(source):
+        if entry.is_dir() and not entry.name.startswith("."):
+            found.append(entry.name)
+        elif entry.is_dir():
+            left_out.add("hidden folders")
+        else:
+            left_out.add("images beside the folders of people" if is_image(entry.name) else kind_of(entry.name))
+    return found
