@@ -42,6 +42,8 @@ from recognition.training.verify import Verifier, load_targets, shared
 from recognition.training.watch.events import FOLDER, EventFile
 from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
+from recognition.training.watch.text_log import FILE as TEXT_LOG
+from recognition.training.watch.text_log import TextLog
 
 PREFETCH_BATCHES = 3  # decoded ahead
 
@@ -151,10 +153,11 @@ def centres_source(config: Config) -> CentresSource:
 
 def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float) -> TrainingLog:
     """The log of the first process, in the folder of the run."""
-    folder, step = Path(config.output_dir), progress.step
-    return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch,
-                       total_steps(config, batches_an_epoch), step, config.ce_loss, progress.since_line,
-                       EventFile(folder / FOLDER, step) if config.tensorboard else None)
+    folder, step, end = Path(config.output_dir), progress.step, total_steps(config, batches_an_epoch)
+    return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch, end, step,
+                       config.ce_loss, progress.since_line,
+                       events=EventFile(folder / FOLDER, step) if config.tensorboard else None,
+                       text=TextLog(folder / TEXT_LOG, step, end, progress.config))
 
 
 def identity_of(config: Config, dataset: ImageSet) -> dict[str, Any]:
