@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common.sets.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, kind_of
 from common.sets.named_images import with_slashes
+from recognition.data.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, natural, people
 from recognition.errors import UserError, one_line
 from recognition.io.text import read_text
 
@@ -41,7 +41,7 @@ def read_identities(source: Path) -> list[Identity]:
         if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
             raise UserError(f"{source}: found a person named {name!r}, expected names without control characters: they "
                             "become lines of a file")
-    return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
+    return [Identity(name, found[name]) for name in sorted(found, key=natural)]
 
 
 def find_images(place: Path, quiet: bool = False) -> list[Path]:
@@ -63,13 +63,6 @@ def find_images(place: Path, quiet: bool = False) -> list[Path]:
     return found
 
 
-def _natural(name: str) -> tuple[list, str]:
-    """A sort key that puts s2 before s10. The digits are the odd elements of the split, of any length: of two numbers
-    without leading zeros the longer one is greater."""
-    parts = re.split(r"0*([0-9]+)", name)
-    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
 def each_identity(source: Path) -> Iterator[Identity]:
     """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once. A
     line is logged about what is left out of a folder."""
@@ -77,7 +70,7 @@ def each_identity(source: Path) -> Iterator[Identity]:
         yield from read_identities(source)
         return
     left_out = LeftOut()
-    for name in sorted(_people(source, left_out), key=_natural):
+    for name in sorted(people(source, left_out), key=natural):
         if images := _images_of(source / name, left_out):
             yield Identity(name, images)
     left_out.tell(source)
@@ -85,29 +78,16 @@ def each_identity(source: Path) -> Iterator[Identity]:
 
 def _read_folder(source: Path) -> dict[str, list[Path]]:
     left_out = LeftOut()
-    found = {name: _images_of(source / name, left_out) for name in _people(source, left_out)}
+    found = {name: _images_of(source / name, left_out) for name in people(source, left_out)}
     left_out.tell(source)
     return {name: images for name, images in found.items() if images}
-
-
-def _people(source: Path, left_out: LeftOut) -> list[str]:
-    """The folders in ``source``, links to folders, too; names that begin with a dot are left out."""
-    people = []
-    for entry in os.scandir(source):
-        if entry.is_dir() and not entry.name.startswith("."):
-            people.append(entry.name)
-        elif entry.is_dir():
-            left_out.add("hidden folders")
-        else:
-            left_out.add("images beside the folders of people" if is_image(entry.name) else kind_of(entry.name))
-    return people
 
 
 def _images_of(person: Path, left_out: LeftOut) -> list[Path]:
     """Images at any depth, in natural order."""
     images = images_below(person, left_out)
     left_out.add("people without images", not images)
-    return sorted(images, key=lambda path: _natural(str(path)))
+    return sorted(images, key=lambda path: natural(str(path)))
 
 
 def _read_list(source: Path) -> dict[str, list[Path]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recognition.config.dataset_places import preset_of
 from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
 from recognition.config.other_trainers import instead
 from recognition.config.types import nearest
@@ -56,6 +57,11 @@ class ConfigFile:
         """
         for section in PRESETS:
             known = self.presets(section)
+            if section == "dataset" and chosen[section] not in known:
+                if made := preset_of(chosen[section], known, where[section]):
+                    getattr(self.module, section)[chosen[section]] = made
+                    continue
+                known = {**known, "a folder": {}, "synthetic:N": {}}
             if chosen[section] not in known:
                 raise UserError(f"{where[section]}: found {chosen[section]!r}, expected a {section} preset of "
                                 f"{self.name}: {', '.join(known)}{nearest(chosen[section], known)}")

@@ -80,7 +80,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     folder, first = Path(config.output_dir), communicator.rank == 0
     saved = look_around(config, communicator)
     engine.check_devices(config.devices)
-    dataset = make_dataset(config)
+    dataset = make_dataset(config, first)
     require_alike(identity := identity_of(config, dataset), communicator)
 
     graph = build_network(config)
@@ -100,7 +100,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     progress.config = as_json(config)
 
     global_batch = config.per_batch_size * len(config.devices) * communicator.size
-    batches_an_epoch = math.inf if config.triplets else len(dataset) // global_batch
+    batches_an_epoch = math.inf if config.triplets else dataset.order(config.seed).num_images // global_batch
     schedule = make_schedule(config, batches_an_epoch)
     bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from recognition.engines.torch.own_network import own_network
+from recognition.engines.torch.modules.own_network import own_network
 from recognition.errors import UserError
 from recognition.networks import sym
 from recognition.networks.initialise import initialise
