@@ -48,7 +48,8 @@ class Config:
 
     # presets
     dataset: str = option("emore", types.filled_text, "dataset preset", ENTRIES)
-    network: str = option("r100", types.filled_text, "network preset", ENTRIES)
+    network: str = option("r100", types.filled_text, "network preset; PREFIX-symbol.json: the network of a "
+                          "checkpoint; checkpoint: that of --pretrained", ENTRIES)
     loss: str = option("arcface", types.filled_text, "loss preset", ENTRIES)
 
     # data
@@ -71,7 +72,8 @@ class Config:
 
     # network
     net_name: str = option("fresnet", types.filled_text,
-                           "family of the network, or a Python file of your own beside config.py")
+                           "family of the network, a Python file of your own beside config.py, or a "
+                           "-symbol.json")
     num_layers: int = option(0, types.integer(least=0), "depth, for the families that have one")
     emb_size: int = option(512, types.integer(least=1), "length of an embedding")
     net_se: int = option(0, types.choice(0, 1), "1: squeeze and excitation")
