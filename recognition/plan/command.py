@@ -91,7 +91,9 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
-    config = dataclasses.replace(config, **changes)
+    from recognition.networks import with_own_size
+
+    config = with_own_size(dataclasses.replace(config, **changes))
     if not config.num_classes:
         raise UserError(f"--classes: not given, and the dataset preset {config.dataset!r} has no num_classes; expected "
                         "either")

@@ -21,6 +21,7 @@ from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
+from recognition.networks import with_own_size
 from recognition.plan.this_run import memory_line
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
@@ -60,7 +61,7 @@ def train(config: Config) -> int:
     :raises UserError: on anything that the user can mend.
     """
     choice = decide_for(config)
-    config, engine = replace(config, engine=choice.name), choose_engine(choice.name)
+    config, engine = with_own_size(replace(config, engine=choice.name)), choose_engine(choice.name)
     same_bits = engine.deterministic(config.devices) if config.deterministic else contextlib.nullcontext()
     with same_bits, engine.communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
@@ -81,9 +82,9 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     saved = look_around(config, communicator)
     engine.check_devices(config.devices)
     dataset = make_dataset(config, first)
-    require_alike(identity := identity_of(config, dataset), communicator)
-
     graph = build_network(config)
+    require_alike(identity := identity_of(config, dataset, graph), communicator)
+
     if line := memory_line(config, graph, engine, dataset.num_classes, communicator.size):
         print(line, flush=True)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
