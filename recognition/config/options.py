@@ -69,6 +69,15 @@ class Config:
     data_rand_mirror: bool = option(True, types.boolean, "mirror a random half of the images")
     data_cutoff: int = option(0, types.side, "side in pixels of a square greyed in half of the images")
     data_color: int = option(0, types.integer(least=0), "1: colour jitter; 2: recompression as well")
+    data_mask_prob: float = option(0.0, types.real(least=0, most=1), "share of the images on which a mask is drawn "
+                                   "over mouth and nose, where aligned faces have them")
+    data_resize_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that shrink to 0.5 to 0.8 "
+                                     "of their sides and grow again")
+    data_blur_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that are blurred, by 3 or 5 "
+                                   "pixels")
+    data_hsv_prob: float = option(0.0, types.real(least=0, most=1), "share of the images whose hue turns by up to 20 "
+                                  "degrees and whose saturation grows by up to a fifth")
+    data_gray_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that become grey")
     data_images_filter: int = option(0, types.integer(least=0), "leave out identities of fewer images")
     is_shuffled_rec: bool = option(False, types.boolean, "the record file is shuffled and read in its own order")
     on_bad_record: str = option("skip", types.choice("skip", "stop"), "a record that cannot be used: skip: the next "

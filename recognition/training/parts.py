@@ -126,7 +126,9 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
     """
     size = config.per_batch_size * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
-    augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color)
+    augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color,
+                                mask=config.data_mask_prob, resize=config.data_resize_prob, blur=config.data_blur_prob,
+                                hsv=config.data_hsv_prob, grey=config.data_gray_prob)
     common: dict[str, Any] = {"augmentation": augmentation, "global_batch": size * communicator.size, "part": part,
                               "start": start, "threads": config.decode_threads, "prefetch": PREFETCH_BATCHES}
     if config.triplets:
