@@ -5,7 +5,8 @@
         bed["node1"].run("ssh node2 hostname")
 
 Each host has an own network, file tree, name and list of processes (``unshare``), and a wire to a common switch. The
-project is copied to ``/srv/NAME/trainer``, which no other host has. Keys are made for one use. The machine needs root,
+project is copied to ``/srv/NAME/trainer``, which no other host has; ``/srv/NAME/models`` is a folder that all share.
+Keys are made for one use. The machine needs root,
 iproute2, nftables and OpenSSH (Debian: iproute2, nftables, openssh-server). When the process that made the bed ends,
 even by SIGKILL, the kernel ends all hosts with all that runs on them, and takes their networks and mounts away.
 """
@@ -29,6 +30,8 @@ SSHD = "/usr/sbin/sshd"
 CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts")  # what a host gets
 NETWORK = "10.77.0"
 _NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc")
+# Tiny runs of several processes on the few processors of this machine want one thread each.
+ENVIRONMENT = ("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 _START_SECONDS = 30.0
 # The first process of a host: it collects orphans, and all others of the host end with it.
@@ -36,7 +39,8 @@ _INIT = """
 set -e
 ip link set lo up
 mount -t tmpfs none /run; mkdir /run/sshd
-mount -t tmpfs none /srv; mkdir -p "$HOST_PROJECT"
+mount -t tmpfs none /srv; mkdir -p "$HOST_PROJECT" "$HOST_PROJECT/../models"
+mount --bind "$HOST_FILES/../shared" "$HOST_PROJECT/../models"
 hostname "$HOST_NAME"
 mount --bind "$HOST_FILES/hosts" /etc/hosts
 mount --bind "$HOST_FILES/ssh_config" /etc/ssh/ssh_config
@@ -48,6 +52,7 @@ _SSHD_CONFIG = """
 HostKey {folder}/{name}/host_key
 AuthorizedKeysFile {folder}/key.pub
 StrictModes no
+SetEnv {environment}
 UsePAM no
 PidFile none
 PermitRootLogin prohibit-password
@@ -88,7 +93,7 @@ class Host:
     def entered(self, *command: str) -> list[str]:
         """The command line that runs a command on this host, in its project's folder, with a plain environment."""
         return ["nsenter", "-t", str(self.pid), "-a", f"--wd={self.root}{self.project}", "env", "-i", "HOME=/root",
-                "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C.UTF-8", *command]
+                "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C.UTF-8", *ENVIRONMENT, *command]
 
     @property
     def root(self) -> str:
@@ -177,14 +182,17 @@ class Bed:
     def _make(self, names: list[str]) -> None:
         addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, 1)}
         _keygen(self.folder / "key")
+        (self.folder / "shared").mkdir()
         for name in names:
             files = self.folder / name
             files.mkdir()
             _keygen(files / "host_key")
-            others = "".join(f"{address} {other}\n" for other, address in addresses.items() if other != name)
-            # As Debian writes it: a host's own name leads to an address that no other host can reach.
-            (files / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{others}")
-            (files / "sshd_config").write_text(_SSHD_CONFIG.format(folder=self.folder, name=name))
+            # The last one has the file as Debian writes it: its own name leads to an address that no other can reach.
+            own = {name: "127.0.1.1"} if name == names[-1] else {}
+            lines = [f"{address} {other}\n" for other, address in {**addresses, **own}.items()]
+            (files / "hosts").write_text("".join(["127.0.0.1 localhost\n", *lines]))
+            (files / "sshd_config").write_text(_SSHD_CONFIG.format(folder=self.folder, name=name,
+                                                                   environment=" ".join(ENVIRONMENT)))
             (files / "ssh_config").write_text(_SSH_CONFIG.format(folder=self.folder))
         (self.folder / "known_hosts").write_text("".join(
             f"{name},{address} {(self.folder / name / 'host_key.pub').read_text()}"

@@ -11,7 +11,6 @@ from faults import small_run
 from faults.bed import Bed, Host
 
 ENGINES = {"Horovod": "--engine mxnet", "servers": "--engine mxnet --kvstore dist_sync", "PyTorch": "--engine torch"}
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 def set_up(bed: Bed) -> None:
@@ -26,9 +25,6 @@ def set_up(bed: Bed) -> None:
             host.path("config.py").write_text(small_run.CONFIG.format(
                 sample=str(host.project / "sample_config.py"), networks=list(small_run.NETWORKS), data=str(data),
                 classes=small_run.IDENTITIES))
-            # As a user's profile would have it: tiny runs of several processes on few processors want one thread each.
-            host.path(f"/srv/{host.name}/environment").write_text(
-                "".join(f"{key}={value}\n" for key, value in ENVIRONMENT.items()))
 
 
 def line(hosts: Sequence[Host], each: int, launcher: str = "", trainer: str = "", engine: str = "PyTorch") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from faults import bed as beds
+from faults import bed_run
 from faults.bed import Bed
 
 HERE = Path(__file__).parent
@@ -28,7 +29,14 @@ def hosts() -> Iterator[Bed]:
     if why := beds.why_not():
         pytest.skip(why)
     with Bed(4) as made:
+        bed_run.set_up(made)
         yield made
+
+
+@pytest.fixture
+def models(request: pytest.FixtureRequest) -> str:
+    """The flag that names a folder of its own for the test's checkpoints, below the one that all hosts share."""
+    return f"--models-root ../models/{request.node.name.replace('[', '-').rstrip(']')}"
 
 
 @pytest.fixture
