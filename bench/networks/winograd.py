@@ -6,7 +6,8 @@
 The first table has the milliseconds of a forward and backward pass of a layer by itself, then of the layer between two
 batch norms, which keep maps in oneDNN's own layout: there our code pays for the conversion to and fro. The second has a
 step of a whole network, with the PReLU pass on in both. MXNet and our code take turns, and each figure is the least of
-all repeats, in processor time divided by the threads. On a busy machine one thread is the better measure, since threads
+all repeats, in processor time divided by the threads. A run takes Winograd's where that is faster alone (AMD with
+AVX-512); this bench takes it on any processor. On a busy machine one thread is the better measure, since threads
 that wait for each other spin.
 """
 from __future__ import annotations

@@ -48,7 +48,7 @@ def read_pairs(path: Path, folder: Path | None = None) -> PairList:
         if line.strip():
             pair = parse(line)
             if pair and folder:
-                pair = (_below(folder, pair[0]), _below(folder, pair[1]), pair[2])
+                pair = (below(folder, pair[0]), below(folder, pair[1]), pair[2])
             if pair is None or _outside(pair[0]) or _outside(pair[1]):
                 raise UserError(f"{path}: line {number}: found {line[:80]!r}, {_EXPECTED}")
             found.append(pair)
@@ -58,7 +58,7 @@ def read_pairs(path: Path, folder: Path | None = None) -> PairList:
     return PairList(list(first), list(second), np.array(issame, bool))
 
 
-def _below(folder: Path, name: str) -> str:
+def below(folder: Path, name: str) -> str:
     """An absolute path into the folder as one below it; any other name as it is."""
     for place in (folder.absolute(), folder.resolve()):
         if name.startswith("/") and place in Path(name).parents:

@@ -169,11 +169,20 @@ def require_numbers(environ: Mapping[str, str], numbers: Mapping[str, tuple[int,
 
 def processor_flags(cpu_info: Path = CPU_INFO) -> set[str]:
     """What the processor can do, in the words of ``cpu_info``, Linux's description of it; empty if there is none."""
+    return _words_of("flags", cpu_info)
+
+
+def processor_of_amd(cpu_info: Path = CPU_INFO) -> bool:
+    """True if AMD made the processor, by its description ``cpu_info``."""
+    return "AuthenticAMD" in _words_of("vendor_id", cpu_info)
+
+
+def _words_of(key: str, cpu_info: Path) -> set[str]:
     try:
         lines = cpu_info.read_text().splitlines()
     except OSError:
         return set()
-    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return {word for line in lines if line.startswith(key) for word in line.split()}
 
 
 def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:

@@ -14,6 +14,8 @@ from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, SgdOptimiser
 from recognition.engines.torch.placed import embed, fill, to_host
+from recognition.engines.torch.processes.communicator import DistributedCommunicator
+from recognition.engines.torch.processes.summing import Summing
 from recognition.engines.torch.replica import Replica
 from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
@@ -39,6 +41,10 @@ class ReplicatedBackbone(Replicas):
         """
         replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute) for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
+        # With one device a process, gradients are summed over the processes while the backward pass goes on.
+        alone = len(devices) == 1 and isinstance(communicator, DistributedCommunicator)
+        self._early = Summing(communicator) if alone else None
+        replicas[0].ready = self._early.add if self._early else None
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         seeds = self._dropout_stream().generate_state(len(self.replicas), np.uint64)
@@ -50,6 +56,8 @@ class ReplicatedBackbone(Replicas):
         return np.concatenate([features.cpu().numpy() for features in queued])
 
     def _reduce_gradients(self) -> None:
+        if self._early:
+            return self._early.finish()
         sums = self._ordered(self.replicas[0].gradients)
         for replica in self.replicas[1:]:
             torch._foreach_add_(sums, [gradient.to(self.replicas[0].device)

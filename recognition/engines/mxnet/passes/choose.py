@@ -6,7 +6,7 @@ from recognition.engines.interface import Computing
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.recompute import recompute
-from recognition.engines.mxnet.passes.winograd import winograd
+from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.numbers import on_gpu, require_numbers
 from recognition.networks.graph import Graph
 
@@ -26,7 +26,7 @@ def bound_form(graph: Graph, computing: Computing, image_shape: tuple[int, ...])
         graph = fast_prelu(graph, image_shape)
     if computing.in_16_bits:
         graph = low_precision(graph, "float16" if on_gpu(computing) else "bfloat16", image_shape)
-    elif not on_gpu(computing):
+    elif not on_gpu(computing) and winograd_pays():
         graph = winograd(graph, image_shape)
     if computing.memonger:
         graph = recompute(graph, image_shape, on_gpu(computing))

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.processes.summing import Summing
 from recognition.errors import LostProcess
 
 distributed = torch.distributed
 # Another process may verify, save or wait for its disk while this one waits for it; then the exchange gives up.
 STALL_SECONDS = 300.0
-BUCKET_BYTES = 8 << 20  # small tensors are summed together, up to so many bytes
 LEFT = "left"  # the store's count of processes that have ended; one that met an error counts for all
 # Words of Gloo, of the store and of NCCL about a process that is gone or does not answer.
 _LOST = ("onnection closed by peer", "onnection reset by peer", "Broken pipe", "imed out", "Socket closed",
@@ -81,21 +81,12 @@ class DistributedCommunicator:
         yield
         self.waited += time.perf_counter() - began
 
-    @torch.no_grad()
     def sum_in_place(self, name: str, arrays: Sequence[Any]) -> None:
-        """Sum tensors on any device; the first exchanges run while later tensors are put together. On the host their
-        sums are there on return; on a GPU the device's stream waits for them."""
-        self.exchanges += 1
-        running = []
-        for bucket in buckets(arrays):
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
-            running.append((bucket, flat, distributed.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in running:
-            with self._waiting():
-                work.wait()
-            for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
-                self.bytes_sent += round(2 * (self.size - 1) / self.size * total.numel() * total.element_size())
-                tensor.detach().copy_(total.view(tensor.shape))
+        """Sum tensors on any device; the first exchanges run while later tensors are put together."""
+        summing = Summing(self)
+        for tensor in arrays:
+            summing.add(tensor)
+        summing.finish()
 
     def __enter__(self) -> DistributedCommunicator:
         return self
@@ -113,18 +104,3 @@ class DistributedCommunicator:
         if isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST):
             raise LostProcess(f"process {self.rank} of {self.size}: the exchange broke off: another process ended or "
                               "hangs, and its own output says why") from None
-
-
-def buckets(tensors: Sequence[Any], most: int = BUCKET_BYTES) -> Iterator[list[Any]]:
-    """Yield neighbours of one device and type together, up to ``most`` bytes or one tensor that has more."""
-    bucket: list[Any] = []
-    held = 0
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if bucket and (held + size > most or (tensor.device, tensor.dtype) != (bucket[0].device, bucket[0].dtype)):
-            yield bucket
-            bucket, held = [], 0
-        bucket.append(tensor)
-        held += size
-    if bucket:
-        yield bucket
