@@ -125,7 +125,7 @@ def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
 
 
 def introduction(config: Config, run: PlannedRun) -> str:
-    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.fp16 or config.fp16_scale else "float32"
+    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.in_16_bits else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
     return (f"{', '.join([config.network, low, *more])}, {run.optimizer}; {run.classes:,} classes x "
             f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "

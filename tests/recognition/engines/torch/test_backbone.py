@@ -21,6 +21,7 @@ from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 
 torch = pytest.importorskip("torch")
+from recognition.engines.numbers import describe_numbers  # noqa: E402
 from recognition.engines.torch import backbone as of_torch  # noqa: E402
 from recognition.engines.torch import finite  # noqa: E402
 
@@ -205,7 +206,7 @@ def test_a_processor_without_bfloat16_is_refused_as_by_mxnet(monkeypatch: pytest
     with pytest.raises(UserError, match=r"^--fp16-scale, fp16: none here$"):
         choose_engine("torch").backbone(graph, initialise(graph, SHAPE, 1), SHAPE, computing, Updating(),
                                         SingleProcess())
-    assert choose_engine("torch").numbers(computing).startswith("bfloat16 in place of float16, which needs a GPU")
+    assert describe_numbers(computing).startswith("bfloat16 in place of float16, which needs a GPU")
 
 
 def test_memonger_computes_the_same() -> None:
