@@ -20,7 +20,7 @@ from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 
 if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
@@ -176,6 +176,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print("\n".join(table(config, run, planned, flags.memory)))
     if flags.json:
-        with replacing(Path(flags.json)) as temporary:
-            temporary.write_text(text + "\n")
+        write_whole(Path(flags.json), text + "\n")
     return 0

@@ -17,7 +17,7 @@ import recognition
 from recognition.config.devices import processors
 from recognition.config.presets import ROOT
 from recognition.errors import UserError
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.training.watch.run_files import read_starts
 
 FILE = "run.json"
@@ -46,8 +46,7 @@ def note_end(folder: Path, step: int, epoch: int, status: int) -> None:
 
 
 def _write(folder: Path, starts: list[Any]) -> None:
-    with replacing(folder / FILE) as path:
-        path.write_text(json.dumps({"starts": starts}, indent=1), encoding="utf-8")
+    write_whole(folder / FILE, json.dumps({"starts": starts}, indent=1))
 
 
 def _starts(path: Path) -> list[Any]:
