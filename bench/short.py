@@ -30,7 +30,7 @@ from bench.ratios import read_ratios
 from recognition.config.command_line import Parser
 from recognition.config.devices import CPU, share_processors
 from recognition.errors import UserError, command, one_line
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.training.watch.run_record import machine, revision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,8 +170,7 @@ def store(path: Path, stored: Mapping[str, Any], outcomes: Mapping[Bench, Outcom
     new = {bench.name: {"command": bench.command, **about, "seconds": round(outcome.seconds, 1),
                         "ratios": {name: float(f"{ratio:.4g}") for name, ratio in outcome.ratios.items()}}
            for bench, outcome in outcomes.items() if outcome.ratios}
-    with replacing(path) as file:
-        file.write_text(json.dumps({**stored, **new}, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({**stored, **new}, indent=1) + "\n")
 
 
 def verdict(now: float, before: float, more_is_better: bool) -> str:

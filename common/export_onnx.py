@@ -26,7 +26,7 @@ from recognition.data.image import fit
 from recognition.data.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
-from recognition.io.files import replacing, require_new
+from recognition.io.files import replacing, require_new, write_whole
 from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
@@ -148,8 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.check_images, *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     found = export(options)
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -29,7 +29,7 @@ from recognition.config.presets import open_config
 from recognition.engines.choose import build_network
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 from recognition.networks import first_weights, with_own_size
 from recognition.networks.flops import count_flops, short
 from recognition.networks.graph import Graph
@@ -123,8 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows += [model_row(text, options) for text in options.model]
     print(table(rows, [] if options.no_latency else options.batch_size))
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(rows, indent=1) + "\n")
     return 0
 
 

@@ -28,7 +28,7 @@ from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser, check_range
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 
 Found = dict[str, Any]
 
@@ -162,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     action = embed if options.images else compare if options.compare else search
     found = action(backbone, options)
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps({"model": backbone.model, **found}, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps({"model": backbone.model, **found}, indent=1) + "\n")
     return 0
 
 

@@ -86,7 +86,7 @@ def own_devices(devices: Sequence[Device], environ: Mapping[str, str]) -> tuple[
     :raises UserError: if GPUs cannot be divided evenly: every process needs the same number.
     """
     rank, size = local_place(environ)
-    if devices[0][0] == "cpu" or size == 1:
+    if not on_gpus(devices) or size == 1:
         return tuple(devices)
     each, rest = divmod(len(devices), size)
     if rest or not each:

@@ -157,10 +157,9 @@ def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[in
     """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device."""
     from recognition.engines.mxnet.passes.precision import low_precision
     from recognition.engines.mxnet.passes.recompute import recompute
-    from recognition.engines.numbers import on_gpu
 
     if computing.in_16_bits:
-        graph = low_precision(graph, "float16" if on_gpu(computing) else "bfloat16", image_shape)
+        graph = low_precision(graph, "float16" if on_gpus(computing.devices) else "bfloat16", image_shape)
     return recompute(graph, image_shape) if computing.memonger else graph
 
 

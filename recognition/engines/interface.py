@@ -163,9 +163,6 @@ class Engine(Protocol):
         :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
         """
 
-    def numbers(self, computing: Computing) -> str:
-        """The line that says which numbers of 16 bits the backbone is computed with; empty for float32."""
-
     def own_network(self, config: Any, path: Path) -> Graph:
         """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
 

@@ -35,12 +35,14 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from recognition.config.devices import WORKER
 from recognition.errors import UserError, command
 from recognition.launch.flags import TRAINERS, parse, require_interface, starts_trainer, wants_servers
 from recognition.launch.look_around import look_around, python_of
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import LEAST_SILENCE, LOCAL, Node, Place, assign, end_all, tell_errors
 from recognition.launch.supervise import Stop, say, supervise
+from recognition.processes.environment import LAUNCH, MONITOR
 from recognition.processes.reach import address_towards
 
 AGAIN_SECONDS = 5.0  # between looks at hosts that are waited for
@@ -71,8 +73,7 @@ def free_port(address: str) -> int:
 
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
     """The environment variables that every worker gets."""
-    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
-            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1",
+    return {MONITOR: monitor.endpoint, WORKER: str(place.rank), LAUNCH: NAME, "PYTHONUNBUFFERED": "1",
             # Otherwise survivors print the libraries' own errors after the line that names the dead process.
             "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal"),
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}

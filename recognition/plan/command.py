@@ -20,7 +20,7 @@ from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 from recognition.plan.head_costs import RESERVE_GB
 
 if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
@@ -125,7 +125,7 @@ def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
 
 
 def introduction(config: Config, run: PlannedRun) -> str:
-    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.fp16 or config.fp16_scale else "float32"
+    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.in_16_bits else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
     return (f"{', '.join([config.network, low, *more])}, {run.optimizer}; {run.classes:,} classes x "
             f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "
@@ -176,6 +176,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print("\n".join(table(config, run, planned, flags.memory)))
     if flags.json:
-        with replacing(Path(flags.json)) as temporary:
-            temporary.write_text(text + "\n")
+        write_whole(Path(flags.json), text + "\n")
     return 0

@@ -21,6 +21,7 @@ from recognition.data.order import Position
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.engines.choose import computing_of, make_shard
 from recognition.engines.interface import Backbone, Engine, Updating
+from recognition.engines.numbers import describe_numbers
 from recognition.errors import UserError
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
@@ -85,7 +86,7 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     image_shape, computing = (channels, height, width), computing_of(config)
     if config.count_flops:
         print(describe(count_flops(graph, image_shape)), flush=True)
-    if line := engine.numbers(computing):
+    if line := describe_numbers(computing):
         print(line, flush=True)
     start = initialise(graph, image_shape, config.seed, first_weights(config.net_name))
     if checkpoint:

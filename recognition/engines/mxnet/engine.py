@@ -17,7 +17,7 @@ from recognition.engines.mxnet.passes.choose import prepare
 from recognition.engines.mxnet.processes.choose import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
-from recognition.engines.numbers import make_loss_scale, numbers
+from recognition.engines.numbers import make_loss_scale
 from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator
@@ -44,9 +44,6 @@ class MxnetEngine:
 
     def communicator(self, kvstore: str) -> Communicator:
         return make_communicator(kvstore)
-
-    def numbers(self, computing: Computing) -> str:
-        return numbers(computing)
 
     def own_network(self, config: Any, path: Path) -> Graph:
         return own_symbol(config, path)

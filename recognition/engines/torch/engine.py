@@ -9,7 +9,7 @@ from typing import Any
 
 from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Arrays, Computing, Updating
-from recognition.engines.numbers import make_loss_scale, numbers, on_gpu, require_numbers
+from recognition.engines.numbers import make_loss_scale, require_numbers
 from recognition.engines.torch.backbone import ReplicatedBackbone
 from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.embedder import Embedder
@@ -42,9 +42,6 @@ class TorchEngine:
     def communicator(self, kvstore: str) -> Communicator:
         return make_communicator(kvstore)
 
-    def numbers(self, computing: Computing) -> str:
-        return numbers(computing)
-
     def own_network(self, config: Any, path: Path) -> Graph:
         from recognition.engines.torch.modules.own_network import own_network
 
@@ -53,7 +50,7 @@ class TorchEngine:
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
         require_numbers(computing)
-        low = (torch.float16 if on_gpu(computing) else torch.bfloat16) if computing.in_16_bits else None
+        low = (torch.float16 if on_gpus(computing.devices) else torch.bfloat16) if computing.in_16_bits else None
         return ReplicatedBackbone(graph, *start, [torch_device(device) for device in computing.devices],
                                   computing.batch_size, image_shape, communicator, low=low,
                                   recompute=computing.memonger, loss_scale=make_loss_scale(computing),
