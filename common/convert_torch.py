@@ -81,7 +81,8 @@ def export_state(source: Path, target: Path, ranks: int, overwrite: bool) -> Non
     if not 1 <= ranks <= classes:
         raise UserError(f"--ranks: found {ranks}, expected 1 to {classes}, the number of classes")
     require_new([*(target / NAME.format(rank) for rank in range(ranks)), target / MODEL], [], overwrite)
-    rate = make_schedule(config, batches_an_epoch(state.progress, config))(state.progress.step)
+    batches = batches_an_epoch(state.progress, config.per_batch_size * len(config.devices))
+    rate = make_schedule(config, batches)(state.progress.step)
     written = write_checkpoints(state, build_network(config), Rates(rate, config), target, ranks)
     print(f"{written[0]} .. {written[-2].name}, {MODEL}: after step {state.progress.step}, {state.progress.epoch} "
           "epochs" + ("; the epoch that was begun begins anew there" if state.progress.offset else "")

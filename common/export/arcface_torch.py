@@ -34,14 +34,16 @@ class Rates(NamedTuple):
     config: Config  # of the run that saved the state
 
 
-def batches_an_epoch(progress: Progress, config: Config) -> int:
+def batches_an_epoch(progress: Progress, images_a_process: int) -> int:
     """The batches of an epoch in the run of a state, by the images that it has consumed.
+
+    :param images_a_process: of a batch.
 
     :raises UserError: if its batch was not the same all the time.
     """
-    images, each = progress.identity["images"], config.per_batch_size * len(config.devices)
-    for processes in range(1, min(images // each, MOST_PROCESSES) + 1):
-        batch = each * processes
+    images = progress.identity["images"]
+    for processes in range(1, min(images // images_a_process, MOST_PROCESSES) + 1):
+        batch = images_a_process * processes
         if progress.epoch * (images // batch) * batch + progress.offset == progress.step * batch:
             return int(images // batch)
     raise UserError(f"state of step {progress.step}: found {progress.epoch} epochs of {images} images and "

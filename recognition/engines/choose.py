@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from recognition.config.options import Config, check
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
-from recognition.networks import build_symbol
+from recognition.networks import build_symbol, own_size
 from recognition.networks.graph import Graph
 
 LIBRARIES = {"mxnet": "MXNet", "torch": "PyTorch"}  # by the names of engines, which are those of their modules
@@ -132,6 +133,14 @@ def build_network(config: Config) -> Graph:
         return choose_engine(decide_for(config).name).own_network(options, path)
 
     return build_symbol(config, own_network)
+
+
+def with_own_size(config: Config) -> Config:
+    """The configuration with the ``emb_size`` that its network has.
+
+    :raises UserError: as :func:`recognition.networks.build_symbol`.
+    """
+    return replace(config, emb_size=own_size(config))
 
 
 def computing_of(config: Config) -> Computing:
