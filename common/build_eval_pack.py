@@ -26,7 +26,8 @@ from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
-from common.sets.pair_lists import PairList, read_pairs, with_other_endings
+from common.sets.named_images import with_other_endings
+from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
 from recognition.data.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin

@@ -20,10 +20,10 @@ import numpy as np
 
 from common.embedding.gallery import find_images
 from common.embedding.model_flags import add_engine_flag, files_of
-from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
+from recognition.data.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
 from recognition.io.files import replacing, require_new, write_whole

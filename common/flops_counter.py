@@ -30,7 +30,7 @@ from recognition.engines.choose import build_network
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.files import require_new, write_whole
-from recognition.networks import first_weights
+from recognition.networks import first_weights, with_own_size
 from recognition.networks.flops import count_flops, short
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
@@ -66,7 +66,7 @@ def row(name: str, graph: Graph, prefix: str, number: int, options: argparse.Nam
 def preset_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a network preset, with its first values in a temporary checkpoint."""
     flags = ["--network", name, *(["--config", str(options.config)] if options.config else [])]
-    config = parse_args("train_parall", flags)
+    config = with_own_size(parse_args("train_parall", flags))
     graph, side = build_network(config), options.image_size
     with tempfile.TemporaryDirectory() as folder:
         if not options.no_latency:

@@ -23,8 +23,8 @@ from common.evaluation.megaface_files import encode_feature, read_paths
 from common.evaluation.results import write_json
 from common.sets.image_files import in_order, read_image
 from common.sets.image_sources import find_images
+from common.sets.named_images import with_other_endings
 from common.sets.output_folder import new_folder
-from common.sets.pair_lists import with_other_endings
 from recognition.config.command_line import Parser
 from recognition.data.image import fit
 from recognition.errors import UserError, command, one_line

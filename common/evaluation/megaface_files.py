@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.sets.folder_walk import LeftOut, images_below
 from common.sets.image_files import in_order
-from common.sets.pair_lists import below
+from common.sets.named_images import below
+from recognition.data.folder_walk import LeftOut, images_below
 from recognition.errors import UserError
 from recognition.evaluation.embed_images import normalised
 from recognition.io.text import read_text

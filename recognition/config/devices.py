@@ -19,7 +19,6 @@ CPU: tuple[Device, ...] = (("cpu", 0),)
 BFLOAT16 = ("avx512_bf16", "amx_bf16")  # flags in CPU_INFO of processors that multiply bfloat16
 WORKER = "RECOGNITION_WORKER"  # the variable that holds this process's number, if launch started it
 CPU_INFO = Path("/proc/cpuinfo")
-MEMORY_INFO = Path("/proc/meminfo")
 
 
 def parse_devices(value: Any) -> tuple[Device, ...]:
@@ -60,12 +59,6 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[Device, ...]:
 def processors() -> int:
     """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_memory() -> int:
-    """The bytes that programs can have without swapping, by the kernel's estimate."""
-    found = dict(line.split(":", 1) for line in MEMORY_INFO.read_text(encoding="ascii").splitlines())
-    return int(found["MemAvailable"].split()[0]) << 10
 
 
 # Variables in which launchers put the place of a process on its host, and how many it has: horovodrun, launch with

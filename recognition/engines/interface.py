@@ -145,6 +145,12 @@ class Engine(Protocol):
         :raises UserError: if the engine cannot compute on one of them.
         """
 
+    def free_memory(self, device: Device) -> int:
+        """Bytes of a GPU that no program has taken.
+
+        :param device: one that :meth:`check_devices` accepts.
+        """
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         """Context of a run that gives the same bits each time on these devices; on CPUs every run does.
 

@@ -21,16 +21,14 @@ from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
 from recognition.io.files import require_new, write_whole
+from recognition.plan.head_costs import RESERVE_GB
 
-if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
+if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.
 PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
-# GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
-# CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
-RESERVE_GB = {"gpu": 2.5, "cpu": 0.5}
 COLUMN_WIDTH = 16
 FLAG_TYPES = {
     "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),
@@ -93,7 +91,9 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
-    config = dataclasses.replace(config, **changes)
+    from recognition.networks import with_own_size
+
+    config = with_own_size(dataclasses.replace(config, **changes))
     if not config.num_classes:
         raise UserError(f"--classes: not given, and the dataset preset {config.dataset!r} has no num_classes; expected "
                         "either")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common.sets.image_files import read_image
+from recognition.data.image_files import read_image
 from recognition.data.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import to_symbol

@@ -33,6 +33,9 @@ class MxnetEngine:
             if kind == "gpu":
                 check_gpu(index)
 
+    def free_memory(self, device: Device) -> int:
+        return int(mx.context.gpu_memory_info(device[1])[0])
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         if on_gpus(devices):
             raise UserError("deterministic: found it with MXNet on GPUs, whose sums come in any order; expected CPUs, "

@@ -33,6 +33,9 @@ class TorchEngine:
             if kind == "gpu":
                 _check_gpu(index)
 
+    def free_memory(self, device: Device) -> int:
+        return torch.cuda.mem_get_info(torch_device(device))[0]
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         return deterministic() if on_gpus(devices) else nullcontext()
 

@@ -3,17 +3,16 @@
 
 ``get_module`` returns a ``torch.nn.Module``, which maps pixels 0..255 (N, 3, H, W) RGB to the embedding (N, emb_size);
 ``get_symbol`` a module, too, or a symbol: a file that is written with ``import mxnet as mx`` and plain ``mx.sym`` finds
-a module of that name here, with ``recognition.networks.sym`` as ``sym``. ``recognition/networks/own_file.py`` says what
-their parameters may be.
+a module of that name here (``mxnet_words.py``). ``recognition/networks/own_file.py`` says what their parameters may be.
 """
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.modules.graph import module_graph
+from recognition.engines.torch.modules.mxnet_words import modules
 from recognition.errors import UserError
 from recognition.networks import sym
 from recognition.networks.graph import Graph
@@ -25,9 +24,7 @@ def own_network(config: Any, path: Path) -> Graph:
 
     :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.
     """
-    name, symbols = name_of(config, path), _Symbols("mxnet.symbol")
-    mxnet = _Mxnet("mxnet")
-    mxnet.sym = mxnet.symbol = symbols  # type: ignore[attr-defined]
+    name = name_of(config, path)
     height, width, channels = config.image_shape
 
     def graph_of(network: Any) -> Any:
@@ -38,24 +35,10 @@ def own_network(config: Any, path: Path) -> Graph:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # all processes, and a run that goes on, see the same spread of first values
         graph = call_own_file(config, path, ("get_module", "get_symbol"), graph_of,
-                              {"mxnet": mxnet, "mxnet.sym": symbols, "mxnet.symbol": symbols})
+                              modules(), {"memonger": False})  # the engine recomputes; public files search with MXNet
     if not isinstance(graph, Graph):
         raise UserError(f"{name}: found {type(graph).__name__}, expected a torch.nn.Module, or a Symbol")
     return graph
-
-
-class _Symbols(ModuleType):
-    """The place of ``mx.sym``: every operator of the table."""
-
-    def __getattr__(self, name: str) -> Any:
-        return sym.Variable if name == "var" else getattr(sym, name)
-
-
-class _Mxnet(ModuleType):
-    """The place of ``mxnet``, of which networks need ``sym`` alone."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"with the PyTorch engine mxnet has sym alone, no {name} (--engine mxnet has all of it)")
 
 
 def _named(symbol: sym.Symbol, name: str) -> Graph:
