@@ -26,7 +26,7 @@ from common.embedding.gallery import load_gallery
 from common.export.torch_file import read_tensors
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError, command
 from recognition.io.params import read_arrays
