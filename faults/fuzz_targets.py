@@ -27,7 +27,6 @@ from common.embedding.gallery import load_gallery
 from common.evaluation.ijb_meta import read_faces, read_subjects
 from common.evaluation.ijb_meta import read_pairs as read_ijb_pairs
 from common.evaluation.megaface_files import list_images, read_feature, read_noises
-from common.export.torch_file import read_tensors, write_tensors
 from common.faces.landmark_files import read_landmarks
 from common.sets.image_sources import read_identities
 from common.sets.pair_lists import read_pairs
@@ -42,6 +41,7 @@ from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 from recognition.io.npz import read_npz
 from recognition.io.params import read_arrays, write_arrays
+from recognition.io.torch_file import read_tensors, write_tensors
 from recognition.networks.symbol_file import read_symbol
 from recognition.training.watch.run_files import read_history, read_starts
 

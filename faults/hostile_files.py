@@ -23,13 +23,13 @@ import cv2
 import numpy as np
 
 from common.embedding.gallery import load_gallery
-from common.export.torch_file import read_tensors
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
 from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError, command
 from recognition.io.params import read_arrays
+from recognition.io.torch_file import read_tensors
 from recognition.networks.symbol_file import read_symbol
 
 MOST_SECONDS, MOST_BYTES = 5.0, 512 << 20

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recognition.config import arcface_torch
 from recognition.config.dataset_places import preset_of
 from recognition.config.easy_dict import EasyDict
 from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
@@ -26,12 +27,14 @@ TYPO = 0.8  # a key at least so similar to one of ours counts as mistyped: data_
 
 
 class ConfigFile:
-    """A config.py, run once. ``name`` is its name in messages."""
+    """A config.py, or a config file of arcface_torch, run once. ``name`` is its name in messages."""
 
     def __init__(self, path: Path, name: str):
         self.path = path
         self.name = name
-        self.module = run_file(path, name)
+        module = run_file(path, name)
+        theirs = arcface_torch.is_of_arcface_torch(module)
+        self.module = arcface_torch.as_presets(module, path, name) if theirs else module
         for key in ("config", "default", *PRESETS):
             if not isinstance(getattr(self.module, key, None), Mapping):
                 raise UserError(f"{name}: found no EasyDict named {key}, expected config, network, dataset, loss, "
@@ -108,6 +111,6 @@ def own_keys_line(config: Config) -> str:
 def open_config(named: str = "", root: Path = ROOT) -> ConfigFile:
     """The file ``named``, else config.py beside the entry points, else sample_config.py there."""
     if named:
-        return ConfigFile(Path(named), named)
+        return ConfigFile(arcface_torch.find_file(named), named)
     name = "config.py" if (root / "config.py").is_file() else "sample_config.py"
     return ConfigFile(root / name, name)

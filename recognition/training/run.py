@@ -42,8 +42,9 @@ from recognition.training.parts import (
     make_verifier,
 )
 from recognition.training.run_folder import require_writable, sole_writer
+from recognition.training.states.arcface_torch import ArcfaceTorchState, find_ranks
 from recognition.training.states.find import find_state
-from recognition.training.states.folder import Retention, claim, discard_unfinished, set_aside
+from recognition.training.states.folder import Retention, claim, discard_unfinished, saved_states, set_aside
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress, SavedState
 from recognition.training.trainer import Trainer
@@ -141,7 +142,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     return status
 
 
-def look_around(config: Config, communicator: Communicator) -> SavedState | None:
+def look_around(config: Config, communicator: Communicator) -> SavedState | ArcfaceTorchState | None:
     """Check that all processes are of one run, tidy its folder, and find the state to go on from, if any.
 
     :raises UserError: if processes differ, do not share the folder, or no run can go on from the state.
@@ -156,6 +157,9 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
             require_tensorboard()
     require_alike(shared_options(as_json(config)), communicator)
     require_shared(folder, communicator)
+    theirs = Path(config.models_root)
+    if config.resume and not saved_states(folder / "state") and (ranks := find_ranks(theirs)):
+        return ArcfaceTorchState(theirs, ranks)
     return find_state(folder / "state", config.resume, os.environ.get(LAUNCH, ""), communicator)
 
 
@@ -168,7 +172,7 @@ def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
         claim(folder / "state", launch)
 
 
-def go_on(saved: SavedState, identity: dict[str, Any], backbone: Backbone,
+def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backbone: Backbone,
           head: ShardedHead | TripletHead) -> Progress:
     """Fill backbone and head from a saved state of any number of shards; returns its progress.
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from common.convert_torch import main
-from common.export.iresnet import pairs
-from common.export.torch_file import read_tensors, write_tensors
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
+from recognition.io.torch_file import read_tensors, write_tensors
 from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
+from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params

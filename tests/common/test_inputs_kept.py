@@ -21,15 +21,15 @@ import numpy as np
 import pytest
 
 from common.evaluation.megaface_files import encode_feature
-from common.export.iresnet import pairs
-from common.export.torch_file import write_tensors
 from common.faces.alignment import ARCFACE
 from common.faces.landmark_files import write_landmarks
 from common.sets.training_set import write_training_set
 from recognition.config.options import Config
 from recognition.data.verification_set import save_bin
+from recognition.io.torch_file import write_tensors
 from recognition.networks import sym
 from recognition.networks.families import fresnet
+from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.run import train

@@ -12,6 +12,7 @@ import math
 import os
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ MOST_PICKLE_BYTES = 64 << 20  # of data.pkl, which has some hundred bytes a tens
 _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "BFloat16Storage": "bfloat16",
              "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1",
              "ByteStorage": "u1", "BoolStorage": "?"}
+_SMALL = 1 << 30  # bytes: larger members have sizes of 64 bits
 _EXPECTED = "expected a .pth of named tensors (a state_dict) that PyTorch 1.6 or newer wrote"
 _OPCODES = frozenset((
     "PROTO", "FRAME", "STOP", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID", "MARK", "NONE", "NEWTRUE",
@@ -36,16 +38,14 @@ _OPCODES = frozenset((
 ))
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a ``state_dict`` by name; those of bfloat16 come as float32.
-
-    If the dictionary holds another under one of NESTED, as training checkpoints do, that one is read.
+def read_object(path: Path) -> Any:
+    """What was saved: tensors as arrays (those of bfloat16 as float32), in dictionaries, lists, tuples and numbers.
 
     :raises UserError: if the file is no such archive, names anything but tensors, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            content = _Reader(archive).content()
+            return _Reader(archive).content()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except zipfile.BadZipFile:
@@ -53,6 +53,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
                         "older ones") from None
     except Exception as error:  # a broken pickle fails in any way, within the bounds of what was checked
         raise UserError(f"{path}: {' '.join(str(error).split())[:200] or type(error).__name__}; {_EXPECTED}") from error
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a ``state_dict`` by name.
+
+    If the dictionary holds another under one of NESTED, as training checkpoints do, that one is read.
+
+    :raises UserError: as :func:`read_object`, and if there is something else in it.
+    """
+    content = read_object(path)
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -130,6 +140,7 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * width for step in stride], writeable=False)
 
 
+_ORDERED = b"ccollections\nOrderedDict\n)R"  # an empty one
 _KNOWN: dict[str, Any] = {
     "collections.OrderedDict": lambda: _Dict(),
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -138,41 +149,61 @@ _KNOWN: dict[str, Any] = {
 }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a ``state_dict`` of float32 and int64 arrays as ``torch.save`` does, for ``torch.load`` of any version."""
+def write_object(path: Path, content: Any) -> None:
+    """Write what :func:`read_object` reads, with arrays of float32 and of integers, as ``torch.save`` does: for
+    ``torch.load`` of any version, ``weights_only`` or not."""
+    writer = _Writer()
+    text = b"\x80\x02" + writer.pickled(content) + b"."
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         folder = path.stem
-        archive.writestr(f"{folder}/data.pkl", _pickled(tensors))
+        archive.writestr(f"{folder}/data.pkl", text)
         archive.writestr(f"{folder}/byteorder", "little")
-        for key, value in enumerate(tensors.values()):
-            archive.writestr(f"{folder}/data/{key}", np.ascontiguousarray(value, _stored(value)[1]).tobytes())
+        for key, value in enumerate(writer.arrays):
+            with archive.open(f"{folder}/data/{key}", "w", force_zip64=value.nbytes > _SMALL) as member:
+                member.write(np.ascontiguousarray(value, _stored(value)[1]).reshape(-1).view(np.uint8).data)
         archive.writestr(f"{folder}/version", "3\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a ``state_dict`` of float32 and int64 arrays."""
+    write_object(path, OrderedDict(tensors))
 
 
 def _stored(value: np.ndarray) -> tuple[str, str]:
     return ("LongStorage", "<i8") if value.dtype.kind in "iu" else ("FloatStorage", "<f4")
 
 
-def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle, protocol 2, written by hand: it names PyTorch's functions, and PyTorch need not be installed."""
-    ordered = b"ccollections\nOrderedDict\n)R"
-    out = [b"\x80\x02", ordered, b"("]
-    for key, value in enumerate(tensors.values()):
+class _Writer:
+    """A writer of pickles of protocol 2, by hand: they name PyTorch's functions, and PyTorch need not be installed.
+    ``arrays`` are the tensors that it has met, by their numbers."""
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+
+    def pickled(self, value: Any) -> bytes:
+        """The opcodes that put ``value`` on the stack."""
+        if value is None or isinstance(value, bool):
+            return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        if isinstance(value, np.ndarray):
+            return self._tensor(value)
+        if isinstance(value, Mapping):
+            items = b"".join(self.pickled(part) for item in value.items() for part in item)
+            return (_ORDERED if isinstance(value, OrderedDict) else b"}") + b"(" + items + b"u"
+        if isinstance(value, (list, tuple)):
+            items = b"".join(map(self.pickled, value))
+            return b"](" + items + b"e" if isinstance(value, list) else b"(" + items + b"t"
+        if isinstance(value, str):
+            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+        if isinstance(value, float):
+            return b"G" + struct.pack(">d", value)
+        small = -(1 << 31) <= value < 1 << 31
+        return b"J" + struct.pack("<i", value) if small else b"\x8a\x08" + struct.pack("<q", value)
+
+    def _tensor(self, value: np.ndarray) -> bytes:
         strides = [step // value.itemsize for step in np.empty(value.shape, value.dtype).strides]
-        storage = b"".join((b"(", _text("storage"), f"ctorch\n{_stored(value)[0]}\n".encode(), _text(str(key)),
-                            _text("cpu"), _number(value.size), b"tQ"))
-        out += [_text(list(tensors)[key]), b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, _number(0),
-                _numbers(value.shape), _numbers(strides), b"\x89", ordered, b"tR"]
-    return b"".join([*out, b"u."])
-
-
-def _text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def _number(value: int) -> bytes:
-    return b"J" + struct.pack("<i", value)
-
-
-def _numbers(values: Any) -> bytes:
-    return b"(" + b"".join(map(_number, values)) + b"t"
+        key, kind = str(len(self.arrays)), f"ctorch\n{_stored(value)[0]}\n".encode()
+        self.arrays.append(value)
+        storage = b"".join((b"(", self.pickled("storage"), kind, self.pickled(key), self.pickled("cpu"),
+                            self.pickled(value.size), b"tQ"))
+        return b"".join((b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, self.pickled(0),
+                         self.pickled(tuple(value.shape)), self.pickled(tuple(strides)), b"\x89", _ORDERED, b"tR"))

@@ -85,8 +85,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Gra
     """
     found = {name: value for name, value in tensors.items()
              if not name.endswith("num_batches_tracked")}
-    blocks = {tuple(name.split(".")[:2]) for name in found if name.startswith("layer")}
-    counts = [sum(layer == f"layer{stage}" for layer, *_ in blocks) for stage in (1, 2, 3, 4)]
+    counts = _blocks(found)
     depth = _depth(tuple(counts), f"{source}: the layers have {counts} blocks")
     names = dict(pairs(counts))
     _check_names(found, names, source)
@@ -117,8 +116,7 @@ def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mappi
     :raises UserError: if it is another network, or one with options that ``iresnet`` lacks; it names ``source``.
     """
     found = {**arguments, **auxiliary}
-    stages = [re.match(r"stage(\d)_unit(\d+)_", name) for name in found]
-    counts = [len({match[2] for match in stages if match and match[1] == stage}) for stage in "1234"]
+    counts = _units(found)
     depth = _depth(tuple(counts), f"{source}: the stages have {counts} units")
     names = dict(pairs(counts))
     _check_names(found, {ours: theirs for theirs, ours in names.items()}, source)
@@ -136,6 +134,56 @@ def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mappi
         if theirs.endswith("running_var"):
             tensors[theirs.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     return depth, tensors
+
+
+def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], power: int) -> Arrays:
+    """An optimiser's moments of the parameters, float32 by our names, from those of an ``iresnet``'s by its own; zeros
+    for a parameter that has none, as the fixed factor of the last batch norm.
+
+    :param tensors: the ``iresnet``'s, which :func:`from_torch` takes.
+    :param power: how a moment follows a parameter that is scaled by a factor, as a power of it: 1 a movement, as the
+        momentum of SGD; -1 a gradient and -2 its square, as the moments of AdamW.
+    """
+    found: Arrays = {}
+    for theirs, ours in _parameters(_blocks(tensors)):
+        moment = moments.get(theirs, np.zeros_like(tensors[theirs]))
+        found[ours] = (moment * _scales(tensors["features.weight"]).get(ours, np.ones(1)) ** power).astype(np.float32)
+    return found
+
+
+def moments_to_torch(moments: Mapping[str, np.ndarray], power: int) -> Arrays:
+    """The reverse of :func:`moments_from_torch`, in PyTorch's order; the fixed factor of the last batch norm is left
+    out, as PyTorch's optimisers leave it out."""
+    scales = _scales(np.ones_like(moments["fc1_gamma"]))
+    return {theirs: (moments[ours] / scales.get(ours, np.ones(1)) ** power).astype(np.float32)
+            for theirs, ours in _parameters(_units(moments)) if theirs != "features.weight"}
+
+
+def parameters_of(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of an ``iresnet``'s parameters in the order of ``parameters()``, by which optimisers number them."""
+    return [theirs for theirs, _ in _parameters(_blocks(tensors))]
+
+
+def _parameters(counts: Iterable[int]) -> Iterator[tuple[str, str]]:
+    return ((theirs, ours) for theirs, ours in pairs(counts) if "running" not in theirs)
+
+
+def _scales(factor: np.ndarray) -> Arrays:
+    """The factors by which parameters differ from PyTorch's."""
+    return {"conv0_weight": np.array(PIXELS), "pre_fc1_weight": factor[:, np.newaxis].astype(np.float64),
+            "pre_fc1_bias": factor.astype(np.float64)}
+
+
+def _blocks(names: Iterable[str]) -> list[int]:
+    """The numbers of blocks of PyTorch's four layers."""
+    blocks = {tuple(name.split(".")[:2]) for name in names if name.startswith("layer")}
+    return [sum(layer == f"layer{stage}" for layer, *_ in blocks) for stage in (1, 2, 3, 4)]
+
+
+def _units(names: Iterable[str]) -> list[int]:
+    """The numbers of units of our four stages."""
+    stages = [re.match(r"stage(\d)_unit(\d+)_", name) for name in names]
+    return [len({match[2] for match in stages if match and match[1] == stage}) for stage in "1234"]
 
 
 def _depth(counts: tuple[int, ...], what: str) -> int:
