@@ -33,10 +33,10 @@ from common.sets.pair_lists import read_pairs
 from common.unpack_parts import unpack
 from recognition.config.cli import parse_args
 from recognition.config.options import Config
-from recognition.data.dataset import open_dataset, read_property
-from recognition.data.image import decode_rgb
-from recognition.data.record_index import read_index
-from recognition.data.recordio import MAGIC, RecordReader, RecordWriter, pack_record
+from recognition.data.images.image import decode_rgb
+from recognition.data.records.record_index import read_index
+from recognition.data.records.recordio import MAGIC, RecordReader, RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset, read_property
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 from recognition.io.npz import read_npz

@@ -14,8 +14,8 @@ from common.faces.alignment import BASE, MODES, align
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
 from common.faces.upright import why_no_face
-from recognition.data.folder_walk import EXTENSIONS
-from recognition.data.image_files import read_image
+from recognition.data.images.folder_walk import EXTENSIONS
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError
 
 

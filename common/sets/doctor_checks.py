@@ -10,10 +10,10 @@ import numpy as np
 from common.sets.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_at, repeats
 from common.sets.text_columns import whole_number
 from common.sets.training_set import MAX_RECORDS
-from recognition.data.dataset import open_dataset, property_line
-from recognition.data.record_index import read_index, require_fitting
-from recognition.data.recordio import RecordReader, unpack_record
-from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
+from recognition.data.records.record_index import read_index, require_fitting
+from recognition.data.records.recordio import RecordReader, unpack_record
+from recognition.data.records.set_layout import MAX_CLASSES, Property, find_images, read_property
+from recognition.data.sets.dataset import open_dataset, property_line
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 from recognition.io.text import read_text

@@ -23,7 +23,7 @@ from recognition.errors import UserError, command
 from recognition.io.files import require_new, write_whole
 from recognition.plan.head_costs import RESERVE_GB
 
-if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
+if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from common.doctor import main as doctor
-from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError
 

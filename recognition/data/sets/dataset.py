@@ -17,18 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.bad_records import SKIP, STOP, BadRecords
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
-from recognition.data.image_set import NO_LABEL, ImageSet
-from recognition.data.jpeg_damage import damage
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb, fit
+from recognition.data.images.jpeg_damage import damage
 from recognition.data.order import EpochOrder
-from recognition.data.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
-from recognition.data.set_layout import MAX_CLASSES, Property, check_last, find_images, find_records, read_property
+from recognition.data.records.bad_records import SKIP, STOP, BadRecords
+from recognition.data.records.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
+from recognition.data.records.set_layout import (
+    MAX_CLASSES,
+    Property,
+    check_last,
+    find_images,
+    find_records,
+    read_property,
+)
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 
 LABELS_CHECKED = 1000  # before training; the others are checked when their images are read
 _LABELS = struct.Struct("<IfQQf")  # a record's header and the first of its further labels
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("recognition.data.dataset")  # log lines begin with it
 
 
 class FaceDataset(ImageSet):

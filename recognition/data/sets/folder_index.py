@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recognition.data.folder_walk import LeftOut, images_below, natural, people
+from recognition.data.images.folder_walk import LeftOut, images_below, natural, people
 from recognition.errors import UserError
 from recognition.io.files import replacing
 from recognition.io.npz import read_npz
