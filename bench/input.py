@@ -177,7 +177,10 @@ def main() -> None:
         dataset = write_records(Path(folder), images, open_dataset(args.data) if args.data else None)
         augmentations = {
             "no augmentation": None, "mirror": Augmentation(), "mirror, cutoff 32": Augmentation(cutoff=32),
-            "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2)}
+            "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2),
+            "mirror, arcface_torch's dali_aug": Augmentation(resize=0.1, blur=0.2, hsv=0.2, grey=0.1),
+            "mirror, dali_aug, each on all": Augmentation(resize=1, blur=1, hsv=1, grey=1),
+            "mirror, masks on all": Augmentation(mask=1)}
         readers = {
             "recipe, mx.image": Reader(lambda count: recipe_iterator(dataset, count, batch), part=8),
             "ImageRecordIter": Reader(lambda count: image_record_iter(dataset, count, batch, threads), part=2),

@@ -15,7 +15,6 @@ that iresnet gives for (p - 127.5) / 127.5.
 """
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -104,8 +103,7 @@ def export_weights(source: str, target: Path, overwrite: bool) -> None:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    flags = Parser("python -m common.convert_torch", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.convert_torch", description=__doc__)
     flags.add_argument("source", help="a .pth file, a checkpoint: PREFIX,EPOCH, or a training state's folder")
     flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, PREFIX-0001.params, or a folder that is "
                        "there; or a .pth file; or a folder")

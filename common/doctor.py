@@ -10,7 +10,6 @@ to --output: doctor.json with all findings, and doubtful.png with images that ca
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import filecmp
 import os
@@ -150,8 +149,7 @@ def report(found: Examined) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m common.doctor", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.doctor", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, metavar="DIR", help="the folder: train.rec, train.idx, property, <target>.bin")
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-doctor)")

@@ -109,8 +109,7 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.drop", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.drop", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="the training set: train.rec, train.idx, property")
     add_model_flags(parser, batch_size=16, image_size=False)

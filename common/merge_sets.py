@@ -131,8 +131,7 @@ def read_apart(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.merge_sets", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.merge_sets", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, nargs="+", metavar="DIR", help="training sets, in any form")
     add("--output", type=Path, required=True, metavar="NEW", help="a new folder")

@@ -102,8 +102,7 @@ def _labels(text: str) -> list[int]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.rec2image", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.rec2image", description=__doc__)
     add = parser.add_argument
     add("--include", type=Path, required=True, metavar="DIR|FILE.bin", help="a training set, or a verification set")
     add("--output", type=Path, required=True, metavar="DIR", help="a new folder")

@@ -232,8 +232,7 @@ def _open_all(source: Path) -> tuple[FaceDataset, np.ndarray]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.rec_builder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.rec_builder", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a training set; or a folder with a folder of images for each person; or a list file")
     add("output", type=Path, help="a new folder")

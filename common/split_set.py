@@ -129,8 +129,7 @@ def _write_identities(path: Path, of_image: np.ndarray, labels: np.ndarray, part
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.split_set", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.split_set", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, metavar="DIR", help="a training set, in any form")
     add("--output", type=Path, required=True, metavar="NEW", help="a new folder")

@@ -8,7 +8,6 @@ bits for another number of threads, or in one line. With ``stop`` the only error
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -195,8 +194,7 @@ def written_to(data: Set, times: int) -> Row:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m faults.data", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m faults.data", description=__doc__)
     parser.add_argument("--times", type=int, default=100, help="each damage, each with another seed (default 100)")
     parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)

@@ -7,7 +7,6 @@ Each must be refused in one line, within MOST_SECONDS and MOST_BYTES, and withou
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pickle
@@ -155,8 +154,7 @@ def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m faults.hostile_files", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m faults.hostile_files", description=__doc__)
     parser.add_argument("--times", type=int, default=10, help="each file (default 10)")
     parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)

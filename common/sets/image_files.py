@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files: careful reading by many threads, and the search for broken and repeated images."""
+"""Image files: work on them by many threads, and the search for broken and repeated images."""
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,30 +13,14 @@ from typing import Callable, TypeVar
 import numpy as np
 
 from common.sets.image_sources import Identity
-from recognition.data.image import decode_rgb
-from recognition.data.jpeg_damage import CUT, damage
+from recognition.data.image_files import read_image
+from recognition.data.jpeg_damage import CUT
 from recognition.data.jpeg_segments import END, JUNK, is_jpeg, segments
 from recognition.errors import UserError, one_line
 from recognition.progress import clear_of_bars, progress
 
-MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-def read_file(path: Path) -> bytes:
-    """Read a file of at most MOST_BYTES.
-
-    :raises UserError: if it cannot be read or is larger; if it is a pipe or a device, which may have no end.
-    """
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            raise UserError(f"{path}: found {found.st_size} bytes in what is {stat.filemode(found.st_mode)}, expected "
-                            f"a file of at most {MOST_BYTES >> 20} MB")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def jpeg_damage(encoded: bytes) -> str:
@@ -52,21 +35,6 @@ def jpeg_damage(encoded: bytes) -> str:
         if marker == END:
             return ""
     return CUT
-
-
-def read_image(path: Path) -> tuple[bytes, np.ndarray]:
-    """Read the bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB.
-
-    :raises UserError: if the image is broken.
-    """
-    encoded = read_file(path)
-    try:
-        image = decode_rgb(encoded)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    if lost := damage(encoded):
-        raise UserError(f"{path}: {lost}")
-    return encoded, image
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

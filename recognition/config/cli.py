@@ -19,9 +19,11 @@ from recognition.config.devices import num_workers, own_devices, processors, req
 from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
 from recognition.config.types import nearest
+from recognition.config.user_code import is_symbol_file
 from recognition.errors import UserError
 
 MOST_DECODE_THREADS = 8
+CHECKPOINT = "checkpoint"  # as a network: that of --pretrained
 # Options that are derived from the machine and from other options unless they are set.
 DERIVED = ("devices", "decode_threads", "state_every")
 
@@ -105,6 +107,25 @@ def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
     return os.path.join(prefix, "model") if os.path.isdir(prefix) else prefix, epoch
 
 
+def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str) -> str:
+    """The name of the network preset that ``network`` names. For a ``-symbol.json``, or for ``checkpoint``, the symbol
+    of the checkpoint ``pretrained``, a preset of it is added to the file.
+
+    :raises UserError: beginning with ``where``, if there is no such symbol.
+    """
+    path, name = network, Path(network).stem
+    if network == CHECKPOINT and network not in file.presets("network"):
+        if not pretrained:
+            raise UserError(f"{where}: found {network!r}, the network of a checkpoint, expected --pretrained with it")
+        path = f"{split_pretrained(pretrained, 0)[0]}-symbol.json"
+    elif not is_symbol_file(network):
+        return network
+    if not os.path.isfile(path):
+        raise UserError(f"{where}: found no file {path}, expected the symbol of a checkpoint, PREFIX-symbol.json")
+    file.add_network(name, os.path.abspath(path))
+    return name
+
+
 def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
     """Like :func:`split_pretrained`, and check that ``<prefix>-<epoch>.params`` exists.
 
@@ -140,11 +161,13 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     chosen = {section: str(flags.get(section, file.default(section))) for section in PRESETS}
     where = {section: flag_name(section) if section in flags else f"{file.name}: default.{section}"
              for section in PRESETS}
+    pretrained = flags.get("pretrained", file.default("pretrained"))
+    chosen["network"] = _network_preset(file, chosen["network"], where["network"], str(pretrained))
     in_file = {**file.lay_presets(chosen, where), **chosen}
     values: dict[str, Any] = {key: item.default for key, item in OPTIONS.items() if key not in DERIVED}
     own = in_file["net_name"] not in FAMILIES
     values.update({key: check(key, value, f"{file.name}: {british(key)}", own) for key, value in in_file.items()})
-    values.update({key: check(key, value, flag_name(key)) for key, value in flags.items()})
+    values.update({key: check(key, value, flag_name(key)) for key, value in {**flags, **chosen}.items()})
     if asks_help:
         _parser(entry, _described(file, values)).print_help()
         raise SystemExit(0)

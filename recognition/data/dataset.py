@@ -5,8 +5,8 @@
                 first identity record are images; each record after them describes an identity and has no image.
 ``sequential``  every record is an image.
 ``shuffled``    every record is an image, the order is random already and there may be no ``.idx``; ``property`` has the
-                further lines ``number of images`` and ``shuffled``. It must be read in file order: pass
-                ``shuffle=dataset.form != "shuffled"`` to ``EpochOrder``.
+                further lines ``number of images`` and ``shuffled``. It must be read in file order, as its
+                ``order`` does.
 """
 from __future__ import annotations
 
@@ -19,46 +19,44 @@ import numpy as np
 
 from recognition.data.bad_records import SKIP, STOP, BadRecords
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
+from recognition.data.image_set import NO_LABEL, ImageSet
 from recognition.data.jpeg_damage import damage
+from recognition.data.order import EpochOrder
 from recognition.data.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
 from recognition.data.set_layout import MAX_CLASSES, Property, check_last, find_images, find_records, read_property
 from recognition.errors import UserError
 
 LABELS_CHECKED = 1000  # before training; the others are checked when their images are read
-NO_LABEL = -1  # the label of a record that is skipped
 _LABELS = struct.Struct("<IfQQf")  # a record's header and the first of its further labels
 _logger = logging.getLogger(__name__)
 
 
-class FaceDataset:
-    """The images of a training set, numbered 0 .. len - 1 by rising record key. Methods may be called from any thread.
+class FaceDataset(ImageSet):
+    """The images of a record file, numbered 0 .. len - 1 by rising record key, which is their key.
 
-    path: the folder. num_classes: from ``property``. image_shape: (height, width, 3).
-    form: "identities", "sequential" or "shuffled", see the module. bad: the policy for records that cannot be used.
+    path: the folder. num_classes, image_shape: from ``property``, or what stands in for it.
+    form: "identities", "sequential" or "shuffled", see the module.
     """
 
     def __init__(self, path: Path, form: str, prop: Property, reader: RecordReader, keys: np.ndarray,
-                 offsets: np.ndarray, bad: BadRecords):
-        self.path, self.form, self.bad = path, form, bad
-        self.num_classes = prop.num_classes
-        self.image_shape = (prop.height, prop.width, 3)
-        self._reader, self._keys, self._offsets = reader, keys, offsets
-
-    def __len__(self) -> int:
-        return len(self._keys)
+                 offsets: np.ndarray, bad: BadRecords, counted_by: str = ""):
+        """:param counted_by: what says how many identities there are, in words; empty: the property file."""
+        super().__init__(path, form, prop.num_classes, (prop.height, prop.width, 3), keys, bad)
+        self._reader, self._offsets = reader, offsets
+        self.counted_by = counted_by or str(path / "property")
 
     @property
     def records(self) -> tuple[RecordReader, np.ndarray, np.ndarray]:
         """The record file, and the keys and offsets of the images, int64 (len,) each: for tools that look at damaged
         records, too."""
-        return self._reader, self._keys, self._offsets
+        return self._reader, self.keys, self._offsets
 
     def read(self, i: int) -> tuple[int, bytes, int]:
         """Label, encoded image and record key of image ``i``.
 
         :raises UserError: with the record's key, if the record cannot be read or has no image or a wrong label.
         """
-        key = int(self._keys[i])
+        key = int(self.keys[i])
         try:
             payload = self._reader.read(int(self._offsets[i]))
             label, body = first_label_and_body(payload)
@@ -82,36 +80,19 @@ class FaceDataset:
         except ValueError as error:
             raise self.error(key, error) from error
 
-    def usable(self, i: int) -> tuple[int, np.ndarray, int]:
-        """Like :meth:`load`, but skip bad records: the next usable image after ``i`` takes its place. After the last
-        image the search goes on with image 0.
+    @property
+    def source(self) -> Path:
+        return self._reader.path
 
-        :raises UserError: on a bad record unless they are skipped; if there are too many, or if the file has changed
-            since it was opened.
-        """
-        try:
-            return self.load(i)
-        except UserError as error:
-            self._leave_out(i, error)
-        for j in range(i + 1, i + len(self)):
-            if int(self._keys[j % len(self)]) in self.bad:
-                continue
-            try:
-                return self.load(j % len(self))
-            except UserError as error:
-                self._leave_out(j % len(self), error)
-        raise UserError(f"{self._reader.path}: none of its {len(self)} images can be used; {self.bad}")
+    def order(self, seed: int) -> EpochOrder:
+        """A shuffled file is read from front to end."""
+        return EpochOrder(len(self), seed, shuffle=self.form != "shuffled")
 
     def digest(self) -> str:
         """A digest of the images' record keys and offsets: it changes with the images and with their order."""
-        found = sha256(np.ascontiguousarray(self._keys, np.int64).data)
+        found = sha256(np.ascontiguousarray(self.keys, np.int64).data)
         found.update(np.ascontiguousarray(self._offsets, np.int64).data)
         return found.hexdigest()[:16]
-
-    def is_image(self, images: np.ndarray, records: np.ndarray) -> np.ndarray:
-        """True for each of ``images``, int64 (n,), whose own record key is in ``records``; False where a batch holds
-        another image in its place; bool (n,)."""
-        return self._keys[images] == records
 
     def labels(self) -> np.ndarray:
         """The label of every image, int64 ``(len,)``; NO_LABEL for a skipped record. Reads 36 bytes a record: 2 s a
@@ -121,17 +102,17 @@ class FaceDataset:
             try:
                 head = self._reader.peek(offset, _LABELS.size)
             except UserError as error:
-                self._leave_out(i, self.error(self._keys[i], error))
+                self._leave_out(i, self.error(self.keys[i], error))
                 continue
             if len(head) < _LABELS.size:
-                self._leave_out(i, self.error(self._keys[i], f"its {len(head)} bytes hold no image"))
+                self._leave_out(i, self.error(self.keys[i], f"its {len(head)} bytes hold no image"))
                 continue
             flag, label, _, _, first = _LABELS.unpack(head)
             found[i] = first if flag else label
         with np.errstate(invalid="ignore"):
             labels = found.astype(np.int64)
         for i in np.flatnonzero((labels != found) | (labels < 0) | (labels >= self.num_classes)).tolist():
-            labels[i], key = NO_LABEL, int(self._keys[i])
+            labels[i], key = NO_LABEL, int(self.keys[i])
             if key not in self.bad:
                 try:
                     self._class(key, float(found[i]))
@@ -160,23 +141,13 @@ class FaceDataset:
         labels = labels[labels != NO_LABEL]
         if len(labels) and (np.diff(labels) >= 0).all() and labels[-1] + 1 < self.num_classes:
             _logger.info("%s: %d identities, but the labels end at %d: those beyond it have no image",
-                         self.path / "property", self.num_classes, labels[-1])
-
-    def without_small_identities(self, min_images: int) -> FaceDataset:
-        """This set without the identities that have fewer than ``min_images`` images. Labels do not change."""
-        labels = self.labels()
-        counts = np.bincount(labels[labels != NO_LABEL], minlength=self.num_classes)
-        kept = (counts[labels] >= min_images) & (labels != NO_LABEL)
-        few = (counts > 0) & (counts < min_images)
-        _logger.info("%s: data_images_filter %d leaves out %d of %d identities and %d of %d images", self.path,
-                     min_images, few.sum(), (counts > 0).sum(), (~kept).sum(), len(kept))
-        return self.take(np.flatnonzero(kept))
+                         self.counted_by, self.num_classes, labels[-1])
 
     def take(self, images: np.ndarray) -> FaceDataset:
         """The set of ``images``, int64 (n,), in this order; an image may come more than once. Labels do not change."""
         prop = Property(self.num_classes, *self.image_shape[:2], shuffled=False)
-        return FaceDataset(self.path, self.form, prop, self._reader, self._keys[images], self._offsets[images],
-                           self.bad)
+        return FaceDataset(self.path, self.form, prop, self._reader, self.keys[images], self._offsets[images],
+                           self.bad, self.counted_by)
 
     def error(self, key: int, what: object) -> UserError:
         """An error that names the file and the record."""
@@ -185,26 +156,24 @@ class FaceDataset:
     def close(self) -> None:
         self._reader.close()
 
-    def _leave_out(self, i: int, error: UserError) -> None:
-        if self.bad.skips:  # while the file changes, chance would decide which records are skipped
-            self._reader.require_unchanged()
-        self.bad.note(int(self._keys[i]), error)
-
     def _class(self, key: int, label: float) -> int:
         if not 0 <= label < self.num_classes or label != int(label):
             raise self.error(key, f"label {label:g}, expected a whole number from 0 to {self.num_classes - 1}, as "
-                             f"{self.path / 'property'} says")
+                             f"{self.counted_by} says")
         return int(label)
 
 
 def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 0, on_bad_record: str = STOP,
-                 bad_record_share: float = 0.01, header: bool = True) -> FaceDataset:
+                 bad_record_share: float = 0.01, header: bool = True, *,
+                 otherwise: Property | None = None) -> FaceDataset:
     """Open the training set in ``folder``, in any of the three forms.
 
     shuffled: read it in file order even if ``property`` lacks the line ``shuffled`` (``is_shuffled_rec``).
     images_filter: leave out identities with fewer images (``data_images_filter``).
     on_bad_record, bad_record_share: the policy for records that cannot be used, see ``bad_records``.
     header: False: believe no header; header and identity records are then records without an image, which are bad.
+    otherwise: what holds where there is no property file, as in sets that MXNet's im2rec made; with 0 classes they are
+        counted by the labels. A line is logged. None: the file has to be there.
 
     :raises UserError: if the files are missing, damaged or do not fit together.
     """
@@ -212,10 +181,12 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     if not (folder / "train.rec").is_file():
         raise UserError(f"{folder}: no train.rec there, expected a folder of train.rec, train.idx and property")
     reader = RecordReader(folder / "train.rec")
-    if not (folder / "property").exists():
+    known = otherwise is None or (folder / "property").exists()
+    if known and not (folder / "property").exists():
         raise UserError(f"{folder / 'property'}: not found, expected a file of one line, "
                         f"{property_line(folder) or 'number of identities,height,width, such as 85742,112,112'}")
-    prop = read_property(folder / "property")
+    prop = read_property(folder / "property") if known else otherwise
+    assert prop is not None
     shuffled = shuffled or prop.shuffled
     bad = BadRecords(on_bad_record, bad_record_share)
     keys, offsets = find_records(folder / "train.idx", reader, shuffled, bad)
@@ -225,13 +196,30 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
         check_last(folder / "train.idx", reader, offsets, bad)
     bad.images = len(keys[images])
     dataset = FaceDataset(folder, form, prop, reader, keys[images], offsets[images], bad)
-    if images.start:
+    if not known:
+        dataset = _count_identities(dataset, prop)
+    elif images.start:
         _check_identities(dataset, len(keys) - images.stop)
     if images_filter > 1:
-        dataset = dataset.without_small_identities(images_filter)
+        dataset = dataset.take(dataset.large_identities(images_filter))
     if not len(dataset):
         raise UserError(f"{reader.path}: no images there, or data_images_filter {images_filter} leaves none")
     return dataset
+
+
+def _count_identities(dataset: FaceDataset, otherwise: Property) -> FaceDataset:
+    """The set with the number of identities that its missing property file would have."""
+    count, counted_by = otherwise.num_classes, "num_classes of the configuration"
+    if not count:
+        reader, keys, offsets = dataset.records
+        prop = otherwise._replace(num_classes=MAX_CLASSES)
+        every = FaceDataset(dataset.path, dataset.form, prop, reader, keys, offsets, dataset.bad, "the record format")
+        count, counted_by = int(every.labels().max(initial=0)) + 1, "the highest label"
+    _logger.info("%s: no property file there: %d identities by %s, images of %d x %d", dataset.path, count, counted_by,
+                 otherwise.height, otherwise.width)
+    reader, keys, offsets = dataset.records
+    return FaceDataset(dataset.path, dataset.form, otherwise._replace(num_classes=count), reader, keys, offsets,
+                       dataset.bad, counted_by)
 
 
 def property_line(folder: Path) -> str:

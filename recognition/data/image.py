@@ -54,6 +54,28 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
+def fit_square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """Resize an image, uint8 ``(H, W, 3)``, to ``(size, size, 3)``.
+
+    ``pad`` scales the longer side to ``size`` and centres the image on black: 112 x 96 crops get the columns that the
+    112 x 112 template adds. ``crop`` scales the shorter side and cuts the middle out. ``stretch`` scales both.
+    """
+    height, width = image.shape[:2]
+    new_height, new_width = size, size
+    if fit != "stretch":
+        scale = size / (max(height, width) if fit == "pad" else min(height, width))
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    if (new_height, new_width) != (height, width):
+        shrinks = new_height * new_width < height * width
+        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if fit == "pad":
+        top, left = (size - new_height) // 2, (size - new_width) // 2
+        return cv2.copyMakeBorder(image, top, size - new_height - top, left, size - new_width - left,
+                                  cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    return image[top:top + size, left:left + size]
+
+
 def write_planes(image: np.ndarray, planes: np.ndarray) -> None:
     """Write ``(H, W, 3)`` into a C-contiguous ``(3, H, W)`` array of the same type, four times faster than NumPy."""
     cv2.split(image, [planes[0], planes[1], planes[2]])

@@ -16,7 +16,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.config.devices import available_memory, processors
+from recognition.config.devices import processors
+from recognition.config.memory import available_memory
 from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
 from recognition.data.image_header import image_size as size_of
 from recognition.data.recordio import PathLike

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.networks import fresnet
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
 

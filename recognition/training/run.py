@@ -21,6 +21,8 @@ from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
+from recognition.networks import with_own_size
+from recognition.plan.this_run import memory_line
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
@@ -60,7 +62,7 @@ def train(config: Config) -> int:
     :raises UserError: on anything that the user can mend.
     """
     choice = decide_for(config)
-    config, engine = replace(config, engine=choice.name), choose_engine(choice.name)
+    config, engine = with_own_size(replace(config, engine=choice.name)), choose_engine(choice.name)
     same_bits = engine.deterministic(config.devices) if config.deterministic else contextlib.nullcontext()
     with same_bits, engine.communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
@@ -80,10 +82,12 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     folder, first = Path(config.output_dir), communicator.rank == 0
     saved = look_around(config, communicator)
     engine.check_devices(config.devices)
-    dataset = make_dataset(config)
-    require_alike(identity := identity_of(config, dataset), communicator)
-
+    dataset = make_dataset(config, first)
     graph = build_network(config)
+    require_alike(identity := identity_of(config, dataset, graph), communicator)
+
+    if line := memory_line(config, graph, engine, dataset.num_classes, communicator.size):
+        print(line, flush=True)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
@@ -98,7 +102,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     progress.config = as_json(config)
 
     global_batch = config.per_batch_size * len(config.devices) * communicator.size
-    batches_an_epoch = math.inf if config.triplets else len(dataset) // global_batch
+    batches_an_epoch = math.inf if config.triplets else dataset.order(config.seed).num_images // global_batch
     schedule = make_schedule(config, batches_an_epoch)
     bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),

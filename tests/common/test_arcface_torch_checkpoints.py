@@ -18,7 +18,7 @@ from recognition.evaluation.trained_backbone import load_backbone
 from recognition.head.shard import ShardState, split_classes
 from recognition.io.centres import centres_in_file
 from recognition.io.params import read_arrays
-from recognition.networks import fresnet
+from recognition.networks.families import fresnet
 from recognition.networks.shapes import infer_shapes
 from recognition.training.states.arcface_torch import ArcfaceTorchState, find_ranks
 from recognition.training.states.save import save_state

@@ -15,7 +15,7 @@ from common.convert_torch import main
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.torch_file import read_tensors, write_tensors
-from recognition.networks import fresnet
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from common.sets.image_files import read_image
 from common.sets.record_checks import look_at
 from recognition.data.dataset import open_dataset
 from recognition.data.image import decode_rgb
+from recognition.data.image_files import read_image
 from recognition.data.jpeg_damage import CUT, damage
 from recognition.errors import UserError
 
