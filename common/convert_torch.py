@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common.embedding.model_flags import files_of
-from common.export.arcface_torch import MODEL, Rates, batches_an_epoch, write_checkpoints
+from common.export.arcface_torch import MODEL, adamw_group, batches_an_epoch, sgd_group, write_checkpoints
 from recognition.config.cli import find_pretrained, split_pretrained
 from recognition.config.command_line import Parser
 from recognition.config.options import OPTIONS, Config
@@ -35,7 +35,7 @@ from recognition.networks.iresnet import from_torch, of_the_network, to_torch
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
-from recognition.training.parts import make_schedule
+from recognition.training.parts import adamw_of, make_schedule
 from recognition.training.states.arcface_torch import NAME, find_ranks, read_rank
 from recognition.training.states.state import MANIFEST, SavedState
 
@@ -82,11 +82,13 @@ def export_state(source: Path, target: Path, ranks: int, overwrite: bool) -> Non
         raise UserError(f"--ranks: found {ranks}, expected 1 to {classes}, the number of classes")
     require_new([*(target / NAME.format(rank) for rank in range(ranks)), target / MODEL], [], overwrite)
     batches = batches_an_epoch(state.progress, config.per_batch_size * len(config.devices))
-    rate = make_schedule(config, batches)(state.progress.step)
-    written = write_checkpoints(state, build_network(config), Rates(rate, config), target, ranks)
+    rate, adamw = make_schedule(config, batches)(state.progress.step), adamw_of(config)
+    group = (adamw_group(rate, config.lr, config.wd, adamw) if adamw
+             else sgd_group(rate, config.lr, config.wd, config.mom))
+    written = write_checkpoints(state, build_network(config), group, target, ranks)
     print(f"{written[0]} .. {written[-2].name}, {MODEL}: after step {state.progress.step}, {state.progress.epoch} "
           "epochs" + ("; the epoch that was begun begins anew there" if state.progress.offset else "")
-          + ("" if rate or config.optimizer == "adamw" else "; without momentum: this is the end, where the rate is 0"))
+          + ("" if rate or adamw else "; without momentum: this is the end, where the rate is 0"))
 
 
 def export_weights(source: str, target: Path, overwrite: bool) -> None:
