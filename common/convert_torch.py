@@ -24,7 +24,7 @@ from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
 
-ENDINGS = (".pth", ".pt")
+ENDINGS = (".pth", ".pt", ".ckpt", ".pth.tar")
 
 
 def import_weights(source: Path, target: str, overwrite: bool) -> None:
@@ -58,14 +58,15 @@ def export_weights(source: str, target: Path, overwrite: bool) -> None:
 @command
 def main(arguments: list[str] | None = None) -> int:
     flags = Parser(prog="python -m common.convert_torch", description=__doc__)
-    flags.add_argument("source", help="a .pth file, or a checkpoint: PREFIX,EPOCH")
+    flags.add_argument("source", help="a .pth file (or .pt, .ckpt, .pth.tar), or a checkpoint: PREFIX,EPOCH")
     flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, PREFIX-0001.params, or a folder that is "
                        "there; or a .pth file")
     flags.add_overwrite()
     options = flags.parse_args(arguments)
-    torch_there, torch_here = (Path(name).suffix in ENDINGS for name in (options.target, options.source))
+    torch_there, torch_here = (name.endswith(ENDINGS) for name in (options.target, options.source))
     if torch_there == torch_here:
-        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth or .pt")
+        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth, .pt, "
+                        ".ckpt or .pth.tar")
     if torch_here:
         import_weights(Path(options.source), options.target, options.overwrite)
     else:

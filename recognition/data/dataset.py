@@ -215,7 +215,11 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     if not (folder / "property").exists():
         raise UserError(f"{folder / 'property'}: not found, expected a file of one line, "
                         f"{property_line(folder) or 'number of identities,height,width, such as 85742,112,112'}")
-    prop = read_property(folder / "property")
+    try:
+        prop = read_property(folder / "property")
+    except UserError as error:
+        line = property_line(folder)
+        raise UserError(f"{error}; the records fit {line}" if line else str(error)) from error
     shuffled = shuffled or prop.shuffled
     bad = BadRecords(on_bad_record, bad_record_share)
     keys, offsets = find_records(folder / "train.idx", reader, shuffled, bad)
