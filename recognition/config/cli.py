@@ -126,6 +126,11 @@ def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str)
     return name
 
 
+_OF_TORCH = "python -m common.convert_torch FILE PREFIX,1 makes one of an iresnet's tensors"
+_NO_CHECKPOINTS = {".pth": _OF_TORCH, ".pt": _OF_TORCH, ".ckpt": _OF_TORCH,
+                   ".onnx": "an ONNX file cannot be read back: take the checkpoint or the .pth that it was made of"}
+
+
 def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
     """Like :func:`split_pretrained`, and check that ``<prefix>-<epoch>.params`` exists.
 
@@ -134,6 +139,8 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     prefix, epoch = split_pretrained(text, epoch)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
+        if (how := _NO_CHECKPOINTS.get(Path(text).suffix.lower())):
+            raise UserError(f"{flag}: found {text}, expected a checkpoint; {how}")
         there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
         raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, either with ,EPOCH, or the .params "
                         f"file; {path.parent} holds {', '.join(there) or 'no .params file'}")
