@@ -90,7 +90,7 @@ def test_a_flag_and_its_value_may_be_one_word(parse, refusal):
     many = parse("--network y1 --dataset demo --tensorboard --lr=0.5  --extra-model-name 'a b' --resume --seed\n3")
     assert (many.network, many.dataset, many.tensorboard, many.lr) == ("y1", "demo", True, 0.5)
     assert (many.extra_model_name, many.resume, many.seed) == ("a b", "yes", 3)
-    assert parse("--adam-beta1 0.5 --network y1").adam_beta1 == 0.5
+    assert parse("--fp16-scale 128 --network y1").fp16_scale == 128
     assert parse("--network=y1 --dataset=demo", "--lr", "0.5").network == "y1"
     assert parse("--extra-model-name=a b", " --network y1 ").extra_model_name == "a b"
     assert parse("--models-root", "a --b c", "--devices=cpu").models_root == "a --b c"
