@@ -59,11 +59,10 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
 
 
 def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The given flags by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun
-    takes a word ``--network`` for an abbreviation of its own flags, and stops."""
+    """The given flags by key, not yet checked. One word may hold a flag and its value, or many of both, ``'--network
+    r50 --dataset emore'``: horovodrun takes a word ``--network`` for an abbreviation of its own flags, and stops."""
     parser = _parser(entry, {})
-    words = [part for word in argv for part in (word.split(" ", 1) if re.match(r"--[a-z-]+ ", word) else [word])]
-    given, rest = parser.parse_known_args(words)
+    given, rest = parser.parse_known_args([part for word in argv for part in _words(word)])
     if rest:
         word = rest[0].split("=")[0]
         if not word.startswith("-"):
@@ -74,6 +73,18 @@ def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
         flags = ["--config", "--help", *map(flag_name, flag_keys(entry))]
         raise UserError(f"{word}: unknown flag{nearest(word, flags)}; {parser.prog} --help lists them")
     return vars(given)
+
+
+def _words(word: str) -> list[str]:
+    """The flags and values in one word of a command line. A value may have blanks, and quotes around it."""
+    if not re.match(r"\s*--[a-z][\w-]*[\s=]", word):
+        return [word]
+    found = []
+    for flag in re.split(r"\s+(?=--[a-z])", word.strip()):
+        name, equals, value = re.fullmatch(r"(--[\w-]+)(=|\s*)(.*)", flag, re.DOTALL).groups()  # type: ignore[union-attr]
+        value = re.sub(r"""^(['"])(.*)\1$""", r"\2", value, flags=re.DOTALL)
+        found += [name + equals + value] if equals == "=" else [name, value] if value else [name]
+    return found
 
 
 def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:

@@ -5,6 +5,7 @@ An engine is imported when it is chosen, and not before.
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,6 +123,14 @@ def decide_for(config: Config) -> Choice:
     :raises UserError: as :func:`decide`.
     """
     return decide(config.engine, config.devices, config.in_16_bits, config.net_name)
+
+
+def with_own_size(config: Config) -> Config:
+    """The configuration with its network's own ``emb_size``, where that is a ``-symbol.json``.
+
+    :raises UserError: as :func:`build_network`.
+    """
+    return dataclasses.replace(config, emb_size=own_size(config))
 
 
 def build_network(config: Config) -> Graph:

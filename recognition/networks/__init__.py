@@ -53,11 +53,13 @@ def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
 
 
 def own_size(config: Any) -> int:
-    """The ``emb_size`` of a network: that of a ``-symbol.json`` is its own, whatever the configuration says.
+    """The length of an embedding: that of a ``-symbol.json``, which has its own, else the ``emb_size`` asked for.
 
     :raises UserError: as :func:`build_symbol`.
     """
-    return _features(config, _own_symbol(config, None)) if is_symbol_file(config.net_name) else config.emb_size
+    if not is_symbol_file(config.net_name):
+        return int(config.emb_size)
+    return _features(config, _own_symbol(config, None))
 
 
 def _features(config: Any, symbol: Graph) -> int:

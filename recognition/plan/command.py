@@ -91,7 +91,6 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
-
     from recognition.engines.choose import with_own_size
 
     config = with_own_size(dataclasses.replace(config, **changes))
