@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common.embedding.model_flags import files_of
-from common.export.arcface_torch import MODEL, Rates, batches_an_epoch, write_checkpoints
+from common.export.arcface_torch import MODEL, adamw_group, batches_an_epoch, sgd_group, write_checkpoints
 from recognition.config.cli import find_pretrained, split_pretrained
 from recognition.config.command_line import Parser
 from recognition.config.options import OPTIONS, Config
@@ -35,11 +35,11 @@ from recognition.networks.iresnet import from_torch, of_the_network, to_torch
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
-from recognition.training.parts import make_schedule
+from recognition.training.parts import adamw_of, make_schedule
 from recognition.training.states.arcface_torch import NAME, find_ranks, read_rank
 from recognition.training.states.state import MANIFEST, SavedState
 
-ENDINGS = (".pth", ".pt")
+ENDINGS = (".pth", ".pt", ".ckpt", ".pth.tar")
 
 
 def import_weights(source: Path, target: str, overwrite: bool) -> None:
@@ -81,11 +81,14 @@ def export_state(source: Path, target: Path, ranks: int, overwrite: bool) -> Non
     if not 1 <= ranks <= classes:
         raise UserError(f"--ranks: found {ranks}, expected 1 to {classes}, the number of classes")
     require_new([*(target / NAME.format(rank) for rank in range(ranks)), target / MODEL], [], overwrite)
-    rate = make_schedule(config, batches_an_epoch(state.progress, config))(state.progress.step)
-    written = write_checkpoints(state, build_network(config), Rates(rate, config), target, ranks)
+    batches = batches_an_epoch(state.progress, config.per_batch_size * len(config.devices))
+    rate, adamw = make_schedule(config, batches)(state.progress.step), adamw_of(config)
+    group = (adamw_group(rate, config.lr, config.wd, adamw) if adamw
+             else sgd_group(rate, config.lr, config.wd, config.mom))
+    written = write_checkpoints(state, build_network(config), group, target, ranks)
     print(f"{written[0]} .. {written[-2].name}, {MODEL}: after step {state.progress.step}, {state.progress.epoch} "
           "epochs" + ("; the epoch that was begun begins anew there" if state.progress.offset else "")
-          + ("" if rate or config.optimizer == "adamw" else "; without momentum: this is the end, where the rate is 0"))
+          + ("" if rate or adamw else "; without momentum: this is the end, where the rate is 0"))
 
 
 def export_weights(source: str, target: Path, overwrite: bool) -> None:
@@ -101,7 +104,8 @@ def export_weights(source: str, target: Path, overwrite: bool) -> None:
 @command
 def main(arguments: list[str] | None = None) -> int:
     flags = Parser(prog="python -m common.convert_torch", description=__doc__)
-    flags.add_argument("source", help="a .pth file, a checkpoint: PREFIX,EPOCH, or a training state's folder")
+    flags.add_argument("source", help="a .pth file (or .pt, .ckpt, .pth.tar), a checkpoint: PREFIX,EPOCH, or the "
+                       "folder of a training state")
     flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, PREFIX-0001.params, or a folder that is "
                        "there; or a .pth file; or a folder")
     flags.add_overwrite()
@@ -111,9 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     if (Path(options.source) / MANIFEST).is_file():
         export_state(Path(options.source), Path(options.target), options.ranks, options.overwrite)
         return 0
-    torch_there, torch_here = (Path(name).suffix in ENDINGS for name in (options.target, options.source))
+    torch_there, torch_here = (name.endswith(ENDINGS) for name in (options.target, options.source))
     if torch_there == torch_here:
-        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth or .pt")
+        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth, .pt, "
+                        ".ckpt or .pth.tar")
     if torch_here:
         import_weights(Path(options.source), options.target, options.overwrite)
     else:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from recognition.config.options import Config
 from recognition.engines.interface import Arrays, BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import ShardState, split_classes
 from recognition.io.torch_file import write_object, write_tensors
 from recognition.networks.graph import Graph
 from recognition.networks.iresnet import moments_to_torch, parameters_of, to_torch
+from recognition.optim.adamw import AdamW
 from recognition.training.states.arcface_torch import ADAM, NAME
 from recognition.training.states.state import Progress, SavedState
 
@@ -27,19 +27,13 @@ MODEL = "model.pt"
 MOST_PROCESSES = 1 << 16
 
 
-class Rates(NamedTuple):
-    """The numbers with which arcface_torch's optimiser goes on."""
-
-    lr: float  # of the next step
-    config: Config  # of the run that saved the state
-
-
-def batches_an_epoch(progress: Progress, config: Config) -> int:
+def batches_an_epoch(progress: Progress, each: int) -> int:
     """The batches of an epoch in the run of a state, by the images that it has consumed.
 
+    :param each: images of a process in a batch.
     :raises UserError: if its batch was not the same all the time.
     """
-    images, each = progress.identity["images"], config.per_batch_size * len(config.devices)
+    images = progress.identity["images"]
     for processes in range(1, min(images // each, MOST_PROCESSES) + 1):
         batch = each * processes
         if progress.epoch * (images // batch) * batch + progress.offset == progress.step * batch:
@@ -48,18 +42,20 @@ def batches_an_epoch(progress: Progress, config: Config) -> int:
                     f"{progress.offset} images, which no one size of batch gives, expected a run of one size")
 
 
-def write_checkpoints(state: SavedState, graph: Graph, rates: Rates, folder: Path, ranks: int) -> list[Path]:
+def write_checkpoints(state: SavedState, graph: Graph, group: dict[str, Any], folder: Path, ranks: int) -> list[Path]:
     """Write the files of all ranks, and model.pt; returns their paths, model.pt last.
 
+    :param group: the numbers of the optimiser, as :func:`sgd_group` and :func:`adamw_group` have them; ``lr`` is that
+        of the next step.
     :raises UserError: if the network is no iresnet, or W has sub-centres or a bias.
     """
-    progress, backbone = state.progress, state.backbone()
+    progress, backbone, lr = state.progress, state.backbone(), group["lr"]
     if progress.identity["loss_K"] > 1 or progress.identity["bias"]:
         raise UserError(f"{state.path}: found class centres with sub-centres or a bias, which arcface_torch has not")
     auxiliary = {name: np.asarray(np.mean([one[name] for one in backbone.auxiliary], axis=0, dtype=np.float32))
                  for name in backbone.auxiliary[0]}
     _, tensors = to_torch(graph, backbone.parameters, auxiliary, str(state.path))
-    moments = _moments(backbone, rates.lr, progress.step, parameters_of(tensors))
+    moments = _moments(backbone, lr, progress.step, parameters_of(tensors))
     paths = []
     for rank, (start, stop) in enumerate(split_classes(progress.identity["num_classes"], ranks)):
         rows = state.rows(start, stop, 1)
@@ -67,15 +63,27 @@ def write_checkpoints(state: SavedState, graph: Graph, rates: Rates, folder: Pat
         content = {
             "epoch": progress.epoch, "global_step": progress.step, "state_dict_backbone": OrderedDict(tensors),
             "state_dict_softmax_fc": OrderedDict(weight=rows.centres),
-            "state_optimizer": {"state": {**moments, **_of_rows(rows, rates.lr, progress.step, last)},
-                                "param_groups": [_group(rates, range(last)), _group(rates, [last])]},
+            "state_optimizer": {"state": {**moments, **_of_rows(rows, lr, progress.step, last)},
+                                "param_groups": [{**group, "params": list(range(last))}, {**group, "params": [last]}]},
             "state_lr_scheduler": {"last_epoch": progress.step, "_step_count": progress.step + 1,
-                                   "_last_lr": [rates.lr, rates.lr]},
+                                   "_last_lr": [lr, lr]},
         }
         paths.append(folder / NAME.format(rank))
         write_object(paths[-1], content)
     write_tensors(folder / MODEL, tensors)
     return [*paths, folder / MODEL]
+
+
+def sgd_group(lr: float, base: float, wd: float, mom: float) -> dict[str, Any]:
+    """The numbers of ``torch.optim.SGD``; what is left out has its default there. ``base`` is the rate that the
+    schedule falls from."""
+    return {"lr": lr, "initial_lr": base, "weight_decay": wd, "momentum": mom, "dampening": 0, "nesterov": False}
+
+
+def adamw_group(lr: float, base: float, wd: float, adamw: AdamW) -> dict[str, Any]:
+    """The numbers of ``torch.optim.AdamW``."""
+    return {"lr": lr, "initial_lr": base, "weight_decay": wd, "betas": (adamw.beta1, adamw.beta2), "eps": adamw.eps,
+            "amsgrad": False}
 
 
 def _moments(backbone: BackboneState, lr: float, step: int, names: list[str]) -> dict[int, dict[str, Any]]:
@@ -102,11 +110,3 @@ def _buffers(movements: Mapping[str, np.ndarray], lr: float) -> Arrays:
 
 def _step(step: int, with_adam: bool) -> dict[str, np.ndarray]:
     return {"step": np.array(step, np.float32)} if with_adam else {}
-
-
-def _group(rates: Rates, numbers: Any) -> dict[str, Any]:
-    """A group of parameters of ``torch.optim``; what is left out has its default there."""
-    config = rates.config
-    own = ({"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps, "amsgrad": False}
-           if config.optimizer == "adamw" else {"momentum": config.mom, "dampening": 0, "nesterov": False})
-    return {"lr": rates.lr, **own, "weight_decay": config.wd, "initial_lr": config.lr, "params": list(numbers)}

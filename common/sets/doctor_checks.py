@@ -47,14 +47,13 @@ class Records(NamedTuple):
 
 def check_property(folder: Path) -> tuple[Property | None, list[Finding]]:
     path = folder / "property"
-    line = "" if path.is_file() or not (folder / "train.rec").is_file() else property_line(folder)
-    if line:
-        return None, [Finding(ERROR, "property", "is not there", f"write one line into it: {line}")]
     try:
         return read_property(path), []
     except UserError as error:
-        return None, [Finding(ERROR, "property", str(error).split(": ", 1)[-1], "write one line into it: number of "
-                              "identities (the highest label + 1), height and width: 85742,112,112")]
+        line = property_line(folder) if (folder / "train.rec").is_file() else ""
+        what = str(error).split(": ", 1)[-1] if path.is_file() or not line else "is not there"
+        return None, [Finding(ERROR, "property", what, "write one line into it: " + (
+            line or "number of identities (the highest label + 1), height and width: 85742,112,112"))]
 
 
 def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:

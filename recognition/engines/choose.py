@@ -5,6 +5,7 @@ An engine is imported when it is chosen, and not before.
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from recognition.config.options import Config, check
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
-from recognition.networks import build_symbol
+from recognition.networks import build_symbol, own_size
 from recognition.networks.graph import Graph
 
 LIBRARIES = {"mxnet": "MXNet", "torch": "PyTorch"}  # by the names of engines, which are those of their modules
@@ -121,6 +122,14 @@ def decide_for(config: Config) -> Choice:
     :raises UserError: as :func:`decide`.
     """
     return decide(config.engine, config.devices, config.in_16_bits, config.net_name)
+
+
+def with_own_size(config: Config) -> Config:
+    """The configuration with its network's own ``emb_size``, where that is a ``-symbol.json``.
+
+    :raises UserError: as :func:`build_network`.
+    """
+    return dataclasses.replace(config, emb_size=own_size(config))
 
 
 def build_network(config: Config) -> Graph:

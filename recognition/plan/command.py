@@ -91,7 +91,7 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
-    from recognition.networks import with_own_size
+    from recognition.engines.choose import with_own_size
 
     config = with_own_size(dataclasses.replace(config, **changes))
     if not config.num_classes:

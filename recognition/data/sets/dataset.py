@@ -170,6 +170,14 @@ class FaceDataset(ImageSet):
         return int(label)
 
 
+def _property(folder: Path) -> Property:
+    try:
+        return read_property(folder / "property")
+    except UserError as error:
+        line = property_line(folder)
+        raise UserError(f"{error}; the records fit {line}" if line else str(error)) from error
+
+
 def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 0, on_bad_record: str = STOP,
                  bad_record_share: float = 0.01, header: bool = True, *,
                  otherwise: Property | None = None) -> FaceDataset:
@@ -192,7 +200,7 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     if known and not (folder / "property").exists():
         raise UserError(f"{folder / 'property'}: not found, expected a file of one line, "
                         f"{property_line(folder) or 'number of identities,height,width, such as 85742,112,112'}")
-    prop = read_property(folder / "property") if known else otherwise
+    prop = _property(folder) if known else otherwise
     assert prop is not None
     shuffled = shuffled or prop.shuffled
     bad = BadRecords(on_bad_record, bad_record_share)
