@@ -25,8 +25,7 @@ from bench.ratios import bench_parser, write_ratios
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--network", "y1", "--dataset", "demo", "--loss", "arcface", "--devices", "cpu", "--per-batch-size", "32"]
 ONE_STEP = ["--max-steps", "1", "--ckpt", "0"]
-BUILT = ("make_dataset", "build_symbol", "make_backbone", "make_verifier", "make_head", "make_loader")
-PHASES = ("data", "forward", "head", "backward", "update W", "update")
+BUILT = ("make_dataset", "build_network", "make_backbone", "make_verifier", "make_head", "make_loader")
 CHILD = "--child"
 
 
