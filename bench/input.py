@@ -28,11 +28,11 @@ import numpy as np
 from bench.ratios import add_json, write_ratios
 from recognition.config.devices import CPU, share_processors
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image_set import ImageSet
 from recognition.data.loader import BatchLoader
-from recognition.data.open_set import Opening, open_set
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import FaceDataset, open_dataset
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_set
 
 share_processors(CPU, os.environ)  # before MXNet is imported, which reads its number of threads then
 from recognition.engines.mxnet.imports import mx  # noqa: E402

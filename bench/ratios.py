@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +27,7 @@ def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:
     :raises UserError: if the file cannot be written.
     """
     if path:
-        with replacing(path) as file:
-            file.write_text(json.dumps(dict(ratios), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(dict(ratios), indent=1) + "\n")
 
 
 def read_ratios(path: Path, expected: Sequence[str]) -> dict[str, float]:

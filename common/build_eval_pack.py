@@ -26,9 +26,10 @@ from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
 from common.pack_folder import FITS, encode_image
 from common.sets.image_files import in_order
-from common.sets.pair_lists import PairList, read_pairs, with_other_endings
+from common.sets.named_images import with_other_endings
+from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import require_new, writing
@@ -99,8 +100,7 @@ def draw_pairs(pack: Path, path: Path) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__)
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, metavar="DIR", help="the folder that the list's paths count from")
     add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")

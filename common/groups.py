@@ -22,8 +22,8 @@ from common.evaluation.results import print_rates, rate_cells, require_results, 
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.image_files import in_order
 from recognition.config.command_line import Parser
-from recognition.data.image import fit
-from recognition.data.image_files import read_image
+from recognition.data.images.image import fit
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
@@ -103,8 +103,7 @@ def evaluate_groups(embed: Embed, listed: Listed, batch_size: int, size: int = 1
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.groups", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.groups", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     add("--list", type=Path, required=True, metavar="FILE", help="image, identity and group, a line each")

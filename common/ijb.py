@@ -24,7 +24,7 @@ from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.faces.alignment import align
 from common.sets.image_files import in_order
 from recognition.config.command_line import Parser
-from recognition.data.image_files import read_image
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at
@@ -117,8 +117,7 @@ def evaluate_ijb(embed: Embed, data: Path, batch_size: int, size: int = 112, far
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.ijb", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.ijb", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="the folder with loose_crop and meta")

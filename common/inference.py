@@ -28,14 +28,13 @@ from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser, check_range
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 
 Found = dict[str, Any]
 
 
 def parser() -> Parser:
-    flags = Parser("python -m common.inference", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.inference", description=__doc__)
     flags.add_argument("--model", required=True, help="checkpoint: PREFIX,EPOCH, PREFIX, or its folder")
     what = flags.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", type=Path, metavar="PATH", help="a folder of images, at any depth, or one image")
@@ -163,8 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     action = embed if options.images else compare if options.compare else search
     found = action(backbone, options)
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps({"model": backbone.model, **found}, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps({"model": backbone.model, **found}, indent=1) + "\n")
     return 0
 
 

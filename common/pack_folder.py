@@ -25,9 +25,9 @@ from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
 from common.sets.training_set import NAMES, write_names, write_training_set
 from recognition.config.command_line import Parser, check_range
-from recognition.data.image import fit_square
-from recognition.data.image_files import read_file, read_image
-from recognition.data.jpeg_segments import is_jpeg
+from recognition.data.images.image import fit_square
+from recognition.data.images.image_files import read_file, read_image
+from recognition.data.images.jpeg_segments import is_jpeg
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 from recognition.progress import progress
@@ -98,8 +98,7 @@ def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[P
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.pack_folder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.pack_folder", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a folder with a folder of images for each person, or a list file: path<TAB or space>"
         "label, or InsightFace's flag<TAB>path<TAB>label; its paths count from its folder")

@@ -9,7 +9,6 @@ images and ``shuffled``, and training reads it from front to end. The order is a
 """
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from common.sets.image_files import in_order
 from common.sets.output_folder import new_folder
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_property
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import open_dataset
 from recognition.data.order import EpochOrder
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.errors import command
 from recognition.io.files import writing
 from recognition.progress import progress
@@ -45,8 +44,7 @@ def shuffle_set(source: Path, folder: Path, seed: int = 0) -> tuple[int, int]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m common.rec2shufrec", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.rec2shufrec", description=__doc__)
     parser.add_argument("source", type=Path, help="a training set, in any form")
     parser.add_argument("output", type=Path, help="a new folder")
     parser.add_argument("--seed", type=int, default=0, help="of the order (default 0)")

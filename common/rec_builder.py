@@ -33,9 +33,9 @@ from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
 from common.sets.usable_records import open_usable
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.recordio import PathLike, RecordWriter, pack_record
-from recognition.data.set_layout import MAX_CLASSES
+from recognition.data.records.recordio import PathLike, RecordWriter, pack_record
+from recognition.data.records.set_layout import MAX_CLASSES
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
 from recognition.progress import clear_of_bars, progress
@@ -232,8 +232,7 @@ def _open_all(source: Path) -> tuple[FaceDataset, np.ndarray]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.rec_builder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.rec_builder", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a training set; or a folder with a folder of images for each person; or a list file")
     add("output", type=Path, help="a new folder")

@@ -81,8 +81,7 @@ def _targets(data: Path, text: str | None) -> list[Path]:
 
 def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
     """The settings of each checkpoint that is asked for."""
-    parser = Parser(prog="python -m common.verification", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.verification", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="the folder of the sets, <target>.bin")

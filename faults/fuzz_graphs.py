@@ -10,7 +10,6 @@ tests/faults/test_fuzz_graphs.py is the short form.
 """
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import json
 import os
@@ -193,8 +192,7 @@ def _show(seed: int) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m faults.fuzz_graphs", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m faults.fuzz_graphs", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="of the first graph")
     parser.add_argument("--seed", type=int, help="of one graph, which is shown")

@@ -27,24 +27,24 @@ from common.embedding.gallery import load_gallery
 from common.evaluation.ijb_meta import read_faces, read_subjects
 from common.evaluation.ijb_meta import read_pairs as read_ijb_pairs
 from common.evaluation.megaface_files import list_images, read_feature, read_noises
-from common.export.torch_file import read_tensors, write_tensors
 from common.faces.landmark_files import read_landmarks
 from common.sets.image_sources import read_identities
 from common.sets.pair_lists import read_pairs
 from common.unpack_parts import unpack
 from recognition.config.cli import parse_args
 from recognition.config.options import Config
-from recognition.data.dataset import open_dataset, read_property
-from recognition.data.folder_index import list_images as list_people
-from recognition.data.folder_index import read_index as read_listing
-from recognition.data.folder_index import write_index as write_listing
-from recognition.data.image import decode_rgb
-from recognition.data.record_index import read_index
-from recognition.data.recordio import MAGIC, RecordReader, RecordWriter, pack_record
+from recognition.data.images.image import decode_rgb
+from recognition.data.records.record_index import read_index
+from recognition.data.records.recordio import MAGIC, RecordReader, RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset, read_property
+from recognition.data.sets.folder_index import list_images as list_people
+from recognition.data.sets.folder_index import read_index as read_listing
+from recognition.data.sets.folder_index import write_index as write_listing
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 from recognition.io.npz import read_npz
 from recognition.io.params import read_arrays, write_arrays
+from recognition.io.torch_file import read_tensors, write_tensors
 from recognition.networks.symbol_file import read_symbol
 from recognition.training.watch.run_files import read_history, read_starts
 

@@ -93,7 +93,7 @@ def states_and_bits(setting: Setting, report: Report) -> None:
 def speed(setting: Setting, report: Report) -> None:
     """Images a second in training, float32 and 16 bits, and the peak of memory."""
     if not setting.gpu:
-        report.true("speed", True, "left out on CPUs: bench.backbone measures it")
+        report.true("speed", True, "left out on CPUs: bench.networks.backbone measures it")
         return
     device: Device = ("gpu", setting.device.index or 0)
     for name in ("y1", "r50", "r100"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from recognition.config.user_code import is_symbol_file
 from recognition.errors import UserError
 from recognition.io.files import WRITING
 from recognition.processes.communicator import Communicator, largest
@@ -27,6 +28,8 @@ def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
     :param options: all of them, in JSON's types.
     """
     shared = {key: value for key, value in options.items() if key not in _OF_HOSTS}
+    if is_symbol_file(options["net_name"]):  # a path, too; what it holds is a part of the run's identity
+        del shared["net_name"]
     return {**shared, "devices": f"{len(options['devices'])} of {options['devices'][0][0]}"}
 
 

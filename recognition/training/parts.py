@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recognition.config.options import NO_END, Config
+from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
-from recognition.data.image_set import ImageSet
 from recognition.data.loader import BatchLoader
-from recognition.data.open_set import Opening, open_sets
 from recognition.data.order import Position
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_sets
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.engines.choose import computing_of, make_shard
 from recognition.engines.interface import Backbone, Engine, Updating
+from recognition.engines.numbers import describe_numbers
 from recognition.errors import UserError
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
@@ -37,6 +40,7 @@ from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.checkpoints.first_centres import CentresSource
 from recognition.training.checkpoints.matching import advice
 from recognition.training.checkpoints.pretrained import read_params, take_over
+from recognition.training.checkpoints.renamed import renamed
 from recognition.training.states.state import Progress
 from recognition.training.verify import Verifier, load_targets, shared
 from recognition.training.watch.events import FOLDER, EventFile
@@ -82,11 +86,13 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     image_shape, computing = (channels, height, width), computing_of(config)
     if config.count_flops:
         print(describe(count_flops(graph, image_shape)), flush=True)
-    if line := engine.numbers(computing):
+    if line := describe_numbers(computing):
         print(line, flush=True)
     start = initialise(graph, image_shape, config.seed, first_weights(config.net_name))
     if checkpoint:
-        print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config)), flush=True)
+        symbol = Path(f"{config.pretrained}-symbol.json")
+        print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config),
+                        partial(renamed, graph, symbol, image_shape)), flush=True)
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
@@ -162,9 +168,14 @@ def make_log(config: Config, progress: Progress, global_batch: int, batches_an_e
                        text=TextLog(folder / TEXT_LOG, step, end, progress.config))
 
 
-def identity_of(config: Config, dataset: ImageSet) -> dict[str, Any]:
-    """The options and facts that must be the same in a resumed run: they determine shapes and the order of data."""
-    return {"num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
+def identity_of(config: Config, dataset: ImageSet, graph: Graph) -> dict[str, Any]:
+    """The options and facts that must be the same in a resumed run: they determine shapes and the order of data.
+
+    Of a network from a ``-symbol.json`` also the checksum of the graph: another may have layers of the same shapes.
+    """
+    symbol = is_symbol_file(config.net_name)
+    own = {"network_sha256": sha256(graph.to_json().encode()).hexdigest()} if symbol else {}
+    return {**own, "num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
             "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
             "loss_name": config.loss_name, "bias": config.has_bias, "optimizer": config.optimizer}
 

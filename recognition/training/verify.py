@@ -12,7 +12,7 @@ import numpy as np
 from recognition.data.verification_set import VerificationSet, load_bin
 from recognition.evaluation.roc import Roc
 from recognition.evaluation.verification import VerificationResult, check_pairs, pixel_similarity, verify
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.processes.communicator import Communicator
 
 
@@ -73,5 +73,4 @@ class Verifier:
         np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr,
                  distances=result.distances.astype(np.float32), issame=result.issame,
                  threshold=np.mean(result.best_thresholds))
-        with replacing(folder / f"roc-{result.name}.npz") as path:
-            path.write_bytes(content.getbuffer())
+        write_whole(folder / f"roc-{result.name}.npz", content.getbuffer())

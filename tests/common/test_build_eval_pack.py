@@ -79,7 +79,7 @@ def test_pairs_of_lfw(tmp_path: Path) -> None:
     ("", "no pairs there"), ("a.jpg b.jpg\n", "line 1: found 'a.jpg b.jpg'"), ("a b 1\na b 2\n", "line 2"),
     ("10 300\nname 1\n", "line 2: found 'name 1'"), ("10 300\nname " + "9" * 5000 + " 1\n", "line 2: found 'name 99"),
     ("a\0.jpg b.jpg 1\n", "line 1"),
-    ("a.jpg ../../b.jpg 1\n", "line 1: found 'a.jpg ../../b.jpg 1'"), ("/etc/a.jpg b.jpg 1\n", "line 1")])
+    ("a.jpg ../../b.jpg 1\n", "line 1: found '../../b.jpg'"), ("/etc/a.jpg b.jpg 1\n", "line 1")])
 def test_lists_that_are_none(tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "list").write_text(text)
     with pytest.raises(UserError, match=line):

@@ -18,7 +18,8 @@ from recognition.config.cli import parse_args
 from recognition.engines.choose import build_network
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.onnx_graph import to_onnx
 from recognition.networks.operators import OPERATORS

@@ -99,9 +99,9 @@ def test_horovod_is_started_where_a_run_may_need_it(monkeypatch: pytest.MonkeyPa
 
 def test_where_the_processes_of_pytorch_meet() -> None:
     """At the first one's host: here at a port that is free, elsewhere at one below those that Linux gives out."""
-    here = launcher.torch_variables("localhost", "127.0.0.1", "lo")
+    here = launcher.torch_variables("localhost", "127.0.0.1", "lo", {})
     assert (here["MASTER_ADDR"], here["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
-    there = launcher.torch_variables("user@a", "192.0.2.1", None)
+    there = launcher.torch_variables("user@a", "192.0.2.1", None, {})
     assert there["MASTER_ADDR"] == "a" and 10000 <= int(there["MASTER_PORT"]) < 32768 and len(there) == 2
 
 
@@ -188,7 +188,7 @@ def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Pa
     """A stopped process neither dies nor answers; Horovod's processes tell how far they have come."""
     body = """
 from recognition.processes.communicator import largest
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
 with make_communicator("device") as communicator:
     for i in range(1000):
         largest(communicator, i)

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("mxnet", "torch", "numba", "horovod")
 # The rooms of recognition from the door to the cellar: a room imports what stands below it, or beside it in its line.
 ORDER = (
-    ("__init__", "launch", "plan"),
+    ("__init__", "launch"),
     ("training",),
+    ("plan",),
     ("evaluation",),
     ("engines",),
     ("head",),

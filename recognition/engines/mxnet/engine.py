@@ -14,10 +14,10 @@ from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import check_gpu, mx
 from recognition.engines.mxnet.own_network import own_symbol
 from recognition.engines.mxnet.passes.choose import prepare
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
-from recognition.engines.numbers import make_loss_scale, numbers
+from recognition.engines.numbers import make_loss_scale
 from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator
@@ -33,6 +33,9 @@ class MxnetEngine:
             if kind == "gpu":
                 check_gpu(index)
 
+    def free_memory(self, device: Device) -> int:
+        return int(mx.context.gpu_memory_info(device[1])[0])
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         if on_gpus(devices):
             raise UserError("deterministic: found it with MXNet on GPUs, whose sums come in any order; expected CPUs, "
@@ -41,9 +44,6 @@ class MxnetEngine:
 
     def communicator(self, kvstore: str) -> Communicator:
         return make_communicator(kvstore)
-
-    def numbers(self, computing: Computing) -> str:
-        return numbers(computing)
 
     def own_network(self, config: Any, path: Path) -> Graph:
         return own_symbol(config, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recognition.errors import UserError
-from recognition.io.files import WRITING, replacing, writing
+from recognition.io.files import WRITING, write_whole, writing
 
 DAMAGED = ".damaged"  # the suffix of a state that is no longer as it was saved
 KEPT_DAMAGED = 2  # states
@@ -122,8 +122,7 @@ def set_aside(folder: Path) -> str:
 
 def claim(folder: Path, launch: str) -> None:
     """Note that the present and future states below ``folder`` belong to the launch of this name."""
-    with replacing(folder / _LAUNCH) as path:
-        path.write_text(launch)
+    write_whole(folder / _LAUNCH, launch)
 
 
 def is_claimed(folder: Path, launch: str) -> bool:

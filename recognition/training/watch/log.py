@@ -72,7 +72,7 @@ class TrainingLog:
 
     def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
         loss, accuracy, speed = self._record(step, epoch, lr)
-        with self._clear_of_bar():
+        with clear_of_bars():
             logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
                          index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
 
@@ -110,11 +110,8 @@ class TrainingLog:
     def line(self, text: str) -> None:
         """Print a plain line on standard output."""
         self._text.line(text)
-        with self._clear_of_bar():
+        with clear_of_bars():
             print(text, flush=True)
-
-    def _clear_of_bar(self):  # type: ignore[no-untyped-def]
-        return clear_of_bars()
 
     def close(self) -> None:
         self._bar.close()
