@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,14 +141,6 @@ def build_network(config: Config) -> Graph:
         return choose_engine(decide_for(config).name).own_network(options, path)
 
     return build_symbol(config, own_network)
-
-
-def with_own_size(config: Config) -> Config:
-    """The configuration with the ``emb_size`` that its network has.
-
-    :raises UserError: as :func:`recognition.networks.build_symbol`.
-    """
-    return replace(config, emb_size=own_size(config))
 
 
 def computing_of(config: Config) -> Computing:
