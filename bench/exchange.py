@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.plan.head_costs import HeadSize, sent_data_parallel, sent_parallel
 
 
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--classes", type=int, nargs="*", default=[1000, 100000])
     parser.add_argument("--batch", type=int, default=64, help="images of all processes")
@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="each process has all of W, and sums its gradients")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    add_json(parser)
     options = parser.parse_args()
     if options.work:
         return work(options)
