@@ -42,6 +42,7 @@ REFUSED = {
                     "as flags, --lr-steps 10e,16e"),
     "loss": (None, "of arcface_torch before margin_list: (1.0, 0.5, 0.0) is arcface, (1.0, 0.0, 0.4) cosface"),
 }
+SYNTHETIC = "synthetic"  # in place of a folder: images made up
 SCALE = 64.0  # written in train_v2.py
 LEAST_SHARE = 1e-12  # of class centres, for sample_rate 0: a step has those of its batch alone
 # Its networks. IResNet is fresnet without dropout before the embedding.
@@ -91,6 +92,8 @@ def as_presets(module: ModuleType, path: Path, name: str) -> Any:
     loss, margin = _loss(values["margin_list"], name)
     rec = _checked(name, "rec", "dataset_path", values["rec"])
     dataset = Path(rec).name
+    if rec == SYNTHETIC:
+        rec = f"{rec}:{default.get('num_classes', 0)}"
     presets = SimpleNamespace(
         default=EasyDict(default, network=_network(values["network"], name), dataset=dataset, loss=loss),
         network=EasyDict(NETWORKS), dataset=EasyDict({dataset: {"dataset_path": rec}}), loss=EasyDict({loss: margin}),
