@@ -28,10 +28,11 @@ import numpy as np
 from bench.ratios import add_json, write_ratios
 from recognition.config.devices import CPU, share_processors
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import FaceDataset, open_dataset
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_set
 
 share_processors(CPU, os.environ)  # before MXNet is imported, which reads its number of threads then
 from recognition.engines.mxnet.imports import mx  # noqa: E402
@@ -57,6 +58,15 @@ def write_records(folder: Path, images: int, source: FaceDataset | None) -> Face
     return open_dataset(folder)
 
 
+def write_folder(folder: Path, dataset: FaceDataset) -> ImageSet:
+    """The same images as files, a folder for each class."""
+    for i in range(len(dataset)):
+        label, body, _ = dataset.read(i)
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        (folder / str(label) / f"{i}.jpg").write_bytes(body)
+    return open_set(str(folder), Opening())
+
+
 def decode_only(dataset: FaceDataset, images: int, threads: int) -> None:
     """Run cv2.imdecode on bytes in memory and nothing else: an upper bound for the loader."""
     encoded = [np.frombuffer(dataset.read(i)[1], np.uint8) for i in range(min(images, len(dataset)))]
@@ -80,8 +90,8 @@ def decode_in_processes(dataset: FaceDataset, images: int, processes: int) -> No
         worker.join()
 
 
-def our_loader(dataset: FaceDataset, images: int, batch: int, threads: int, augmentation: Augmentation | None) -> None:
-    with BatchLoader(dataset, EpochOrder(len(dataset), 0), augmentation, batch, threads=threads) as loader:
+def our_loader(dataset: ImageSet, images: int, batch: int, threads: int, augmentation: Augmentation | None) -> None:
+    with BatchLoader(dataset, dataset.order(0), augmentation, batch, threads=threads) as loader:
         for _ in islice(loader, images // batch):
             pass
 
@@ -192,6 +202,11 @@ def main() -> None:
         for name, augmentation in augmentations.items():
             readers[f"BatchLoader, {name}"] = Reader(
                 partial(our_loader, dataset, batch=batch, threads=threads, augmentation=augmentation))
+        others = {"a folder of images": write_folder(Path(folder, "files"), dataset),
+                  "synthetic:1000": open_set("synthetic:1000", Opening())}
+        for name, other in others.items():
+            readers[f"BatchLoader, {name}, mirror"] = Reader(
+                partial(our_loader, other, batch=batch, threads=threads, augmentation=Augmentation()))
         measure(readers, images, args.repeats)
         size = (dataset.path / "train.rec").stat().st_size / images
         print(f"{images} JPEG records of {size:.0f} bytes, batches of {batch}, {threads} threads, "

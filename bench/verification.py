@@ -23,7 +23,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from bench.ratios import add_json, write_ratios
-from recognition.data.image import mirror
+from recognition.data.images.image import mirror
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.engines.mxnet.imports import mx
 from recognition.evaluation.verification import evaluate

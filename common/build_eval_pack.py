@@ -29,7 +29,7 @@ from common.sets.image_files import in_order
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import require_new, writing

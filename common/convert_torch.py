@@ -39,7 +39,7 @@ from recognition.training.parts import adamw_of, make_schedule
 from recognition.training.states.arcface_torch import NAME, find_ranks, read_rank
 from recognition.training.states.state import MANIFEST, SavedState
 
-ENDINGS = (".pth", ".pt")
+ENDINGS = (".pth", ".pt", ".ckpt", ".pth.tar")
 
 
 def import_weights(source: Path, target: str, overwrite: bool) -> None:
@@ -104,7 +104,8 @@ def export_weights(source: str, target: Path, overwrite: bool) -> None:
 @command
 def main(arguments: list[str] | None = None) -> int:
     flags = Parser(prog="python -m common.convert_torch", description=__doc__)
-    flags.add_argument("source", help="a .pth file, a checkpoint: PREFIX,EPOCH, or a training state's folder")
+    flags.add_argument("source", help="a .pth file (or .pt, .ckpt, .pth.tar), a checkpoint: PREFIX,EPOCH, or the "
+                       "folder of a training state")
     flags.add_argument("target", help="a checkpoint to write: PREFIX,EPOCH, PREFIX-0001.params, or a folder that is "
                        "there; or a .pth file; or a folder")
     flags.add_overwrite()
@@ -114,9 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     if (Path(options.source) / MANIFEST).is_file():
         export_state(Path(options.source), Path(options.target), options.ranks, options.overwrite)
         return 0
-    torch_there, torch_here = (Path(name).suffix in ENDINGS for name in (options.target, options.source))
+    torch_there, torch_here = (name.endswith(ENDINGS) for name in (options.target, options.source))
     if torch_there == torch_here:
-        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth or .pt")
+        raise UserError(f"found {options.source} and {options.target}, expected one of the two to end in .pth, .pt, "
+                        ".ckpt or .pth.tar")
     if torch_here:
         import_weights(Path(options.source), options.target, options.overwrite)
     else:

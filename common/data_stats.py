@@ -23,8 +23,8 @@ from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import command, one_line
 from recognition.io.files import replacing
 

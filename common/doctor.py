@@ -27,8 +27,8 @@ from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
 from common.sets.record_checks import Survey, framing, repeats, survey
 from common.sets.training_set import link_or_copy
 from recognition.config.command_line import Parser
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
-from recognition.data.recordio import RecordReader, unpack_record
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.records.recordio import RecordReader, unpack_record
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing
 

@@ -30,7 +30,7 @@ from common.sets.training_set import NAMES, identity_names, link_bins, write_nam
 from recognition.config.cli import split_pretrained
 from recognition.config.command_line import Parser, check_range
 from recognition.config.devices import Device, processors, share_processors
-from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
 from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, shard_file

@@ -22,8 +22,8 @@ from common.embedding.gallery import find_images
 from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
-from recognition.data.image import fit
-from recognition.data.image_files import read_image
+from recognition.data.images.image import fit
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
 from recognition.io.files import replacing, require_new, write_whole

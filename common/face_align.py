@@ -28,7 +28,7 @@ from common.sets.image_sources import find_images
 from common.sets.named_images import below, with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
-from recognition.data.folder_walk import LeftOut, images_below
+from recognition.data.images.folder_walk import LeftOut, images_below
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing, require_new
 from recognition.progress import progress

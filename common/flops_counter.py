@@ -26,11 +26,11 @@ from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
-from recognition.engines.choose import build_network
+from recognition.engines.choose import build_network, with_own_size
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.files import require_new, write_whole
-from recognition.networks import first_weights, with_own_size
+from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, short
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise

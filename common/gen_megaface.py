@@ -26,7 +26,7 @@ from common.sets.image_sources import find_images
 from common.sets.named_images import with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
-from recognition.data.image import fit
+from recognition.data.images.image import fit
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.embed_images import Embed, embed_batches, normalised
 from recognition.progress import progress

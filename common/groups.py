@@ -22,8 +22,8 @@ from common.evaluation.results import print_rates, rate_cells, require_results, 
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.image_files import in_order
 from recognition.config.command_line import Parser
-from recognition.data.image import fit
-from recognition.data.image_files import read_image
+from recognition.data.images.image import fit
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
 from recognition.evaluation.embed_images import Embed, embed_images, normalised

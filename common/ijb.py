@@ -27,7 +27,7 @@ from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.faces.alignment import align
 from common.sets.image_files import in_order
 from recognition.config.command_line import Parser
-from recognition.data.image_files import read_image
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.embed_images import embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at

@@ -25,9 +25,9 @@ from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
 from common.sets.training_set import NAMES, write_names, write_training_set
 from recognition.config.command_line import Parser, check_range
-from recognition.data.image import fit_square
-from recognition.data.image_files import read_file, read_image
-from recognition.data.jpeg_segments import is_jpeg
+from recognition.data.images.image import fit_square
+from recognition.data.images.image_files import read_file, read_image
+from recognition.data.images.jpeg_segments import is_jpeg
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 from recognition.progress import progress

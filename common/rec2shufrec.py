@@ -17,9 +17,9 @@ from common.sets.image_files import in_order
 from common.sets.output_folder import new_folder
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_property
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import open_dataset
 from recognition.data.order import EpochOrder
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.errors import UserError, command
 from recognition.io.files import writing
 from recognition.progress import progress

@@ -33,9 +33,9 @@ from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
 from common.sets.usable_records import open_usable
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.recordio import PathLike, RecordWriter, pack_record
-from recognition.data.set_layout import MAX_CLASSES
+from recognition.data.records.recordio import PathLike, RecordWriter, pack_record
+from recognition.data.records.set_layout import MAX_CLASSES
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
 from recognition.progress import clear_of_bars, progress

@@ -24,10 +24,10 @@ import numpy as np
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.errors import UserError, command
 
 IMAGES, CLASSES, BATCH = 200, 10, 20

@@ -25,7 +25,7 @@ import numpy as np
 from common.embedding.gallery import load_gallery
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError, command
 from recognition.io.params import read_arrays

@@ -25,7 +25,7 @@ from common.sets.output_folder import new_folder
 from common.sets.training_set import write_training_set
 from datasets.demo import make_demo
 from recognition.config.command_line import Parser
-from recognition.data.dataset import open_dataset
+from recognition.data.sets.dataset import open_dataset
 from recognition.errors import UserError, command
 
 ROOT = Path(__file__).resolve().parents[2]

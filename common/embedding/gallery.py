@@ -14,8 +14,8 @@ import numpy as np
 
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
-from recognition.data.image import fit
-from recognition.data.image_files import read_image
+from recognition.data.images.image import fit
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import TrainedBackbone, unit_rows
 from recognition.io.files import replacing

@@ -15,7 +15,7 @@ import numpy as np
 
 from common.sets.image_files import in_order
 from common.sets.named_images import below
-from recognition.data.folder_walk import LeftOut, images_below
+from recognition.data.images.folder_walk import LeftOut, images_below
 from recognition.errors import UserError
 from recognition.evaluation.embed_images import normalised
 from recognition.io.text import read_text

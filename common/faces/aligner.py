@@ -13,9 +13,9 @@ import numpy as np
 from common.faces.alignment import BASE, MODES, align
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
-from common.faces.upright import why_no_face
-from recognition.data.folder_walk import EXTENSIONS
-from recognition.data.image_files import read_image
+from common.faces.upright import why_elsewhere, why_no_face
+from recognition.data.images.folder_walk import EXTENSIONS
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError
 
 
@@ -61,7 +61,7 @@ class Aligner:
         _, image = read_image(path)
         if points is None:
             points = self._detected(path, image)
-        if wrong := why_no_face(points):
+        if wrong := why_no_face(points) or why_elsewhere(points, *image.shape[:2]):
             raise UserError(f"{path}: {wrong}")
         try:
             return Aligned(align(image, points, self.size, self._mode), points)

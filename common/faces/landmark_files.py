@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.faces.upright import EXPECTED_ORDER, likely_order, upright
-from recognition.data.folder_walk import EXTENSIONS
+from recognition.data.images.folder_walk import EXTENSIONS
 from recognition.errors import UserError
 from recognition.io.text import open_text
 

@@ -16,6 +16,7 @@ from common.faces.alignment import ARCFACE, FIVE
 
 MOST_RESIDUAL = 0.1  # of the template's sum of squares
 MOST_DEGREES = 75.0  # between upright and lying on its side: a face that lies has the landmarks of one with y before x
+LEAST_SPAN = 4.0  # pixels from the first landmark to the last, of either axis
 _TEMPLATES = np.concatenate([ARCFACE[None], FIVE]) @ [1, 1j]
 _ROWS = 1 << 16
 EXPECTED_ORDER = "expected left eye, right eye, nose, left and right corner of the mouth, x before y"
@@ -69,6 +70,20 @@ def why_no_face(points: np.ndarray) -> str:
     residual, degrees = found.residuals[0], found.degrees[0]
     what = f"turned by {degrees:.0f} degrees" if residual <= MOST_RESIDUAL else f"{residual:.0%} fits no face"
     return f"its landmarks form no upright face ({what}), {EXPECTED_ORDER}"
+
+
+def why_elsewhere(points: np.ndarray, height: int, width: int) -> str:
+    """What is wrong with the place of one face's landmarks, float ``(5, 2)``, in its image; empty if they may be right.
+
+    Landmarks of another size of the image, or shares of its sides, form upright faces that are not in the picture.
+    """
+    span = float(np.ptp(points, axis=0).max())
+    if span < LEAST_SPAN:
+        return f"its landmarks lie within {span:.2g} pixels, expected pixels of the image, not shares of its sides"
+    inside = int(((points >= 0) & (points < (width, height))).all(axis=1).sum())
+    if inside < 3:
+        return f"{5 - inside} of its landmarks lie outside of its {width} x {height} pixels"
+    return ""
 
 
 def likely_order(numbers: np.ndarray) -> tuple[str, float]:

@@ -10,10 +10,10 @@ import numpy as np
 from common.sets.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_at, repeats
 from common.sets.text_columns import whole_number
 from common.sets.training_set import MAX_RECORDS
-from recognition.data.dataset import open_dataset, property_line
-from recognition.data.record_index import read_index, require_fitting
-from recognition.data.recordio import RecordReader, unpack_record
-from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
+from recognition.data.records.record_index import read_index, require_fitting
+from recognition.data.records.recordio import RecordReader, unpack_record
+from recognition.data.records.set_layout import MAX_CLASSES, Property, find_images, read_property
+from recognition.data.sets.dataset import open_dataset, property_line
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 from recognition.io.text import read_text
@@ -47,14 +47,13 @@ class Records(NamedTuple):
 
 def check_property(folder: Path) -> tuple[Property | None, list[Finding]]:
     path = folder / "property"
-    line = "" if path.is_file() or not (folder / "train.rec").is_file() else property_line(folder)
-    if line:
-        return None, [Finding(ERROR, "property", "is not there", f"write one line into it: {line}")]
     try:
         return read_property(path), []
     except UserError as error:
-        return None, [Finding(ERROR, "property", str(error).split(": ", 1)[-1], "write one line into it: number of "
-                              "identities (the highest label + 1), height and width: 85742,112,112")]
+        line = property_line(folder) if (folder / "train.rec").is_file() else ""
+        what = str(error).split(": ", 1)[-1] if path.is_file() or not line else "is not there"
+        return None, [Finding(ERROR, "property", what, "write one line into it: " + (
+            line or "number of identities (the highest label + 1), height and width: 85742,112,112"))]
 
 
 def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:

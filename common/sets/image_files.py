@@ -13,9 +13,9 @@ from typing import Callable, TypeVar
 import numpy as np
 
 from common.sets.image_sources import Identity
-from recognition.data.image_files import read_image
-from recognition.data.jpeg_damage import CUT
-from recognition.data.jpeg_segments import END, JUNK, is_jpeg, segments
+from recognition.data.images.image_files import read_image
+from recognition.data.images.jpeg_damage import CUT
+from recognition.data.images.jpeg_segments import END, JUNK, is_jpeg, segments
 from recognition.errors import UserError, one_line
 from recognition.progress import clear_of_bars, progress
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.sets.named_images import with_slashes
-from recognition.data.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, natural, people
+from recognition.data.images.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, natural, people
 from recognition.errors import UserError, one_line
 from recognition.io.text import read_text
 

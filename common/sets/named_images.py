@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from recognition.data.folder_walk import is_image
+from recognition.data.images.folder_walk import is_image
 from recognition.errors import UserError
 
 

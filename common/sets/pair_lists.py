@@ -10,7 +10,7 @@ import numpy as np
 
 from common.sets.named_images import below
 from common.sets.text_columns import whole_number
-from recognition.data.folder_walk import is_image
+from recognition.data.images.folder_walk import is_image
 from recognition.errors import UserError
 from recognition.io.text import read_text
 

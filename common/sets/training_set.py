@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.dataset import FaceDataset
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import FaceDataset
 from recognition.errors import UserError, one_line
 from recognition.io.files import write_whole
 from recognition.io.text import read_text

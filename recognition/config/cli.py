@@ -59,11 +59,10 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
 
 
 def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The given flags by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun
-    takes a word ``--network`` for an abbreviation of its own flags, and stops."""
+    """The given flags by key, not yet checked. One word may hold a flag and its value, or many of both, ``'--network
+    r50 --dataset emore'``: horovodrun takes a word ``--network`` for an abbreviation of its own flags, and stops."""
     parser = _parser(entry, {})
-    words = [part for word in argv for part in (word.split(" ", 1) if re.match(r"--[a-z-]+ ", word) else [word])]
-    given, rest = parser.parse_known_args(words)
+    given, rest = parser.parse_known_args([part for word in argv for part in _words(word)])
     if rest:
         word = rest[0].split("=")[0]
         if not word.startswith("-"):
@@ -74,6 +73,18 @@ def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
         flags = ["--config", "--help", *map(flag_name, flag_keys(entry))]
         raise UserError(f"{word}: unknown flag{nearest(word, flags)}; {parser.prog} --help lists them")
     return vars(given)
+
+
+def _words(word: str) -> list[str]:
+    """The flags and values in one word of a command line. A value may have blanks, and quotes around it."""
+    if not re.match(r"\s*--[a-z][\w-]*[\s=]", word):
+        return [word]
+    found = []
+    for flag in re.split(r"\s+(?=--[a-z])", word.strip()):
+        name, equals, value = re.fullmatch(r"(--[\w-]+)(=|\s*)(.*)", flag, re.DOTALL).groups()  # type: ignore[union-attr]
+        value = re.sub(r"""^(['"])(.*)\1$""", r"\2", value, flags=re.DOTALL)
+        found += [name + equals + value] if equals == "=" else [name, value] if value else [name]
+    return found
 
 
 def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
@@ -126,6 +137,11 @@ def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str)
     return name
 
 
+_OF_TORCH = "python -m common.convert_torch FILE PREFIX,1 makes one of an iresnet's tensors"
+_NO_CHECKPOINTS = {".pth": _OF_TORCH, ".pt": _OF_TORCH, ".ckpt": _OF_TORCH,
+                   ".onnx": "an ONNX file cannot be read back: take the checkpoint or the .pth that it was made of"}
+
+
 def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
     """Like :func:`split_pretrained`, and check that ``<prefix>-<epoch>.params`` exists.
 
@@ -134,6 +150,8 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     prefix, epoch = split_pretrained(text, epoch)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
+        if (how := _NO_CHECKPOINTS.get(Path(text).suffix.lower())):
+            raise UserError(f"{flag}: found {text}, expected a checkpoint; {how}")
         there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
         raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, either with ,EPOCH, or the .params "
                         f"file; {path.parent} holds {', '.join(there) or 'no .params file'}")

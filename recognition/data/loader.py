@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.image import write_planes
-from recognition.data.image_set import ImageSet
+from recognition.data.images.image import write_planes
 from recognition.data.order import BEGINNING, EpochOrder, Position, uniforms
+from recognition.data.sets.image_set import ImageSet
 from recognition.errors import UserError
 
 _NEAR_END = 0.95  # share of an epoch after which a thread makes the next order, which takes 3 s for 17 million images

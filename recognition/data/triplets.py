@@ -15,9 +15,9 @@ from typing import Callable
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.image_set import NO_LABEL, ImageSet
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import BEGINNING, EpochOrder, Position
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.data.triplet_choice import choose_triplets
 from recognition.errors import UserError
 

@@ -5,6 +5,7 @@ An engine is imported when it is chosen, and not before.
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from recognition.config.options import Config, check
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
-from recognition.networks import build_symbol
+from recognition.networks import build_symbol, own_size
 from recognition.networks.graph import Graph
 
 LIBRARIES = {"mxnet": "MXNet", "torch": "PyTorch"}  # by the names of engines, which are those of their modules
@@ -123,6 +124,14 @@ def decide_for(config: Config) -> Choice:
     return decide(config.engine, config.devices, config.in_16_bits, config.net_name)
 
 
+def with_own_size(config: Config) -> Config:
+    """The configuration with its network's own ``emb_size``, where that is a ``-symbol.json``.
+
+    :raises UserError: as :func:`build_network`.
+    """
+    return dataclasses.replace(config, emb_size=own_size(config))
+
+
 def build_network(config: Config) -> Graph:
     """The network of a configuration. A file of the user's own is code, for the engine of the run.
 
@@ -155,6 +164,7 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
 
 def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> Graph:
     """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device."""
+    from recognition.config.devices import on_gpus
     from recognition.engines.mxnet.passes.precision import low_precision
     from recognition.engines.mxnet.passes.recompute import recompute
 

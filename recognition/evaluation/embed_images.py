@@ -8,7 +8,7 @@ from typing import Callable
 
 import numpy as np
 
-from recognition.data.image import write_planes
+from recognition.data.images.image import write_planes
 from recognition.errors import UserError
 from recognition.progress import progress
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from recognition.data.image import mirror
+from recognition.data.images.image import mirror
 from recognition.errors import UserError
 from recognition.evaluation.roc import Roc, check_both_classes, roc
 

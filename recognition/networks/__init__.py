@@ -7,14 +7,12 @@ without code: a ``-symbol.json``, which is judged as those of strangers are.
 """
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
 
 from recognition.config import types
-from recognition.config.options import Config
 from recognition.config.user_code import find_network, is_symbol_file
 from recognition.errors import UserError
 from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
@@ -54,14 +52,14 @@ def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
     return symbol
 
 
-def with_own_size(config: Config) -> Config:
-    """The configuration with the ``emb_size`` of its network, where that is a ``-symbol.json``, which has its own.
+def own_size(config: Any) -> int:
+    """The length of an embedding: that of a ``-symbol.json``, which has its own, else the ``emb_size`` asked for.
 
     :raises UserError: as :func:`build_symbol`.
     """
     if not is_symbol_file(config.net_name):
-        return config
-    return dataclasses.replace(config, emb_size=_features(config, _own_symbol(config, None)))
+        return int(config.emb_size)
+    return _features(config, _own_symbol(config, None))
 
 
 def _features(config: Any, symbol: Graph) -> int:

@@ -23,7 +23,7 @@ from recognition.errors import UserError, command
 from recognition.io.files import require_new, write_whole
 from recognition.plan.head_costs import RESERVE_GB
 
-if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
+if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.
@@ -91,7 +91,7 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
-    from recognition.networks import with_own_size
+    from recognition.engines.choose import with_own_size
 
     config = with_own_size(dataclasses.replace(config, **changes))
     if not config.num_classes:

@@ -14,10 +14,10 @@ import numpy as np
 from recognition.config.options import NO_END, Config
 from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
-from recognition.data.image_set import ImageSet
 from recognition.data.loader import BatchLoader
-from recognition.data.open_set import Opening, open_sets
 from recognition.data.order import Position
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_sets
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.engines.choose import computing_of, make_shard
 from recognition.engines.interface import Backbone, Engine, Updating

@@ -15,13 +15,12 @@ from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
 from recognition.data.order import Position
-from recognition.engines.choose import build_network, choose_engine, decide_for
+from recognition.engines.choose import build_network, choose_engine, decide_for, with_own_size
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
-from recognition.networks import with_own_size
 from recognition.plan.this_run import memory_line
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator

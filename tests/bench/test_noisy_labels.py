@@ -11,7 +11,7 @@ import pytest
 
 from bench.accuracy.noisy_labels import main, make_noisy, make_right, precision_and_recall, wrong_labels
 from common.sets.training_set import write_training_set
-from recognition.data.dataset import open_dataset
+from recognition.data.sets.dataset import open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

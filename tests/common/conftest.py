@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.data.image_files import read_image
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.images.image_files import read_image
+from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.networks import sym

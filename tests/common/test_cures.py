@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from common.doctor import main as doctor
-from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError
 
@@ -179,3 +179,12 @@ def test_a_missing_property_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "write one line into it: 5,112,112" in capsys.readouterr().out
     (folder / "property").write_text("5,112,112\n")
     assert doctor([str(folder)]) == 0
+
+
+@pytest.mark.parametrize("line", ["5", "5 112 112", "5,3,112,112", ""])
+def test_a_property_of_another_form_is_told(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "set", APART, pictures(), prop=f"{line}\n")
+    with pytest.raises(UserError, match=rf"property: found '{line}', expected .*; the records fit 5,112,112$"):
+        open_dataset(folder)
+    assert doctor([str(folder)]) == 2
+    assert "write one line into it: 5,112,112" in capsys.readouterr().out

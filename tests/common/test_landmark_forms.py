@@ -192,3 +192,40 @@ def test_two_images_that_would_have_one_name_are_refused_before_any_work(
     assert face_align([str(photographs), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points")]) == 2
     assert "a/3.png and a/3.JPG would both become a/3.jpg: rename one of them" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs", "points"]
+
+
+@pytest.mark.parametrize("points, found", [
+    (ARCFACE / 112, "its landmarks lie within 0.36 pixels, expected pixels of the image, not shares of its sides"),
+    (ARCFACE - 200, "5 of its landmarks lie outside of its 112 x 112 pixels"),
+    (ARCFACE + np.array([0, 45]), "3 of its landmarks lie outside"), (ARCFACE * 4, "of its landmarks lie outside")])
+def test_landmarks_that_are_not_in_the_image(points: np.ndarray, found: str, tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """Shares of the sides, and landmarks of another size or part of the image, form upright faces."""
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), np.full((112, 112, 3), 90, np.uint8))
+    for right in (False, True):  # one of two images, or none
+        rows = [points, ARCFACE + np.array([0, 15]) if right else points]  # the corners of the mouth lie near the edge
+        (tmp_path / "points").write_text("".join(f"{i}.png {' '.join(map(str, row.ravel()))}\n"
+                                                 for i, row in enumerate(rows)))
+        status = face_align([str(tmp_path / "images"), str(tmp_path / f"new{right}"), "--landmarks",
+                             str(tmp_path / "points")])
+        said = "".join(capsys.readouterr())
+        assert (status, found in said) == (0 if right else 2, True)
+        assert ("1 of 2 images aligned" in said) == right
+
+
+def test_names_of_windows_and_of_this_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(3):
+        image = random.integers(0, 255, (112, 112, 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / "a" / f"{i}.png"), image)
+    numbers = " ".join(map(str, ARCFACE.ravel()))
+    names = ("a\\0.png", "./a/1.png", ".\\a\\2.png")
+    (tmp_path / "points").write_text("".join(f"{name} {numbers}\n" for name in names))
+    assert face_align([str(tmp_path / "images"), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points"),
+                       "--format", "png"]) == 0
+    for i in range(3):
+        np.testing.assert_array_equal(cv2.imread(str(tmp_path / "new" / "a" / f"{i}.png")),
+                                      cv2.imread(str(tmp_path / "images" / "a" / f"{i}.png")))

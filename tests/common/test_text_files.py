@@ -20,9 +20,9 @@ from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import read_pairs
 from common.sets.text_columns import read_whole_numbers
 from common.unpack_parts import read_sums
-from recognition.data.dataset import open_dataset
-from recognition.data.record_index import read_index
-from recognition.data.set_layout import read_property
+from recognition.data.records.record_index import read_index
+from recognition.data.records.set_layout import read_property
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 

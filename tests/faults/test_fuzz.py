@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.embedding.gallery import load_gallery
 from faults.fuzz_targets import SEPARATOR, TARGETS
-from recognition.data.recordio import MAGIC
+from recognition.data.records.recordio import MAGIC
 from recognition.errors import UserError
 from recognition.io.npz import read_npz
 

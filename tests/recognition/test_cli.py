@@ -87,6 +87,14 @@ def test_a_flag_and_its_value_may_be_one_word(parse, refusal):
     """So that it passes horovodrun's own parser."""
     config = parse("--network y1", "--dataset", "demo", "--extra-model-name", "a b", "--lr  0.5")
     assert (config.network, config.extra_model_name, config.lr) == ("y1", "a b", 0.5)
+    many = parse("--network y1 --dataset demo --tensorboard --lr=0.5  --extra-model-name 'a b' --resume --seed\n3")
+    assert (many.network, many.dataset, many.tensorboard, many.lr) == ("y1", "demo", True, 0.5)
+    assert (many.extra_model_name, many.resume, many.seed) == ("a b", "yes", 3)
+    assert parse("--fp16-scale 128 --network y1").fp16_scale == 128
+    assert parse("--network=y1 --dataset=demo", "--lr", "0.5").network == "y1"
+    assert parse("--extra-model-name=a b", " --network y1 ").extra_model_name == "a b"
+    assert parse("--models-root", "a --b c", "--devices=cpu").models_root == "a --b c"
+    assert refusal("--network y1 --datset demo").startswith("--datset: unknown flag; the nearest is '--dataset'")
     assert refusal("--netwrk y1").startswith("--netwrk: unknown flag; the nearest is '--network'")
 
 

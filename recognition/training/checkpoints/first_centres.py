@@ -10,9 +10,9 @@ from typing import Callable
 
 import numpy as np
 
-from recognition.data.image_set import NO_LABEL, ImageSet
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
 from recognition.io.centres import SavedCentres, centres_in_file, find_centres, rows_between

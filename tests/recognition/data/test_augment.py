@@ -12,7 +12,7 @@ import pytest
 
 from recognition.data import degrade
 from recognition.data.augment import Augmentation, jitter, recompress
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 
 NOTHING = [0.9] * 10
 MIRROR, COMPRESS, QUALITY, ORDER, BRIGHTNESS, CONTRAST, SATURATION, CUT, ROW, COLUMN = range(10)

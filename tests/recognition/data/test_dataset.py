@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.data import set_layout
-from recognition.data.dataset import Property, open_dataset, read_property
-from recognition.data.recordio import RecordReader, RecordWriter, pack_record
+from recognition.data.records import set_layout
+from recognition.data.records.recordio import RecordReader, RecordWriter, pack_record
+from recognition.data.sets.dataset import Property, open_dataset, read_property
 from recognition.errors import UserError
 
 LABELS = [0, 0, 0, 1, 2, 2, 2, 2]
@@ -165,7 +165,7 @@ def test_disk_that_fails(make_set: Callable[..., Path], monkeypatch: pytest.Monk
     def fail(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("recognition.data.recordio.os.pread", fail)
+    monkeypatch.setattr("recognition.data.records.recordio.os.pread", fail)
     with pytest.raises(UserError, match=r"train\.rec: record 3: .*Input/output error"):
         dataset.read(2)
 

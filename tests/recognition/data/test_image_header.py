@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
-from recognition.data.image_header import MOST_SCANS, image_size
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image_header import MOST_SCANS, image_size
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (37, 53, 3)).astype(np.uint8)
 KINDS = {

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import EpochOrder, Position
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import UserError
 
 EVERYTHING = Augmentation(mirror=True, cutoff=32, color=2)
@@ -212,7 +212,7 @@ def test_closing_wakes_a_waiting_consumer(dataset: FaceDataset, monkeypatch: pyt
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "1 / 0"])
 def test_the_interpreter_ends_with_a_loader_open(make_set: Callable[..., Path], ending: str) -> None:
     code = f"""
-from recognition.data.dataset import open_dataset
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 dataset = open_dataset({str(make_set(counts=(70,)))!r})

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from common.pack_folder import main as pack_folder
-from recognition.data import folder_set
 from recognition.data.augment import Augmentation
-from recognition.data.bad_records import BadRecords
-from recognition.data.dataset import open_dataset
-from recognition.data.folder_index import list_images, read_index, write_index
-from recognition.data.folder_set import FolderSet, open_folder
-from recognition.data.image_set import ImageSet
 from recognition.data.loader import Batch, BatchLoader
-from recognition.data.open_set import Opening, open_set, open_sets
 from recognition.data.order import BEGINNING, Position
-from recognition.data.synthetic_set import FEWEST_IMAGES
+from recognition.data.records.bad_records import BadRecords
+from recognition.data.sets import folder_set
+from recognition.data.sets.dataset import open_dataset
+from recognition.data.sets.folder_index import list_images, read_index, write_index
+from recognition.data.sets.folder_set import FolderSet, open_folder
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_set, open_sets
+from recognition.data.sets.synthetic_set import FEWEST_IMAGES
 from recognition.errors import UserError
 
 EVERYTHING = Augmentation(cutoff=40, color=2)

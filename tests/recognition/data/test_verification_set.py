@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from recognition.config import memory
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import load_bin, read_bin, save_bin
 from recognition.errors import UserError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.image import decode_rgb
-from recognition.data.jpeg_damage import damage
+from recognition.data.images.image import decode_rgb
+from recognition.data.images.jpeg_damage import damage
 from recognition.errors import UserError
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names

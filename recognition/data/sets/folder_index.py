@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recognition.data.folder_walk import LeftOut, images_below, natural, people
+from recognition.data.images.folder_walk import LeftOut, images_below, natural, people
 from recognition.errors import UserError
 from recognition.io.files import replacing
 from recognition.io.npz import read_npz
@@ -168,7 +168,8 @@ def _check(listing: Listing) -> None:
                                        (listing.labels, np.int32, len(listing.files.ends), len(listing.people.ends))):
         if array.dtype != dtype or array.shape != (count,) or int(array.max()) >= below:
             raise ValueError("lists that do not fit together")
-    if listing.places.min() < 0 or listing.labels.min() < 0 or b"/" in listing.files.text.tobytes():
+    files, folders = listing.files.text.tobytes(), listing.folders.text.tobytes()
+    if listing.places.min() < 0 or listing.labels.min() < 0 or b"/" in files or b"\0" in files + folders:
         raise ValueError("places that cannot be")
     for i in range(len(listing.folders.ends)):
         folder = listing.folders.name(i)

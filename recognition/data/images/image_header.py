@@ -11,7 +11,7 @@ import re
 import struct
 from typing import Callable
 
-from recognition.data.jpeg_segments import END, FRAMES, SCAN, START_OF_SCAN, frame_size, is_jpeg, segments
+from recognition.data.images.jpeg_segments import END, FRAMES, SCAN, START_OF_SCAN, frame_size, is_jpeg, segments
 
 MOST_SCANS = 200  # of a JPEG: progressive ones have about ten, and each costs a pass over the whole image
 _SMALL_FILE_BYTES, _SMALL_IMAGE_PIXELS = 1 << 16, 1 << 16  # up to here any number of scans takes no time

@@ -9,7 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from recognition.data.jpeg_segments import DATA, END, FRAMES, JUNK, SCAN, START_OF_SCAN, frame_size, is_jpeg, segments
+from recognition.data.images.jpeg_segments import (
+    DATA,
+    END,
+    FRAMES,
+    JUNK,
+    SCAN,
+    START_OF_SCAN,
+    frame_size,
+    is_jpeg,
+    segments,
+)
 
 CUT = "the JPEG is cut short, it has no end marker after its last scan"
 FEWEST_ZEROS = 256  # zero bytes in a row that count as a loss, in a small image

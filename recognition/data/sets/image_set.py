@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.bad_records import BadRecords
 from recognition.data.order import EpochOrder
+from recognition.data.records.bad_records import BadRecords
 from recognition.errors import UserError
 
 NO_LABEL = -1  # the label of an image that is skipped
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("recognition.data.dataset")  # log lines begin with it
 
 
 class ImageSet:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.bad_records import BadRecords
-from recognition.data.image_set import NO_LABEL, ImageSet
 from recognition.data.order import EpochOrder, PartialOrder
+from recognition.data.records.bad_records import BadRecords
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 
 
 class SeveralSets(ImageSet):

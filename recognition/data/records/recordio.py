@@ -21,8 +21,8 @@ from typing import BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.data.record_index import PathLike as PathLike
-from recognition.data.record_index import read_index as read_index
+from recognition.data.records.record_index import PathLike as PathLike
+from recognition.data.records.record_index import read_index as read_index
 from recognition.errors import UserError
 from recognition.io.files import regular
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recognition.data.bad_records import SKIP, BadRecords
-from recognition.data.dataset import open_dataset
-from recognition.data.folder_set import INDEX, open_folder
-from recognition.data.image_set import ImageSet
-from recognition.data.set_layout import Property
-from recognition.data.several_sets import SeveralSets
-from recognition.data.synthetic_set import SyntheticSet
+from recognition.data.records.bad_records import SKIP, BadRecords
+from recognition.data.records.set_layout import Property
+from recognition.data.sets.dataset import open_dataset
+from recognition.data.sets.folder_set import INDEX, open_folder
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.several_sets import SeveralSets
+from recognition.data.sets.synthetic_set import SyntheticSet
 from recognition.errors import UserError
 
 _SYNTHETIC = re.compile(r"synthetic:([0-9]{1,9})")

@@ -17,18 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.bad_records import SKIP, STOP, BadRecords
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
-from recognition.data.image_set import NO_LABEL, ImageSet
-from recognition.data.jpeg_damage import damage
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb, fit
+from recognition.data.images.jpeg_damage import damage
 from recognition.data.order import EpochOrder
-from recognition.data.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
-from recognition.data.set_layout import MAX_CLASSES, Property, check_last, find_images, find_records, read_property
+from recognition.data.records.bad_records import SKIP, STOP, BadRecords
+from recognition.data.records.recordio import PathLike, RecordReader, first_label_and_body, unpack_record
+from recognition.data.records.set_layout import (
+    MAX_CLASSES,
+    Property,
+    check_last,
+    find_images,
+    find_records,
+    read_property,
+)
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 
 LABELS_CHECKED = 1000  # before training; the others are checked when their images are read
 _LABELS = struct.Struct("<IfQQf")  # a record's header and the first of its further labels
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("recognition.data.dataset")  # log lines begin with it
 
 
 class FaceDataset(ImageSet):
@@ -163,6 +170,14 @@ class FaceDataset(ImageSet):
         return int(label)
 
 
+def _property(folder: Path) -> Property:
+    try:
+        return read_property(folder / "property")
+    except UserError as error:
+        line = property_line(folder)
+        raise UserError(f"{error}; the records fit {line}" if line else str(error)) from error
+
+
 def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 0, on_bad_record: str = STOP,
                  bad_record_share: float = 0.01, header: bool = True, *,
                  otherwise: Property | None = None) -> FaceDataset:
@@ -185,7 +200,7 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     if known and not (folder / "property").exists():
         raise UserError(f"{folder / 'property'}: not found, expected a file of one line, "
                         f"{property_line(folder) or 'number of identities,height,width, such as 85742,112,112'}")
-    prop = read_property(folder / "property") if known else otherwise
+    prop = _property(folder) if known else otherwise
     assert prop is not None
     shuffled = shuffled or prop.shuffled
     bad = BadRecords(on_bad_record, bad_record_share)

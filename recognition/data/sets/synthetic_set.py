@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.bad_records import BadRecords
-from recognition.data.image_set import ImageSet
+from recognition.data.records.bad_records import BadRecords
+from recognition.data.sets.image_set import ImageSet
 
 IMAGES_PER_IDENTITY = 10
 FEWEST_IMAGES = 1 << 17  # so that few identities fill epochs of many batches, too

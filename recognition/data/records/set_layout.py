@@ -11,15 +11,15 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.data.bad_records import BadRecords
-from recognition.data.record_index import read_index_lines, repeated_key, require_fitting
-from recognition.data.recordio import PathLike, Record, RecordReader, unpack_record
+from recognition.data.records.bad_records import BadRecords
+from recognition.data.records.record_index import read_index_lines, repeated_key, require_fitting
+from recognition.data.records.recordio import PathLike, Record, RecordReader, unpack_record
 from recognition.errors import UserError
 from recognition.io.files import regular
 
 MAX_CLASSES = 1 << 24  # labels are float32, which holds every whole number up to here
 _MAX_SIDE = 4096
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("recognition.data.set_layout")  # log lines begin with it
 
 
 class Property(NamedTuple):

@@ -15,7 +15,7 @@ from recognition.errors import UserError
 
 STOP, SKIP = "stop", "skip"  # --on-bad-record
 MOST_LOGGED = 10  # records that are logged one by one; after them the count, each time it has grown tenfold
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("recognition.data.bad_records")  # log lines begin with it
 
 
 class BadRecords:

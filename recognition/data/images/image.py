@@ -7,7 +7,7 @@ import os
 import cv2
 import numpy as np
 
-from recognition.data.image_header import image_size
+from recognition.data.images.image_header import image_size
 
 MOST_PIXELS = 1 << 26  # of one image: 8192 x 8192, 200 MB
 MOST_RECORD_PIXELS = 1 << 24  # of an image that is decoded beside many others: 4096 x 4096, the largest side of a set

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.bad_records import BadRecords
-from recognition.data.folder_index import Listing, list_images, read_index, write_index
-from recognition.data.image import fit_square
-from recognition.data.image_files import read_file, read_image
-from recognition.data.image_header import image_size
-from recognition.data.image_set import ImageSet
+from recognition.data.images.image import fit_square
+from recognition.data.images.image_files import read_file, read_image
+from recognition.data.images.image_header import image_size
+from recognition.data.records.bad_records import BadRecords
+from recognition.data.sets.folder_index import Listing, list_images, read_index, write_index
+from recognition.data.sets.image_set import ImageSet
 from recognition.errors import UserError, one_line
 
 INDEX = ".images.npz"  # behind the folder's name: the index, beside the folder
