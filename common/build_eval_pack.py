@@ -111,6 +111,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")
     add("--output", type=Path, required=True, metavar="FILE.bin", help="the verification set to write")
     add_alignment_flags(parser)
+    add("--det-prefix", metavar="FILE.onnx", help="the recipes' name of --detector; RetinaFace is not here")
     add("--align-mode", default="arcface", help="arcface (the default), or five: of five templates the one that fits")
     add("--image-size", type=int, default=112, choices=(112, 224), help="side of the images (default 112)")
     add("--fit", choices=FITS, default="pad", help="images of another shape, where nothing aligns them: scaled whole "
@@ -121,6 +122,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_overwrite()
     args = parser.parse_args(argv)
     args.pairs = args.pairs or args.data_dir / "pairs_label.txt"
+    if args.det_prefix:
+        if args.detector or not args.det_prefix.endswith(".onnx"):
+            raise UserError(f"--det-prefix: found {args.det_prefix!r}, expected a YuNet model, FILE.onnx, as "
+                            "--detector takes it: RetinaFace of MXNet is not here; or --landmarks FILE")
+        args.detector = Path(args.det_prefix)
     if args.output.suffix != ".bin":
         raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
     if not 1 <= args.quality <= 100:
