@@ -44,8 +44,8 @@ def require_alike(values: dict[str, Any], communicator: Communicator) -> None:
         for key in sorted({*first, *found}):
             if found.get(key) != first.get(key):
                 one, two = (f" on {name}" if host != where else "" for name in (host, where))
-                raise UserError(f"{key}: process {rank}{one} has {found.get(key)!r}, process 0{two} {first.get(key)!r}, "
-                                "expected the same in all processes of a run")
+                raise UserError(f"{key}: process {rank}{one} has {found.get(key)!r}, process 0{two} "
+                                f"{first.get(key)!r}, expected the same in all processes of a run")
 
 
 def _gathered(mine: Any, communicator: Communicator) -> list[Any]:

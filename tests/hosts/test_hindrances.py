@@ -122,7 +122,8 @@ def test_a_clock_that_differs_is_told(bed: Bed, models: str) -> None:
      r"node1: does not reach node2 at 10\.77\.0\.2, port \d+: timed out; .*"),
     ("node2", "ip saddr 10.77.0.1 tcp dport != 22 ct state new reject with tcp reset",
      r"node1: does not reach node2 at 10\.77\.0\.2, port \d+: Connection refused; .*"),
-    ("node1", "ip saddr 10.77.0.2 ip protocol udp drop", r"node2: its datagrams \(UDP\) do not reach the launcher at 10\.77\.0\.1; .*"),
+    ("node1", "ip saddr 10.77.0.2 ip protocol udp drop",
+     r"node2: its datagrams \(UDP\) do not reach the launcher at 10\.77\.0\.1; .*"),
 ])
 def test_a_firewall(bed: Bed, host: str, rule: str, line: str) -> None:
     bed[host].firewall(rule)
