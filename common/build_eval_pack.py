@@ -24,8 +24,8 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.pack_folder import FITS, encode_image, tell_scaled
-from common.sets.image_files import in_order
+from common.pack_folder import FITS, encode_image
+from common.sets.image_files import in_order, tell_scaled
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
     for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
-    tell_scaled(scaled, args.image_size)
+    tell_scaled(scaled, args.image_size, args.image_size)
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
     report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,
