@@ -139,7 +139,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, faces: np.ndarray, capsys: pyt
     cases = {
         f"face.png {row}\nface.jpg {row}\n": "face.png and face.jpg would both become face.jpg",
         f"../face.png {row}\n": "'../face.png', expected a path inside",
-        "face.png " + " ".join(["5"] * 10) + "\n": "none of its 1 images could be aligned",
+        "face.png " + " ".join(["5"] * 10) + "\n": "points: most of its faces are within 0 pixels",
         f"other.png {row}\n": "none of its 1 images could be aligned",
     }
     for text, line in cases.items():
