@@ -221,7 +221,7 @@ def test_a_file_of_mx_sym_needs_no_mxnet(own: Callable[..., Any], monkeypatch: p
     ("def get_module():\n    return 1", r"mine.py: found int, expected a torch.nn.Module, or a Symbol"),
     ("def get_module(wide):\n    pass", "get_module takes 'wide', expected the name of an option"),
     ("def get_module():\n    return 1 / 0", r"mine.py, line 2: ZeroDivisionError: division by zero$"),
-    ("import mxnet as mx\nmx.gluon", r"mine.py, line 2: AttributeError: with the PyTorch engine mxnet has sym and init alone"),
+    ("import mxnet as mx\nmx.gluon", "mine.py, line 2: AttributeError: .* mxnet has sym and init alone"),
     ("import mxnet as mx\nmx.sym.topk", r"mine.py, line 2: AttributeError: with .* mx.sym has no topk"),
     (LEGACY.replace("'data'", "'image'"), "found no input named 'data', expected .* among image, first_weight, "),
     (MODULE.replace("return self.body(", "return torch.fft.fft(images).real.sum() + self.body("),
