@@ -138,19 +138,22 @@ dataset.tiny = edict(dataset_path={str(tiny_set)!r}, num_classes=11, image_shape
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train_parall.py"), "--config", str(config), "--network", "tiny", "--loss",
              "tiny", "--dataset", "tiny", "--engine", engine, "--max-steps", str(steps), "--per-batch-size", "12",
-             "--lr", "0.001", "--state-every", "1", "--frequent", "1", "--verbose", "1000", "--resume",
+             "--lr", "0.001", "--state-every", "1", "--frequent", "1", "--verbose", "1000", "--resume", "auto",
              "--models-root", str(tmp_path / name)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def killed_behind(step: int, engine: str) -> str:
         process = start("killed", engine, 1000)
-        while process.poll() is None and not list(tmp_path.glob(f"killed/*/state/step-{step:09d}")):
+        while process.poll() is None and not any(
+                path.name[5:].isdecimal() and int(path.name[5:]) >= step
+                for path in tmp_path.glob("killed/*/state/step-*")):
             time.sleep(0.01)
         process.kill()
         return process.communicate(timeout=300)[0]
 
     said = [killed_behind(2, "mxnet"), killed_behind(5, "torch")]
     (below,) = (tmp_path / "killed").iterdir()
+    assert saved_states(below / "state"), said
     last = int(saved_states(below / "state")[-1].name[5:]) + 3
     for name in ("killed", "whole"):
         process = start(name, "mxnet", last)
