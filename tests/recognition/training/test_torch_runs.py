@@ -161,7 +161,7 @@ dataset.tiny = edict(dataset_path={str(tiny_set)!r}, num_classes=11, image_shape
         assert process.returncode == 0, said[-1]
     assert "engine mxnet -> torch" in said[1] and "engine torch -> mxnet" in said[2], said
     found, wanted = (history(tmp_path / name) for name in ("killed", "whole"))
-    assert found.keys() == wanted.keys() and len(wanted) >= 7
+    assert found.keys() == wanted.keys() and len(wanted) >= 5  # a line but for the first step of an epoch
     assert [found[step] for step in sorted(found)] == pytest.approx([wanted[step] for step in sorted(found)], rel=1e-2)
 
 
