@@ -14,7 +14,7 @@ from recognition.engines.torch.backbone import ReplicatedBackbone
 from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.embedder import Embedder
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.placed import torch_device
+from recognition.engines.torch.placed import give_threads, torch_device
 from recognition.engines.torch.processes.choose import make_communicator
 from recognition.engines.torch.profiler import TorchProfiler
 from recognition.errors import UserError
@@ -50,6 +50,7 @@ class TorchEngine:
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
         require_numbers(computing)
+        give_threads(computing.devices)
         low = (torch.float16 if on_gpus(computing.devices) else torch.bfloat16) if computing.in_16_bits else None
         return ReplicatedBackbone(graph, *start, [torch_device(device) for device in computing.devices],
                                   computing.batch_size, image_shape, communicator, low=low,
@@ -76,6 +77,7 @@ class TorchEngine:
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,
                  image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
         self.check_devices(devices)
+        give_threads(devices)
         return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
 
     def profiler(self) -> TorchProfiler:
