@@ -27,6 +27,7 @@ class TorchEngine:
     """PyTorch on CPUs, and on the GPUs that the installed one holds code for."""
 
     name = "torch"
+    communicator, profiler = staticmethod(make_communicator), TorchProfiler
 
     def check_devices(self, devices: Sequence[Device]) -> None:
         for kind, index in devices:
@@ -38,9 +39,6 @@ class TorchEngine:
 
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         return deterministic() if on_gpus(devices) else nullcontext()
-
-    def communicator(self, kvstore: str) -> Communicator:
-        return make_communicator(kvstore)
 
     def own_network(self, config: Any, path: Path) -> Graph:
         from recognition.engines.torch.modules.own_network import own_network
@@ -79,9 +77,6 @@ class TorchEngine:
         self.check_devices(devices)
         give_threads(devices)
         return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
-
-    def profiler(self) -> TorchProfiler:
-        return TorchProfiler()
 
 
 def _check_gpu(index: int) -> None:
