@@ -24,7 +24,7 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.pack_folder import FITS, encode_image
+from common.pack_folder import FITS, encode_image, tell_scaled
 from common.sets.image_files import in_order
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
@@ -32,6 +32,7 @@ from recognition.config.command_line import Parser
 from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
+from recognition.evaluation.verification import FOLDS, folds_of_one_kind
 from recognition.io.files import require_new, writing
 from recognition.progress import progress
 
@@ -40,10 +41,14 @@ MOST_LINES = 10  # about left-out images on the screen
 Encode = Callable[[str, Path], bytes]
 
 
-def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95) -> Encode:
-    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner."""
+def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95,
+            scaled: list[Path] | None = None) -> Encode:
+    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner.
+
+    :param scaled: gets the paths of images of another size, if there is none
+    """
     if aligner is None:
-        return lambda name, path: encode_image(path, size, fit, quality)
+        return lambda name, path: encode_image(path, size, fit, quality, scaled)
 
     def encode(name: str, path: Path) -> bytes:
         pixels = cv2.cvtColor(aligner(name, path).image, cv2.COLOR_RGB2BGR)
@@ -106,6 +111,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")
     add("--output", type=Path, required=True, metavar="FILE.bin", help="the verification set to write")
     add_alignment_flags(parser)
+    add("--det-prefix", metavar="FILE.onnx", help="the recipes' name of --detector; RetinaFace is not here")
     add("--align-mode", default="arcface", help="arcface (the default), or five: of five templates the one that fits")
     add("--image-size", type=int, default=112, choices=(112, 224), help="side of the images (default 112)")
     add("--fit", choices=FITS, default="pad", help="images of another shape, where nothing aligns them: scaled whole "
@@ -116,6 +122,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_overwrite()
     args = parser.parse_args(argv)
     args.pairs = args.pairs or args.data_dir / "pairs_label.txt"
+    if args.det_prefix:
+        if args.detector or not args.det_prefix.endswith(".onnx"):
+            raise UserError(f"--det-prefix: found {args.det_prefix!r}, expected a YuNet model, FILE.onnx, as "
+                            "--detector takes it: RetinaFace of MXNet is not here; or --landmarks FILE")
+        args.detector = Path(args.det_prefix)
     if args.output.suffix != ".bin":
         raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
     if not 1 <= args.quality <= 100:
@@ -136,10 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second = ([others.get(name, name) for name in names] for names in (pairs.first, pairs.second))
         pairs = PairList(first, second, pairs.issame)
     aligner = open_aligner(args, args.image_size, args.align_mode) if args.landmarks or args.detector else None
-    encode = encoder(aligner, args.image_size, args.fit, args.quality)
+    scaled: list[Path] = []
+    encode = encoder(aligner, args.image_size, args.fit, args.quality, scaled)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
     for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
+    tell_scaled(scaled, args.image_size)
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
     report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,
@@ -152,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                   str((~kept).sum())]]))
     if len(issame) % 10 or broken:
         print(f"mind: {len(issame)} pairs in the protocol's 10 folds, in the order of the list")
+    if one_sided := folds_of_one_kind(issame):
+        print(f"mind: {one_sided} of the protocol's {FOLDS} folds, which follow the order of the list, hold pairs of "
+              "one kind only: mix both kinds in the list")
     print(f"what was done, and some pairs as a picture: {args.output.with_suffix('.json')}, .png")
     return 0
 

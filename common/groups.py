@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.embedding.model_flags import add_model_flags, as_text, beside, check_model_flags, open_model, rates_flag
 from common.evaluation.rate_pictures import draw_rates
 from common.evaluation.results import print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
@@ -114,7 +114,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_overwrite()
     args = parser.parse_args(argv)
     check_model_flags(args)
-    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.list.stem}")
+    args.output = args.output or beside(args.model, args.list.stem)
     require_results(args.output, ("results.json", "roc.png"), ("list", "flip", "groups"), [args.list], args.overwrite)
     return args
 

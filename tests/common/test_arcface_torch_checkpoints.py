@@ -5,12 +5,17 @@ The network and the optimiser of the reference are PyTorch's, written from their
 """
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from common import inference
 from common.convert_torch import main
+from common.embedding.model_flags import add_model_flags, as_text, beside, check_model_flags, open_model
+from recognition.config.command_line import Parser
 from recognition.config.differences import as_json
 from recognition.config.options import Config
 from recognition.errors import UserError
@@ -144,6 +149,37 @@ def test_the_network_of_model_pt_computes_what_pytorch_does(theirs, tmp_path, no
         expected = network((pixels - 127.5) / 127.5).numpy()
     found = load_backbone(f"{tmp_path}/model,1", batch_size=4).embed(noise[:4], flip=False, unit=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_inference_by_its_own_command(theirs, tmp_path, noise, capsys):
+    """What it prints is the plain output for the pixels of the file; as above, and five digits are printed."""
+    folder, _, network, *_ = theirs
+    cv2.imwrite(str(tmp_path / "face.png"), noise[0][..., ::-1])
+    words = ["--weight", str(folder / "model.pt"), "--network", "r18", "--img", str(tmp_path / "face.png")]
+    assert inference.main(words) == 0
+    found = np.array([float(number) for number in re.findall(r"-?\d+\.\d*(?:e[-+]\d+)?", capsys.readouterr().out)])
+    network.eval()
+    with torch.no_grad():
+        pixels = torch.tensor(noise[:1].transpose(0, 3, 1, 2).astype(np.float32))
+        expected = network((pixels - 127.5) / 127.5)[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert inference.main(["--weight", str(folder / "model.pt")]) == 2
+    assert "--network: found 'r50', but" in capsys.readouterr().err
+
+
+def test_its_weights_are_a_model_for_commands(theirs, noise, tmp_path):
+    folder, _, network, *_ = theirs
+    parser = Parser()
+    add_model_flags(parser)
+    args = parser.parse_args(["--model", str(folder / "model.pt"), "--devices", "cpu", "--batch-size", "2"])
+    check_model_flags(args)
+    embed, _ = open_model(args)
+    network.eval()
+    planes = np.ascontiguousarray(noise[:3].transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        expected = network((torch.tensor(planes.astype(np.float32)) - 127.5) / 127.5).numpy()
+    np.testing.assert_allclose(embed(planes), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert (as_text(args.model), beside(args.model, "x").name) == (str(folder / "model.pt"), "model-x")
 
 
 def test_class_centres_of_all_ranks_come_along(theirs, tmp_path, capsys):

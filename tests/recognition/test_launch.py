@@ -242,7 +242,7 @@ def test_a_server_reads_the_command_too_and_speaks_for_all(capsys: pytest.Captur
     nodes = [Node("scheduler", "a", {}, error="error: lr"), Node("rank 0", "a", {}, worker=0),
              Node("rank 1", "a", {}, worker=1, error="error: lr"), Node("rank 2", "a", {}, worker=2, error="error: x")]
     tell_errors(nodes)
-    assert capsys.readouterr().err == "error: lr\n[rank 2] error: x\n"
+    assert capsys.readouterr().err == "error: lr\n[rank 2 on a] error: x\n"
 
 
 def test_an_error_that_is_not_the_last_word_stays_in_its_place(launched: Callable[..., subprocess.Popen],
