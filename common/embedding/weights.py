@@ -13,8 +13,8 @@ from common.embedding.foreign_models import open_weights
 from common.embedding.model_flags import add_engine_flag
 from recognition.config.command_line import Parser
 from recognition.config.devices import CPU, share_processors
-from recognition.data.image import write_planes
-from recognition.data.image_files import read_image
+from recognition.data.images.image import write_planes
+from recognition.data.images.image_files import read_image
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError
 
