@@ -45,7 +45,7 @@ demo:
 	@ENGINE=$(ENGINE) scripts/demo.sh $(ARGS)
 
 test:
-	@$(install) $(MXNET) plot onnx test horovod $(with_torch)
+	@$(install) $(MXNET) plot onnx test horovod $(with_torch) $(with_torch:torch=triton)
 	@REQUIRE_HOROVOD=1 REQUIRE_TORCH=$(with_torch) $(python) -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-all:

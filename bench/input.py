@@ -9,7 +9,6 @@ the wait for data as a share of a training step of 32 images.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.config.devices import CPU, share_processors
 from recognition.data.augment import Augmentation
 from recognition.data.loader import BatchLoader
@@ -173,14 +172,13 @@ def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of a training set of 112 x 112 images to take them from")
     parser.add_argument("--images", type=int, default=4096, help="images that each reader reads in a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--networks", nargs="*", default=[], help="for the wait for data as a share of a step")
-    add_json(parser)
     args = parser.parse_args()
     images, batch, threads = args.images // args.batch * args.batch, args.batch, args.threads
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.engines.interface import Engine
 
 VARIANTS = ("overlapped", "afterwards", "none")
@@ -85,15 +85,13 @@ def sum_afterwards(backbone: Any, engine: Engine) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--engine", choices=("mxnet", "torch"), default="mxnet")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--network", nargs="+", default=["y1", "r18"])
     parser.add_argument("--batch", type=int, default=8, help="images a process")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    add_json(parser)
     options = parser.parse_args()
     if options.work:
         return work(options.engine, options.network[0], options.batch, options.steps)

@@ -16,9 +16,11 @@ from recognition.errors import UserError
 from recognition.io.files import write_whole
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag ``--json`` to a bench."""
+def bench_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a bench: the lines of its description stay, and ``--json`` names the file of its ratios."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there, too")
+    return parser
 
 
 def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:

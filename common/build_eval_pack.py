@@ -24,7 +24,7 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.pack_folder import FITS, encode_image
+from common.pack_folder import FITS, encode_image, tell_scaled
 from common.sets.image_files import in_order
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
@@ -32,6 +32,7 @@ from recognition.config.command_line import Parser
 from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
+from recognition.evaluation.verification import FOLDS, folds_of_one_kind
 from recognition.io.files import require_new, writing
 from recognition.progress import progress
 
@@ -40,10 +41,14 @@ MOST_LINES = 10  # about left-out images on the screen
 Encode = Callable[[str, Path], bytes]
 
 
-def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95) -> Encode:
-    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner."""
+def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95,
+            scaled: list[Path] | None = None) -> Encode:
+    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner.
+
+    :param scaled: gets the paths of images of another size, if there is none
+    """
     if aligner is None:
-        return lambda name, path: encode_image(path, size, fit, quality)
+        return lambda name, path: encode_image(path, size, fit, quality, scaled)
 
     def encode(name: str, path: Path) -> bytes:
         pixels = cv2.cvtColor(aligner(name, path).image, cv2.COLOR_RGB2BGR)
@@ -142,10 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second = ([others.get(name, name) for name in names] for names in (pairs.first, pairs.second))
         pairs = PairList(first, second, pairs.issame)
     aligner = open_aligner(args, args.image_size, args.align_mode) if args.landmarks or args.detector else None
-    encode = encoder(aligner, args.image_size, args.fit, args.quality)
+    scaled: list[Path] = []
+    encode = encoder(aligner, args.image_size, args.fit, args.quality, scaled)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
     for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
+    tell_scaled(scaled, args.image_size)
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
     report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,
@@ -158,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                   str((~kept).sum())]]))
     if len(issame) % 10 or broken:
         print(f"mind: {len(issame)} pairs in the protocol's 10 folds, in the order of the list")
+    if one_sided := folds_of_one_kind(issame):
+        print(f"mind: {one_sided} of the protocol's {FOLDS} folds, which follow the order of the list, hold pairs of "
+              "one kind only: mix both kinds in the list")
     print(f"what was done, and some pairs as a picture: {args.output.with_suffix('.json')}, .png")
     return 0
 

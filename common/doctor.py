@@ -23,6 +23,7 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import require_results, table, write_json
 from common.sets import doctor_checks as checks
+from common.sets.bin_checks import check_bin, check_targets
 from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
 from common.sets.record_checks import Survey, framing, repeats, survey
 from common.sets.training_set import link_or_copy
@@ -74,9 +75,9 @@ def examine(folder: Path, decode: bool = True) -> Examined:
         found.facts.update(identities=prop.num_classes, height=prop.height, width=prop.width)
     found.facts["verification"] = {}
     for path in sorted(folder.glob("*.bin")):
-        found.facts["verification"][path.stem], of_bin = checks.check_bin(path, found.survey, size)
+        found.facts["verification"][path.stem], of_bin = check_bin(path, found.survey, size)
         found.findings += of_bin
-    found.findings += checks.check_targets(folder)
+    found.findings += check_targets(folder)
     return found
 
 

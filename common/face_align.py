@@ -22,6 +22,9 @@ from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
 from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
 from common.faces.alignment import BASE, MODES
+from common.faces.alignment import align as align  # names that people import from here
+from common.faces.alignment import estimate_norm as estimate_norm
+from common.faces.alignment import norm_crop as norm_crop
 from common.faces.landmark_files import write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images

@@ -29,22 +29,34 @@ from recognition.data.images.image import fit_square
 from recognition.data.images.image_files import read_file, read_image
 from recognition.data.images.jpeg_segments import is_jpeg
 from recognition.data.verification_set import save_bin
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, one_line
 from recognition.progress import progress
 
 FITS = ("pad", "crop", "stretch")
 
 
-def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 95) -> bytes:
+def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 95,
+                 scaled: list[Path] | None = None) -> bytes:
     """The image as a JPEG of ``size`` x ``size`` pixels; a JPEG of this size is copied byte for byte.
 
+    :param scaled: gets the path of an image of another size
     :raises UserError: if the image cannot be read.
     """
     encoded, image = read_image(path)
-    if is_jpeg(encoded) and image.shape[:2] == (size, size):
+    if image.shape[:2] != (size, size):
+        if scaled is not None:
+            scaled.append(path)
+    elif is_jpeg(encoded):
         return encoded
     fitted = cv2.cvtColor(fit_square(image, size, fit), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def tell_scaled(scaled: Sequence[Path], size: int) -> None:
+    """Print a line about images of another size: they may be whole photographs, which no network was trained on."""
+    if scaled:
+        print(f"mind: {len(scaled)} images are not {size} x {size}, such as {one_line(min(scaled))}, and were scaled: "
+              "if they are not aligned faces, align them first: python -m common.face_align")
 
 
 def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -> tuple[list[Identity], list[Identity]]:
@@ -129,13 +141,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    encode = partial(encode_image, size=args.size, fit=args.fit, quality=args.quality)
+    scaled: list[Path] = []
+    encode = partial(encode_image, size=args.size, fit=args.fit, quality=args.quality, scaled=scaled)
     with new_folder(args.output) as folder:
         identities = usable_images(read_identities(args.source), args.skip_broken)
         trained, held_out = split_identities(identities, args.held_out, args.seed)
         pairs = pack_pairs(held_out, folder / f"{args.target}.bin", encode, args.folds, args.pairs_per_fold,
                            args.seed) if held_out else 0
         pack(trained, folder, encode, args.size)
+    tell_scaled(scaled, args.size)
     images = sum(len(identity.images) for identity in trained)
     print(f"{args.output}: {images} images of {len(trained)} people to train on")
     if held_out:

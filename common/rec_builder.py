@@ -26,7 +26,7 @@ from typing import Union
 import cv2
 import numpy as np
 
-from common.pack_folder import FITS, encode_image
+from common.pack_folder import FITS, encode_image, tell_scaled
 from common.sets.image_files import in_order
 from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
@@ -170,10 +170,11 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
     :param skip_broken: leave broken images out, with a line each
     """
     count, names = 0, folder / NAMES
+    scaled: list[Path] = []
 
     def encode(item: tuple[int, Path]) -> tuple[int, bytes | UserError]:
         try:
-            return item[0], encode_image(item[1], size, fit, quality)
+            return item[0], encode_image(item[1], size, fit, quality, scaled)
         except UserError as error:
             if not skip_broken:
                 raise
@@ -201,6 +202,7 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
         classes = build(folder, form, encoded, (size, size))
     if not count:
         raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")
+    tell_scaled(scaled, size)
     return count, classes
 
 

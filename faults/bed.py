@@ -27,7 +27,8 @@ from types import TracebackType
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("unshare", "nsenter", "ip", "tc", "nft", "ssh", "ssh-keygen")
 SSHD = "/usr/sbin/sshd"
-CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts")  # what a host gets
+CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts",  # what a host gets
+        "bench")
 NETWORK = "10.77.0"
 _NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc")
 # Tiny runs of several processes on the few processors of this machine want one thread each.
@@ -50,7 +51,7 @@ while :; do sleep 1000000 & wait $!; done
 """
 _SSHD_CONFIG = """
 HostKey {folder}/{name}/host_key
-AuthorizedKeysFile {folder}/key.pub
+AuthorizedKeysFile {folder}/{name}/authorized_keys
 StrictModes no
 SetEnv {environment}
 UsePAM no
@@ -187,6 +188,7 @@ class Bed:
             files = self.folder / name
             files.mkdir()
             _keygen(files / "host_key")
+            shutil.copy(self.folder / "key.pub", files / "authorized_keys")
             # The last one has the file as Debian writes it: its own name leads to an address that no other can reach.
             own = {name: "127.0.1.1"} if name == names[-1] else {}
             lines = [f"{address} {other}\n" for other, address in {**addresses, **own}.items()]
@@ -217,6 +219,10 @@ class Bed:
     def unplug(self, host: Host) -> None:
         """Take the host's wire away, as when its power fails: no packet says that its connections end."""
         self._in_switch(f"ip link set to-{host.name} down")
+
+    def plug(self, host: Host) -> None:
+        """Put back the wire that :meth:`unplug` took away."""
+        self._in_switch(f"ip link set to-{host.name} up")
 
     def slow(self, host: Host, rate: str) -> None:
         """Let packets to and from a host pass at a rate such as ``10mbit``."""

@@ -15,7 +15,6 @@ that is the time on the clock, and on a busy one it is less disturbed.
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import subprocess
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import numpy as np
 
 from bench.networks.memonger import network
 from bench.networks.prelu import THREADS, Bound
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
 from recognition.engines.choose import computing_of
@@ -133,12 +132,11 @@ def compare(name: str, batch: int, repeats: int, python: str | None) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=["y1", "r50"])
     parser.add_argument("--torch", metavar="PYTHON", help="a Python with PyTorch")
-    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     print(f"{'network':8}{'':12}{'form':16}{'images/s':>10}{'ratio':>8}")

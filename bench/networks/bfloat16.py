@@ -10,13 +10,11 @@ images a small difference of large numbers.
 """
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from bench.networks.memonger import network
 from bench.networks.prelu import THREADS, Bound
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
@@ -50,11 +48,10 @@ def compare(name: str, batch: int, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--repeats", type=int, default=4, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=["y1", "r18", "r50"])
-    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     print(f"{'images/s':10}{'float32':>12}{'bfloat16':>12}{'ratio':>8}{'error':>10}")

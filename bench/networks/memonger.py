@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.config.options import Config
 from recognition.engines.choose import computing_of
 from recognition.engines.mxnet.activations import maps_memory
@@ -70,13 +70,12 @@ def measure(name: str, case: str, batch: int, repeats: int) -> tuple[int, float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--repeats", type=int, default=3, help="steps; the least time counts")
     parser.add_argument("--networks", nargs="*", default=["y1", "r50", "r100"])
     parser.add_argument("--cases", nargs="*", default=CASES[:2], choices=CASES)
     parser.add_argument("--one", nargs=2, metavar=("NETWORK", "CASE"), help=argparse.SUPPRESS)
-    add_json(parser)
     options = parser.parse_args()
     if options.one:
         name, case = options.one

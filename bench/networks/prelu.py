@@ -11,12 +11,11 @@ time on the clock, and on a busy one it is less disturbed.
 """
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from typing import Callable
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.symbols import from_symbol, to_symbol
@@ -148,11 +147,10 @@ def compare_networks(names: list[str], batch: int, repeats: int) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     ratios = compare_forms(options.batch, options.repeats)

@@ -12,11 +12,10 @@ that wait for each other spin.
 """
 from __future__ import annotations
 
-import argparse
 import os
 import time
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
@@ -117,11 +116,10 @@ def compare_networks(names: list[str], batch: int, repeats: int) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--repeats", type=int, default=5, help="turns; the least time counts")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    add_json(parser)
     options = parser.parse_args()
     print(f"batch {options.batch}, {THREADS} threads, MXNet {mx.__version__}\n")
     ratios = compare_layers(options.batch, options.repeats)

@@ -13,7 +13,7 @@ import numpy as np
 from common.faces.alignment import BASE, MODES, align
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
-from common.faces.upright import why_elsewhere, why_no_face
+from common.faces.upright import why_no_face, why_not_in
 from recognition.data.images.folder_walk import EXTENSIONS
 from recognition.data.images.image_files import read_image
 from recognition.errors import UserError
@@ -53,7 +53,8 @@ class Aligner:
     def __call__(self, name: str, path: Path) -> Aligned:
         """Align the face of an image.
 
-        :raises UserError: if the image cannot be read, no face is found, or the landmarks form no upright face.
+        :raises UserError: if the image cannot be read, no face is found, or the landmarks form no upright face
+            or are not in the image.
         """
         points = self._find(name, path)
         if points is None and self._detector is None:
@@ -61,7 +62,7 @@ class Aligner:
         _, image = read_image(path)
         if points is None:
             points = self._detected(path, image)
-        if wrong := why_no_face(points) or why_elsewhere(points, *image.shape[:2]):
+        if wrong := why_no_face(points) or why_not_in(points, *image.shape[:2]):
             raise UserError(f"{path}: {wrong}")
         try:
             return Aligned(align(image, points, self.size, self._mode), points)

@@ -16,9 +16,9 @@ from common.faces.alignment import ARCFACE, FIVE
 
 MOST_RESIDUAL = 0.1  # of the template's sum of squares
 MOST_DEGREES = 75.0  # between upright and lying on its side: a face that lies has the landmarks of one with y before x
-LEAST_SPAN = 4.0  # pixels from the first landmark to the last, of either axis
 _TEMPLATES = np.concatenate([ARCFACE[None], FIVE]) @ [1, 1j]
 _ROWS = 1 << 16
+LEAST_PIXELS = 4  # of the box around the landmarks: of fewer nothing can be seen
 EXPECTED_ORDER = "expected left eye, right eye, nose, left and right corner of the mouth, x before y"
 
 _STANDARD = (0, 1, 2, 3, 4)
@@ -72,18 +72,21 @@ def why_no_face(points: np.ndarray) -> str:
     return f"its landmarks form no upright face ({what}), {EXPECTED_ORDER}"
 
 
-def why_elsewhere(points: np.ndarray, height: int, width: int) -> str:
-    """What is wrong with the place of one face's landmarks, float ``(5, 2)``, in its image; empty if they may be right.
+def extents(points: np.ndarray) -> np.ndarray:
+    """The longer side in pixels of the box around five landmarks, float ``(N,)`` of float ``(N, 5, 2)``."""
+    return np.ptp(points, axis=1).max(axis=1)
 
-    Landmarks of another size of the image, or shares of its sides, form upright faces that are not in the picture.
-    """
-    span = float(np.ptp(points, axis=0).max())
-    if span < LEAST_SPAN:
-        return f"its landmarks lie within {span:.2g} pixels, expected pixels of the image, not shares of its sides"
-    inside = int(((points >= 0) & (points < (width, height))).all(axis=1).sum())
-    if inside < 3:
-        return f"{5 - inside} of its landmarks lie outside of its {width} x {height} pixels"
-    return ""
+
+def why_not_in(points: np.ndarray, height: int, width: int) -> str:
+    """What is wrong with the landmarks, float ``(5, 2)``, of a face in an image of this size; empty if nothing is. A
+    face at the border may have some of them outside."""
+    if (extent := extents(points[None])[0]) < LEAST_PIXELS:
+        return f"its landmarks lie within {extent:.2g} pixels, expected at least {LEAST_PIXELS}, in pixels of the image"
+    x, y = points.mean(axis=0)
+    if 0 <= x < width and 0 <= y < height:
+        return ""
+    return (f"its landmarks lie around ({x:.0f}, {y:.0f}), expected inside the image, which is {width} wide and "
+            f"{height} high: are they of another size of it?")
 
 
 def likely_order(numbers: np.ndarray) -> tuple[str, float]:

@@ -37,12 +37,13 @@ NEEDED = ("margin_list", "network", "rec", "num_epoch")
 # Keys that change what is learnt and that nothing here does, with the value that asks for nothing, and what to do.
 REFUSED = {
     "gradient_acc": (1, "gradients are not accumulated here: raise batch_size, or take more devices"),
-    "dali_aug": (False, "its augmentations are not here: see data_color and data_cutoff"),
     "decay_epoch": (None, "of arcface_torch before PolynomialLRWarmup, whose rates are for 512 images: write the run "
                     "as flags, --lr-steps 10e,16e"),
     "loss": (None, "of arcface_torch before margin_list: (1.0, 0.5, 0.0) is arcface, (1.0, 0.0, 0.4) cosface"),
 }
-SYNTHETIC = "synthetic"  # in place of a folder: images made up
+# What dali_aug does, which its DALI pipeline alone reads: shares of the images.
+DALI_AUG = {"data_resize_prob": 0.1, "data_blur_prob": 0.2, "data_hsv_prob": 0.2, "data_gray_prob": 0.1}
+SYNTHETIC = "synthetic"  # a value of rec: images of noise
 SCALE = 64.0  # written in train_v2.py
 LEAST_SHARE = 1e-12  # of class centres, for sample_rate 0: a step has those of its batch alone
 # Its networks. IResNet is fresnet without dropout before the embedding.
@@ -92,13 +93,12 @@ def as_presets(module: ModuleType, path: Path, name: str) -> Any:
     if values["num_workers"] != BASE["num_workers"]:
         default["decode_threads"] = _checked(name, "num_workers", "decode_threads", values["num_workers"])
     loss, margin = _loss(values["margin_list"], name)
-    rec = _checked(name, "rec", "dataset_path", values["rec"])
-    dataset = Path(rec).name
-    if rec == SYNTHETIC:
-        rec = f"{rec}:{default.get('num_classes', 0)}"
+    if values["dali"] and values["dali_aug"]:
+        default.update(DALI_AUG)
+    dataset, place = _dataset(values, name)
     presets = SimpleNamespace(
         default=EasyDict(default, network=_network(values["network"], name), dataset=dataset, loss=loss),
-        network=EasyDict(NETWORKS), dataset=EasyDict({dataset: {"dataset_path": rec}}), loss=EasyDict({loss: margin}),
+        network=EasyDict(NETWORKS), dataset=EasyDict({dataset: place}), loss=EasyDict({loss: margin}),
         config=EasyDict(_left(values)))
 
     def generate_config(network: str, dataset: str, loss: str) -> None:
@@ -122,6 +122,18 @@ def _base(path: Path) -> dict[str, Any]:
 
 def _checked(name: str, theirs: str, ours: str, value: Any) -> Any:
     return check(ours, value, f"{name}: {theirs}")
+
+
+def _dataset(values: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]:
+    """The name and the preset of the data set: a folder of records or of folders of images, or what is made up."""
+    rec = _checked(name, "rec", "dataset_path", values["rec"])
+    if rec != SYNTHETIC:
+        return Path(rec).name, {"dataset_path": rec}
+    classes = _checked(name, "num_classes", "num_classes", values.get("num_classes", 0))
+    if not classes:
+        raise UserError(f"{name}: num_classes: found none, expected the number of identities that rec 'synthetic' "
+                        "makes up")
+    return f"{SYNTHETIC}-{classes}", {"dataset_path": f"{SYNTHETIC}:{classes}"}
 
 
 def _network(network: Any, name: str) -> str:
@@ -160,6 +172,6 @@ def _schedule(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _left(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of ours that arcface_torch has not, and keys that nothing here reads and that ask for something: for another
     value than that of arcface_torch's base."""
-    known = {*RENAMED, *SAME, *READ, *REFUSED}
+    known = {*RENAMED, *SAME, *READ, *REFUSED, *(["dali_aug"] if values["dali"] else [])}
     return {key: value for key, value in values.items()
             if key not in known and not (key in BASE and value == BASE[key])}

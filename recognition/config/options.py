@@ -120,6 +120,10 @@ class Config:
                                  PARALL_ONLY)
     centers_on: str = option("device", types.choice("device", "cpu"), "where the class centres live: on the devices, "
                              "or in host memory, from where the devices get those of a step", PARALL_ONLY)
+    centers_numbers: str = option("float32", types.choice("float32", "bfloat16"), "numbers that class centres and "
+                                  "their moments are kept in; bfloat16 is rounded at random", PARALL_ONLY)
+    head_products: str = option("auto", types.choice("auto", "float32", "float16"), "numbers that the head's products "
+                                "are made of on GPUs; auto: float16 if the backbone computes in 16 bits", PARALL_ONLY)
     interclass_filtering_threshold: float = option(
         0.0, types.real(least=0, below=1), "a cosine: classes nearer than it to an image of another class are left out "
         "of that image's loss, as their labels may be wrong; 0: none")
@@ -267,6 +271,11 @@ class Config:
         return self.fp16 or self.fp16_scale > 0
 
     @property
+    def low_products(self) -> bool:
+        """True if the head's products may be of 16 bits, where the engine has them."""
+        return self.head_products == "float16" or (self.head_products == "auto" and self.in_16_bits)
+
+    @property
     def ends(self) -> bool:
         """True if the number of batches of the run is known before it starts."""
         return self.max_steps > 0 or (self.end_epoch < NO_END and not self.triplets)
@@ -319,6 +328,8 @@ REFUSALS = (
     Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
             "a triplet loss has no class centres to sample"),
     Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
+    Refusal("centers_numbers", lambda c: c.triplets and c.centers_numbers != "float32",
+            "a triplet loss has no class centres"),
     Refusal("interclass_filtering_threshold",
             lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
             "only a margin loss has cosines with class centres"),

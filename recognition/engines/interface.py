@@ -178,12 +178,14 @@ class Engine(Protocol):
         :raises UserError: if a device has no numbers of 16 bits.
         """
 
-    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, **options: Any) -> Shard:
+    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,
+              **options: Any) -> Shard:
         """Class centres ``start .. stop - 1`` on a device of the engine's.
 
         :param on_host: W stays in the host's memory, and the rows of a step travel.
+        :param low_products: products may have operands of 16 bits, where the engine is faster so.
         :param options: those of a shard: ``normalised``, ``scale``, ``sub_centres``, ``with_bias``, ``seed``,
-            ``ceiling``.
+            ``ceiling``; and ``in_16_bits``, of PyTorch's alone.
         """
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,

@@ -30,6 +30,7 @@ class SGD(NamedTuple):
     lr: float
     mu: float
     wd: float
+    updates: int = 0  # of the run, this one included: centres of 16 bits are rounded by it
 
 
 class ShardState(NamedTuple):
@@ -52,6 +53,7 @@ class Shard(Protocol):
     start: int
     stop: int
     with_bias: bool
+    about: str  # a line for the start of a run: what computes the shard, where there is a choice; else empty
 
     @property
     def finite(self) -> bool:

@@ -151,7 +151,7 @@ class ShardedHead:
     def step(self, lr: float, measure: bool = False) -> float | None:
         self.steps += 1
         lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
-        optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd)
+        optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd, self.steps)
         squares = [shard.update(optimiser, self.replicas, measure) for shard in self.shards]
         return math.sqrt(self.communicator.all_reduce(np.array([math.fsum(squares)]))[0]) if measure else None
 

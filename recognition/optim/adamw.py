@@ -27,6 +27,7 @@ class AdamWStep(NamedTuple):
     beta2: float
     factor: float
     eps: float
+    updates: int = 0  # t: centres of 16 bits are rounded by it
 
 
 class AdamW(NamedTuple):
@@ -44,4 +45,4 @@ class AdamW(NamedTuple):
         """
         beta1, beta2 = (float(np.float32(beta)) for beta in self[:2])  # rounded to float32, as the loops use them
         root = math.sqrt(1 - beta2**updates)
-        return AdamWStep(lr, wd, beta1, beta2, root / (1 - beta1**updates), self.eps * root)
+        return AdamWStep(lr, wd, beta1, beta2, root / (1 - beta1**updates), self.eps * root, updates)

@@ -112,10 +112,13 @@ def make_head(config: Config, num_classes: int, engine: Engine,
     across, replicas = (SingleProcess(), communicator) if config.whole_head else (communicator, SingleProcess())
     ranges = split_classes(num_classes, len(devices) * across.size)[across.rank * len(devices):]
     make = partial(make_shard, engine, dim=config.emb_size, on_host=config.centers_on == "cpu",
-                   sampled=config.sample_ratio < 1, normalised=margin.normalised, scale=margin.scale,
+                   sampled=config.sample_ratio < 1, low_products=config.low_products,
+                   numbers=config.centers_numbers, normalised=margin.normalised, scale=margin.scale,
                    sub_centres=config.loss_K, seed=config.seed, with_bias=config.has_bias,
                    ceiling=config.interclass_filtering_threshold * margin.scale or math.inf)
     shards = [make(device, classes) for device, classes in zip(devices, ranges)]
+    for line in sorted({shard.about for shard in shards if shard.about}):
+        print(line, flush=True)
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
                        ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
 

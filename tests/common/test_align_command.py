@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.face_align import main
-from common.faces.alignment import ARCFACE, align, estimate_norm, norm_crop
+from common.face_align import align, estimate_norm, main, norm_crop
+from common.faces.alignment import ARCFACE
 from common.faces.face_detector import FaceDetector, Found, choose_face
 from common.faces.landmark_files import read_landmarks, write_landmarks
 from recognition.errors import UserError

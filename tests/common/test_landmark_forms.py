@@ -160,6 +160,31 @@ def test_one_face_that_is_none_is_named_and_what_has_no_landmarks_is_counted(
     assert (tmp_path / "new.txt").read_text().splitlines()[0].split("\t")[1:3] == ["107.000", "107.000"]
 
 
+@pytest.mark.parametrize("factor, shift, words", [
+    (3, 0, "its landmarks lie around (372, 407), expected inside the image, which is 250 wide and 250 high"),
+    (1, 130, "its landmarks lie around (124, 266), expected inside the image"),
+    (0.01, 100, "its landmarks lie within 0.54 pixels, expected at least 4")])
+def test_landmarks_of_another_size_of_the_image_are_named(factor: float, shift: float, words: str, photographs: Path,
+                                                          tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of three; those of a face at the border, of which some are outside, are taken."""
+    five = np.array(FIVE_POINTS.split(), float).reshape(5, 2)
+    faces = [five, five + np.array([0, 110]), factor * five + [0, shift]]
+    (tmp_path / "points").write_text("".join(f"a/{n}.png {' '.join(map(str, face.ravel()))}\n"
+                                             for n, face in enumerate(faces)))
+    assert face_align([str(photographs), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points")]) == 0
+    said = capsys.readouterr().out
+    assert f"a/2.png: {words}" in said and "2 of 3 images aligned" in said
+
+
+@pytest.mark.parametrize("label", ["", "17 "])
+def test_landmarks_in_parts_of_the_sides_are_refused(label: str, points: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "points").write_text("".join(f"a/{n}.png {label}{' '.join(map(str, face.ravel() / 1000))}\n"
+                                             for n, face in enumerate(points)))
+    with pytest.raises(UserError, match=r"most of its faces are within 0\.\d+ pixels, expected landmarks in pixels, "
+                                        r"not in parts of the image's sides$"):
+        read_landmarks(tmp_path / "points")
+
+
 def test_verification_sets_read_labels_and_refuse_other_orders(photographs: Path, tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pairs").write_text("a/0.png a/1.png 1\na/2.png a/3.png 0\n")
@@ -192,27 +217,6 @@ def test_two_images_that_would_have_one_name_are_refused_before_any_work(
     assert face_align([str(photographs), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points")]) == 2
     assert "a/3.png and a/3.JPG would both become a/3.jpg: rename one of them" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs", "points"]
-
-
-@pytest.mark.parametrize("points, found", [
-    (ARCFACE / 112, "its landmarks lie within 0.36 pixels, expected pixels of the image, not shares of its sides"),
-    (ARCFACE - 200, "5 of its landmarks lie outside of its 112 x 112 pixels"),
-    (ARCFACE + np.array([0, 45]), "3 of its landmarks lie outside"), (ARCFACE * 4, "of its landmarks lie outside")])
-def test_landmarks_that_are_not_in_the_image(points: np.ndarray, found: str, tmp_path: Path,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
-    """Shares of the sides, and landmarks of another size or part of the image, form upright faces."""
-    (tmp_path / "images").mkdir()
-    for i in range(2):
-        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), np.full((112, 112, 3), 90, np.uint8))
-    for right in (False, True):  # one of two images, or none
-        rows = [points, ARCFACE + np.array([0, 15]) if right else points]  # the corners of the mouth lie near the edge
-        (tmp_path / "points").write_text("".join(f"{i}.png {' '.join(map(str, row.ravel()))}\n"
-                                                 for i, row in enumerate(rows)))
-        status = face_align([str(tmp_path / "images"), str(tmp_path / f"new{right}"), "--landmarks",
-                             str(tmp_path / "points")])
-        said = "".join(capsys.readouterr())
-        assert (status, found in said) == (0 if right else 2, True)
-        assert ("1 of 2 images aligned" in said) == right
 
 
 def test_names_of_windows_and_of_this_folder_are_found(tmp_path: Path) -> None:

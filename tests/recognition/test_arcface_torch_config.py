@@ -89,6 +89,8 @@ def test_a_recipe_as_it_stands(parse, entry):
 @pytest.mark.parametrize("line, changed", [
     ("margin_list = (1.0, 0.0, 0.4)", {"loss": "cosface", "loss_m2": 0.0, "loss_m3": 0.4}),
     ("network = 'r100'", {"network": "r100", "num_layers": 100}),
+    ("network = 'mbf'", {"network": "mbf", "net_name": "mbf", "num_layers": 0, "net_output": "E",
+                         "net_multiplier": 2.0}),
     ("resume = True", {"resume": "yes"}),
     ("output = 'here'", {"models_root": "here"}),
     ("sample_rate = 0.2", {"sample_ratio": 0.2}),
@@ -130,6 +132,26 @@ def test_what_is_not_ours_is_one_line(parse):
     assert "instead of dali: nothing, threads decode: decode_threads" in line
 
 
+def test_the_augmentation_of_dali_is_that_of_its_pipeline(parse):
+    """Without dali nothing reads dali_aug there, and a line says so here."""
+    keys = ("data_resize_prob", "data_blur_prob", "data_hsv_prob", "data_gray_prob", "data_mask_prob")
+
+    def shares(config: Config) -> list[float]:
+        return [getattr(config, key) for key in keys]
+
+    assert shares(parse("config.dali = config.dali_aug = True\n")) == [0.1, 0.2, 0.2, 0.1, 0]
+    alone = parse("config.dali_aug = True\n")
+    assert shares(alone) == shares(parse("config.dali = True\n")) == [0] * 5
+    assert "instead of dali_aug: data_resize_prob, " in own_keys_line(alone)
+    assert "dali_aug" not in own_keys_line(parse("config.dali = config.dali_aug = True\n"))
+
+
+def test_its_synthetic_set_is_made_up_here_too(parse):
+    config = parse("config.rec = 'synthetic'\nconfig.num_classes = 30 * 10000\nconfig.val_targets = []\n")
+    assert (config.dataset_path, config.num_classes) == ("synthetic:300000", 300000)
+    assert config.output_dir.endswith("/r50-arcface-synthetic-300000")
+
+
 @pytest.mark.parametrize("line, message", [
     ("network = 'vit_b'", "ms1mv3_r50.py: network: found 'vit_b', a network of arcface_torch that is not ours, expected"
      f" one of {', '.join(NETWORKS)}"),
@@ -137,7 +159,7 @@ def test_what_is_not_ours_is_one_line(parse):
     ("margin_list = (1.0, 0.3, 0.2)", "margin_list: found (1.0, 0.3, 0.2), expected (1.0, m2, 0.0) or (1.0, 0.0, m3)"),
     ("margin_list = 0.5", "margin_list: found 0.5"),
     ("gradient_acc = 12", "gradient_acc: found 12, but gradients are not accumulated here"),
-    ("dali_aug = True", "dali_aug: found True, but its augmentations are not here"),
+    ("rec, config.num_classes = 'synthetic', 0", "num_classes: found none, expected the number of identities"),
     ("decay_epoch = [8, 12]", "decay_epoch: found [8, 12], but of arcface_torch before PolynomialLRWarmup"),
     ("batch_size = 0", "batch_size: found 0, expected a whole number at least 1"),
     ("warmup_epoch = 'two'", "warmup_epoch: found 'two'"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -219,15 +218,13 @@ def test_a_command_ends_with_status_2(parse, capsys):
     assert capsys.readouterr().err == "error: --lr: found '0', expected a number above 0\n"
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     program = ("import sys, train_parall\nfrom train import parse_args\ntry:\n    parse_args('train', ['--help'])\n"
                "except SystemExit:\n    pass\n"
                "heavy = {'mxnet', 'numpy', 'cv2', 'scipy', 'sklearn', 'numba'}\n"
                "print(sorted(heavy & set(sys.modules)), file=sys.stderr)")
-    start = time.perf_counter()
     # config.py of this checkout, if any, may import what it likes: run from a copy of what --help needs.
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 5  # 0.2 s alone; room for a busy machine
     if not (ROOT / "config.py").exists():
         assert done.stderr.strip() == "[]"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,3 +140,17 @@ def test_names_of_folders_of_runs() -> None:
     assert name_of_sets("emore") == "emore" and name_of_sets("/x/faces/") == "faces"
     many = ",".join(f"/x/set{n}" for n in range(40))
     assert len(name_of_sets(many)) <= 80 and name_of_sets(many) != name_of_sets(many[:-1])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "datasets/own_images.md"])
+def test_the_commands_of_the_pages_are_read(parse: Callable[..., Config], tmp_path: Path, page: str) -> None:
+    """Those that name a folder, with such folders; what they do is in training/test_places_of_data.py."""
+    records(tmp_path / "datasets" / "mine")
+    (tmp_path / "photographs" / "anna").mkdir(parents=True)
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    found = re.findall(r"^ +python train_parall.py (.*--dataset \S*(?:mine|photographs|synthetic).*)$", text, re.M)
+    assert found
+    for command in found:
+        words = shlex.split(command, comments=True)
+        config = parse(*words, *(("--pretrained=", "--centres-from=checkpoint") if "--pretrained" in words else ()))
+        assert config.dataset_places[-1] in ("datasets/mine", "photographs", "synthetic:2000000")

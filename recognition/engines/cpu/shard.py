@@ -38,6 +38,8 @@ class CpuShard:
     A step on a sample of the classes reads and updates their centres in place.
     """
 
+    about = ""
+
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
                  with_bias: bool = False, seed: int = 0, ceiling: float = np.inf) -> None:
         self.start, self.stop = start, stop
@@ -178,7 +180,7 @@ class CpuShard:
 
     def _sgd(self, sgd: SGD) -> tuple[Step, Callable[[np.ndarray], None]]:
         """SGD's steps of centres and of their bias."""
-        lr, mu, wd = (np.float32(value) for value in sgd)
+        lr, mu, wd = (np.float32(value) for value in sgd[:3])
 
         def step(low: int, high: int, part: np.ndarray) -> None:
             if kernels.update_centres(self.centres, self.momentum, self._rows[low:high], part, self._inverse,
@@ -197,7 +199,7 @@ class CpuShard:
     def _adamw(self, adamw: AdamWStep) -> tuple[Step, Callable[[np.ndarray], None]]:
         """AdamW's steps of centres and of their bias."""
         self._need_second_moments()
-        lr, wd, beta1, beta2, factor, eps = adamw
+        lr, wd, beta1, beta2, factor, eps, _ = adamw
         numbers = tuple(np.float32(value) for value in (beta1, beta2, lr * factor, eps, lr * wd))
 
         def step(low: int, high: int, part: np.ndarray) -> None:

@@ -54,7 +54,8 @@ class MxnetEngine:
                                   [mx.Context(*device) for device in computing.devices], computing.batch_size,
                                   image_shape, communicator, loss_scale=make_loss_scale(computing), **vars(updating))
 
-    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, **options: Any) -> MxnetShard:
+    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,
+              **options: Any) -> MxnetShard:
         return MxnetShard(mx.Context(*device), *classes, dim, on_host=on_host, **options)
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,

@@ -32,6 +32,8 @@ class MxnetShard:
     the device and back, so a shard may be many times as large as the device's memory.
     """
 
+    about = ""
+
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
                  on_host: bool = False) -> None:
@@ -215,9 +217,9 @@ class MxnetShard:
 def _step(optimiser: SGD | AdamWStep, w: mx.nd.NDArray, gradient: mx.nd.NDArray, *moments: mx.nd.NDArray) -> None:
     """Update an array and its moments, two with AdamW, in place."""
     if isinstance(optimiser, AdamWStep):
-        _, wd, beta1, beta2, factor, eps = optimiser
+        _, wd, beta1, beta2, factor, eps, _ = optimiser
         mx.nd.contrib.adamw_update(w, gradient, *moments, 1.0, lr=factor, eta=readable(optimiser.lr), wd=readable(wd),
                                    beta1=readable(beta1), beta2=readable(beta2), epsilon=eps, out=w)
     else:
-        lr, mu, wd = map(readable, optimiser)
+        lr, mu, wd = map(readable, optimiser[:3])
         mx.nd.sgd_mom_update(w, gradient, *moments, out=w, lr=lr, wd=wd, momentum=mu)

@@ -56,10 +56,22 @@ class TorchEngine:
                                   recompute=computing.memonger, loss_scale=make_loss_scale(computing),
                                   **vars(updating))
 
-    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, **options: Any) -> Shard:
+    def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,
+              **options: Any) -> Shard:
         from recognition.engines.torch.shard import TorchShard
+        from recognition.engines.torch.triton.choice import why_not
 
-        return TorchShard(torch_device(device), *classes, dim, on_host=on_host, **options)
+        place = torch_device(device)
+        why = why_not(place, dim, on_host, options["normalised"]) if low_products else ""
+        if low_products and not why:
+            from recognition.engines.torch.triton.shard import TritonShard
+
+            return TritonShard(place, *classes, dim, **options)
+        shard = TorchShard(place, *classes, dim, on_host=on_host, **options)
+        if why:
+            shard.about = "; ".join(filter(None, (f"head: float32 rather than Triton's kernels of 16 bits: {why}",
+                                                  shard.about)))
+        return shard
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,
                  image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:

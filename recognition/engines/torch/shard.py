@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.rounding import random_words
 from recognition.engines.torch.shard_steps import step
 from recognition.engines.torch.stored_rows import StoredRows
+from recognition.head.rounding import key_of
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
@@ -26,6 +28,7 @@ from recognition.head.shard import (
     ShardState,
     initial_centres,
     merged_statistics,
+    pieces,
     rows_of,
     target_columns,
 )
@@ -74,21 +77,26 @@ class TorchShard:
     """Implements :class:`recognition.head.shard.Shard` on ``device``.
 
     With ``on_host`` W and its moments stay in the host's memory, and their rows travel chunk by chunk: those of a
-    sample alone if there is one.
+    sample alone if there is one. With ``in_16_bits`` they are bfloat16, and rounded at random
+    (:mod:`recognition.head.rounding`); states hold the same numbers as float32.
     """
 
     def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
-                 on_host: bool = False) -> None:
+                 on_host: bool = False, in_16_bits: bool = False) -> None:
         self.device, self.on_host = device, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, float(scale), sub_centres
         self.with_bias, self.ceiling = with_bias, float(ceiling)
-        centres = initial_centres(seed, start, stop, sub_centres, dim)
-        self._rows = StoredRows(device, on_host, len(centres))
+        self.seed = seed
+        self._rows = StoredRows(device, on_host, (stop - start) * sub_centres)
         # each with its moments, the second one from the first step of AdamW on
-        self._centres = [self._rows.stored(array) for array in (centres, np.zeros_like(centres))]
-        self._bias = [self._rows.stored(array) for array in np.zeros((2, len(centres)), np.float32)]
+        self._centres = self._rows.zeros(2, dim, dtype=torch.bfloat16 if in_16_bits else torch.float32)
+        for low, high in pieces(start, stop, sub_centres):
+            rows = slice((low - start) * sub_centres, (high - start) * sub_centres)
+            self._centres[0][rows] = torch.from_numpy(initial_centres(seed, low, high, sub_centres, dim))
+        self._bias = self._rows.zeros(2)
+        self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self.select(None)
 
@@ -101,7 +109,7 @@ class TorchShard:
         return [*self._centres[:2], *self._bias[:2], *self._centres[2:], *self._bias[2:]]
 
     def state(self) -> ShardState:
-        return ShardState(*(array.cpu().numpy() for array in self._arrays()))
+        return ShardState(*(array.cpu().float().numpy() for array in self._arrays()))
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         low = 0 if first is None else (first - self.start) * self.sub_centres
@@ -117,7 +125,8 @@ class TorchShard:
                 arrays.append(torch.zeros_like(arrays[0]))
 
     def norms(self) -> tuple[float, float]:
-        lengths = [_lengths(part.to(self.device), torch.float64) for part in self._centres[0].split(ROWS_AT_ONCE)]
+        parts = (part.to(self.device).float() for part in self._centres[0].split(ROWS_AT_ONCE))
+        lengths = [_lengths(part, torch.float64) for part in parts]
         if not len(self._centres[0]):
             return np.inf, 0.0
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
@@ -265,9 +274,21 @@ class TorchShard:
         arrays = arrays[: 3 if isinstance(optimiser, AdamWStep) else 2]
         parts = [values, *(self._rows.take(array, chunk.low, chunk.high) for array in arrays[1:])]
         step(optimiser, values, gradient, *parts[1:])
+        bits = self._random_bits(optimiser, chunk, arrays)
+        for array, part, random in zip(arrays, parts, bits):
+            self._rows.put(array, chunk.low, chunk.high, part, random)
         self._sound &= (_lengths(values.view(len(values), -1)).square() < np.inf).all()
-        for array, part in zip(arrays, parts):
-            self._rows.put(array, chunk.low, chunk.high, part)
+
+    def _random_bits(self, optimiser: SGD | AdamWStep, chunk: Chunk,
+                     arrays: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """What a chunk's numbers are rounded by, for each of ``arrays``; None for float32."""
+        if arrays[0].dtype == torch.float32:
+            return [None] * len(arrays)
+        rows = self._rows.numbers(chunk.low, chunk.high).to(self.device) + self.start * self.sub_centres
+        words, dim = random_words(key_of(self.seed, optimiser.updates), rows, arrays[0].shape[1]), arrays[0].shape[1]
+        if len(arrays) == 2:
+            return [words, words >> 16]
+        return [words, words >> 16, random_words(key_of(self.seed, optimiser.updates, 1), rows, dim)]
 
 
 def _lengths(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

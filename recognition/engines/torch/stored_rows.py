@@ -1,66 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the arrays of a shard lie: on its device, or in host memory, from where the rows of a chunk travel."""
+"""Where the arrays of a shard lie, on its device or in host memory, from where the rows of a chunk travel; and how:
+as float32, or in 16 bits, from which and to which rows are rounded on the device."""
 from __future__ import annotations
 
 import numpy as np
 
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.rounding import rounded
 
 
 class StoredRows:
     """Takes rows of arrays to the device, and puts them back: all rows in turn, or the selected ones alone.
 
-    On the device a chunk of all rows is a view. Rows in host memory go through one buffer of a chunk, which is pinned
-    where the device is a GPU. W itself is not pinned: PyTorch rounds what it pins up to a power of two.
+    On the device a chunk of all rows of float32 is a view. Rows in host memory go through one buffer of a chunk, which
+    is pinned where the device is a GPU. W itself is not pinned: PyTorch rounds what it pins up to a power of two.
     """
 
     def __init__(self, device: torch.device, on_host: bool, rows: int) -> None:
         self.device, self._on_host, self._all = device, on_host, rows
         self._home = torch.device("cpu") if on_host else device
         self._selected: torch.Tensor | None = None
-        self._staging = torch.empty(0)
+        self._staging = torch.empty(0, dtype=torch.uint8)
 
     def __len__(self) -> int:
         """The number of selected rows."""
         return self._all if self._selected is None else len(self._selected)
 
-    def stored(self, values: np.ndarray) -> torch.Tensor:
-        """An array of the shard with these values, where its arrays lie; it may share the memory of ``values``."""
-        return torch.from_numpy(values).to(self._home)
+    def zeros(self, count: int, *dim: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        """``count`` arrays of the shard, a row for each of its rows, where its arrays lie."""
+        return [torch.zeros(self._all, *dim, dtype=dtype, device=self._home) for _ in range(count)]
+
+    @property
+    def selected(self) -> torch.Tensor | None:
+        """The selected rows, ascending int64; None: all."""
+        return self._selected
 
     def select(self, rows: np.ndarray | None) -> None:
         """Take these rows alone from now on, ascending int64; None: all."""
         self._selected = None if rows is None else torch.from_numpy(rows).to(self._home)
 
+    def numbers(self, low: int, high: int) -> torch.Tensor:
+        """The numbers of the selected rows ``low .. high - 1``, int64, where the arrays lie."""
+        return torch.arange(low, high, device=self._home) if self._selected is None else self._selected[low:high]
+
     def take(self, array: torch.Tensor, low: int, high: int) -> torch.Tensor:
-        """The selected rows ``low .. high - 1`` of an array, on the device: a view of it, or a copy to put back."""
+        """The selected rows ``low .. high - 1`` of an array, on the device as float32: a view, or a copy to put back.
+        """
         part = array[low:high] if self._selected is None else self._selected[low:high]
         if not self._on_host:
-            return part if self._selected is None else array.index_select(0, part)
+            return (part if self._selected is None else array.index_select(0, part)).float()
         staged = self._staged(array, high - low)
         if self._selected is None:
             staged.copy_(part)
         else:
             torch.index_select(array, 0, part, out=staged)
-        return staged.to(self.device, copy=True)
+        return staged.to(self.device, copy=True).float()
 
     def take_at(self, array: torch.Tensor, places: np.ndarray) -> torch.Tensor:
-        """A copy of a few of the selected rows, by their places among them, on the device."""
+        """A copy of a few of the selected rows, by their places among them, on the device as float32."""
         rows = torch.from_numpy(places).to(self._home)
-        return array.index_select(0, rows if self._selected is None else self._selected[rows]).to(self.device)
+        return array.index_select(0, rows if self._selected is None else self._selected[rows]).to(self.device).float()
 
-    def put(self, array: torch.Tensor, low: int, high: int, part: torch.Tensor) -> None:
-        """Store what :meth:`take` gave and the caller has changed in place."""
+    def put(self, array: torch.Tensor, low: int, high: int, part: torch.Tensor,
+            bits: torch.Tensor | None = None) -> None:
+        """Store what :meth:`take` gave and the caller has changed in place.
+
+        :param bits: by which the numbers of an array of 16 bits are rounded.
+        """
+        if array.dtype != part.dtype:
+            assert bits is not None
+            part = rounded(part, bits)
+        elif self._selected is None and not self._on_host:
+            return  # a view
         if self._on_host:
             part = self._staged(array, high - low).copy_(part)
-        if self._selected is not None:
-            array.index_copy_(0, self._selected[low:high], part)
-        elif self._on_host:
+        if self._selected is None:
             array[low:high] = part
+        else:
+            array.index_copy_(0, self._selected[low:high], part)
 
     def _staged(self, array: torch.Tensor, rows: int) -> torch.Tensor:
         """The buffer, as ``rows`` rows of ``array``. It is free again when a call returns: copies from it wait."""
         numbers = rows * array[:1].numel()
-        if self._staging.numel() < numbers:
-            self._staging = torch.empty(numbers, pin_memory=self.device.type == "cuda")
-        return self._staging[:numbers].view(rows, *array.shape[1:])
+        if self._staging.numel() < 4 * numbers:
+            self._staging = torch.empty(4 * numbers, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return self._staging[: array.element_size() * numbers].view(array.dtype).view(rows, *array.shape[1:])

@@ -22,6 +22,7 @@ from recognition.data.sets.folder_set import FolderSet, open_folder
 from recognition.data.sets.image_set import ImageSet
 from recognition.data.sets.open_set import Opening, open_set, open_sets
 from recognition.data.sets.synthetic_set import FEWEST_IMAGES
+from recognition.data.triplets import Bags, TripletLoader
 from recognition.errors import UserError
 
 EVERYTHING = Augmentation(cutoff=40, color=2)
@@ -341,3 +342,21 @@ def test_the_index_is_kept_nowhere_if_it_cannot_be(photos: Path, caplog: pytest.
     monkeypatch.setattr(folder_set, "write_index", full)
     dataset = open_folder(photos, 112, BadRecords(), [photos.with_name("photos.images.npz")], True)
     assert len(dataset) == 9 and "kept nowhere: no place for its index can be written" in caplog.text
+
+
+def test_triplets_of_a_folder_and_of_several_sets(pair: list[str]) -> None:
+    """Anchors and positives of one identity, negatives of another, across sets, too; the same again for the seed."""
+    def triplets(dataset: ImageSet) -> list[np.ndarray]:
+        def embed(images: np.ndarray) -> np.ndarray:
+            return images.mean(axis=(2, 3)).astype(np.float32) - 127
+
+        bags = Bags(dataset, 4, 7200, 1)
+        with TripletLoader(dataset, bags, embed, EVERYTHING, 4.0, 0.0, 6, 6) as loader:
+            return [batch.labels for batch in islice(loader, 4)]
+
+    for dataset in (open_set(pair[0], Opening()), joined(pair)):
+        found = triplets(dataset)
+        for labels in found:
+            anchors, positives, negatives = labels.reshape(3, 2)
+            assert (anchors == positives).all() and (anchors != negatives).all()
+        assert all(map(np.array_equal, found, triplets(dataset)))

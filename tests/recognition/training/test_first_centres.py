@@ -105,9 +105,9 @@ class Two(SingleProcess):
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         self._table[self.rank] = array
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         gathered = np.concatenate(self._table)
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         return gathered
 
 

@@ -36,9 +36,9 @@ class Threads(SingleProcess):
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         self._table[self.rank] = array
-        self._barrier.wait(30)
+        self._barrier.wait(300)
         found = np.concatenate(self._table)
-        self._barrier.wait(30)
+        self._barrier.wait(300)
         return found
 
 

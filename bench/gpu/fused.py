@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head as Triton kernels: against float64, and time, memory and share of the card's peak beside others.
+
+The others are our chunks in float32 and a plain PyTorch head of our own that does what the public PartialFC_V2 does:
+normalised copies, logits of B x C in float32, autograd, a dense gradient and a dense optimiser.
+"""
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from bench.gpu.heads import ARCFACE, KINDS, Kind, Size, batch, reference
+from bench.gpu.report import Report, Setting
+from recognition.engines.torch import shard as torch_shard
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.triton.choice import why_not
+from recognition.head.sampling import ClassSampler
+from recognition.head.shard import ShardState
+from recognition.head.sharded import ShardedHead
+from recognition.processes.communicator import SingleProcess
+
+RUNS = 6  # steps; the first two compile and warm up
+PLAIN_LR, MOMENTUM, DECAY = 0.001, 0.9, 0.0005
+
+
+def _usable(setting: Setting, report: Report, dim: int) -> bool:
+    """Whether the kernels can be used here; on a CPU they run in Triton's interpreter."""
+    why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
+    if not setting.gpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # nothing has imported Triton yet
+    elif not why:
+        why = why_not(setting.device, dim, False, True)
+    report.true("the kernels can be used", not why, why)
+    return not why
+
+
+def _head(build: Any, size: Size, kind: Kind) -> ShardedHead:
+    shard = build(0, size.classes, size.dim, normalised=True, scale=kind.margin.scale, **kind.options)
+    return ShardedHead([shard], kind.margin, SingleProcess(), sampler=ClassSampler(kind.ratio, 3), adamw=kind.adamw)
+
+
+def kernels_against_float64(setting: Setting, report: Report) -> None:
+    """Products of float16: 1e-3 to 3e-3 of the norms of gradients. Of bfloat16, with W kept so, four times that."""
+    size = Size(20_000, 512, 512) if setting.gpu else Size(300, 32, 64)
+    if not _usable(setting, report, size.dim):
+        return
+    from recognition.engines.torch.triton.shard import TritonShard
+
+    names = ("arcface", "combined", "three sub-centres", "sampled", "sampled, three sub-centres, AdamW")
+    for name, low in [*((name, False) for name in names), ("arcface", True), ("sampled", True)]:
+        kind = KINDS[name]
+        title, allowed = f"{name}, W in 16 bits" if low else name, 0.02 if low else 0.005
+        head = _head(partial(TritonShard, setting.device, in_16_bits=low), size, kind)
+        k, random = kind.options.get("sub_centres", 1), np.random.default_rng(7)
+        w = random.standard_normal((size.classes * k, size.dim), dtype=np.float32) / np.float32(np.sqrt(size.dim))
+        w = torch.from_numpy(w).bfloat16().float().numpy()  # so that both kinds of W hold the same
+        zeros = np.zeros(len(w), np.float32)
+        head.shards[0].load(ShardState(w, np.zeros_like(w), zeros, zeros))
+        x, labels = batch(size)
+        drawn = head.sampler(labels, 0, 0, size.classes)
+        classes = np.arange(size.classes) if drawn is None else drawn
+        rows = (classes[:, None] * k + np.arange(k)).ravel()
+        head.wd = 0.0
+        result = head.forward_backward(x, labels)
+        head.step(1.0)
+        loss, d_x, d_w = reference(setting, kind, ShardState(w[rows], w[:0], zeros[rows], w[:0]), x,
+                                   np.searchsorted(classes, labels))
+        moment = head.shards[0].state().momentum[rows]
+        report.close(f"{title}: loss", result.loss, loss, 1e-3)
+        report.close(f"{title}: gradient by x", result.d_features, d_x, allowed, "norm")
+        report.close(f"{title}: gradient by W", moment / 0.1 if kind.adamw else -moment, d_w, allowed, "norm")
+        again = _head(partial(TritonShard, setting.device, in_16_bits=low), size, kind)
+        again.shards[0].load(ShardState(w, np.zeros_like(w), zeros, zeros))
+        again.wd = 0.0
+        same = again.forward_backward(x, labels).d_features.tobytes() == result.d_features.tobytes()
+        again.step(1.0)
+        same &= again.shards[0].state().momentum[rows].tobytes() == moment.tobytes()
+        report.true(f"{title}: the same bits twice", same)
+
+
+def _plain(setting: Setting, size: Size, ratio: float) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A step of the plain head: autograd over dense logits; sampled, of ``ratio`` of W, with a dense gradient."""
+    w = torch.nn.Parameter(torch.empty(size.classes, size.dim, device=setting.device).normal_(std=0.01))
+    optimiser = torch.optim.SGD([w], PLAIN_LR, MOMENTUM, weight_decay=DECAY)
+    normalised = torch.nn.functional.normalize
+
+    def step(x: np.ndarray, labels: np.ndarray) -> float:
+        features = torch.from_numpy(x).to(setting.device).requires_grad_()
+        y, centres = torch.from_numpy(labels).to(setting.device), w
+        if ratio < 1:
+            draw = torch.rand(size.classes, device=setting.device)
+            draw[y] = 2
+            rows = draw.topk(round(ratio * size.classes)).indices.sort().values
+            y, centres = torch.searchsorted(rows, y), w[rows]
+        cosines = (normalised(features) @ normalised(centres).T).clamp(-1, 1)
+        angle = cosines.gather(1, y[:, None]).arccos() + ARCFACE.m2
+        loss = torch.nn.functional.cross_entropy(cosines.scatter(1, y[:, None], angle.cos()) * ARCFACE.s, y)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return float(loss.detach())
+
+    return step
+
+
+def _ours(build: Any, size: Size, ratio: float, low: bool) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A step of our head, whose W is drawn on the device: 10,000,000 classes take a minute on the host."""
+    def zeros(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> np.ndarray:
+        return np.zeros(((stop - start) * sub_centres, dim), np.float32)
+
+    with mock.patch.object(torch_shard, "initial_centres", zeros):
+        head = _head(build, size, Kind(ARCFACE, {"in_16_bits": low}, ratio))
+    shard: Any = head.shards[0]
+    shard._centres[0].normal_(std=0.01)
+    if hasattr(shard, "_renew"):
+        shard._renew(0, size.classes)
+
+    def step(x: np.ndarray, labels: np.ndarray) -> float:
+        result = head.forward_backward(x, labels)
+        head.step(PLAIN_LR)
+        assert head.finite  # waits for the device
+        return result.loss
+
+    return step
+
+
+def _peaks(setting: Setting, report: Report) -> float:
+    """FLOP/s of a large product in float16, and bytes a second of a large copy: the card's own limits."""
+    side = 8192 if setting.gpu else 256
+    a, b = (torch.randn(side, side, device=setting.device).half() for _ in range(2))
+    source = torch.randn(side * side * (16 if setting.gpu else 1), device=setting.device)
+    target = torch.empty_like(source)
+
+    def seconds(work: Callable[[], Any]) -> float:
+        found = []
+        for _ in range(6):
+            start = time.perf_counter()
+            work()
+            if setting.gpu:
+                torch.cuda.synchronize(setting.device)
+            found.append(time.perf_counter() - start)
+        return float(np.median(found[1:]))
+
+    peak = 2 * side**3 / seconds(lambda: torch.mm(a, b))
+    report.measured("a product of float16", peak / 1e12, "TFLOP/s")
+    report.measured("a copy", 8 * source.numel() / seconds(lambda: target.copy_(source)) / 1e9, "GB/s")
+    return peak
+
+
+def kernels_cost(setting: Setting, report: Report) -> None:
+    """Time of a step with the host's part, peak memory, and 6 B C D operations by the time and the card's peak."""
+    large, dim = ((1_000_000, 10_000_000), 512) if setting.gpu else ((300, 600), 64)
+    if not _usable(setting, report, dim):
+        return
+    from recognition.engines.torch.triton.shard import TritonShard
+
+    peak, device = _peaks(setting, report), setting.device
+    kernels, chunks = partial(TritonShard, device), partial(torch_shard.TorchShard, device)
+    for classes, ratio in ((large[0], 1.0), (large[0], 0.1), (large[1], 1.0), (large[1], 0.1)):
+        size = Size(classes, 1024 if setting.gpu else 32, dim)
+        for name, make in {"kernels": partial(_ours, kernels, size, ratio, False),
+                           "kernels, W in 16 bits": partial(_ours, kernels, size, ratio, True),
+                           "chunks in float32": partial(_ours, chunks, size, ratio, False),
+                           "plain PyTorch": partial(_plain, setting, size, ratio)}.items():
+            title = f"{name}, {classes:,} classes" + (f", sampled {ratio:g}" if ratio < 1 else "")
+            try:
+                _measure(setting, report, title, make, size, ratio, peak)
+            except torch.OutOfMemoryError:
+                report.true(title, True, "does not fit into the card's memory")
+            if setting.gpu:
+                torch.cuda.empty_cache()
+
+
+def _measure(setting: Setting, report: Report, title: str, make: Callable[[], Any], size: Size, ratio: float,
+             peak: float) -> None:
+    if setting.gpu:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    step, found = make(), []
+    for number in range(RUNS if setting.gpu else 1):
+        x, labels = batch(size, number)
+        start = time.perf_counter()
+        step(x, labels)
+        if setting.gpu:
+            torch.cuda.synchronize(setting.device)
+        found.append(time.perf_counter() - start)
+    seconds = float(np.median(found[2:] or found))
+    report.measured(title, 1000 * seconds, "ms")
+    if setting.gpu:
+        report.measured(f"{title}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 1e9, "GB")
+        share = 6 * size.batch * size.classes * ratio * size.dim / seconds / peak
+        report.measured(f"{title}: share of the card's peak", 100 * share, "%")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the head's Triton kernels can be used on a device: by what the head needs, by the card, and by a trial."""
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import numpy as np
+
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.shard import TorchShard
+from recognition.engines.torch.triton.tiles import WIDEST
+from recognition.head.margin import Margin
+from recognition.head.sharded import ShardedHead
+from recognition.processes.communicator import SingleProcess
+
+OLDEST_CARD = (8, 0)  # compute capability: bfloat16, asynchronous copies, 160 KB of shared memory
+TRIAL_CLASSES, TRIAL_BATCH, ALLOWED = 300, 48, 0.02  # of the norm; products in 16 bits err by 0.001 to 0.01
+
+
+@functools.cache
+def why_not(device: torch.device, dim: int, on_host: bool, normalised: bool) -> str:
+    """Why the kernels cannot compute such a head on ``device``; empty if they can."""
+    if not normalised:
+        return "its inner products are not those of unit vectors"
+    if on_host:
+        return "its class centres are in the host's memory"
+    if dim > WIDEST:
+        return f"features have {dim} numbers, and the kernels take {WIDEST}"
+    if device.type != "cuda":
+        return "the kernels are for GPUs"
+    found = torch.cuda.get_device_capability(device)
+    if found < OLDEST_CARD:
+        return "compute capability {}.{} is below {}.{}".format(*found, *OLDEST_CARD)
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return trial(device, dim)
+
+
+def trial(device: torch.device, dim: int) -> str:
+    """Compile the kernels, take a step of a small head, and compare it with that of chunks; says what went wrong.
+
+    Triton needs a C compiler and a driver of its age, which a look at versions does not tell.
+    """
+    random = np.random.default_rng(0)
+    x = random.standard_normal((TRIAL_BATCH, dim), dtype=np.float32)
+    labels, found = random.integers(0, TRIAL_CLASSES, TRIAL_BATCH), []
+    try:
+        from recognition.engines.torch.triton.shard import TritonShard
+
+        for kind in (TorchShard, TritonShard):
+            shard = kind(device, 0, TRIAL_CLASSES, dim, normalised=True, scale=64.0)
+            head = ShardedHead([shard], Margin(), SingleProcess())
+            gradient = head.forward_backward(x, labels).d_features
+            head.step(0.1)
+            found.append((gradient, shard.state().momentum))
+    except Exception as error:  # the compiler's, the driver's, a missing library's: the run goes on without the kernels
+        return f"Triton's kernels fail here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    errors = [float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) for theirs, ours in zip(*found)]
+    return "" if max(errors) < ALLOWED else f"Triton's kernels err by {max(errors):.0e} here"
