@@ -67,6 +67,8 @@ network.mnas = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_mu
 network.mnas05 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_multiplier=0.5)
 network.mnas025 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_multiplier=0.25)
 network.vargfacenet = edict(net_name="vargfacenet", emb_size=512, net_output="J", net_multiplier=1.25)
+network.mbf = edict(net_name="mbf", emb_size=512, net_multiplier=2.0)   # as arcface_torch has it
+network.mbf_large = edict(net_name="mbf", emb_size=512, net_multiplier=4.0, net_blocks=[2, 8, 12, 4])
 network.demo = edict(net_name="fmobilefacenet", emb_size=128, net_output="GDC", net_multiplier=0.25,
                      net_blocks=[1, 2, 2, 1], net_act="relu")  # for two CPU cores
 
