@@ -5,7 +5,7 @@
 #
 #     sbatch slurm_job.sh --network r100 --dataset emore --models-root /net/models ...
 #
-# PROCESSES=8 sbatch ... starts eight processes on each host, each with the devices of its number. The hosts see the
+# PROCESSES=8 sbatch ... starts eight processes on each host, which share out the GPUs of --devices. The hosts see the
 # project in the same folder; ssh is not needed. Three minutes before its time is over the job saves a state and stops;
 # submitted again with --resume auto it goes on. If a process dies, all start again, three times at most.
 
