@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import pickle
-import subprocess
 import time
 
 import pytest
@@ -47,7 +46,8 @@ def test_garbage_at_every_open_port(bed: Bed, engine: str, models: str) -> None:
     holds a path or a name of the run."""
     hosts = [bed["node1"], bed["node2"]]
     before = {host.name: set(listening(host)) for host in hosts}
-    run = hosts[0].begin(bed_run.line(hosts, 1, trainer=f"--max-steps 400 --frequent 20 {models}", engine=engine))
+    run = hosts[0].begin(bed_run.line(hosts, 1, trainer=f"--max-steps 100000 --verbose 50 --frequent 1 {models}",
+                                      engine=engine))
     folder = hosts[0].path(f"{models.split()[1]}/small-arcface-small")
     end = time.monotonic() + START_SECONDS
     while not list(folder.glob("history.jsonl")) and run.poll() is None and time.monotonic() < end:
@@ -59,15 +59,18 @@ def test_garbage_at_every_open_port(bed: Bed, engine: str, models: str) -> None:
     bed["node3"].path("stranger.py").write_text(STRANGER)
     answers = bed["node3"].run(f".venv/bin/python stranger.py {payload} {' '.join(places)}").stdout
     print(answers[:3000])
-    try:
-        _, err = run.communicate(timeout=END_SECONDS)
-    except subprocess.TimeoutExpired:
-        run.kill()
-        raise
-    print(run.returncode, err[-1000:])
+    steps = len((folder / "history.jsonl").read_text().splitlines())
+    end = time.monotonic() + END_SECONDS
+    while run.poll() is None and len((folder / "history.jsonl").read_text().splitlines()) < steps + 3:
+        assert time.monotonic() < end, "it neither goes on nor ends"
+        time.sleep(0.1)
+    went_on = run.poll() is None
+    hosts[0].run("pkill -TERM -f 'recognition[.]launch'")
+    _, err = run.communicate(timeout=END_SECONDS)
+    print("went on" if went_on else "ended", run.returncode, err[-1000:])
     assert places and all(b"small" not in bytes.fromhex(line.split()[1]) for line in answers.splitlines()
                           if len(line.split()) == 2 and all(letter in "0123456789abcdef" for letter in line.split()[1]))
-    assert run.returncode == 0 or "launch: " in err or "error: " in err
+    assert went_on or "launch: " in err or "error: " in err
     assert not any(host.path(f"/srv/{host.name}/run-by-a-stranger").exists() for host in hosts)
 
 
