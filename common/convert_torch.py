@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts iresnet weights of PyTorch's ArcFace recipe (r18, r34, r50, r100) to fresnet checkpoints, and back.
+"""Converts weights of PyTorch's ArcFace recipe (r18, r34, r50, r100, mbf, mbf_large) to checkpoints, and back.
 
     python -m common.convert_torch backbone.pth models/r50-torch/model,1
     python -m common.convert_torch work_dirs/ms1mv3_r50/checkpoint_gpu_0.pt models/r50-torch/model,1
@@ -10,8 +10,8 @@ A checkpoint_gpu_0.pt brings the class centres of all ranks, whose files lie bes
 checkpoint_gpu_<rank>.pt of --ranks processes and model.pt in a folder, from which arcface_torch goes on.
 
 PyTorch is not needed, and no code of a .pth is run: its pickle is read by a reader that knows only tensors. The
-checkpoint is one of --network r18, r34, r50 or r100, for --pretrained. It maps pixels p from 0 to 255 to the embedding
-that iresnet gives for (p - 127.5) / 127.5.
+checkpoint is one of --network of the same name, for --pretrained. It maps pixels p from 0 to 255 to the embedding that
+the recipe's network gives for (p - 127.5) / 127.5.
 """
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from recognition.io.centres import named_centres
 from recognition.io.checksums import sum_beside
 from recognition.io.files import require_new
 from recognition.io.torch_file import read_tensors, write_tensors
-from recognition.networks.iresnet import from_torch, of_the_network, to_torch
+from recognition.networks.iresnet import of_the_network
+from recognition.networks.of_torch import from_torch, to_torch
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
@@ -50,7 +51,7 @@ def import_weights(source: Path, target: str, overwrite: bool) -> None:
     own_symbol, path = files_of((str(prefix), number))
     require_new([path, sum_beside(path)], [source], overwrite)
     tensors, left = of_the_network(read_tensors(source), str(source))
-    depth, graph, arguments, auxiliary = from_torch(tensors, str(source))
+    name, graph, arguments, auxiliary = from_torch(tensors, str(source))
     centres = _centres(source)
     if not own_symbol.is_file() or own_symbol.read_bytes() != graph.to_json().encode():  # else of the same network
         require_new([own_symbol, sum_beside(own_symbol)], [source], overwrite)
@@ -61,8 +62,8 @@ def import_weights(source: Path, target: str, overwrite: bool) -> None:
               f"out: --resume with --models-root {source.parent} goes on with it")
     if left:
         print(one_line(f"left out: {len(left)} tensors of other parts, such as {left[0]}"))
-    print(f"{path}: r{depth}, {len(arguments['pre_fc1_bias'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
-          f"arrays; goes on with --network r{depth} --pretrained {prefix},{number}")
+    print(f"{path}: {name}, {len(arguments['pre_fc1_weight'])} numbers an embedding, {len(arguments) + len(auxiliary)} "
+          f"arrays; goes on with --network {name} --pretrained {prefix},{number}")
 
 
 def _centres(source: Path) -> list[np.ndarray]:
@@ -95,10 +96,11 @@ def export_weights(source: str, target: Path, overwrite: bool) -> None:
     prefix, number = find_pretrained(source, 1, "source")
     require_new([target], files_of((prefix, number)), overwrite)
     params = f"{prefix}-{number:04d}.params"
-    depth, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), *read_params(Path(params)), params)
+    name, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), *read_params(Path(params)), params)
     write_tensors(target, tensors)
-    print(f"{target}: iresnet{depth}, {len(tensors)} tensors; "
-          f"iresnet{depth}(num_features={len(tensors['fc.bias'])}).load_state_dict(torch.load({target.name!r}))")
+    numbers = len(tensors["fc.bias"] if "fc.bias" in tensors else tensors["features.layers.2.weight"])
+    print(f"{target}: {name}, {len(tensors)} tensors; "
+          f"{name}(num_features={numbers}).load_state_dict(torch.load({target.name!r}))")
 
 
 @command

@@ -17,7 +17,8 @@ from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Embedder, Engine
 from recognition.errors import UserError
 from recognition.io.torch_file import read_tensors
-from recognition.networks.iresnet import from_torch, of_the_network
+from recognition.networks.iresnet import of_the_network
+from recognition.networks.of_torch import from_torch
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 ENDINGS = (".onnx", ".pt", ".pth")
@@ -38,9 +39,9 @@ def open_weights(path: Path, engine: Engine, devices: Sequence[Device], batch_si
     :raises UserError: if it is none, or another than ``network``, or the devices cannot be used.
     """
     tensors, _ = of_the_network(read_tensors(path), str(path))
-    depth, graph, arguments, auxiliary = from_torch(tensors, str(path))
-    if network not in ("", f"r{depth}"):
-        raise UserError(f"--network: found {network!r}, but {path} holds the weights of r{depth}")
+    name, graph, arguments, auxiliary = from_torch(tensors, str(path))
+    if network not in ("", name):
+        raise UserError(f"--network: found {network!r}, but {path} holds the weights of {name}")
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder, "model"), 1, graph, arguments, auxiliary)
         return engine.embedder((f"{folder}/model", 1), devices, batch_size, shape, bfloat16)

@@ -50,7 +50,9 @@ LEAST_SHARE = 1e-12  # of class centres, for sample_rate 0: a step has those of 
 NETWORKS: dict[str, dict[str, Any]] = {
     f"r{depth}": {"net_name": "fresnet", "num_layers": depth, "net_output": "FC"} for depth in (18, 34, 50, 100)
 }
-FOREIGN = ("r200", "r2060", "mbf", "mbf_large", "vit_t", "vit_t_dp005_mask0", "vit_s", "vit_s_dp005_mask_0", "vit_b",
+NETWORKS["mbf"] = {"net_name": "mbf", "net_multiplier": 2.0, "net_blocks": (1, 4, 6, 2)}
+NETWORKS["mbf_large"] = {"net_name": "mbf", "net_multiplier": 4.0, "net_blocks": (2, 8, 12, 4)}
+FOREIGN = ("r200", "r2060", "vit_t", "vit_t_dp005_mask0", "vit_s", "vit_s_dp005_mask_0", "vit_b",
            "vit_b_dp005_mask_005", "vit_l_dp005_mask_005", "vit_h")
 
 

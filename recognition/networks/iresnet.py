@@ -27,6 +27,9 @@ PIXELS = 128 / 127.5  # this graph's pixels to PyTorch's
 DEPTHS = (18, 34, 50, 100)
 Arrays = dict[str, np.ndarray]
 
+# Arrays by which a network is found, under whatever prefix: of iresnet, and of arcface_torch's MobileFaceNet.
+_MARKS = (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"),
+          ("conv_sep.layers.0.weight", "layers.0.layers.0.weight", "features.layers.2.weight"))
 _BATCH_NORM = (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_var"))
 _UNIT = (("bn1", "_bn1"), ("conv1", "_conv1"), ("bn2", "_bn2"), ("prelu", "_relu1"), ("conv2", "_conv2"),
          ("bn3", "_bn3"))
@@ -66,9 +69,8 @@ def of_the_network(tensors: Mapping[str, np.ndarray], source: str) -> tuple[Arra
 
     :raises UserError: if it holds several networks
     """
-    marks = ("conv1.weight", "layer1.0.conv1.weight", "fc.weight")
-    prefixes = [name[: -len(marks[0])] for name in tensors if name.endswith(marks[0])]
-    prefixes = [prefix for prefix in prefixes if all(prefix + mark in tensors for mark in marks)]
+    prefixes = [name[: -len(marks[0])] for marks in _MARKS for name in tensors if name.endswith(marks[0])
+                and all(name[: -len(marks[0])] + mark in tensors for mark in marks)]
     if len(prefixes) > 1:
         raise UserError(f"{source}: found {len(prefixes)} networks, under {', '.join(map(repr, prefixes[:3]))}, "
                         "expected one")

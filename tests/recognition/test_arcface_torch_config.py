@@ -89,6 +89,8 @@ def test_a_recipe_as_it_stands(parse, entry):
 @pytest.mark.parametrize("line, changed", [
     ("margin_list = (1.0, 0.0, 0.4)", {"loss": "cosface", "loss_m2": 0.0, "loss_m3": 0.4}),
     ("network = 'r100'", {"network": "r100", "num_layers": 100}),
+    ("network = 'mbf'", {"network": "mbf", "net_name": "mbf", "num_layers": 0, "net_output": "E",
+                         "net_multiplier": 2.0}),
     ("resume = True", {"resume": "yes"}),
     ("output = 'here'", {"models_root": "here"}),
     ("sample_rate = 0.2", {"sample_ratio": 0.2}),

@@ -22,7 +22,7 @@ from recognition.engines.interface import BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces, split_classes
 from recognition.io.torch_file import read_object
-from recognition.networks.iresnet import from_torch, moments_from_torch, parameters_of
+from recognition.networks.of_torch import from_torch, moments_from_torch, parameters_of
 from recognition.training.states.state import Progress
 
 NAME = "checkpoint_gpu_{}.pt"
