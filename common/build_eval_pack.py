@@ -5,11 +5,11 @@
     python -m common.build_eval_pack --data-dir lfw --pairs pairs.txt --landmarks points.txt --output lfw.bin
     python -m common.build_eval_pack --data-dir aligned --pairs pairs_label.txt --output mine.bin
 
-Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), or LFW's pairs.txt; folds follow the order of
-the list. An image that is there under another ending than in the list is found. With landmarks or a detector images
-are aligned. Without, they count as aligned, and JPEGs of the right size are copied byte for byte. An
-image that several pairs name is read, aligned and stored once. The .bin is (images, issame), as in the recipes. Beside
-it are a .json with a report and a .png of some pairs.
+Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), LFW's pairs.txt, the lists of CALFW and CPLFW,
+or CFP's folder Protocol/Split/FP or FF; folds follow the order of the list. An image that is there under another ending
+than in the list is found. With landmarks or a detector images are aligned. Without, they count as aligned, and JPEGs of
+the right size are copied byte for byte. An image that several pairs name is read, aligned and stored once. The .bin is
+(images, issame), as in the recipes. Beside it are a .json with a report and a .png of some pairs.
 """
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
-from common.pack_folder import FITS, encode_image, tell_scaled
-from common.sets.image_files import in_order
+from common.pack_folder import FITS, encode_image
+from common.sets.cfp_pairs import read_cfp
+from common.sets.image_files import in_order, tell_scaled
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
@@ -108,7 +109,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m common.build_eval_pack", description=__doc__)
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, metavar="DIR", help="the folder that the list's paths count from")
-    add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")
+    add("--pairs", type=Path, metavar="FILE", help="the list of pairs, or CFP's Protocol/Split/FP (default: "
+        "pairs_label.txt in DIR)")
     add("--output", type=Path, required=True, metavar="FILE.bin", help="the verification set to write")
     add_alignment_flags(parser)
     add("--det-prefix", metavar="FILE.onnx", help="the recipes' name of --detector; RetinaFace is not here")
@@ -139,7 +141,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    pairs = read_pairs(args.pairs, args.data_dir)
+    pairs = read_cfp(args.pairs) if args.pairs.is_dir() else read_pairs(args.pairs, args.data_dir)
     others = with_other_endings(args.data_dir, dict.fromkeys((*pairs.first, *pairs.second)))
     if others:
         name, other = next(iter(others.items()))
@@ -152,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
     for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
-    tell_scaled(scaled, args.image_size)
+    tell_scaled(scaled, args.image_size, args.image_size)
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
     report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,

@@ -21,12 +21,11 @@ import numpy as np
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model
 from common.evaluation.megaface_files import encode_feature, read_paths
 from common.evaluation.results import write_json
-from common.sets.image_files import in_order, read_image
+from common.sets.image_files import in_order, read_fitted, tell_scaled
 from common.sets.image_sources import find_images
 from common.sets.named_images import with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
-from recognition.data.images.image import fit
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.embed_images import Embed, embed_batches, normalised
 from recognition.progress import progress
@@ -57,14 +56,13 @@ def write_features(embeds: Sequence[Embed], batch_size: int, root: Path, names: 
     there = with_other_endings(root, names)
     kept: list[str] = []
     left_out: list[str] = []
+    scaled: list[Path] = []
 
     def read(name: str) -> np.ndarray | UserError:
         try:
-            return fit(read_image(root / there.get(name, name))[1], size, size)
+            return read_fitted(root / there.get(name, name), size, size, scaled)
         except UserError as error:
             return error
-        except ValueError as error:
-            return UserError(f"{root / name}: {error}")
 
     def images() -> Iterator[np.ndarray]:
         found = zip(names, in_order(read, names))
@@ -90,6 +88,7 @@ def write_features(embeds: Sequence[Embed], batch_size: int, root: Path, names: 
         done += len(rows)
     if not done:
         raise UserError(f"{root}: none of its {len(names)} images can be used; the first: {left_out[0]}")
+    tell_scaled(scaled, size, size)
     return left_out
 
 

@@ -20,10 +20,8 @@ from common.embedding.model_flags import add_model_flags, as_text, beside, check
 from common.evaluation.rate_pictures import draw_rates
 from common.evaluation.results import print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
-from common.sets.image_files import in_order
+from common.sets.image_files import in_order, read_fitted, tell_scaled
 from recognition.config.command_line import Parser
-from recognition.data.images.image import fit
-from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
@@ -89,15 +87,11 @@ def evaluate_groups(embed: Embed, listed: Listed, batch_size: int, size: int = 1
     for group, chosen in members(listed).items():  # now, before hours are spent
         check_pairs(listed.identities[chosen], fars, f"{name}: {group}")
 
-    def read(path: Path) -> np.ndarray:
-        image = read_image(path)[1]
-        try:
-            return fit(image, size, size)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
-
-    rows = normalised(embed_images(embed, in_order(read, listed.images), len(listed.images), batch_size, flip),
+    scaled: list[Path] = []
+    images = in_order(lambda path: read_fitted(path, size, size, scaled), listed.images)
+    rows = normalised(embed_images(embed, images, len(listed.images), batch_size, flip),
                       lambda row: f"{listed.images[row]}: its embedding")
+    tell_scaled(scaled, size, size)
     return {group: evaluate_all_pairs(rows[chosen], listed.identities[chosen], fars, group)
             for group, chosen in members(listed).items()}
 

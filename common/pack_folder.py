@@ -19,7 +19,7 @@ from typing import Callable
 import cv2
 import numpy as np
 
-from common.sets.image_files import in_order, usable_images
+from common.sets.image_files import in_order, tell_scaled, usable_images
 from common.sets.image_sources import Identity, read_identities
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
@@ -29,7 +29,7 @@ from recognition.data.images.image import fit_square
 from recognition.data.images.image_files import read_file, read_image
 from recognition.data.images.jpeg_segments import is_jpeg
 from recognition.data.verification_set import save_bin
-from recognition.errors import UserError, command, one_line
+from recognition.errors import UserError, command
 from recognition.progress import progress
 
 FITS = ("pad", "crop", "stretch")
@@ -50,13 +50,6 @@ def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 9
         return encoded
     fitted = cv2.cvtColor(fit_square(image, size, fit), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-
-
-def tell_scaled(scaled: Sequence[Path], size: int) -> None:
-    """Print a line about images of another size: they may be whole photographs, which no network was trained on."""
-    if scaled:
-        print(f"mind: {len(scaled)} images are not {size} x {size}, such as {one_line(min(scaled))}, and were scaled: "
-              "if they are not aligned faces, align them first: python -m common.face_align")
 
 
 def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -> tuple[list[Identity], list[Identity]]:
@@ -149,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs = pack_pairs(held_out, folder / f"{args.target}.bin", encode, args.folds, args.pairs_per_fold,
                            args.seed) if held_out else 0
         pack(trained, folder, encode, args.size)
-    tell_scaled(scaled, args.size)
+    tell_scaled(scaled, args.size, args.size)
     images = sum(len(identity.images) for identity in trained)
     print(f"{args.output}: {images} images of {len(trained)} people to train on")
     if held_out:

@@ -26,8 +26,8 @@ from typing import Union
 import cv2
 import numpy as np
 
-from common.pack_folder import FITS, encode_image, tell_scaled
-from common.sets.image_files import in_order
+from common.pack_folder import FITS, encode_image
+from common.sets.image_files import in_order, tell_scaled
 from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
@@ -202,7 +202,7 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
         classes = build(folder, form, encoded, (size, size))
     if not count:
         raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")
-    tell_scaled(scaled, size)
+    tell_scaled(scaled, size, size)
     return count, classes
 
 

@@ -12,6 +12,7 @@ even by SIGKILL, the kernel ends all hosts with all that runs on them, and takes
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -146,7 +147,8 @@ class Host:
         _in_network(self.pid, *commands)
 
     def processes(self) -> dict[int, str]:
-        """The host's processes, with their command lines, but for its own: the first, its sleep and the ssh server."""
+        """The host's processes, with their command lines, but for its own: the first, its sleep and those of the ssh
+        server. One of these may wait long for a connection whose other end is gone, with nothing to run."""
         space, found = os.readlink(f"/proc/{self.pid}/ns/pid"), {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -155,12 +157,12 @@ class Host:
             except OSError:  # it has ended
                 continue
         return {pid: line for pid, line in found.items()
-                if line and not line.startswith((f"sshd: {SSHD}", "sleep 1000000"))}
+                if line and not line.startswith(("sshd: ", "sleep 1000000"))}
 
-    def sent(self) -> int:
-        """Bytes that the kernel has sent through the host's network interface since it was switched on."""
-        lines = Path(f"/proc/{self.pid}/net/dev").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[9]) for line in lines if line.split()[0] == "eth0:")
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal to one of :meth:`processes`, which may just have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
     def stop(self) -> None:
         """End the host with all its processes."""
@@ -212,6 +214,8 @@ class Bed:
     def connect(self, host: Host) -> None:
         """Put a wire between a host and the switch, and give the host its address."""
         wire = f"to-{host.name}"
+        subprocess.run(["nsenter", "-t", str(self._switch_pid), "-n", "ip", "link", "delete", wire],
+                       stderr=subprocess.DEVNULL)  # of a host that was switched off: the kernel takes its time
         self._in_switch(f"ip link add {wire} type veth peer name eth0 netns {host.pid}",
                         f"ip link set {wire} master switch up")
         host.network(f"ip address add {host.address}/24 dev eth0", "ip link set eth0 up")
@@ -223,6 +227,13 @@ class Bed:
     def plug(self, host: Host) -> None:
         """Put back the wire that :meth:`unplug` took away."""
         self._in_switch(f"ip link set to-{host.name} up")
+
+    def restart(self, host: Host) -> None:
+        """Switch a host on again that was stopped, with a fresh copy of the project."""
+        host.start()
+        self.connect(host)
+        self._await_ssh(host)
+        _install(host)
 
     def slow(self, host: Host, rate: str) -> None:
         """Let packets to and from a host pass at a rate such as ``10mbit``."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from faults import small_run
-from faults.bed import Bed, Host
+from faults.bed import Host
 
 ENGINES = {"Horovod": "--engine mxnet", "servers": "--engine mxnet --kvstore dist_sync", "PyTorch": "--engine torch"}
 
 
-def set_up(bed: Bed) -> None:
+def set_up(hosts: Iterable[Host]) -> None:
     """Give each host the set, the networks and a ``config.py`` that names the host's own folders."""
     with tempfile.TemporaryDirectory() as name:
         made = small_run.make(Path(name) / "set")
-        for host in bed:
+        for host in hosts:
             data = Path("/srv", host.name, "faces")
             shutil.copytree(made, host.path(data))
             for network in small_run.NETWORKS:

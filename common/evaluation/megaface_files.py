@@ -16,7 +16,7 @@ import numpy as np
 from common.sets.image_files import in_order
 from common.sets.named_images import below
 from recognition.data.images.folder_walk import LeftOut, images_below
-from recognition.errors import UserError
+from recognition.errors import UserError, one_line
 from recognition.evaluation.embed_images import normalised
 from recognition.io.text import read_text
 
@@ -115,7 +115,8 @@ def read_noises(path: Path) -> set[str]:
 
 def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
     """The images that are not in a noise list. The list has paths, or, with ``by_name``, perhaps names of files alone,
-    as that of FaceScrub.
+    as that of FaceScrub. Prints how many are left out:
+    the lists name images that the protocol's do not have.
 
     :raises UserError: if the list has none of them: it may belong to another set, or the paths may differ; or all.
     """
@@ -129,6 +130,7 @@ def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> l
                         f"names such as {images[0]}")
     if not kept:
         raise UserError(f"{path}: names all of the {len(images)} images")
+    print(one_line(f"{path}: {len(images) - len(kept)} images left out; it names {len(noises)}"))
     return kept
 
 

@@ -13,7 +13,7 @@ from common.sets.training_set import MAX_RECORDS
 from recognition.data.records.record_index import read_index, require_fitting
 from recognition.data.records.recordio import RecordReader, unpack_record
 from recognition.data.records.set_layout import MAX_CLASSES, Property, find_images, read_property
-from recognition.data.sets.dataset import open_dataset, property_line
+from recognition.data.sets.dataset import open_dataset, property_line, why_more_identities
 from recognition.errors import UserError
 from recognition.io.text import read_text
 
@@ -159,10 +159,11 @@ def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
         found.append(Finding(ERROR, "train.rec", f"the identity records' ranges do not follow one another: {where}",
                              _REPACK))
         return found
-    classes = len(np.unique(labels[np.isfinite(labels)]))
-    if len(ranges) > classes and np.diff(labels).min(initial=0) < 0:
-        found.append(Finding(NOTE, "train.rec", f"{len(ranges)} identity records for {classes} identities: the images "
-                             "of an identity do not lie together; training goes by their labels", _REPACK))
+    known = labels[np.isfinite(labels)]
+    classes = int(known.max(initial=-1)) + 1
+    if len(ranges) > classes:
+        found.append(Finding(NOTE, "train.rec", f"{len(ranges)} identity records for {classes} identities: "
+                             f"{why_more_identities(known, len(ranges))}; training goes by the labels", _REPACK))
     starts = np.searchsorted(records.keys, ranges[:, 0])
     ends = np.searchsorted(records.keys, ranges[:, 1])
     counts = ends - starts

@@ -13,6 +13,7 @@ from typing import Callable, TypeVar
 import numpy as np
 
 from common.sets.image_sources import Identity
+from recognition.data.images.image import fit
 from recognition.data.images.image_files import read_image
 from recognition.data.images.jpeg_damage import CUT
 from recognition.data.images.jpeg_segments import END, JUNK, is_jpeg, segments
@@ -48,6 +49,29 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def read_fitted(path: Path, height: int, width: int, scaled: list[Path]) -> np.ndarray:
+    """The pixels of an image of a network's shape, uint8 ``(height, width, 3)`` RGB.
+
+    :param scaled: gets the path of an image of another size
+    :raises UserError: if the image is broken, or of another shape
+    """
+    image = read_image(path)[1]
+    if image.shape[:2] != (height, width):
+        scaled.append(path)
+    try:
+        return fit(image, height, width)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def tell_scaled(scaled: Sequence[Path], height: int, width: int) -> None:
+    """Print a line about images of another size: they may be whole photographs, which no network was trained on."""
+    if scaled:
+        with clear_of_bars():
+            print(f"mind: {len(scaled)} images are not {height} x {width}, such as {one_line(min(scaled))}, and were "
+                  "scaled: if they are not aligned faces, align them first: python -m common.face_align")
 
 
 def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> list[Identity]:

@@ -106,6 +106,8 @@ def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str
     mine = max(1, processors() // processes)
     if processes > 1:
         environ.setdefault("NUMBA_NUM_THREADS", str(mine))
+        if not count:
+            environ.setdefault("OMP_NUM_THREADS", str(mine))  # of rows of class centres in host memory
     if count * processes > 1:
         environ.setdefault("OPENBLAS_NUM_THREADS", environ.get("OMP_NUM_THREADS", str(mine)))
         environ.setdefault("OMP_NUM_THREADS", str(max(1, mine // max(1, count))))

@@ -16,7 +16,7 @@ from recognition.config import types
 from recognition.config.user_code import find_network, is_symbol_file
 from recognition.errors import UserError
 from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, mbf, vargfacenet
-from recognition.networks.graph import Graph
+from recognition.networks.graph import Graph, with_starts
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.symbol_file import read_network
@@ -86,7 +86,7 @@ def _family_symbol(config: Any) -> Graph:
 def _own_symbol(config: Any, own_network: OwnNetwork | None) -> Graph:
     path = find_network(config.net_name, config.config_file)
     if is_symbol_file(config.net_name):
-        return read_network(path or Path(config.net_name))
+        return with_starts(read_network(path or Path(config.net_name)))
     if path is None or own_network is None:
         kind = types.choice(*FAMILIES)
         raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "

@@ -35,6 +35,7 @@ from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
+from recognition.optim.loss_scale import LossScale
 from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
 from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.checkpoints.first_centres import CentresSource
@@ -162,13 +163,14 @@ def centres_source(config: Config) -> CentresSource:
                          config.per_batch_size * len(config.devices), config.decode_threads)
 
 
-def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float) -> TrainingLog:
-    """The log of the first process, in the folder of the run."""
+def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float,
+             loss_scale: LossScale | None) -> TrainingLog:
+    """The log of the first process, in the folder of the run; ``loss_scale``: that of float16."""
     folder, step, end = Path(config.output_dir), progress.step, total_steps(config, batches_an_epoch)
     return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch, end, step,
                        config.ce_loss, progress.since_line,
                        events=EventFile(folder / FOLDER, step) if config.tensorboard else None,
-                       text=TextLog(folder / TEXT_LOG, step, end, progress.config))
+                       text=TextLog(folder / TEXT_LOG, step, end, progress.config, loss_scale))
 
 
 def identity_of(config: Config, dataset: ImageSet, graph: Graph) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
                      saved.data() if saved else {}, BadBags(bad_steps, schedule, progress)) as batches:
         if first:
             begin_folder(folder, config.state_every > 0, anew=not saved)
-        log = make_log(config, progress, global_batch, batches_an_epoch) if first else SilentLog()
+        log = (make_log(config, progress, global_batch, batches_an_epoch, backbone.loss_scale) if first
+               else SilentLog())
         if first:
             note_start(folder, progress.config, progress.step, communicator.size)
         own = () if config.whole_head and not first else head.shards  # if all hold the same, the first saves

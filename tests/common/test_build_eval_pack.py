@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from common.build_eval_pack import main
+from common.gen_megaface import main as gen_megaface
+from common.inference import main as inference
 from common.pack_folder import main as pack_folder
 from common.rec_builder import main as rec_builder
 from common.sets.bin_checks import check_bin
@@ -119,7 +121,9 @@ def test_a_list_with_one_kind_of_pairs_after_the_other_is_told(
     assert [finding.level for finding in found] == (["warning"] if folds else [])
 
 
-def test_whole_photographs_are_told_from_aligned_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_photographs_are_told_from_aligned_faces(tmp_path: Path, colour_model: Callable[..., str],
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    model = colour_model()
     for i, side in enumerate((112, 250)):
         (tmp_path / "people" / f"p{i}").mkdir(parents=True)
         for k in range(2):
@@ -127,7 +131,9 @@ def test_whole_photographs_are_told_from_aligned_faces(tmp_path: Path, capsys: p
     (tmp_path / "list").write_text("p0/0.jpg p0/1.jpg 1\np0/0.jpg p1/0.jpg 0\np1/1.jpg p0/1.jpg 0\n")
     line = "mind: 2 images are not 112 x 112, such as {}/p1/0.jpg, and were scaled: if they are not aligned faces, "
     for command, words in ((main, ["--data-dir", "DIR", "--pairs", str(tmp_path / "list"), "--output", "NEW.bin"]),
-                           (pack_folder, ["DIR", "NEW1"]), (rec_builder, ["DIR", "NEW2"])):
+                           (pack_folder, ["DIR", "NEW1"]), (rec_builder, ["DIR", "NEW2"]),
+                           (inference, ["--model", model, "--images", "DIR", "--output", "NEW.npz"]),
+                           (gen_megaface, ["--model", model, "--facescrub-root", "DIR", "--output", "NEW3"])):
         assert command([word.replace("DIR", f"{tmp_path}/people").replace("NEW", f"{tmp_path}/new")
                         for word in words]) == 0
         assert line.format(tmp_path / "people") in capsys.readouterr().out

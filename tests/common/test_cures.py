@@ -135,6 +135,27 @@ def test_a_set_whose_identities_lie_apart_trains_with_a_line(tmp_path: Path, cap
     assert [dataset.read(i)[:2] for i in range(IMAGES)] == list(zip(APART, images))
 
 
+GROUPS = [(1 + 4 * i, 5 + 4 * i) for i in range(CLASSES)]
+
+
+@pytest.mark.parametrize("ranges", [
+    [(1, 3), (3, 5), *GROUPS[1:]], [*GROUPS, (21, 21)], [GROUPS[0], (5, 5), *GROUPS[1:]], [*GROUPS, *GROUPS[:2]]])
+def test_more_identity_records_than_identities_train_with_a_line(ranges: list[tuple[int, int]], tmp_path: Path,
+                                                                 caplog: pytest.LogCaptureFixture) -> None:
+    """Two of one identity, empty ones, some twice: the property file and the labels agree, and count."""
+    folder = write(tmp_path / "set", LABELS, pictures(), ranges)
+    dataset = open_dataset(folder)
+    assert (f"{len(ranges)} identity records for 5 identities: some are empty, or several of one identity; the labels "
+            "of the images count") in caplog.text
+    assert dataset.labels().tolist() == LABELS and dataset.num_classes == CLASSES
+    status = doctor([str(folder)])
+    (finding,) = [found for found in json.loads((tmp_path / "set-doctor" / "doctor.json").read_text())["findings"]
+                  if "identit" in found["what"]]
+    assert status == (2 if len(ranges) == 7 else 0) and "common.rec_builder" in finding["advice"]
+    assert import_module("common.rec_builder").main([str(folder), str(tmp_path / "new")]) == 0
+    assert open_dataset(tmp_path / "new").labels().tolist() == LABELS and doctor([str(tmp_path / "new")]) == 0
+
+
 @pytest.mark.parametrize("command", [
     "rec_builder DIR NEW", "rec_builder DIR NEW --form sequential", "rec2shufrec DIR NEW",
     "rec2image --include DIR --output NEW", "merge_sets DIR --output NEW", "data_stats DIR --output NEW",

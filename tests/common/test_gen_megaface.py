@@ -73,7 +73,7 @@ def test_features_are_those_of_plain_mxnet(lists: str | None, sets: Path, small_
 def test_round_trip_through_the_protocol_with_noise_lists(sets: Path, small_model: Path, tmp_path: Path,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
     """What the protocol finds is what brute force finds among plain MXNet's features."""
-    (tmp_path / "fs_noises").write_text(f"# names alone\n{Path(PROBES[4]).name}\n")
+    (tmp_path / "fs_noises").write_text(f"# names alone\n{Path(PROBES[4]).name}\nof_no_feature.png\n")
     (tmp_path / "mf_noises").write_text(f"1\t{OTHERS[2]}\n")
     assert run(sets, f"{small_model},1", tmp_path / "f", "--algo", "r100") == 0
     assert f"{tmp_path}/f/facescrub: features of 12 images\n" in capsys.readouterr().out
@@ -81,6 +81,8 @@ def test_round_trip_through_the_protocol_with_noise_lists(sets: Path, small_mode
                      "_r100.bin", "--probe-list", f"{sets}/facescrub_lst", "--distractor-list", f"{sets}/megaface.json",
                      "--probe-noises", f"{tmp_path}/fs_noises", "--distractor-noises", f"{tmp_path}/mf_noises",
                      "--far", "0.1", "--output", f"{tmp_path}/out"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/fs_noises: 1 images left out; it names 2\n" in said and "mf_noises: 1 images left out" in said
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (found["probes"], found["people"], found["distractors"]) == (11, 4, 14)
     probes = np.delete(by_mxnet(small_model, sets / "facescrub", PROBES), 4, axis=0)

@@ -2,6 +2,8 @@
 """The hosts on which the tests of this folder run: namespaces of this machine."""
 from __future__ import annotations
 
+import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +38,8 @@ def hosts() -> Iterator[Bed]:
 @pytest.fixture
 def models(request: pytest.FixtureRequest) -> str:
     """The flag that names a folder of its own for the test's checkpoints, below the one that all hosts share."""
-    return f"--models-root ../models/{request.node.name.replace('[', '-').rstrip(']')}"
+    name = re.sub("[^a-zA-Z0-9_]+", "-", request.node.name)
+    return f"--models-root ../models/{name}"
 
 
 @pytest.fixture
@@ -49,5 +52,5 @@ def bed(hosts: Bed) -> Iterator[Bed]:
     left = {host.name: found for host in hosts if (found := host.processes())}
     for host in hosts:
         for pid in host.processes():
-            host.run(f"kill -9 {pid}")
+            host.kill(pid, signal.SIGKILL)
     assert not left

@@ -263,7 +263,8 @@ def _check_identities(dataset: FaceDataset, counted: int) -> None:
 
     A set from which images were dropped may have fewer identity records than classes if it kept its labels: the largest
     label is then not below ``counted``. A set that was packed from a list in another order than that of the labels has
-    a record wherever the label changes, so more than classes: the labels of the images count, as they always did.
+    a record wherever the label changes, so more than classes; others have empty records, or two of an identity. If all
+    labels are of the property file's classes, the labels count, as they always did.
 
     :raises UserError: if they do not fit together.
     """
@@ -272,13 +273,19 @@ def _check_identities(dataset: FaceDataset, counted: int) -> None:
     labels = dataset.labels()  # first, as the message about a label out of range is the better one
     labels = labels[labels != NO_LABEL]
     last, path = int(labels.max(initial=0)), dataset.path / "property"
-    changes = int((np.diff(labels) != 0).sum())
-    if dataset.num_classes < counted <= changes + 1 and last < dataset.num_classes:
-        _logger.warning("%s: %d identity records for %d identities: the images of an identity do not lie together; the "
-                        "labels of the images count", path.with_name("train.rec"), counted, dataset.num_classes)
+    if last < dataset.num_classes < counted:
+        _logger.warning("%s: %d identity records for %d identities: %s; the labels of the images count",
+                        path.with_name("train.rec"), counted, dataset.num_classes, why_more_identities(labels, counted))
         return
-    if dataset.num_classes < counted or last < counted:
+    if last < counted:
         raise UserError(f"{path}: found {dataset.num_classes} identities, but train.rec describes {counted} and its "
                         f"labels end at {last}, expected {counted}")
-    _logger.info("%s: %d identities, of which %d have no image", path, dataset.num_classes,
-                 dataset.num_classes - len(np.unique(labels)))
+    if empty := dataset.num_classes - len(np.unique(labels)):
+        _logger.info("%s: %d identities, of which %d have no image", path, dataset.num_classes, empty)
+
+
+def why_more_identities(labels: np.ndarray, counted: int) -> str:
+    """Why a set may have ``counted`` identity records, more than there are identities; ``labels``: in its order."""
+    if counted <= (np.diff(labels) != 0).sum() + 1:
+        return "the images of an identity do not lie together"
+    return "some are empty, or several of one identity"

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ class Listing(NamedTuple):
     def digest(self) -> str:
         """A digest of the names of all images, in order, and of their labels."""
         found = sha256()
-        for array in (self.folders.text, self.folders.ends, self.files.text, self.files.ends, self.places, self.labels):
-            found.update(np.ascontiguousarray(array).data)
+        for part in (self.folders.text, self.folders.ends, self.files.text, self.files.ends, self.places, self.labels):
+            found.update(np.ascontiguousarray(part).data)
         return found.hexdigest()[:16]
 
 
@@ -87,30 +88,33 @@ def list_images(root: Path) -> Listing:
     :raises UserError: if it cannot be read, or if no sub-folder has an image.
     """
     began, left_out = time.time_ns(), LeftOut()
-    found: list[tuple[str, list[Path]]] = []
-    folders = [str(root)]
+    persons: list[bytes] = []
+    folders, numbers = [str(root)], {str(root): 0}
+    text, ends, places, labels = bytearray(), array("q"), array("i"), array("i")  # no object for each image
     try:
         for name in sorted(people(root, left_out), key=natural):
-            images = sorted(images_below(root / name, left_out, folders=folders), key=lambda path: natural(str(path)))
+            images = images_below(root / name, left_out, folders=folders)
+            numbers.update((folders[n], n) for n in range(len(numbers), len(folders)))
             left_out.add("people without images", not images)
-            if images:
-                found.append((name, images))
+            for image in sorted(images, key=lambda path: natural(str(path))):
+                text += os.fsencode(image.name)
+                ends.append(len(text))
+                places.append(numbers[str(image.parent)])
+                labels.append(len(persons))
+            persons += [os.fsencode(name)] if images else []
+        times = [os.stat(folder).st_mtime_ns for folder in folders]
     except OSError as error:
         raise UserError(f"{root}: cannot be read: {error.strerror}") from error
     left_out.forget("files that end in .bin", len(list(root.glob("*.bin"))))  # sets to verify on
-    if not found:
+    if not persons:
         raise UserError(f"{root}: no train.rec there, expected a folder of train.rec, train.idx and property, or a "
                         "folder with a folder of images for each person")
-    numbers = {folder: n for n, folder in enumerate(folders)}
-    every = [image for _, images in found for image in images]
-    times = [os.stat(folder).st_mtime_ns for folder in folders]
     return Listing(
-        root, names_of([os.fsencode(name) for name, _ in found]),
+        root, names_of(persons),
         names_of([os.fsencode(os.path.relpath(folder, root)) if n else b"" for n, folder in enumerate(folders)]),
         np.array([then if then < began - _FRESH_NS else _NEVER for then in times], np.int64),
-        names_of([os.fsencode(image.name) for image in every]),
-        np.array([numbers[str(image.parent)] for image in every], np.int32),
-        np.repeat(np.arange(len(found), dtype=np.int32), [len(images) for _, images in found]), left_out)
+        Names(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64)), np.array(places, np.int32),
+        np.array(labels, np.int32), left_out)
 
 
 def write_index(path: Path, listing: Listing) -> None:
@@ -163,15 +167,17 @@ def _checked_names(text: np.ndarray, ends: np.ndarray) -> Names:
 
 def _check(listing: Listing) -> None:
     """:raises ValueError: if numbers lead beyond lists, or names out of the folder."""
-    for array, dtype, count, below in ((listing.modified, np.int64, len(listing.folders.ends), 1 << 63),
-                                       (listing.places, np.int32, len(listing.files.ends), len(listing.folders.ends)),
-                                       (listing.labels, np.int32, len(listing.files.ends), len(listing.people.ends))):
-        if array.dtype != dtype or array.shape != (count,) or int(array.max()) >= below:
+    images, folders, persons = (len(names.ends) for names in (listing.files, listing.folders, listing.people))
+    for numbers, dtype, count, below in ((listing.modified, np.int64, folders, 1 << 63),
+                                         (listing.places, np.int32, images, folders),
+                                         (listing.labels, np.int32, images, persons)):
+        if numbers.dtype != dtype or numbers.shape != (count,) or int(numbers.max()) >= below:
             raise ValueError("lists that do not fit together")
-    files, folders = listing.files.text.tobytes(), listing.folders.text.tobytes()
-    if listing.places.min() < 0 or listing.labels.min() < 0 or b"/" in files or b"\0" in files + folders:
+    names = listing.files.text.tobytes()
+    nul = b"\0" in names or b"\0" in listing.folders.text.tobytes()
+    if listing.places.min() < 0 or listing.labels.min() < 0 or b"/" in names or nul:
         raise ValueError("places that cannot be")
-    for i in range(len(listing.folders.ends)):
+    for i in range(folders):
         folder = listing.folders.name(i)
         if folder.startswith(b"/") or b".." in folder.split(b"/"):
             raise ValueError("a name that leads out of the folder")

@@ -90,6 +90,7 @@ def _copies(starts: Sequence[int], weights: Sequence[float]) -> tuple[np.ndarray
     for start, stop, weight in zip(starts, starts[1:], weights):
         images = np.arange(start, stop)
         whole, rest = int(weight), round((weight - int(weight)) * len(images))
+        rest = rest if whole else max(rest, 1)  # no set goes without a word
         keys += [images] * (whole + (rest > 0))
         length += whole * len(images)
         if rest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from recognition.config.devices import Device, on_gpus
@@ -27,6 +26,7 @@ class MxnetEngine:
     """MXNet 1.9 on CPUs, and on the GPUs that its wheels hold code for."""
 
     name = "mxnet"
+    communicator, own_network, profiler = staticmethod(make_communicator), staticmethod(own_symbol), MxnetProfiler
 
     def check_devices(self, devices: Sequence[Device]) -> None:
         for kind, index in devices:
@@ -42,12 +42,6 @@ class MxnetEngine:
                             "which always give the same bits, or --engine torch")
         return nullcontext()
 
-    def communicator(self, kvstore: str) -> Communicator:
-        return make_communicator(kvstore)
-
-    def own_network(self, config: Any, path: Path) -> Graph:
-        return own_symbol(config, path)
-
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
         return ReplicatedBackbone(prepare(graph, computing, image_shape), *start,
@@ -62,6 +56,3 @@ class MxnetEngine:
                  image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
         self.check_devices(devices)
         return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
-
-    def profiler(self) -> MxnetProfiler:
-        return MxnetProfiler()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recognition.io.files import regular, writing
+from recognition.optim.loss_scale import LossScale
 
 FILE = "training.log"
 _LOGGERS = "recognition"  # whose messages, such as images left out, belong to the run's log
@@ -29,12 +30,13 @@ class TextLog:
     """A text file to which lines are appended, each with its time. It stays whole over all starts of a run."""
 
     def __init__(self, path: Path, step: int, total_steps: int | None, options: Mapping[str, Any],
-                 began: float | None = None) -> None:
+                 scale: LossScale | None = None, began: float | None = None) -> None:
         """:param step: the step that the run resumes from; ``total_steps``: its last, None if it has no end.
         :param options: all options, which the first lines tell.
+        :param scale: the loss scale of float16, whose value the lines tell.
         :param began: the value of ``time.perf_counter`` at the first step; None: now.
         """
-        self._path, self._first, self._total = path, step, total_steps
+        self._path, self._first, self._total, self._scale = path, step, total_steps, scale
         self._began = time.perf_counter() if began is None else began
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +50,13 @@ class TextLog:
     def speed(self, step: int, epoch: int, loss: float, lr: float, speed: float) -> None:
         """Write the means since the last such line: loss, images a second. The hours left are those of the steps left,
         as fast as the steps since the start with all that came between them."""
+        scale = f"   Fp16 Grad Scale: {self._scale.value:.0f}" if self._scale else ""
         left = ""
         if self._total is not None:
             seconds = (time.perf_counter() - self._began) / max(step - self._first, 1)
             left = f"   Required: {seconds * max(self._total - step, 0) / _HOUR:.1f} hours"
         self.line(f"Speed {speed:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {epoch}   "
-                  f"Global Step: {step}{left}")
+                  f"Global Step: {step}{scale}{left}")
 
     def line(self, text: str) -> None:
         """Write a line with the time before it."""

@@ -240,7 +240,7 @@ def test_identities_of_several_sets_are_kept_apart(pair: list[str]) -> None:
 
 
 @pytest.mark.parametrize("weights, counts", [((), (9, 8)), ((2, 1), (18, 8)), ((1, 0.5), (9, 4)),
-                                             ((1.5, 0.25), (13, 2)), ((0.1, 3), (1, 24))])
+                                             ((1.5, 0.25), (13, 2)), ((0.1, 3), (1, 24)), ((0.001, 1), (1, 8))])
 def test_weights_say_how_often_an_epoch_visits_the_images_of_a_set(pair: list[str], weights: tuple[float, ...],
                                                                   counts: tuple[int, int]) -> None:
     """Whole copies of all images, and of a fraction a part that each epoch draws anew: over many epochs each image

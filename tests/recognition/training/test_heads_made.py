@@ -61,7 +61,7 @@ def test_where_the_centres_live(engine: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_the_numbers_of_the_centres(engine: str, device: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """In 16 bits with PyTorch, also on a CPU; a centre moves as in float32 but for 2^-8 of its numbers at most."""
+    """In 16 bits with PyTorch, also on a CPU; a centre moves as in float32 but for 2^-7 of its numbers at most."""
     if engine == "mxnet":
         with pytest.raises(UserError, match="centres_numbers: found 'bfloat16', but MXNet keeps class centres as "
                                             "float32; expected --engine torch"):

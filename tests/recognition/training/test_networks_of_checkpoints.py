@@ -16,6 +16,8 @@ from recognition.config.options import Config
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.params import read_arrays
+from recognition.networks import build_symbol
+from recognition.networks.initialise import initialise
 from recognition.training.run import train
 from recognition.training.states.state import SavedState, saved_states
 
@@ -97,6 +99,18 @@ def test_a_symbol_by_its_path_starts_from_the_seed(checkpoint: Path, parsed: Cal
     assert Path(config.output_dir).name == "their-symbol-arcface-tiny"
     assert train(config) == 0
     assert "loaded" not in capsys.readouterr().out
+
+
+def test_a_network_of_ours_from_its_file_starts_from_the_same_values(
+        configuration: Callable[..., Any], tmp_path: Path) -> None:
+    """PReLU's slopes, too, which start from 0.25 by an attribute that a file of strangers loses in the check."""
+    ours = configuration("y1", config_file="", image_shape=(112, 112, 3))
+    graph = build_symbol(ours)
+    (tmp_path / "y1-symbol.json").write_text(graph.to_json())
+    theirs = build_symbol(configuration("y1", config_file="", image_shape=(112, 112, 3),
+                                        net_name=str(tmp_path / "y1-symbol.json")))
+    for mine, other in zip(initialise(graph, (3, 112, 112), 0), initialise(theirs, (3, 112, 112), 0)):
+        assert mine.keys() == other.keys() and all(np.array_equal(mine[name], other[name]) for name in mine)
 
 
 def test_a_preset_may_name_one(checkpoint: Path, parsed: Callable[..., Config], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from recognition.config.options import Config
 from recognition.errors import UserError
+from recognition.optim.loss_scale import LossScale
 from recognition.training.run import train
 from recognition.training.watch.text_log import TextLog
 
@@ -48,6 +49,17 @@ def test_a_run_that_goes_on_counts_its_own_steps(tmp_path: Path) -> None:
     log.close()
     first, start, speed = path.read_text().splitlines()
     assert first == "before" and start.endswith("-start after step 500") and speed.endswith("Required: 8.0 hours")
+
+
+def test_the_loss_scale_of_float16_as_it_falls(tmp_path: Path) -> None:
+    scale = LossScale(1024)
+    log = TextLog(tmp_path / "training.log", 0, 100, {}, scale)
+    log.speed(20, 0, 7.25, 0.02, 1.0)
+    scale.count(False)
+    log.speed(40, 0, 7.25, 0.02, 1.0)
+    log.close()
+    for line, value in zip(lines(tmp_path / "training.log")[-2:], ("1024", "512")):
+        assert f"Global Step: {'20' if value == '1024' else '40'}   Fp16 Grad Scale: {value}   Required: 0.0" in line
 
 
 def test_a_run_without_an_end_has_no_time_left(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """A stand-in for the module ``mxnet``: what files of users' networks import, if they are written in ``mx.sym``.
 
 It has ``sym`` and ``symbol``, whose operators are those of our table, ``contrib`` of each, and ``init`` for variables.
+Other parts can be imported, as public files do, but not used.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from recognition.networks import sym
 from recognition.networks.initialise import INITIALISERS
 from recognition.networks.operators import OPERATORS
 
+MISSING = ("autograd", "base", "gluon", "gluon.block", "gluon.nn", "ndarray", "nd")
 DTYPES = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64")  # by MXNet's numbers
 
 
@@ -27,7 +29,8 @@ def modules() -> dict[str, ModuleType]:
     parts = {"sym": symbols, "symbol": symbols, "contrib": contrib, "init": init, "initializer": init}
     for name, module in parts.items():
         setattr(mxnet, name, module)
-    return {"mxnet": mxnet, **{f"mxnet.{name}": module for name, module in parts.items()}}
+    return {"mxnet": mxnet, **{f"mxnet.{name}": module for name, module in parts.items()},
+            **{f"mxnet.{name}": _Missing(f"mxnet.{name}") for name in MISSING}}
 
 
 def variable(name: str, attr: dict[str, Any] | None = None, shape: Any = None, lr_mult: Any = None,
@@ -81,6 +84,13 @@ class _Init(ModuleType):
             return json.dumps([kind, bound.arguments])
 
         return written
+
+
+class _Missing(ModuleType):
+    """The place of a part of MXNet that is not there."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"with the PyTorch engine {self.__name__} has no {name} (--engine mxnet has it)")
 
 
 class _Mxnet(ModuleType):

@@ -21,7 +21,7 @@ from recognition.engines.torch.triton.parts import nearest_only, product, rows_o
 from recognition.engines.torch.triton.steps import halves, optimise
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["classes", "tiles_a_part"])
 def statistics(x, operand, inverse, selected, targets, highest, total, weighted, batch, classes,  # type: ignore[no-untyped-def]
                scale, ceiling, gain, tiles_a_part, dim: tl.constexpr, SAMPLED: tl.constexpr, SCALED: tl.constexpr,
                FILTERED: tl.constexpr, WIDENED: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
@@ -72,7 +72,7 @@ def statistics(x, operand, inverse, selected, targets, highest, total, weighted,
     tl.store(weighted + place[:, None] * dim + d[None, :], vectors, mask=(b < batch)[:, None] & (d < dim)[None, :])
 
 
-@triton.jit(do_not_specialize=["key", "key2"])
+@triton.jit(do_not_specialize=["classes", "key", "key2", "first_row"])
 def update(x, operand, inverse, selected, targets, nearest, weights, references, rests,  # type: ignore[no-untyped-def]
            centres, first_moment, second_moment, squares, batch, classes, scale, ceiling, gain, factor, rate, decay,
            beta1, beta2, move, eps, key, key2, first_row, dim: tl.constexpr, SAMPLED: tl.constexpr,
@@ -145,7 +145,7 @@ def update(x, operand, inverse, selected, targets, nearest, weights, references,
         tl.store(squares + place, square, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last"])
 def renew(centres, inverse, operand, selected, first, last, dim: tl.constexpr, SAMPLED: tl.constexpr,  # type: ignore[no-untyped-def]
           SCALED: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
     """Inverse norms ``1 / sqrt(|w|^2 + 1e-10)`` and, unless SCALED, unit vectors of the rows ``first .. last - 1``, or

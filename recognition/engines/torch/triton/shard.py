@@ -13,6 +13,7 @@ Targets' similarities are float32, and margins float64, as in chunks. In 16 bits
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,15 @@ class TritonShard(TorchShard):
     def _renew(self, low: int, high: int, selected: torch.Tensor | None = None) -> None:
         """Norms and operands of rows ``low .. high - 1`` from W; or of these places among the ``selected`` rows."""
         if high > low:
-            kernels.renew[(-(-(high - low) // RENEWED),)](
-                self._centres[0], self._inverse, self._operand, self._inverse if selected is None else selected, low,
-                high, dim=self._dim, SAMPLED=selected is not None, SCALED=self._scaled, COLUMNS=RENEWED,
-                WIDTH=width_of(self._dim))
+            rows = self._inverse if selected is None else selected  # not read without a sample
+            self._launch(kernels.renew, (-(-(high - low) // RENEWED),), self._centres[0], self._inverse, self._operand,
+                         rows, low, high, dim=self._dim, SAMPLED=selected is not None, SCALED=self._scaled,
+                         COLUMNS=RENEWED, WIDTH=width_of(self._dim))
+
+    def _launch(self, kernel: Any, programs: tuple[int, ...], *arrays: Any, **named: Any) -> None:
+        """Launch a kernel on the shard's device: Triton itself takes the current one."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            kernel[programs](*arrays, **named)
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         super().load(state, first)
@@ -106,8 +112,8 @@ class TritonShard(TorchShard):
         parts = max(1, -(-tiles // max(1, a_part)))
         highest, total = torch.empty((2, parts, batch), device=self.device)
         weighted = torch.empty((parts, batch, self._dim), device=self.device)
-        kernels.statistics[(blocks, parts)](*first, highest, total, weighted, gain=self._raised, tiles_a_part=a_part,
-                                            BATCH=own, COLUMNS=others, **named)
+        self._launch(kernels.statistics, (blocks, parts), *first, highest, total, weighted, gain=self._raised,
+                     tiles_a_part=a_part, BATCH=own, COLUMNS=others, **named)
         most = highest.amax(dim=0)
         shares = torch.exp2(highest - most.masked_fill(most == -torch.inf, 0))
         self._weighted = torch.einsum("pb,pbd->bd", shares, weighted).div_(self._raised)
@@ -152,9 +158,10 @@ class TritonShard(TorchShard):
                    if isinstance(optimiser, AdamWStep) else
                    {"rate": optimiser.lr, "decay": optimiser.wd, "beta1": optimiser.mu, "beta2": 0.0, "move": 0.0,
                     "eps": 0.0})
-        kernels.update[(-(-self._classes_now() * named["PADDED"] // columns),)](
-            *first, self._places(self._targets.nearest), *self._of_batch, self._centres[0], *moments, squares,
-            gain=self._gain, factor=self._factor / self._gain, key=_signed(keys[0]), key2=_signed(keys[1]),
+        self._launch(
+            kernels.update, (-(-self._classes_now() * named["PADDED"] // columns),), *first,
+            self._places(self._targets.nearest), *self._of_batch, self._centres[0], *moments, squares, gain=self._gain,
+            factor=self._factor / self._gain, key=_signed(keys[0]), key2=_signed(keys[1]),
             first_row=self.start * self.sub_centres, ADAMW=adamw, ROUNDED=self._centres[0].dtype == torch.bfloat16,
             MEASURED=measure, BATCH=self._tiles.others, COLUMNS=columns, **numbers, **named)
         self._renew(0, len(self._rows), self._rows.selected)

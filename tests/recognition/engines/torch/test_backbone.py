@@ -230,3 +230,19 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     choose_engine("torch").check_devices((("gpu", 0), ("gpu", 1), ("cpu", 0)))
     with pytest.raises(UserError, match=r"^gpu 2: "):
         choose_engine("torch").check_devices((("gpu", 1), ("gpu", 2)))
+
+
+@pytest.mark.parametrize("own, devices, processes, expected", [
+    ("2", 2, 1, 4), ("2", 1, 1, None), ("6", 2, 1, 8), ("2", 2, 4, 2), ("1,1", 3, 1, 3), ("", 2, 1, None)])
+def test_devices_on_cpus_compute_one_after_the_other_with_the_threads_of_all(
+        monkeypatch: pytest.MonkeyPatch, own: str, devices: int, processes: int, expected: int | None) -> None:
+    """Of eight processors, divided among the processes of the host."""
+    from recognition.engines.torch import placed
+
+    given: list[int] = []
+    monkeypatch.setattr(placed, "processors", lambda: 8)
+    monkeypatch.setattr(placed.torch, "set_num_threads", given.append)
+    environ = {"OMP_NUM_THREADS": own, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(processes)}
+    placed.give_threads([("cpu", index) for index in range(devices)], environ)
+    placed.give_threads([("gpu", index) for index in range(devices)], environ)
+    assert given == ([] if expected is None else [expected])

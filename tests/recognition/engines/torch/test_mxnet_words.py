@@ -124,6 +124,16 @@ def test_a_file_is_not_told_of_memonger(own: Callable[..., Any]) -> None:
     assert own_network(*own(text)).list_outputs() == ["fc1_output"]
 
 
+def test_parts_that_are_not_there_are_imported_and_said_where_they_are_used(own: Callable[..., Any]) -> None:
+    """Public files import some that they do not need."""
+    imports = ("import mxnet.ndarray as nd\nimport mxnet.gluon as gluon\nimport mxnet.autograd\n"
+               "import mxnet.gluon.nn as layers\nfrom mxnet.gluon import nn\nfrom mxnet import nd as arrays\n")
+    assert own_network(*own(imports + FILES["arithmetic"])).list_outputs() == ["fc1_output"]
+    used = imports + "class Net(nn.HybridBlock):\n    pass\n"
+    with pytest.raises(UserError, match=r"mine.py, line 7: AttributeError: .* mxnet.gluon.nn has no HybridBlock \("):
+        own_network(*own(used))
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ("mx.sym.topk(data)", "with the PyTorch engine mx.sym has no topk"),
     ("mx.sym.contrib.BilinearResize2D(data)", "with the PyTorch engine mx.sym.contrib has no BilinearResize2D"),
