@@ -54,7 +54,7 @@ CASES = [(path, words) for path, lines in {
                               "--output OUT/new",
     "common/groups.py": "--model IN/model/model,1 --list IN/groups.txt --output OUT/groups",
     "common/ijb.py": "--model IN/model/model,1 --data IN/ijb --output OUT/ijb",
-    "common/ijb_11.py": "--model-prefix IN/model/model --image-path IN/ijb --target IJBX --result-dir OUT",
+    "common/ijb_11.py": "--model-prefix IN/model/model --image-path IN/ijb --target IJBX --result-dir OUT/there",
     "common/inference.py": "--model IN/model/model,1 --images IN/faces --output OUT/faces.npz --json OUT/faces.json\n"
                            "--model IN/model/model,1 --gallery IN/faces --probes IN/faces --json OUT/found.json",
     "common/megaface.py": "--probes IN/features --distractors IN/features --output OUT/megaface",
