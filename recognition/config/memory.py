@@ -27,13 +27,13 @@ def available_memory(root: Path | None = None) -> int:
     """The bytes that this process can have without swapping and without being killed.
 
     That is the kernel's estimate (``MemAvailable``), or what the limits of the process's control groups leave, such as
-    those of a container, if that is less.
+    those of a container, if that is less; NO_LIMIT where the system tells neither.
 
     :param root: what the files of ``/proc`` and ``/sys`` are read below; None: ROOT.
     """
     root = root or ROOT
-    found = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
-    return min([int(found["MemAvailable"].split()[0]) << 10, *_left_by_groups(root)])
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    return min([int(found[1]) << 10 if found else NO_LIMIT, *_left_by_groups(root)])
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recognition.config.memory import available_memory
+from recognition.config.memory import NO_LIMIT, available_memory
 
 GB = 1 << 30
 
@@ -21,6 +21,10 @@ def machine(root: Path, groups: str, **files: object) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value}\n")
     return root
+
+
+def test_a_system_that_tells_nothing_sets_no_limit(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) == NO_LIMIT
 
 
 def test_without_limits_the_kernels_estimate_counts(tmp_path: Path) -> None:
