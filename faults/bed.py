@@ -216,7 +216,8 @@ class Bed:
         wire = f"to-{host.name}"
         subprocess.run(["nsenter", "-t", str(self._switch_pid), "-n", "ip", "link", "delete", wire],
                        stderr=subprocess.DEVNULL)  # of a host that was switched off: the kernel takes its time
-        self._in_switch(f"ip link add {wire} type veth peer name eth0 netns {host.pid}",
+        card = f"02:00:00:00:00:{int(host.address.rpartition('.')[2]):02x}"  # the same when it is switched on again
+        self._in_switch(f"ip link add {wire} type veth peer name eth0 address {card} netns {host.pid}",
                         f"ip link set {wire} master switch up")
         host.network(f"ip address add {host.address}/24 dev eth0", "ip link set eth0 up")
 

@@ -42,8 +42,8 @@ class _Touch:
 
 @pytest.mark.parametrize("engine", ["Horovod", "servers", pytest.param("PyTorch", id="torch", marks=WITH_TORCH)])
 def test_garbage_at_every_open_port(bed: Bed, engine: str, models: str) -> None:
-    """It may end the run, as SECURITY.md says, with a line and without anything left; it runs nothing, and no answer
-    holds a path or a name of the run."""
+    """Nothing listens beyond the run's network. Garbage may end a run, with a line and without anything left (it was
+    not seen to); it runs nothing, and no answer holds a name of the run."""
     hosts = [bed["node1"], bed["node2"]]
     before = {host.name: set(listening(host)) for host in hosts}
     run = hosts[0].begin(bed_run.line(hosts, 1, trainer=f"--max-steps 100000 --verbose 50 --frequent 1 {models}",
@@ -52,9 +52,12 @@ def test_garbage_at_every_open_port(bed: Bed, engine: str, models: str) -> None:
     end = time.monotonic() + START_SECONDS
     while not list(folder.glob("history.jsonl")) and run.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
-    places = [f"{host.address}:{port}" for host in hosts for address, port in listening(host)
-              if (address, port) not in before[host.name] and not address.startswith("127.")]
-    print(engine, [(host.name, sorted(set(listening(host)) - before[host.name])) for host in hosts])
+    opened = {host: sorted(set(listening(host)) - before[host.name]) for host in hosts}
+    print(engine, [(host.name, found) for host, found in opened.items()])
+    for host, found in opened.items():
+        assert {address for address, _ in found} <= {host.address, "127.0.0.1"}, "a port beyond the run's network"
+    places = [f"{host.address}:{port}" for host, found in opened.items() for address, port in found
+              if address == host.address]
     payload = base64.b64encode(pickle.dumps(_Touch())).decode()
     bed["node3"].path("stranger.py").write_text(STRANGER)
     answers = bed["node3"].run(f".venv/bin/python stranger.py {payload} {' '.join(places)}").stdout
