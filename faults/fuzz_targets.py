@@ -285,7 +285,8 @@ TARGETS: dict[str, Target] = {
         b"a.jpg b.jpg 1\nc.jpg\td.jpg\t0\n", b"2\t1\nA\t1\t2\nA\t1\tB\t1\n"]),
     "image lists": Target(_file(_read_list), lambda: [
         b"a/1.jpg\tann\nb/2.jpg\tbob\n", b"1\ta.jpg\t0\n1\tb.jpg\t1\n", b"a/../b.jpg 9\n/x/c.jpg 10\n"]),
-    "landmarks": Target(_file(read_landmarks), lambda: [_FACES, b"1\ta.jpg\t0\t1\t1\t9\t9" + b"\t2" * 10 + b"\n"]),
+    "landmarks": Target(_file(read_landmarks), lambda: [
+        _FACES, b"1\ta.jpg\t0\t1\t1\t9\t9\t" + _FIVE.replace(b" ", b"\t") + b"\n"]),
     "IJB meta": Target(_files(read_faces, "x_name_5pts_score.txt", "x_face_tid_mid.txt"),
                        lambda: [_FACES + SEPARATOR + b"a/1.jpg 1 1\n2.jpg 1 2\n"]),
     "IJB pairs": Target(_files(read_ijb_pairs, "x_template_pair_label.txt"), lambda: [b"1 2 0\n1 1 1\n"]),

@@ -28,7 +28,7 @@ from recognition.networks.symbol_file import read_network
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
 PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
-           "mnas025", "vargfacenet", "demo")
+           "mnas025", "vargfacenet", "mbf", "mbf_large", "demo")
 SMALL = {"num_layers": 18, "emb_size": 64, "bn_mom": 0.0}
 VARIANTS = {
     "E": {}, "net_unit 1, SE, net_input 2, GNAP": {"net_unit": 1, "net_se": 1, "net_input": 2, "net_output": "GNAP"},

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recognition.io.files import regular, writing
+from recognition.io.files import regular, write_whole, writing
 from recognition.optim.loss_scale import LossScale
 
 FILE = "training.log"
@@ -40,6 +40,9 @@ class TextLog:
         self._began = time.perf_counter() if began is None else began
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                with open(path, "rb", opener=regular) as before:  # a copy of the run's folder may have it by a link
+                    write_whole(path, before.read())
             self._file = open(path, "a", encoding="utf-8", errors="backslashreplace", opener=regular)  # noqa: SIM115
         self._handler = _Handler(self)
         logging.getLogger(_LOGGERS).addHandler(self._handler)
