@@ -96,19 +96,6 @@ def test_a_host_that_hangs_or_dies(bed: Bed, models: str, fault: Callable[[Bed],
     assert status == 1 and f"launch: rank 1 on node2 hangs: no worker went on for {STALL_SECONDS} s, " in err, err
 
 
-def test_a_run_goes_on_when_its_host_is_there_again(bed: Bed, models: str) -> None:
-    """The host loses its power and boots; the launcher waits for it, and the run goes on from its last state."""
-    run, folder = begin(bed, models, "--restarts 1 --ssh 'ssh -o BatchMode=yes -o ConnectTimeout=3'", steps=20000)
-    without_power(bed)
-    time.sleep(STALL_SECONDS + 5)
-    bed.restart(bed["node2"])
-    bed_run.set_up([bed["node2"]])
-    status, err = ended(run, 400)
-    assert status == 0, err
-    assert "launch: starting again, 1 of 1" in err
-    assert (folder / "state/step-000020000").is_dir()
-
-
 def test_a_slow_link_slows_the_run_and_does_not_end_it(bed: Bed, models: str) -> None:
     run, folder = begin(bed, models)
     bed.slow(bed["node2"], "400kbit")
