@@ -5,6 +5,7 @@
 #                options to pytest, JOBS=4 runs four at a time, JOBS=0 one after the other in one process
 # make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.14 of this machine,
 #                and under 3.9 with the oldest dependencies, too
+# make test-hosts  runs on several hosts: namespaces of this machine with networks of their own; needs root
 # make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
 # make bench     the short form of all benches of speed and memory, in one table beside the stored figures: ratios to
 #                the alternative measured in the same run; ARGS='--only head input', ARGS=--store stores them
@@ -36,7 +37,7 @@ python = $(VENV)/bin/python
 install = python="$$(PYTHON='$(PYTHON)' scripts/choose_python.sh $(VENV))" && \
 	"$$python" -I scripts/environment.py $(VENV)
 
-.PHONY: demo test test-all fuzz bench lint chaos lock audit clean
+.PHONY: demo test test-all test-hosts fuzz bench lint chaos lock audit clean
 
 demo: VENV := .venv$(with_torch:%=-%)
 demo:
@@ -44,11 +45,15 @@ demo:
 	@ENGINE=$(ENGINE) scripts/demo.sh $(ARGS)
 
 test:
-	@$(install) $(MXNET) plot onnx test horovod $(with_torch)
+	@$(install) $(MXNET) plot onnx test horovod $(with_torch) $(with_torch:torch=triton)
 	@REQUIRE_HOROVOD=1 REQUIRE_TORCH=$(with_torch) $(python) -m pytest -m "not slow" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-all:
 	@PYTHON='$(PYTHON)' ENGINE=$(ENGINE) scripts/test_all.sh $(MXNET) $(ARGS)
+
+test-hosts:
+	@$(install) $(MXNET) plot test horovod $(with_torch)
+	@$(python) -m pytest -n 0 $(ARGS) tests/hosts
 
 fuzz:
 	@$(install) $(MXNET) test fuzz
@@ -62,7 +67,7 @@ bench:
 lint:
 	@$(install) $(MXNET) plot test
 	@$(python) -m ruff check .
-	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py faults/*.py)
+	@$(python) -m mypy $(wildcard recognition common scripts *.py datasets/*.py bench/*.py bench/*/*.py faults/*.py)
 
 chaos:
 	@$(install) $(MXNET) plot test horovod

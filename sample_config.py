@@ -36,6 +36,11 @@ config.fc7_no_bias = False         # softmax without a bias
 config.data_rand_mirror = True     # mirror a random half of the images
 config.data_cutoff = False         # side in pixels of a square greyed in half of them
 config.data_color = 0              # 1: colour jitter, 2: recompression as well
+config.data_resize_prob = 0.0      # share of the images that shrink and grow again; arcface_torch's dali_aug: 0.1,
+config.data_blur_prob = 0.0        # that are blurred; 0.2,
+config.data_hsv_prob = 0.0         # of other colours; 0.2,
+config.data_gray_prob = 0.0        # grey; 0.1
+config.data_mask_prob = 0.0        # with a mask over mouth and nose
 config.data_images_filter = 0      # leave out identities of fewer images
 config.is_shuffled_rec = False     # the record file is shuffled and read in its own order
 
@@ -62,10 +67,13 @@ network.mnas = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_mu
 network.mnas05 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_multiplier=0.5)
 network.mnas025 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net_multiplier=0.25)
 network.vargfacenet = edict(net_name="vargfacenet", emb_size=512, net_output="J", net_multiplier=1.25)
+network.mbf = edict(net_name="mbf", emb_size=512, net_multiplier=2.0)   # as arcface_torch has it
+network.mbf_large = edict(net_name="mbf", emb_size=512, net_multiplier=4.0, net_blocks=[2, 8, 12, 4])
 network.demo = edict(net_name="fmobilefacenet", emb_size=128, net_output="GDC", net_multiplier=0.25,
                      net_blocks=[1, 2, 2, 1], net_act="relu")  # for two CPU cores
 
-# Datasets: folders of train.rec, train.idx, property, and <target>.bin for verification.
+# Datasets: folders of train.rec, train.idx, property, and <target>.bin for verification. --dataset also takes a folder
+# that has no preset here, one of folders of images, synthetic:N, and several with commas between them.
 dataset = edict()
 
 

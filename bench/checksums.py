@@ -8,7 +8,6 @@ were written by `np.save` before they had checksums. The digests themselves are 
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import tempfile
@@ -19,7 +18,7 @@ from typing import Callable
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.io.checksums import sum_of, write_npy
 
 DIM, BLOCK = 512, 1 << 16  # BLOCK rows are random; the others repeat them, which neither a digest nor a disk notices
@@ -41,11 +40,10 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=4, help="of W, of 10^9 bytes")
     parser.add_argument("--repeats", type=int, default=2, help="turns; the least time counts")
     parser.add_argument("--folder", type=Path, help="on the disk to write to; default: the one of temporary files")
-    add_json(parser)
     options = parser.parse_args()
     rows = max(1, int(options.gigabytes * 1e9 / DIM / 4))
     block = np.random.default_rng(0).standard_normal((min(BLOCK, rows), DIM), dtype=np.float32)

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.plan.head_costs import HeadSize, sent_data_parallel, sent_parallel
 
 
-def loopback_bytes() -> int:
-    """The bytes received on the loopback interface since the machine started; 0 without /proc."""
+def received_bytes(interface: str) -> int:
+    """The bytes received on a network interface since the machine started; 0 without /proc."""
     path = Path("/proc/net/dev")
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:")), 0)
+    return next((int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith(f"{interface}:")), 0)
 
 
 def ones(engine: str, size: int) -> Any:
@@ -70,13 +70,14 @@ def work(options: argparse.Namespace) -> None:
             largest(communicator, 0)
 
         step()
-        counted, network = communicator.bytes_sent, loopback_bytes()
+        counted, network = communicator.bytes_sent, received_bytes(options.interface)
         for _ in range(options.steps):
             step()
-        counted, network = communicator.bytes_sent - counted, loopback_bytes() - network
+        counted, network = communicator.bytes_sent - counted, received_bytes(options.interface) - network
         largest(communicator, 0)
         if communicator.rank == 0:
-            print("RESULT", counted // options.steps, network // options.steps // communicator.size, flush=True)
+            sharing = communicator.size if options.interface == "lo" else 1  # processes
+            print("RESULT", counted // options.steps, network // options.steps // sharing, flush=True)
 
 
 def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[int, int]:
@@ -93,7 +94,7 @@ def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--classes", type=int, nargs="*", default=[1000, 100000])
     parser.add_argument("--batch", type=int, default=64, help="images of all processes")
@@ -102,8 +103,8 @@ def main() -> None:
     parser.add_argument("--engine", default="mxnet", choices=("mxnet", "torch"))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="each process has all of W, and sums its gradients")
+    parser.add_argument("--interface", default="lo", help=argparse.SUPPRESS)  # of a host with one process
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    add_json(parser)
     options = parser.parse_args()
     if options.work:
         return work(options)

@@ -9,7 +9,6 @@ within one run, so that they meet the same disturbances; medians of the steps, a
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -17,7 +16,7 @@ import time
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.config.cli import parse_args
 from recognition.engines.choose import choose_engine
 from recognition.engines.mxnet.imports import mx
@@ -53,12 +52,10 @@ def measure(network: str, batch: int, steps: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.finite", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--network", nargs="+", default=["y1"])
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--steps", type=int, default=12)
-    add_json(parser)
     options = parser.parse_args()
     print(f"{options.batch} images; seconds a step\n\n{'network':10}" + "".join(f"{way:>12}" for way in WAYS)
           + f"{'check costs':>14}{'copies cost':>13}")

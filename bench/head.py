@@ -26,7 +26,7 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 
 
 class Row(NamedTuple):
@@ -146,7 +146,7 @@ def compare(found: dict[Row, dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.head", description=(__doc__ or "").splitlines()[0])
+    parser = bench_parser((__doc__ or "").splitlines()[0])
     for flag, default in (("batch", 64), ("dim", 512), ("sub-centres", 1), ("shards", 1), ("repeats", 5)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--classes", type=int, help="one row instead of the table")
@@ -155,7 +155,6 @@ def main() -> int:
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="of ours; the old way has SGD")
     parser.add_argument("--most", type=int, default=10**9, help="leave out rows of more classes from the table")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    add_json(parser)
     options = vars(parser.parse_args())
     if options["measure"]:
         print(json.dumps(measure(options["way"], options["repeats"],

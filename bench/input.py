@@ -9,7 +9,6 @@ the wait for data as a share of a training step of 32 images.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import multiprocessing
 import os
@@ -25,13 +24,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.config.devices import CPU, share_processors
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import FaceDataset, open_dataset
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_set
 
 share_processors(CPU, os.environ)  # before MXNet is imported, which reads its number of threads then
 from recognition.engines.mxnet.imports import mx  # noqa: E402
@@ -57,6 +57,15 @@ def write_records(folder: Path, images: int, source: FaceDataset | None) -> Face
     return open_dataset(folder)
 
 
+def write_folder(folder: Path, dataset: FaceDataset) -> ImageSet:
+    """The same images as files, a folder for each class."""
+    for i in range(len(dataset)):
+        label, body, _ = dataset.read(i)
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        (folder / str(label) / f"{i}.jpg").write_bytes(body)
+    return open_set(str(folder), Opening())
+
+
 def decode_only(dataset: FaceDataset, images: int, threads: int) -> None:
     """Run cv2.imdecode on bytes in memory and nothing else: an upper bound for the loader."""
     encoded = [np.frombuffer(dataset.read(i)[1], np.uint8) for i in range(min(images, len(dataset)))]
@@ -80,8 +89,8 @@ def decode_in_processes(dataset: FaceDataset, images: int, processes: int) -> No
         worker.join()
 
 
-def our_loader(dataset: FaceDataset, images: int, batch: int, threads: int, augmentation: Augmentation | None) -> None:
-    with BatchLoader(dataset, EpochOrder(len(dataset), 0), augmentation, batch, threads=threads) as loader:
+def our_loader(dataset: ImageSet, images: int, batch: int, threads: int, augmentation: Augmentation | None) -> None:
+    with BatchLoader(dataset, dataset.order(0), augmentation, batch, threads=threads) as loader:
         for _ in islice(loader, images // batch):
             pass
 
@@ -163,21 +172,23 @@ def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--data", type=Path, help="folder of a training set of 112 x 112 images to take them from")
     parser.add_argument("--images", type=int, default=4096, help="images that each reader reads in a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--networks", nargs="*", default=[], help="for the wait for data as a share of a step")
-    add_json(parser)
     args = parser.parse_args()
     images, batch, threads = args.images // args.batch * args.batch, args.batch, args.threads
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_records(Path(folder), images, open_dataset(args.data) if args.data else None)
         augmentations = {
             "no augmentation": None, "mirror": Augmentation(), "mirror, cutoff 32": Augmentation(cutoff=32),
-            "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2)}
+            "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2),
+            "mirror, arcface_torch's dali_aug": Augmentation(resize=0.1, blur=0.2, hsv=0.2, grey=0.1),
+            "mirror, dali_aug, each on all": Augmentation(resize=1, blur=1, hsv=1, grey=1),
+            "mirror, masks on all": Augmentation(mask=1)}
         readers = {
             "recipe, mx.image": Reader(lambda count: recipe_iterator(dataset, count, batch), part=8),
             "ImageRecordIter": Reader(lambda count: image_record_iter(dataset, count, batch, threads), part=2),
@@ -189,6 +200,11 @@ def main() -> None:
         for name, augmentation in augmentations.items():
             readers[f"BatchLoader, {name}"] = Reader(
                 partial(our_loader, dataset, batch=batch, threads=threads, augmentation=augmentation))
+        others = {"a folder of images": write_folder(Path(folder, "files"), dataset),
+                  "synthetic:1000": open_set("synthetic:1000", Opening())}
+        for name, other in others.items():
+            readers[f"BatchLoader, {name}, mirror"] = Reader(
+                partial(our_loader, other, batch=batch, threads=threads, augmentation=Augmentation()))
         measure(readers, images, args.repeats)
         size = (dataset.path / "train.rec").stat().st_size / images
         print(f"{images} JPEG records of {size:.0f} bytes, batches of {batch}, {threads} threads, "

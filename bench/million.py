@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.evaluation.all_pairs import evaluate_all_pairs
 from recognition.evaluation.distractors import BLOCK_BYTES, search_distractors
 from recognition.evaluation.embed_images import normalised
@@ -162,15 +162,13 @@ def all_pairs(images: int, dim: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.million", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--distractors", type=int, default=20_000)
     parser.add_argument("--probes", type=int, default=440)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--share", type=int, default=20, help="one of so many, for the ways that would take too long")
     parser.add_argument("--way", choices=list(WAYS), help="this one alone, as JSON")
     parser.add_argument("--pairs-of", type=int, default=0, help="all pairs of so many images, in place of distractors")
-    add_json(parser)
     options = parser.parse_args(arguments)
     if options.pairs_of:
         all_pairs(options.pairs_of, options.dim)

@@ -3,9 +3,9 @@
 
     python -m bench.overlap --processes 2 --network y1 r18 --batch 8
 
-Both, and a third variant without any exchange, take turns within one run of real processes through Horovod, so that
-they meet the same disturbances. A step is forward, backward, exchange and update with random images. Figures are
-medians.
+Both, and a third variant without any exchange, take turns within one run of real processes through Horovod, or
+through torch.distributed with ``--engine torch``, so that they meet the same disturbances. A step is forward, backward,
+exchange and update with random images. Figures are medians.
 """
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
+from recognition.engines.interface import Engine
 
 VARIANTS = ("overlapped", "afterwards", "none")
 MARK = "RESULT "
 
 
-def work(network: str, batch: int, steps: int) -> None:
+def work(engine_name: str, network: str, batch: int, steps: int) -> None:
     """Do the work of one process."""
     from recognition.config.devices import CPU, share_processors
 
@@ -36,8 +37,6 @@ def work(network: str, batch: int, steps: int) -> None:
     from recognition.config.cli import parse_args
     from recognition.engines.choose import choose_engine
     from recognition.engines.interface import Backbone
-    from recognition.engines.mxnet.imports import mx
-    from recognition.engines.mxnet.processes import make_communicator
     from recognition.networks import build_symbol
     from recognition.processes.communicator import Communicator, SingleProcess
     from recognition.training.parts import make_backbone
@@ -45,20 +44,15 @@ def work(network: str, batch: int, steps: int) -> None:
     config = parse_args("train_parall", ["--config", "sample_config.py", "--network", network, "--devices", "cpu",
                                          "--per-batch-size", str(batch)])
 
+    engine = choose_engine(engine_name)
+
     def make(communicator: Communicator) -> Backbone:
         with contextlib.redirect_stdout(io.StringIO()):
-            return make_backbone(config, build_symbol(config), choose_engine(), communicator)
+            return make_backbone(config, build_symbol(config), engine, communicator)
 
-    with make_communicator("device") as communicator:
+    with engine.communicator("device") as communicator:
         backbones = {way: make(SingleProcess() if way == "none" else communicator) for way in VARIANTS}
-        late: Any = backbones["afterwards"]  # of whose insides the order is changed
-        reduce = late._reduce_gradients
-
-        def wait_first() -> None:
-            mx.nd.waitall()
-            reduce()
-
-        late._reduce_gradients = wait_first
+        sum_afterwards(backbones["afterwards"], engine)
         random = np.random.RandomState(communicator.rank)
         seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for number in range(steps + 1):
@@ -69,32 +63,46 @@ def work(network: str, batch: int, steps: int) -> None:
                 features = backbone.forward(images)
                 backbone.backward(features / features.size)
                 backbone.step(0.01)
-                mx.nd.waitall()
+                engine.profiler().wait()
                 seconds[variant] += [time.perf_counter() - start] if number else []
         if communicator.rank == 0:
             medians = {variant: statistics.median(values) for variant, values in seconds.items()}
             print(MARK + json.dumps(medians), flush=True)
 
 
+def sum_afterwards(backbone: Any, engine: Engine) -> None:
+    """Change the insides of a backbone so that gradients are summed once all are there."""
+    if engine.name == "torch":
+        backbone.replicas[0].ready = backbone._early = None
+        return
+    reduce = backbone._reduce_gradients
+
+    def wait_first() -> None:
+        engine.profiler().wait()
+        reduce()
+
+    backbone._reduce_gradients = wait_first
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
+    parser.add_argument("--engine", choices=("mxnet", "torch"), default="mxnet")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--network", nargs="+", default=["y1", "r18"])
     parser.add_argument("--batch", type=int, default=8, help="images a process")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    add_json(parser)
     options = parser.parse_args()
     if options.work:
-        return work(options.network[0], options.batch, options.steps)
+        return work(options.engine, options.network[0], options.batch, options.steps)
     print(f"{options.processes} processes, {options.batch} images each; seconds a step\n\n{'network':10}"
           + "".join(f"{variant:>14}" for variant in VARIANTS) + f"{'saved':>9}")
     ratios = {}
     for network in options.network:
+        work_of_one = ["--work", "--engine", options.engine, "--network", network, "--batch", str(options.batch),
+                       "--steps", str(options.steps)]
         run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(options.processes), "--",
-                              sys.executable, "-m", "bench.overlap", "--work", "--network", network, "--batch",
-                              str(options.batch), "--steps", str(options.steps)], capture_output=True, text=True)
+                              sys.executable, "-m", "bench.overlap", *work_of_one], capture_output=True, text=True)
         found = next((line for line in run.stdout.splitlines() if MARK in line), None)
         if run.returncode or found is None:
             sys.exit(run.stdout + run.stderr)

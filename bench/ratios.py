@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from recognition.errors import UserError
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add the flag ``--json`` to a bench."""
+def bench_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a bench: the lines of its description stay, and ``--json`` names the file of its ratios."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there, too")
+    return parser
 
 
 def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:
@@ -27,8 +29,7 @@ def write_ratios(path: Path | None, ratios: Mapping[str, float]) -> None:
     :raises UserError: if the file cannot be written.
     """
     if path:
-        with replacing(path) as file:
-            file.write_text(json.dumps(dict(ratios), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(dict(ratios), indent=1) + "\n")
 
 
 def read_ratios(path: Path, expected: Sequence[str]) -> dict[str, float]:

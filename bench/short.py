@@ -12,7 +12,6 @@ believe it. The exit status is 1 if a bench did not run to its end, but not if o
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -31,7 +30,7 @@ from bench.ratios import read_ratios
 from recognition.config.command_line import Parser
 from recognition.config.devices import CPU, share_processors
 from recognition.errors import UserError, command, one_line
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.training.watch.run_record import machine, revision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,15 +57,17 @@ class Bench(NamedTuple):
 
 
 BENCHES = (
-    Bench("backbone", "--networks y1 r50 --batch 8 --repeats 2", "images/s, to the graph as it stands",
+    Bench("networks.backbone", "--networks y1 r50 --batch 8 --repeats 2", "images/s, to the graph as it stands",
           more=tuple(f"{network} {what}, passes" for network in ("y1", "r50") for what in ("training", "inference"))),
-    Bench("prelu", "--batch 8 --repeats 3 --networks", "ms that MXNet's operator adds, to those that the pass adds",
+    Bench("networks.prelu", "--batch 8 --repeats 3 --networks",
+          "ms that MXNet's operator adds, to those that the pass adds",
           more=("all maps",)),
-    Bench("winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",
+    Bench("networks.winograd", "--networks r18 --batch 8 --repeats 2", "steps/s, to MXNet's 3 x 3 convolutions",
           more=("layers", "layers, normed", "r18"), threads=1),
-    Bench("bfloat16", "--networks r18 --batch 8 --repeats 3", "images/s in training, to float32 with the same passes",
+    Bench("networks.bfloat16", "--networks r18 --batch 8 --repeats 3",
+          "images/s in training, to float32 with the same passes",
           more=("r18",)),
-    Bench("memonger", "--networks r50 --batch 8 --repeats 2", "MB and ms of a step, to maps kept",
+    Bench("networks.memonger", "--networks r50 --batch 8 --repeats 2", "MB and ms of a step, to maps kept",
           less=("r50 maps, memonger", "r50 peak, memonger", "r50 step, memonger")),
     Bench("head", "--most 200000 --repeats 3", "seconds and peak memory of the old way, to this one",
           more=tuple(f"200000 classes{variant}{what}" for what in ("", ", memory") for variant in (
@@ -169,8 +170,7 @@ def store(path: Path, stored: Mapping[str, Any], outcomes: Mapping[Bench, Outcom
     new = {bench.name: {"command": bench.command, **about, "seconds": round(outcome.seconds, 1),
                         "ratios": {name: float(f"{ratio:.4g}") for name, ratio in outcome.ratios.items()}}
            for bench, outcome in outcomes.items() if outcome.ratios}
-    with replacing(path) as file:
-        file.write_text(json.dumps({**stored, **new}, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({**stored, **new}, indent=1) + "\n")
 
 
 def verdict(now: float, before: float, more_is_better: bool) -> str:
@@ -212,8 +212,7 @@ def origins(stored: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 @command
 def main(arguments: Sequence[str] | None = None, benches: Sequence[Bench] = BENCHES, figures: Path = FIGURES) -> int:
     names = [bench.name for bench in benches]
-    parser = Parser(prog="python -m bench.short", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m bench.short", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="BENCH", help=", ".join(names))
     parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for each; then it has failed")
     parser.add_argument("--store", action="store_true", help=f"write the figures of those that ran to {figures.name}")

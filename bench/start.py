@@ -9,7 +9,6 @@ column is the fastest run. `--help` is the time of the command with that flag.
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -21,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["--network", "y1", "--dataset", "demo", "--loss", "arcface", "--devices", "cpu", "--per-batch-size", "32"]
 ONE_STEP = ["--max-steps", "1", "--ckpt", "0"]
-BUILT = ("make_dataset", "build_symbol", "make_backbone", "make_verifier", "make_head", "make_loader")
-PHASES = ("data", "forward", "head", "backward", "update W", "update")
+BUILT = ("make_dataset", "build_network", "make_backbone", "make_verifier", "make_head", "make_loader")
 CHILD = "--child"
 
 
@@ -104,10 +102,9 @@ def main() -> None:
     if sys.argv[1:2] == [CHILD]:
         child(float(sys.argv[2]), sys.argv[3:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="after --: flags of train_parall.py")
-    add_json(parser)
     args = parser.parse_args()
     first, later = [], []
     for _ in range(args.repeats):

@@ -10,7 +10,6 @@ code took the distances from one anchor after the other and looked for the negat
 """
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import time
@@ -19,7 +18,7 @@ from typing import Callable
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.data.triplet_choice import choose_triplets, positive_pairs
 
 EACH, ALPHA = 5, 0.3
@@ -68,12 +67,11 @@ def peak_memory(action: Callable[[], object]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--bags", type=int, nargs="*", default=[1800, 3600, 7200], help="images in a bag")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the shortest counts")
     parser.add_argument("--loops", type=int, default=1, help="runs of the legacy way")
-    add_json(parser)
     options = parser.parse_args()
     print(f"dim {options.dim}, alpha {ALPHA}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads\n")
     print(f"{'bag':>8}{'pairs':>8}{'triplets':>10}{'seconds':>10}{'MB':>8}{'loops, s':>10}")

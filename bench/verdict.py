@@ -9,7 +9,6 @@ take turns of five steps within one run, the first of which is left out, so that
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.ratios import add_json, write_ratios
+from bench.ratios import bench_parser, write_ratios
 from recognition.config.cli import parse_args
 from recognition.engines.choose import choose_engine
 from recognition.networks import build_symbol
@@ -63,13 +62,11 @@ def measure(network: str, batch: int, classes: int, turns: int) -> dict[str, lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.verdict", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--network", default="y1")
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--classes", type=int, default=100_000)
     parser.add_argument("--turns", type=int, default=7, help="of five steps, for each way")
-    add_json(parser)
     options = parser.parse_args()
     seconds = measure(options.network, options.batch, options.classes, options.turns)
     medians = {way: statistics.median(seconds[way]) for way in WAYS}

@@ -22,8 +22,8 @@ from typing import Callable
 import numpy as np
 from sklearn.model_selection import KFold
 
-from bench.ratios import add_json, write_ratios
-from recognition.data.image import mirror
+from bench.ratios import bench_parser, write_ratios
+from recognition.data.images.image import mirror
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.engines.mxnet.imports import mx
 from recognition.evaluation.verification import evaluate
@@ -130,13 +130,12 @@ def made_up_set(path: Path, pairs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=6000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, help="a verification set of your own to load; it is run as a pickle, too")
     parser.add_argument("--load", choices=LOADERS, help=argparse.SUPPRESS)  # what each process of loading() does
-    add_json(parser)
     args = parser.parse_args()
     if args.load:
         load(args.load, args.data)

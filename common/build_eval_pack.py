@@ -5,11 +5,11 @@
     python -m common.build_eval_pack --data-dir lfw --pairs pairs.txt --landmarks points.txt --output lfw.bin
     python -m common.build_eval_pack --data-dir aligned --pairs pairs_label.txt --output mine.bin
 
-Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), or LFW's pairs.txt; folds follow the order of
-the list. An image that is there under another ending than in the list is found. With landmarks or a detector images
-are aligned. Without, they count as aligned, and JPEGs of the right size are copied byte for byte. An
-image that several pairs name is read, aligned and stored once. The .bin is (images, issame), as in the recipes. Beside
-it are a .json with a report and a .png of some pairs.
+Pairs are lines 'image image 1' (one identity) or 'image image 0' (two), LFW's pairs.txt, the lists of CALFW and CPLFW,
+or CFP's folder Protocol/Split/FP or FF; folds follow the order of the list. An image that is there under another ending
+than in the list is found. With landmarks or a detector images are aligned. Without, they count as aligned, and JPEGs of
+the right size are copied byte for byte. An image that several pairs name is read, aligned and stored once. The .bin is
+(images, issame), as in the recipes. Beside it are a .json with a report and a .png of some pairs.
 """
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
 from common.pack_folder import FITS, encode_image
-from common.sets.image_files import in_order
-from common.sets.pair_lists import PairList, read_pairs, with_other_endings
+from common.sets.cfp_pairs import read_cfp
+from common.sets.image_files import in_order, tell_scaled
+from common.sets.named_images import with_other_endings
+from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import MAX_IMAGES, read_bin, save_bin
 from recognition.errors import UserError, command, one_line
+from recognition.evaluation.verification import FOLDS, folds_of_one_kind
 from recognition.io.files import require_new, writing
 from recognition.progress import progress
 
@@ -39,10 +42,14 @@ MOST_LINES = 10  # about left-out images on the screen
 Encode = Callable[[str, Path], bytes]
 
 
-def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95) -> Encode:
-    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner."""
+def encoder(aligner: Aligner | None, size: int = 112, fit: str = "pad", quality: int = 95,
+            scaled: list[Path] | None = None) -> Encode:
+    """A function from the name and path of an image to its encoded bytes, aligned if there is an aligner.
+
+    :param scaled: gets the paths of images of another size, if there is none
+    """
     if aligner is None:
-        return lambda name, path: encode_image(path, size, fit, quality)
+        return lambda name, path: encode_image(path, size, fit, quality, scaled)
 
     def encode(name: str, path: Path) -> bytes:
         pixels = cv2.cvtColor(aligner(name, path).image, cv2.COLOR_RGB2BGR)
@@ -99,13 +106,14 @@ def draw_pairs(pack: Path, path: Path) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.build_eval_pack", description=__doc__)
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, metavar="DIR", help="the folder that the list's paths count from")
-    add("--pairs", type=Path, metavar="FILE", help="the list of pairs (default: pairs_label.txt in DIR)")
+    add("--pairs", type=Path, metavar="FILE", help="the list of pairs, or CFP's Protocol/Split/FP (default: "
+        "pairs_label.txt in DIR)")
     add("--output", type=Path, required=True, metavar="FILE.bin", help="the verification set to write")
     add_alignment_flags(parser)
+    add("--det-prefix", metavar="FILE.onnx", help="the recipes' name of --detector; RetinaFace is not here")
     add("--align-mode", default="arcface", help="arcface (the default), or five: of five templates the one that fits")
     add("--image-size", type=int, default=112, choices=(112, 224), help="side of the images (default 112)")
     add("--fit", choices=FITS, default="pad", help="images of another shape, where nothing aligns them: scaled whole "
@@ -116,6 +124,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_overwrite()
     args = parser.parse_args(argv)
     args.pairs = args.pairs or args.data_dir / "pairs_label.txt"
+    if args.det_prefix:
+        if args.detector or not args.det_prefix.endswith(".onnx"):
+            raise UserError(f"--det-prefix: found {args.det_prefix!r}, expected a YuNet model, FILE.onnx, as "
+                            "--detector takes it: RetinaFace of MXNet is not here; or --landmarks FILE")
+        args.detector = Path(args.det_prefix)
     if args.output.suffix != ".bin":
         raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
     if not 1 <= args.quality <= 100:
@@ -128,7 +141,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    pairs = read_pairs(args.pairs, args.data_dir)
+    pairs = read_cfp(args.pairs) if args.pairs.is_dir() else read_pairs(args.pairs, args.data_dir)
     others = with_other_endings(args.data_dir, dict.fromkeys((*pairs.first, *pairs.second)))
     if others:
         name, other = next(iter(others.items()))
@@ -136,10 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         first, second = ([others.get(name, name) for name in names] for names in (pairs.first, pairs.second))
         pairs = PairList(first, second, pairs.issame)
     aligner = open_aligner(args, args.image_size, args.align_mode) if args.landmarks or args.detector else None
-    encode = encoder(aligner, args.image_size, args.fit, args.quality)
+    scaled: list[Path] = []
+    encode = encoder(aligner, args.image_size, args.fit, args.quality, scaled)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
     for line in broken[:MOST_LINES]:
         print(f"left out: {one_line(line)}")
+    tell_scaled(scaled, args.image_size, args.image_size)
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})
     report = {"pairs": len(issame), "pairs_of_one_identity": int(issame.sum()), "images": of_images,
@@ -152,6 +167,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                   str((~kept).sum())]]))
     if len(issame) % 10 or broken:
         print(f"mind: {len(issame)} pairs in the protocol's 10 folds, in the order of the list")
+    if one_sided := folds_of_one_kind(issame):
+        print(f"mind: {one_sided} of the protocol's {FOLDS} folds, which follow the order of the list, hold pairs of "
+              "one kind only: mix both kinds in the list")
     print(f"what was done, and some pairs as a picture: {args.output.with_suffix('.json')}, .png")
     return 0
 

@@ -13,7 +13,6 @@ output is a new folder of <rank>_centers.param, with the momentum if the inputs 
 """
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def _write_folder(path: Path, centres: SavedCentres, ranges: list[tuple[int, int
 def main(argv: Sequence[str] | None = None) -> int:
     lines = (__doc__ or "").splitlines()
     parser = Parser(prog="python -m common.convert_centres", description=lines[0],
-                    epilog="\n".join(lines[1:]), formatter_class=argparse.RawDescriptionHelpFormatter)
+                    epilog="\n".join(lines[1:]))
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=".params file or folder")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help=".params file or new folder")
     parser.add_argument("--shards", type=int, default=1, help="shards to cut W into (default: 1)")

@@ -9,7 +9,6 @@ identity: images, mean bytes). Records that cannot be used are counted and named
 """
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import command, one_line
 from recognition.io.files import replacing
 
@@ -138,8 +137,7 @@ def report(found: dict[str, Any]) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m common.data_stats", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.data_stats", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, metavar="DIR", help="a training set, in any form")
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-stats)")

@@ -10,7 +10,6 @@ to --output: doctor.json with all findings, and doubtful.png with images that ca
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import filecmp
 import os
@@ -24,12 +23,13 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import require_results, table, write_json
 from common.sets import doctor_checks as checks
+from common.sets.bin_checks import check_bin, check_targets
 from common.sets.doctor_checks import ERROR, WARNING, Finding, Records
 from common.sets.record_checks import Survey, framing, repeats, survey
 from common.sets.training_set import link_or_copy
 from recognition.config.command_line import Parser
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
-from recognition.data.recordio import RecordReader, unpack_record
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.records.recordio import RecordReader, unpack_record
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing
 
@@ -75,9 +75,9 @@ def examine(folder: Path, decode: bool = True) -> Examined:
         found.facts.update(identities=prop.num_classes, height=prop.height, width=prop.width)
     found.facts["verification"] = {}
     for path in sorted(folder.glob("*.bin")):
-        found.facts["verification"][path.stem], of_bin = checks.check_bin(path, found.survey, size)
+        found.facts["verification"][path.stem], of_bin = check_bin(path, found.survey, size)
         found.findings += of_bin
-    found.findings += checks.check_targets(folder)
+    found.findings += check_targets(folder)
     return found
 
 
@@ -150,8 +150,7 @@ def report(found: Examined) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m common.doctor", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.doctor", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, metavar="DIR", help="the folder: train.rec, train.idx, property, <target>.bin")
     add("--output", type=Path, metavar="OUT", help="where results go (default: <DIR>-doctor)")

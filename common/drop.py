@@ -30,7 +30,7 @@ from common.sets.training_set import NAMES, identity_names, link_bins, write_nam
 from recognition.config.cli import split_pretrained
 from recognition.config.command_line import Parser, check_range
 from recognition.config.devices import Device, processors, share_processors
-from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
 from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, shard_file
@@ -109,8 +109,7 @@ def drop(data: Path, model: tuple[str, int], output: Path, threshold: float = 75
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.drop", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.drop", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="the training set: train.rec, train.idx, property")
     add_model_flags(parser, batch_size=16, image_size=False)

@@ -20,13 +20,13 @@ import numpy as np
 
 from common.embedding.gallery import find_images
 from common.embedding.model_flags import add_engine_flag, files_of
-from common.sets.image_files import read_image
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
-from recognition.data.image import fit
+from recognition.data.images.image import fit
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
-from recognition.io.files import replacing, require_new
+from recognition.io.files import replacing, require_new, write_whole
 from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
@@ -133,8 +133,7 @@ def _tell(agreements: list[Agreement] | None) -> None:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    flags = Parser("python -m common.export_onnx", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.export_onnx", description=__doc__)
     flags.add_argument("--model", required=True, help="checkpoint: PREFIX,EPOCH, PREFIX, or its folder")
     flags.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
     flags.add_argument("--float16", action="store_true", help="parameters and layers in float16")
@@ -149,8 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.check_images, *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)
     found = export(options)
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(found, indent=1) + "\n")
     return 0
 
 

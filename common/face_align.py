@@ -22,13 +22,16 @@ from common.drawing.contact_sheet import draw_sheet
 from common.evaluation.results import write_json
 from common.faces.aligner import Aligned, Aligner, add_alignment_flags, open_aligner
 from common.faces.alignment import BASE, MODES
+from common.faces.alignment import align as align  # names that people import from here
+from common.faces.alignment import estimate_norm as estimate_norm
+from common.faces.alignment import norm_crop as norm_crop
 from common.faces.landmark_files import write_landmarks
-from common.sets.folder_walk import LeftOut, images_below
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
+from common.sets.named_images import below, with_other_endings
 from common.sets.output_folder import new_folder
-from common.sets.pair_lists import with_other_endings
 from recognition.config.command_line import Parser
+from recognition.data.images.folder_walk import LeftOut, images_below
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import replacing, require_new
 from recognition.progress import progress
@@ -93,8 +96,7 @@ def _aligned(source: Path, names: Sequence[str], aligner: Aligner) -> Iterator[t
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.face_align", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.face_align", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a folder of images, at any depth")
     add("output", type=Path, help="a new folder")
@@ -133,8 +135,7 @@ def image_names(source: Path, aligner: Aligner, detects: bool) -> tuple[list[str
     left_out = LeftOut()
     there = [str(path.relative_to(source)) for path in images_below(source, left_out)]
     left_out.tell(source)
-    names = [str(path.relative_to(source.absolute())) if source.absolute() in (path := Path(name)).parents else name
-             for name in aligner.landmarks]
+    names = [below(source, name) for name in aligner.landmarks]
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"--landmarks: found {name!r}, expected a path inside {source}")

@@ -26,10 +26,10 @@ from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
-from recognition.engines.choose import build_network
+from recognition.engines.choose import build_network, with_own_size
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 from recognition.networks import first_weights
 from recognition.networks.flops import count_flops, short
 from recognition.networks.graph import Graph
@@ -66,7 +66,7 @@ def row(name: str, graph: Graph, prefix: str, number: int, options: argparse.Nam
 def preset_row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The row of a network preset, with its first values in a temporary checkpoint."""
     flags = ["--network", name, *(["--config", str(options.config)] if options.config else [])]
-    config = parse_args("train_parall", flags)
+    config = with_own_size(parse_args("train_parall", flags))
     graph, side = build_network(config), options.image_size
     with tempfile.TemporaryDirectory() as folder:
         if not options.no_latency:
@@ -95,8 +95,7 @@ def table(rows: list[dict[str, Any]], batches: list[int]) -> str:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    flags = Parser("python -m common.flops_counter", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.flops_counter", description=__doc__)
     flags.add_argument("--network", nargs="+", default=[], metavar="NAME", help="network presets; all: each there is")
     flags.add_argument("--model", nargs="+", default=[], metavar="PREFIX,EPOCH", help="checkpoints")
     flags.add_argument("--config", type=Path, help="where the presets are (default: config.py, else sample_config.py)")
@@ -124,8 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows += [model_row(text, options) for text in options.model]
     print(table(rows, [] if options.no_latency else options.batch_size))
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(rows, indent=1) + "\n")
     return 0
 
 

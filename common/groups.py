@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.embedding.model_flags import add_model_flags, as_text, beside, check_model_flags, open_model, rates_flag
 from common.evaluation.rate_pictures import draw_rates
 from common.evaluation.results import print_rates, rate_cells, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
-from common.sets.image_files import in_order, read_image
+from common.sets.image_files import in_order, read_fitted, tell_scaled
 from recognition.config.command_line import Parser
-from recognition.data.image import fit
 from recognition.errors import UserError, command
 from recognition.evaluation.all_pairs import AllPairs, check_pairs, evaluate_all_pairs
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
@@ -88,22 +87,17 @@ def evaluate_groups(embed: Embed, listed: Listed, batch_size: int, size: int = 1
     for group, chosen in members(listed).items():  # now, before hours are spent
         check_pairs(listed.identities[chosen], fars, f"{name}: {group}")
 
-    def read(path: Path) -> np.ndarray:
-        image = read_image(path)[1]
-        try:
-            return fit(image, size, size)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
-
-    rows = normalised(embed_images(embed, in_order(read, listed.images), len(listed.images), batch_size, flip),
+    scaled: list[Path] = []
+    images = in_order(lambda path: read_fitted(path, size, size, scaled), listed.images)
+    rows = normalised(embed_images(embed, images, len(listed.images), batch_size, flip),
                       lambda row: f"{listed.images[row]}: its embedding")
+    tell_scaled(scaled, size, size)
     return {group: evaluate_all_pairs(rows[chosen], listed.identities[chosen], fars, group)
             for group, chosen in members(listed).items()}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.groups", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.groups", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     add("--list", type=Path, required=True, metavar="FILE", help="image, identity and group, a line each")
@@ -114,7 +108,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_overwrite()
     args = parser.parse_args(argv)
     check_model_flags(args)
-    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.list.stem}")
+    args.output = args.output or beside(args.model, args.list.stem)
     require_results(args.output, ("results.json", "roc.png"), ("list", "flip", "groups"), [args.list], args.overwrite)
     return args
 

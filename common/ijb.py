@@ -2,6 +2,9 @@
 """Scores a checkpoint on IJB-B or IJB-C: 1:1 verification and 1:N identification of templates.
 
     python -m common.ijb --model PREFIX,EPOCH --data IJBC
+    python -m common.ijb --model backbone.onnx --data IJBC --save-embeddings rows.npy --save-scores scores.npy
+    python -m common.ijb --embeddings rows.npy --data IJBC --output other --unit-images
+    python -m common.ijb --scores scores.npy --data IJBC --output pictures
 
 DIR holds loose_crop/ and meta/ as they are distributed. Every image is aligned by its five landmarks. Its embedding is
 added to that of its mirror and multiplied by the detector's score. A template is the sum over its media of the mean
@@ -16,19 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.embedding.model_flags import add_model_flags, as_text, beside, check_model_flags, open_model, rates_flag
 from common.evaluation.ijb_meta import Faces, Subjects, find, read_faces, read_identification, read_pairs
 from common.evaluation.rate_pictures import draw_rates
 from common.evaluation.results import percent, print_rates, rate_cells, require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.faces.alignment import align
-from common.sets.image_files import in_order, read_image
+from common.sets.image_files import in_order
 from recognition.config.command_line import Parser
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
-from recognition.evaluation.embed_images import Embed, embed_images, normalised
+from recognition.evaluation.embed_images import embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at
-from recognition.evaluation.rates import Rate, tar_at, thin_curve
+from recognition.evaluation.rates import tar_at, thin_curve
 from recognition.evaluation.templates import Templates, aggregate
+from recognition.io.files import replacing, require_new
+from recognition.io.stored_array import open_npy
 
 FARS, FPIRS, RANKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), (0.01, 0.1), (1, 5, 10)
 
@@ -54,28 +60,26 @@ def aligned_faces(folder: Path, faces: Faces, size: int) -> Iterator[np.ndarray]
     return in_order(one, range(len(faces.names)))
 
 
-def embed_templates(embed: Embed, data: Path, faces: Faces, batch_size: int, size: int = 112, flip: bool = True,
-                    detector_scores: bool = True, unit_images: bool = False) -> Templates:
-    """The embeddings of all templates.
+def make_templates(rows: np.ndarray, faces: Faces, detector_scores: bool = True,
+                   unit_images: bool = False) -> Templates:
+    """All templates from the embeddings of the images, float32 (images, D).
 
     :param detector_scores: weight images by the detector's score
     :param unit_images: normalise each image's embedding first; else it counts by its norm, as in the recipes
     """
-    rows = embed_images(embed, aligned_faces(data / "loose_crop", faces, size), len(faces.names), batch_size, flip)
     if unit_images:
         rows = normalised(rows, lambda row: f"{faces.names[row]}: its embedding")
     return aggregate(rows, faces.templates, faces.media, faces.scores if detector_scores else None)
 
 
-def pair_scores(templates: Templates, pairs: np.ndarray, where: str, block: int = 1 << 14) -> Scores:
-    """The scores of pairs, int64 ``(P, 3)`` from :func:`common.evaluation.ijb_meta.read_pairs`."""
+def pair_scores(templates: Templates, pairs: np.ndarray, where: str, block: int = 1 << 14) -> np.ndarray:
+    """The scores of pairs, int64 ``(P, 3)`` from :func:`common.evaluation.ijb_meta.read_pairs`: float32 (P,)."""
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), block):
         rows = [templates.rows(pairs[start : start + block, column], where) for column in (0, 1)]
         first, second = (templates.embeddings[chosen] for chosen in rows)
         scores[start : start + block] = np.einsum("pd,pd->p", first, second)
-    same = pairs[:, 2] == 1
-    return Scores(scores[same], scores[~same])
+    return scores
 
 
 def identify(templates: Templates, galleries: dict[str, Subjects], probes: Subjects) -> dict[str, dict[str, Any]]:
@@ -101,25 +105,37 @@ def identify(templates: Templates, galleries: dict[str, Subjects], probes: Subje
     return found
 
 
-def evaluate_ijb(embed: Embed, data: Path, batch_size: int, size: int = 112, fars: Sequence[float] = FARS,
-                 **options: bool) -> tuple[list[Rate], Scores, dict[str, dict[str, Any]] | None]:
-    """The 1:1 table, its scores, and the 1:N results; None if ``meta`` lacks that protocol.
+def split_scores(scores: np.ndarray, pairs: np.ndarray) -> Scores:
+    """The scores of pairs of one subject and of two."""
+    return Scores(scores[pairs[:, 2] == 1], scores[pairs[:, 2] == 0])
 
-    :param options: those of :func:`embed_templates`
+
+def read_saved(path: Path, count: int, of: str, ndim: int) -> np.ndarray:
+    """A saved array of a row for each of ``count`` images or pairs, float32.
+
+    :raises UserError: if it is none, or has another number of rows, or numbers that are not finite.
     """
-    meta = data / "meta"
-    faces, pairs, searches = read_faces(meta), read_pairs(meta), read_identification(meta)  # now, before hours
-    templates = embed_templates(embed, data, faces, batch_size, size, **options)
-    scores = pair_scores(templates, pairs, str(find(meta, "_template_pair_label.txt")))
-    found = identify(templates, *searches) if searches else None
-    return tar_at(fars, scores.same, scores.different, data.name), scores, found
+    try:
+        found = np.asarray(open_npy(path)[:], np.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not an .npy of numbers: {error}") from None
+    if found.ndim != ndim or len(found) != count:
+        raise UserError(f"{path}: found the shape {found.shape}, expected {count} {of}"
+                        + (", a row each" if ndim > 1 else ""))
+    if not np.isfinite(found).all():
+        raise UserError(f"{path}: found numbers that are not finite")
+    return found
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.ijb", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_flags(parser)
+    parser = Parser(prog="python -m common.ijb", description=__doc__)
+    add_model_flags(parser, required=False)
     add = parser.add_argument
+    add("--embeddings", type=Path, metavar="FILE.npy", help="in place of --model: the embeddings of the images, a row "
+        "each in the order of the list of faces")
+    add("--scores", type=Path, metavar="FILE.npy", help="in place of --model: scores of the listed pairs, for 1:1")
+    add("--save-embeddings", type=Path, metavar="FILE.npy", help="write such a file of embeddings")
+    add("--save-scores", type=Path, metavar="FILE.npy", help="write such a file of scores")
     add("--data", type=Path, required=True, metavar="DIR", help="the folder with loose_crop and meta")
     add("--output", type=Path, metavar="OUT", help="where results go (default: beside the checkpoint, "
         "<prefix>-<epoch>-<name of DIR>)")
@@ -129,33 +145,66 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--unit-images", action="store_true", help="normalise each image's embedding before the mean")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    check_model_flags(args)
+    if sum(bool(source) for source in (args.model, args.embeddings, args.scores)) != 1:
+        raise UserError("found none or several of --model, --embeddings and --scores, expected one")
+    if args.model:
+        check_model_flags(args)
+    elif not args.output:
+        raise UserError("--output: not given, expected a folder for the results: there is no checkpoint beside which "
+                        "they could go")
     for name in ("loose_crop", "meta"):
         if not (args.data / name).is_dir():
             raise UserError(f"--data: found no folder {args.data / name}, expected loose_crop and meta of IJB-B or "
                             "IJB-C")
-    args.output = args.output or Path(f"{args.model[0]}-{args.model[1]:04d}-{args.data.resolve().name}")
+    args.output = args.output or beside(args.model, args.data.resolve().name)
+    require_new([args.save_embeddings, args.save_scores], [args.embeddings, args.scores], args.overwrite)
     require_results(args.output, ("results.json", "roc.png"), ("verification", "identification", "unit_images"),
                     overwrite=args.overwrite)
     return args
 
 
+def _image_rows(args: argparse.Namespace, faces: Faces) -> np.ndarray:
+    """The embeddings of all images, from the network or from a file: float32 (images, D)."""
+    if args.embeddings:
+        return read_saved(args.embeddings, len(faces.names), "embeddings", 2)
+    embed, batch_size = open_model(args)
+    images = aligned_faces(args.data / "loose_crop", faces, args.image_size)
+    rows = embed_images(embed, images, len(faces.names), batch_size, not args.no_flip)
+    if args.save_embeddings:
+        _save(args.save_embeddings, rows)
+    return rows
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
-    embed, batch_size = open_model(args)
-    options = {"flip": not args.no_flip, "detector_scores": not args.no_detector_score,
-               "unit_images": args.unit_images}
-    rates, scores, found = evaluate_ijb(embed, args.data, batch_size, args.image_size, args.far, **options)
+    args, found = _arguments(argv), None
+    meta, options = args.data / "meta", {"detector_scores": not args.no_detector_score, "unit_images": args.unit_images}
+    if args.scores:
+        pairs = read_pairs(meta)
+        scores = read_saved(args.scores, len(pairs), "scores of pairs", 1)
+    else:
+        faces, pairs, searches = read_faces(meta), read_pairs(meta), read_identification(meta)  # now, before hours
+        templates = make_templates(_image_rows(args, faces), faces, **options)
+        scores = pair_scores(templates, pairs, str(find(meta, "_template_pair_label.txt")))
+        found = identify(templates, *searches) if searches else None
+    if args.save_scores:
+        _save(args.save_scores, scores)
+    both, name = split_scores(scores, pairs), args.data.resolve().name
+    rates = tar_at(args.far, both.same, both.different, args.data.name)
     write_json(args.output / "results.json", {
-        "model": as_text(args.model), "data": str(args.data), **options, "pairs_of_one_subject": len(scores.same),
-        "pairs_of_two": len(scores.different), "verification": [rate.as_json() for rate in rates],
+        "model": as_text(args.model) if args.model else str(args.embeddings or args.scores), "data": str(args.data),
+        "flip": not args.no_flip, **options, "pairs_of_one_subject": len(both.same),
+        "pairs_of_two": len(both.different), "verification": [rate.as_json() for rate in rates],
         "identification": found})
-    name = args.data.resolve().name
     print_rates(["1:1", *(f"TAR % at {rate.far:g}" for rate in rates)], [[name, *rate_cells(rates)]])
     if found:
         print(_identification_table(found))
-    drawn = draw_rates({name: thin_curve(*scores)}, args.output / "roc.png")
+    drawn = draw_rates({name: thin_curve(*both)}, args.output / "roc.png")
     print(f"results: {args.output}" + ("" if drawn else f"; {NO_MATPLOTLIB}"))
     return 0
 

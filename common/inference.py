@@ -5,6 +5,7 @@
     python -m common.inference --model PREFIX,EPOCH --images FACE.jpg
     python -m common.inference --model PREFIX,EPOCH --compare A.jpg B.jpg --threshold 1.25
     python -m common.inference --model PREFIX,EPOCH --gallery DIR_OR_FILE.npz --probes IMAGE_OR_DIR --json OUT.json
+    python common/inference.py --weight FILE.pt --network r50 --img FACE.jpg      # as in arcface_torch: fc1 as it is
 
 Images are aligned faces of the size that the network was trained on, or of that shape in another size. The embedding of
 an image is added to that of its mirror and normalised, as in verification; --no-flip leaves the mirror out. Distances
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,19 @@ import numpy as np
 
 from common.embedding.gallery import check_same_network, distances, embed_files, load_gallery, nearest, save_gallery
 from common.embedding.model_flags import add_engine_flag, files_of
+from common.embedding.weights import embed_weights, names_weights
 from common.sets.image_sources import find_images
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser, check_range
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 
 Found = dict[str, Any]
 
 
 def parser() -> Parser:
-    flags = Parser("python -m common.inference", description=__doc__,
-                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(prog="python -m common.inference", description=__doc__)
     flags.add_argument("--model", required=True, help="checkpoint: PREFIX,EPOCH, PREFIX, or its folder")
     what = flags.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", type=Path, metavar="PATH", help="a folder of images, at any depth, or one image")
@@ -156,15 +158,17 @@ def _check(options: argparse.Namespace) -> None:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if names_weights(words):
+        return embed_weights(words)
+    options = parser().parse_args(words)
     _check(options)
     side = options.image_size
     backbone = load_backbone(options.model, options.devices, options.batch_size, (side, side), engine=options.engine)
     action = embed if options.images else compare if options.compare else search
     found = action(backbone, options)
     if options.json:
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps({"model": backbone.model, **found}, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps({"model": backbone.model, **found}, indent=1) + "\n")
     return 0
 
 

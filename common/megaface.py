@@ -42,8 +42,7 @@ def people_of(images: Sequence[str]) -> np.ndarray:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.megaface", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.megaface", description=__doc__)
     add = parser.add_argument
     for name, what in (("probes", "FaceScrub"), ("distractors", "MegaFace")):
         add(f"--{name}", type=Path, required=True, metavar="DIR", help=f"folder of the features of {what}")

@@ -32,8 +32,8 @@ from common.sets.output_folder import new_folder
 from common.sets.record_checks import digest_of, repeats
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
 from recognition.config.command_line import Parser
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import decode_rgb, fit
+from recognition.data.images.image import decode_rgb, fit
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
@@ -131,8 +131,7 @@ def read_apart(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.merge_sets", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.merge_sets", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, nargs="+", metavar="DIR", help="training sets, in any form")
     add("--output", type=Path, required=True, metavar="NEW", help="a new folder")

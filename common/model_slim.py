@@ -9,7 +9,6 @@ and the arrays of that part alone, so plain MXNet loads it without labels. The e
 """
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +54,7 @@ def _target(text: str | None, model: tuple[str, int]) -> tuple[str, int]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m common.model_slim", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.model_slim", description=__doc__)
     parser.add_argument("--model", required=True, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder")
     parser.add_argument("--output", metavar="PREFIX,EPOCH", help="the checkpoint to write (default: PREFIXs,0)")
     parser.add_overwrite()

@@ -19,12 +19,15 @@ from typing import Callable
 import cv2
 import numpy as np
 
-from common.sets.image_files import in_order, is_jpeg, read_file, read_image, usable_images
+from common.sets.image_files import in_order, tell_scaled, usable_images
 from common.sets.image_sources import Identity, read_identities
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
 from common.sets.training_set import NAMES, write_names, write_training_set
 from recognition.config.command_line import Parser, check_range
+from recognition.data.images.image import fit_square
+from recognition.data.images.image_files import read_file, read_image
+from recognition.data.images.jpeg_segments import is_jpeg
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 from recognition.progress import progress
@@ -32,38 +35,21 @@ from recognition.progress import progress
 FITS = ("pad", "crop", "stretch")
 
 
-def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 95) -> bytes:
+def encode_image(path: Path, size: int = 112, fit: str = "pad", quality: int = 95,
+                 scaled: list[Path] | None = None) -> bytes:
     """The image as a JPEG of ``size`` x ``size`` pixels; a JPEG of this size is copied byte for byte.
 
+    :param scaled: gets the path of an image of another size
     :raises UserError: if the image cannot be read.
     """
     encoded, image = read_image(path)
-    if is_jpeg(encoded) and image.shape[:2] == (size, size):
+    if image.shape[:2] != (size, size):
+        if scaled is not None:
+            scaled.append(path)
+    elif is_jpeg(encoded):
         return encoded
     fitted = cv2.cvtColor(fit_square(image, size, fit), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", fitted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-
-
-def fit_square(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """Resize an image, uint8 ``(H, W, 3)``, to ``(size, size, 3)``.
-
-    ``pad`` scales the longer side to ``size`` and centres the image on black: 112 x 96 crops get the columns that the
-    112 x 112 template adds. ``crop`` scales the shorter side and cuts the middle out. ``stretch`` scales both.
-    """
-    height, width = image.shape[:2]
-    new_height, new_width = size, size
-    if fit != "stretch":
-        scale = size / (max(height, width) if fit == "pad" else min(height, width))
-        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    if (new_height, new_width) != (height, width):
-        shrinks = new_height * new_width < height * width
-        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    if fit == "pad":
-        top, left = (size - new_height) // 2, (size - new_width) // 2
-        return cv2.copyMakeBorder(image, top, size - new_height - top, left, size - new_width - left,
-                                  cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    top, left = (new_height - size) // 2, (new_width - size) // 2
-    return image[top:top + size, left:left + size]
 
 
 def split_identities(identities: Sequence[Identity], held_out: str, seed: int) -> tuple[list[Identity], list[Identity]]:
@@ -117,8 +103,7 @@ def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[P
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.pack_folder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.pack_folder", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a folder with a folder of images for each person, or a list file: path<TAB or space>"
         "label, or InsightFace's flag<TAB>path<TAB>label; its paths count from its folder")
@@ -149,13 +134,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    encode = partial(encode_image, size=args.size, fit=args.fit, quality=args.quality)
+    scaled: list[Path] = []
+    encode = partial(encode_image, size=args.size, fit=args.fit, quality=args.quality, scaled=scaled)
     with new_folder(args.output) as folder:
         identities = usable_images(read_identities(args.source), args.skip_broken)
         trained, held_out = split_identities(identities, args.held_out, args.seed)
         pairs = pack_pairs(held_out, folder / f"{args.target}.bin", encode, args.folds, args.pairs_per_fold,
                            args.seed) if held_out else 0
         pack(trained, folder, encode, args.size)
+    tell_scaled(scaled, args.size, args.size)
     images = sum(len(identity.images) for identity in trained)
     print(f"{args.output}: {images} images of {len(trained)} people to train on")
     if held_out:

@@ -20,7 +20,7 @@ from common.sets.output_folder import new_folder
 from common.sets.text_columns import whole_number
 from common.sets.usable_records import usable
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import open_dataset
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
@@ -102,8 +102,7 @@ def _labels(text: str) -> list[int]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.rec2image", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.rec2image", description=__doc__)
     add = parser.add_argument
     add("--include", type=Path, required=True, metavar="DIR|FILE.bin", help="a training set, or a verification set")
     add("--output", type=Path, required=True, metavar="DIR", help="a new folder")

@@ -27,15 +27,15 @@ import cv2
 import numpy as np
 
 from common.pack_folder import FITS, encode_image
-from common.sets.image_files import in_order
+from common.sets.image_files import in_order, tell_scaled
 from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
 from common.sets.usable_records import open_usable
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.recordio import PathLike, RecordWriter, pack_record
-from recognition.data.set_layout import MAX_CLASSES
+from recognition.data.records.recordio import PathLike, RecordWriter, pack_record
+from recognition.data.records.set_layout import MAX_CLASSES
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import UserError, command, one_line
 from recognition.io.files import writing
 from recognition.progress import clear_of_bars, progress
@@ -170,10 +170,11 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
     :param skip_broken: leave broken images out, with a line each
     """
     count, names = 0, folder / NAMES
+    scaled: list[Path] = []
 
     def encode(item: tuple[int, Path]) -> tuple[int, bytes | UserError]:
         try:
-            return item[0], encode_image(item[1], size, fit, quality)
+            return item[0], encode_image(item[1], size, fit, quality, scaled)
         except UserError as error:
             if not skip_broken:
                 raise
@@ -201,6 +202,7 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
         classes = build(folder, form, encoded, (size, size))
     if not count:
         raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")
+    tell_scaled(scaled, size, size)
     return count, classes
 
 
@@ -232,8 +234,7 @@ def _open_all(source: Path) -> tuple[FaceDataset, np.ndarray]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.rec_builder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.rec_builder", description=__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a training set; or a folder with a folder of images for each person; or a list file")
     add("output", type=Path, help="a new folder")

@@ -25,7 +25,7 @@ from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
 from recognition.config.command_line import Parser, check_range
-from recognition.data.dataset import FaceDataset, open_dataset
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 from recognition.io.files import writing
@@ -129,8 +129,7 @@ def _write_identities(path: Path, of_image: np.ndarray, labels: np.ndarray, part
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.split_set", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.split_set", description=__doc__)
     add = parser.add_argument
     add("data", type=Path, metavar="DIR", help="a training set, in any form")
     add("--output", type=Path, required=True, metavar="NEW", help="a new folder")

@@ -11,7 +11,6 @@ room for them.
 """
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import io
@@ -256,8 +255,7 @@ def lift(folder: Path, written: Sequence[Path]) -> list[Path]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m common.unpack_parts", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.unpack_parts", description=__doc__)
     add = parser.add_argument
     add("parts", type=Path, nargs="+", metavar="PART", help="the archive, or all of its parts")
     add("--output", type=Path, required=True, metavar="DIR", help="a new folder")

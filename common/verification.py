@@ -3,13 +3,19 @@
 
     python -m common.verification --model models/r100-arcface-emore/model,1 --data DIR --targets lfw,cfp_fp,agedb_30
     python -m common.verification --model 'models/r100-arcface-emore/model,1|2|3' --data DIR
+    python common/verification.py --model models/r100-arcface-emore/model --data-dir DIR --target lfw --gpu 0
 
-Prints the legacy lines and a table; writes to the output folder results.json, roc.png (ROC curves), scores.png
-(histograms of the distances) and worst-<target>.png (the worst pairs of both kinds, errors in red).
+A prefix without a number stands for all checkpoints of that prefix, the newest first. The second and third command are
+those of the recipes, whose flags --data-dir, --target, --nfolds, --gpu, --mode and --max are known, too.
+
+Prints the legacy lines and a table, and of several checkpoints which is the best; writes to the output folder
+results.json, roc.png (ROC curves), scores.png (histograms of the distances) and worst-<target>.png (the worst pairs of
+both kinds, errors in red).
 """
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +23,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model, rates_flag
+from common.embedding.model_flags import add_model_flags, as_text, beside, check_model_flags, open_model, rates_flag
 from common.evaluation.results import percent, print_rates, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
 from recognition.config.command_line import Parser, check_range
@@ -81,52 +87,76 @@ def _targets(data: Path, text: str | None) -> list[Path]:
 
 def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
     """The settings of each checkpoint that is asked for."""
-    parser = Parser(prog="python -m common.verification", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.verification", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="the folder of the sets, <target>.bin")
-    add("--targets", metavar="A,B", help="names of the sets (default: all in DIR)")
+    add("--data", "--data-dir", type=Path, required=True, metavar="DIR", help="the folder of the sets, <target>.bin")
+    add("--targets", "--target", metavar="A,B", help="names of the sets (default: all in DIR)")
     add("--output", type=Path, metavar="DIR", help="where results go (default: beside the checkpoint, "
         "<prefix>-<epoch>-verification; of several checkpoints a folder each in DIR)")
-    add("--folds", type=int, default=FOLDS, help=f"folds of the protocol (default {FOLDS})")
+    add("--folds", "--nfolds", type=int, default=FOLDS, help=f"folds of the protocol (default {FOLDS})")
     add("--pca", type=int, default=0, metavar="N", help="reduce embeddings to N numbers by a PCA that each fold's "
         "others are fitted with (default 0: do not)")
     add("--far", type=rates_flag, default=FARS, metavar="F,F", help="false accept rates of the table (default "
         "1e-4,1e-3)")
+    add("--max", type=_slice, metavar="A,B", help="of a prefix without a number the checkpoints from place A to B - 1, "
+        "if there are more than B")
+    add("--mode", type=int, default=0, choices=(0, 1), help="1: the first checkpoint alone, as the recipes' script "
+        "does to show bad cases, which are drawn in any case")
     parser.add_overwrite()
     args = parser.parse_args(argv)
     for name, least in (("folds", 2), ("pca", 0)):
         check_range(args, name, least)
     args.paths = _targets(args.data, args.targets)
-    models = _models(args.model)
+    models = _models(args.model, args.max)[: 1 if args.mode else None]
     runs = [argparse.Namespace(**{**vars(args), "model": model}) for model in models]
     pictures = dict.fromkeys(f"worst-{path.stem}.png" for path in args.paths)
     for run in runs:
         check_model_flags(run)
         several = args.output / f"{run.model[1]:04d}" if args.output and len(runs) > 1 else args.output
-        run.output = several or Path(f"{run.model[0]}-{run.model[1]:04d}-verification")
+        run.output = several or beside(run.model, "verification")
         require_results(run.output, ("results.json", "roc.png", "scores.png", *pictures), ("folds", "pca", "targets"),
                         overwrite=args.overwrite)
     return runs
 
 
-def _models(text: str) -> list[str]:
-    """The checkpoints in ``PREFIX,1|2|3``, which the recipes' script takes, or the only one."""
+def _slice(text: str) -> tuple[int, int]:
+    low, high = text.split(",")
+    return int(low), int(high)
+
+
+def _models(text: str, part: tuple[int, int] | None = None) -> list[str]:
+    """The checkpoints in ``PREFIX,1|2|3``; of a prefix without a number all, the newest first, or ``part`` of them if
+    they are more; else the only one."""
     prefix, _, numbers = text.rpartition(",")
-    return [f"{prefix},{number.strip()}" for number in dict.fromkeys(numbers.split("|"))] if "|" in numbers else [text]
+    if "|" in numbers:
+        return [f"{prefix},{number.strip()}" for number in dict.fromkeys(numbers.split("|"))]
+    folder, name = Path(text).parent, re.escape(Path(text).name)
+    matches = [re.fullmatch(rf"{name}-([0-9]{{4,9}})\.params", path.name) for path in folder.glob("*.params")]
+    found = [f"{text},{number}" for number in sorted((int(match[1]) for match in matches if match), reverse=True)]
+    return (found[slice(*part)] if part and len(found) > part[1] else found) or [text]
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     status = 0
-    for args in _arguments(argv):  # all are checked before the first is run
-        status = max(status, _verify(args))
+    runs, found = _arguments(argv), []  # all are checked before the first is run
+    for args in runs:
+        if len(runs) > 1:
+            print(f"{as_text(args.model)}:", flush=True)
+        results, refused = _verify(args)
+        found.append(results)
+        status = max(status, UserError.status if refused else 0)
+    for path in runs[0].paths if len(runs) > 1 else ():
+        accuracies = [results[path.stem].mean if path.stem in results else -1.0 for results in found]
+        if max(accuracies) >= 0:
+            print(f"Max of [{path.stem}] is {max(accuracies):1.5f}\nbest of [{path.stem}]: "
+                  f"{as_text(runs[accuracies.index(max(accuracies))].model)}")
     return status
 
 
-def _verify(args: argparse.Namespace) -> int:
-    """Score one checkpoint; returns the exit status."""
+def _verify(args: argparse.Namespace) -> tuple[dict[str, VerificationResult], list[str]]:
+    """Score one checkpoint; returns the results by set, and the sets that cannot be scored."""
     embed, batch_size = open_model(args)
     results: dict[str, VerificationResult] = {}
     refused = []
@@ -142,7 +172,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"[{chosen.name}]XNorm: {result.xnorm:f}\n[{chosen.name}]Accuracy-Flip: {result.mean:1.5f}+-"
               f"{result.std:1.5f}", flush=True)
     if not results:
-        return UserError.status
+        return results, refused
     content = {name: as_json(result, args.far) for name, result in results.items()}
     write_json(args.output / "results.json", {"model": as_text(args.model), "data": str(args.data), "folds": args.folds,
                                               "pca": args.pca, "targets": content, "refused": refused})
@@ -150,7 +180,7 @@ def _verify(args: argparse.Namespace) -> int:
     drawn = draw_curves({**results}, args.output / "roc.png")
     drawn = drawn and draw_histograms({**results}, args.output / "scores.png")
     print(f"results and pictures: {args.output}" if drawn else f"results: {args.output}; {NO_MATPLOTLIB}")
-    return UserError.status if refused else 0
+    return results, refused
 
 
 def _print_table(content: dict[str, dict[str, Any]], fars: Sequence[float]) -> None:

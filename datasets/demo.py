@@ -25,7 +25,7 @@ from common.sets.training_set import write_training_set
 from datasets.face import Face
 from datasets.photo import photograph
 from recognition.config.command_line import Parser, check_range
-from recognition.data.recordio import PathLike
+from recognition.data.records.recordio import PathLike
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import command
 from recognition.evaluation.verification import pixel_similarity

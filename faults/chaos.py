@@ -76,7 +76,9 @@ def main() -> int:
         status = 0
         for name in options.faults or FAULTS:
             rows = FAULTS[name]((options.folder or Path(scratch)) / name, options)
-            status = max(status, report(name, COMMAND, rows, options.record))
+            title, command = (name, COMMAND) if options.engine == "mxnet" else (
+                f"{name}-with-pytorch", f"python -m faults.chaos {name} --engine {options.engine} --record")
+            status = max(status, report(title, command, rows, options.record))
     return status
 
 

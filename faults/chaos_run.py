@@ -21,11 +21,12 @@ from recognition.data.verification_set import save_bin
 from recognition.engines.choose import choose_engine
 from recognition.training.states.folder import DAMAGED, saved_states, step_of
 from recognition.training.states.state import SavedState
-from recognition.training.watch import run_record
+from recognition.training.watch import run_record, text_log
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, IDENTITIES, IMAGES, PAIRS = 32, 11, 6, 20  # 11 classes: two processes have five and six
-OF_STARTS = ("launch", run_record.FILE, report.FILE)  # files with time and manner of starts: they differ in all runs
+# Files with time and manner of starts: they differ in all runs.
+OF_STARTS = ("launch", run_record.FILE, report.FILE, text_log.FILE)
 
 NETWORK = '''
 import mxnet as mx

@@ -8,7 +8,6 @@ bits for another number of threads, or in one line. With ``stop`` the only error
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -25,10 +24,10 @@ import numpy as np
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.errors import UserError, command
 
 IMAGES, CLASSES, BATCH = 200, 10, 20
@@ -195,8 +194,7 @@ def written_to(data: Set, times: int) -> Row:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m faults.data", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m faults.data", description=__doc__)
     parser.add_argument("--times", type=int, default=100, help="each damage, each with another seed (default 100)")
     parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)

@@ -97,8 +97,7 @@ def _folders() -> Iterator[tuple[Path, Path]]:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m faults.fuzz", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m faults.fuzz", description=__doc__)
     add = parser.add_argument
     add("--seconds", type=int, default=60, help="for each parser (default 60)")
     add("--only", help="names of parsers, with commas between them (default: all)")

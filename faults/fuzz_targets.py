@@ -27,21 +27,24 @@ from common.embedding.gallery import load_gallery
 from common.evaluation.ijb_meta import read_faces, read_subjects
 from common.evaluation.ijb_meta import read_pairs as read_ijb_pairs
 from common.evaluation.megaface_files import list_images, read_feature, read_noises
-from common.export.torch_file import read_tensors, write_tensors
 from common.faces.landmark_files import read_landmarks
 from common.sets.image_sources import read_identities
 from common.sets.pair_lists import read_pairs
 from common.unpack_parts import unpack
 from recognition.config.cli import parse_args
 from recognition.config.options import Config
-from recognition.data.dataset import open_dataset, read_property
-from recognition.data.image import decode_rgb
-from recognition.data.record_index import read_index
-from recognition.data.recordio import MAGIC, RecordReader, RecordWriter, pack_record
+from recognition.data.images.image import decode_rgb
+from recognition.data.records.record_index import read_index
+from recognition.data.records.recordio import MAGIC, RecordReader, RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset, read_property
+from recognition.data.sets.folder_index import list_images as list_people
+from recognition.data.sets.folder_index import read_index as read_listing
+from recognition.data.sets.folder_index import write_index as write_listing
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 from recognition.io.npz import read_npz
 from recognition.io.params import read_arrays, write_arrays
+from recognition.io.torch_file import read_tensors, write_tensors
 from recognition.networks.symbol_file import read_symbol
 from recognition.training.watch.run_files import read_history, read_starts
 
@@ -225,6 +228,23 @@ def _gallery() -> bytes:
     return file.getvalue()
 
 
+def _read_listing(path: Path) -> None:
+    """Seeking to an impossible place of an archive is an OSError, after which a folder is listed anew, too."""
+    with contextlib.suppress(OSError):
+        listing = read_listing(path, path.parent)
+        listing.changed()
+        assert listing.digest() and all(listing.path(i) for i in range(len(listing.labels)))
+
+
+def _listing() -> bytes:
+    root = folder()
+    for name in ("a", "b"):
+        (root / "people" / name).mkdir(parents=True, exist_ok=True)
+        (root / "people" / name / "1.jpg").touch()
+    write_listing(root / "people.images.npz", list_people(root / "people"))
+    return (root / "people.images.npz").read_bytes()
+
+
 def _bins() -> list[bytes]:
     images = [_jpeg(), _jpeg()]
     arrays = [np.frombuffer(image, np.uint8) for image in images]
@@ -259,12 +279,14 @@ TARGETS: dict[str, Target] = {
     "symbols": Target(_file(read_symbol), lambda: [json.dumps(_graph()).encode()]),
     "arrays in .npz": Target(_read_arrays, lambda: [_array(np.eye(2, dtype=np.float32)), _array(np.array(["a"]))],
                              ValueError),
+    "lists of folders": Target(_file(_read_listing), lambda: [_listing()], ValueError),
     "embeddings": Target(_file(load_gallery), lambda: [_gallery()]),
     "pair lists": Target(_file(read_pairs), lambda: [
         b"a.jpg b.jpg 1\nc.jpg\td.jpg\t0\n", b"2\t1\nA\t1\t2\nA\t1\tB\t1\n"]),
     "image lists": Target(_file(_read_list), lambda: [
         b"a/1.jpg\tann\nb/2.jpg\tbob\n", b"1\ta.jpg\t0\n1\tb.jpg\t1\n", b"a/../b.jpg 9\n/x/c.jpg 10\n"]),
-    "landmarks": Target(_file(read_landmarks), lambda: [_FACES, b"1\ta.jpg\t0\t1\t1\t9\t9" + b"\t2" * 10 + b"\n"]),
+    "landmarks": Target(_file(read_landmarks), lambda: [
+        _FACES, b"1\ta.jpg\t0\t1\t1\t9\t9\t" + _FIVE.replace(b" ", b"\t") + b"\n"]),
     "IJB meta": Target(_files(read_faces, "x_name_5pts_score.txt", "x_face_tid_mid.txt"),
                        lambda: [_FACES + SEPARATOR + b"a/1.jpg 1 1\n2.jpg 1 2\n"]),
     "IJB pairs": Target(_files(read_ijb_pairs, "x_template_pair_label.txt"), lambda: [b"1 2 0\n1 1 1\n"]),

@@ -7,7 +7,6 @@ Each must be refused in one line, within MOST_SECONDS and MOST_BYTES, and withou
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pickle
@@ -24,13 +23,13 @@ import cv2
 import numpy as np
 
 from common.embedding.gallery import load_gallery
-from common.export.torch_file import read_tensors
 from faults.reliability import Row, report
 from recognition.config.command_line import Parser
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError, command
 from recognition.io.params import read_arrays
+from recognition.io.torch_file import read_tensors
 from recognition.networks.symbol_file import read_symbol
 
 MOST_SECONDS, MOST_BYTES = 5.0, 512 << 20
@@ -155,8 +154,7 @@ def _alone(read: Callable[[Path], object], path: Path) -> tuple[bool, float, int
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m faults.hostile_files", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m faults.hostile_files", description=__doc__)
     parser.add_argument("--times", type=int, default=10, help="each file (default 10)")
     parser.add_argument("--record", action="store_true", help="write the table of docs/records/reliability.md")
     args = parser.parse_args(argv)

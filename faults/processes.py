@@ -185,7 +185,7 @@ def unreachable(folder: Path, random: np.random.RandomState) -> tuple[bool, Ende
                    'echo "ssh: connect to host b port 22: No route to host" >&2; exit 255\n')
     ssh.chmod(0o755)
     ended = Run(folder, Exchange(("--hosts", "a:1,b:1", "--ssh", str(ssh), "--address", "127.0.0.1"))).end()
-    return ended.as_promised(255, "launch: rank 1 on b ended with status 255, with which ssh says .*", 30), ended
+    return ended.as_promised(255, "error: --hosts: b: ssh does not reach it: .*No route to host", 30), ended
 
 
 def no_gpu(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
@@ -214,7 +214,7 @@ def faults() -> Iterator[tuple[str, str, Fault]]:
                signalled(signal.SIGKILL, f"DMLC_ROLE={role}", EXCHANGES["servers"], 137,
                          f"launch: {name} on localhost was ended by SIGKILL; ending all others", DEATH_SECONDS))
     yield "the scheduler's port is in use", "in 30 s the end, with a line that says it, status 75", port_in_use
-    yield ("a host that ssh cannot reach", "in 30 s the end, with a line that names host and rank, status 255",
+    yield ("a host that ssh cannot reach", "in 30 s the end, with a line that names the host, status 255",
            unreachable)
     yield "a GPU that is not there", "in 30 s the end, with one line that names the GPU, status 2", no_gpu
 

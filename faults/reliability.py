@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recognition.errors import UserError
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 
 RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
@@ -47,8 +47,7 @@ def report(name: str, command: str, rows: Sequence[Row], record: bool, folder: P
         print(f"{'kept' if row.kept == row.tried else 'BROKEN'}: {' | '.join(row.cells())}", flush=True)
     if record:
         found = {"command": command, "date": datetime.date.today().isoformat(), "rows": [asdict(row) for row in rows]}
-        with replacing(folder / "reliability" / f"{name}.json") as path:
-            path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(folder / "reliability" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         write_table(folder)
     return int(any(row.kept != row.tried for row in rows))
 
@@ -75,8 +74,7 @@ def write_table(folder: Path = RECORDS) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in after:
         raise UserError(f"{page}: found no {BEGIN} ... {END}, expected one of each, around the table")
-    with replacing(page) as path:
-        path.write_text(f"{before}{BEGIN}\n{table(folder)}\n{END}{after}", encoding="utf-8")
+    write_whole(page, f"{before}{BEGIN}\n{table(folder)}\n{END}{after}")
 
 
 def main() -> None:

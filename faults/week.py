@@ -29,7 +29,7 @@ import numpy as np
 from faults.reliability import Row, report
 from recognition.data.loader import Batch
 from recognition.data.order import Position
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.evaluation.roc import Roc
 from recognition.evaluation.verification import VerificationResult
 from recognition.head.shard import Shard

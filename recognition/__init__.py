@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer for face recognition on MXNet, parallel on x and W.
+"""A trainer for face recognition on MXNet or PyTorch, parallel on x and W.
 
     from recognition import load_backbone
 
-gives a trained network that embeds images (docs/api.md). MXNet is imported when that name is first used.
+gives a trained network that embeds images (docs/api.md). An engine is imported when it is first called.
 """
 from __future__ import annotations
 

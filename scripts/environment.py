@@ -244,7 +244,7 @@ def without_torch(extras: Sequence[str], lock: Path) -> Sequence[str]:
     if not set(extras) & {"cpu", "cu112"}:
         raise SetupError(f"{none}: name a CPython 3.10 to 3.14 with PYTHON=")
     say(f"{none}: MXNet alone")
-    return [extra for extra in extras if extra != "torch"]
+    return [extra for extra in extras if extra not in ("torch", "triton")]
 
 
 def require_compiler() -> None:

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 mxnet=$1
 shift
 options=("$@") torch=()
-[[ ${ENGINE:-mxnet} != torch ]] || torch=(torch)
+[[ ${ENGINE:-mxnet} != torch ]] || torch=(torch triton)
 passed=() failed=()
 
 # Run the suite in an environment of its own: NAME PYTHON MXNET [--oldest]

@@ -19,8 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # of several that share the processors;
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: tests need no GPU
 
-if os.environ.get("REQUIRE_TORCH") and sys.version_info >= (3, 10) and importlib.util.find_spec("torch") is None:
-    raise pytest.UsageError("PyTorch is not installed, and this run must not go without it")
+for _name, _library in (("torch", "PyTorch"), ("triton", "Triton")):
+    if os.environ.get("REQUIRE_TORCH") and sys.version_info >= (3, 10) and importlib.util.find_spec(_name) is None:
+        raise pytest.UsageError(f"{_library} is not installed, and this run must not go without it")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

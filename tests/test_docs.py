@@ -33,13 +33,24 @@ def is_ours(word: str, page: Path) -> bool:
     return word.split("/")[0] in TOPS or word.endswith(".md") or (page.parent in ROOMS and word.endswith(".py"))
 
 
+def bound(file: Path) -> Iterator[str]:
+    """The names that a module defines or imports at its top."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            yield from (found.id for found in ast.walk(node) if isinstance(found, ast.Name))
+
+
 def is_module(name: str) -> bool:
-    """Whether a dotted name is a module, or a name in the text of one."""
+    """Whether a dotted name is a module, or a name at the top of one."""
     path, parts = ROOT, name.split(".")
     while parts and ((path / parts[0]).is_dir() or (path / f"{parts[0]}.py").is_file()):
         path /= parts.pop(0)
     sources = [file for file in (path.with_suffix(".py"), path / "__init__.py", path / "__main__.py") if file.is_file()]
-    return not parts or any(re.search(rf"\b{parts[0]}\b", file.read_text(encoding="utf-8")) for file in sources)
+    return not parts or any(parts[0] in bound(file) for file in sources)
 
 
 def test_links_lead_somewhere() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.orl import HELD_OUT, RECIPES, pack, train
+from bench.accuracy.orl import HELD_OUT, RECIPES, pack, train
 from recognition.data.verification_set import load_bin
 from recognition.evaluation.verification import pixel_similarity
 

@@ -43,7 +43,7 @@ def interpreter(path: Path) -> Path:
 
 def choose(machine: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": str(machine), "HOME": str(machine), **variables}
-    return subprocess.run([str(CHOOSE), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(CHOOSE), *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -221,5 +221,5 @@ def test_two_set_ups_take_turns(setup: ModuleType, tmp_path: Path) -> None:
         assert other.stderr.readline() == f"set-up: waiting for another set-up of {os.path.relpath(venv)}\n"
         time.sleep(0.2)
         assert other.poll() is None
-    assert other.communicate(timeout=30)[1].startswith("error: ")
+    assert other.communicate(timeout=300)[1].startswith("error: ")
     assert other.returncode == 2

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 
 
 class Setting(NamedTuple):
@@ -54,8 +54,7 @@ class Report:
         if not good:
             self.failed.append(f"{self._check}: {name}")
         self.say(f"{'ok  ' if good else 'BAD '} {self._check}: {name}: {line}")
-        with replacing(self._folder / "found.json") as file:
-            file.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
+        write_whole(self._folder / "found.json", json.dumps(self._content, indent=1) + "\n")
 
     def close(self, name: str, found: Any, wanted: Any, tolerance: float, digits_of: str = "largest") -> None:
         """A check that arrays are alike: their largest difference, or the norm of it, over that of ``wanted``."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 
 TILE, GAP, LINE = 112, 6, 16  # pixels: an image, the space between two, a line of text
 _WHITE, _INK = 255, (61, 54, 48)
@@ -32,8 +32,7 @@ def draw_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[str]
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         sheet[y : y + size[1], x : x + size[0]] = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
         _write(sheet, caption, x, y + TILE + LINE - 4, TILE)
-    with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+    write_whole(path, cv2.imencode(".png", sheet)[1].tobytes())
 
 
 def _write(sheet: np.ndarray, text: str, x: int, y: int, width: int) -> None:

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.sets.image_files import in_order, read_image
+from common.sets.image_files import in_order, read_fitted, tell_scaled
 from common.sets.image_sources import find_images
-from recognition.data.image import fit
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import TrainedBackbone, unit_rows
 from recognition.io.files import replacing
@@ -37,7 +36,8 @@ class Gallery(NamedTuple):
 def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tuple[Gallery, list[str]]:
     """Embed all images of a folder, or one image; returns them and a line about each file that could not be used.
 
-    Images are read in threads, a few batches ahead. An image of another size but the same shape is scaled.
+    Images are read in threads, a few batches ahead. An image of another size but the same shape is scaled,
+    and a line is printed about those.
 
     :raises UserError: if no image can be used.
     """
@@ -46,6 +46,7 @@ def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tu
     bad: list[str] = []
     rows: list[np.ndarray] = []
     waiting: list[np.ndarray] = []
+    scaled: list[Path] = []
 
     def embed() -> None:
         rows.append(backbone.embed(waiting, flip, unit=False))
@@ -53,11 +54,9 @@ def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tu
 
     def read(path: Path) -> np.ndarray | UserError:
         try:
-            return fit(read_image(path)[1], *backbone.image_size)
+            return read_fitted(path, *backbone.image_size, scaled)
         except UserError as error:
             return error
-        except ValueError as error:
-            return UserError(f"{path}: {error}")
 
     pictures = zip(paths, in_order(read, paths))
     quiet = True if len(paths) == 1 else None
@@ -73,6 +72,7 @@ def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tu
         embed()
     if not kept:
         raise UserError(f"{place}: none of its {len(paths)} images can be used; the first: {bad[0]}")
+    tell_scaled(scaled, *backbone.image_size)
     try:
         return Gallery(kept, unit_rows(np.concatenate(rows)), backbone.model, flip), bad
     except ValueError as error:

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from common.embedding.foreign_models import OnnxNetwork, is_foreign, open_weights
 from recognition.config.cli import find_pretrained
 from recognition.config.command_line import check_range
 from recognition.config.devices import parse_devices, share_processors, visible_devices
@@ -17,14 +18,18 @@ from recognition.errors import UserError
 
 def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batch_size: int = 32,
                     image_size: bool = True) -> None:
-    """Add ``--model``, ``--batch-size``, ``--devices``, ``--engine``, ``--bfloat16`` and ``--image-size``.
+    """Add ``--model``, ``--batch-size``, ``--devices``, ``--gpu``, ``--engine``, ``--bfloat16`` and
+    ``--image-size``.
 
     :param image_size: False if the data determines it.
     """
-    parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder")
+    parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder; "
+                        "or a network of others: FILE.onnx, or iresnet's weights of PyTorch, FILE.pt")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="images a device at a time (default "
                         f"{batch_size})")
     parser.add_argument("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")
+    parser.add_argument("--gpu", type=int, metavar="N", help="as --devices gpu:N, as the recipes' scripts have it; -1: "
+                        "the CPU")
     add_engine_flag(parser)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16: about twice as fast on CPUs that "
                         "have it; cosines change by up to 1e-3")
@@ -46,22 +51,36 @@ def check_model_flags(args: argparse.Namespace) -> None:
     :raises UserError: if one is not valid, or if there is no such checkpoint.
     """
     check_range(args, "batch_size", 1)
+    if args.gpu is not None:
+        if args.devices:
+            raise UserError("--gpu: goes without --devices, which says the same")
+        args.devices = f"gpu:{args.gpu}" if args.gpu >= 0 else "cpu"
     try:
         args.devices = parse_devices(args.devices) if args.devices else visible_devices(os.environ)
     except (ValueError, TypeError):
         raise UserError(f"--devices: found {args.devices!r}, expected cpu, cpu:N, gpu or gpu:I,J") from None
     if args.bfloat16:
         check_bfloat16("--bfloat16", args.devices)
-    args.model = find_pretrained(args.model, 1, "--model")
+    if is_foreign(args.model):
+        if not Path(args.model).is_file():
+            raise UserError(f"--model: found no file {args.model}")
+        args.model = (args.model, 0)
+    else:
+        args.model = find_pretrained(args.model, 1, "--model")
 
 
 def open_model(args: argparse.Namespace) -> tuple[Embedder, int]:
     """The network, ready to embed, and the number of images that all devices take at a time."""
     share_processors(args.devices, os.environ)
     shape = (3, args.image_size, args.image_size)
-    embedder = choose_engine(args.engine, args.devices).embedder(args.model, args.devices, args.batch_size, shape,
-                                                                       args.bfloat16)
-    return embedder, args.batch_size * len(args.devices)
+    file, at_a_time = Path(args.model[0]), args.batch_size * len(args.devices)
+    if file.suffix == ".onnx":
+        if args.bfloat16:
+            raise UserError(f"--bfloat16: {file} is computed in the numbers that it has")
+        return OnnxNetwork(file, args.devices, shape), at_a_time
+    engine, how = choose_engine(args.engine, args.devices), (args.devices, args.batch_size, shape, args.bfloat16)
+    network = open_weights(file, engine, *how) if is_foreign(args.model[0]) else engine.embedder(args.model, *how)
+    return network, at_a_time
 
 
 def rates_flag(text: str) -> tuple[float, ...]:
@@ -81,5 +100,11 @@ def files_of(model: tuple[str, int]) -> list[Path]:
 
 
 def as_text(model: tuple[str, int]) -> str:
-    """The name of a checkpoint in reports: that of its ``.params`` file."""
-    return f"{model[0]}-{model[1]:04d}.params"
+    """The name of a checkpoint in reports: that of its ``.params`` file, or of the file of another's network."""
+    return model[0] if is_foreign(model[0]) else f"{model[0]}-{model[1]:04d}.params"
+
+
+def beside(model: tuple[str, int], ending: str) -> Path:
+    """The folder of a command's results beside a checkpoint: ``<prefix>-<number>-<ending>``."""
+    stem = str(Path(model[0]).with_suffix("")) if is_foreign(model[0]) else f"{model[0]}-{model[1]:04d}"
+    return Path(f"{stem}-{ending}")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.sets.folder_walk import LeftOut, images_below
 from common.sets.image_files import in_order
-from recognition.errors import UserError
+from common.sets.named_images import below
+from recognition.data.images.folder_walk import LeftOut, images_below
+from recognition.errors import UserError, one_line
 from recognition.evaluation.embed_images import normalised
-from recognition.io.files import replacing
 from recognition.io.text import read_text
 
 HEADER_NUMBERS, FLOAT32_TYPE = 4, 5
@@ -43,11 +43,10 @@ def read_feature(path: Path, dim: int = 0) -> np.ndarray:
     return np.frombuffer(content, "<f4", offset=start).astype(np.float32)
 
 
-def write_feature(path: Path, feature: np.ndarray) -> None:
-    """Write one feature, ``(D,)``, in the devkit's format."""
-    with replacing(path) as temporary:
-        head = np.array([len(feature), 1, 4, FLOAT32_TYPE], "<i4")
-        temporary.write_bytes(head.tobytes() + np.asarray(feature, "<f4").tobytes())
+def encode_feature(feature: np.ndarray) -> bytes:
+    """The content of the file of one feature, ``(D,)``, in the devkit's format."""
+    head = np.array([len(feature), 1, 4, FLOAT32_TYPE], "<i4")
+    return head.tobytes() + np.asarray(feature, "<f4").tobytes()
 
 
 def read_features(folder: Path, images: Sequence[str], suffix: str, block: int = 8192) -> Iterator[np.ndarray]:
@@ -77,6 +76,15 @@ def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
         if not found:
             raise UserError(f"{folder}: found no file that ends with {suffix!r}, expected features")
         return sorted(found)
+    return read_paths(listed, folder)
+
+
+def read_paths(listed: Path, folder: Path) -> list[str]:
+    """The paths in a list, a path a line or the devkit's JSON with "path"; ``folder`` is what they count from, and
+    what absolute ones must lead into.
+
+    :raises UserError: if there are none, or if one leads out of the folder.
+    """
     text = _read(listed)
     if text.lstrip().startswith("{"):
         try:
@@ -91,9 +99,10 @@ def list_images(folder: Path, suffix: str, listed: Path | None) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if line.startswith("/") or ".." in line.strip().split("/") or "\0" in line:
+        image = below(folder, line.strip())
+        if image.startswith("/") or ".." in image.split("/") or "\0" in image:
             raise UserError(f"{listed}: line {number}: found {line[:80]!r}, expected a path below {folder}")
-        images.append(line.strip())
+        images.append(image)
     if not images:
         raise UserError(f"{listed}: found no lines, expected images")
     return images
@@ -106,7 +115,8 @@ def read_noises(path: Path) -> set[str]:
 
 def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
     """The images that are not in a noise list. The list has paths, or, with ``by_name``, perhaps names of files alone,
-    as that of FaceScrub.
+    as that of FaceScrub. Prints how many are left out:
+    the lists name images that the protocol's do not have.
 
     :raises UserError: if the list has none of them: it may belong to another set, or the paths may differ; or all.
     """
@@ -120,6 +130,7 @@ def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> l
                         f"names such as {images[0]}")
     if not kept:
         raise UserError(f"{path}: names all of the {len(images)} images")
+    print(one_line(f"{path}: {len(images) - len(kept)} images left out; it names {len(noises)}"))
     return kept
 
 

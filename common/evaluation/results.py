@@ -9,7 +9,7 @@ from typing import Any
 
 from recognition.errors import one_line
 from recognition.evaluation.rates import Rate
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -64,5 +64,4 @@ def write_json(path: Path, value: Any) -> None:
     :raises ValueError: if a number is not finite: JSON has no such numbers.
     """
     text = json.dumps(value, indent=2, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")

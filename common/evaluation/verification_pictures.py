@@ -12,7 +12,7 @@ import numpy as np
 from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, style
 from recognition.data.verification_set import VerificationSet
 from recognition.evaluation.verification import Result
-from recognition.io.files import replacing
+from recognition.io.files import replacing, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,8 +93,7 @@ def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, colu
         parts += [_title(f"{chosen.name}: {title}; {count} errors in the set", columns),
                   *_rows(chosen, result, errors, pairs, columns)]
     encoded = cv2.imencode(".png", np.concatenate(parts))[1]
-    with replacing(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+    write_whole(path, encoded.tobytes())
 
 
 def _width(columns: int) -> int:

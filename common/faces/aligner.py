@@ -13,9 +13,9 @@ import numpy as np
 from common.faces.alignment import BASE, MODES, align
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
-from common.faces.upright import why_no_face
-from common.sets.folder_walk import EXTENSIONS
-from common.sets.image_files import read_image
+from common.faces.upright import why_no_face, why_not_in
+from recognition.data.images.folder_walk import EXTENSIONS
+from recognition.data.images.image_files import read_image
 from recognition.errors import UserError
 
 
@@ -32,6 +32,11 @@ def without_ending(name: str) -> str:
     return base if ending.lower() in EXTENSIONS else name
 
 
+def _plain(name: str) -> str:
+    """A name without what says nothing: ``./a\\b.jpg``, as lists of Windows have it, is ``a/b.jpg``."""
+    return os.path.normpath(name.replace("\\", "/"))
+
+
 class Aligner:
     """A callable from an image's name and path to :class:`Aligned`, for any thread."""
 
@@ -39,30 +44,36 @@ class Aligner:
                  size: int = BASE, mode: str = "arcface", rule: str = "main") -> None:
         """:param landmarks: by name of the image; other images are given to ``detector``, if there is one."""
         self.landmarks, self.size = landmarks or {}, size
-        stems = Counter(map(without_ending, self.landmarks))
-        self._by_stem = {stem: points for name, points in self.landmarks.items()
+        self._by_name = {_plain(name): points for name, points in self.landmarks.items()}
+        stems = Counter(map(without_ending, self._by_name))
+        self._by_stem = {stem: points for name, points in self._by_name.items()
                          if stems[stem := without_ending(name)] == 1}
         self._detector, self._mode, self._rule = detector, mode, rule
 
     def __call__(self, name: str, path: Path) -> Aligned:
         """Align the face of an image.
 
-        :raises UserError: if the image cannot be read, no face is found, or the landmarks form no upright face.
+        :raises UserError: if the image cannot be read, no face is found, or the landmarks form no upright face
+            or are not in the image.
         """
-        points = self.landmarks.get(name, self._by_stem.get(without_ending(name)))
-        if points is None:
-            points = self.landmarks.get(str(path.absolute()))
+        points = self._find(name, path)
         if points is None and self._detector is None:
             raise UserError(f"{path}: no landmarks of {name!r} in the file")
         _, image = read_image(path)
         if points is None:
             points = self._detected(path, image)
-        if wrong := why_no_face(points):
+        if wrong := why_no_face(points) or why_not_in(points, *image.shape[:2]):
             raise UserError(f"{path}: {wrong}")
         try:
             return Aligned(align(image, points, self.size, self._mode), points)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
+
+    def _find(self, name: str, path: Path) -> np.ndarray | None:
+        plain = _plain(name)
+        found = (self.landmarks.get(name), self._by_name.get(plain), self._by_stem.get(without_ending(plain)),
+                 self.landmarks.get(str(path.absolute())))
+        return next((points for points in found if points is not None), None)
 
     def _detected(self, path: Path, image: np.ndarray) -> np.ndarray:
         assert self._detector is not None

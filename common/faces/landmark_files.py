@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.faces.upright import EXPECTED_ORDER, likely_order, upright
-from common.sets.folder_walk import EXTENSIONS
+from common.faces.upright import EXPECTED_ORDER, LEAST_PIXELS, extents, likely_order, upright
+from recognition.data.images.folder_walk import EXTENSIONS
 from recognition.errors import UserError
 from recognition.io.text import open_text
 
@@ -71,7 +71,11 @@ def read_landmarks(path: Path) -> Landmarks:
         raise UserError(f"{path}: found no lines, {_EXPECTED}")
     table = np.frombuffer(values, np.float32).reshape(len(lines), -1)
     first = first_column(path, table, list(lines.values()))
-    return Landmarks(list(lines), table[:, first : first + _NUMBERS].reshape(-1, POINTS, 2).copy())
+    points = table[:, first : first + _NUMBERS].reshape(-1, POINTS, 2).copy()
+    if (usual := np.median(extents(points))) < LEAST_PIXELS and points.any():
+        raise UserError(f"{path}: most of its faces are within {usual:.2g} pixels, expected landmarks in pixels, not "
+                        "in parts of the image's sides")
+    return Landmarks(list(lines), points)
 
 
 def write_landmarks(path: Path, names: Iterable[str], points: Iterable[np.ndarray]) -> None:

@@ -18,6 +18,7 @@ MOST_RESIDUAL = 0.1  # of the template's sum of squares
 MOST_DEGREES = 75.0  # between upright and lying on its side: a face that lies has the landmarks of one with y before x
 _TEMPLATES = np.concatenate([ARCFACE[None], FIVE]) @ [1, 1j]
 _ROWS = 1 << 16
+LEAST_PIXELS = 4  # of the box around the landmarks: of fewer nothing can be seen
 EXPECTED_ORDER = "expected left eye, right eye, nose, left and right corner of the mouth, x before y"
 
 _STANDARD = (0, 1, 2, 3, 4)
@@ -69,6 +70,23 @@ def why_no_face(points: np.ndarray) -> str:
     residual, degrees = found.residuals[0], found.degrees[0]
     what = f"turned by {degrees:.0f} degrees" if residual <= MOST_RESIDUAL else f"{residual:.0%} fits no face"
     return f"its landmarks form no upright face ({what}), {EXPECTED_ORDER}"
+
+
+def extents(points: np.ndarray) -> np.ndarray:
+    """The longer side in pixels of the box around five landmarks, float ``(N,)`` of float ``(N, 5, 2)``."""
+    return np.ptp(points, axis=1).max(axis=1)
+
+
+def why_not_in(points: np.ndarray, height: int, width: int) -> str:
+    """What is wrong with the landmarks, float ``(5, 2)``, of a face in an image of this size; empty if nothing is. A
+    face at the border may have some of them outside."""
+    if (extent := extents(points[None])[0]) < LEAST_PIXELS:
+        return f"its landmarks lie within {extent:.2g} pixels, expected at least {LEAST_PIXELS}, in pixels of the image"
+    x, y = points.mean(axis=0)
+    if 0 <= x < width and 0 <= y < height:
+        return ""
+    return (f"its landmarks lie around ({x:.0f}, {y:.0f}), expected inside the image, which is {width} wide and "
+            f"{height} high: are they of another size of it?")
 
 
 def likely_order(numbers: np.ndarray) -> tuple[str, float]:

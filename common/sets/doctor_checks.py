@@ -7,20 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.sets.record_checks import MOST_PROBLEMS, Framing, Survey, framing, look_at, repeats
+from common.sets.record_checks import MOST_PROBLEMS, Framing, Survey, framing, repeats
 from common.sets.text_columns import whole_number
 from common.sets.training_set import MAX_RECORDS
-from recognition.data.dataset import open_dataset, property_line
-from recognition.data.record_index import read_index, require_fitting
-from recognition.data.recordio import RecordReader, unpack_record
-from recognition.data.set_layout import MAX_CLASSES, Property, find_images, read_property
-from recognition.data.verification_set import read_bin
+from recognition.data.records.record_index import read_index, require_fitting
+from recognition.data.records.recordio import RecordReader, unpack_record
+from recognition.data.records.set_layout import MAX_CLASSES, Property, find_images, read_property
+from recognition.data.sets.dataset import open_dataset, property_line, why_more_identities
 from recognition.errors import UserError
 from recognition.io.text import read_text
 
 ERROR, WARNING, NOTE = "error", "warning", "note"  # error: training stops or learns wrong things
-USUAL_TARGETS = ("lfw", "cfp_fp", "agedb_30")  # the presets' verification sets
-FOLDS = 10
 _REPACK = "python -m common.rec_builder DIR NEW writes a set whose records, index, header and property agree"
 _REPACK_WHOLE = "python -m common.rec_builder DIR NEW --skip-broken writes a set of the records that can be used"
 
@@ -47,14 +44,13 @@ class Records(NamedTuple):
 
 def check_property(folder: Path) -> tuple[Property | None, list[Finding]]:
     path = folder / "property"
-    line = "" if path.is_file() or not (folder / "train.rec").is_file() else property_line(folder)
-    if line:
-        return None, [Finding(ERROR, "property", "is not there", f"write one line into it: {line}")]
     try:
         return read_property(path), []
     except UserError as error:
-        return None, [Finding(ERROR, "property", str(error).split(": ", 1)[-1], "write one line into it: number of "
-                              "identities (the highest label + 1), height and width: 85742,112,112")]
+        line = property_line(folder) if (folder / "train.rec").is_file() else ""
+        what = str(error).split(": ", 1)[-1] if path.is_file() or not line else "is not there"
+        return None, [Finding(ERROR, "property", what, "write one line into it: " + (
+            line or "number of identities (the highest label + 1), height and width: 85742,112,112"))]
 
 
 def check_files(folder: Path) -> tuple[Records | None, list[Finding]]:
@@ -163,10 +159,11 @@ def check_identities(records: Records, labels: np.ndarray) -> list[Finding]:
         found.append(Finding(ERROR, "train.rec", f"the identity records' ranges do not follow one another: {where}",
                              _REPACK))
         return found
-    classes = len(np.unique(labels[np.isfinite(labels)]))
-    if len(ranges) > classes and np.diff(labels).min(initial=0) < 0:
-        found.append(Finding(NOTE, "train.rec", f"{len(ranges)} identity records for {classes} identities: the images "
-                             "of an identity do not lie together; training goes by their labels", _REPACK))
+    known = labels[np.isfinite(labels)]
+    classes = int(known.max(initial=-1)) + 1
+    if len(ranges) > classes:
+        found.append(Finding(NOTE, "train.rec", f"{len(ranges)} identity records for {classes} identities: "
+                             f"{why_more_identities(known, len(ranges))}; training goes by the labels", _REPACK))
     starts = np.searchsorted(records.keys, ranges[:, 0])
     ends = np.searchsorted(records.keys, ranges[:, 1])
     counts = ends - starts
@@ -276,38 +273,3 @@ def check_open(folder: Path, findings: list[Finding]) -> list[Finding]:
         if not any(finding.level == ERROR for finding in findings):
             return [Finding(ERROR, folder.name, str(error), "mend what the line names")]
     return []
-
-
-def check_bin(path: Path, training: Survey | None, size: tuple[int, int]) -> tuple[dict[str, int], list[Finding]]:
-    """Check a verification set, also for images that are in the training set, byte for byte. Returns facts and
-    findings."""
-    advice = "get it again, or make it: python -m common.build_eval_pack"
-    try:
-        images, issame = read_bin(path)
-    except UserError as error:
-        return {}, [Finding(ERROR, path.name, str(error).split(": ", 1)[-1], advice)]
-    looked = [look_at(image, *size) for image in images]
-    found = [Finding(ERROR, f"{path.name}, image {i}", image.problem, advice)
-             for i, image in enumerate(looked) if image.problem][:3]
-    same = int(issame.sum())
-    if same in (0, len(issame)):
-        which = "of one identity" if same else "of two identities"
-        found.append(Finding(WARNING, path.name, f"all {len(issame)} pairs are {which}, which measures little", advice))
-    if len(issame) < FOLDS:
-        found.append(Finding(ERROR, path.name, f"{len(issame)} pairs for {FOLDS} folds", advice))
-    if training is not None:
-        shared = np.isin(np.array([image.digest for image in looked], np.uint64), training.digests).sum()
-        if shared:
-            found.append(Finding(WARNING, path.name, f"{shared} of its {len(images)} images are in train.rec, byte for "
-                                 "byte: its accuracy says less than it seems to", "python -m common.merge_sets DIR "
-                                 f"--output NEW --exclude {path.name} leaves them out"))
-    return {"pairs": len(issame), "pairs_of_one_identity": same, "images": len(images)}, found
-
-
-def check_targets(folder: Path) -> list[Finding]:
-    missing = [name for name in USUAL_TARGETS if not (folder / f"{name}.bin").exists()]
-    if not missing:
-        return []
-    names = ", ".join(f"{name}.bin" for name in missing)
-    return [Finding(NOTE, folder.name, f"has no {names}, which presets verify on",
-                    "put them there, or name others with --val-targets")]

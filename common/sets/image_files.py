@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files: careful reading by many threads, and the search for broken and repeated images."""
+"""Image files: work on them by many threads, and the search for broken and repeated images."""
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,30 +13,15 @@ from typing import Callable, TypeVar
 import numpy as np
 
 from common.sets.image_sources import Identity
-from recognition.data.image import decode_rgb
-from recognition.data.jpeg_damage import CUT, damage
-from recognition.data.jpeg_segments import END, JUNK, is_jpeg, segments
+from recognition.data.images.image import fit
+from recognition.data.images.image_files import read_image
+from recognition.data.images.jpeg_damage import CUT
+from recognition.data.images.jpeg_segments import END, JUNK, is_jpeg, segments
 from recognition.errors import UserError, one_line
 from recognition.progress import clear_of_bars, progress
 
-MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 S = TypeVar("S")
 T = TypeVar("T")
-
-
-def read_file(path: Path) -> bytes:
-    """Read a file of at most MOST_BYTES.
-
-    :raises UserError: if it cannot be read or is larger; if it is a pipe or a device, which may have no end.
-    """
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            raise UserError(f"{path}: found {found.st_size} bytes in what is {stat.filemode(found.st_mode)}, expected "
-                            f"a file of at most {MOST_BYTES >> 20} MB")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def jpeg_damage(encoded: bytes) -> str:
@@ -54,21 +38,6 @@ def jpeg_damage(encoded: bytes) -> str:
     return CUT
 
 
-def read_image(path: Path) -> tuple[bytes, np.ndarray]:
-    """Read the bytes of an image file and its pixels, uint8 ``(H, W, 3)`` RGB.
-
-    :raises UserError: if the image is broken.
-    """
-    encoded = read_file(path)
-    try:
-        image = decode_rgb(encoded)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    if lost := damage(encoded):
-        raise UserError(f"{path}: {lost}")
-    return encoded, image
-
-
 def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """``map`` in threads, in order, at most a few results ahead of the caller."""
     threads = min(16, os.cpu_count() or 1)
@@ -80,6 +49,29 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def read_fitted(path: Path, height: int, width: int, scaled: list[Path]) -> np.ndarray:
+    """The pixels of an image of a network's shape, uint8 ``(height, width, 3)`` RGB.
+
+    :param scaled: gets the path of an image of another size
+    :raises UserError: if the image is broken, or of another shape
+    """
+    image = read_image(path)[1]
+    if image.shape[:2] != (height, width):
+        scaled.append(path)
+    try:
+        return fit(image, height, width)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def tell_scaled(scaled: Sequence[Path], height: int, width: int) -> None:
+    """Print a line about images of another size: they may be whole photographs, which no network was trained on."""
+    if scaled:
+        with clear_of_bars():
+            print(f"mind: {len(scaled)} images are not {height} x {width}, such as {one_line(min(scaled))}, and were "
+                  "scaled: if they are not aligned faces, align them first: python -m common.face_align")
 
 
 def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> list[Identity]:

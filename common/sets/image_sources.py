@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common.sets.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, kind_of
+from common.sets.named_images import with_slashes
+from recognition.data.images.folder_walk import EXTENSIONS, LeftOut, images_below, is_image, natural, people
 from recognition.errors import UserError, one_line
 from recognition.io.text import read_text
 
+_HEADINGS = frozenset(("path", "image", "image_path", "img_path", "file", "filename", "label", "id"))  # of tables
 _EXPECTED = "expected 'path<TAB>label', 'flag<TAB>path<TAB>label' (flag 1: the image is aligned) or im2rec's list"
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def read_identities(source: Path) -> list[Identity]:
         if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
             raise UserError(f"{source}: found a person named {name!r}, expected names without control characters: they "
                             "become lines of a file")
-    return [Identity(name, found[name]) for name in sorted(found, key=_natural)]
+    return [Identity(name, found[name]) for name in sorted(found, key=natural)]
 
 
 def find_images(place: Path, quiet: bool = False) -> list[Path]:
@@ -61,13 +63,6 @@ def find_images(place: Path, quiet: bool = False) -> list[Path]:
     return found
 
 
-def _natural(name: str) -> tuple[list, str]:
-    """A sort key that puts s2 before s10. The digits are the odd elements of the split, of any length: of two numbers
-    without leading zeros the longer one is greater."""
-    parts = re.split(r"0*([0-9]+)", name)
-    return [(len(part), part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
 def each_identity(source: Path) -> Iterator[Identity]:
     """Yield the identities of :func:`read_identities` one by one. For a folder only the names are in memory at once. A
     line is logged about what is left out of a folder."""
@@ -75,7 +70,7 @@ def each_identity(source: Path) -> Iterator[Identity]:
         yield from read_identities(source)
         return
     left_out = LeftOut()
-    for name in sorted(_people(source, left_out), key=_natural):
+    for name in sorted(people(source, left_out), key=natural):
         if images := _images_of(source / name, left_out):
             yield Identity(name, images)
     left_out.tell(source)
@@ -83,34 +78,22 @@ def each_identity(source: Path) -> Iterator[Identity]:
 
 def _read_folder(source: Path) -> dict[str, list[Path]]:
     left_out = LeftOut()
-    found = {name: _images_of(source / name, left_out) for name in _people(source, left_out)}
+    found = {name: _images_of(source / name, left_out) for name in people(source, left_out)}
     left_out.tell(source)
     return {name: images for name, images in found.items() if images}
-
-
-def _people(source: Path, left_out: LeftOut) -> list[str]:
-    """The folders in ``source``, links to folders, too; names that begin with a dot are left out."""
-    people = []
-    for entry in os.scandir(source):
-        if entry.is_dir() and not entry.name.startswith("."):
-            people.append(entry.name)
-        elif entry.is_dir():
-            left_out.add("hidden folders")
-        else:
-            left_out.add("images beside the folders of people" if is_image(entry.name) else kind_of(entry.name))
-    return people
 
 
 def _images_of(person: Path, left_out: LeftOut) -> list[Path]:
     """Images at any depth, in natural order."""
     images = images_below(person, left_out)
     left_out.add("people without images", not images)
-    return sorted(images, key=lambda path: _natural(str(path)))
+    return sorted(images, key=lambda path: natural(str(path)))
 
 
 def _read_list(source: Path) -> dict[str, list[Path]]:
     """Read lines ``path label`` (label: any word), ``flag<TAB>path<TAB>label`` as in InsightFace's .lst, or im2rec's
-    ``number<TAB>label<TAB>path``, which may have further labels behind the first.
+    ``number<TAB>label<TAB>path``, which may have further labels behind the first. Tables of ``path,label`` with commas
+    or semicolons, and with the label in front, are read, too.
 
     Paths are relative to the list's folder, and may not lead out of it by ``..``. Absolute paths, which InsightFace's
     lists have, are allowed; a line is logged about them. Images keep the order of the list.
@@ -123,12 +106,13 @@ def _read_list(source: Path) -> dict[str, list[Path]]:
     named: list[str] = []
     of_im2rec = 0
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+        if line.strip() and not (number == 1 and _is_heading(line)):
             path, label, im2rec = _parse_line(source, number, line.strip("\r"))
             of_im2rec += im2rec
             if of_im2rec not in (0, len(named) + 1):
                 raise UserError(f"{source}: line {number}: found {line[:80]!r} beside lines of another form, "
                                 f"{_EXPECTED}")
+            path = with_slashes(source.parent, path)
             if "\0" in path or _leads_out(path):
                 raise UserError(f"{source}: line {number}: found {path[:80]!r}, expected a path below the list's "
                                 "folder, or an absolute one")
@@ -160,15 +144,32 @@ def _first_label(labels: list[str], where: str, line: str) -> str:
     return str(int(numbers[0]))
 
 
+def _fields(line: str) -> list[str]:
+    """The fields of a line: between tabs; or a path, which may have spaces, and a label; or between commas or
+    semicolons, where that gives a path of an image and the first way does not."""
+    if "\t" in line:
+        return [field.strip() for field in line.split("\t")]
+    ways = [line.rsplit(None, 1), line.split(None, 1), line.split(","), line.split(";")]
+    for fields in ways:
+        if len(fields) == 2 and sum(is_image(field.strip()) for field in fields) == 1:
+            return [field.strip() for field in fields]
+    return [field.strip() for field in ways[0]]
+
+
+def _is_heading(line: str) -> bool:
+    words = [word.strip().lower() for word in re.split("[\t,;]", line)]
+    return len(words) > 1 and _HEADINGS.issuperset(words)
+
+
 def _parse_line(source: Path, number: int, line: str) -> tuple[str, str, bool]:
     """The path, the label, and whether the line is one of im2rec."""
-    fields = line.split("\t") if "\t" in line else line.rsplit(None, 1)
-    fields = [field.strip() for field in fields]
+    fields = _fields(line)
     where = f"{source}: line {number}"
     if len(fields) >= 3 and fields[0].isdecimal() and is_image(fields[-1]) and not is_image(fields[1]):
         return fields[-1], _first_label(fields[1:-1], where, line), True
     if len(fields) == 2 and all(fields):
-        return fields[0], fields[1], False
+        path, label = fields if is_image(fields[0]) or not is_image(fields[1]) else fields[::-1]
+        return path, label, False
     if len(fields) < 3 or not fields[2].isdecimal() or fields[0] not in ("0", "1"):
         raise UserError(f"{where}: found {line[:80]!r}, {_EXPECTED}")
     if fields[0] == "0":

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
+from recognition.data.sets.dataset import FaceDataset
 from recognition.errors import UserError
 from recognition.evaluation.embed_images import Embed, normalised
 from recognition.progress import progress

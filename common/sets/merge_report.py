@@ -11,8 +11,8 @@ import numpy as np
 from common.drawing.contact_sheet import draw_sheet
 from common.drawing.plots import COLOURS, INK, style
 from common.sets.leaks import Likeness
-from recognition.data.dataset import FaceDataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
+from recognition.data.sets.dataset import FaceDataset
 from recognition.io.files import replacing
 
 SHOWN_IMAGES = 32  # in the sheet of the nearest

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recognition.data.recordio import PathLike
+from recognition.data.records.recordio import PathLike
 from recognition.errors import UserError
 
 

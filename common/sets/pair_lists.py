@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of verification pairs: lines of two images and 1 or 0, or LFW's pairs.txt."""
+"""Lists of verification pairs: lines of two images and 1 or 0, LFW's pairs.txt, CALFW's and CPLFW's lists."""
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 
-from common.sets.folder_walk import is_image
+from common.sets.named_images import below
 from common.sets.text_columns import whole_number
+from recognition.data.images.folder_walk import is_image
 from recognition.errors import UserError
 from recognition.io.text import read_text
 
 _EXPECTED = "expected 'image image 1' for one identity or 'image image 0' for two, or LFW's pairs.txt"
+_LABELS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "-1": False, "-1.0": False, "false": False}
+_FOLDS = 10
+_Pair = tuple[str, str, bool]
+_Row = tuple[int, str, list[list[str]]]  # the number of a line, the line, its fields by each mark that it has
+_Parse = Callable[[Sequence[str]], Optional[_Pair]]
 
 
 class PairList(NamedTuple):
@@ -30,9 +35,11 @@ def read_pairs(path: Path, folder: Path | None = None) -> PairList:
 
     :param folder: the folder of images: absolute paths that lead into it are made relative; others are refused
 
-    Lines are ``image image issame`` with tabs, commas or spaces. LFW's pairs.txt begins with ``folds pairs``, and has a
-    line ``name n1 n2`` for two images of a person and ``name1 n1 name2 n2`` for images of two people; the images are
-    ``name/name_0001.jpg``.
+    Lines have tabs, commas, semicolons or spaces. They are ``image image issame`` (or ``issame image image``), where
+    issame is 1 or 0, 1 or -1, true or false. LFW's pairs.txt has a line ``name n1 n2`` for two images of a person and
+    ``name1 n1 name2 n2`` for images of two people, which are ``name/name_0001.jpg``; it begins with ``folds pairs``.
+    Tables may have a heading in words. The lists of CALFW and CPLFW have two lines ``image number`` for a pair, with 0
+    for two people. Their pairs of both kinds, which stand apart there, are put into ten folds of both.
 
     :raises UserError: if it cannot be read, at the first malformed line, or if it has no lines
     """
@@ -40,81 +47,103 @@ def read_pairs(path: Path, folder: Path | None = None) -> PairList:
         lines = read_text(path).splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    heading = lines[0].split() if lines else []
-    lfw = 1 <= len(heading) <= 2 and all(word.isdecimal() for word in heading)
-    parse = _lfw_line if lfw else _line
-    found = []
-    for number, line in enumerate(lines[1:] if lfw else lines, 2 if lfw else 1):
-        if line.strip():
-            pair = parse(line)
-            if pair and folder:
-                pair = (_below(folder, pair[0]), _below(folder, pair[1]), pair[2])
-            if pair is None or _outside(pair[0]) or _outside(pair[1]):
-                raise UserError(f"{path}: line {number}: found {line[:80]!r}, {_EXPECTED}")
-            found.append(pair)
-    if not found:
+    rows = [(number, line, _fields(line)) for number, line in enumerate(lines, 1) if line.strip()]
+    forms: tuple[_Parse, ...] = (_line, _lfw_line)
+    if rows and len(rows[0][2][-1]) <= 2 and all(word.isdecimal() for word in rows[0][2][-1]):
+        rows, forms = rows[1:], (_lfw_line,)
+    elif rows and _is_heading(rows[0][2][0]):
+        rows = rows[1:]
+    if not rows:
         raise UserError(f"{path}: no pairs there, {_EXPECTED}")
-    first, second, issame = zip(*found)
+    found = _of_two_lines(path, rows) if len(forms) > 1 and _has_two_lines(rows) else _one_a_line(path, rows, forms)
+    pairs = [_placed(path, row, pair, folder) for row, pair in found]
+    first, second, issame = zip(*pairs)
     return PairList(list(first), list(second), np.array(issame, bool))
 
 
-def _below(folder: Path, name: str) -> str:
-    """An absolute path into the folder as one below it; any other name as it is."""
-    for place in (folder.absolute(), folder.resolve()):
-        if name.startswith("/") and place in Path(name).parents:
-            return str(Path(name).relative_to(place))
-    return name
-
-
-def with_other_endings(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Names of images that are not in ``folder``, and those of the same images under the other ending that is there.
-    LFW's lists say .jpg, whatever a tree holds.
-
-    :raises UserError: if several images have that name but for the ending
-    """
-    found: dict[str, str] = {}
-    listed: dict[Path, dict[str, list[str]]] = {}
-    for name in names:
-        if "\0" in name or os.path.lexists(folder / name):
-            continue
-        place = (folder / name).parent
-        if place not in listed:
-            stems = listed[place] = {}
-            for other in sorted(os.listdir(place)) if place.is_dir() else ():
-                if is_image(other):
-                    stems.setdefault(os.path.splitext(other)[0], []).append(other)
-        base = os.path.basename(name)
-        there = listed[place].get(os.path.splitext(base)[0] if is_image(base) else base, [])
-        if len(there) > 1:
-            raise UserError(f"{folder / name}: not found, and there are {' and '.join(there[:3])}, expected one image")
-        if there:
-            found[name] = str(Path(name).with_name(there[0]))
+def _fields(line: str) -> list[list[str]]:
+    """The fields between tabs, commas, semicolons or spaces; the names of files may have any of them, too."""
+    found = []
+    for mark in (*filter(line.__contains__, "\t,;"), None):
+        fields = [field.strip().strip('"') for field in line.split(mark)]
+        while fields and not fields[-1]:
+            fields.pop()
+        found.append(fields)
     return found
 
 
-def _outside(name: str) -> bool:
-    """True for a path that leads out of the folder of images: lists are not trusted."""
-    return name.startswith("/") or ".." in name.split("/") or "\0" in name
+def _is_heading(fields: Sequence[str]) -> bool:
+    """True for words that are neither images nor numbers: the heading of a table."""
+    return not any(is_image(field) or "/" in field or whole_number(field) is not None for field in fields)
 
 
-def _line(line: str) -> tuple[str, str, bool] | None:
-    for separator in "\t", ",", None:
-        fields = [field.strip() for field in line.split(separator)]
-        if len(fields) == 3:
-            word = fields[2].lower()
-            if word in ("0", "1", "true", "false") and fields[0] and fields[1]:
-                return fields[0], fields[1], word in ("1", "true")
-            return None
-    return None
+def _one_a_line(path: Path, rows: Sequence[_Row], forms: Sequence[_Parse]) -> list[tuple[_Row, _Pair]]:
+    """The pairs by the first of the forms that all lines have.
+
+    :raises UserError: at the line that the form of the most lines before it does not fit
+    """
+    farthest = 0
+    for parse in forms:
+        found = []
+        for row in rows:
+            pair = next(filter(None, map(parse, row[2])), None)
+            if pair is None:
+                break
+            found.append((row, pair))
+        if len(found) == len(rows):
+            return found
+        farthest = max(farthest, len(found))
+    raise _error(path, rows[farthest])
 
 
-def _lfw_line(line: str) -> tuple[str, str, bool] | None:
-    fields = line.split("\t") if "\t" in line else line.split()
-    if len(fields) == 3:
+def _has_two_lines(rows: Sequence[_Row]) -> bool:
+    return any(len(fields) == 2 and whole_number(fields[1]) is not None for fields in rows[0][2])
+
+
+def _of_two_lines(path: Path, rows: Sequence[_Row]) -> list[tuple[_Row, _Pair]]:
+    """Pairs of two lines ``image number`` each, those of one identity before those of two in each of ten folds."""
+    found = []
+    for k in range(0, len(rows), 2):
+        images = [next((fields for fields in row[2] if len(fields) == 2), ["", ""]) for row in rows[k : k + 2]]
+        if len(images) != 2 or images[0][1] != images[1][1] or whole_number(images[0][1]) is None:
+            raise UserError(f"{path}: lines {rows[k][0]} and {rows[k][0] + 1}: found {rows[k][1][:80]!r} and not the "
+                            "other image of the pair with the same number")
+        found.append((rows[k], (images[0][0], images[1][0], images[0][1] != "0")))
+    kinds = [[one for one in found if one[1][2] is same] for same in (True, False)]
+    return [one for fold in range(_FOLDS) for kind in kinds
+            for one in kind[len(kind) * fold // _FOLDS : len(kind) * (fold + 1) // _FOLDS]]
+
+
+def _placed(path: Path, row: _Row, pair: _Pair, folder: Path | None) -> _Pair:
+    """The pair with the names of images as paths below the folder.
+
+    :raises UserError: if one leads out of it: lists are not trusted
+    """
+    first, second = (below(folder, name) if folder else name for name in pair[:2])
+    for name in (first, second):
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise UserError(f"{path}: line {row[0]}: found {name[:80]!r}, expected a path below "
+                            f"{folder or 'the folder of images'}")
+    return first, second, pair[2]
+
+
+def _error(path: Path, row: _Row) -> UserError:
+    return UserError(f"{path}: line {row[0]}: found {row[1][:80]!r}, {_EXPECTED}")
+
+
+def _line(fields: Sequence[str]) -> _Pair | None:
+    if len(fields) != 3 or not all(fields):
+        return None
+    if (same := _LABELS.get(fields[2].lower())) is not None:
+        return fields[0], fields[1], same
+    same = _LABELS.get(fields[0].lower())
+    return None if same is None else (fields[1], fields[2], same)
+
+
+def _lfw_line(fields: Sequence[str]) -> _Pair | None:
+    same = len(fields) == 3
+    if same:
         fields = [fields[0], fields[1], fields[0], fields[2]]
-        same = True
-    else:
-        same = False
     numbers = [whole_number(field) for field in fields[1::2]]
     if len(fields) != 4 or None in numbers:
         return None

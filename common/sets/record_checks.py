@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A survey of all records of a file, for the doctor and the statistics. It keeps a few numbers of each record.
 
-The checks of images are those of training: :func:`recognition.data.image.decode_rgb`, the range of labels, the size in
-``property``. An image of any size takes about 50 bytes of memory here.
+The checks of images are those of training: :func:`recognition.data.images.image.decode_rgb`, the range of labels, the
+size in ``property``. An image of any size takes about 50 bytes of memory here.
 """
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from common.sets.image_files import in_order, jpeg_damage
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit
-from recognition.data.jpeg_damage import damage
-from recognition.data.recordio import MAGIC, RecordReader, unpack_record
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb, fit
+from recognition.data.images.jpeg_damage import damage
+from recognition.data.records.recordio import MAGIC, RecordReader, unpack_record
 from recognition.errors import UserError
 from recognition.progress import progress
 

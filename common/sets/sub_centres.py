@@ -9,9 +9,9 @@ from typing import Callable
 
 import numpy as np
 
-from recognition.data.dataset import FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
+from recognition.data.sets.dataset import FaceDataset
 from recognition.io.centres import SavedCentres, rows_at
 from recognition.progress import progress
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.data.dataset import FaceDataset
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import FaceDataset
 from recognition.errors import UserError, one_line
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.io.text import read_text
 
 NAMES = "identities.txt"  # a line for each identity
@@ -66,8 +66,7 @@ def _write_images(writer: RecordWriter, first: int, images_per_identity: Sequenc
 
 def write_property(folder: Path, classes: int, size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size
-    with replacing(folder / "property") as temporary:
-        temporary.write_text(f"{classes},{height},{width}\n")
+    write_whole(folder / "property", f"{classes},{height},{width}\n")
 
 
 def write_set(folder: Path, images_per_identity: Sequence[int], encoded: Iterable[bytes],

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from common.sets.image_files import in_order
-from recognition.data.bad_records import SKIP
-from recognition.data.dataset import NO_LABEL, FaceDataset, open_dataset
+from recognition.data.records.bad_records import SKIP
+from recognition.data.sets.dataset import NO_LABEL, FaceDataset, open_dataset
 from recognition.errors import UserError, one_line
 from recognition.progress import progress
 

@@ -19,9 +19,11 @@ from recognition.config.devices import num_workers, own_devices, processors, req
 from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
 from recognition.config.types import nearest
+from recognition.config.user_code import is_symbol_file
 from recognition.errors import UserError
 
 MOST_DECODE_THREADS = 8
+CHECKPOINT = "checkpoint"  # as a network: that of --pretrained
 # Options that are derived from the machine and from other options unless they are set.
 DERIVED = ("devices", "decode_threads", "state_every")
 
@@ -57,11 +59,10 @@ def _parser(entry: str, shown: Mapping[str, str]) -> Parser:
 
 
 def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The given flags by key, not yet checked. A flag and its value may be one word, ``'--network r50'``: horovodrun
-    takes a word ``--network`` for an abbreviation of its own flags, and stops."""
+    """The given flags by key, not yet checked. One word may hold a flag and its value, or many of both, ``'--network
+    r50 --dataset emore'``: horovodrun takes a word ``--network`` for an abbreviation of its own flags, and stops."""
     parser = _parser(entry, {})
-    words = [part for word in argv for part in (word.split(" ", 1) if re.match(r"--[a-z-]+ ", word) else [word])]
-    given, rest = parser.parse_known_args(words)
+    given, rest = parser.parse_known_args([part for word in argv for part in _words(word)])
     if rest:
         word = rest[0].split("=")[0]
         if not word.startswith("-"):
@@ -72,6 +73,18 @@ def _parse_flags(entry: str, argv: Sequence[str]) -> dict[str, Any]:
         flags = ["--config", "--help", *map(flag_name, flag_keys(entry))]
         raise UserError(f"{word}: unknown flag{nearest(word, flags)}; {parser.prog} --help lists them")
     return vars(given)
+
+
+def _words(word: str) -> list[str]:
+    """The flags and values in one word of a command line. A value may have blanks, and quotes around it."""
+    if not re.match(r"\s*--[a-z][\w-]*[\s=]", word):
+        return [word]
+    found = []
+    for flag in re.split(r"\s+(?=--[a-z])", word.strip()):
+        name, equals, value = re.fullmatch(r"(--[\w-]+)(=|\s*)(.*)", flag, re.DOTALL).groups()  # type: ignore[union-attr]
+        value = re.sub(r"""^(['"])(.*)\1$""", r"\2", value, flags=re.DOTALL)
+        found += [name + equals + value] if equals == "=" else [name, value] if value else [name]
+    return found
 
 
 def _described(file: ConfigFile, values: Mapping[str, Any]) -> dict[str, str]:
@@ -105,6 +118,30 @@ def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
     return os.path.join(prefix, "model") if os.path.isdir(prefix) else prefix, epoch
 
 
+def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str) -> str:
+    """The name of the network preset that ``network`` names. For a ``-symbol.json``, or for ``checkpoint``, the symbol
+    of the checkpoint ``pretrained``, a preset of it is added to the file.
+
+    :raises UserError: beginning with ``where``, if there is no such symbol.
+    """
+    path, name = network, Path(network).stem
+    if network == CHECKPOINT and network not in file.presets("network"):
+        if not pretrained:
+            raise UserError(f"{where}: found {network!r}, the network of a checkpoint, expected --pretrained with it")
+        path = f"{split_pretrained(pretrained, 0)[0]}-symbol.json"
+    elif not is_symbol_file(network):
+        return network
+    if not os.path.isfile(path):
+        raise UserError(f"{where}: found no file {path}, expected the symbol of a checkpoint, PREFIX-symbol.json")
+    file.add_network(name, os.path.abspath(path))
+    return name
+
+
+_OF_TORCH = "python -m common.convert_torch FILE PREFIX,1 makes one of an iresnet's tensors"
+_NO_CHECKPOINTS = {".pth": _OF_TORCH, ".pt": _OF_TORCH, ".ckpt": _OF_TORCH,
+                   ".onnx": "an ONNX file cannot be read back: take the checkpoint or the .pth that it was made of"}
+
+
 def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[str, int]:
     """Like :func:`split_pretrained`, and check that ``<prefix>-<epoch>.params`` exists.
 
@@ -113,6 +150,8 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     prefix, epoch = split_pretrained(text, epoch)
     path = Path(f"{prefix}-{epoch:04d}.params")
     if not path.is_file():
+        if (how := _NO_CHECKPOINTS.get(Path(text).suffix.lower())):
+            raise UserError(f"{flag}: found {text}, expected a checkpoint; {how}")
         there = sorted(entry.name for entry in path.parent.glob("*.params")) if path.parent.is_dir() else []
         raise UserError(f"{flag}: found no {path}, expected PREFIX, FOLDER, either with ,EPOCH, or the .params "
                         f"file; {path.parent} holds {', '.join(there) or 'no .params file'}")
@@ -140,11 +179,13 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     chosen = {section: str(flags.get(section, file.default(section))) for section in PRESETS}
     where = {section: flag_name(section) if section in flags else f"{file.name}: default.{section}"
              for section in PRESETS}
+    pretrained = flags.get("pretrained", file.default("pretrained"))
+    chosen["network"] = _network_preset(file, chosen["network"], where["network"], str(pretrained))
     in_file = {**file.lay_presets(chosen, where), **chosen}
     values: dict[str, Any] = {key: item.default for key, item in OPTIONS.items() if key not in DERIVED}
     own = in_file["net_name"] not in FAMILIES
     values.update({key: check(key, value, f"{file.name}: {british(key)}", own) for key, value in in_file.items()})
-    values.update({key: check(key, value, flag_name(key)) for key, value in flags.items()})
+    values.update({key: check(key, value, flag_name(key)) for key, value in {**flags, **chosen}.items()})
     if asks_help:
         _parser(entry, _described(file, values)).print_help()
         raise SystemExit(0)

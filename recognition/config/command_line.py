@@ -19,7 +19,10 @@ def british(word: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """A parser that reports bad flags as a :class:`UserError`, like any other bad input, and that accepts flags with
-    "centre" under their other spelling, too."""
+    "centre" under their other spelling, too. A description keeps its lines."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def parse_known_args(self, args: Sequence[str] | None = None,  # type: ignore[override]
                          namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:

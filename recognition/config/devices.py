@@ -19,7 +19,6 @@ CPU: tuple[Device, ...] = (("cpu", 0),)
 BFLOAT16 = ("avx512_bf16", "amx_bf16")  # flags in CPU_INFO of processors that multiply bfloat16
 WORKER = "RECOGNITION_WORKER"  # the variable that holds this process's number, if launch started it
 CPU_INFO = Path("/proc/cpuinfo")
-MEMORY_INFO = Path("/proc/meminfo")
 
 
 def parse_devices(value: Any) -> tuple[Device, ...]:
@@ -62,12 +61,6 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def available_memory() -> int:
-    """The bytes that programs can have without swapping, by the kernel's estimate."""
-    found = dict(line.split(":", 1) for line in MEMORY_INFO.read_text(encoding="ascii").splitlines())
-    return int(found["MemAvailable"].split()[0]) << 10
-
-
 # Variables in which launchers put the place of a process on its host, and how many it has: horovodrun, launch with
 # servers, Open MPI, torchrun.
 LOCAL_PLACES = (("HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"), ("RECOGNITION_LOCAL_RANK", "RECOGNITION_LOCAL_SIZE"),
@@ -93,7 +86,7 @@ def own_devices(devices: Sequence[Device], environ: Mapping[str, str]) -> tuple[
     :raises UserError: if GPUs cannot be divided evenly: every process needs the same number.
     """
     rank, size = local_place(environ)
-    if devices[0][0] == "cpu" or size == 1:
+    if not on_gpus(devices) or size == 1:
         return tuple(devices)
     each, rest = divmod(len(devices), size)
     if rest or not each:
@@ -113,6 +106,8 @@ def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str
     mine = max(1, processors() // processes)
     if processes > 1:
         environ.setdefault("NUMBA_NUM_THREADS", str(mine))
+        if not count:
+            environ.setdefault("OMP_NUM_THREADS", str(mine))  # of rows of class centres in host memory
     if count * processes > 1:
         environ.setdefault("OPENBLAS_NUM_THREADS", environ.get("OMP_NUM_THREADS", str(mine)))
         environ.setdefault("OMP_NUM_THREADS", str(max(1, mine // max(1, count))))
@@ -169,11 +164,20 @@ def require_numbers(environ: Mapping[str, str], numbers: Mapping[str, tuple[int,
 
 def processor_flags(cpu_info: Path = CPU_INFO) -> set[str]:
     """What the processor can do, in the words of ``cpu_info``, Linux's description of it; empty if there is none."""
+    return _words_of("flags", cpu_info)
+
+
+def processor_of_amd(cpu_info: Path = CPU_INFO) -> bool:
+    """True if AMD made the processor, by its description ``cpu_info``."""
+    return "AuthenticAMD" in _words_of("vendor_id", cpu_info)
+
+
+def _words_of(key: str, cpu_info: Path) -> set[str]:
     try:
         lines = cpu_info.read_text().splitlines()
     except OSError:
         return set()
-    return {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return {word for line in lines if line.startswith(key) for word in line.split()}
 
 
 def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple
 
 from recognition.config import types
 from recognition.config.command_line import british
+from recognition.config.dataset_places import name_of_sets
 from recognition.config.devices import CPU, Device
 from recognition.errors import UserError
 
@@ -21,7 +22,7 @@ PARALL_ONLY = (PARALL,)
 LARGEST = 1e37  # of factors in float32 arithmetic; 1 / LARGEST is a normal float32, too
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 # Our networks. Any other net_name is a user's own network, which may give NETWORK_KEYS any values and meanings.
-FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet")
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf")
 _PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
              ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
 NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
@@ -47,12 +48,19 @@ class Config:
     config_file: str = option("", types.text, "the file that the presets come from")
 
     # presets
-    dataset: str = option("emore", types.filled_text, "dataset preset", ENTRIES)
-    network: str = option("r100", types.filled_text, "network preset", ENTRIES)
+    dataset: str = option("emore", types.filled_text, "dataset preset, or a folder of records or of folders of images, "
+                          "or synthetic:N for N identities made up; several with commas between them", ENTRIES)
+    network: str = option("r100", types.filled_text, "network preset; PREFIX-symbol.json: the network of a "
+                          "checkpoint; checkpoint: that of --pretrained", ENTRIES)
     loss: str = option("arcface", types.filled_text, "loss preset", ENTRIES)
 
     # data
-    dataset_path: str = option("", types.text, "the folder of train.rec, train.idx, property and TARGET.bin")
+    dataset_path: str | tuple[str, ...] = option(
+        "", types.places, "the folder of train.rec, train.idx, property and TARGET.bin, or of folders of images; a "
+        "list of several: their identities follow each other")
+    dataset_weights: tuple[float, ...] = option(
+        (), types.weights, "of several data sets, how often an epoch visits the images of each, such as 1,0.5; empty: "
+        "once", ENTRIES)
     num_classes: int = option(0, types.integer(least=0), "identities; 0: as the property file says")
     image_shape: tuple[int, int, int] = option((112, 112, 3), types.square_rgb, "height, width, channels")
     val_targets: tuple[str, ...] = option(
@@ -61,6 +69,15 @@ class Config:
     data_rand_mirror: bool = option(True, types.boolean, "mirror a random half of the images")
     data_cutoff: int = option(0, types.side, "side in pixels of a square greyed in half of the images")
     data_color: int = option(0, types.integer(least=0), "1: colour jitter; 2: recompression as well")
+    data_mask_prob: float = option(0.0, types.real(least=0, most=1), "share of the images on which a mask is drawn "
+                                   "over mouth and nose, where aligned faces have them")
+    data_resize_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that shrink to 0.5 to 0.8 "
+                                     "of their sides and grow again")
+    data_blur_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that are blurred, by 3 or 5 "
+                                   "pixels")
+    data_hsv_prob: float = option(0.0, types.real(least=0, most=1), "share of the images whose hue turns by up to 20 "
+                                  "degrees and whose saturation grows by up to a fifth")
+    data_gray_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that become grey")
     data_images_filter: int = option(0, types.integer(least=0), "leave out identities of fewer images")
     is_shuffled_rec: bool = option(False, types.boolean, "the record file is shuffled and read in its own order")
     on_bad_record: str = option("skip", types.choice("skip", "stop"), "a record that cannot be used: skip: the next "
@@ -71,7 +88,8 @@ class Config:
 
     # network
     net_name: str = option("fresnet", types.filled_text,
-                           "family of the network, or a Python file of your own beside config.py")
+                           "family of the network, a Python file of your own beside config.py, or a "
+                           "-symbol.json")
     num_layers: int = option(0, types.integer(least=0), "depth, for the families that have one")
     emb_size: int = option(512, types.integer(least=1), "length of an embedding")
     net_se: int = option(0, types.choice(0, 1), "1: squeeze and excitation")
@@ -216,6 +234,9 @@ class Config:
         if self.centres_from == "embeddings" and (self.triplets or not self.pretrained):
             raise UserError("centres_from: found 'embeddings', expected it with --pretrained, and with a loss that has "
                             "class centres")
+        if self.dataset_weights and len(self.dataset_weights) != len(self.dataset_places):
+            raise UserError(f"dataset_weights: found {len(self.dataset_weights)} for {len(self.dataset_places)} data "
+                            "sets, expected one for each")
         if self.worker_id >= self.num_workers:
             raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
                             f"(DMLC_NUM_WORKER), {self.num_workers}")
@@ -223,6 +244,11 @@ class Config:
     def _largest(self, key: str) -> float:
         """The value of a number; for ``lr_factor`` the largest factor."""
         return max((factor for _, factor in self.lr_factor), default=1.0) if key == "lr_factor" else getattr(self, key)
+
+    @property
+    def dataset_places(self) -> tuple[str, ...]:
+        """The places of all data sets."""
+        return (self.dataset_path,) if isinstance(self.dataset_path, str) else self.dataset_path
 
     @property
     def triplets(self) -> bool:
@@ -257,7 +283,7 @@ class Config:
     @property
     def output_dir(self) -> str:
         """The folder of this run's checkpoints: ``<models_root>/<network>-<loss>-<dataset>[-<extra>]``."""
-        parts = (self.network, self.loss, self.dataset, self.extra_model_name)
+        parts = (self.network, self.loss, name_of_sets(self.dataset), self.extra_model_name)
         return os.path.join(self.models_root, "-".join(part for part in parts if part))
 
     @property
@@ -318,6 +344,8 @@ REFUSALS = (
             "an epoch of triplets has no fixed number of batches; count batches"),
     Refusal("freeze_steps", lambda c: c.freeze_steps > 0 and not c.freeze,
             "--freeze names no parameter to hold for them"),
+    Refusal("dataset_weights", lambda c: c.triplets and bool(c.dataset_weights),
+            "a bag of triplets takes each identity once"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),
 )
 

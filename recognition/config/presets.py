@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recognition.config import arcface_torch
+from recognition.config.dataset_places import preset_of
+from recognition.config.easy_dict import EasyDict
 from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
 from recognition.config.other_trainers import instead
 from recognition.config.types import nearest
-from recognition.config.user_code import errors_in_one_line, find_network, run_file, words_of
+from recognition.config.user_code import errors_in_one_line, find_network, is_symbol_file, run_file, words_of
 from recognition.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,12 +27,14 @@ TYPO = 0.8  # a key at least so similar to one of ours counts as mistyped: data_
 
 
 class ConfigFile:
-    """A config.py, run once. ``name`` is its name in messages."""
+    """A config.py, or a config file of arcface_torch, run once. ``name`` is its name in messages."""
 
     def __init__(self, path: Path, name: str):
         self.path = path
         self.name = name
-        self.module = run_file(path, name)
+        module = run_file(path, name)
+        theirs = arcface_torch.is_of_arcface_torch(module)
+        self.module = arcface_torch.as_presets(module, path, name) if theirs else module
         for key in ("config", "default", *PRESETS):
             if not isinstance(getattr(self.module, key, None), Mapping):
                 raise UserError(f"{name}: found no EasyDict named {key}, expected config, network, dataset, loss, "
@@ -45,6 +50,10 @@ class ConfigFile:
         """The presets by name in a section of the file: loss, network or dataset."""
         return {name: preset for name, preset in getattr(self.module, section).items() if isinstance(preset, Mapping)}
 
+    def add_network(self, name: str, net_name: str) -> None:
+        """Add a preset of the network ``net_name``."""
+        self.module.network[name] = EasyDict(net_name=net_name)
+
     def lay_presets(self, chosen: Mapping[str, str], where: Mapping[str, str]) -> dict[str, Any]:
         """Lay the ``chosen`` preset of each section over the file's options and return them all, not yet checked.
 
@@ -56,6 +65,11 @@ class ConfigFile:
         """
         for section in PRESETS:
             known = self.presets(section)
+            if section == "dataset" and chosen[section] not in known:
+                if made := preset_of(chosen[section], known, where[section]):
+                    getattr(self.module, section)[chosen[section]] = made
+                    continue
+                known = {**known, "a folder": {}, "synthetic:N": {}}
             if chosen[section] not in known:
                 raise UserError(f"{where[section]}: found {chosen[section]!r}, expected a {section} preset of "
                                 f"{self.name}: {', '.join(known)}{nearest(chosen[section], known)}")
@@ -77,7 +91,7 @@ class ConfigFile:
 
         :raises UserError: on the first one.
         """
-        path = None if net_name in FAMILIES else find_network(net_name, str(self.path))
+        path = None if net_name in FAMILIES or is_symbol_file(net_name) else find_network(net_name, str(self.path))
         words = words_of(path) if path else set()
         for key in keys:
             if key not in words and difflib.get_close_matches(key, KEYS, n=1, cutoff=TYPO):
@@ -88,7 +102,7 @@ class ConfigFile:
 def own_keys_line(config: Config) -> str:
     """A line about the keys of the file that are not ours; empty if there are none."""
     keys, name = ", ".join(key for key, _ in config.own_keys), os.path.basename(config.config_file)
-    if config.net_name in FAMILIES:
+    if config.net_name in FAMILIES or is_symbol_file(config.net_name):
         known = instead(key for key, _ in config.own_keys)
         return keys and f"{name}: keys that nothing here reads: {keys}" + (f"; {known}" if known else "")
     return keys and f"{name}: keys not ours, left to your own network: {keys}"
@@ -97,6 +111,6 @@ def own_keys_line(config: Config) -> str:
 def open_config(named: str = "", root: Path = ROOT) -> ConfigFile:
     """The file ``named``, else config.py beside the entry points, else sample_config.py there."""
     if named:
-        return ConfigFile(Path(named), named)
+        return ConfigFile(arcface_torch.find_file(named), named)
     name = "config.py" if (root / "config.py").is_file() else "sample_config.py"
     return ConfigFile(root / name, name)

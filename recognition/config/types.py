@@ -167,6 +167,21 @@ def _factors(value: Any) -> tuple[tuple[str, float], ...]:
     return found
 
 
+def _places(value: Any) -> str | tuple[str, ...]:
+    """One place as text, or several as a tuple; a list of one is that one."""
+    if isinstance(value, (str, os.PathLike)):
+        return _text(value)
+    _valid(isinstance(value, (list, tuple)) and len(value) > 0)
+    found = tuple(_filled(item) for item in value)
+    return found[0] if len(found) == 1 else found
+
+
+def _weights(value: Any) -> tuple[float, ...]:
+    found = tuple(_real(item) for item in _items(value))
+    _valid(all(0 < weight <= 100 for weight in found))
+    return found
+
+
 def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((_filled(key), item) for key, item in (value.items() if isinstance(value, Mapping) else value))
 
@@ -177,6 +192,8 @@ _MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # margin losses under
 boolean = choice(False, True)
 engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torch")
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
+places = OptionType(_places, "a text, or a list of texts that are not empty")
+weights = OptionType(_weights, "numbers above 0, at most 100, such as '1,0.5'")
 pairs = OptionType(_pairs, "keys with their values")
 side = OptionType(_side, "a side in pixels, 0 or False for none")
 text = OptionType(_text, "a text")

@@ -39,12 +39,17 @@ def run_file(path: Path, name: str) -> ModuleType:
     return module
 
 
+def is_symbol_file(net_name: str) -> bool:
+    """True if ``net_name`` is the path of a ``-symbol.json``, which is data and runs no code."""
+    return net_name.endswith(".json")
+
+
 def find_network(net_name: str, config_file: str) -> Path | None:
-    """The file of a user's own network; None if there is none. If ``net_name`` ends in ``.py`` it is a path relative to
-    the folder of the config file; else the file is ``<net_name>.py`` in that folder, or in ``symbol`` there, as in the
-    public recipes."""
+    """The file of a user's own network; None if there is none. If ``net_name`` ends in ``.py`` or ``.json`` it is a
+    path relative to the folder of the config file; else the file is ``<net_name>.py`` in that folder, or in ``symbol``
+    there, as in the public recipes."""
     folder = Path(config_file).parent
-    paths = [folder / net_name] if net_name.endswith(".py") else [
+    paths = [folder / net_name] if net_name.endswith((".py", ".json")) else [
         folder / f"{net_name}.py", folder / "symbol" / f"{net_name}.py"]
     return next((path for path in paths if path.is_file()), None)
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes' augmentations: mirror, recompression, colour jitter, cutoff, in this order.
+"""The recipes' augmentations, in this order: mirror; a mask, fewer pixels, blur, other colours, grey; recompression,
+colour jitter, cutoff.
 
 Every choice is read from the image's own row of ``order.uniforms``: in an epoch an image looks the same for any batch
 size, devices and threads. The recipes keep jittered pixels as floats, which may leave 0..255; here they are rounded and
@@ -13,6 +14,8 @@ from itertools import permutations
 
 import cv2
 import numpy as np
+
+from recognition.data import degrade
 
 JITTER = 0.125  # brightness, contrast and saturation are scaled by a factor between 1 - JITTER and 1 + JITTER
 _LUMA = (0.299, 0.587, 0.114)  # of red, green, blue; their sum is 1
@@ -28,19 +31,28 @@ class Augmentation:
         0 and 1 do nothing, and an odd side loses a pixel, as in the recipes.
     color: 1 jitters brightness, contrast and saturation by up to 12.5 % each, in random order; 2 and above
         also recompresses half of the images as JPEG of quality 2 to 20 before it (``data_color``).
+    mask, resize, blur, hsv, grey: the shares of images that :mod:`recognition.data.degrade` makes worse
+        (``data_mask_prob``, ``data_resize_prob``, ...).
     """
 
-    NUM_UNIFORMS = 10
+    NUM_UNIFORMS = 22
 
     mirror: bool = True
     cutoff: int = 0
     color: int = 0
+    mask: float = 0
+    resize: float = 0
+    blur: float = 0
+    hsv: float = 0
+    grey: float = 0
 
     def __call__(self, image: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
         # Each choice has its own column: switching one on or off does not change the others.
-        mirror, compress, quality, order, brightness, contrast, saturation, cut, row, column = uniforms
+        mirror, compress, quality, order, brightness, contrast, saturation, cut, row, column = uniforms[:10]
         if self.mirror and mirror < 0.5:
             image = cv2.flip(image, 1)
+        if self.mask or self.resize or self.blur or self.hsv or self.grey:
+            image = self._degrade(image, uniforms[10:])
         if self.color > 1 and compress < 0.5:
             image = recompress(image, 2 + int(19 * quality))
         if self.color > 0:
@@ -51,6 +63,20 @@ class Augmentation:
             height, width = image.shape[:2]
             y, x, half = int(height * row), int(width * column), self.cutoff // 2
             image[max(0, y - half):y + half, max(0, x - half):x + half] = 128
+        return image
+
+    def _degrade(self, image: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
+        masked, colour, right, down, shrunk, side, blurred, window, turned, hue, stretch, greyed = uniforms
+        if masked < self.mask:
+            image = degrade.mask_face(image, colour, (right, down))
+        if shrunk < self.resize:
+            image = degrade.down_up(image, side)
+        if blurred < self.blur:
+            image = degrade.blur(image, window)
+        if turned < self.hsv:
+            image = degrade.turn_colours(image, hue, stretch)
+        if greyed < self.grey:
+            image = degrade.grey(image)
         return image
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset
-from recognition.data.image import write_planes
+from recognition.data.images.image import write_planes
 from recognition.data.order import BEGINNING, EpochOrder, Position, uniforms
+from recognition.data.sets.image_set import ImageSet
 from recognition.errors import UserError
 
 _NEAR_END = 0.95  # share of an epoch after which a thread makes the next order, which takes 3 s for 17 million images
@@ -43,16 +43,16 @@ class BatchLoader:
     is not due yet.
     """
 
-    def __init__(self, dataset: FaceDataset, order: EpochOrder, augmentation: Augmentation | None, global_batch: int,
+    def __init__(self, dataset: ImageSet, order: EpochOrder, augmentation: Augmentation | None, global_batch: int,
                  part: tuple[int, int] | None = None, start: Position = BEGINNING, threads: int = 2,
                  prefetch: int = 3):
         self._part = part or (0, global_batch)
-        if order.num_images != len(dataset):
-            raise ValueError(f"an order of {order.num_images} images for a data set of {len(dataset)}")
+        if order.of != len(dataset):
+            raise ValueError(f"an order of {order.of} images for a data set of {len(dataset)}")
         if not 0 <= self._part[0] < self._part[1] <= global_batch:
             raise ValueError(f"part {self._part} of a batch of {global_batch}")
-        if len(dataset) < global_batch:
-            raise UserError(f"{dataset.path}: {len(dataset)} images, fewer than one batch of {global_batch}; "
+        if order.num_images < global_batch:
+            raise UserError(f"{dataset.path}: {order.num_images} images, fewer than one batch of {global_batch}; "
                             "expected a smaller --per-batch-size")
         self._dataset, self._order, self._augmentation = dataset, order, augmentation
         self._global_batch, self._prefetch = global_batch, prefetch
@@ -100,14 +100,15 @@ class BatchLoader:
     def _submit(self) -> None:
         """Hand the next batch to the pool."""
         epoch, offset = self._next
-        if offset + self._global_batch > len(self._dataset):
+        images = self._order.num_images
+        if offset + self._global_batch > images:
             epoch, offset = epoch + 1, 0
         after = offset + self._global_batch
-        ends = after + self._global_batch > len(self._dataset)
+        ends = after + self._global_batch > images
         self._next = Position(epoch + 1, 0) if ends else Position(epoch, after)
         start, stop = self._part
         indices = self._order_of(epoch)[offset + start:offset + stop]
-        near_end = len(self._dataset) >= _LARGE_SET_IMAGES and after > _NEAR_END * len(self._dataset)
+        near_end = images >= _LARGE_SET_IMAGES and after > _NEAR_END * images
         if near_end and self._ahead[0] != epoch + 1:
             self._ahead = epoch + 1, self._pool.submit(self._order.permutation, epoch + 1)
         height, width, channels = self._dataset.image_shape

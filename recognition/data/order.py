@@ -6,10 +6,12 @@ a run goes on in the same order under another version of NumPy.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+_DRAWN = 5  # a random stream: the order uses 0, an image 1, triplets 2 to 4
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 
@@ -32,12 +34,37 @@ class EpochOrder:
             raise ValueError(f"seed {seed}, expected 0 or more")
         self.num_images, self.seed, self.shuffle = num_images, seed, shuffle
 
+    @property
+    def of(self) -> int:
+        """The number of images of the set, of which an epoch visits ``num_images``."""
+        return self.num_images
+
     def permutation(self, epoch: int) -> np.ndarray:
         """Image numbers in the order of ``epoch`` (from 0), int64 ``(num_images,)``."""
         if not self.shuffle:
             return np.arange(self.num_images, dtype=np.int64)
         keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.num_images)
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+class PartialOrder(EpochOrder):
+    """The order of epochs that leave out a part of some images: of each range (start, stop, count) in ``drawn`` they
+    visit ``count`` images, drawn anew, of all others each. Always shuffled."""
+
+    def __init__(self, images: int, drawn: Sequence[tuple[int, int, int]], seed: int):
+        super().__init__(images - sum(stop - start - count for start, stop, count in drawn), seed)
+        self._images, self._drawn = images, tuple(drawn)
+
+    @property
+    def of(self) -> int:
+        return self._images
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        kept = np.ones(self._images, bool)
+        for number, (start, stop, count) in enumerate(self._drawn):
+            keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch, _DRAWN, number])).random_raw(stop - start)
+            kept[start + np.argsort(keys, kind="stable")[count:]] = False
+        return np.flatnonzero(kept)[super().permutation(epoch)]
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, count: int) -> np.ndarray:

@@ -15,9 +15,9 @@ from typing import Callable
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import BEGINNING, EpochOrder, Position
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.data.triplet_choice import choose_triplets
 from recognition.errors import UserError
 
@@ -45,7 +45,7 @@ class Bags:
     a round are left out.
     """
 
-    def __init__(self, dataset: FaceDataset, images_per_identity: int, bag_size: int, seed: int):
+    def __init__(self, dataset: ImageSet, images_per_identity: int, bag_size: int, seed: int):
         """:raises UserError: if the set has no triplet."""
         self.labels = dataset.labels()
         self.seed, self._most, self._size = seed, images_per_identity, bag_size
@@ -93,7 +93,7 @@ class TripletLoader:
     ``UserError`` if the first bag is among them.
     """
 
-    def __init__(self, dataset: FaceDataset, bags: Bags, embed: Callable[[np.ndarray], np.ndarray],
+    def __init__(self, dataset: ImageSet, bags: Bags, embed: Callable[[np.ndarray], np.ndarray],
                  augmentation: Augmentation | None, alpha: float, max_ap: float, global_batch: int, device_batch: int,
                  part: tuple[int, int] | None = None, start: Position = BEGINNING,
                  saved: Mapping[str, np.ndarray] | None = None, threads: int = 2, prefetch: int = 3,
@@ -209,7 +209,7 @@ class TripletLoader:
 
         :raises UserError: if the judge ends the run, or if the ``usable`` images hold no triplet.
         """
-        line = self._judge(bag, self._dataset.records[1][images], labels, features)
+        line = self._judge(bag, self._dataset.keys[images], labels, features)
         _, counts = np.unique(labels[usable], return_counts=True)
         if len(counts) < 2 or counts.max() < 2:
             raise UserError(f"{line}; the {usable.sum()} images left hold no triplet")

@@ -16,10 +16,11 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from recognition.config.devices import available_memory, processors
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
-from recognition.data.image_header import image_size as size_of
-from recognition.data.recordio import PathLike
+from recognition.config.devices import processors
+from recognition.config.memory import available_memory
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
+from recognition.data.images.image_header import image_size as size_of
+from recognition.data.records.recordio import PathLike
 from recognition.errors import UserError
 from recognition.io.array_stand_in import ArrayStandIn, TypeStandIn
 from recognition.io.files import regular, replacing
@@ -51,7 +52,7 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
     """Read a verification set and decode it to images of ``image_size`` (height, width).
 
     Images may be bytes, numpy uint8 arrays of encoded bytes, or strings of Python 2. Images of another size are
-    scaled as the recipes do, see :func:`recognition.data.image.fit`.
+    scaled as the recipes do, see :func:`recognition.data.images.image.fit`.
 
     :raises UserError: if the file is no verification set, or an image cannot be used.
     """

@@ -5,20 +5,24 @@ An engine is imported when it is chosen, and not before.
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recognition.config.devices import CPU, Device, processor_flags, require_bfloat16
+from recognition.config.devices import CPU, Device, on_gpus, processor_flags, require_bfloat16
 from recognition.config.options import Config, check
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
-from recognition.networks import build_symbol
+from recognition.networks import build_symbol, own_size
 from recognition.networks.graph import Graph
 
 LIBRARIES = {"mxnet": "MXNet", "torch": "PyTorch"}  # by the names of engines, which are those of their modules
+# Of the maps that PyTorch keeps, which are those of the graph (its own count for y1 and r50 is 4 and 8 % less). With
+# it and 0.5 GB for libraries the plan is -14 to +25 % off what CPU processes held (y1, r50; 16 to 64 images).
+TORCH_FACTOR = 1.2
 AMX = "amx_bf16"  # a flag of processors that multiply tiles of bfloat16, which PyTorch's oneDNN uses and MXNet's not
 
 
@@ -38,18 +42,31 @@ def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool
     """
     check("engine", name, "engine")
     if name != "auto":
-        return Choice(name)
+        return _with_warning(Choice(name), devices, in_16_bits, network)
     found = [engine for engine in LIBRARIES if importlib.util.find_spec(engine)]
     if not found:
         raise UserError("engine: found neither MXNet nor PyTorch, expected one of them: `make demo` installs MXNet, "
                         "`ENGINE=torch make demo` PyTorch")
     if found == ["mxnet"]:
-        return Choice("mxnet")  # without a line: the output of years
+        return _with_warning(Choice("mxnet"), devices, in_16_bits, network)  # mostly without a line, as for years
     if found == ["torch"]:
         return Choice("torch", "engine: PyTorch; MXNet is not installed")
-    name, why = _for_gpus(devices) if devices[0][0] == "gpu" else _for_cpus(in_16_bits, network)
+    name, why = _for_gpus(devices) if on_gpus(devices) else _for_cpus(in_16_bits, network)
     other = LIBRARIES["mxnet" if name == "torch" else "torch"]
     return Choice(name, f"engine: {LIBRARIES[name]} rather than {other}: {why}")
+
+
+def _with_warning(choice: Choice, devices: Sequence[Device], in_16_bits: bool, network: str) -> Choice:
+    """The choice with the line that 16 bits make this run slower, if they do: with MXNet, which leaves AMX off."""
+    if choice.name == "mxnet" and in_16_bits and not on_gpus(devices) and _gains_by_amx(network):
+        return choice._replace(line="engine: in 16 bits MXNet trains residual networks slower than in float32 on "
+                               "processors with AMX (r50 5.1 to 7.7 images/s); --engine torch is faster (14.7)")
+    return choice
+
+
+def _gains_by_amx(network: str) -> bool:
+    """True if PyTorch's 16 bits train the family ``network`` faster here: dense convolutions, on tiles of AMX."""
+    return network == "fresnet" and AMX in processor_flags()
 
 
 def _for_gpus(devices: Sequence[Device]) -> tuple[str, str]:
@@ -62,23 +79,27 @@ def _for_gpus(devices: Sequence[Device]) -> tuple[str, str]:
 
 
 def _for_cpus(in_16_bits: bool, network: str) -> tuple[str, str]:
-    """The engine for CPUs where both are installed, and why. Images a second in training, batch of 16, two cores of an
-    Intel processor with AMX, MXNet 1.9.1 with our passes and PyTorch 2.13:
+    """The engine for CPUs where both are installed, and why. Images a second in training, MXNet 1.9.1 with our passes
+    and PyTorch 2.13, batch of 16 (r100: 8), two cores of an Intel processor with AMX and of an AMD Zen 3, which has no
+    AVX-512 and no bfloat16:
 
-    ====== ======== ===== ==========
-    preset numbers  MXNet PyTorch
-    ====== ======== ===== ==========
-    y1     float32  52.1  34.7
-    y1     bfloat16 61.0  35.6
-    r50    float32  7.7   5.6 to 6.4
-    r50    bfloat16 5.1   14.7
-    ====== ======== ===== ==========
+    ====== ======== =========== ============== ========== ============
+    preset numbers  Intel MXNet Intel PyTorch  AMD MXNet  AMD PyTorch
+    ====== ======== =========== ============== ========== ============
+    y1     float32  52.1        34.7           53.9       39.7
+    y1     bfloat16 61.0        35.6
+    r50    float32  7.7         5.6 to 6.4     4.1        3.6
+    r50    bfloat16 5.1         14.7
+    r100   float32                             2.2        2.0
+    ====== ======== =========== ============== ========== ============
 
-    So in bfloat16 dense convolutions, those of residual networks, go to the tiles of AMX.
+    So in bfloat16 dense convolutions, those of residual networks, go to the tiles of AMX. Commands that embed and do
+    not train take the same engine: there PyTorch is 7 to 11 % faster on that AMD (``docs/records/performance.md``), but
+    slower where Winograd's pass pays, and one rule for all is worth more than that.
     """
-    if in_16_bits and network == "fresnet" and AMX in processor_flags():
+    if in_16_bits and _gains_by_amx(network):
         return "torch", "in 16 bits it trains residual networks faster on processors with AMX (14.7 to 5.1 images/s)"
-    return "mxnet", "on CPUs it trains faster (y1 52.1 to 34.7 images/s, r50 7.7 to 6.4)"
+    return "mxnet", "on CPUs it trains faster (r100 1.1, r50 1.1 to 1.3, y1 1.4 to 1.5 times the images/s)"
 
 
 def choose_engine(name: str = "auto", devices: Sequence[Device] = CPU) -> Engine:
@@ -103,6 +124,14 @@ def decide_for(config: Config) -> Choice:
     return decide(config.engine, config.devices, config.in_16_bits, config.net_name)
 
 
+def with_own_size(config: Config) -> Config:
+    """The configuration with its network's own ``emb_size``, where that is a ``-symbol.json``.
+
+    :raises UserError: as :func:`build_network`.
+    """
+    return dataclasses.replace(config, emb_size=own_size(config))
+
+
 def build_network(config: Config) -> Graph:
     """The network of a configuration. A file of the user's own is code, for the engine of the run.
 
@@ -119,14 +148,29 @@ def computing_of(config: Config) -> Computing:
     return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger)
 
 
-def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> int:
-    """Bytes that MXNet sets aside on a device for maps and the gradients between layers. Needs no MXNet."""
+def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],
+                     engine: str = "mxnet") -> int:
+    """Bytes that an engine takes on a device for maps and the gradients between layers. Needs neither library."""
     from recognition.engines.mxnet.activations import maps_memory
     from recognition.engines.mxnet.passes.choose import bound_form
     from recognition.engines.mxnet.passes.winograd import held_copies
 
+    if engine == "torch":
+        return round(TORCH_FACTOR * maps_memory(_as_torch_computes(graph, computing, image_shape), image_shape,
+                                                computing.batch_size, scattering=1.0))
     bound = bound_form(graph, computing, image_shape)
     return sum(bytes_of(bound, image_shape, computing.batch_size) for bytes_of in (maps_memory, held_copies))
+
+
+def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> Graph:
+    """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device."""
+    from recognition.config.devices import on_gpus
+    from recognition.engines.mxnet.passes.precision import low_precision
+    from recognition.engines.mxnet.passes.recompute import recompute
+
+    if computing.in_16_bits:
+        graph = low_precision(graph, "float16" if on_gpus(computing.devices) else "bfloat16", image_shape)
+    return recompute(graph, image_shape) if computing.memonger else graph
 
 
 def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: int, on_host: bool, sampled: bool,
@@ -156,6 +200,6 @@ def check_bfloat16(flag: str, devices: Sequence[Device]) -> None:
 
     :raises UserError: about ``flag``, if it cannot.
     """
-    if devices[0][0] == "gpu":
+    if on_gpus(devices):
         raise UserError(f"{flag}: found GPUs, expected CPUs that have it; leave it out")
     require_bfloat16(flag)

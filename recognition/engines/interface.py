@@ -145,6 +145,12 @@ class Engine(Protocol):
         :raises UserError: if the engine cannot compute on one of them.
         """
 
+    def free_memory(self, device: Device) -> int:
+        """Bytes of a GPU that no program has taken.
+
+        :param device: one that :meth:`check_devices` accepts.
+        """
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         """Context of a run that gives the same bits each time on these devices; on CPUs every run does.
 
@@ -156,9 +162,6 @@ class Engine(Protocol):
 
         :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
         """
-
-    def numbers(self, computing: Computing) -> str:
-        """The line that says which numbers of 16 bits the backbone is computed with; empty for float32."""
 
     def own_network(self, config: Any, path: Path) -> Graph:
         """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.

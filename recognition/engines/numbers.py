@@ -2,14 +2,14 @@
 """The numbers of 16 bits that ``fp16`` and the devices ask for, whichever engine computes, and their loss scale."""
 from __future__ import annotations
 
-from recognition.config.devices import require_bfloat16
+from recognition.config.devices import on_gpus, require_bfloat16
 from recognition.engines.interface import Computing
 from recognition.optim.loss_scale import LossScale
 
 DEFAULT_SCALE = 1024.0  # of float16, where no loss scale is given
 
 
-def numbers(computing: Computing) -> str:
+def describe_numbers(computing: Computing) -> str:
     """The line about the backbone's numbers, printed before training starts; empty for float32."""
     if scale := make_loss_scale(computing):
         return f"float16 with a loss scale of {scale.value:g}, halved when gradients overflow; float32 master weights"
@@ -19,7 +19,7 @@ def numbers(computing: Computing) -> str:
 
 def make_loss_scale(computing: Computing) -> LossScale | None:
     """The loss scale of float16; None for float32 and bfloat16."""
-    if computing.in_16_bits and on_gpu(computing):
+    if computing.in_16_bits and on_gpus(computing.devices):
         return LossScale(computing.loss_scale or DEFAULT_SCALE)
     return None
 
@@ -29,9 +29,5 @@ def require_numbers(computing: Computing) -> None:
 
     :raises UserError: if the processor has none of 16 bits.
     """
-    if computing.in_16_bits and not on_gpu(computing):
+    if computing.in_16_bits and not on_gpus(computing.devices):
         require_bfloat16("--fp16-scale, fp16")
-
-
-def on_gpu(computing: Computing) -> bool:
-    return computing.devices[0][0] == "gpu"

@@ -2,16 +2,28 @@
 """What replicas of a network share, whichever engine computes: their moving statistics, and the check of a state."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable, Protocol
 
 import numpy as np
 
-from recognition.engines.interface import Arrays, BackboneState
+from recognition.engines.interface import Arrays, BackboneState, Updating
+from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Optimiser(Protocol):
+    """An optimiser of an engine's arrays. Weight decay falls on all parameters, even biases and batch norm's, as in the
+    legacy code."""
+
+    moments: dict[str, dict[str, Any]]  # by kind and by parameter
+    updates: dict[str, int]  # of each parameter until now, where they count
+
+    def __call__(self, weights: Any, gradients: Any, lrs: Mapping[str, float], rescale: float) -> None:
+        """Update the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
 
 
 def gathered(communicator: Communicator, own: list[Arrays]) -> list[Arrays]:
@@ -47,25 +59,49 @@ def difference(state: BackboneState, parameters: Shapes, moments: Sequence[str],
 
 
 class Replicas:
-    """The part of a backbone on several devices that is the same whichever engine computes: what it saves and loads,
-    and steps that are left out."""
+    """Implements :class:`recognition.engines.interface.Backbone` but for what depends on the engine, with a network on
+    each device and one optimiser state for all of them.
 
-    batch_size: int  # images a device
-    communicator: Communicator
-    names: list[str]  # of all parameters
-    loss_scale: LossScale | None
-    replicas: Sequence[Any]  # the engine's
-    _optimiser: Any  # the engine's
-    _steps: int
+    Batch statistics are those of a replica's own images, as in the legacy code; a checkpoint gets the mean of the
+    moving statistics of all replicas of all processes, as ``Module.get_params`` always gave it. So ``embed``,
+    ``parameters`` and ``state`` are collective: all processes call them together.
+    """
+
+    sgd: Callable[..., Optimiser]  # of parameters, names, momentum and weight decay
+    adamw: Callable[..., Optimiser]  # of parameters, names, AdamW's numbers and weight decay
+    inferred: Callable[..., list[np.ndarray]]  # features of replicas, for a number of images a device, of images
     to_host: Callable[..., Arrays]  # copies of the engine's arrays
     fill: Callable[..., None]  # copies arrays over the engine's
-    _reduce_gradients: Callable[[], None]
-    _inferred: Callable[[np.ndarray], np.ndarray]
-    _own_statistics: Callable[[], list[Arrays]]  # of each replica, once all is computed
-    _parameters: Callable[[], Mapping[str, Any]]
+    all_finite: Callable[..., bool]  # of groups of arrays
+    all_usable: Callable[..., bool]  # of a group of arrays: their squares are float32 numbers
+    norms_of: Callable[..., np.ndarray]  # of arrays
+    _reduce_gradients: Callable[[], None]  # those of the first replica become the sums of all
+    _copy_parameters: Callable[[Iterable[str]], None]  # of the first replica to the others
+
+    def __init__(self, graph: Graph, replicas: Sequence[Any], batch_size: int, communicator: Communicator,
+                 loss_scale: LossScale | None, updating: Updating) -> None:
+        """:param replicas: the engine's, one a device; ``batch_size``: images of each.
+        :param loss_scale: for float16; steps whose gradients overflow must then be left out.
+        """
+        arguments = replicas[0].arguments
+        self.replicas, self.batch_size, self.communicator, self.loss_scale = (
+            replicas, batch_size, communicator, loss_scale)
+        self.names = sorted(arguments)
+        self._seed, self._rates, self._steps = updating.seed, updating.rates(self.names), 0
+        self._keeps_statistics = updating.leaves_out or loss_scale is not None
+        self._backward_order = [name for name in reversed(graph.list_arguments()) if name in arguments]
+        self._optimiser = (self.adamw(arguments, self.names, updating.adamw, updating.wd) if updating.adamw else
+                           self.sgd(arguments, self.names, updating.mu, updating.wd))
+
+    def _wait(self) -> None:
+        """Return once the moving statistics are those of the last step."""
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
+
+    def _dropout_stream(self) -> np.random.SeedSequence:
+        """A function of the seed and the step, so that a resumed run draws the same masks."""
+        return np.random.SeedSequence([self._seed, self._steps, self.communicator.rank])
 
     def backward(self, d_features: np.ndarray) -> None:
         if self.loss_scale:
@@ -73,6 +109,32 @@ class Replicas:
         for replica, part in zip(self.replicas, self._parts(d_features)):
             replica.backward(part)
         self._reduce_gradients()
+
+    def finite(self) -> bool:
+        return self.all_finite(self.replicas[0].gradients, *(replica.auxiliary for replica in self.replicas))
+
+    def sound(self) -> bool:
+        return self.all_usable(self._parameters()) and self.all_finite(
+            *self._optimiser.moments.values(), *(replica.auxiliary for replica in self.replicas))
+
+    def gradient_norm(self) -> float:
+        moving = self.norms_of([self.replicas[0].gradients[name] for name in self._rates(self._steps)])
+        return float(np.sqrt(np.square(moving).sum())) / self._scale
+
+    def norms(self) -> tuple[dict[str, float], dict[str, float]]:
+        of_parameters, of_gradients = (
+            dict(zip(self.names, self.norms_of([arrays[name] for name in self.names]).tolist())) if arrays else {}
+            for arrays in (self.replicas[0].arguments, self.replicas[0].gradients))
+        return of_parameters, of_gradients
+
+    def step(self, lr: float) -> None:
+        first_replica, rates = self.replicas[0], self._rates(self._steps)
+        self._steps += 1
+        self._optimiser(first_replica.arguments, first_replica.gradients,
+                        {name: lr * rate for name, rate in rates.items()}, 1 / self._scale)
+        self._copy_parameters(rates)
+        if self.loss_scale:
+            self.loss_scale.count(finite=True)
 
     @property
     def _scale(self) -> float:
@@ -97,6 +159,17 @@ class Replicas:
             self.fill(replica.auxiliary, auxiliary)
         return features
 
+    def _inferred(self, images: np.ndarray) -> np.ndarray:
+        self._wait()
+        return np.concatenate(self.inferred(self.replicas, self.batch_size, images))[: len(images)]
+
+    def _own_statistics(self) -> list[Arrays]:
+        self._wait()
+        return [self.to_host(replica.auxiliary) for replica in self.replicas]
+
+    def _parameters(self) -> dict[str, Any]:
+        return {name: self.replicas[0].arguments[name] for name in self.names}
+
     def parameters(self) -> tuple[Arrays, Arrays]:
         auxiliary = mean(gathered(self.communicator, self._own_statistics()))
         return self.to_host(self.replicas[0].arguments, self.names), auxiliary
@@ -107,6 +180,12 @@ class Replicas:
         return BackboneState(parameters=self.to_host(self._parameters()), updates=updates or None,
                              loss_scale=self.loss_scale.state() if self.loss_scale else None,
                              auxiliary=gathered(self.communicator, self._own_statistics()), **moments)
+
+    def difference(self, state: BackboneState) -> str:
+        """The first name or shape by which a state differs from this network; '' if none does."""
+        parameters, auxiliary = ({name: tuple(array.shape) for name, array in arrays.items()}
+                                 for arrays in (self._parameters(), self.replicas[0].auxiliary))
+        return difference(state, parameters, list(self._optimiser.moments), auxiliary)
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""

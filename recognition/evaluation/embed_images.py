@@ -2,13 +2,13 @@
 """Embedding of any number of images in batches: only the embeddings stay in memory."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Callable
 
 import numpy as np
 
-from recognition.data.image import write_planes
+from recognition.data.images.image import write_planes
 from recognition.errors import UserError
 from recognition.progress import progress
 
@@ -24,16 +24,9 @@ def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_s
     :param images: uint8 ``(H, W, 3)`` RGB, all of one size
     :raises UserError: if an embedding is not finite, with the number of the image.
     """
-    found, done, rest = np.empty((0, 0), np.float32), 0, iter(images)
+    found, done = np.empty((0, 0), np.float32), 0
     with progress(total=count, desc=name, unit=" images") as bar:
-        while batch := list(islice(rest, min(batch_size, count - done))):
-            planes = np.empty((len(batch), 3, *batch[0].shape[:2]), np.uint8)
-            for image, target in zip(batch, planes):
-                write_planes(np.ascontiguousarray(image), target)
-            rows = embed(planes) + embed(np.ascontiguousarray(planes[..., ::-1])) if flip else embed(planes)
-            if not np.isfinite(rows).all():
-                bad = done + int(np.argmin(np.isfinite(rows).all(axis=1)))
-                raise UserError(f"{name}: the embedding of image {bad} is not finite")
+        for rows in embed_batches(embed, islice(images, count), batch_size, flip, name):
             if not done:
                 found = np.empty((count, rows.shape[1]), np.float32)
             found[done : done + len(rows)] = rows
@@ -42,6 +35,22 @@ def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_s
     if done != count:
         raise ValueError(f"{done} images, {count} were announced")
     return found
+
+
+def embed_batches(embed: Embed, images: Iterable[np.ndarray], batch_size: int, flip: bool = True,
+                  name: str = "embedding") -> Iterator[np.ndarray]:
+    """Like :func:`embed_images`, of any number of images: yields float32 ``(n, D)``, n at most ``batch_size``."""
+    done, rest = 0, iter(images)
+    while batch := list(islice(rest, batch_size)):
+        planes = np.empty((len(batch), 3, *batch[0].shape[:2]), np.uint8)
+        for image, target in zip(batch, planes):
+            write_planes(np.ascontiguousarray(image), target)
+        rows = embed(planes) + embed(np.ascontiguousarray(planes[..., ::-1])) if flip else embed(planes)
+        if not np.isfinite(rows).all():
+            bad = done + int(np.argmin(np.isfinite(rows).all(axis=1)))
+            raise UserError(f"{name}: the embedding of image {bad} is not finite")
+        yield rows
+        done += len(rows)
 
 
 def normalised(rows: np.ndarray, names: Callable[[int], str] = lambda row: f"embedding {row}") -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from recognition.config.cli import find_pretrained
 from recognition.config.devices import Device, parse_devices, require_bfloat16
-from recognition.data.image import write_planes
+from recognition.data.images.image import write_planes
 from recognition.engines.choose import choose_engine
 from recognition.engines.interface import Embedder
 from recognition.errors import UserError

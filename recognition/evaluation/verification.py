@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from recognition.data.image import mirror
+from recognition.data.images.image import mirror
 from recognition.errors import UserError
 from recognition.evaluation.roc import Roc, check_both_classes, roc
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from recognition.data.verification_set import VerificationSet
 
 FOLDS = 10
+LEAST_PAIRS = 5  # a fold, to tell from their kinds how a list is ordered
 THRESHOLDS = np.arange(0, 4, 0.01)
 BLOCK_BYTES = 4 << 20  # of one temporary array, so that it stays in a processor's cache
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of R, G, B in grey, ITU-R BT.601
@@ -74,6 +75,16 @@ def check_pairs(issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> N
     if len(pairs) < folds:
         raise UserError(f"{name}: found {len(pairs)} pairs, expected at least one for each of {folds} folds")
     check_both_classes(pairs, name)
+
+
+def folds_of_one_kind(issame: ArrayLike, folds: int = FOLDS) -> int:
+    """The number of folds, consecutive parts of the pairs, whose pairs are all of one identity or all of two. Where all
+    pairs of one kind stand in front, the threshold of a fold is chosen on the other kind for the most part. With fewer
+    than :data:`LEAST_PAIRS` a fold chance does it: 0."""
+    pairs = np.asarray(issame, bool)
+    if len(pairs) < LEAST_PAIRS * folds:
+        return 0
+    return sum(len(np.unique(part)) == 1 for part in np.array_split(pairs, folds))
 
 
 class NoDirection(UserError):

@@ -21,7 +21,7 @@ import numpy as np
 
 from recognition.errors import UserError
 from recognition.io.checksums import Sum, file_problem, forget_sum, sum_of
-from recognition.io.files import regular, replacing, writing
+from recognition.io.files import regular, write_whole, writing
 from recognition.io.params import ParamsFile, Pieces, read_arrays, write_arrays
 from recognition.io.stored_array import Rows, open_npy
 
@@ -199,8 +199,7 @@ def _note(folder: Path, checkpoint: Path | None) -> None:
     note: dict[str, str | None] = {"checkpoint": None}
     if checkpoint:
         note = {"checkpoint": checkpoint.name, "sha256": sum_of(checkpoint).sha256}
-    with replacing(folder / NOTE) as path:
-        path.write_text(json.dumps(note) + "\n")
+    write_whole(folder / NOTE, json.dumps(note) + "\n")
 
 
 def _wrong_checkpoint(note: Path, checkpoint: Path) -> str:

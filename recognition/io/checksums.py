@@ -22,7 +22,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.io.files import replacing, sync_folder, writing
+from recognition.io.files import replacing, sync_folder, write_whole, writing
 
 SUFFIX = ".sha256"
 _BYTES_AT_ONCE = 1 << 22  # digested, or written and digested, in one call
@@ -186,8 +186,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_sum(path: Path, found: Sum) -> None:
     """Write the sum of a file beside it."""
-    with replacing(sum_beside(path)) as temporary:
-        temporary.write_text(f"{found.sha256}  {path.name}\n")
+    write_whole(sum_beside(path), f"{found.sha256}  {path.name}\n")
 
 
 def check_sum(path: Path) -> None:

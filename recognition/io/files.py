@@ -76,6 +76,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+    """Replace a file by this content; text is written in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def _require_file(path: Path) -> None:
     """Refuse to replace anything but a file: a device such as /dev/null would be lost for everybody.
 

@@ -14,7 +14,7 @@ from typing import Any
 from recognition.config import types
 from recognition.config.command_line import Parser
 from recognition.errors import UserError
-from recognition.launch.nodes import LOCAL, SSH, parse_hosts
+from recognition.launch.nodes import LOCAL, SSH, parse_folders, parse_hosts
 from recognition.processes.reach import address_of
 
 MOST_PROCESSES = 10_000
@@ -55,6 +55,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> argparse.Names
     if not options.command or not options.command[0]:
         parser.error("found no command, expected -- python train_parall.py ...")
     options.hosts = None if options.hosts is None else parse_hosts(options.hosts)
+    options.folders = parse_folders(options.folders or "", [name for name, _ in options.hosts or ()])
     if options.ssh is None and any(name not in LOCAL for name, _ in options.hosts or ()):
         options.ssh = shlex.join(SSH)
     for flag, flag_type in FLAG_TYPES.items():
@@ -72,10 +73,11 @@ def parse(argv: Sequence[str], description: str | None = None) -> argparse.Names
 
 def _parser(description: str | None) -> Parser:
     """The parser of all flags. It returns text, which FLAG_TYPES read and check."""
-    parser = Parser(prog="python -m recognition.launch", description=description,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m recognition.launch", description=description)
     parser.add_argument("-np", "--workers", required=True, metavar="N", help="worker processes")
     parser.add_argument("--hosts", metavar="A:2,B:2", help="hosts and how many workers each takes")
+    parser.add_argument("--folders", metavar="A=PATH,B=PATH", help="folder in which the command is started on hosts "
+                        "(default: this one)")
     parser.add_argument("--servers", metavar="S", help="parameter servers; 0 for Horovod "
                         "(default: one a host if the command says --kvstore dist_..., else 0); train.py and "
                         "train_parall.py without --kvstore get --kvstore dist_sync with them")

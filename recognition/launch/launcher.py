@@ -10,8 +10,9 @@ error with which several workers end is printed once.
 
 The workers exchange through Horovod, or with PyTorch through torch.distributed. With ``--kvstore dist_sync`` or
 ``dist_device_sync`` in the command, or with ``--servers``, they exchange through MXNet's parameter servers, which are
-started too. Other hosts need ssh without a password, the same folder and the same Python; models go to a file system
-that all share.
+started too. Other hosts need ssh without a password, the same version of this project and of Python, in the same folder
+or in that of --folders; models go to a file system that all share. Before train.py or train_parall.py starts, all hosts
+are looked at: an error names the host that ssh cannot reach, that lacks something or that does not reach another one.
 
 If a process dies or is told to stop, all others are ended within 10 seconds; if one hangs, ``--stall-timeout`` seconds
 later. A line names the process, the status is not 0, and no process is left. The timeout counts from the last exchange,
@@ -27,7 +28,6 @@ import argparse
 import contextlib
 import os
 import secrets
-import signal
 import socket
 import sys
 import time
@@ -35,19 +35,19 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from recognition.errors import LostProcess, UserError, command
-from recognition.launch.flags import parse, require_interface, starts_trainer, wants_servers
+from recognition.config.devices import WORKER
+from recognition.errors import UserError, command
+from recognition.launch.flags import TRAINERS, parse, require_interface, starts_trainer, wants_servers
+from recognition.launch.look_around import look_around, python_of
 from recognition.launch.monitor import Monitor
-from recognition.launch.nodes import LOCAL, Node, Place, assign, end_all, tell_errors
+from recognition.launch.nodes import LEAST_SILENCE, LOCAL, Node, Place, assign, end_all, tell_errors
+from recognition.launch.supervise import Stop, say, supervise
+from recognition.processes.environment import LAUNCH, MONITOR
 from recognition.processes.reach import address_towards
 
-POLL_SECONDS = 0.05
-SSH_FAILED = 255  # the status of ssh itself, when it cannot reach a host
-SETTLE_SECONDS = 1.0  # to wait for more deaths: one that follows from another may be seen before it
-STOPPING_SECONDS = 3.0  # the same after a stop: the workers end once the state that all of them save is whole
+AGAIN_SECONDS = 5.0  # between looks at hosts that are waited for
 NAME = secrets.token_hex(8)  # of this launch, the same after every restart
 OTHERS_PORTS = range(10000, 32768)  # of another host, below those that Linux gives out by itself
-STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
 def own_address(hosts: Sequence[str]) -> str:
@@ -73,8 +73,7 @@ def free_port(address: str) -> int:
 
 def worker_variables(place: Place, monitor: Monitor) -> dict[str, str]:
     """The environment variables that every worker gets."""
-    return {"RECOGNITION_MONITOR": monitor.endpoint, "RECOGNITION_WORKER": str(place.rank),
-            "RECOGNITION_LAUNCH": NAME, "PYTHONUNBUFFERED": "1",
+    return {MONITOR: monitor.endpoint, WORKER: str(place.rank), LAUNCH: NAME, "PYTHONUNBUFFERED": "1",
             # Otherwise survivors print the libraries' own errors after the line that names the dead process.
             "HOROVOD_LOG_LEVEL": os.environ.get("HOROVOD_LOG_LEVEL", "fatal"),
             "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}
@@ -92,14 +91,16 @@ def ring_nodes(places: Sequence[Place], monitor: Monitor, common: Mapping[str, s
             for place in places]
 
 
-def torch_variables(first: str, address: str, interface: str | None) -> dict[str, str]:
+def torch_variables(first: str, address: str, interface: str | None, seen: Mapping[str, Any]) -> dict[str, str]:
     """The variables with which processes find each other by torch.distributed: the first one listens.
 
-    :param first: its host; ``address``: of this host.
+    :param first: its host; ``address``: of this host; ``seen``: what the first host said about itself, if it was asked.
     """
     here = first in LOCAL
-    port = free_port(address) if here else OTHERS_PORTS.start + secrets.randbelow(len(OTHERS_PORTS))
-    variables = {"MASTER_ADDR": address if here else first.rpartition("@")[2], "MASTER_PORT": str(port)}
+    port = (free_port(address) if here else
+            seen.get("meeting_port") or OTHERS_PORTS.start + secrets.randbelow(len(OTHERS_PORTS)))
+    there = seen.get("address") or first.rpartition("@")[2]  # its name may lead to its loopback interface, there
+    variables = {"MASTER_ADDR": address if here else there, "MASTER_PORT": str(port)}
     if interface:
         variables.update(GLOO_SOCKET_IFNAME=interface, NCCL_SOCKET_IFNAME=interface)
     return variables
@@ -112,15 +113,29 @@ def uses_horovod(command: Sequence[str]) -> bool:
     return not named and (find_spec("horovod") is not None or find_spec("torch") is None)
 
 
+def require_names(seen: Mapping[str, Any]) -> None:
+    """Check that the hosts' names lead to addresses that other hosts reach: Horovod 0.28 listens there, whatever
+    interface it is told.
+
+    :raises UserError: that names the first host whose name does not.
+    """
+    for host, found in seen.items():
+        if not found["own_name"] or found["own_name"].startswith("127."):
+            raise UserError(f"--hosts: {host}: its own name leads to {found['own_name'] or 'no address'} there, where "
+                            f"Horovod would listen, expected {found['address']} in its /etc/hosts; or use --engine "
+                            "torch, or servers by --kvstore dist_sync")
+
+
 def meeting(places: Sequence[Place], address: str, interface: str | None, command: Sequence[str],
-            stack: contextlib.ExitStack) -> dict[str, str]:
+            seen: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, str]:
     """The variables with which the workers find each other; a server that they need ends with ``stack``.
 
     :raises UserError: if Horovod is needed and not installed.
     """
-    variables = torch_variables(places[0].hostname, address, interface)
+    variables = torch_variables(places[0].hostname, address, interface, seen.get(places[0].hostname, {}))
     if uses_horovod(command):
-        from recognition.engines.mxnet.horovod_rendezvous import rendezvous
+        require_names(seen)
+        from recognition.engines.mxnet.processes.horovod_rendezvous import rendezvous
 
         variables |= stack.enter_context(rendezvous(places, address, interface))
     return variables
@@ -145,112 +160,51 @@ def server_nodes(places: Sequence[Place], servers: int, monitor: Monitor, addres
                           "RECOGNITION_LOCAL_SIZE": str(place.local_size)}, ssh, place.rank) for place in places]
 
 
-class Stop:
-    """A handler of SIGTERM and Ctrl-C: ``number`` is the last signal, ``count`` how many came."""
-
-    def __init__(self) -> None:
-        self.number, self.count = 0, 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame: Any) -> None:
-        self.number, self.count = number, self.count + 1
+def place(nodes: Sequence[Node], options: argparse.Namespace, seen: Mapping[str, Any]) -> None:
+    """Give each node its folder, and the address and interface that its host named when it was asked."""
+    for node in nodes:
+        node.folder = options.folders.get(node.host, node.folder)
+        node.silence = max(LEAST_SILENCE, options.stall_timeout)
+        if node.host in seen and not options.interface:
+            found = {"DMLC_NODE_HOST": seen[node.host]["address"], "HOROVOD_GLOO_IFACE": seen[node.host]["interface"]}
+            node.variables = {**node.variables, **{name: value for name, value in found.items() if value}}
 
 
-def say(text: str) -> None:
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+def look(hosts: Sequence[str], options: argparse.Namespace, address: str, stop: Stop) -> dict[str, Any]:
+    """What each host says about itself; nothing if all processes are here, or if no trainer of this project is started.
 
-
-def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: float) -> int:
-    """Wait until all workers have ended, or until one fails or hangs; returns the run's status."""
-    workers, forwarded, running = [node for node in nodes if node.worker is not None], 0, True
-    while running:
-        time.sleep(POLL_SECONDS)
-        monitor.listen()
-        if stop.count > forwarded:
-            forwarded = stop.count
-            for node in workers:
-                node.signal(stop.number)
-            if forwarded > 1:
-                say("ending all processes at once")
-                return 128 + stop.number
-        asked = (0, 128 + stop.number) if forwarded else (0,)
-        running = any(node.status is None for node in workers)  # read before the failures, so that none is missed
-        if any(node.status not in (None, *asked) for node in nodes):
-            return settle(nodes, asked, monitor)
-        if line := stalled(workers, monitor, timeout):
-            say(line)
-            return 1
-        if slow := monitor.slow():
-            say(f"{describe(workers[slow[0]])} is slow: all others wait for it, {slow[1]:.0f} s of 100; the run goes "
-                "on")
-    return max((node.status or 0 for node in workers), default=0)
-
-
-def stalled(workers: Sequence[Node], monitor: Monitor, timeout: float) -> str:
-    """The line about a run in which no worker goes on, with the worker that the others wait for; empty if one does."""
-    worker = monitor.hung(timeout)
-    if worker is None:
-        return ""
-    if not monitor.heard:
-        return f"no worker has begun: none gave a sign of life in {monitor.limit(timeout):g} s; ending all"
-    behind = max(monitor.exchanges.values()) - monitor.exchanges.get(worker, 0)
-    how = f"is {behind} exchanges behind the others" if worker in monitor.heard else "never gave a sign of life"
-    return f"{describe(workers[worker])} hangs: no worker went on for {timeout:g} s, and it {how}; ending all others"
-
-
-def settle(nodes: Sequence[Node], asked: Sequence[int], monitor: Monitor) -> int:
-    """Wait for failures that follow from the first, print a line about the process that caused them, and return its
-    status.
-
-    There is no line about bad input, which the process has reported itself, nor after a signal to this launch.
+    :raises UserError: if a run on these hosts could not succeed.
     """
-    began = time.monotonic()
-    while any(node.status is None for node in nodes):
-        gone = {node.status for node in nodes} - {None, *asked}
-        if time.monotonic() - began > (STOPPING_SECONDS if gone <= set(STOPPED) else SETTLE_SECONDS):
-            break
-        time.sleep(POLL_SECONDS)
-    failed = [node for node in nodes if node.status not in (None, *asked)]
-    # An error of its own or a signal counts before the loss of another process, of which libraries abort, too; then the
-    # first end that was seen.
-    lost = (LostProcess.status, -signal.SIGABRT)
-    culprit = min(failed, key=lambda node: (node.status in lost, in_shell(node) in STOPPED, node.ended))
-    status = culprit.status or 0
-    how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
-    if status == SSH_FAILED and culprit.host not in LOCAL:
-        how += ", with which ssh says that it cannot reach a host or lost it"
-    culprit.finish_output()
-    if culprit.status in lost and (silent := monitor.silent()):
-        names = ", ".join(describe(node) for node in nodes if node.worker in silent)
-        say(f"no sign of life ever came from {names}")
-    code = in_shell(culprit)
-    alike = sum(node.status == status for node in failed)
-    if status in STOPPED and alike > 1:  # the workers agreed to stop, and end in any order
-        which = "all" if alike == monitor.workers else f"{alike} of {monitor.workers} workers"
-        say(f"a worker was told to stop by {signal.Signals(status - 128).name}, and {which} ended with status {status}")
-    elif code not in asked and (status != UserError.status or not culprit.error):
-        say(f"{describe(culprit)} {how}; ending all others")
-    return code
+    python = python_of(options.command, TRAINERS)
+    if not python or all(host in LOCAL for host in hosts):
+        return {}
+    folders = {host: options.folders.get(host, os.getcwd()) for host in hosts}
+    return look_around(folders, *python, options.ssh, address, options.interface, lambda: stop.count > 0, say)
 
 
-def in_shell(node: Node) -> int:
-    """The status of a process that has ended, as a shell gives it: 128 plus the number of the signal, if one ended it.
+def look_again(hosts: Sequence[str], options: argparse.Namespace, address: str, stop: Stop) -> dict[str, Any]:
+    """The same after a failure, as soon as all hosts are as they should be: one may be starting.
+
+    :raises UserError: if one still is not, ``options.stall_timeout`` seconds later.
     """
-    status = node.status or 0
-    return 128 - status if status < 0 else status
+    end, told = time.monotonic() + options.stall_timeout, False
+    while True:
+        try:
+            return look(hosts, options, address, stop)
+        except UserError as error:
+            if stop.count or time.monotonic() > end:
+                raise
+            if not told:
+                say(f"waiting up to {options.stall_timeout:g} s: {error}")
+            told = True
+        time.sleep(AGAIN_SECONDS)
 
 
-def signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"  # real-time ones
+def run_once(options: argparse.Namespace, stop: Stop, again: bool = False) -> int:
+    """Start all processes, wait for their end and end those that are left; returns the status.
 
-
-def describe(node: Node) -> str:
-    return f"{node.name} on {node.host}"
-
-
-def run_once(options: argparse.Namespace, stop: Stop) -> int:
-    """Start all processes, wait for their end and end those that are left; returns the status."""
+    :param again: after a failure: hosts that cannot be reached are waited for.
+    """
     places = assign(options.hosts or [("localhost", options.workers)], options.workers)
     used = list(dict.fromkeys(place.hostname for place in places))
     address = options.address or own_address(used)
@@ -264,10 +218,14 @@ def run_once(options: argparse.Namespace, stop: Stop) -> int:
     with contextlib.ExitStack() as stack:
         monitor = Monitor(address, options.workers, options.slow_after, starts_trainer(options.command))
         stack.callback(monitor.socket.close)
+        seen = (look_again if again else look)(used, options, address, stop)
+        monitor.begin()
         if servers:
             nodes = server_nodes(places, servers, monitor, address, interface, ssh)
         else:
-            nodes = ring_nodes(places, monitor, meeting(places, address, interface, options.command, stack), ssh)
+            met = meeting(places, address, interface, options.command, seen, stack)
+            nodes = ring_nodes(places, monitor, met, ssh)
+        place(nodes, options, seen)
         stack.callback(tell_errors, nodes)
         stack.callback(end_all, nodes)
         for node in nodes:
@@ -276,7 +234,13 @@ def run_once(options: argparse.Namespace, stop: Stop) -> int:
             except OSError as error:
                 what = options.command[0] if node.host in LOCAL else f"--ssh: {ssh[0]}"
                 raise UserError(f"{what}: cannot be started: {error}") from None
-        return supervise(nodes, monitor, stop, options.stall_timeout)
+        status = supervise(nodes, monitor, stop, options.stall_timeout)
+    if status and monitor.hung(options.stall_timeout) is not None and not stop.count:
+        try:
+            look(used, options, address, stop)
+        except UserError as error:
+            say(f"the hosts now: {error}")
+    return status
 
 
 def run(options: argparse.Namespace) -> int:
@@ -287,7 +251,7 @@ def run(options: argparse.Namespace) -> int:
         if status in (0, UserError.status) or stop.count:
             break
         say(f"starting again, {attempt + 1} of {options.restarts}")
-        status = run_once(options, stop)
+        status = run_once(options, stop, again=True)
     return status
 
 

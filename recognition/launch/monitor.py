@@ -46,9 +46,13 @@ class Monitor:
             self.socket.close()
             raise UserError(f"--address: found {self.address}, expected an address of this host: {error}") from None
         self.socket.setblocking(False)
+        self._told: dict[int, float] = {}  # when a worker was last reported slow
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count the time: the workers start now."""
         self.moved = time.monotonic()  # when a worker last went on
         self._since, self._before = self.moved, dict(self.waited)  # the window's begin, and ``waited`` at that time
-        self._told: dict[int, float] = {}  # when a worker was last reported slow
 
     @property
     def endpoint(self) -> str:

@@ -2,6 +2,7 @@
 """The processes of a run: their places on hosts, their start, output and end. No MXNet is needed."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -23,9 +24,13 @@ GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 LOCAL = ("localhost", "127.0.0.1", socket.gethostname())
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")  # seconds
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-# The process has no input. The shell's input ends with the connection; then the watch ends the process.
+BEAT_SECONDS = 5.0  # between the bytes that tell another host that the launcher is there
+LEAST_SILENCE = 30.0  # seconds without such a byte, after which another host may end its process
+# The process has no input. The shell's input ends with the connection, or falls silent with the network; then the watch
+# ends the process.
 _REMOTE = ("exec 3<&0; cd {folder} || exit; env {variables} {command} 3<&- </dev/null & child=$!; "
-           "{{ cat <&3; kill $child; sleep {grace}; kill -9 $child; }} >/dev/null 2>&1 & watch=$!; exec 3<&-; "
+           "{{ if command -v timeout; then while [ \"$(timeout {silence} head -c 1 <&3)\" ]; do :; done; "
+           "else cat <&3; fi; kill $child; sleep {grace}; kill -9 $child; }} >/dev/null 2>&1 & watch=$!; exec 3<&-; "
            "wait $child; status=$?; kill $watch; exit $status")
 
 
@@ -55,6 +60,21 @@ def parse_hosts(text: str) -> list[tuple[str, int]]:
     if len({name for name, _ in hosts}) < len(hosts):
         raise UserError(f"--hosts: found {text!r}, expected each host once")
     return hosts
+
+
+def parse_folders(text: str, hosts: Sequence[str]) -> dict[str, str]:
+    """The folder of the command on each host, from ``a=/srv/trainer,b=/data/trainer``.
+
+    :raises UserError: if the text is malformed or names another host than those of ``hosts``.
+    """
+    found = {}
+    for item in text.split(",") if text else ():
+        name, _, folder = item.strip().partition("=")
+        if name not in hosts or not folder.startswith("/") or name in found:
+            raise UserError(f"--folders: found {item!r}, expected HOST=PATH with hosts of --hosts, each once, and "
+                            "whole paths, such as a=/srv/trainer,b=/data/trainer")
+        found[name] = folder
+    return found
 
 
 def assign(hosts: Sequence[tuple[str, int]], workers: int) -> list[Place]:
@@ -87,6 +107,8 @@ class Node:
     process: subprocess.Popen[bytes] | None = None
     error: str = ""  # its last line on standard error, if that is an error line
     ended: float = math.inf  # time.monotonic() when its end was seen
+    folder: str = field(default_factory=os.getcwd)  # of the command, on its host
+    silence: float = 300.0  # seconds without a sign of the launcher, after which another host ends the process
     _pumps: list[threading.Thread] = field(default_factory=list)
 
     def start(self, command: Sequence[str]) -> None:
@@ -94,10 +116,12 @@ class Node:
         is, that of others behind their names."""
         local = self.host in LOCAL
         self.process = subprocess.Popen(
-            command if local else [*self.ssh, self.host, self._remote(command)],
+            command if local else [*self.ssh, self.host, self._remote(command)], cwd=self.folder if local else None,
             env={**os.environ, **self.variables} if local else None, start_new_session=True,
             stdin=subprocess.DEVNULL if local else subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+        if self.process.stdin:
+            os.set_blocking(self.process.stdin.fileno(), False)
         for source, target in ((self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)):
             pump = threading.Thread(target=self._copy, args=(source, target), daemon=True)
             pump.start()
@@ -123,8 +147,14 @@ class Node:
 
     def _remote(self, command: Sequence[str]) -> str:
         variables = " ".join(shlex.quote(f"{name}={value}") for name, value in self.variables.items())
-        return _REMOTE.format(folder=shlex.quote(os.getcwd()), variables=variables, command=shlex.join(command),
-                              grace=int(GRACE_SECONDS))
+        return _REMOTE.format(folder=shlex.quote(self.folder), variables=variables, command=shlex.join(command),
+                              grace=int(GRACE_SECONDS), silence=int(self.silence))
+
+    def beat(self) -> None:
+        """Tell the watch on another host that the launcher is there."""
+        if self.host not in LOCAL and self.process and self.process.stdin and not self.process.stdin.closed:
+            with contextlib.suppress(OSError):  # it has ended, or the network takes nothing now
+                os.write(self.process.stdin.fileno(), b".")
 
     @property
     def status(self) -> int | None:
@@ -164,7 +194,8 @@ def tell_errors(nodes: Sequence[Node]) -> None:
     told: set[str] = set()
     for node in own or [node for node in nodes if node.error][:1]:
         if node.error not in told:
-            _write(sys.stderr, (node.prefix if node.worker else "") + node.error)  # servers have no errors of their own
+            where = f"[{node.name} on {node.host}] " if node.host not in LOCAL else node.prefix
+            _write(sys.stderr, (where if node.worker else "") + node.error)  # servers have no errors of their own
         told.add(node.error)
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, one family a module, with the names, shapes and graphs of the public MXNet recipes.
+"""The networks, one family a module of ``families``, with the names, shapes and graphs of the public MXNet recipes.
 
 A family is a module with ``get_symbol(**options)``; the options are keys of the configuration by the same names.
-A network of the user's own is a file of that form: see ``own_network`` of an engine.
+A network of the user's own is a file of that form: see ``own_network`` of an engine. The graph of a checkpoint is one
+without code: a ``-symbol.json``, which is judged as those of strangers are.
 """
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from types import ModuleType
 from typing import Any, Callable
 
 from recognition.config import types
-from recognition.config.user_code import find_network
+from recognition.config.user_code import find_network, is_symbol_file
 from recognition.errors import UserError
-from recognition.networks import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, vargfacenet
-from recognition.networks.graph import Graph
+from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, mbf, vargfacenet
+from recognition.networks.graph import Graph, with_starts
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes
+from recognition.networks.symbol_file import read_network
 
 OwnNetwork = Callable[[Any, Path], Graph]  # from a configuration, and a file of the user's own
 FAMILIES: dict[str, ModuleType] = {
@@ -27,6 +29,7 @@ FAMILIES: dict[str, ModuleType] = {
     "fmnasnet": fmnasnet,
     "fdensenet": fdensenet,
     "vargfacenet": vargfacenet,
+    "mbf": mbf,
 }
 
 
@@ -41,21 +44,38 @@ def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
         features are not ``emb_size`` many.
     """
     symbol = _family_symbol(config) if config.net_name in FAMILIES else _own_symbol(config, own_network)
+    height, width, _ = config.image_shape
+    features = _features(config, symbol)
+    if features != config.emb_size:
+        raise UserError(f"emb_size: found {config.emb_size}, but net_name {config.net_name} with net_output "
+                        f"{config.net_output} gives {features} features for {height}x{width} images, expected "
+                        f"{features}")
+    return symbol
+
+
+def own_size(config: Any) -> int:
+    """The length of an embedding: that of a ``-symbol.json``, which has its own, else the ``emb_size`` asked for.
+
+    :raises UserError: as :func:`build_symbol`.
+    """
+    if not is_symbol_file(config.net_name):
+        return int(config.emb_size)
+    return _features(config, _own_symbol(config, None))
+
+
+def _features(config: Any, symbol: Graph) -> int:
+    """The length of the embedding that a network makes of the configuration's images."""
     height, width, channels = config.image_shape
-    _, *features = infer_shapes(symbol, (channels, height, width)).output
-    if len(features) != 1:
+    first, *features = infer_shapes(symbol, (channels, height, width)).output
+    if len(features) != 1 or first != 1:
         raise UserError(f"net_name {config.net_name}: found an output of shape (N, {', '.join(map(str, features))}), "
                         "expected (N, emb_size)")
-    if features[0] != config.emb_size:
-        raise UserError(f"emb_size: found {config.emb_size}, but net_name {config.net_name} with net_output "
-                        f"{config.net_output} gives {features[0]} features for {height}x{width} images, expected "
-                        f"{features[0]}")
-    return symbol
+    return features[0]
 
 
 def first_weights(net_name: str) -> Initialiser:
     """The initialiser of a network's weights, as in the public recipes; own networks have that of most families."""
-    return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet") else UNIFORM_IN
+    return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet", "mbf") else UNIFORM_IN
 
 
 def _family_symbol(config: Any) -> Graph:
@@ -65,6 +85,8 @@ def _family_symbol(config: Any) -> Graph:
 
 def _own_symbol(config: Any, own_network: OwnNetwork | None) -> Graph:
     path = find_network(config.net_name, config.config_file)
+    if is_symbol_file(config.net_name):
+        return with_starts(read_network(path or Path(config.net_name)))
     if path is None or own_network is None:
         kind = types.choice(*FAMILIES)
         raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "

@@ -190,6 +190,18 @@ class GraphMaker:
         return Graph(self.nodes, heads)
 
 
+def with_starts(graph: Graph) -> Graph:
+    """The graph with ``__init__`` on the parameters and states whose operators say what they start from, as MXNet
+    writes it: PReLU's slope 0.25, moving variances 1. A file that was checked has lost it."""
+    maker = GraphMaker()
+    for node in graph.nodes:
+        maker.append(node)
+        for name, entry in zip(node.operator.input_names(node.values) if node.operator.starts else (), node.inputs):
+            if name in node.operator.starts and maker.nodes[entry.node].is_variable:
+                maker.mark(entry, **{"__init__": node.operator.starts[name], **maker.nodes[entry.node].attrs})
+    return maker.graph(graph.heads)
+
+
 # From a node and its inputs in the new graph: the output that takes the place of its only one, or None to keep it.
 Rule = Callable[[GraphMaker, Node, list[Entry]], Optional[Entry]]
 

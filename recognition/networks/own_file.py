@@ -21,6 +21,7 @@ from recognition.config.user_code import errors_in_one_line, run_file
 from recognition.errors import UserError
 
 NO_MODULES: Mapping[str, ModuleType] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def name_of(config: Any, path: Path) -> str:
@@ -29,14 +30,15 @@ def name_of(config: Any, path: Path) -> str:
 
 
 def call_own_file(config: Any, path: Path, functions: Sequence[str], finish: Callable[[Any], Any] = lambda made: made,
-                  modules: Mapping[str, ModuleType] = NO_MODULES) -> Any:
+                  modules: Mapping[str, ModuleType] = NO_MODULES, told: Mapping[str, Any] = NOTHING) -> Any:
     """What the first of ``functions`` that the file has returns, passed through ``finish``.
 
     :param modules: what the file imports by these names, whatever is installed.
+    :param told: what the file sees in place of options.
     :raises UserError: if there is no such function, if it takes what is no option, or if the file's code raises.
     """
     name = name_of(config, path)
-    values = {**vars(config), **dict(config.own_keys)}
+    values = {**vars(config), **dict(config.own_keys), **told}
     with _beside(path.parent, values, modules):
         module = run_file(path, name)
         function = next((key for key in functions if callable(getattr(module, key, None))), "")

@@ -20,17 +20,15 @@ from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.options import Config, check
 from recognition.errors import UserError, command
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
+from recognition.plan.head_costs import RESERVE_GB
 
-if TYPE_CHECKING:  # it imports MXNet, for which --help and a mistyped flag need not wait
+if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.
 PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
-# GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
-# CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
-RESERVE_GB = {"gpu": 2.5, "cpu": 0.5}
 COLUMN_WIDTH = 16
 FLAG_TYPES = {
     "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),
@@ -93,7 +91,9 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
-    config = dataclasses.replace(config, **changes)
+    from recognition.engines.choose import with_own_size
+
+    config = with_own_size(dataclasses.replace(config, **changes))
     if not config.num_classes:
         raise UserError(f"--classes: not given, and the dataset preset {config.dataset!r} has no num_classes; expected "
                         "either")
@@ -125,7 +125,7 @@ def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
 
 
 def introduction(config: Config, run: PlannedRun) -> str:
-    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.fp16 or config.fp16_scale else "float32"
+    low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.in_16_bits else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
     return (f"{', '.join([config.network, low, *more])}, {run.optimizer}; {run.classes:,} classes x "
             f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "
@@ -176,6 +176,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print("\n".join(table(config, run, planned, flags.memory)))
     if flags.json:
-        with replacing(Path(flags.json)) as temporary:
-            temporary.write_text(text + "\n")
+        write_whole(Path(flags.json), text + "\n")
     return 0

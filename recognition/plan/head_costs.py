@@ -13,6 +13,9 @@ FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
 ROWS_A_PIECE, MOST_GROUPS, LEAST_ROWS_A_GROUP, COLUMNS_A_TILE = 384, 32, 192, 16
 ROWS_A_CHUNK = 65536  # as in engines/mxnet/shard.py: rows whose gradient is held at once
 MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
+# GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
+# CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
+RESERVE_GB = {"gpu": 2.5, "cpu": 0.5}
 
 Memory = dict[str, int]  # bytes by what they are for
 

@@ -9,6 +9,7 @@ from typing import Callable, NamedTuple
 from recognition.config.options import Config
 from recognition.engines.choose import build_network, computing_of, maps_in_training
 from recognition.networks.flops import count_flops
+from recognition.networks.graph import Graph
 from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
 from recognition.plan.head_costs import (
@@ -44,17 +45,20 @@ class BackboneCost:
                 "images": self.images}
 
 
-def backbone_cost(config: Config) -> BackboneCost:
-    """Costs of a configuration's network, for ``per_batch_size`` images on its first device."""
+def backbone_cost(config: Config, graph: Graph | None = None, engine: str = "mxnet") -> BackboneCost:
+    """Costs of a configuration's network, for ``per_batch_size`` images on its first device.
+
+    :param graph: the network, if it has been built; ``engine``: the name of what computes it.
+    """
     height, width, channels = config.image_shape
     image, batch = (channels, height, width), config.per_batch_size
-    graph = build_network(config)
+    graph = graph or build_network(config)
     flops, again = count_flops(graph, image), 0
     if config.memonger:
         again = count_flops(graph, image, computed_again(graph, image)).products
     states = infer_shapes(graph, image).auxiliary.values()
     pixels = batch * channels * height * width
-    maps = maps_in_training(graph, computing_of(config), image)
+    maps = maps_in_training(graph, computing_of(config), image, engine)
     return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
                         batch * (3 * flops.products + again))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recognition.config.user_code import is_symbol_file
 from recognition.errors import UserError
 from recognition.io.files import WRITING
 from recognition.processes.communicator import Communicator, largest
@@ -27,6 +29,8 @@ def shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
     :param options: all of them, in JSON's types.
     """
     shared = {key: value for key, value in options.items() if key not in _OF_HOSTS}
+    if is_symbol_file(options["net_name"]):  # a path, too; what it holds is a part of the run's identity
+        del shared["net_name"]
     return {**shared, "devices": f"{len(options['devices'])} of {options['devices'][0][0]}"}
 
 
@@ -38,15 +42,21 @@ def require_alike(values: dict[str, Any], communicator: Communicator) -> None:
     """
     if communicator.size == 1:
         return
-    mine = json.dumps(values, sort_keys=True).encode()
-    length = largest(communicator, len(mine))
-    rows = communicator.all_gather(np.frombuffer(mine.ljust(length), np.uint8)[None])
-    first, *others = (json.loads(row.astype(np.uint8).tobytes()) for row in rows)
-    for rank, found in enumerate(others, 1):
+    (where, first), *others = _gathered([socket.gethostname(), values], communicator)
+    for rank, (host, found) in enumerate(others, 1):
         for key in sorted({*first, *found}):
             if found.get(key) != first.get(key):
-                raise UserError(f"{key}: process {rank} has {found.get(key)!r}, process 0 {first.get(key)!r}, expected "
-                                "the same in all processes of a run")
+                one, two = (f" on {name}" if host != where else "" for name in (host, where))
+                raise UserError(f"{key}: process {rank}{one} has {found.get(key)!r}, process 0{two} "
+                                f"{first.get(key)!r}, expected the same in all processes of a run")
+
+
+def _gathered(mine: Any, communicator: Communicator) -> list[Any]:
+    """The values of all processes, of JSON's types."""
+    text = json.dumps(mine, sort_keys=True).encode()
+    length = largest(communicator, len(text))
+    rows = communicator.all_gather(np.frombuffer(text.ljust(length), np.uint8)[None])
+    return [json.loads(row.astype(np.uint8).tobytes()) for row in rows]
 
 
 def require_shared(folder: Path, communicator: Communicator) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exchange between processes: features, row statistics and gradients, but no array with a side of C classes.
 
-The communicators are :class:`SingleProcess`, and those of ``horovod_communicator``, ``kvstore_communicator`` and
-``distributed_communicator``.
+The communicators are :class:`SingleProcess`, and those in ``processes`` of each engine.
 """
 from __future__ import annotations
 

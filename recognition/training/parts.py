@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recognition.config.options import NO_END, Config
+from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
 from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder, Position
+from recognition.data.order import Position
+from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.open_set import Opening, open_sets
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.engines.choose import computing_of, make_shard
 from recognition.engines.interface import Backbone, Engine, Updating
+from recognition.engines.numbers import describe_numbers
 from recognition.errors import UserError
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
@@ -31,35 +35,45 @@ from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
+from recognition.optim.loss_scale import LossScale
 from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
 from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.checkpoints.first_centres import CentresSource
 from recognition.training.checkpoints.matching import advice
 from recognition.training.checkpoints.pretrained import read_params, take_over
+from recognition.training.checkpoints.renamed import renamed
 from recognition.training.states.state import Progress
 from recognition.training.verify import Verifier, load_targets, shared
 from recognition.training.watch.events import FOLDER, EventFile
 from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
+from recognition.training.watch.text_log import FILE as TEXT_LOG
+from recognition.training.watch.text_log import TextLog
 
 PREFETCH_BATCHES = 3  # decoded ahead
 
 
-def make_dataset(config: Config) -> FaceDataset:
-    """Open the training set and compare it with the configuration.
+def make_dataset(config: Config, first: bool = True) -> ImageSet:
+    """Open the training set and compare it with the configuration; ``first``: whether this is the first process.
 
     :raises UserError: if it cannot be read, or if its images are not of the size that the network is built for.
     """
-    dataset = open_dataset(config.dataset_path, config.is_shuffled_rec, config.data_images_filter,
-                           config.on_bad_record, config.bad_record_share)
+    how = Opening(config.image_shape[0], config.num_classes, config.is_shuffled_rec, config.data_images_filter,
+                  config.on_bad_record, config.bad_record_share, seed=config.seed,
+                  index_folder=Path(config.output_dir), writes=first)
+    dataset = open_sets(config.dataset_path, config.dataset_weights, how)
     if config.num_classes not in (0, dataset.num_classes):
-        print(f"{dataset.path}: {dataset.num_classes} identities by its property file; the preset's "
+        by = "there" if dataset.form in ("folder", "several") else "by its property file"
+        print(f"{dataset.path}: {dataset.num_classes} identities {by}; the preset's "
               f"{config.num_classes} are not used", flush=True)
     if config.image_shape != dataset.image_shape:
         built, found = ("x".join(map(str, shape)) for shape in (config.image_shape, dataset.image_shape))
-        raise UserError(f"image_shape: found {built}, but {dataset.path / 'property'} says {found}, expected the same; "
-                        "set image_shape in the dataset preset or mend the property file")
+        raise UserError(f"image_shape: found {built}, but {dataset.parts[0].path / 'property'} says {found}, expected "
+                        "the same; set image_shape in the dataset preset or mend the property file")
     dataset.check_labels()
+    if len(dataset.parts) > 1:
+        print(f"{len(dataset.parts)} data sets, {dataset.num_classes} identities: " + ", ".join(
+            f"{part.path} {part.num_classes}" for part in dataset.parts), flush=True)
     return dataset
 
 
@@ -73,11 +87,13 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     image_shape, computing = (channels, height, width), computing_of(config)
     if config.count_flops:
         print(describe(count_flops(graph, image_shape)), flush=True)
-    if line := engine.numbers(computing):
+    if line := describe_numbers(computing):
         print(line, flush=True)
     start = initialise(graph, image_shape, config.seed, first_weights(config.net_name))
     if checkpoint:
-        print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config)), flush=True)
+        symbol = Path(f"{config.pretrained}-symbol.json")
+        print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config),
+                        partial(renamed, graph, symbol, image_shape)), flush=True)
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
@@ -108,14 +124,16 @@ def make_head(config: Config, num_classes: int, engine: Engine,
                        ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
 
 
-def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, communicator: Communicator,
+def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communicator: Communicator,
                 start: Position, saved: Mapping[str, np.ndarray],
                 judge: Judge = refuse) -> BatchLoader | TripletLoader:
     """The loader of this process's part of every batch from ``start`` on; ``saved``: the loader's state at ``start``.
     """
     size = config.per_batch_size * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
-    augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color)
+    augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color,
+                                mask=config.data_mask_prob, resize=config.data_resize_prob, blur=config.data_blur_prob,
+                                hsv=config.data_hsv_prob, grey=config.data_gray_prob)
     common: dict[str, Any] = {"augmentation": augmentation, "global_batch": size * communicator.size, "part": part,
                               "start": start, "threads": config.decode_threads, "prefetch": PREFETCH_BATCHES}
     if config.triplets:
@@ -123,14 +141,14 @@ def make_loader(config: Config, dataset: FaceDataset, backbone: Backbone, commun
         return TripletLoader(dataset, bags, backbone.embed, alpha=config.triplet_alpha, max_ap=config.triplet_max_ap,
                              device_batch=config.per_batch_size, saved=saved, gather=communicator.all_gather,
                              judge=judge, **common)
-    return BatchLoader(dataset, EpochOrder(len(dataset), config.seed, shuffle=dataset.form != "shuffled"), **common)
+    return BatchLoader(dataset, dataset.order(config.seed), **common)
 
 
-def make_verifier(config: Config, backbone: Backbone, dataset: FaceDataset, communicator: Communicator) -> Verifier:
+def make_verifier(config: Config, backbone: Backbone, dataset: ImageSet, communicator: Communicator) -> Verifier:
     """The verifier on the sets of ``val_targets`` that are in the folder of the training set."""
-    sets = load_targets(dataset.path, config.val_targets, dataset.image_shape[:2])
+    sets = load_targets([part.path for part in dataset.parts], config.val_targets, dataset.image_shape[:2])
     if not sets:
-        looked_for = ", ".join(f"{target}.bin" for target in config.val_targets)
+        looked_for = ", ".join(f"{target}.bin" for target in config.val_targets) or "none"
         print(f"{dataset.path}: no verification set there (looked for {looked_for})", flush=True)
     elif missing := [f"{target}.bin" for target in config.val_targets if target not in {found.name for found in sets}]:
         print(f"{dataset.path}: no {', '.join(missing)} there, verification without", flush=True)
@@ -145,17 +163,24 @@ def centres_source(config: Config) -> CentresSource:
                          config.per_batch_size * len(config.devices), config.decode_threads)
 
 
-def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float) -> TrainingLog:
-    """The log of the first process, in the folder of the run."""
-    folder, step = Path(config.output_dir), progress.step
-    return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch,
-                       total_steps(config, batches_an_epoch), step, config.ce_loss, progress.since_line,
-                       EventFile(folder / FOLDER, step) if config.tensorboard else None)
+def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float,
+             loss_scale: LossScale | None) -> TrainingLog:
+    """The log of the first process, in the folder of the run; ``loss_scale``: that of float16."""
+    folder, step, end = Path(config.output_dir), progress.step, total_steps(config, batches_an_epoch)
+    return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch, end, step,
+                       config.ce_loss, progress.since_line,
+                       events=EventFile(folder / FOLDER, step) if config.tensorboard else None,
+                       text=TextLog(folder / TEXT_LOG, step, end, progress.config, loss_scale))
 
 
-def identity_of(config: Config, dataset: FaceDataset) -> dict[str, Any]:
-    """The options and facts that must be the same in a resumed run: they determine shapes and the order of data."""
-    return {"num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
+def identity_of(config: Config, dataset: ImageSet, graph: Graph) -> dict[str, Any]:
+    """The options and facts that must be the same in a resumed run: they determine shapes and the order of data.
+
+    Of a network from a ``-symbol.json`` also the checksum of the graph: another may have layers of the same shapes.
+    """
+    symbol = is_symbol_file(config.net_name)
+    own = {"network_sha256": sha256(graph.to_json().encode()).hexdigest()} if symbol else {}
+    return {**own, "num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
             "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
             "loss_name": config.loss_name, "bias": config.has_bias, "optimizer": config.optimizer}
 

@@ -15,12 +15,13 @@ from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
 from recognition.data.order import Position
-from recognition.engines.choose import build_network, choose_engine, decide_for
+from recognition.engines.choose import build_network, choose_engine, decide_for, with_own_size
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
+from recognition.plan.this_run import memory_line
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
@@ -40,8 +41,9 @@ from recognition.training.parts import (
     make_verifier,
 )
 from recognition.training.run_folder import require_writable, sole_writer
+from recognition.training.states.arcface_torch import ArcfaceTorchState, find_ranks
 from recognition.training.states.find import find_state
-from recognition.training.states.folder import Retention, claim, discard_unfinished, set_aside
+from recognition.training.states.folder import Retention, claim, discard_unfinished, saved_states, set_aside
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress, SavedState
 from recognition.training.trainer import Trainer
@@ -59,7 +61,7 @@ def train(config: Config) -> int:
     :raises UserError: on anything that the user can mend.
     """
     choice = decide_for(config)
-    config, engine = replace(config, engine=choice.name), choose_engine(choice.name)
+    config, engine = with_own_size(replace(config, engine=choice.name)), choose_engine(choice.name)
     same_bits = engine.deterministic(config.devices) if config.deterministic else contextlib.nullcontext()
     with same_bits, engine.communicator(config.kvstore) as communicator, open(os.devnull, "w") as nowhere:
         first = communicator.rank == 0
@@ -79,10 +81,12 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     folder, first = Path(config.output_dir), communicator.rank == 0
     saved = look_around(config, communicator)
     engine.check_devices(config.devices)
-    dataset = make_dataset(config)
-    require_alike(identity := identity_of(config, dataset), communicator)
-
+    dataset = make_dataset(config, first)
     graph = build_network(config)
+    require_alike(identity := identity_of(config, dataset, graph), communicator)
+
+    if line := memory_line(config, graph, engine, dataset.num_classes, communicator.size):
+        print(line, flush=True)
     checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
@@ -97,14 +101,15 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     progress.config = as_json(config)
 
     global_batch = config.per_batch_size * len(config.devices) * communicator.size
-    batches_an_epoch = math.inf if config.triplets else len(dataset) // global_batch
+    batches_an_epoch = math.inf if config.triplets else dataset.order(config.seed).num_images // global_batch
     schedule = make_schedule(config, batches_an_epoch)
     bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}, BadBags(bad_steps, schedule, progress)) as batches:
         if first:
             begin_folder(folder, config.state_every > 0, anew=not saved)
-        log = make_log(config, progress, global_batch, batches_an_epoch) if first else SilentLog()
+        log = (make_log(config, progress, global_batch, batches_an_epoch, backbone.loss_scale) if first
+               else SilentLog())
         if first:
             note_start(folder, progress.config, progress.step, communicator.size)
         own = () if config.whole_head and not first else head.shards  # if all hold the same, the first saves
@@ -137,7 +142,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     return status
 
 
-def look_around(config: Config, communicator: Communicator) -> SavedState | None:
+def look_around(config: Config, communicator: Communicator) -> SavedState | ArcfaceTorchState | None:
     """Check that all processes are of one run, tidy its folder, and find the state to go on from, if any.
 
     :raises UserError: if processes differ, do not share the folder, or no run can go on from the state.
@@ -152,6 +157,9 @@ def look_around(config: Config, communicator: Communicator) -> SavedState | None
             require_tensorboard()
     require_alike(shared_options(as_json(config)), communicator)
     require_shared(folder, communicator)
+    theirs = Path(config.models_root)
+    if config.resume and not saved_states(folder / "state") and (ranks := find_ranks(theirs)):
+        return ArcfaceTorchState(theirs, ranks)
     return find_state(folder / "state", config.resume, os.environ.get(LAUNCH, ""), communicator)
 
 
@@ -164,7 +172,7 @@ def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
         claim(folder / "state", launch)
 
 
-def go_on(saved: SavedState, identity: dict[str, Any], backbone: Backbone,
+def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backbone: Backbone,
           head: ShardedHead | TripletHead) -> Progress:
     """Fill backbone and head from a saved state of any number of shards; returns its progress.
 

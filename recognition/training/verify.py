@@ -12,18 +12,24 @@ import numpy as np
 from recognition.data.verification_set import VerificationSet, load_bin
 from recognition.evaluation.roc import Roc
 from recognition.evaluation.verification import VerificationResult, check_pairs, pixel_similarity, verify
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.processes.communicator import Communicator
 
 
-def load_targets(folder: Path, targets: Sequence[str], image_size: tuple[int, int]) -> list[VerificationSet]:
-    """Load the verification sets of ``folder``, in the order of ``targets``; those that are missing are left out.
+def load_targets(folders: Sequence[Path], targets: Sequence[str],
+                 image_size: tuple[int, int]) -> list[VerificationSet]:
+    """Load the verification sets of the folders, in the order of ``targets``; those that are missing are left out. If
+    several folders have one, that of the first counts, with a line.
 
     :param image_size: (height, width) in pixels.
     :raises UserError: if a file is no verification set, or cannot be scored.
     """
-    paths = [folder / f"{target}.bin" for target in targets]
-    sets = [load_bin(path, image_size) for path in paths if path.is_file()]
+    sets = []
+    for target in targets:
+        paths = [path for path in (folder / f"{target}.bin" for folder in folders) if path.is_file()]
+        sets += [load_bin(path, image_size) for path in paths[:1]]
+        for other in paths[1:]:
+            print(f"{other}: left out, {paths[0]} is verified on", flush=True)
     for chosen in sets:  # now, before hours of training are spent
         check_pairs(chosen.issame, name=chosen.name)
     return sets
@@ -67,5 +73,4 @@ class Verifier:
         np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr,
                  distances=result.distances.astype(np.float32), issame=result.issame,
                  threshold=np.mean(result.best_thresholds))
-        with replacing(folder / f"roc-{result.name}.npz") as path:
-            path.write_bytes(content.getbuffer())
+        write_whole(folder / f"roc-{result.name}.npz", content.getbuffer())

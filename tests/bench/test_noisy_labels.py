@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.noisy_labels import main, make_noisy, make_right, precision_and_recall, wrong_labels
+from bench.accuracy.noisy_labels import main, make_noisy, make_right, precision_and_recall, wrong_labels
 from common.sets.training_set import write_training_set
-from recognition.data.dataset import open_dataset
+from recognition.data.sets.dataset import open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,8 +65,9 @@ def test_the_whole_experiment_on_a_few_people(tmp_path: Path) -> None:
     data = tmp_path / "data"
     subprocess.run([sys.executable, "-m", "datasets.demo", "--output", data, "--identities", "30", "--held-out", "12",
                     "--images", "8", "--pairs-per-fold", "6"], check=True, cwd=ROOT, capture_output=True)
-    done = subprocess.run([sys.executable, "-m", "bench.noisy_labels", tmp_path / "work", "--data", data, "--steps",
-                           "12", "--threshold", "100", "--right"], check=True, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bench.accuracy.noisy_labels", tmp_path / "work", "--data", data,
+                           "--steps", "12", "--threshold", "100", "--right"],
+                          check=True, cwd=ROOT, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert lines[0] == "72 of 240 labels are wrong" and "100 degrees *" in done.stdout
     assert [line.split()[:2] for line in lines[-5:-1]] == [["K", "="], ["ArcFace,", "noisy"], ["ArcFace,", "cleaned"],

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from common.sets.image_files import read_image
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.images.image_files import read_image
+from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fmobilefacenet, sym
+from recognition.networks import sym
+from recognition.networks.families import fmobilefacenet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.training.checkpoints.checkpoint import save_checkpoint

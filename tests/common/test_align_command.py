@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.face_align import main
-from common.faces.alignment import ARCFACE, align, estimate_norm, norm_crop
+from common.face_align import align, estimate_norm, main, norm_crop
+from common.faces.alignment import ARCFACE
 from common.faces.face_detector import FaceDetector, Found, choose_face
 from common.faces.landmark_files import read_landmarks, write_landmarks
 from recognition.errors import UserError
@@ -139,7 +139,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, faces: np.ndarray, capsys: pyt
     cases = {
         f"face.png {row}\nface.jpg {row}\n": "face.png and face.jpg would both become face.jpg",
         f"../face.png {row}\n": "'../face.png', expected a path inside",
-        "face.png " + " ".join(["5"] * 10) + "\n": "none of its 1 images could be aligned",
+        "face.png " + " ".join(["5"] * 10) + "\n": "points: most of its faces are within 0 pixels",
         f"other.png {row}\n": "none of its 1 images could be aligned",
     }
     for text, line in cases.items():

@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 
 from common.build_eval_pack import main
+from common.gen_megaface import main as gen_megaface
+from common.inference import main as inference
+from common.pack_folder import main as pack_folder
+from common.rec_builder import main as rec_builder
+from common.sets.bin_checks import check_bin
 from common.sets.pair_lists import read_pairs
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
@@ -79,7 +84,7 @@ def test_pairs_of_lfw(tmp_path: Path) -> None:
     ("", "no pairs there"), ("a.jpg b.jpg\n", "line 1: found 'a.jpg b.jpg'"), ("a b 1\na b 2\n", "line 2"),
     ("10 300\nname 1\n", "line 2: found 'name 1'"), ("10 300\nname " + "9" * 5000 + " 1\n", "line 2: found 'name 99"),
     ("a\0.jpg b.jpg 1\n", "line 1"),
-    ("a.jpg ../../b.jpg 1\n", "line 1: found 'a.jpg ../../b.jpg 1'"), ("/etc/a.jpg b.jpg 1\n", "line 1")])
+    ("a.jpg ../../b.jpg 1\n", "line 1: found '../../b.jpg'"), ("/etc/a.jpg b.jpg 1\n", "line 1")])
 def test_lists_that_are_none(tmp_path: Path, text: str, line: str) -> None:
     (tmp_path / "list").write_text(text)
     with pytest.raises(UserError, match=line):
@@ -97,3 +102,38 @@ def test_bad_flags_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run(tmp_path, "--landmarks", tmp_path / "pairs_label.txt", "--align-mode", "six") == 2
     assert "--align-mode: found 'six'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count, mixed, folds", [(60, False, 10), (60, True, 0), (20, False, 0)])
+def test_a_list_with_one_kind_of_pairs_after_the_other_is_told(
+        count: int, mixed: bool, folds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folds have one kind each, so each threshold is chosen on the other kind for the most part."""
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((112, 112, 3), 90 * i, np.uint8))
+    kinds = [i % 2 if mixed else int(i < count // 2) for i in range(count)]
+    (tmp_path / "list").write_text("".join(f"0.png {kind}.png {1 - kind}\n" for kind in kinds))
+    assert main(["--data-dir", str(tmp_path), "--pairs", str(tmp_path / "list"), "--output",
+                 str(tmp_path / "pack.bin")]) == 0
+    said = capsys.readouterr().out
+    assert ("hold pairs of one kind only" in said) == bool(folds)
+    assert f"mind: {folds} of the protocol's 10 folds" in said or not folds
+    found = check_bin(tmp_path / "pack.bin", None, (112, 112))[1]
+    assert [finding.level for finding in found] == (["warning"] if folds else [])
+
+
+def test_whole_photographs_are_told_from_aligned_faces(tmp_path: Path, colour_model: Callable[..., str],
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    model = colour_model()
+    for i, side in enumerate((112, 250)):
+        (tmp_path / "people" / f"p{i}").mkdir(parents=True)
+        for k in range(2):
+            cv2.imwrite(str(tmp_path / "people" / f"p{i}" / f"{k}.jpg"), np.full((side, side, 3), 90 * k, np.uint8))
+    (tmp_path / "list").write_text("p0/0.jpg p0/1.jpg 1\np0/0.jpg p1/0.jpg 0\np1/1.jpg p0/1.jpg 0\n")
+    line = "mind: 2 images are not 112 x 112, such as {}/p1/0.jpg, and were scaled: if they are not aligned faces, "
+    for command, words in ((main, ["--data-dir", "DIR", "--pairs", str(tmp_path / "list"), "--output", "NEW.bin"]),
+                           (pack_folder, ["DIR", "NEW1"]), (rec_builder, ["DIR", "NEW2"]),
+                           (inference, ["--model", model, "--images", "DIR", "--output", "NEW.npz"]),
+                           (gen_megaface, ["--model", model, "--facescrub-root", "DIR", "--output", "NEW3"])):
+        assert command([word.replace("DIR", f"{tmp_path}/people").replace("NEW", f"{tmp_path}/new")
+                        for word in words]) == 0
+        assert line.format(tmp_path / "people") in capsys.readouterr().out

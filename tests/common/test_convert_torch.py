@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from common.convert_torch import main
-from common.export.iresnet import pairs
-from common.export.torch_file import read_tensors, write_tensors
+from recognition.config.cli import find_pretrained
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks import fresnet
+from recognition.io.torch_file import read_tensors, write_tensors
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
+from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
@@ -187,3 +188,17 @@ def test_into_a_folder_and_to_a_params_name(tensors, tmp_path, capsys):
         "named/r18-0012.params", "there/model-0001.params"]
     assert main([str(tmp_path / "a.pth"), f"{tmp_path}/r18.params"]) == 2
     assert "r18.params, expected PREFIX,EPOCH, a folder, or a name like model-0001.params" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".pt", ".ckpt", ".pth.tar"])
+def test_endings_of_files_of_pytorch(ending: str, tensors, tmp_path):
+    write_tensors(tmp_path / f"backbone{ending}", tensors)
+    assert main([f"{tmp_path}/backbone{ending}", f"{tmp_path}/model,1"]) == 0
+
+
+@pytest.mark.parametrize("name, found", [("backbone.pth", "python -m common.convert_torch FILE PREFIX,1 makes one"),
+                                         ("w600k_r50.onnx", "an ONNX file cannot be read back")])
+def test_what_is_no_checkpoint_is_refused_with_the_way_to_one(name: str, found: str, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=found):
+        find_pretrained(str(tmp_path / name), 1)

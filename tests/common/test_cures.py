@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from common.doctor import main as doctor
-from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError
 
@@ -135,10 +135,32 @@ def test_a_set_whose_identities_lie_apart_trains_with_a_line(tmp_path: Path, cap
     assert [dataset.read(i)[:2] for i in range(IMAGES)] == list(zip(APART, images))
 
 
+GROUPS = [(1 + 4 * i, 5 + 4 * i) for i in range(CLASSES)]
+
+
+@pytest.mark.parametrize("ranges", [
+    [(1, 3), (3, 5), *GROUPS[1:]], [*GROUPS, (21, 21)], [GROUPS[0], (5, 5), *GROUPS[1:]], [*GROUPS, *GROUPS[:2]]])
+def test_more_identity_records_than_identities_train_with_a_line(ranges: list[tuple[int, int]], tmp_path: Path,
+                                                                 caplog: pytest.LogCaptureFixture) -> None:
+    """Two of one identity, empty ones, some twice: the property file and the labels agree, and count."""
+    folder = write(tmp_path / "set", LABELS, pictures(), ranges)
+    dataset = open_dataset(folder)
+    assert (f"{len(ranges)} identity records for 5 identities: some are empty, or several of one identity; the labels "
+            "of the images count") in caplog.text
+    assert dataset.labels().tolist() == LABELS and dataset.num_classes == CLASSES
+    status = doctor([str(folder)])
+    (finding,) = [found for found in json.loads((tmp_path / "set-doctor" / "doctor.json").read_text())["findings"]
+                  if "identit" in found["what"]]
+    assert status == (2 if len(ranges) == 7 else 0) and "common.rec_builder" in finding["advice"]
+    assert import_module("common.rec_builder").main([str(folder), str(tmp_path / "new")]) == 0
+    assert open_dataset(tmp_path / "new").labels().tolist() == LABELS and doctor([str(tmp_path / "new")]) == 0
+
+
 @pytest.mark.parametrize("command", [
     "rec_builder DIR NEW", "rec_builder DIR NEW --form sequential", "rec2shufrec DIR NEW",
     "rec2image --include DIR --output NEW", "merge_sets DIR --output NEW", "data_stats DIR --output NEW",
-    "split_set DIR --output NEW --parts 2", "split_set DIR --output NEW --held-out 2 --folds 2"])
+    "split_set DIR --output NEW --parts 2", "split_set DIR --output NEW --held-out 2 --folds 2",
+    "split_set DIR --output NEW --held-out 0.2 --by images"])
 def test_every_tool_works_on_a_set_whose_identities_lie_apart(command: str, tmp_path: Path) -> None:
     folder, images = write(tmp_path / "set", APART, pictures()), pictures()
     name, *words = command.split()
@@ -150,6 +172,26 @@ def test_every_tool_works_on_a_set_whose_identities_lie_apart(command: str, tmp_
         assert found == sorted(zip(APART, images)) or "held-out" in command
 
 
+@pytest.mark.parametrize("command", ["drop --data DIR --model MODEL,1 --output NEW --threshold 80",
+                                     "merge_sets DIR --output NEW --model MODEL,1 --exclude lfw.bin --identity-limit 1 "
+                                     "--image-limit 0.99"])
+def test_a_network_chooses_the_same_images_whether_identities_lie_apart_or_not(
+        command: str, tmp_path: Path, colour_model: Callable[..., str]) -> None:
+    """Against the same images, identity after identity, as the doctor's cure orders them."""
+    random = np.random.RandomState(3)
+    prefix = colour_model(fc7_weight=random.standard_normal((3 * CLASSES, 3)).astype(np.float32))
+    kept = []
+    order = sorted(range(IMAGES), key=lambda i: APART[i])
+    images = pictures()
+    for name, labels, those in (("apart", APART, images), ("together", LABELS, [images[i] for i in order])):
+        paths = {"DIR": str(write(tmp_path / name, labels, those)), "NEW": str(tmp_path / f"{name}-new")}
+        tool, *words = command.replace("MODEL", prefix).split()
+        assert import_module(f"common.{tool}").main([paths.get(word, word) for word in words]) == 0
+        dataset = open_dataset(tmp_path / f"{name}-new")
+        kept.append([dataset.read(i)[:2] for i in range(len(dataset))])
+    assert kept[0] == kept[1] and 0 < len(kept[0]) < IMAGES
+
+
 def test_a_missing_property_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "set", APART, pictures(), prop="")
     with pytest.raises(UserError, match=r"property: not found, expected a file of one line, 5,112,112$"):
@@ -158,3 +200,12 @@ def test_a_missing_property_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "write one line into it: 5,112,112" in capsys.readouterr().out
     (folder / "property").write_text("5,112,112\n")
     assert doctor([str(folder)]) == 0
+
+
+@pytest.mark.parametrize("line", ["5", "5 112 112", "5,3,112,112", ""])
+def test_a_property_of_another_form_is_told(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "set", APART, pictures(), prop=f"{line}\n")
+    with pytest.raises(UserError, match=rf"property: found '{line}', expected .*; the records fit 5,112,112$"):
+        open_dataset(folder)
+    assert doctor([str(folder)]) == 2
+    assert "write one line into it: 5,112,112" in capsys.readouterr().out

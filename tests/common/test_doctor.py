@@ -13,8 +13,8 @@ import pytest
 from common.doctor import examine, main
 from common.sets.image_files import jpeg_damage
 from common.sets.record_checks import framing, repeats
-from recognition.data.record_index import read_index
-from recognition.data.recordio import RecordReader, pack_record
+from recognition.data.records.record_index import read_index
+from recognition.data.records.recordio import RecordReader, pack_record
 from recognition.data.verification_set import save_bin
 from recognition.engines.mxnet.imports import mx
 

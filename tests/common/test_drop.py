@@ -16,8 +16,8 @@ import pytest
 from common.drop import main
 from common.sets import training_set
 from common.sets.sub_centres import choose
-from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordReader, read_index, unpack_record
+from recognition.data.records.recordio import RecordReader, read_index, unpack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.engines.mxnet.imports import mx
 from recognition.io.centres import SavedCentres
 from recognition.io.params import read_arrays

@@ -18,7 +18,8 @@ from recognition.config.cli import parse_args
 from recognition.engines.choose import build_network
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.onnx_graph import to_onnx
 from recognition.networks.operators import OPERATORS
@@ -27,7 +28,7 @@ from recognition.networks.symbol_file import read_network
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
 PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
-           "mnas025", "vargfacenet", "demo")
+           "mnas025", "vargfacenet", "mbf", "mbf_large", "demo")
 SMALL = {"num_layers": 18, "emb_size": 64, "bn_mom": 0.0}
 VARIANTS = {
     "E": {}, "net_unit 1, SE, net_input 2, GNAP": {"net_unit": 1, "net_se": 1, "net_input": 2, "net_output": "GNAP"},

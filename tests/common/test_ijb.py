@@ -220,3 +220,29 @@ def test_what_is_not_there(model, drawn, tmp_path, capsys):
         (tmp_path / "meta" / path.name).write_bytes(path.read_bytes())
     assert run(model, tmp_path, tmp_path / "out") == 2
     assert f"{tmp_path / 'loose_crop' / read_faces(tmp_path / 'meta').names[0]}: cannot" in capsys.readouterr().err
+
+
+def test_from_saved_embeddings_and_from_saved_scores(model, drawn, tmp_path, capsys):
+    """Embeddings and scores that a run saved give its tables again, without a network; scores the 1:1 table alone."""
+    rows, scores, far = tmp_path / "rows.npy", tmp_path / "scores.npy", ("--far", ",".join(map(str, FARS)))
+    assert run(model, drawn.folder, tmp_path / "all", "--save-embeddings", str(rows), "--save-scores", str(scores)) == 0
+    folder = ("--data", str(drawn.folder))
+    assert main(["--embeddings", str(rows), *folder, "--output", str(tmp_path / "rows"), *far]) == 0
+    assert main(["--scores", str(scores), *folder, "--output", str(tmp_path / "scores"), *far]) == 0
+    whole, of_rows, of_scores = (json.loads((tmp_path / name / "results.json").read_text())
+                                 for name in ("all", "rows", "scores"))
+    assert of_rows["verification"] == of_scores["verification"] == whole["verification"]
+    assert of_rows["identification"] == whole["identification"] and of_scores["identification"] is None
+    assert np.load(rows).shape == (len(drawn.rows), 12) and np.load(scores).shape == (len(drawn.pairs),)
+    np.save(tmp_path / "as_theirs.npy", np.load(scores).astype(np.float64))  # the published script's are float64
+    assert main(["--scores", str(tmp_path / "as_theirs.npy"), *folder, "--output", str(tmp_path / "x")]) == 0
+    capsys.readouterr()
+    np.save(tmp_path / "short.npy", np.load(rows)[1:])
+    for words, message in ((["--embeddings", str(tmp_path / "short.npy")], f"expected {len(drawn.rows)} embeddings"),
+                           (["--scores", str(rows)], f"expected {len(drawn.pairs)} scores of pairs"),
+                           (["--scores", str(scores), "--embeddings", str(rows)], "expected one"),
+                           ([], "expected one")):
+        assert main([*words, *folder, "--output", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["--scores", str(scores), *folder]) == 2
+    assert "--output: not given" in capsys.readouterr().err

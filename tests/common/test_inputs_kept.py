@@ -20,15 +20,16 @@ import cv2
 import numpy as np
 import pytest
 
-from common.evaluation.megaface_files import write_feature
-from common.export.iresnet import pairs
-from common.export.torch_file import write_tensors
+from common.evaluation.megaface_files import encode_feature
 from common.faces.alignment import ARCFACE
 from common.faces.landmark_files import write_landmarks
 from common.sets.training_set import write_training_set
 from recognition.config.options import Config
 from recognition.data.verification_set import save_bin
-from recognition.networks import fresnet, sym
+from recognition.io.torch_file import write_tensors
+from recognition.networks import sym
+from recognition.networks.families import fresnet
+from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.run import train
@@ -49,8 +50,11 @@ CASES = [(path, words) for path, lines in {
                              "--check-images IN/faces",
     "common/face_align.py": "IN/faces OUT/new --landmarks IN/landmarks.txt",
     "common/flops_counter.py": "--model IN/model/model,1 --no-latency --json OUT/flops.json",
+    "common/gen_megaface.py": "--model IN/model/model,1 --facescrub-root IN/faces --megaface-root IN/faces "
+                              "--output OUT/new",
     "common/groups.py": "--model IN/model/model,1 --list IN/groups.txt --output OUT/groups",
     "common/ijb.py": "--model IN/model/model,1 --data IN/ijb --output OUT/ijb",
+    "common/ijb_11.py": "--model-prefix IN/model/model --image-path IN/ijb --target IJBX --result-dir OUT/there",
     "common/inference.py": "--model IN/model/model,1 --images IN/faces --output OUT/faces.npz --json OUT/faces.json\n"
                            "--model IN/model/model,1 --gallery IN/faces --probes IN/faces --json OUT/found.json",
     "common/megaface.py": "--probes IN/features --distractors IN/features --output OUT/megaface",
@@ -121,7 +125,7 @@ def make_images(folder: Path, random: np.random.Generator) -> None:
         (folder / "ijb" / "meta" / f"ijbx_{ending}.txt").write_text("".join(f"{line}\n" for line in lines))
     for name in names:
         (folder / "features" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_feature(folder / "features" / f"{name}.bin", random.standard_normal(8))
+        (folder / "features" / f"{name}.bin").write_bytes(encode_feature(random.standard_normal(8)))
 
 
 def make_checkpoints(folder: Path, random: np.random.Generator) -> None:

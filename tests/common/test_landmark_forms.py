@@ -160,6 +160,31 @@ def test_one_face_that_is_none_is_named_and_what_has_no_landmarks_is_counted(
     assert (tmp_path / "new.txt").read_text().splitlines()[0].split("\t")[1:3] == ["107.000", "107.000"]
 
 
+@pytest.mark.parametrize("factor, shift, words", [
+    (3, 0, "its landmarks lie around (372, 407), expected inside the image, which is 250 wide and 250 high"),
+    (1, 130, "its landmarks lie around (124, 266), expected inside the image"),
+    (0.01, 100, "its landmarks lie within 0.54 pixels, expected at least 4")])
+def test_landmarks_of_another_size_of_the_image_are_named(factor: float, shift: float, words: str, photographs: Path,
+                                                          tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of three; those of a face at the border, of which some are outside, are taken."""
+    five = np.array(FIVE_POINTS.split(), float).reshape(5, 2)
+    faces = [five, five + np.array([0, 110]), factor * five + [0, shift]]
+    (tmp_path / "points").write_text("".join(f"a/{n}.png {' '.join(map(str, face.ravel()))}\n"
+                                             for n, face in enumerate(faces)))
+    assert face_align([str(photographs), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points")]) == 0
+    said = capsys.readouterr().out
+    assert f"a/2.png: {words}" in said and "2 of 3 images aligned" in said
+
+
+@pytest.mark.parametrize("label", ["", "17 "])
+def test_landmarks_in_parts_of_the_sides_are_refused(label: str, points: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "points").write_text("".join(f"a/{n}.png {label}{' '.join(map(str, face.ravel() / 1000))}\n"
+                                             for n, face in enumerate(points)))
+    with pytest.raises(UserError, match=r"most of its faces are within 0\.\d+ pixels, expected landmarks in pixels, "
+                                        r"not in parts of the image's sides$"):
+        read_landmarks(tmp_path / "points")
+
+
 def test_verification_sets_read_labels_and_refuse_other_orders(photographs: Path, tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pairs").write_text("a/0.png a/1.png 1\na/2.png a/3.png 0\n")
@@ -192,3 +217,19 @@ def test_two_images_that_would_have_one_name_are_refused_before_any_work(
     assert face_align([str(photographs), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points")]) == 2
     assert "a/3.png and a/3.JPG would both become a/3.jpg: rename one of them" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs", "points"]
+
+
+def test_names_of_windows_and_of_this_folder_are_found(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(3):
+        image = random.integers(0, 255, (112, 112, 3)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / "a" / f"{i}.png"), image)
+    numbers = " ".join(map(str, ARCFACE.ravel()))
+    names = ("a\\0.png", "./a/1.png", ".\\a\\2.png")
+    (tmp_path / "points").write_text("".join(f"{name} {numbers}\n" for name in names))
+    assert face_align([str(tmp_path / "images"), str(tmp_path / "new"), "--landmarks", str(tmp_path / "points"),
+                       "--format", "png"]) == 0
+    for i in range(3):
+        np.testing.assert_array_equal(cv2.imread(str(tmp_path / "new" / "a" / f"{i}.png")),
+                                      cv2.imread(str(tmp_path / "images" / "a" / f"{i}.png")))

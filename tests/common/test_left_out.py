@@ -10,9 +10,9 @@ import pytest
 
 from common.pack_folder import main as pack_folder
 from common.rec_builder import main as rec_builder
-from common.sets.folder_walk import EXTENSIONS
 from common.sets.image_sources import find_images, read_identities
-from recognition.data.dataset import open_dataset
+from recognition.data.images.folder_walk import EXTENSIONS
+from recognition.data.sets.dataset import open_dataset
 
 
 def picture(path: Path, seed: int) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common.evaluation.megaface_files import read_feature, read_noises, write_feature
+from common.evaluation.megaface_files import encode_feature, read_feature, read_noises
 from common.megaface import main
 from recognition.evaluation.distractors import search_distractors
 
@@ -120,7 +120,7 @@ def test_the_command_on_files_of_the_devkit(devkit, lists, clean, capsys):
 
 def test_features_written_are_those_read(tmp_path):
     feature = np.random.default_rng(0).normal(size=9).astype(np.float32)
-    write_feature(tmp_path / "a.bin", feature)
+    (tmp_path / "a.bin").write_bytes(encode_feature(feature))
     assert (tmp_path / "a.bin").read_bytes() == struct.pack("4i", 9, 1, 4, 5) + struct.pack("9f", *feature)
     np.testing.assert_array_equal(read_feature(tmp_path / "a.bin", 9), feature)
 

@@ -12,8 +12,8 @@ import pytest
 
 from common.merge_sets import main
 from common.sets.leaks import joined, nearest_rows
-from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import save_bin
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from common.pack_folder import encode_image, fit_square, main
-from common.sets.image_files import read_file
 from common.sets.image_sources import read_identities
-from recognition.data.dataset import open_dataset
-from recognition.data.recordio import RecordReader, read_index, unpack_record
+from recognition.data.images.image_files import read_file
+from recognition.data.records.recordio import RecordReader, read_index, unpack_record
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 

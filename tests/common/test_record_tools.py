@@ -14,8 +14,8 @@ import pytest
 
 from common import build_eval_pack, rec2image, rec2shufrec, rec_builder
 from common.rec_builder import RecBuilder, SeqRecBuilder
-from recognition.data.dataset import open_dataset
-from recognition.data.record_index import read_index
+from recognition.data.records.record_index import read_index
+from recognition.data.sets.dataset import open_dataset
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 

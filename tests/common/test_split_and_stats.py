@@ -13,8 +13,8 @@ import pytest
 
 from common import data_stats, split_set
 from common.split_set import parts_of_identities
-from recognition.data.dataset import open_dataset
-from recognition.data.record_index import read_index
+from recognition.data.records.record_index import read_index
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 
 COUNTS = (6, 4, 0, 5, 3, 9)

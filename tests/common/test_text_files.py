@@ -16,12 +16,13 @@ from common.face_align import main as face_align
 from common.groups import read_list
 from common.pack_folder import main as pack_folder
 from common.sets.image_sources import read_identities
-from common.sets.pair_lists import read_pairs, with_other_endings
+from common.sets.named_images import with_other_endings
+from common.sets.pair_lists import read_pairs
 from common.sets.text_columns import read_whole_numbers
 from common.unpack_parts import read_sums
-from recognition.data.dataset import open_dataset
-from recognition.data.record_index import read_index
-from recognition.data.set_layout import read_property
+from recognition.data.records.record_index import read_index
+from recognition.data.records.set_layout import read_property
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError
 
@@ -46,6 +47,25 @@ def test_lists_of_im2rec(labels: str, people: Path, tmp_path: Path) -> None:
         ("0", [people / path for path in paths[2:]]), ("1", [people / path for path in paths[:2]])]
     assert pack_folder([str(people / "train.lst"), str(tmp_path / "new")]) == 0
     assert open_dataset(tmp_path / "new").labels().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("line", ["{path}\t{label}", "{path} {label}", "{label} {path}", "{label}\t{path}",
+                                  "{path},{label}", "{label};{path}", "{windows}\t{label}", "{windows},{label}",
+                                  "1\t{path}\t{label}"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_lists_of_own_making(line: str, ending: str, people: Path) -> None:
+    paths = sorted(path.relative_to(people) for path in people.rglob("*.png"))
+    lines = [line.format(path=path, label=n // 2, windows=str(path).replace("/", "\\")) for n, path in enumerate(paths)]
+    for heading in ([], ["path,label"]):
+        (people / "list").write_bytes(ending.join([*heading, *lines, ""]).encode())
+        assert [(person.name, person.images) for person in read_identities(people / "list")] == [
+            ("0", [people / path for path in paths[:2]]), ("1", [people / path for path in paths[2:]])]
+
+
+def test_paths_in_a_list_may_have_spaces_and_commas(people: Path) -> None:
+    (people / "list").write_text("a b/1, 2.png 0\nc,d/1.png 1\n")
+    assert [(person.name, person.images) for person in read_identities(people / "list")] == [
+        ("0", [people / "a b" / "1, 2.png"]), ("1", [people / "c,d" / "1.png"])]
 
 
 @pytest.mark.parametrize("label", ["0.5", "-1", "x", "nan"])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from datasets.demo import draw_person, main, make_demo
-from recognition.data.dataset import open_dataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import load_bin
 from recognition.evaluation.verification import pixel_similarity
 

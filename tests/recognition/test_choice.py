@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,21 @@ def test_cpus_go_to_what_was_measured_to_train_faster_mxnet_or_torch(
     assert name == expected
     assert line.startswith(f"engine: {choose.LIBRARIES[name]} rather than ") and "images/s" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("processor, in_16_bits, network, warned", [
+    ("amx_bf16", True, "fresnet", True), ("amx_bf16", False, "fresnet", False),
+    ("amx_bf16", True, "fmobilefacenet", False), ("avx512_bf16", True, "fresnet", False)])
+@pytest.mark.parametrize("engine, there", [("mxnet", ("mxnet", "torch")), ("auto", ("mxnet",))])
+def test_16_bits_that_make_mxnet_slower_are_said(installed, engine, there, processor, in_16_bits, network, warned
+                                                 ) -> None:
+    installed(*there, processor=processor)
+    config = Config(engine=engine, fp16_scale=128.0 * in_16_bits, net_name=network)
+    name, line = decide_for(config)
+    assert name == "mxnet"
+    assert ("slower than in float32" in line) == bool(line) == warned
+    assert decide_for(replace(config, devices=GPUS)) == ("mxnet", "")
+    assert decide_for(replace(config, engine="torch")) == ("torch", "")
 
 
 def test_what_is_not_asked_for_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -87,6 +86,14 @@ def test_a_flag_and_its_value_may_be_one_word(parse, refusal):
     """So that it passes horovodrun's own parser."""
     config = parse("--network y1", "--dataset", "demo", "--extra-model-name", "a b", "--lr  0.5")
     assert (config.network, config.extra_model_name, config.lr) == ("y1", "a b", 0.5)
+    many = parse("--network y1 --dataset demo --tensorboard --lr=0.5  --extra-model-name 'a b' --resume --seed\n3")
+    assert (many.network, many.dataset, many.tensorboard, many.lr) == ("y1", "demo", True, 0.5)
+    assert (many.extra_model_name, many.resume, many.seed) == ("a b", "yes", 3)
+    assert parse("--fp16-scale 128 --network y1").fp16_scale == 128
+    assert parse("--network=y1 --dataset=demo", "--lr", "0.5").network == "y1"
+    assert parse("--extra-model-name=a b", " --network y1 ").extra_model_name == "a b"
+    assert parse("--models-root", "a --b c", "--devices=cpu").models_root == "a --b c"
+    assert refusal("--network y1 --datset demo").startswith("--datset: unknown flag; the nearest is '--dataset'")
     assert refusal("--netwrk y1").startswith("--netwrk: unknown flag; the nearest is '--network'")
 
 
@@ -211,15 +218,13 @@ def test_a_command_ends_with_status_2(parse, capsys):
     assert capsys.readouterr().err == "error: --lr: found '0', expected a number above 0\n"
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     program = ("import sys, train_parall\nfrom train import parse_args\ntry:\n    parse_args('train', ['--help'])\n"
                "except SystemExit:\n    pass\n"
                "heavy = {'mxnet', 'numpy', 'cv2', 'scipy', 'sklearn', 'numba'}\n"
                "print(sorted(heavy & set(sys.modules)), file=sys.stderr)")
-    start = time.perf_counter()
     # config.py of this checkout, if any, may import what it likes: run from a copy of what --help needs.
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 5  # 0.2 s alone; room for a busy machine
     if not (ROOT / "config.py").exists():
         assert done.stderr.strip() == "[]"
 

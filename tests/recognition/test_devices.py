@@ -87,6 +87,18 @@ def test_cpu_devices_share_the_processors_and_the_user_has_the_last_word() -> No
     assert chosen == {"OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}
 
 
+@pytest.mark.parametrize("devices", [[("cpu", 0)], [("gpu", 0)]], ids=["cpu", "gpu"])
+def test_the_processes_of_a_host_share_its_processors(devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of GPUs, which gather rows of class centres in host memory."""
+    monkeypatch.setattr("recognition.config.devices.processors", lambda: 12)
+    environ = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    share_processors(devices, environ)
+    assert environ["OMP_NUM_THREADS"] == environ["NUMBA_NUM_THREADS"] == "3"
+    environ = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "2"}
+    share_processors(devices, environ)
+    assert environ["OMP_NUM_THREADS"] == "2"
+
+
 @pytest.mark.parametrize("mask, threads", [("1\n", 1), ("00000000,00000003\n", 2), ("00000001,00000001\n", 2), ("", 1),
                                            ("what\n", 1), (None, 1)])
 def test_threads_per_core(tmp_path: Path, mask: str | None, threads: int) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recognition.data.record_index import read_index
-from recognition.data.recordio import RecordReader
-from recognition.data.set_layout import read_property
+from recognition.data.records.record_index import read_index
+from recognition.data.records.recordio import RecordReader
+from recognition.data.records.set_layout import read_property
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 from recognition.io.files import regular, replacing, require_new, sync_file, sync_folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("mxnet", "torch", "numba", "horovod")
 # The rooms of recognition from the door to the cellar: a room imports what stands below it, or beside it in its line.
 ORDER = (
-    ("__init__", "launch", "plan"),
+    ("__init__", "launch"),
     ("training",),
+    ("plan",),
     ("evaluation",),
     ("engines",),
     ("head",),
@@ -30,6 +32,7 @@ ORDER = (
 ENGINES = ("recognition.engines.mxnet", "recognition.engines.torch", "recognition.engines.cpu")
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MOST_IN_ORDER = 8  # arguments
+MOST_FILES = 20  # side by side
 
 
 class Import(NamedTuple):
@@ -166,3 +169,11 @@ def test_the_whole_configuration_is_seen_where_parts_are_made_alone() -> None:
                 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                 for item in (*node.args.args, *node.args.kwonlyargs)
                 if ast.unparse(item.annotation or item) == "Config"]
+
+
+def test_no_folder_holds_more_files_side_by_side_than_a_reader_takes_in() -> None:
+    """But ``common``: its commands are all alike."""
+    files = [path for top in ("recognition", "common", "bench", "faults", "scripts", "datasets")
+             for path in (ROOT / top).rglob("*.py")]
+    counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
+    assert {folder for folder, count in counts.items() if count > MOST_FILES} <= {"common"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
 from recognition.networks.graph import Graph
+from recognition.networks.operators import OPERATORS
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.symbol_file import MOST_NODES, checked_graph, read_network, read_symbol
 
@@ -170,9 +172,11 @@ def test_upsampling_by_the_nearest_alone_and_no_where() -> None:
         checked_graph(graph)
 
 
-@pytest.mark.parametrize("name", ["Plus", "Minus", "RMinus", "Mul", "Div", "RDiv", "Power", "RPower", "Maximum",
-                                  "Minimum"])
+@pytest.mark.parametrize("name", [
+    "Plus", "Minus", "RMinus", "Mul", "Div", "RDiv", "Power", "RPower", "Maximum", "Minimum", "Mod", "RMod", "Hypot",
+    "Equal", "NotEqual", "Greater", "GreaterEqual", "Lesser", "LesserEqual", "LogicalAnd", "LogicalOr", "LogicalXor"])
 def test_scalar_operators_by_their_names_before_0_9(name: str, tmp_path: Path) -> None:
+    """All of MXNet's that end in ``Scalar``."""
     graph = {"nodes": [{"op": "null", "param": {}, "name": "data", "inputs": [], "backward_source_id": -1},
                        {"op": f"_{name}Scalar", "param": {"scalar": "127.5"}, "name": "_scaled0", "inputs": [[0, 0]],
                         "backward_source_id": -1},
@@ -182,4 +186,13 @@ def test_scalar_operators_by_their_names_before_0_9(name: str, tmp_path: Path) -
                         "inputs": [[1, 0], [2, 0], [3, 0]]}],
              "arg_nodes": [0, 2, 3], "heads": [[4, 0]]}
     (node,) = [node for node in read_network(write(tmp_path, graph)).nodes if node.name == "_scaled0"]
-    assert node.op == f"_{name.lower()}_scalar" and node.values.scalar == 127.5
+    new = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()  # GreaterEqual: greater_equal
+    assert node.op == f"_{new}_scalar" and node.values.scalar == 127.5
+
+
+@pytest.mark.parametrize("name", [
+    "Plus", "Minus", "Mul", "Div", "Power", "Maximum", "Minimum", "Mod", "Hypot", "Equal", "Not_Equal", "Greater",
+    "Greater_Equal", "Lesser", "Lesser_Equal", "Logical_And", "Logical_Or", "Logical_Xor"])
+def test_operators_of_two_maps_by_their_names_before_0_9(name: str) -> None:
+    elementwise = {"Plus": "elemwise_add", "Minus": "elemwise_sub", "Mul": "elemwise_mul", "Div": "elemwise_div"}
+    assert OPERATORS[f"_{name}"].name == elementwise.get(name, f"_{name.lower()}")

@@ -29,10 +29,13 @@ SCATTERING_FACTOR = 1.8  # of the plan with memonger on CPUs
 ITEMSIZES = {"bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}  # others: 4
 
 
-def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int) -> int:
+def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int,
+                scattering: float = SCATTERING_FACTOR) -> int:
     """Bytes that a training executor sets aside for ``batch`` images (3, H, W): maps and the gradients between layers.
 
     ``graph`` is the bound one, after the passes. Parameters, their gradients and momentum are not counted.
+
+    :param scattering: what the sum is multiplied by with ``memonger`` on CPUs.
     """
     nodes, heads = graph.nodes, [head._replace(version=0) for head in graph.heads]
     shapes, itemsizes = all_shapes(graph, (batch, *image_shape)), _itemsizes(graph)
@@ -67,7 +70,7 @@ def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int) -> 
         segments[run[entry.node]] += size(entry)
     total = sum(map(size, [*kept, *heads])) + gradients + max(segments.values(), default=0)
     on_cpu = any(node.op == "BatchNorm" and mark for node, mark in zip(nodes, marked))  # see recompute
-    return round(total * SCATTERING_FACTOR) if on_cpu else total
+    return round(total * scattering) if on_cpu else total
 
 
 def _read(graph: Graph, number: int) -> list[Entry]:

@@ -12,7 +12,7 @@ from recognition.engines.mxnet.bound import Bound, embed
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.engines.mxnet.passes.winograd import winograd
+from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
 from recognition.networks.fold import Arrays, fold_batch_norms
@@ -59,7 +59,7 @@ def _naming(path: str) -> Iterator[None]:
 def inference_form(graph: Graph, arguments: Arrays, auxiliary: Arrays, image_shape: tuple[int, ...], *,
                    on_cpu: bool = True, bfloat16: bool = False) -> tuple[Graph, Arrays, Arrays]:
     """The form in which a network is bound to embed: graph, parameters, auxiliary states. Equal up to rounding."""
-    if on_cpu and not bfloat16:
+    if on_cpu and not bfloat16 and winograd_pays():
         graph = winograd(graph, image_shape)  # first: the batch norm behind it then stays
     graph, arguments, auxiliary = fold_batch_norms(graph, arguments, auxiliary)
     if on_cpu:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from recognition.config.devices import Device, on_gpus
@@ -14,10 +13,10 @@ from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import check_gpu, mx
 from recognition.engines.mxnet.own_network import own_symbol
 from recognition.engines.mxnet.passes.choose import prepare
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
-from recognition.engines.numbers import make_loss_scale, numbers
+from recognition.engines.numbers import make_loss_scale
 from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.processes.communicator import Communicator
@@ -27,26 +26,21 @@ class MxnetEngine:
     """MXNet 1.9 on CPUs, and on the GPUs that its wheels hold code for."""
 
     name = "mxnet"
+    communicator, own_network, profiler = staticmethod(make_communicator), staticmethod(own_symbol), MxnetProfiler
 
     def check_devices(self, devices: Sequence[Device]) -> None:
         for kind, index in devices:
             if kind == "gpu":
                 check_gpu(index)
 
+    def free_memory(self, device: Device) -> int:
+        return int(mx.context.gpu_memory_info(device[1])[0])
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         if on_gpus(devices):
             raise UserError("deterministic: found it with MXNet on GPUs, whose sums come in any order; expected CPUs, "
                             "which always give the same bits, or --engine torch")
         return nullcontext()
-
-    def communicator(self, kvstore: str) -> Communicator:
-        return make_communicator(kvstore)
-
-    def numbers(self, computing: Computing) -> str:
-        return numbers(computing)
-
-    def own_network(self, config: Any, path: Path) -> Graph:
-        return own_symbol(config, path)
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
@@ -62,6 +56,3 @@ class MxnetEngine:
                  image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
         self.check_devices(devices)
         return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
-
-    def profiler(self) -> MxnetProfiler:
-        return MxnetProfiler()

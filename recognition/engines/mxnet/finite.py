@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of many MXNet arrays at once: all numbers are finite, and small enough to go on with."""
+"""Checks and norms of many MXNet arrays at once."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,11 @@ def all_finite(*groups: Mapping[str, mx.nd.NDArray]) -> bool:
 def all_usable(arrays: Mapping[str, mx.nd.NDArray]) -> bool:
     """True if the norm of each array is below 1.8e19, so that its square is a float32 number."""
     return bool(np.isfinite(_waited(_queued_squares(arrays))).all())
+
+
+def norms(arrays: Sequence[mx.nd.NDArray]) -> np.ndarray:
+    """The Euclidean norm of each array, float64 (arrays,)."""
+    return np.array([np.sqrt(np.square(array.asnumpy(), dtype=np.float64).sum()) for array in arrays])
 
 
 def _queued_squares(group: Mapping[str, mx.nd.NDArray]) -> list[mx.nd.NDArray]:

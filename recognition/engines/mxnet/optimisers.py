@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
 
 from recognition.engines.mxnet.imports import mx
 from recognition.optim.adamw import AdamW
@@ -11,16 +10,6 @@ from recognition.optim.adamw import AdamW
 NDArrays = Mapping[str, mx.nd.NDArray]
 LEAST_NORMAL_FLOAT32 = 1.2e-38  # MXNet reads no operator's parameter that is less, but for 0
 PARAMETERS_A_CALL = 32  # parameters per fused update; the operators take at most 60 and 45
-
-
-class Optimiser(Protocol):
-    """An optimiser. Weight decay falls on all parameters, even biases and batch norm's, as in the legacy code."""
-
-    moments: dict[str, dict[str, mx.nd.NDArray]]  # by kind and by parameter
-    updates: dict[str, int]  # of each parameter until now, where they count
-
-    def __call__(self, weights: NDArrays, gradients: NDArrays, lrs: Mapping[str, float], rescale: float) -> None:
-        """Update the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
 
 
 class SgdOptimiser:

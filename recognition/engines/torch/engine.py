@@ -9,13 +9,13 @@ from typing import Any
 
 from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Arrays, Computing, Updating
-from recognition.engines.numbers import make_loss_scale, numbers, on_gpu, require_numbers
+from recognition.engines.numbers import make_loss_scale, require_numbers
 from recognition.engines.torch.backbone import ReplicatedBackbone
 from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.embedder import Embedder
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.placed import torch_device
-from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.placed import give_threads, torch_device
+from recognition.engines.torch.processes.choose import make_communicator
 from recognition.engines.torch.profiler import TorchProfiler
 from recognition.errors import UserError
 from recognition.head.shard import Shard
@@ -27,30 +27,29 @@ class TorchEngine:
     """PyTorch on CPUs, and on the GPUs that the installed one holds code for."""
 
     name = "torch"
+    communicator, profiler = staticmethod(make_communicator), TorchProfiler
 
     def check_devices(self, devices: Sequence[Device]) -> None:
         for kind, index in devices:
             if kind == "gpu":
                 _check_gpu(index)
 
+    def free_memory(self, device: Device) -> int:
+        return torch.cuda.mem_get_info(torch_device(device))[0]
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         return deterministic() if on_gpus(devices) else nullcontext()
 
-    def communicator(self, kvstore: str) -> Communicator:
-        return make_communicator(kvstore)
-
-    def numbers(self, computing: Computing) -> str:
-        return numbers(computing)
-
     def own_network(self, config: Any, path: Path) -> Graph:
-        from recognition.engines.torch.own_network import own_network
+        from recognition.engines.torch.modules.own_network import own_network
 
         return own_network(config, path)
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
         require_numbers(computing)
-        low = (torch.float16 if on_gpu(computing) else torch.bfloat16) if computing.in_16_bits else None
+        give_threads(computing.devices)
+        low = (torch.float16 if on_gpus(computing.devices) else torch.bfloat16) if computing.in_16_bits else None
         return ReplicatedBackbone(graph, *start, [torch_device(device) for device in computing.devices],
                                   computing.batch_size, image_shape, communicator, low=low,
                                   recompute=computing.memonger, loss_scale=make_loss_scale(computing),
@@ -76,10 +75,8 @@ class TorchEngine:
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,
                  image_shape: tuple[int, int, int], bfloat16: bool = False) -> Embedder:
         self.check_devices(devices)
+        give_threads(devices)
         return Embedder(*checkpoint, devices, batch_size, image_shape, bfloat16)
-
-    def profiler(self) -> TorchProfiler:
-        return TorchProfiler()
 
 
 def _check_gpu(index: int) -> None:

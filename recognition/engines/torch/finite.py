@@ -2,7 +2,7 @@
 """Checks and norms of many tensors of one device at once, with one copy to the host."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,25 +12,26 @@ LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of
 CHUNK = 65536  # numbers whose squares are summed in float32; the sums of chunks are summed in float64
 
 
-def all_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """True if the tensors hold no NaN and no Inf; waits for them.
+def all_finite(*groups: Mapping[str, torch.Tensor]) -> bool:
+    """True if the tensors of all groups, each of one device, hold no NaN and no Inf; waits for them.
 
     Finite norms are proof enough, and 200 times as fast as ``isfinite`` on a CPU; where a norm overflows, the numbers
-    are checked one by one.
+    are checked one by one. All groups are queued before the first is waited for.
     """
-    return all(bool(torch.isfinite(tensor).all()) for tensor, norm in zip(tensors, _quick_norms(tensors))
-               if not np.isfinite(norm))
+    queued = [_queued_norms(list(group.values())) for group in groups]
+    return all(bool(torch.isfinite(tensor).all()) for group, norms in zip(groups, queued)
+               for tensor, norm in zip(group.values(), norms.tolist()) if not np.isfinite(norm))
 
 
-def all_usable(tensors: Sequence[torch.Tensor]) -> bool:
+def all_usable(tensors: Mapping[str, torch.Tensor]) -> bool:
     """True if the norm of each tensor is below 1.8e19, so that its square is a float32 number."""
-    return bool((_quick_norms(tensors) < LARGEST_NORM).all())
+    return bool((_queued_norms(list(tensors.values())) < LARGEST_NORM).all())
 
 
 def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     """The Euclidean norm of each tensor, float64 (tensors,), right to 1e-6; not finite where a number is not."""
     chunks = [tensor.detach().reshape(-1).split(CHUNK) for tensor in tensors]
-    squares = np.square(_quick_norms([part for parts in chunks for part in parts]), dtype=np.float64)
+    squares = np.square(_queued_norms([part for parts in chunks for part in parts]).cpu().numpy(), dtype=np.float64)
     ends = np.cumsum([len(parts) for parts in chunks])
     found = np.sqrt([part.sum() for part in np.split(squares, ends[:-1])]) if chunks else np.zeros(0)
     for place in np.flatnonzero(~np.isfinite(found)).tolist():  # sums that float32 cannot hold, or numbers
@@ -38,9 +39,7 @@ def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     return found
 
 
-def _quick_norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-    """The norms, float32 (tensors,); infinite where the sum of squares is no float32 number."""
-    if not tensors:
-        return np.zeros(0, np.float32)
-    with torch.no_grad():
-        return torch.stack(torch._foreach_norm(list(tensors))).cpu().numpy()
+@torch.no_grad()
+def _queued_norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The norms, float32 (tensors,), on their device; infinite where the sum of squares is no float32 number."""
+    return torch.stack(torch._foreach_norm(list(tensors))) if tensors else torch.zeros(0)

@@ -2,7 +2,6 @@
 """A network in PyTorch: a graph's operators one after another, with parameters by the names of a checkpoint."""
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
@@ -123,15 +122,10 @@ def _steps(graph: Graph) -> list[_Step]:
 
 def _function(node: Node) -> Callable[..., Any]:
     """A function of a pass and inputs that computes the node, whose attributes are parsed here once."""
-    values = node.values
+    values, function = node.values, OF_THE_PASS.get(node.op) or FUNCTIONS[node.op]
     if node.op in OF_THE_PASS:
-        function = OF_THE_PASS[node.op]
         return lambda run, *inputs: function(run, values, *inputs)
-    return functools.partial(_without_pass, FUNCTIONS[node.op], values)
-
-
-def _without_pass(function: Callable[..., Any], values: Any, run: Pass, *inputs: torch.Tensor) -> Any:
-    return function(values, *inputs)
+    return lambda run, *inputs: function(values, *inputs)
 
 
 def _compute(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from recognition.engines.torch.imports import torch
 from recognition.optim.adamw import AdamW
@@ -16,16 +16,6 @@ from recognition.optim.adamw import AdamW
 Tensors = Mapping[str, torch.Tensor]
 Key = TypeVar("Key")
 LARGEST = torch.finfo(torch.float32).max
-
-
-class Optimiser(Protocol):
-    """An optimiser of float32 parameters."""
-
-    moments: dict[str, dict[str, torch.Tensor]]  # by kind and by parameter
-    updates: dict[str, int]  # of each parameter until now, where they count
-
-    def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
-        """Update the ``weights`` that ``lrs`` names, each at its learning rate, by ``rescale`` times its gradient."""
 
 
 class SgdOptimiser:

@@ -2,12 +2,13 @@
 """A network on one device, in the numbers that it computes with, and inference by the networks of several devices."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from recognition.config.devices import Device
+from recognition.config.devices import Device, local_place, on_gpus, processors
 from recognition.engines.interface import Arrays
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.network import Network
@@ -33,6 +34,17 @@ class Placed:
         with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None):
             found = self.network(pixels, training=training, generator=generator)
         return found.float()
+
+
+def give_threads(devices: Sequence[Device], environ: Mapping[str, str] = os.environ) -> None:
+    """Let PyTorch use the threads of all CPU devices at once, as it computes one device after the other.
+
+    ``share_processors`` has given each its share of the processors; one device has it already.
+    """
+    own = environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if len(devices) > 1 and not on_gpus(devices) and own.isdecimal():
+        most = max(1, processors() // local_place(environ)[1])
+        torch.set_num_threads(max(1, min(most, len(devices) * int(own))))
 
 
 def torch_device(device: Device) -> torch.device:

@@ -2,6 +2,8 @@
 """A backbone on one device, in training."""
 from __future__ import annotations
 
+from typing import Callable
+
 import numpy as np
 
 from recognition.engines.interface import Arrays
@@ -19,6 +21,9 @@ class Replica(Placed):
         super().__init__(graph, parameters, auxiliary, device, low, recompute=recompute, image_shape=image_shape)
         self.arguments, self.auxiliary = self.network.arguments, self.network.auxiliary
         self.gradients: dict[str, torch.Tensor] = {}  # of the last backward pass
+        self.ready: Callable[[torch.Tensor], None] | None = None  # called with each gradient as soon as it is there
+        for tensor in self.arguments.values():
+            tensor.register_post_accumulate_grad_hook(self._announce)
         self._kept: list[torch.Tensor] = []
         self._output: torch.Tensor | None = None
         self._generator = torch.Generator(device)
@@ -44,6 +49,12 @@ class Replica(Placed):
         output, self._output, self.gradients = self._output, None, {}
         wanted = list(self.arguments.values())
         assert output is not None, "a backward pass is behind a forward pass"
-        found = torch.autograd.grad(output, wanted, torch.from_numpy(d_features).to(self.device), allow_unused=True)
-        self.gradients = {name: torch.zeros_like(tensor) if gradient is None else gradient
-                          for (name, tensor), gradient in zip(self.arguments.items(), found)}
+        for tensor in wanted:
+            tensor.grad = None
+        torch.autograd.backward(output, torch.from_numpy(d_features).to(self.device), inputs=wanted)
+        self.gradients = {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+                          for name, tensor in self.arguments.items()}
+
+    def _announce(self, tensor: torch.Tensor) -> None:
+        if self.ready:
+            self.ready(tensor.grad)

@@ -6,8 +6,12 @@ each row the exponentials and the centres weighted by them, against the largest 
 arXiv 1805.02867); ``gradient`` is then work on (B, D) alone. The second pass (``update``) computes a chunk's logits
 again, its part of the gradient of W, and updates it. So no array has B x C or, W and its moments apart, C x D numbers.
 
-Targets are kept out of the sums, and enter them as float64 numbers of the host: ``1 - p`` loses no digits where p is
-nearly 1. PyTorch computes a shape's products with the same bits each time, so a run that goes on gets the same W.
+Targets are kept out of the sums, and enter them as float64 numbers of the host, so where p is nearly 1 ``1 - p`` keeps
+the digits of the other logits. These are off by up to 4e-6 a rounding near 64, and there are three (a unit vector's,
+its product's, the logit's): where all classes share them 1.2e-5 of ``1 - p`` was found, 7e-6 where they do not, and
+norms in float64 changed neither. Less would need products in float64, of which GPUs do few.
+
+PyTorch computes a shape's products with the same bits each time, so a run that goes on gets the same W.
 """
 from __future__ import annotations
 

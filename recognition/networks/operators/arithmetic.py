@@ -142,8 +142,10 @@ OPERATORS = [
     _scalar("rdiv", "RDiv", onnx.scalar("Div", reverse=True), _ONE_OPERATION),
     _scalar("power", "Power", onnx.scalar("Pow"), _ONE_OPERATION, INPUTS),
     *(_scalar(name, alias) for name, alias in (
-        ("rpower", "RPower"), ("maximum", "Maximum"), ("minimum", "Minimum"), ("mod", "Mod"), ("equal", "Equal"),
-        ("greater", "Greater"), ("lesser", "Lesser"))),
+        ("rpower", "RPower"), ("maximum", "Maximum"), ("minimum", "Minimum"), ("mod", "Mod"), ("rmod", "RMod"),
+        ("hypot", "Hypot"), ("equal", "Equal"), ("not_equal", "NotEqual"), ("greater", "Greater"),
+        ("greater_equal", "GreaterEqual"), ("lesser", "Lesser"), ("lesser_equal", "LesserEqual"),
+        ("logical_and", "LogicalAnd"), ("logical_or", "LogicalOr"), ("logical_xor", "LogicalXor"))),
     _two("elemwise_add", "Add", ("_Plus", "_plus"), reads=0, follows=BOTH),
     _two("elemwise_sub", "Sub", ("_Minus", "_minus"), reads=0),
     _two("elemwise_mul", "Mul", ("_Mul", "_mul"), reads=INPUTS, follows=("float16",)),
@@ -152,7 +154,9 @@ OPERATORS = [
     _two("broadcast_sub", "Sub", ("broadcast_minus",), reads=0),
     _two("broadcast_mul", "Mul", (), reads=INPUTS, follows=("float16",)),
     _two("broadcast_div", "Div", (), reads=INPUTS),
-    *(Operator(f"_{name.lower()}", same, PAIR, aliases=(f"_{name}",)) for name in ("Maximum", "Minimum", "Power")),
+    *(Operator(f"_{name.lower()}", same, PAIR, aliases=(f"_{name}",)) for name in (
+        "Maximum", "Minimum", "Power", "Mod", "Hypot", "Equal", "Not_Equal", "Greater", "Greater_Equal", "Lesser",
+        "Lesser_Equal", "Logical_And", "Logical_Or", "Logical_Xor")),
     Operator("_grad_add", same, PAIR),
     *(Operator(f"broadcast_{name}", _broadcast, PAIR) for name in ("maximum", "minimum", "power")),
     Operator("add_n", same, variadic=True, aliases=("ElementWiseSum",), parameters={"num_args": Parameter(integer)}),

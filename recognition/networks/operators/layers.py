@@ -227,15 +227,19 @@ def _windows(values: Values, ins: Sequence[Shape], out: Shape) -> int:
 
 
 _CONVOLUTION = {
-    "kernel": Parameter(shape), "num_filter": Parameter(integer), "num_group": Parameter(integer, 1),
-    **dict.fromkeys(("stride", "dilate", "pad"), Parameter(shape, ())), "workspace": Parameter(integer, 1024),
-    "no_bias": Parameter(boolean, False), "layout": LAYOUTS, "cudnn_off": Parameter(boolean, False),
+    "kernel": Parameter(shape), **dict.fromkeys(("stride", "dilate", "pad"), Parameter(shape, ())),
+    "num_filter": Parameter(integer), "num_group": Parameter(integer, 1), "workspace": Parameter(integer, 1024),
+    "no_bias": Parameter(boolean, False),
     "cudnn_tune": Parameter(words("None", "fastest", "limited_workspace", "off"), "None"),
+    "cudnn_off": Parameter(boolean, False), "layout": LAYOUTS,
+}
+_WINDOW = {
+    "kernel": Parameter(shape, ()), "pool_type": Parameter(words("max", "avg", "sum", "lp"), "max"),
+    "global_pool": Parameter(boolean, False),
 }
 _POOLING = {
-    **dict.fromkeys(("kernel", "stride", "pad"), Parameter(shape, ())), "global_pool": Parameter(boolean, False),
-    "pool_type": Parameter(words("max", "avg", "sum", "lp"), "max"),
-    "pooling_convention": Parameter(words("valid", "full", "same"), "valid"),
+    **_WINDOW, "pooling_convention": Parameter(words("valid", "full", "same"), "valid"),
+    **dict.fromkeys(("stride", "pad"), Parameter(shape, ())),
 }
 _WEIGHTED = ("data", "weight", "bias")
 
@@ -244,13 +248,14 @@ OPERATORS = [
              flops=_products, is_product=True, reads=INPUTS, heavy=BOTH, onnx=onnx.convolution),
     Operator("Convolution_v1", _convolution, _WEIGHTED, chosen=_without_bias, optional=1, parameters=_CONVOLUTION),
     Operator("Deconvolution", _deconvolution, _WEIGHTED, chosen=_without_bias, optional=1, parameters={
-        **_CONVOLUTION, **dict.fromkeys(("adj", "target_shape"), Parameter(shape, ())),
-        "workspace": Parameter(integer, 512), "no_bias": Parameter(boolean, True)}),
+        "kernel": Parameter(shape), **dict.fromkeys(("stride", "dilate", "pad", "adj", "target_shape"),
+                                                    Parameter(shape, ())),
+        **_CONVOLUTION, "workspace": Parameter(integer, 512), "no_bias": Parameter(boolean, True)}),
     Operator("FullyConnected", _fully_connected, _WEIGHTED, chosen=_without_bias, optional=1, parameters={
         "num_hidden": Parameter(integer), "no_bias": Parameter(boolean, False), "flatten": Parameter(boolean, True)},
              flops=_products, is_product=True, reads=INPUTS, heavy=("float16",), onnx=onnx.fully_connected),
     Operator("Pooling", _pooling, parameters={
-        **_POOLING, "cudnn_off": Parameter(boolean, False), "p_value": Parameter(integer_or_none, None),
+        **_WINDOW, "cudnn_off": Parameter(boolean, False), **_POOLING, "p_value": Parameter(integer_or_none, None),
         "count_include_pad": Parameter(boolean_or_none, None), "layout": LAYOUTS},
              outputs=lambda values: 2 if values.pool_type == "max" else 1, visible=lambda values: 1,
              flops=_windows, follows=BOTH, onnx=onnx.pooling),

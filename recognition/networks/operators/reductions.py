@@ -51,8 +51,9 @@ OPERATORS = [
     _reduction("max", ("max_axis",), onnx.reduction("ReduceMax")),
     _reduction("min", ("min_axis",), counted=False), _reduction("prod", counted=False),
     Operator("norm", forward(_reduced), parameters={
-        "ord": Parameter(integer, 2), "axis": Parameter(shape_or_none, None), "keepdims": Parameter(boolean, False),
-        "out_dtype": Parameter(words("None", "float16", "float32", "float64", "int32", "int64", "int8"), "None")},
+        "ord": Parameter(integer, 2), "axis": Parameter(shape_or_none, None),
+        "out_dtype": Parameter(words("None", "float16", "float32", "float64", "int32", "int64", "int8"), "None"),
+        "keepdims": Parameter(boolean, False)},
              flops=each_input),
     Operator("argmax", forward(_place), parameters=_PLACE), Operator("argmin", forward(_place), parameters=_PLACE),
 ]

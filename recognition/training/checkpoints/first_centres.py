@@ -10,9 +10,9 @@ from typing import Callable
 
 import numpy as np
 
-from recognition.data.dataset import NO_LABEL, FaceDataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
+from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
 from recognition.io.centres import SavedCentres, centres_in_file, find_centres, rows_between
@@ -34,7 +34,7 @@ class CentresSource:
     threads: int = 2  # for decoding
 
 
-def start_centres(source: CentresSource, checkpoint: Path | None, dataset: FaceDataset, shards: Sequence[Shard],
+def start_centres(source: CentresSource, checkpoint: Path | None, dataset: ImageSet, shards: Sequence[Shard],
                   embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
     """Fill the shards from ``source``; with ``random`` they keep the seed's values. Returns a line about it, and about
     class centres of the checkpoint that are not used; it may be empty. All processes call it together.
@@ -89,7 +89,7 @@ def _rows(saved: SavedCentres, low: int, high: int, with_bias: bool) -> ShardSta
     return ShardState(centres, np.zeros_like(centres), bias, none)
 
 
-def _from_embeddings(source: CentresSource, dataset: FaceDataset, shards: Sequence[Shard],
+def _from_embeddings(source: CentresSource, dataset: ImageSet, shards: Sequence[Shard],
                      embed: Callable[[np.ndarray], np.ndarray], communicator: Communicator) -> str:
     k = source.sub_centres
     images, rows = choose_images(dataset.labels(), k)
@@ -119,7 +119,7 @@ def choose_images(labels: np.ndarray, sub_centres: int) -> tuple[np.ndarray, np.
     return images[kept], (classes * sub_centres + place % sub_centres)[kept]
 
 
-def _features(dataset: FaceDataset, images: np.ndarray, embed: Callable[[np.ndarray], np.ndarray], own: int,
+def _features(dataset: ImageSet, images: np.ndarray, embed: Callable[[np.ndarray], np.ndarray], own: int,
               communicator: Communicator, threads: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield unit embeddings of ``images``, float32 (n, D), in batches of all processes, each with the place of its
     first image. A bad image, in whose place the loader has another, gets zeros."""

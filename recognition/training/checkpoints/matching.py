@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from recognition.config.options import NETWORK_KEYS, OPTIONS, Config
 from recognition.config.presets import open_config
@@ -39,4 +40,7 @@ def advice(shapes: Mapping[str, Shape], config: Config) -> str:
         fits = fitting_networks(shapes, config)
     except UserError:
         fits = []
-    return FITS + " or ".join(fits) if fits else "it fits no network preset of the configuration"
+    if fits:
+        return FITS + " or ".join(fits)
+    own = Path(f"{config.pretrained}-symbol.json").is_file()
+    return "it fits no network preset of the configuration" + own * "; --network checkpoint takes its own network"

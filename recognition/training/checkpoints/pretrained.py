@@ -2,6 +2,7 @@
 """The start from a checkpoint: loading its arrays into the network, with a line that accounts for all of them."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable
 
@@ -39,15 +40,20 @@ def read_params(path: Path) -> tuple[Arrays, Arrays]:
 
 
 def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Arrays],
-              advice: Callable[[dict[str, tuple[int, ...]]], str]) -> str:
+              advice: Callable[[dict[str, tuple[int, ...]]], str],
+              renamed: Callable[[], Mapping[str, str]] = dict) -> str:
     """Copy arrays that fit from ``found`` into ``wanted`` (each: parameters, auxiliary states); returns a summary line.
 
     :param advice: gives a hint about the network with arrays of these shapes, if it is not exactly this one.
+    :param renamed: gives, by names of ``wanted`` that are not found, the names under which they are.
     :raises UserError: if the network is not the checkpoint's: nothing fits, a shape differs, or arrays are missing and
         another network has exactly these.
     """
     have = {name: value for group in found for name, value in group.items()}
     need = {name: value for group in wanted for name, value in group.items()}
+    by_place = {} if have.keys() >= need.keys() else _renamed(have, need, renamed())
+    have = {**{name: value for name, value in have.items() if name not in by_place.values()},
+            **{name: have[other] for name, other in by_place.items()}}
     shapes = {name: value.shape for name, value in have.items()}
     differ = [name for name in need if name in have and shapes[name] != need[name].shape]
     loaded = [name for name in need if name in have and name not in differ]
@@ -62,13 +68,22 @@ def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Ar
         raise UserError(f"{path}: none of its {len(have)} arrays ({_few(list(have))}) is one of the network's "
                         f"({_few(list(need))}); {advice(shapes)}")
     other = f"; {advice(shapes)}" if missing or left else ""
-    account = (f"{len(loaded)} arrays loaded, {len(missing)} missing{_listed(missing)}, "
+    also = [f"{other} as {name}" for name, other in by_place.items()]
+    places = f", {len(also)} of them by their place in the network{_listed(also)}" if also else ""
+    account = (f"{len(loaded)} arrays loaded{places}, {len(missing)} missing{_listed(missing)}, "
                f"{len(left)} left over{_listed(left)}{other}")
     if missing and FITS in other:  # a deeper network of the same family has all arrays of the checkpoint
         raise UserError(f"{path}: the network is another, it would be {account}")
     for name in loaded:
         need[name][...] = have[name]
     return f"{path}: {account}"
+
+
+def _renamed(have: Arrays, need: Arrays, names: Mapping[str, str]) -> dict[str, str]:
+    """Those of ``names`` that are missing under their own name, and of the shape that is needed under the other."""
+    return {name: other for name, other in names.items()
+            if name in need and name not in have and other in have and other not in need
+            and have[other].shape == need[name].shape}
 
 
 def _few(names: list[str]) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recognition.errors import UserError
-from recognition.io.files import WRITING, replacing, writing
+from recognition.io.files import WRITING, write_whole, writing
 
 DAMAGED = ".damaged"  # the suffix of a state that is no longer as it was saved
 KEPT_DAMAGED = 2  # states
 KEPT_ASIDE = 2  # earlier runs whose states are kept
-BESIDE = ("history.jsonl", "run.json", "tensorboard")  # files beside the states that belong to the same run
+# Files beside the states that belong to the same run.
+BESIDE = ("history.jsonl", "run.json", "tensorboard", "training.log")
 _LAUNCH = "launch"  # the file with the name of the launch that the states belong to
 _STATE = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # the names that step-%09d gives
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")  # the suffix of an earlier run
@@ -121,8 +122,7 @@ def set_aside(folder: Path) -> str:
 
 def claim(folder: Path, launch: str) -> None:
     """Note that the present and future states below ``folder`` belong to the launch of this name."""
-    with replacing(folder / _LAUNCH) as path:
-        path.write_text(launch)
+    write_whole(folder / _LAUNCH, launch)
 
 
 def is_claimed(folder: Path, launch: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.io.files import replacing, writing
+from recognition.io.files import write_whole, writing
 
 FOLDER = "tensorboard"  # beside the checkpoints
 DEGREES = np.arange(0, 181, 2)  # edges of the bins of angles
@@ -119,8 +119,7 @@ def cut_after(path: Path, step: int) -> None:
     if not kept:
         path.unlink()
     elif end < len(content):  # not cut in place: a copy of the run's folder may have the file by a link
-        with replacing(path) as temporary:
-            temporary.write_bytes(content[:end])
+        write_whole(path, content[:end])
 
 
 def _records(content: bytes) -> Iterator[tuple[int, int]]:

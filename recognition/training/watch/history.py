@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from recognition.io.files import replacing, writing
+from recognition.io.files import write_whole, writing
 
 MOST_BYTES = 64 << 20  # 400,000 records, each for 20 steps
 
@@ -25,8 +25,7 @@ class History:
         self._path, self._most_bytes = path, most_bytes
         with writing(path):
             kept = _lines_up_to(path, step) if step and path.exists() else []
-            with replacing(path) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+            write_whole(path, "".join(kept))
             self._open()
 
     def _open(self) -> None:
@@ -53,8 +52,7 @@ class History:
             series = record["kind"], str(record.get("target"))
             kept += [] if seen[series] % 2 else [line]
             seen[series] += 1
-        with replacing(self._path) as temporary:
-            temporary.write_text("".join(kept + lines[len(lines) // 2 :]), encoding="utf-8")
+        write_whole(self._path, "".join(kept + lines[len(lines) // 2 :]))
         self._open()
 
     def close(self) -> None:

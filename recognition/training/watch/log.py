@@ -13,6 +13,7 @@ from recognition.evaluation.verification import VerificationResult
 from recognition.progress import clear_of_bars, progress
 from recognition.training.watch.events import EventFile, NoEvents
 from recognition.training.watch.history import History
+from recognition.training.watch.text_log import NoTextLog, TextLog
 
 
 class TrainingLog:
@@ -24,14 +25,15 @@ class TrainingLog:
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
                  step: int, with_loss: bool = True, since_line: list[float] | None = None,
-                 events: EventFile | NoEvents | None = None) -> None:
+                 events: EventFile | NoEvents | None = None, text: TextLog | NoTextLog | None = None) -> None:
         """:param batch_images: images of a global batch; ``total_steps``: steps of the run, None if it has no end.
         :param since_line: sums of loss and accuracy since the last speed line, and the number of batches. It is updated
             in place and saved in states, so that a resumed run has the line of the whole interval.
         :param with_loss: True if speed lines contain the loss (``ce_loss``).
         :param events: TensorBoard's file, which gets the same records as the history.
+        :param text: the text file, which gets all lines.
         """
-        self._events = events or NoEvents()
+        self._events, self._text = events or NoEvents(), text or NoTextLog()
         self._with_loss = with_loss
         self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
@@ -70,7 +72,7 @@ class TrainingLog:
 
     def _speed_line(self, step: int, epoch: int, index: int, lr: float) -> None:
         loss, accuracy, speed = self._record(step, epoch, lr)
-        with self._clear_of_bar():
+        with clear_of_bars():
             logging.info("Epoch[%d] Batch [%d-%d]\tSpeed: %.2f samples/sec\tacc=%f%s", epoch, index - self._frequent,
                          index, speed, accuracy, f"\tlossvalue={loss:f}" if self._with_loss else "")
 
@@ -81,6 +83,7 @@ class TrainingLog:
         speed = self._batches * self._batch_images / max(self._busy, 1e-9)
         self._since_line[:] = [0.0, 0.0, 0]
         self._write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
+        self._text.speed(step, epoch, loss, lr, speed)
         self._start_interval()
         return loss, accuracy, speed
 
@@ -106,15 +109,14 @@ class TrainingLog:
 
     def line(self, text: str) -> None:
         """Print a plain line on standard output."""
-        with self._clear_of_bar():
+        self._text.line(text)
+        with clear_of_bars():
             print(text, flush=True)
-
-    def _clear_of_bar(self):  # type: ignore[no-untyped-def]
-        return clear_of_bars()
 
     def close(self) -> None:
         self._bar.close()
         self._events.close()
+        self._text.close()
         self._history.close()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recognition.config.options import OPTIONS
-from recognition.io.files import replacing, require_new
+from recognition.io.files import require_new, write_whole
 from recognition.training.watch.report_charts import Axis, Line, chart, number
 from recognition.training.watch.report_page import charts, figure, folded, is_page, page, section, table
 from recognition.training.watch.run_files import Record, Roc, read_history, read_roc, read_scores, read_starts, smoothed
@@ -43,8 +43,7 @@ def make_report(folder: Path, output: Path | None = None, overwrite: bool = Fals
             section("Training", charts(_training_charts(history)), _left_out(history))]
     if starts:
         body += [_configuration(starts[-1]), _where(starts)]
-    with replacing(target) as path:
-        path.write_text(page(name, body), encoding="utf-8")
+    write_whole(target, page(name, body))
     return target
 
 

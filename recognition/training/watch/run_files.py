@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -94,14 +93,14 @@ def read_scores(path: Path) -> Roc:
     :raises UserError: if the file cannot be read or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
-            if "distances" not in content.files:
-                return {}
-            found = {"distances": np.asarray(content["distances"], np.float64),
-                     "issame": np.asarray(content["issame"], bool),
-                     "threshold": np.asarray(content["threshold"], np.float64).reshape(1)}
+        content = read_npz(path)
+        if "distances" not in content:
+            return {}
+        found = {"distances": np.asarray(content["distances"], np.float64),
+                 "issame": np.asarray(content["issame"], bool),
+                 "threshold": np.asarray(content["threshold"], np.float64).reshape(1)}
         if found["distances"].shape != found["issame"].shape or found["distances"].ndim != 1:
             raise ValueError(f"distances of shape {found['distances'].shape}, issame of {found['issame'].shape}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: {error}; expected the arrays distances, issame and threshold") from error
     return found

@@ -16,7 +16,9 @@ from typing import Any
 import recognition
 from recognition.config.devices import processors
 from recognition.config.presets import ROOT
-from recognition.io.files import replacing
+from recognition.errors import UserError
+from recognition.io.files import write_whole
+from recognition.training.watch.run_files import read_starts
 
 FILE = "run.json"
 KEPT_STARTS = 100  # of a run that is resumed again and again
@@ -44,17 +46,15 @@ def note_end(folder: Path, step: int, epoch: int, status: int) -> None:
 
 
 def _write(folder: Path, starts: list[Any]) -> None:
-    with replacing(folder / FILE) as path:
-        path.write_text(json.dumps({"starts": starts}, indent=1), encoding="utf-8")
+    write_whole(folder / FILE, json.dumps({"starts": starts}, indent=1))
 
 
 def _starts(path: Path) -> list[Any]:
     """The starts in the file; none if there is no such file, or if it holds something else."""
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return read_starts(path)
+    except UserError:
         return []
-    return starts if isinstance(starts, list) and all(isinstance(start, dict) for start in starts) else []
 
 
 def _now() -> str:

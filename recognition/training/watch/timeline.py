@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from recognition.engines.interface import Profiler
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 
 WARM_UP_STEPS = 3  # these allocate, compile and choose algorithms
 Item = TypeVar("Item")
@@ -86,8 +86,7 @@ class Timeline:
         self._profiler.wait()
         elapsed, self._running = time.perf_counter() - self._start, False
         operators = self._profiler.stop()
-        with replacing(self.table) as path:
-            path.write_text(self._phases(elapsed) + "\n" + operators)
+        write_whole(self.table, self._phases(elapsed) + "\n" + operators)
         steps = self._done - WARM_UP_STEPS
         return f"profile of {steps} steps: {self.trace} (Chrome's trace format), {self.table}"
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.errors import UserError
 
 

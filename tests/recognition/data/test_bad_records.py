@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import EpochOrder, Position
-from recognition.data.record_index import read_index
-from recognition.data.recordio import MAGIC
+from recognition.data.records.record_index import read_index
+from recognition.data.records.recordio import MAGIC
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.triplets import Bags, TripletLoader
 from recognition.errors import UserError
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.data.image import decode_rgb, fit, mirror, write_planes
+from recognition.data.images.image import decode_rgb, fit, mirror, write_planes
 
 
 def assert_like_mxnet(mx: ModuleType, encoded: bytes) -> None:
@@ -103,7 +103,7 @@ def test_an_older_opencv_gives_the_same_pixels(shared: Path, make_jpeg: Callable
               cv2.imencode(".ppm", colour)[1].tobytes(),
               *(path.read_bytes() for path in sorted((shared / "data" / "wild").glob("*.jpg")))]
     now = [decode_rgb(encoded) for encoded in images]
-    monkeypatch.setattr("recognition.data.image._TO_RGB", None)
+    monkeypatch.setattr("recognition.data.images.image._TO_RGB", None)
     for encoded, pixels in zip(images, now):
         np.testing.assert_array_equal(decode_rgb(encoded), pixels)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import struct
-import time
 from pathlib import Path
 
 import cv2
@@ -13,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recognition.data.image import MOST_RECORD_PIXELS, decode_rgb
-from recognition.data.image_header import MOST_SCANS, image_size
+from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
+from recognition.data.images.image_header import MOST_SCANS, image_size
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (37, 53, 3)).astype(np.uint8)
 KINDS = {
@@ -71,11 +70,11 @@ def enlarged(kind: str, side: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive", "png", "webp", "bmp", "ppm", "plain ppm"])
-def test_a_bomb_is_refused_by_its_header(kind: str) -> None:
-    bomb, began = enlarged(kind, 16383), time.process_time()
+def test_a_bomb_is_refused_by_its_header(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = enlarged(kind, 16383)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
     with pytest.raises(ValueError, match=r"^the image is 16383 x 16383, expected at most 16777216 pixels$"):
         decode_rgb(bomb, MOST_RECORD_PIXELS)
-    assert time.process_time() - began < 1  # decoding one takes many times that
 
 
 @pytest.mark.parametrize("place", [8, 33])  # of the header, and of the chunk behind it

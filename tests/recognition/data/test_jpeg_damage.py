@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from common.sets.image_files import read_image
 from common.sets.record_checks import look_at
-from recognition.data.dataset import open_dataset
-from recognition.data.image import decode_rgb
-from recognition.data.jpeg_damage import CUT, damage
+from recognition.data.images.image import decode_rgb
+from recognition.data.images.image_files import read_image
+from recognition.data.images.jpeg_damage import CUT, damage
+from recognition.data.sets.dataset import open_dataset
 from recognition.errors import UserError
 
 SAMPLING = {"4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +18,10 @@ import numpy as np
 import pytest
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.loader import Batch, BatchLoader
 from recognition.data.order import EpochOrder, Position
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import UserError
 
 EVERYTHING = Augmentation(mirror=True, cutoff=32, color=2)
@@ -150,7 +151,7 @@ def test_an_error_ahead_surfaces_from_the_next_call(make_set: Callable[..., Path
     loader, got = BatchLoader(dataset, EpochOrder(60, 0, shuffle=False), None, 10, prefetch=3), 0
     with pytest.raises(UserError, match="record 30"):
         for got, _ in enumerate(loader, 1):  # noqa: B007
-            time.sleep(1)  # batch 3, which holds it, is made ahead now
+            wait([task for _, tasks in loader._pending for task in tasks])  # batch 3, which holds it, is made ahead
     assert got < 3
 
 
@@ -185,7 +186,7 @@ def test_a_dropped_loader_ends_its_threads(dataset: FaceDataset) -> None:
     loader = BatchLoader(dataset, EpochOrder(70, 0), None, 20)
     next(loader)
     del loader
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while decoders() and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
@@ -194,7 +195,7 @@ def test_a_dropped_loader_ends_its_threads(dataset: FaceDataset) -> None:
 
 def test_closing_wakes_a_waiting_consumer(dataset: FaceDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(FaceDataset, "read", lambda self, i: release.wait(10) and (0, cv2.imencode(
+    monkeypatch.setattr(FaceDataset, "read", lambda self, i: release.wait(120) and (0, cv2.imencode(
         ".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes(), 1))
     loader = BatchLoader(dataset, EpochOrder(70, 0), None, 70, threads=1)
     got: list[Batch] = []
@@ -204,15 +205,15 @@ def test_closing_wakes_a_waiting_consumer(dataset: FaceDataset, monkeypatch: pyt
     closer = threading.Thread(target=loader.close)
     closer.start()
     release.set()
-    consumer.join(10)
-    closer.join(10)
+    consumer.join(120)
+    closer.join(120)
     assert not consumer.is_alive() and not closer.is_alive() and got == []
 
 
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "1 / 0"])
 def test_the_interpreter_ends_with_a_loader_open(make_set: Callable[..., Path], ending: str) -> None:
     code = f"""
-from recognition.data.dataset import open_dataset
+from recognition.data.sets.dataset import open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 dataset = open_dataset({str(make_set(counts=(70,)))!r})
@@ -220,7 +221,7 @@ loader = BatchLoader(dataset, EpochOrder(70, 0), None, 70, prefetch=20)
 next(loader)
 {ending}
 """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20, stderr=subprocess.PIPE)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300, stderr=subprocess.PIPE)
     assert ended.returncode == {"": 0, "raise SystemExit(3)": 3, "1 / 0": 1}[ending]
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recognition.data import record_index, recordio
-from recognition.data.recordio import MAGIC, RecordReader, RecordWriter, pack_record, read_index, unpack_record
+from recognition.data.records import record_index, recordio
+from recognition.data.records.recordio import MAGIC, RecordReader, RecordWriter, pack_record, read_index, unpack_record
 from recognition.errors import UserError
 
 WORD = struct.pack("<I", MAGIC)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import FaceDataset, open_dataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
 from recognition.data.loader import Batch
 from recognition.data.order import Position
+from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.triplets import MAX_BAGS, Bags, TripletLoader, lay_out
 from recognition.errors import UserError
 

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from recognition.config import devices
-from recognition.data.image import decode_rgb
+from recognition.config import memory
+from recognition.data.images.image import decode_rgb
 from recognition.data.verification_set import load_bin, read_bin, save_bin
 from recognition.errors import UserError
 
@@ -164,11 +164,12 @@ def test_arrays_that_pairs_share_are_copied_once(tmp_path: Path, encoded: list[b
 
 def test_more_images_than_memory_holds(tmp_path: Path, encoded: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     path = dump(tmp_path / "a.bin", (encoded, [True] * 3), 4)
-    monkeypatch.setattr(devices, "MEMORY_INFO", tmp_path / "meminfo")
-    devices.MEMORY_INFO.write_text("MemTotal:  4096 kB\nMemAvailable:    200 kB\n")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  4096 kB\nMemAvailable:    200 kB\n")
     with pytest.raises(UserError, match=r"a\.bin: 6 images of 112 x 112 take 0 MB, expected at most the 0 MB of"):
         load_bin(path)
-    devices.MEMORY_INFO.write_text("MemAvailable:    400 kB\n")
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:    400 kB\n")
     assert len(load_bin(path).images) == 6
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recognition.engines.mxnet.kvstore_communicator import await_scheduler
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
+from recognition.engines.mxnet.processes.kvstore_communicator import await_scheduler
 from recognition.errors import UserError
 from recognition.processes.communicator import SingleProcess, largest
 
@@ -22,7 +22,7 @@ import sys
 import numpy as np
 from recognition.engines.mxnet.imports import mx
 from recognition.processes.communicator import largest
-from recognition.engines.mxnet.processes import make_communicator
+from recognition.engines.mxnet.processes.choose import make_communicator
 
 with make_communicator(sys.argv[1]) as communicator:
     rank, size = communicator.rank, communicator.size

@@ -46,9 +46,9 @@ class Threads(SingleProcess):
         self._table[self.rank] = np.array(array)
         self._turn.release()
         try:
-            self._barrier.wait(30)
+            self._barrier.wait(300)
             arrays = list(self._table)
-            self._barrier.wait(30)
+            self._barrier.wait(300)
         finally:
             self._turn.acquire()
         return arrays

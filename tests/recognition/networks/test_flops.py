@@ -7,7 +7,8 @@ from recognition.config.options import Config
 from recognition.config.presets import ROOT, open_config
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import from_symbol
-from recognition.networks import build_symbol, fresnet, sym
+from recognition.networks import build_symbol, sym
+from recognition.networks.families import fresnet
 from recognition.networks.flops import Flops, count_flops, describe, short
 
 DATA = sym.Variable("data")

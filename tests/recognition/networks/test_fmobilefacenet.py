@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from recognition.networks.fmobilefacenet import get_symbol
+from recognition.networks.families.fmobilefacenet import get_symbol
 from recognition.networks.shapes import infer_shapes
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
-from recognition.networks import first_weights, fmobilefacenet, sym
+from recognition.networks import first_weights, sym
+from recognition.networks.families import fmobilefacenet
 from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser, draw, initialise
 from recognition.networks.shapes import infer_shapes
 

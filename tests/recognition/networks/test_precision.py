@@ -11,7 +11,8 @@ from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.networks import fdensenet, fmobilefacenet, fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fdensenet, fmobilefacenet, fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.networks.shapes import infer_shapes

@@ -7,7 +7,8 @@ import pytest
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fmobilefacenet, sym
+from recognition.networks import sym
+from recognition.networks.families import fmobilefacenet
 from recognition.networks.graph import Node, rewrite
 from recognition.networks.initialise import initialise
 from recognition.networks.operators.operator import Operator, same

@@ -15,7 +15,8 @@ from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.recompute import ATTRIBUTE, recompute
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
-from recognition.networks import fmobilefacenet, fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fmobilefacenet, fresnet
 from recognition.networks.initialise import initialise
 
 IMAGE = (3, 112, 112)

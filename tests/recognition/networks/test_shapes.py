@@ -4,7 +4,8 @@ from __future__ import annotations
 import pytest
 
 from recognition.errors import UserError
-from recognition.networks import fmobilefacenet, fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fmobilefacenet, fresnet
 from recognition.networks.shapes import infer_shapes
 
 

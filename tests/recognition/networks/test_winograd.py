@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 
+from recognition.config import devices
+from recognition.engines.interface import Computing
 from recognition.engines.mxnet.activations import maps_memory
+from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
+from recognition.engines.mxnet.passes import winograd as passes
+from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.recompute import recompute
-from recognition.engines.mxnet.passes.winograd import has_winograd, winograd
+from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.mxnet.symbols import to_symbol
-from recognition.networks import fresnet, sym
+from recognition.networks import sym
+from recognition.networks.families import fresnet
 from recognition.networks.graph import rewrite
 from recognition.networks.initialise import initialise
 from recognition.networks.shapes import infer_shapes
 
-needs_vectors = pytest.mark.skipif(not has_winograd(), reason="the kernels need AVX-512")
 IMAGE = (3, 112, 112)
 
 
@@ -67,7 +73,6 @@ def arrays(batch, channels, filters, height, width):
     return {"data": x, "conv_weight": w}, random.standard_normal((batch, filters, height, width)).astype(np.float32)
 
 
-@needs_vectors
 @pytest.mark.parametrize(("batch", "channels", "filters", "height", "width"), [
     (2, 64, 64, 7, 7), (1, 64, 128, 14, 14), (3, 128, 64, 13, 9), (1, 64, 64, 12, 36), (5, 192, 64, 8, 8),
     (2, 64, 64, 56, 40)])
@@ -88,7 +93,6 @@ def test_it_is_the_convolution(batch, channels, filters, height, width):
         assert np.abs(error).max() <= 5e-5 * size, name
 
 
-@needs_vectors
 def test_gradients_are_added_or_left_out_as_asked():
     values, d_output = arrays(2, 64, 64, 12, 12)
     symbol = winograd(convolution(), (64, 12, 12))
@@ -103,7 +107,6 @@ def test_gradients_are_added_or_left_out_as_asked():
         np.testing.assert_array_equal(found[kept], plain[kept])
 
 
-@needs_vectors
 def test_bits_do_not_depend_on_threads_or_blocks(monkeypatch):
     from recognition.engines.mxnet.passes import winograd_operator as operator
 
@@ -129,7 +132,6 @@ def test_bits_do_not_depend_on_threads_or_blocks(monkeypatch):
     assert results(2, 10, 1 << 20) == first
 
 
-@needs_vectors
 @pytest.mark.parametrize("options", [
     {"stride": (2, 2)}, {"pad": (0, 0)}, {"kernel": (1, 1)}, {"dilate": (2, 2)}, {"num_group": 2},
     {"no_bias": False}, {"filters": 80}, {"filters": 32}])
@@ -138,7 +140,6 @@ def test_other_convolutions_stay_with_mxnet(options):
     assert operators(winograd(symbol, (64, 14, 14))) == operators(symbol)
 
 
-@needs_vectors
 def test_where_channels_or_tiles_do_not_fit_it_stays_with_mxnet():
     symbol = convolution()
     assert "Custom" not in operators(winograd(symbol, (48, 14, 14)))
@@ -149,7 +150,6 @@ def test_where_channels_or_tiles_do_not_fit_it_stays_with_mxnet():
     assert operators(winograd(low, (64, 14, 14))) == operators(low)
 
 
-@needs_vectors
 def test_the_plan_of_memory_is_near_that_of_mxnet():
     """Within 15 %, as for other operators (test_activations.py)."""
     image = (64, 28, 28)
@@ -165,13 +165,12 @@ def test_the_plan_of_memory_is_near_that_of_mxnet():
     assert planned / 2**20 == pytest.approx(total, rel=0.15)
 
 
-@needs_vectors
 @pytest.mark.parametrize("memonger", [False, True])
 def test_a_network_agrees_with_the_network(memonger):
-    """r18, all outputs and gradients, with and without recomputation: 1e-2 of a gradient's norm, as an error of 1e-6 a
-    layer is magnified by batch norms over two images and puts numbers on the other side of PReLU's kink (3e-3 found,
-    in the first layer); for gradients that are zero but for rounding 1e-5 of the largest norm. Names and shapes are
-    the same, and the symbol that is saved is not touched."""
+    """r18, all outputs and gradients, with and without recomputation: 2e-2 of a gradient's norm, as an error of 1e-6 a
+    layer is magnified by batch norms over two images and puts numbers on the other side of PReLU's kink (in the first
+    layer 3e-3 found with AVX-512, 1.1e-2 without); for gradients that are zero but for rounding 1e-5 of the largest
+    norm. Names and shapes are the same, and the symbol that is saved is not touched."""
     symbol = fresnet.get_symbol(num_layers=18)
     saved = symbol.to_json()
     values, states = initialise(symbol, IMAGE, 0)
@@ -200,4 +199,20 @@ def test_a_network_agrees_with_the_network(memonger):
     norms = {name: np.linalg.norm(gradient) for name, gradient in gradients.items()}
     largest = max(norms[name] for name in norms if name != "data")
     for name, gradient in gradients.items():
-        assert np.linalg.norm(fast_gradients[name] - gradient) <= 1e-2 * norms[name] + 1e-5 * largest, name
+        assert np.linalg.norm(fast_gradients[name] - gradient) <= 2e-2 * norms[name] + 1e-5 * largest, name
+
+
+@pytest.mark.parametrize(("vendor", "flags", "pays"), [
+    ("AuthenticAMD", "avx2 avx512f avx512_bf16", True),  # Zen 4
+    ("AuthenticAMD", "avx2", False),  # Zen 3
+    ("GenuineIntel", "avx512f amx_bf16", False)])
+def test_a_run_gets_it_where_it_was_measured_to_be_faster(monkeypatch, tmp_path, vendor, flags, pays):
+    """In training, in embedding, and in the plan of memory."""
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(passes, "processor_flags", partial(devices.processor_flags, tmp_path / "cpuinfo"))
+    monkeypatch.setattr(passes, "processor_of_amd", partial(devices.processor_of_amd, tmp_path / "cpuinfo"))
+    graph, shape = convolution(), (64, 14, 14)
+    assert winograd_pays() == pays
+    assert ("Custom" in operators(bound_form(graph, Computing(devices.CPU, 2), shape))) == pays
+    assert "Custom" not in operators(bound_form(graph, Computing((("gpu", 0),), 2), shape))
+    assert ("Custom" in operators(inference_form(graph, arrays(1, 64, 64, 1, 1)[0], {}, shape)[0])) == pays

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.data.verification_set import save_bin
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config
-from recognition.data.record_index import read_index
+from recognition.data.records.record_index import read_index
 from recognition.errors import UserError
 from recognition.io.params import read_arrays
 from recognition.training.run import train

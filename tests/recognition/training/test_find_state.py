@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import split_classes
 from recognition.io import checksums

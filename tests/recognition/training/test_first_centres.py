@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config
-from recognition.data.dataset import open_dataset
-from recognition.data.image import decode_rgb
+from recognition.data.images.image import decode_rgb
+from recognition.data.sets.dataset import open_dataset
 from recognition.engines.cpu.shard import CpuShard
 from recognition.head.shard import initial_centres, split_classes
 from recognition.io.params import write_arrays
@@ -105,9 +105,9 @@ class Two(SingleProcess):
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         self._table[self.rank] = array
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         gathered = np.concatenate(self._table)
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         return gathered
 
 

@@ -17,7 +17,7 @@ import pytest
 from recognition.config.options import Config
 from recognition.data.loader import Batch
 from recognition.data.order import Position
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.errors import UserError
 from recognition.evaluation.verification import NoDirection
 from recognition.head.triplet_head import TripletHead

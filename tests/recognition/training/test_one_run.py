@@ -39,7 +39,7 @@ class Thread(SingleProcess):
 def said(*processes: Callable[[Thread], None]) -> list[str]:
     """What each process ends with; empty if it goes on."""
     count = len(processes)
-    ends, table, barrier = [""] * count, [None] * count, threading.Barrier(count, timeout=60)
+    ends, table, barrier = [""] * count, [None] * count, threading.Barrier(count, timeout=300)
 
     def run(rank: int) -> None:
         try:

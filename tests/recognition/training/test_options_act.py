@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recognition.config.devices import require_bfloat16
-from recognition.data.recordio import RecordWriter, pack_record
+from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.engines.mxnet.imports import mx
 from recognition.errors import UserError
 

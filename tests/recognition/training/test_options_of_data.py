@@ -67,6 +67,22 @@ def test_data_color(make: Callable[..., Config]) -> None:
     assert 0 < sum(same(compressed, jittered)) < 12
 
 
+@pytest.mark.parametrize("key", ["data_mask_prob", "data_resize_prob", "data_blur_prob", "data_hsv_prob",
+                                 "data_gray_prob"])
+def test_images_made_worse(make: Callable[..., Config], key: str) -> None:
+    """All of them with 1; with 0.5 some, which then look as with 1; the same again, and others with another seed."""
+    def images(share: float, seed: int = 0) -> np.ndarray:
+        return first(make(**{key: share}, seed=seed, per_batch_size=60)).images
+
+    plain, every, some = images(0), images(1), images(0.5)
+    changed, as_every = ((some != other).any(axis=(1, 2, 3)) for other in (plain, every))
+    assert (every != plain).any(axis=(1, 2, 3)).all() and (changed ^ as_every).all()
+    assert 12 < changed.sum() < 48  # of 60 fair coins: beyond it one run in a million
+    assert np.array_equal(images(0.5), some) and not np.array_equal(images(0.5, seed=1), some)
+    if key == "data_gray_prob":
+        assert (every[:, 0] == every[:, 1]).all() and (every[:, 0] == every[:, 2]).all()
+
+
 def test_data_images_filter(make: Callable[..., Config], tiny_set: Path) -> None:
     """Each of the eleven identities has six images."""
     assert len(make_dataset(make(data_images_filter=6))) == 66

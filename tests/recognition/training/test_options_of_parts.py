@@ -31,7 +31,7 @@ Head = Callable[[Config], "ShardedHead | TripletHead"]
 def head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Head:
     """``head(config)``: with class centres as on CPUs, and with each engine's own, which it has on GPUs, on the CPU."""
 
-    def own_shard(engine: Any, *place: Any, sampled: bool, on_host: bool, **options: Any) -> Any:
+    def own_shard(engine: Any, *place: Any, sampled: bool, on_host: bool, numbers: str, **options: Any) -> Any:
         return engine.shard(*place, on_host=on_host, **options)
 
     if request.param == "host":

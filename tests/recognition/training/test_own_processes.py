@@ -48,8 +48,8 @@ def test_it_speaks_as_one_process_and_ends_by_a_signal_with_its_state(start: Cal
                                                                       tmp_path: Path) -> None:
     """CPUs are taken for GPUs, so that the trainer starts one process for each."""
     pytest.importorskip("torch")
-    (tmp_path / "sitecustomize.py").write_text("from recognition.config import devices\n"
-                                               "devices.on_gpus = lambda given: True\n")
+    (tmp_path / "sitecustomize.py").write_text("from recognition.launch import own\n"
+                                               "own.on_gpus = lambda given: True\n")
     process = start("own", "--engine", "torch", "--devices", "cpu:2", "--per-batch-size", "3", "--max-steps", "1000",
                     "--verbose", "900", environ={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     below = tmp_path / "own" / "tiny-arcface-tiny"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from recognition.data.augment import Augmentation
-from recognition.data.dataset import open_dataset
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
+from recognition.data.sets.dataset import open_dataset
 from recognition.engines.cpu.shard import CpuShard
 from recognition.head.margin import Margin
 from recognition.head.shard import split_classes

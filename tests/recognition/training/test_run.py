@@ -78,7 +78,7 @@ def test_sigterm_saves_and_stops(engine: str, train: Train, start: Callable[...,
     process = start("stopped", *flags)  # without an end, so that the signal comes before it on any machine
     wait_for(lambda: (folder / "history.jsonl").exists() and len(records(folder)) > 0, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, err
     stopped = re.search(r"stopped by SIGTERM after step (\d+); --resume goes on from here", out)
     assert stopped is not None

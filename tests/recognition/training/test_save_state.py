@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import split_classes
 from recognition.io.checksums import Sum
@@ -36,9 +36,9 @@ class Threads(SingleProcess):
 
     def all_gather(self, array: np.ndarray) -> np.ndarray:
         self._table[self.rank] = array
-        self._barrier.wait(30)
+        self._barrier.wait(300)
         found = np.concatenate(self._table)
-        self._barrier.wait(30)
+        self._barrier.wait(300)
         return found
 
 

@@ -148,9 +148,9 @@ def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: 
     process = start(folder, "stopped", LAUNCH, *flags, "--devices", "cpu:2", "--per-batch-size", "3",
                     "--ckpt", "2", "--state-every", "1000")
     below = folder / "stopped" / "tiny-arcface-tiny"
-    while process.poll() is None and not (below / "history.jsonl").exists():
+    history = below / "history.jsonl"
+    while process.poll() is None and not (history.exists() and history.stat().st_size):  # all have begun once one logs
         time.sleep(0.1)
-    time.sleep(1)
     os.kill(workers_of(process)[1], signal.SIGTERM)
     status, out, err = finished(process)
     assert status == 128 + signal.SIGTERM, out + err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.backbone import BackboneState
+from recognition.engines.interface import BackboneState
 from recognition.errors import UserError
 from recognition.head import shard as shard_module
 from recognition.head.shard import ShardState, split_classes

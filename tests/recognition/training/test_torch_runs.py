@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -95,9 +96,10 @@ def test_a_run_goes_on_to_the_same_bits(small: Make, more: dict[str, Any]) -> No
 @pytest.mark.parametrize("engines", [("mxnet", "torch"), ("torch", "mxnet")], ids=" to ".join)
 def test_a_run_of_one_engine_goes_on_in_the_other(small: Make, engines: tuple[str, str],
                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    """Two steps, and two in the other engine, against four in the first. Tolerance 1e-4 of the loss and 5e-3 of an
-    array's norm: float32 in another order of sums, over two steps of a network of batch norms and of PReLUs, whose
-    slopes jump at zero; and 1e-5 a number for what rounding alone moves, in front of a batch norm."""
+    """Two steps, and two in the other engine, against four in the first. Tolerance 2e-3 of the loss and 5e-2 of an
+    array's norm: sums of float32 in another order, and PReLUs, whose slopes jump where rounding carries an input over
+    zero. With one thread and with two the distances were 1e-6 to 4e-4, and up to 1.4e-2. A moment or a statistic that
+    stays behind is off by its own norm. And 1e-4 a number for what rounding alone moves, in front of a batch norm."""
     first, other = engines
     options = {"state_every": 2, "max_steps": 4, "ckpt": 2, "frequent": 1}
     whole = small(engine=first, extra_model_name="whole", **options)
@@ -107,15 +109,68 @@ def test_a_run_of_one_engine_goes_on_in_the_other(small: Make, engines: tuple[st
     assert train(begun) == 0
     assert f"engine {first} -> {other}" in capsys.readouterr().out
     assert len(losses(begun)) == len(losses(whole)) >= 3
-    assert losses(begun) == pytest.approx(losses(whole), rel=1e-4)
+    assert losses(begun) == pytest.approx(losses(whole), rel=2e-3)
     found, wanted = arrays(begun), arrays(whole)
     assert {name: (a.dtype, a.shape) for name, a in found.items()} == {
         name: (a.dtype, a.shape) for name, a in wanted.items()}
     for name, array in wanted.items():
         apart = np.linalg.norm(found[name] - array)
-        assert apart <= 5e-3 * np.linalg.norm(array) + 1e-5 * array.size ** 0.5, name
+        assert apart <= 5e-2 * np.linalg.norm(array) + 1e-4 * array.size ** 0.5, name
     symbols = [Path(f"{config.prefix}-symbol.json").read_bytes() for config in (begun, whole)]
     assert symbols[0] == symbols[1]
+
+
+@with_mxnet
+@pytest.mark.slow
+def test_a_run_begun_in_mxnet_is_killed_goes_on_in_torch_is_killed_and_ends_in_mxnet(tiny_set: Path, tmp_path: Path
+                                                                                     ) -> None:
+    """The commands, with SIGKILL at any moment behind a state, against a run of MXNet that nothing disturbs. A float32
+    loss over ten steps or so, in which PReLU's kinks and ArcFace's scale amplify the 1e-4 of two steps: 1e-2."""
+    config = tmp_path / "config.py"
+    config.write_text(f"""
+exec(compile(open({str(ROOT / "sample_config.py")!r}).read(), "sample_config.py", "exec"))
+network.tiny = edict(net_name="fmobilefacenet", emb_size=8, net_output="GDC", net_multiplier=0.25)
+network.tiny.net_blocks = [1, 1, 1, 1]
+loss.tiny = edict(loss_name="margin_softmax", loss_s=16.0, loss_m1=1.0, loss_m2=0.1, loss_m3=0.0)
+dataset.tiny = edict(dataset_path={str(tiny_set)!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=[])
+""")
+
+    def start(name: str, engine: str, steps: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train_parall.py"), "--config", str(config), "--network", "tiny", "--loss",
+             "tiny", "--dataset", "tiny", "--engine", engine, "--max-steps", str(steps), "--per-batch-size", "12",
+             "--lr", "0.001", "--state-every", "1", "--frequent", "1", "--verbose", "1000", "--resume", "auto",
+             "--models-root", str(tmp_path / name)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def killed_behind(step: int, engine: str) -> str:
+        process = start("killed", engine, 1000)
+        while process.poll() is None and not any(
+                path.name[5:].isdecimal() and int(path.name[5:]) >= step
+                for path in tmp_path.glob("killed/*/state/step-*")):
+            time.sleep(0.01)
+        process.kill()
+        return process.communicate(timeout=300)[0]
+
+    said = [killed_behind(2, "mxnet"), killed_behind(5, "torch")]
+    (below,) = (tmp_path / "killed").iterdir()
+    assert saved_states(below / "state"), said
+    last = int(saved_states(below / "state")[-1].name[5:]) + 3
+    for name in ("killed", "whole"):
+        process = start(name, "mxnet", last)
+        said.append(process.communicate(timeout=300)[0])
+        assert process.returncode == 0, said[-1]
+    assert "engine mxnet -> torch" in said[1] and "engine torch -> mxnet" in said[2], said
+    found, wanted = (history(tmp_path / name) for name in ("killed", "whole"))
+    assert found.keys() == wanted.keys() and len(wanted) >= 5  # a line but for the first step of an epoch
+    assert [found[step] for step in sorted(found)] == pytest.approx([wanted[step] for step in sorted(found)], rel=1e-2)
+
+
+def history(models: Path) -> dict[int, float]:
+    """The losses of a run by step."""
+    (file,) = models.glob("*/history.jsonl")
+    return {record["step"]: record["loss"] for record in map(json.loads, file.read_text().splitlines())
+            if record["kind"] == "train"}
 
 
 @with_mxnet

@@ -2,12 +2,13 @@
 """Choice of the graph passes that ``fp16``, ``memonger`` and the devices ask for."""
 from __future__ import annotations
 
+from recognition.config.devices import on_gpus
 from recognition.engines.interface import Computing
 from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.recompute import recompute
-from recognition.engines.mxnet.passes.winograd import winograd
-from recognition.engines.numbers import on_gpu, require_numbers
+from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
+from recognition.engines.numbers import require_numbers
 from recognition.networks.graph import Graph
 
 
@@ -22,12 +23,12 @@ def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) ->
 
 def bound_form(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
     """The result of :func:`prepare` without its check of this machine, for plans of other machines."""
-    if not on_gpu(computing):
+    if not on_gpus(computing.devices):
         graph = fast_prelu(graph, image_shape)
     if computing.in_16_bits:
-        graph = low_precision(graph, "float16" if on_gpu(computing) else "bfloat16", image_shape)
-    elif not on_gpu(computing):
+        graph = low_precision(graph, "float16" if on_gpus(computing.devices) else "bfloat16", image_shape)
+    elif not on_gpus(computing.devices) and winograd_pays():
         graph = winograd(graph, image_shape)
     if computing.memonger:
-        graph = recompute(graph, image_shape, on_gpu(computing))
+        graph = recompute(graph, image_shape, on_gpus(computing.devices))
     return graph

@@ -8,10 +8,9 @@ neither on threads nor on the ranges they take.
 """
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 
+from recognition.engines.cpu.kernels import compiled
 from recognition.engines.mxnet.passes import winograd_tiles as tiles
 from recognition.engines.mxnet.passes.winograd import IN, OUT, PANEL
 from recognition.engines.mxnet.passes.winograd_tiles import LANES, LINE
@@ -21,14 +20,6 @@ FLOATS = LINE // 4
 KEPT_PIXEL_ROWS = 8  # rows of pixels that are kept while a row of tiles needs 6
 product_6, product_5, product_4 = tiles.product_6, tiles.product_5, tiles.product_4
 product_3, product_2, product_1 = tiles.product_3, tiles.product_2, tiles.product_1
-
-
-def compiled(function: Any) -> Any:
-    """Compile by ``numba.njit``, and keep the result on disk if Numba finds a folder that it may write to."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither __pycache__ nor the user's cache: compiled anew in every run
-        return numba.njit(nogil=True)(function)
 
 
 @numba.njit

@@ -30,6 +30,17 @@ def _compared(function: Callable[[torch.Tensor, float], torch.Tensor]) -> Callab
     return lambda values, data: constant(function(data, values.scalar).to(data.dtype), data)
 
 
+def _both(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A comparison of two tensors."""
+    return lambda values, left, right: constant(function(left, right).to(left.dtype), left, right)
+
+
+def _modulo(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The remainder with the divisor's sign; 0 for a divisor of 0, as in MXNet."""
+    zero = right == 0
+    return torch.where(zero, 0, torch.remainder(left, torch.where(zero, 1, right)))
+
+
 def _two(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
     return lambda values, left, right: function(left, right)
 
@@ -86,6 +97,13 @@ def _batch_dot(values: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Te
 
 _SUM = _two(torch.add)
 
+_COMPARISONS: dict[str, Callable[..., torch.Tensor]] = {
+    "equal": torch.eq, "not_equal": torch.ne, "greater": torch.gt, "greater_equal": torch.ge, "lesser": torch.lt,
+    "lesser_equal": torch.le,
+    **{f"logical_{name}": lambda left, right, function=function: function(left != 0, torch.as_tensor(right) != 0)
+       for name, function in (("and", torch.logical_and), ("or", torch.logical_or), ("xor", torch.logical_xor))},
+}
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "_copy": lambda values, data: data,
     "BlockGrad": _flat(lambda data: data), "ones_like": _flat(torch.ones_like), "zeros_like": _flat(torch.zeros_like),
@@ -104,7 +122,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "_rdiv_scalar": _scalar(lambda data, scalar: scalar / data),
     "_rpower_scalar": _scalar(lambda data, scalar: torch.pow(scalar, data)),
     "_maximum_scalar": _scalar(_larger), "_minimum_scalar": _scalar(_smaller), "_mod_scalar": _scalar(torch.remainder),
-    "_equal_scalar": _compared(torch.eq), "_greater_scalar": _compared(torch.gt), "_lesser_scalar": _compared(torch.lt),
+    "_rmod_scalar": _scalar(lambda data, scalar: _modulo(torch.full_like(data, scalar), data)), "_mod": _two(_modulo),
+    "_hypot_scalar": _scalar(lambda data, scalar: torch.hypot(data, torch.full_like(data, scalar))),
+    "_hypot": _two(torch.hypot),
+    **{f"_{name}_scalar": _compared(function) for name, function in _COMPARISONS.items()},
+    **{f"_{name}": _both(function) for name, function in _COMPARISONS.items()},
     **dict.fromkeys(("elemwise_add", "broadcast_add", "_grad_add"), _SUM),
     **dict.fromkeys(("elemwise_sub", "broadcast_sub"), _two(torch.sub)),
     **dict.fromkeys(("elemwise_mul", "broadcast_mul"), _two(torch.mul)),

@@ -7,15 +7,13 @@ from typing import Any, Callable
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.operators.gradients import constant, extreme
-from recognition.networks.operators import OPERATORS
-from recognition.networks.operators.operator import Shape, reduced_axes
+from recognition.engines.torch.operators.reshaping import shape_of
+from recognition.networks.operators.operator import reduced_axes
 
 
 def _shaped(name: str, values: Any, data: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """``result`` with the axes that the operator keeps of ``data``."""
-    outs: list[Shape] = [()]
-    OPERATORS[name].shape(values, [tuple(data.shape)], outs)
-    return result.reshape(outs[0])
+    return result.reshape(shape_of(name, values, data))
 
 
 def _reduction(name: str, function: Callable[[torch.Tensor, list[int]], torch.Tensor]) -> Callable[..., torch.Tensor]:

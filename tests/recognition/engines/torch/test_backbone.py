@@ -21,6 +21,7 @@ from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
 
 torch = pytest.importorskip("torch")
+from recognition.engines.numbers import describe_numbers  # noqa: E402
 from recognition.engines.torch import backbone as of_torch  # noqa: E402
 from recognition.engines.torch import finite  # noqa: E402
 
@@ -154,13 +155,14 @@ def test_norms_are_those_of_float64() -> None:
         np.full(1000, 1e30, np.float32), np.array([1, np.inf], np.float32), np.array([np.nan], np.float32)]
     wanted = [np.sqrt(np.square(array, dtype=np.float64).sum()) for array in made]
     np.testing.assert_allclose(finite.norms([torch.from_numpy(array) for array in made]), wanted, rtol=1e-6)
-    assert finite.norms([]).shape == (0,) and finite.all_finite([]) and finite.all_usable([])
+    assert finite.norms([]).shape == (0,) and finite.all_finite({}) and finite.all_finite() and finite.all_usable({})
 
 
 def test_numbers_that_overflow_only_as_squares_are_finite_but_not_usable() -> None:
-    large, bad = torch.full((1000,), 1e30), torch.tensor([0.0, math.nan])
-    assert finite.all_finite([torch.ones(3), large]) and not finite.all_usable([torch.ones(3), large])
-    assert not finite.all_finite([large, bad]) and not finite.all_finite([torch.ones(3), torch.tensor([-math.inf])])
+    good, large, bad = torch.ones(3), torch.full((1000,), 1e30), torch.tensor([0.0, math.nan])
+    assert finite.all_finite({"a": good, "b": large}) and not finite.all_usable({"a": good, "b": large})
+    assert not finite.all_finite({"a": large, "b": bad})
+    assert not finite.all_finite({"a": good}, {"a": torch.tensor([-math.inf])})
 
 
 def test_gradient_norm_is_that_of_the_mean_loss_by_parameters_that_move() -> None:
@@ -204,7 +206,7 @@ def test_a_processor_without_bfloat16_is_refused_as_by_mxnet(monkeypatch: pytest
     with pytest.raises(UserError, match=r"^--fp16-scale, fp16: none here$"):
         choose_engine("torch").backbone(graph, initialise(graph, SHAPE, 1), SHAPE, computing, Updating(),
                                         SingleProcess())
-    assert choose_engine("torch").numbers(computing).startswith("bfloat16 in place of float16, which needs a GPU")
+    assert describe_numbers(computing).startswith("bfloat16 in place of float16, which needs a GPU")
 
 
 def test_memonger_computes_the_same() -> None:
@@ -228,3 +230,19 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     choose_engine("torch").check_devices((("gpu", 0), ("gpu", 1), ("cpu", 0)))
     with pytest.raises(UserError, match=r"^gpu 2: "):
         choose_engine("torch").check_devices((("gpu", 1), ("gpu", 2)))
+
+
+@pytest.mark.parametrize("own, devices, processes, expected", [
+    ("2", 2, 1, 4), ("2", 1, 1, None), ("6", 2, 1, 8), ("2", 2, 4, 2), ("1,1", 3, 1, 3), ("", 2, 1, None)])
+def test_devices_on_cpus_compute_one_after_the_other_with_the_threads_of_all(
+        monkeypatch: pytest.MonkeyPatch, own: str, devices: int, processes: int, expected: int | None) -> None:
+    """Of eight processors, divided among the processes of the host."""
+    from recognition.engines.torch import placed
+
+    given: list[int] = []
+    monkeypatch.setattr(placed, "processors", lambda: 8)
+    monkeypatch.setattr(placed.torch, "set_num_threads", given.append)
+    environ = {"OMP_NUM_THREADS": own, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(processes)}
+    placed.give_threads([("cpu", index) for index in range(devices)], environ)
+    placed.give_threads([("gpu", index) for index in range(devices)], environ)
+    assert given == ([] if expected is None else [expected])

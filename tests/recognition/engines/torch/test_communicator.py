@@ -13,14 +13,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from recognition.engines.torch.distributed_communicator import buckets  # noqa: E402
+from recognition.engines.torch.processes.summing import Summing  # noqa: E402
+from recognition.processes.communicator import SingleProcess  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[4]
 COLLECTIVES = """
 import sys
 import numpy as np
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.processes.choose import make_communicator
 from recognition.engines.torch.shard import TorchShard
 from recognition.head.margin import Margin
 from recognition.head.shard import split_classes
@@ -91,7 +92,7 @@ from recognition.errors import command
 def main():
     from recognition.engines.torch.imports import torch
     from recognition.processes.communicator import largest
-    from recognition.engines.torch.processes import make_communicator
+    from recognition.engines.torch.processes.choose import make_communicator
     with make_communicator("device") as communicator:
         largest(communicator, 1)
         for i in range(100000):
@@ -147,15 +148,33 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_buckets_keep_the_order_and_part_by_size_and_type() -> None:
-    tensors = [torch.zeros(3), torch.zeros(2), torch.zeros(9), torch.zeros(1), torch.zeros(1, dtype=torch.float64)]
-    found = [[len(tensor) for tensor in bucket] for bucket in buckets(tensors, most=20)]
-    assert found == [[3, 2], [9], [1], [1]]
-    assert list(buckets([])) == []
+def test_buckets_keep_the_order_and_part_by_size_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def all_reduce(flat: torch.Tensor, async_op: bool) -> Done:
+        left.append(len(flat))
+        flat.mul_(2)
+        return Done()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    tensors = [torch.full((size,), float(size)) for size in (3, 2, 9, 1)] + [torch.ones(1, dtype=torch.float64)]
+    summing = Summing(SingleProcess(), most=20)
+    for tensor in tensors:
+        summing.add(tensor)
+    assert left == [5, 9, 1]  # these travel while more tensors come
+    summing.finish()
+    assert left == [5, 9, 1, 1]
+    assert [tensor.tolist() for tensor in tensors] == [[6.0] * 3, [4.0] * 2, [18.0] * 9, [2.0], [2.0]]
+    summing.finish()
+    assert len(left) == 4  # nothing is left to sum
 
 
 def test_an_error_of_this_program_is_not_taken_for_a_lost_process(tmp_path: Path) -> None:
-    body = ("from recognition.engines.torch.processes import make_communicator\n"
+    body = ("from recognition.engines.torch.processes.choose import make_communicator\n"
             "with make_communicator('device'):\n    raise RuntimeError('shapes differ')\n")
     run = launch(tmp_path, 1, body)
     assert run.returncode == 1 and re.search("RuntimeError: shapes differ$", run.stderr, re.M)

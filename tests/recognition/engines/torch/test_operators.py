@@ -132,13 +132,20 @@ ONES = [
     case("Cast", dtype="float64"), case("amp_cast", dtype="float32"), case("clip", a_min=-0.5, a_max=0.7),
     case("amp_multicast", MAPS, MAPS, num_outputs=2, output=1),
     *each("_plus_scalar _minus_scalar _rminus_scalar _mul_scalar _div_scalar _rdiv_scalar _maximum_scalar "
-          "_minimum_scalar _mod_scalar _greater_scalar _lesser_scalar _rpower_scalar", scalar=0.75),
+          "_minimum_scalar _mod_scalar _greater_scalar _lesser_scalar _rpower_scalar _rmod_scalar _hypot_scalar "
+          "_logical_and_scalar", scalar=0.75),
     case("_power_scalar", scalar=1.5, numbers=POSITIVE), case("_power_scalar", scalar=2.0),
     *each("_equal_scalar _greater_scalar _maximum_scalar _minimum_scalar _mod_scalar", scalar=1.0, numbers=WHOLE),
-    case("_mod_scalar", scalar=-1.5),
+    *each("_mod_scalar _rmod_scalar", scalar=-1.5),
+    *each("_not_equal_scalar _greater_equal_scalar _lesser_equal_scalar _logical_and_scalar _logical_or_scalar "
+          "_logical_xor_scalar", scalar=1.0, numbers=WHOLE),
+    *each("_logical_and_scalar _logical_or_scalar _logical_xor_scalar", scalar=0.0, numbers=WHOLE),
 ]
 TWOS = [
     *each("elemwise_add elemwise_sub elemwise_mul elemwise_div _maximum _minimum", MAPS, MAPS),
+    *each("_mod _hypot", MAPS, MAPS),
+    *each("_equal _not_equal _greater _greater_equal _lesser _lesser_equal _logical_and _logical_or _logical_xor",
+          MAPS, MAPS, numbers=WHOLE),
     *each("_maximum _minimum", MAPS, MAPS, numbers=WHOLE), case("_power", MAPS, MAPS, numbers=POSITIVE),
     *each("broadcast_add broadcast_sub broadcast_mul broadcast_div broadcast_maximum broadcast_minimum",
           MAPS, (1, 4, 1, 5)),

@@ -12,15 +12,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from recognition.engines.torch import meeting
-from recognition.engines.torch.processes import make_communicator, place_of
+from recognition.engines.torch.processes import meeting
+from recognition.engines.torch.processes.choose import make_communicator, place_of
 from recognition.errors import LostProcess, UserError
 from recognition.processes.communicator import SingleProcess
 
 ROOT = Path(__file__).resolve().parents[4]
 WORKER = """
 import sys
-from recognition.engines.torch.processes import make_communicator
+from recognition.engines.torch.processes.choose import make_communicator
 from recognition.errors import command
 from recognition.processes.communicator import largest
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums of tensors over all processes, which run while later tensors are still being computed."""
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from recognition.engines.torch.imports import torch
+from recognition.processes.communicator import Communicator
+
+BUCKET_BYTES = 8 << 20  # small tensors are summed together, up to so many bytes
+
+
+class Summing:
+    """Replaces tensors on any device by their sums over all processes: :meth:`add` each, then :meth:`finish`.
+
+    Neighbours of one device and type travel together in a bucket, which leaves once it is full. All processes add
+    tensors of the same shapes in the same order.
+    """
+
+    def __init__(self, communicator: Communicator, most: int = BUCKET_BYTES) -> None:
+        """:param communicator: the one of ``torch.distributed``, which counts what is sent.
+        :param most: bytes of a bucket of several tensors; a larger tensor travels alone.
+        """
+        self._communicator, self._most = communicator, most
+        self._bucket: list[torch.Tensor] = []
+        self._running: list[tuple[list[torch.Tensor], torch.Tensor, Any]] = []
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Take part in the sum with ``tensor``, which nobody may use before :meth:`finish`."""
+        if self._bucket and not self._fits(tensor):
+            self._leave()
+        self._bucket.append(tensor)
+
+    def _fits(self, tensor: torch.Tensor) -> bool:
+        first = self._bucket[0]
+        held = (sum(other.numel() for other in self._bucket) + tensor.numel()) * first.element_size()
+        return (tensor.device, tensor.dtype) == (first.device, first.dtype) and held <= self._most
+
+    @torch.no_grad()
+    def _leave(self) -> None:
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in self._bucket])
+        self._running.append((self._bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
+        self._bucket = []
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Put the sums into the tensors. On the host they are there on return; on a GPU the device's stream waits for
+        them."""
+        if self._bucket:
+            self._leave()
+        running, self._running = self._running, []
+        counts = self._communicator
+        counts.exchanges += 1
+        for bucket, flat, work in running:
+            began = time.perf_counter()
+            work.wait()
+            counts.waited += time.perf_counter() - began
+            counts.bytes_sent += round(2 * (counts.size - 1) / counts.size * flat.numel() * flat.element_size())
+            for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
+                tensor.detach().copy_(total.view(tensor.shape))

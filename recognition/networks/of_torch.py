@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of arcface_torch, whichever they are: ``iresnet`` or ``mbf``, from and to tensors by PyTorch's names."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from recognition.networks import iresnet, mbf_weights
+from recognition.networks.graph import Graph
+
+Arrays = dict[str, np.ndarray]
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Graph, Arrays, Arrays]:
+    """The network's name, as of ``--network``, its graph, parameters and auxiliary states (float32).
+
+    :raises UserError: if the tensors are of no network that is known; it names ``source``.
+    """
+    if mbf_weights.MARK in tensors:
+        return mbf_weights.from_torch(tensors, source)
+    depth, graph, parameters, states = iresnet.from_torch(tensors, source)
+    return f"r{depth}", graph, parameters, states
+
+
+def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mapping[str, np.ndarray],
+             source: str) -> tuple[str, Arrays]:
+    """Name, and tensors by PyTorch's names for ``load_state_dict``.
+
+    :raises UserError: if it is another network; it names ``source``.
+    """
+    if _is_mbf(graph):
+        return "mbf", mbf_weights.to_torch({**arguments, **auxiliary})
+    depth, tensors = iresnet.to_torch(graph, arguments, auxiliary, source)
+    return f"iresnet{depth}", tensors
+
+
+def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], power: int) -> Arrays:
+    """An optimiser's moments by our names, as :func:`recognition.networks.iresnet.moments_from_torch`."""
+    if mbf_weights.MARK not in tensors:
+        return iresnet.moments_from_torch(moments, tensors, power)
+    names = dict(mbf_weights.pairs(_blocks(tensors)))
+    return {names[name]: np.asarray(moments.get(name, np.zeros_like(tensors[name])), np.float32)
+            for name in parameters_of(tensors)}
+
+
+def moments_to_torch(moments: Mapping[str, np.ndarray], power: int) -> Arrays:
+    """The reverse, as :func:`recognition.networks.iresnet.moments_to_torch`."""
+    if mbf_weights.OUR_MARK not in moments:
+        return iresnet.moments_to_torch(moments, power)
+    return {theirs: np.asarray(moments[ours], np.float32)
+            for theirs, ours in mbf_weights.pairs(mbf_weights.blocks_of(moments)) if "running" not in theirs}
+
+
+def parameters_of(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of parameters in the order of ``parameters()``, by which optimisers number them."""
+    if mbf_weights.MARK not in tensors:
+        return iresnet.parameters_of(tensors)
+    return [theirs for theirs, _ in mbf_weights.pairs(_blocks(tensors)) if "running" not in theirs]
+
+
+def _blocks(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    large = "layers.1.layers.0.layers.0.layers.0.weight" in tensors
+    return mbf_weights.NETWORKS["mbf_large" if large else "mbf"][0]
+
+
+def _is_mbf(graph: Graph) -> bool:
+    return any(node.op == "Convolution" and node.name == "conv_6sep_conv2d" for node in graph.nodes) and any(
+        node.op == "FullyConnected" and not any(name == "pre_fc1_bias" for name in graph.list_arguments())
+        for node in graph.nodes)

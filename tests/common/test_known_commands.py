@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines of the public recipes and of arcface_torch, as people type them."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from common import build_eval_pack, export_onnx, ijb, ijb_11, rec2shufrec, verification
+from recognition.data.verification_set import save_bin
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("verification", "inference", "drop", "rec2shufrec", "build_eval_pack", "ijb_11", "gen_megaface")
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """A folder with near.bin: 20 pairs of plain colours."""
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    colours = random.uniform(0, 255, (40, 3))
+    colours[1::4] = np.clip(colours[::4] + random.normal(0, 15, (10, 3)), 0, 255)
+    images = [cv2.imencode(".png", np.full((112, 112, 3), colour, np.uint8))[1].tobytes() for colour in colours]
+    save_bin(folder / "near.bin", images, np.arange(20) % 2 == 0)
+    return folder
+
+
+@pytest.fixture
+def prefix(model: str, tmp_path: Path) -> Path:
+    """Three checkpoints, all of one network."""
+    for number in (1, 2, 3):
+        shutil.copy(f"{model}-0001.params", tmp_path / f"model-000{number}.params")
+    shutil.copy(f"{model}-symbol.json", tmp_path / "model-symbol.json")
+    return tmp_path / "model"
+
+
+def test_all_lie_at_their_old_place_or_in_common() -> None:
+    assert [name for name in PLACES if not (ROOT / "common" / f"{name}.py").is_file()] == []
+
+
+def test_a_command_runs_from_its_file(prefix: Path, sets: Path) -> None:
+    words = f"--data-dir {sets} --model {prefix},1 --target near --nfolds 5 --gpu -1 --batch-size 8".split()
+    done = subprocess.run([sys.executable, "common/verification.py", *words], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\[near\]Accuracy-Flip: [01]\.\d{5}\+-[01]\.\d{5}$", done.stdout, re.M)
+
+
+def test_all_epochs_of_a_prefix_and_the_best(prefix: Path, sets: Path, capsys) -> None:
+    words = ["--data-dir", str(sets), "--model", str(prefix), "--target", "near", "--nfolds", "5", "--gpu", "-1"]
+    assert verification.main(words) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^.*/model-(\d+)\.params:$", out, re.M) == ["0003", "0002", "0001"]
+    accuracies = [float(found) for found in re.findall(r"Accuracy-Flip: ([\d.]+)\+-", out)]
+    assert f"Max of [near] is {max(accuracies):1.5f}\nbest of [near]: {prefix}-0003.params\n" in out
+    for more, numbers in ((["--max", "1,2"], ["0002"]), (["--mode", "1"], ["0003"]),
+                          (["--max", "0,9"], ["0003", "0002", "0001"])):
+        shutil.rmtree(prefix.parent / "out", ignore_errors=True)
+        assert verification.main([*words, *more, "--output", str(prefix.parent / "out")]) == 0
+        out = capsys.readouterr().out
+        assert re.findall(r"^.*/model-(\d+)\.params:$", out, re.M) == (numbers if len(numbers) > 1 else [])
+        written = [json.loads(path.read_text())["model"] for path in (prefix.parent / "out").rglob("results.json")]
+        assert sorted(written) == sorted(f"{prefix}-{number}.params" for number in numbers)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--gpu", "0", "--devices", "cpu"], "--gpu: goes without --devices"),
+    (["--mode", "2"], "argument --mode: invalid choice: 2"),
+    (["--max", "three"], "argument --max: invalid _slice value"),
+])
+def test_what_is_not_known_of_them_is_one_line(prefix, sets, more, message, capsys) -> None:
+    assert verification.main(["--data", str(sets), "--model", f"{prefix},1", *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_shuffling_by_input_and_output(write_set, tmp_path, capsys) -> None:
+    images = [cv2.imencode(".png", np.full((112, 112, 3), shade, np.uint8))[1].tobytes() for shade in range(6)]
+    training_set = write_set([0, 0, 1, 1, 2, 2], images, 3)
+    assert rec2shufrec.main([str(training_set), str(tmp_path / "a")]) == 0
+    assert rec2shufrec.main(["--input", str(training_set), "--output", str(tmp_path / "b"), "--copy-vers"]) == 0
+    assert (tmp_path / "a" / "train.rec").read_bytes() == (tmp_path / "b" / "train.rec").read_bytes()
+    for words in ([], [str(training_set)], [str(training_set), "--output", "x"], ["--input", str(training_set)]):
+        assert rec2shufrec.main(words) == 2
+        assert "expected a training set and a new folder, or --input and --output" in capsys.readouterr().err
+
+
+def test_a_detector_by_its_old_flag(tmp_path, capsys) -> None:
+    words = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "x.bin"), "--image-size", "112"]
+    assert build_eval_pack.main([*words, "--det-prefix", "./model/R50"]) == 2
+    assert "--det-prefix: found './model/R50', expected a YuNet model, FILE.onnx" in capsys.readouterr().err
+    (tmp_path / "pairs_label.txt").write_text("a.jpg b.jpg 1\n")
+    for flag in ("--det-prefix", "--detector"):
+        assert build_eval_pack.main([*words, flag, str(tmp_path / "none.onnx")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second
+
+
+def test_ijb_by_its_old_flags(monkeypatch, tmp_path) -> None:
+    given = []
+    monkeypatch.setattr(ijb, "main", lambda words: given.append(words) or 0)
+    words = "--model-prefix models/r100/model --model-epoch 3 --gpu 0 --target IJBB --job x"
+    assert ijb_11.main(words.split(" ")) == 0
+    assert ijb_11.main(["--model-prefix", "a.pth", "--network", "r50", "--image-path", "there/IJBC"]) == 0
+    assert given == [
+        ["--model", "models/r100/model,3", "--data", "IJBB", "--output", "IJBB_result", "--save-scores",
+         "IJBB_result/x.npy", "--batch-size", "32", "--gpu", "0"],
+        ["--model", "a.pth", "--data", "there/IJBC", "--output", "IJBC_result", "--save-scores",
+         "IJBC_result/insightface.npy", "--batch-size", "32"]]
+
+
+def test_an_onnx_file_is_a_model_for_verification(small_model, sets, tmp_path) -> None:
+    """The same accuracies as the checkpoint that it came from, whose embeddings it gives to float32."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    assert export_onnx.main(["--model", f"{small_model},1", "--output", str(tmp_path / "small.onnx")]) == 0
+    found = []
+    for model in (f"{small_model},1", str(tmp_path / "small.onnx")):
+        output = tmp_path / f"out{len(found)}"
+        assert verification.main(["--model", model, "--data", str(sets), "--output", str(output), "--folds", "5"]) == 0
+        found.append(json.loads((output / "results.json").read_text())["targets"]["near"])
+    assert found[0]["accuracies"] == found[1]["accuracies"]
+    assert found[1]["xnorm"] == pytest.approx(found[0]["xnorm"], rel=1e-5)
+
+
+def test_a_file_that_is_no_network(tmp_path, sets, capsys) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    assert verification.main(["--model", str(tmp_path / "x.onnx"), "--data", str(sets)]) == 2
+    assert "x.onnx: not a network in ONNX" in capsys.readouterr().err
+    assert verification.main(["--model", str(tmp_path / "y.onnx"), "--data", str(sets)]) == 2
+    assert "--model: found no file" in capsys.readouterr().err

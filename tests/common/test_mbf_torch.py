@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""arcface_torch's mbf and mbf_large: weights of PyTorch's network, written from its public definition, both ways."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.convert_torch import main
+from recognition.evaluation.trained_backbone import load_backbone
+from recognition.networks.of_torch import moments_from_torch, moments_to_torch, parameters_of
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+class Layers(nn.Module):
+    """Modules one after the other, under the name ``layers``."""
+
+    def __init__(self, *modules, add: bool = False) -> None:
+        super().__init__()
+        self.layers, self.add = nn.Sequential(*modules), add
+
+    def forward(self, x):
+        return self.layers(x) + x if self.add else self.layers(x)
+
+
+def block(inside: int, outside: int, kernel: int, stride: int, pad: int, groups: int = 1,
+          active: bool = True) -> Layers:
+    modules = [nn.Conv2d(inside, outside, kernel, stride, pad, groups=groups, bias=False), nn.BatchNorm2d(outside)]
+    return Layers(*modules, *([nn.PReLU(outside)] if active else []))
+
+
+def bottleneck(inside: int, outside: int, inner: int, stride: int = 2) -> Layers:
+    return Layers(block(inside, inner, 1, 1, 0), block(inner, inner, 3, stride, 1, inner),
+                  block(inner, outside, 1, 1, 0, active=False), add=stride == 1)
+
+
+def residuals(channels: int, count: int, inner: int) -> Layers:
+    return Layers(*(bottleneck(channels, channels, inner, 1) for _ in range(count)))
+
+
+class Network(nn.Module):
+    def __init__(self, dim: int, blocks: tuple[int, int, int, int], scale: int) -> None:
+        super().__init__()
+        narrow, wide = 64 * scale, 128 * scale
+        self.layers = nn.ModuleList([
+            block(3, narrow, 3, 2, 1),
+            block(narrow, narrow, 3, 1, 1, 64) if blocks[0] == 1 else residuals(narrow, blocks[0], 128),
+            bottleneck(narrow, narrow, 128), residuals(narrow, blocks[1], 128),
+            bottleneck(narrow, wide, 256), residuals(wide, blocks[2], 256),
+            bottleneck(wide, wide, 512), residuals(wide, blocks[3], 256)])
+        self.conv_sep = block(wide, 512, 1, 1, 0)
+        self.features = Layers(block(512, 512, 7, 1, 0, 512, active=False), nn.Flatten(),
+                               nn.Linear(512, dim, bias=False), nn.BatchNorm1d(dim))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.features(self.conv_sep(x))
+
+
+@pytest.mark.parametrize("name, blocks, scale", [("mbf", (1, 4, 6, 2), 2), ("mbf_large", (2, 8, 12, 4), 4)])
+def test_weights_there_and_back(name, blocks, scale, noise, tmp_path: Path, capsys) -> None:
+    """Outputs: 1e-4 of the largest, float32 through some fifty layers; what comes back is what went in."""
+    torch.manual_seed(0)
+    network = Network(24, blocks, scale)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.7, 1.4)
+            nn.init.normal_(module.bias, 0, 0.2)
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "model.pt")
+    assert main([str(tmp_path / "model.pt"), f"{tmp_path}/model,1"]) == 0
+    assert f"{name}, 24 numbers an embedding" in (said := capsys.readouterr().out) and f"--network {name} " in said
+    network.eval()
+    with torch.no_grad():
+        expected = network((torch.tensor(noise[:3].transpose(0, 3, 1, 2).astype(np.float32)) - 127.5) / 127.5).numpy()
+    found = load_backbone(f"{tmp_path}/model,1", batch_size=3).embed(noise[:3], flip=False, unit=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert main([f"{tmp_path}/model,1", str(tmp_path / "back.pt")]) == 0
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(back) == list(network.state_dict())
+    for key, value in network.state_dict().items():
+        assert "num_batches" in key or torch.equal(back[key], value), key
+    tensors = {key: value.numpy() for key, value in network.state_dict().items()}
+    assert parameters_of(tensors) == [key for key, _ in network.named_parameters()]
+    moments = {key: value.detach().numpy() * 2 for key, value in network.named_parameters()}
+    there = moments_to_torch(moments_from_torch(moments, tensors, 1), 1)
+    assert there.keys() == moments.keys()
+    assert all(np.array_equal(there[key], moments[key]) for key in moments)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hosts on which the tests of this folder run: namespaces of this machine."""
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults import bed as beds
+from faults import bed_run
+from faults.bed import Bed
+
+HERE = Path(__file__).parent
+LEFT_SECONDS = 12.0  # until the watch over a process on another host has ended it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They need root and take long: `make test-hosts` runs them."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Bed]:
+    """Four hosts; skips with the reason where none can be made."""
+    if why := beds.why_not():
+        pytest.skip(why)
+    with Bed(4) as made:
+        bed_run.set_up(made)
+        yield made
+
+
+@pytest.fixture
+def models(request: pytest.FixtureRequest) -> str:
+    """The flag that names a folder of its own for the test's checkpoints, below the one that all hosts share."""
+    name = re.sub("[^a-zA-Z0-9_]+", "-", request.node.name)
+    return f"--models-root ../models/{name}"
+
+
+@pytest.fixture
+def bed(hosts: Bed) -> Iterator[Bed]:
+    """The hosts; afterwards no process may be left on any."""
+    yield hosts
+    end = time.monotonic() + LEFT_SECONDS
+    while any(host.processes() for host in hosts) and time.monotonic() < end:
+        time.sleep(0.2)
+    left = {host.name: found for host in hosts if (found := host.processes())}
+    for host in hosts:
+        for pid in host.processes():
+            host.kill(pid, signal.SIGKILL)
+    assert not left

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of a run, which do not depend on where its processes are, and the bytes that go between hosts."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from faults import bed_run
+from faults.bed import Bed
+from recognition.plan.head_costs import sent_parallel
+
+SUM_ORDER = 2e-5  # relative and absolute: three steps of float32 sums over four processes
+OVERHEAD = 0.03  # of the kernel's count above the formula: headers of TCP and IP, acknowledgements, signs of life
+
+
+def state_of(folder: Path) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The sums of losses and accuracies of the steps before a state, with their number, and all arrays of the state."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["shards"]) == 4
+    arrays = {path.name: np.load(path) for path in folder.glob("*.npy")}
+    with np.load(folder / "backbone.npz") as rest:
+        arrays.update(rest)
+    return manifest["since_line"], arrays
+
+
+@pytest.mark.parametrize("engine", ["Horovod", "torch"])
+def test_the_place_of_the_processes_changes_no_number(bed: Bed, engine: str, models: str) -> None:
+    """Four processes on one host, on two, and with PyTorch on four (the fourth's name leads Horovod astray) have the
+    same loss, W, parameters, momentum and statistics: to the last bit with PyTorch; with Horovod, which joins gradients
+    to larger sums as they happen to come, up to the order in which float32 numbers are added."""
+    if engine == "torch":
+        pytest.importorskip("torch")
+    tolerance = 0 if engine == "torch" else SUM_ORDER
+    found = {}
+    for hosts, each in ((1, 4), (2, 2), (4, 1))[: 3 if engine == "torch" else 2]:
+        line = bed_run.line([bed[f"node{number}"] for number in range(1, hosts + 1)], each,
+                            trainer=f"--max-steps 3 --verbose 50 {models}/{hosts}",
+                            engine={"torch": "PyTorch"}.get(engine, engine))
+        done = bed["node1"].run(line)
+        assert done.returncode == 0, done.stderr
+        found[hosts] = state_of(bed["node1"].path(
+            f"{models.split()[1]}/{hosts}/small-arcface-small/state/step-000000003"))
+    (losses, arrays), *others = found.values()
+    assert losses[2] == 3
+    for other_losses, other_arrays in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=tolerance)
+        assert other_arrays.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_allclose(other_arrays[name], array, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("engine", ["mxnet", "torch"])
+def test_the_kernel_counts_between_hosts_what_the_formula_says(bed: Bed, engine: str) -> None:
+    """With a hundred times as many classes, too."""
+    if engine == "torch":
+        pytest.importorskip("torch")
+    wanted = sent_parallel(2, 32, 512, 1000000)
+    for classes in (1000, 100000):
+        done = bed["node1"].run(
+            ".venv/bin/python -m recognition.launch -np 2 --hosts node1:1,node2:1 --folders node2=/srv/node2/trainer "
+            f"--interface eth0 -- .venv/bin/python -m bench.exchange --work --interface eth0 --engine {engine} "
+            f"--classes {classes}")
+        assert done.returncode == 0, done.stderr
+        counted, kernel = map(int, done.stdout.split()[-2:])
+        print(engine, classes, wanted, counted, kernel)
+        assert counted == wanted and wanted <= kernel <= (1 + OVERHEAD) * wanted

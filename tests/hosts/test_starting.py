@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on several hosts: that they start, each host with folders of its own, and that what hinders one is a line."""
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from faults import bed_run
+from faults.bed import Bed
+
+WITH_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+ENGINES = pytest.mark.parametrize("engine", [
+    "Horovod", "servers", pytest.param("PyTorch", id="torch", marks=WITH_TORCH)])
+ONE_STEP = "--max-steps 1"
+
+
+@ENGINES
+def test_two_hosts(bed: Bed, engine: str, models: str) -> None:
+    """The launcher runs on the first of them."""
+    line = bed_run.line([bed["node1"], bed["node2"]], 1, trainer=f"{ONE_STEP} {models}", engine=engine)
+    done = bed["node1"].run(line)
+    assert (done.returncode, done.stdout.count("report: ")) == (0, 1), done.stderr
+    assert not done.stderr.count("rror"), done.stderr
+
+
+@pytest.mark.parametrize("engine", ["servers", pytest.param("PyTorch", id="torch", marks=WITH_TORCH)])
+def test_four_hosts_of_which_one_leads_its_name_to_itself(bed: Bed, engine: str, models: str) -> None:
+    """As Debian writes /etc/hosts. It is the first, where the others meet it."""
+    line = bed_run.line([bed["node4"], *(bed[f"node{number}"] for number in (1, 2, 3))], 1,
+                        trainer=f"{ONE_STEP} {models}", engine=engine)
+    done = bed["node2"].run(line)
+    assert (done.returncode, done.stdout.count("report: ")) == (0, 1), done.stderr
+
+
+def test_horovod_needs_names_that_lead_to_other_hosts(bed: Bed, models: str) -> None:
+    done = bed["node1"].run(bed_run.line([bed["node1"], bed["node4"]], 1, trainer=models, engine="Horovod"))
+    assert (done.returncode, done.stderr.splitlines()) == (2, [
+        "error: --hosts: node4: its own name leads to 127.0.1.1 there, where Horovod would listen, expected 10.77.0.4 "
+        "in its /etc/hosts; or use --engine torch, or servers by --kvstore dist_sync"])
+
+
+@ENGINES
+def test_the_launcher_may_be_on_another_host(bed: Bed, engine: str, models: str) -> None:
+    line = bed_run.line([bed["node1"], bed["node2"]], 1, trainer=f"{ONE_STEP} {models}", engine=engine)
+    done = bed["node3"].run(line)
+    assert (done.returncode, done.stdout.count("report: ")) == (0, 1), done.stderr
+
+
+def test_torchrun_with_a_rendezvous(bed: Bed, models: str) -> None:
+    """Two processes on each of two hosts, of which one waits for the other."""
+    pytest.importorskip("torch")
+    trainer = bed_run.command(f"{ONE_STEP} {models}").split(maxsplit=1)[1]
+    line = (".venv/bin/python -m torch.distributed.run --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d "
+            f"--rdzv-endpoint node1:29500 --rdzv-id faces {trainer}")
+    runs = [bed[name].begin(line) for name in ("node1", "node2")]
+    ends = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], ends
+    assert sum(out.count("report: ") for out, _ in ends) == 1
