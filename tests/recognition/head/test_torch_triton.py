@@ -9,6 +9,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ KINDS = {
     "sampled, two sub-centres, AdamW": Kind(ARCFACE, {"sub_centres": 2}, 0.5, AdamW()),
 }
 FILTER = Kind(ARCFACE, {"ceiling": 12.8})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads wait for each other longer than so little work takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
