@@ -53,10 +53,11 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("method, signal, status, said", [
-    ("__init__", "SIGINT", 130, "stopped by Ctrl-C\n"), ("list_arguments", "SIGTERM", 143, "stopped by SIGTERM\n"),
-    ("list_outputs", "SIGINT", 130, "stopped by Ctrl-C\n"),
     ("declare_backward_dependency", "SIGTERM", 143, "stopped by SIGTERM\n"),
-    ("create_operator", "SIGINT", 130, "stopped by Ctrl-C\n")])
+    ("create_operator", "SIGINT", 130, "stopped by Ctrl-C\n"),
+    *(pytest.param(*values, marks=pytest.mark.slow) for values in (
+        ("__init__", "SIGINT", 130, "stopped by Ctrl-C\n"), ("list_arguments", "SIGTERM", 143, "stopped by SIGTERM\n"),
+        ("list_outputs", "SIGINT", 130, "stopped by Ctrl-C\n")))])
 def test_a_signal_while_mxnet_asks_about_an_operator(method: str, signal: str, status: int, said: str) -> None:
     """Raised there, KeyboardInterrupt and SystemExit made the process crash: MXNet went on with answers not given."""
     found = run(INTERRUPTED, method, signal)

@@ -165,7 +165,7 @@ def test_the_plan_of_memory_is_near_that_of_mxnet():
     assert planned / 2**20 == pytest.approx(total, rel=0.15)
 
 
-@pytest.mark.parametrize("memonger", [False, True])
+@pytest.mark.parametrize("memonger", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_network_agrees_with_the_network(memonger):
     """r18, all outputs and gradients, with and without recomputation: 2e-2 of a gradient's norm, as an error of 1e-6 a
     layer is magnified by batch norms over two images and puts numbers on the other side of PReLU's kink (in the first
