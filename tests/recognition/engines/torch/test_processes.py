@@ -28,7 +28,7 @@ from recognition.processes.communicator import largest
 def main():
     with make_communicator(sys.argv[1]) as communicator:
         assert largest(communicator, communicator.rank) == communicator.size - 1
-        print("rank", communicator.rank, "of", communicator.size, flush=True)
+        print(f"rank {communicator.rank} of {communicator.size}", flush=True)
     return 0
 
 sys.exit(main())
@@ -44,7 +44,8 @@ def free_port() -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    """Python writes a line and its end in one piece here: two processes share what is read."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", **more}
 
 
 @pytest.fixture
