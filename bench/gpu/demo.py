@@ -76,7 +76,7 @@ def _train(setting: Setting, report: Report, network: str, folder: str, *flags: 
     return _command(report, [
         sys.executable, "-u", "train_parall.py", "--engine", "torch", "--network", network, "--loss", "arcface",
         "--dataset", "demo", "--config", str(config), "--models-root", str(setting.folder / folder),
-        "--devices", device, "--per-batch-size", "64" if setting.gpu else "8", *flags], 200)
+        "--devices", device, "--per-batch-size", "64" if setting.gpu else "8", *flags], 200 if setting.gpu else 600)
 
 
 def _command(report: Report, command: list[str], limit: float) -> str | None:
