@@ -16,15 +16,11 @@ from unittest import mock
 
 import numpy as np
 
-from bench.gpu.heads import ARCFACE, KINDS, Kind, Size, batch, reference
+from bench.gpu.heads import ARCFACE, KINDS, Kind, Size, batch, expected, first_centres, head_of, step_of
 from bench.gpu.report import Report, Setting
 from recognition.engines.torch import shard as torch_shard
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.triton.choice import why_not
-from recognition.head.sampling import ClassSampler
-from recognition.head.shard import ShardState
-from recognition.head.sharded import ShardedHead
-from recognition.processes.communicator import SingleProcess
 
 RUNS = 6  # steps; the first two compile and warm up
 PLAIN_LR, MOMENTUM, DECAY = 0.001, 0.9, 0.0005
@@ -41,11 +37,6 @@ def _usable(setting: Setting, report: Report, dim: int) -> bool:
     return not why
 
 
-def _head(build: Any, size: Size, kind: Kind) -> ShardedHead:
-    shard = build(0, size.classes, size.dim, normalised=True, scale=kind.margin.scale, **kind.options)
-    return ShardedHead([shard], kind.margin, SingleProcess(), sampler=ClassSampler(kind.ratio, 3), adamw=kind.adamw)
-
-
 def kernels_against_float64(setting: Setting, report: Report) -> None:
     """Products of float16: 1e-3 to 3e-3 of the norms of gradients. Of bfloat16, with W kept so, four times that."""
     size = Size(20_000, 512, 512) if setting.gpu else Size(300, 32, 64)
@@ -57,32 +48,14 @@ def kernels_against_float64(setting: Setting, report: Report) -> None:
     for name, low in [*((name, False) for name in names), ("arcface", True), ("sampled", True)]:
         kind = KINDS[name]
         title, allowed = f"{name}, W in 16 bits" if low else name, 0.02 if low else 0.005
-        head = _head(partial(TritonShard, setting.device, in_16_bits=low), size, kind)
-        k, random = kind.options.get("sub_centres", 1), np.random.default_rng(7)
-        w = random.standard_normal((size.classes * k, size.dim), dtype=np.float32) / np.float32(np.sqrt(size.dim))
-        w = torch.from_numpy(w).bfloat16().float().numpy()  # so that both kinds of W hold the same
-        zeros = np.zeros(len(w), np.float32)
-        head.shards[0].load(ShardState(w, np.zeros_like(w), zeros, zeros))
-        x, labels = batch(size)
-        drawn = head.sampler(labels, 0, 0, size.classes)
-        classes = np.arange(size.classes) if drawn is None else drawn
-        rows = (classes[:, None] * k + np.arange(k)).ravel()
-        head.wd = 0.0
-        result = head.forward_backward(x, labels)
-        head.step(1.0)
-        loss, d_x, d_w = reference(setting, kind, ShardState(w[rows], w[:0], zeros[rows], w[:0]), x,
-                                   np.searchsorted(classes, labels))
-        moment = head.shards[0].state().momentum[rows]
-        report.close(f"{title}: loss", result.loss, loss, 1e-3)
-        report.close(f"{title}: gradient by x", result.d_features, d_x, allowed, "norm")
-        report.close(f"{title}: gradient by W", moment / 0.1 if kind.adamw else -moment, d_w, allowed, "norm")
-        again = _head(partial(TritonShard, setting.device, in_16_bits=low), size, kind)
-        again.shards[0].load(ShardState(w, np.zeros_like(w), zeros, zeros))
-        again.wd = 0.0
-        same = again.forward_backward(x, labels).d_features.tobytes() == result.d_features.tobytes()
-        again.step(1.0)
-        same &= again.shards[0].state().momentum[rows].tobytes() == moment.tobytes()
-        report.true(f"{title}: the same bits twice", same)
+        w = torch.from_numpy(first_centres(size, kind)).bfloat16().float().numpy()  # both kinds of W hold the same
+        bias, build = np.zeros(len(w), np.float32), partial(TritonShard, setting.device, in_16_bits=low)
+        (found, classes), (again, _) = (step_of(head_of(build, size, kind), size, kind, w, bias) for _ in range(2))
+        wanted = expected(setting, size, kind, w, bias, classes)
+        report.close(f"{title}: loss", found.loss, wanted.loss, 1e-3)
+        report.close(f"{title}: gradient by x", found.d_x, wanted.d_x, allowed, "norm")
+        report.close(f"{title}: gradient by W", found.d_w, wanted.d_w, allowed, "norm")
+        report.true(f"{title}: the same bits twice", found.bits() == again.bits())
 
 
 def _plain(setting: Setting, size: Size, ratio: float) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -116,7 +89,7 @@ def _ours(build: Any, size: Size, ratio: float, low: bool) -> Callable[[np.ndarr
         return np.zeros(((stop - start) * sub_centres, dim), np.float32)
 
     with mock.patch.object(torch_shard, "initial_centres", zeros):
-        head = _head(build, size, Kind(ARCFACE, {"in_16_bits": low}, ratio))
+        head = head_of(build, size, Kind(ARCFACE, {"in_16_bits": low}, ratio))
     shard: Any = head.shards[0]
     shard._centres[0].normal_(std=0.01)
     if hasattr(shard, "_renew"):

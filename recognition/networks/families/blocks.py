@@ -20,15 +20,15 @@ def scale_pixels(data: sym.Symbol) -> sym.Symbol:
 
 
 def linear(data: sym.Symbol, name: str, channels: int, bn_mom: float, *, kernel: int = 1, stride: int = 1,
-           pad: int = 0, groups: int = 1, fix_gamma: bool = False) -> sym.Symbol:
+           pad: int = 0, groups: int = 1, fix_gamma: bool = False, **norm: Any) -> sym.Symbol:
     """Convolution without bias, ``<name>_conv2d``, and batch norm, ``<name>_batchnorm``, as in the mobile networks.
 
-    (N, C, H, W) -> (N, channels, H', W'). The batch norm keeps MXNet's own epsilon, 1e-3; with ``fix_gamma`` its factor
-    stays 1.
+    (N, C, H, W) -> (N, channels, H', W'). The batch norm keeps MXNet's own epsilon, 1e-3, unless ``norm`` has an
+    ``eps``; with ``fix_gamma`` its factor stays 1.
     """
     data = sym.Convolution(data, num_filter=channels, kernel=(kernel, kernel), stride=(stride, stride),
                               pad=(pad, pad), num_group=groups, no_bias=True, name=name + "_conv2d")
-    return sym.BatchNorm(data, fix_gamma=fix_gamma, momentum=bn_mom, name=name + "_batchnorm")
+    return sym.BatchNorm(data, fix_gamma=fix_gamma, momentum=bn_mom, name=name + "_batchnorm", **norm)
 
 
 @dataclass(frozen=True)

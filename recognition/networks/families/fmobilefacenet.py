@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from recognition.config import types
 from recognition.networks import sym
@@ -23,7 +24,7 @@ def get_symbol(*, emb_size: int = 128, net_blocks: Sequence[int] = (1, 4, 6, 2),
     """
     first, second, third, fourth = types.four_counts.check(net_blocks, "net_blocks")
     types.real(above=0).check(net_multiplier, "net_multiplier")
-    net = _Layers(Blocks(net_act, bn_mom), net_multiplier)
+    net = Bottlenecks(Blocks(net_act, bn_mom), net_multiplier)
     body = net.conv(scale_pixels(sym.Variable("data")), "conv_1", 64, kernel=3, stride=2)
     if first == 1:
         body = net.conv(body, "conv_2_dw", 64, kernel=3, depthwise=True)
@@ -39,26 +40,24 @@ def get_symbol(*, emb_size: int = 128, net_blocks: Sequence[int] = (1, 4, 6, 2),
     return embed(net.blocks, body, net_output, emb_size, net.width(512))
 
 
-class _Layers:
-    """The layers of one network; channel counts are the paper's, before ``multiplier``."""
+class Bottlenecks:
+    """The layers of one network: ``multiplier`` is a factor on channel counts, ``norm`` has options of batch norm."""
 
-    def __init__(self, blocks: Blocks, multiplier: float) -> None:
-        self.blocks = blocks
-        self.multiplier = multiplier
+    def __init__(self, blocks: Blocks, multiplier: float = 1.0, **norm: Any) -> None:
+        self.blocks, self.multiplier, self.norm = blocks, multiplier, norm
 
     def width(self, channels: int) -> int:
         return max(8, round(channels * self.multiplier / 8) * 8)
 
-    def linear(self, data: sym.Symbol, name: str, channels: int, kernel: int = 1, stride: int = 1,
-               depthwise: bool = False, suffix: str = "") -> sym.Symbol:
+    def linear(self, data: sym.Symbol, name: str, channels: int, *, kernel: int = 1, stride: int = 1, groups: int = 1,
+               depthwise: bool = False) -> sym.Symbol:
         width = self.width(channels)
-        return linear(data, name + suffix, width, self.blocks.bn_mom, kernel=kernel, stride=stride, pad=kernel // 2,
-                      groups=width if depthwise else 1)
+        return linear(data, name, width, self.blocks.bn_mom, kernel=kernel, stride=stride, pad=kernel // 2,
+                      groups=width if depthwise else groups, **self.norm)
 
-    def conv(self, data: sym.Symbol, name: str, channels: int, kernel: int = 1, stride: int = 1,
-             depthwise: bool = False) -> sym.Symbol:
-        data = self.linear(data, name, channels, kernel, stride, depthwise)
-        return self.blocks.activation(data, name + "_relu")
+    def conv(self, data: sym.Symbol, name: str, channels: int, **options: Any) -> sym.Symbol:
+        """The same and an activation."""
+        return self.blocks.activation(self.linear(data, name, channels, **options), name + "_relu")
 
     def bottleneck(self, data: sym.Symbol, name: str, channels: int, inner: int, stride: int) -> sym.Symbol:
         """Widen to ``inner``, filter each channel by itself, and project to ``channels`` without an activation."""
