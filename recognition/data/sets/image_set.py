@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ NO_LABEL = -1  # the label of an image that is skipped
 _logger = logging.getLogger("recognition.data.dataset")  # log lines begin with it
 
 
-class ImageSet:
+class ImageSet(ABC):
     """The images of a training set, numbered 0 .. len - 1. Methods may be called from any thread.
 
     path: where it lies, for messages. form: the kind of set. num_classes: its identities. image_shape: (height, width,
@@ -32,24 +33,24 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @abstractmethod
     def load(self, i: int) -> tuple[int, np.ndarray, int]:
         """Label, pixels uint8 ``(H, W, 3)`` RGB of the set's size, and key of image ``i``.
 
         :raises UserError: on anything that is wrong with it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def labels(self) -> np.ndarray:
         """The label of every image, int64 ``(len,)``; NO_LABEL for a skipped one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def digest(self) -> str:
         """A digest that changes with the images and with their order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, images: np.ndarray) -> ImageSet:
         """The set of ``images``, int64 (n,), in this order; an image may come more than once. Labels do not change."""
-        raise NotImplementedError
 
     @property
     def parts(self) -> Sequence[ImageSet]:
@@ -65,7 +66,7 @@ class ImageSet:
         """The order of its epochs."""
         return EpochOrder(len(self), seed)
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Compare the set with what it was when it was opened.
 
         :raises UserError: if it has changed.
@@ -76,13 +77,13 @@ class ImageSet:
         changes, chance would decide which images are skipped."""
         self.require_unchanged()
 
-    def check_labels(self) -> None:
+    def check_labels(self) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Check labels before training, as far as that is quick.
 
         :raises UserError: if one is out of range, or too many images are bad.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most kinds have nothing to do)
         """Close the files."""
 
     def usable(self, i: int) -> tuple[int, np.ndarray, int]:
