@@ -17,8 +17,7 @@ from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Embedder, Engine
 from recognition.errors import UserError
 from recognition.io.torch_file import read_tensors
-from recognition.networks.iresnet import of_the_network
-from recognition.networks.of_torch import from_torch
+from recognition.networks.of_torch import from_torch, of_the_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 ENDINGS = (".onnx", ".pt", ".pth")
