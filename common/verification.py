@@ -121,8 +121,11 @@ def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
 
 
 def _slice(text: str) -> tuple[int, int]:
-    low, high = text.split(",")
-    return int(low), int(high)
+    try:
+        low, high = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers with a comma between them") from None
+    return low, high
 
 
 def _models(text: str, part: tuple[int, int] | None = None) -> list[str]:
