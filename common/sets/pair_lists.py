@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from common.sets.named_images import below
+from common.sets.named_images import below, leads_out
 from common.sets.text_columns import whole_number
 from recognition.data.images.folder_walk import is_image
 from recognition.errors import UserError
@@ -117,11 +117,11 @@ def _of_two_lines(path: Path, rows: Sequence[_Row]) -> list[tuple[_Row, _Pair]]:
 def _placed(path: Path, row: _Row, pair: _Pair, folder: Path | None) -> _Pair:
     """The pair with the names of images as paths below the folder.
 
-    :raises UserError: if one leads out of it: lists are not trusted
+    :raises UserError: if one leads out of it
     """
     first, second = (below(folder, name) if folder else name for name in pair[:2])
     for name in (first, second):
-        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        if leads_out(name):
             raise UserError(f"{path}: line {row[0]}: found {name[:80]!r}, expected a path below "
                             f"{folder or 'the folder of images'}")
     return first, second, pair[2]
