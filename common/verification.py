@@ -124,7 +124,9 @@ def _slice(text: str) -> tuple[int, int]:
     try:
         low, high = map(int, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers with a comma between them") from None
+        low, high = 0, 0
+    if not 0 <= low < high:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers with a comma, the second the larger")
     return low, high
 
 
