@@ -165,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(["set", "pairs", "of one identity", "of two", "images", "left out"],
                 [[args.output.name, str(len(issame)), str(issame.sum()), str((~issame).sum()), str(of_images),
                   str((~kept).sum())]]))
-    if len(issame) % 10 or broken:
-        print(f"mind: {len(issame)} pairs in the protocol's 10 folds, in the order of the list")
+    if len(issame) % FOLDS or broken:
+        print(f"mind: {len(issame)} pairs in the protocol's {FOLDS} folds, in the order of the list")
     if one_sided := folds_of_one_kind(issame):
         print(f"mind: {one_sided} of the protocol's {FOLDS} folds, which follow the order of the list, hold pairs of "
               "one kind only: mix both kinds in the list")

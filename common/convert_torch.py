@@ -31,8 +31,7 @@ from recognition.io.centres import named_centres
 from recognition.io.checksums import sum_beside
 from recognition.io.files import require_new
 from recognition.io.torch_file import read_tensors, write_tensors
-from recognition.networks.iresnet import of_the_network
-from recognition.networks.of_torch import from_torch, to_torch
+from recognition.networks.of_torch import from_torch, of_the_network, to_torch
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
@@ -96,11 +95,11 @@ def export_weights(source: str, target: Path, overwrite: bool) -> None:
     prefix, number = find_pretrained(source, 1, "source")
     require_new([target], files_of((prefix, number)), overwrite)
     params = f"{prefix}-{number:04d}.params"
-    name, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), *read_params(Path(params)), params)
+    arguments, auxiliary = read_params(Path(params))
+    name, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), arguments, auxiliary, params)
     write_tensors(target, tensors)
-    numbers = len(tensors["fc.bias"] if "fc.bias" in tensors else tensors["features.layers.2.weight"])
     print(f"{target}: {name}, {len(tensors)} tensors; "
-          f"{name}(num_features={numbers}).load_state_dict(torch.load({target.name!r}))")
+          f"{name}(num_features={len(arguments['pre_fc1_weight'])}).load_state_dict(torch.load({target.name!r}))")
 
 
 @command

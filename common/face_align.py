@@ -28,7 +28,7 @@ from common.faces.alignment import norm_crop as norm_crop
 from common.faces.landmark_files import write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
-from common.sets.named_images import below, with_other_endings
+from common.sets.named_images import below, leads_out, with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.data.images.folder_walk import LeftOut, images_below
@@ -137,7 +137,7 @@ def image_names(source: Path, aligner: Aligner, detects: bool) -> tuple[list[str
     left_out.tell(source)
     names = [below(source, name) for name in aligner.landmarks]
     for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if leads_out(name):
             raise UserError(f"--landmarks: found {name!r}, expected a path inside {source}")
     others = with_other_endings(source, names)
     names = [others.get(name, name) for name in names]

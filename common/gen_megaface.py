@@ -93,8 +93,7 @@ def write_features(embeds: Sequence[Embed], batch_size: int, root: Path, names: 
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m common.gen_megaface", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m common.gen_megaface", description=__doc__)
     add_model_flags(parser)
     add = parser.add_argument
     for name in SETS:

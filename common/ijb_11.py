@@ -32,10 +32,10 @@ def words_of(args: argparse.Namespace) -> list[str]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python common/ijb_11.py", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python common/ijb_11.py", description=__doc__)
     add = parser.add_argument
-    add("--model-prefix", required=True, metavar="PREFIX", help="the checkpoint's, or FILE.onnx, or FILE.pt of iresnet")
+    add("--model-prefix", required=True, metavar="PREFIX", help="the checkpoint's, or FILE.onnx, or FILE.pt of "
+        "arcface_torch")
     add("--model-epoch", type=int, default=1, metavar="N", help="its number (default 1)")
     add("--target", default="IJBC", help="IJBC or IJBB: the folder of loose_crop and meta (default IJBC)")
     add("--image-path", metavar="DIR", help="that folder, if it is elsewhere")

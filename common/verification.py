@@ -121,8 +121,13 @@ def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
 
 
 def _slice(text: str) -> tuple[int, int]:
-    low, high = text.split(",")
-    return int(low), int(high)
+    try:
+        low, high = map(int, text.split(","))
+    except ValueError:
+        low, high = 0, 0
+    if not 0 <= low < high:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected two numbers with a comma, the second the larger")
+    return low, high
 
 
 def _models(text: str, part: tuple[int, int] | None = None) -> list[str]:

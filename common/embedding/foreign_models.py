@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of others for the commands that run a checkpoint: ONNX files, and weights of PyTorch's iresnet.
+"""Networks of others for the commands that run a checkpoint: ONNX files, and weights of arcface_torch.
 
 A network maps uint8 (n, 3, H, W) RGB to float32 (n, dim), as an engine's
 :class:`recognition.engines.interface.Embedder` does.
@@ -17,8 +17,7 @@ from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Embedder, Engine
 from recognition.errors import UserError
 from recognition.io.torch_file import read_tensors
-from recognition.networks.iresnet import of_the_network
-from recognition.networks.of_torch import from_torch
+from recognition.networks.of_torch import from_torch, of_the_network
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 ENDINGS = (".onnx", ".pt", ".pth")
@@ -33,7 +32,7 @@ def is_foreign(model: str) -> bool:
 
 def open_weights(path: Path, engine: Engine, devices: Sequence[Device], batch_size: int, shape: tuple[int, int, int],
                  bfloat16: bool, network: str = "") -> Embedder:
-    """The network of a file of iresnet's weights, on the engine.
+    """The network of a file of arcface_torch's weights, on the engine.
 
     :param network: the name that it should have, r18 or so; empty: any.
     :raises UserError: if it is none, or another than ``network``, or the devices cannot be used.

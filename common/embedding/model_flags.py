@@ -24,7 +24,7 @@ def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batc
     :param image_size: False if the data determines it.
     """
     parser.add_argument("--model", required=required, metavar="PREFIX,EPOCH", help="the checkpoint, or its folder; "
-                        "or a network of others: FILE.onnx, or iresnet's weights of PyTorch, FILE.pt")
+                        "or a network of others: FILE.onnx, or weights of arcface_torch, FILE.pt")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="images a device at a time (default "
                         f"{batch_size})")
     parser.add_argument("--devices", help="cpu, cpu:N, gpu or gpu:I,J (default: as CUDA_VISIBLE_DEVICES says)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain output of a network of iresnet's weights for one image: what arcface_torch's inference.py prints."""
+"""The plain output of a network of PyTorch's weights for one image: what arcface_torch's inference.py prints."""
 from __future__ import annotations
 
 import os
@@ -13,10 +13,10 @@ from common.embedding.foreign_models import open_weights
 from common.embedding.model_flags import add_engine_flag
 from recognition.config.command_line import Parser
 from recognition.config.devices import CPU, share_processors
-from recognition.data.images.image import write_planes
 from recognition.data.images.image_files import read_image
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError
+from recognition.evaluation.embed_images import embed_batches
 
 SIDE = 112
 
@@ -33,7 +33,7 @@ def embed_weights(words: Sequence[str]) -> int:
     """
     parser = Parser(prog="python common/inference.py", description=__doc__)
     parser.add_argument("--weight", type=Path, required=True, metavar="FILE.pt", help="weights of arcface_torch")
-    parser.add_argument("--network", default="r50", help="r18, r34, r50 or r100 (default r50)")
+    parser.add_argument("--network", default="r50", help="r18, r34, r50, r100, mbf or mbf_large (default r50)")
     parser.add_argument("--img", type=Path, metavar="FILE", help="an aligned face (default: random pixels)")
     add_engine_flag(parser)
     args = parser.parse_args(words)
@@ -43,9 +43,7 @@ def embed_weights(words: Sequence[str]) -> int:
     if not args.weight.is_file():
         raise UserError(f"--weight: found no file {args.weight}")
     share_processors(CPU, os.environ)
-    planes = np.empty((1, 3, SIDE, SIDE), np.uint8)
-    write_planes(np.ascontiguousarray(image), planes[0])
     embed = open_weights(args.weight, choose_engine(args.engine, CPU), CPU, 1, (3, SIDE, SIDE), False, args.network)
     with np.printoptions(threshold=embed.dim + 1):
-        print(embed(planes))
+        print(next(embed_batches(embed, [image], 1, flip=False)))
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.sets.image_files import in_order
-from common.sets.named_images import below
+from common.sets.named_images import below, leads_out
 from recognition.data.images.folder_walk import LeftOut, images_below
 from recognition.errors import UserError, one_line
 from recognition.evaluation.embed_images import normalised
@@ -100,7 +100,7 @@ def read_paths(listed: Path, folder: Path) -> list[str]:
         if not line.strip():
             continue
         image = below(folder, line.strip())
-        if image.startswith("/") or ".." in image.split("/") or "\0" in image:
+        if leads_out(image):
             raise UserError(f"{listed}: line {number}: found {line[:80]!r}, expected a path below {folder}")
         images.append(image)
     if not images:
@@ -115,8 +115,7 @@ def read_noises(path: Path) -> set[str]:
 
 def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
     """The images that are not in a noise list. The list has paths, or, with ``by_name``, perhaps names of files alone,
-    as that of FaceScrub. Prints how many are left out:
-    the lists name images that the protocol's do not have.
+    as that of FaceScrub. Prints how many are left out: fewer than it names, if the protocol lacks some of those.
 
     :raises UserError: if the list has none of them: it may belong to another set, or the paths may differ; or all.
     """

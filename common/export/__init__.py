@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's files and iresnet."""
+"""Training states as arcface_torch's checkpoints."""

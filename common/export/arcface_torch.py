@@ -47,7 +47,7 @@ def write_checkpoints(state: SavedState, graph: Graph, group: dict[str, Any], fo
 
     :param group: the numbers of the optimiser, as :func:`sgd_group` and :func:`adamw_group` have them; ``lr`` is that
         of the next step.
-    :raises UserError: if the network is no iresnet, or W has sub-centres or a bias.
+    :raises UserError: if the network is none of arcface_torch, or W has sub-centres or a bias.
     """
     progress, backbone, lr = state.progress, state.backbone(), group["lr"]
     if progress.identity["loss_K"] > 1 or progress.identity["bias"]:

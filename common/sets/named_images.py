@@ -20,6 +20,11 @@ def below(folder: Path, name: str) -> str:
     return name
 
 
+def leads_out(name: str) -> bool:
+    """True for the name of :func:`below` that is no path below a folder: lists are not trusted."""
+    return name.startswith("/") or ".." in name.split("/") or "\0" in name
+
+
 def with_slashes(folder: Path, name: str) -> str:
     """A name in which the backslashes of Windows are slashes, unless the folder has a file of that very name."""
     known = "\\" not in name or "\0" in name or os.path.lexists(folder / name)

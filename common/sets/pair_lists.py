@@ -8,15 +8,15 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from common.sets.named_images import below
+from common.sets.named_images import below, leads_out
 from common.sets.text_columns import whole_number
 from recognition.data.images.folder_walk import is_image
 from recognition.errors import UserError
+from recognition.evaluation.verification import FOLDS
 from recognition.io.text import read_text
 
 _EXPECTED = "expected 'image image 1' for one identity or 'image image 0' for two, or LFW's pairs.txt"
 _LABELS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "-1": False, "-1.0": False, "false": False}
-_FOLDS = 10
 _Pair = tuple[str, str, bool]
 _Row = tuple[int, str, list[list[str]]]  # the number of a line, the line, its fields by each mark that it has
 _Parse = Callable[[Sequence[str]], Optional[_Pair]]
@@ -110,18 +110,18 @@ def _of_two_lines(path: Path, rows: Sequence[_Row]) -> list[tuple[_Row, _Pair]]:
                             "other image of the pair with the same number")
         found.append((rows[k], (images[0][0], images[1][0], images[0][1] != "0")))
     kinds = [[one for one in found if one[1][2] is same] for same in (True, False)]
-    return [one for fold in range(_FOLDS) for kind in kinds
-            for one in kind[len(kind) * fold // _FOLDS : len(kind) * (fold + 1) // _FOLDS]]
+    return [one for fold in range(FOLDS) for kind in kinds
+            for one in kind[len(kind) * fold // FOLDS : len(kind) * (fold + 1) // FOLDS]]
 
 
 def _placed(path: Path, row: _Row, pair: _Pair, folder: Path | None) -> _Pair:
     """The pair with the names of images as paths below the folder.
 
-    :raises UserError: if one leads out of it: lists are not trusted
+    :raises UserError: if one leads out of it
     """
     first, second = (below(folder, name) if folder else name for name in pair[:2])
     for name in (first, second):
-        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        if leads_out(name):
             raise UserError(f"{path}: line {row[0]}: found {name[:80]!r}, expected a path below "
                             f"{folder or 'the folder of images'}")
     return first, second, pair[2]

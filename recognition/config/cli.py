@@ -137,7 +137,7 @@ def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str)
     return name
 
 
-_OF_TORCH = "python -m common.convert_torch FILE PREFIX,1 makes one of an iresnet's tensors"
+_OF_TORCH = "python -m common.convert_torch FILE PREFIX,1 makes one of arcface_torch's weights"
 _NO_CHECKPOINTS = {".pth": _OF_TORCH, ".pt": _OF_TORCH, ".ckpt": _OF_TORCH,
                    ".onnx": "an ONNX file cannot be read back: take the checkpoint or the .pth that it was made of"}
 

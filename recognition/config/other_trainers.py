@@ -8,11 +8,12 @@ INSTEAD = {
     "batch_size": "per_batch_size, images of a device", "clip_gradient": "nothing, gradients are not clipped",
     "dali": "nothing, threads decode: decode_threads",
     "dali_aug": "data_resize_prob, data_blur_prob, data_hsv_prob, data_gray_prob", "embedding_size": "emb_size",
-    "gradient_acc": "nothing, gradients are not accumulated: raise per_batch_size", "lr_step": "lr_steps, in batches",
+    "gradient_acc": "nothing, gradients are not accumulated: raise per_batch_size",
+    "lr_step": "lr_steps, in batches or as 10e in epochs",
     "margin_list": "loss_m1, loss_m2 and loss_m3", "momentum": "mom", "num_epoch": "end_epoch",
     "num_image": "nothing, images are counted in the set", "output": "models_root", "rec": "dataset_path",
-    "sample_rate": "sample_ratio", "save_all_states": "state_every", "step": "lr_steps, in batches",
-    "warmup_epoch": "warmup, in batches", "weight_decay": "wd",
+    "sample_rate": "sample_ratio", "save_all_states": "state_every", "step": "lr_steps, in batches or as 10e in epochs",
+    "warmup_epoch": "warmup, as 2e in epochs", "weight_decay": "wd",
 }
 
 

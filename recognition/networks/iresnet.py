@@ -27,10 +27,7 @@ PIXELS = 128 / 127.5  # this graph's pixels to PyTorch's
 DEPTHS = (18, 34, 50, 100)
 Arrays = dict[str, np.ndarray]
 
-# Arrays by which a network is found, under whatever prefix: of iresnet, and of arcface_torch's MobileFaceNet.
-_MARKS = (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"),
-          ("conv_sep.layers.0.weight", "layers.0.layers.0.weight", "features.layers.2.weight"))
-_BATCH_NORM = (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_var"))
+BATCH_NORM = (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_var"))
 _UNIT = (("bn1", "_bn1"), ("conv1", "_conv1"), ("bn2", "_bn2"), ("prelu", "_relu1"), ("conv2", "_conv2"),
          ("bn3", "_bn3"))
 
@@ -56,28 +53,9 @@ def pairs(units: Iterable[int]) -> Iterator[tuple[str, str]]:
 def _arrays(theirs: str, ours: str, kind: str = "") -> Iterator[tuple[str, str]]:
     kind = kind or theirs.rsplit(".", 1)[-1]
     if kind.startswith("bn"):
-        yield from ((f"{theirs}.{a}", f"{ours}_{b}") for a, b in _BATCH_NORM)
+        yield from ((f"{theirs}.{a}", f"{ours}_{b}") for a, b in BATCH_NORM)
     else:
         yield f"{theirs}.weight", f"{ours}_{'gamma' if kind == 'prelu' else 'weight'}"
-
-
-def of_the_network(tensors: Mapping[str, np.ndarray], source: str) -> tuple[Arrays, list[str]]:
-    """The tensors of an ``iresnet`` in a state dictionary under their own names, and the names of all others.
-
-    Wrappers put prefixes before names (``module.``, ``model.``, ``backbone.``, ``_orig_mod.``), and a dictionary may
-    hold a head, too.
-
-    :raises UserError: if it holds several networks
-    """
-    prefixes = [name[: -len(marks[0])] for marks in _MARKS for name in tensors if name.endswith(marks[0])
-                and all(name[: -len(marks[0])] + mark in tensors for mark in marks)]
-    if len(prefixes) > 1:
-        raise UserError(f"{source}: found {len(prefixes)} networks, under {', '.join(map(repr, prefixes[:3]))}, "
-                        "expected one")
-    if not prefixes or not prefixes[0]:
-        return dict(tensors), []
-    inside = {name[len(prefixes[0]) :]: value for name, value in tensors.items() if name.startswith(prefixes[0])}
-    return inside, [name for name in tensors if not name.startswith(prefixes[0])]
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Graph, Arrays, Arrays]:
@@ -98,11 +76,9 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Gra
         if found[theirs].shape != wanted[ours]:
             raise UserError(f"{source}: {theirs} is of shape {found[theirs].shape}, expected {wanted[ours]}")
     values = {ours: found[theirs].astype(np.float64) for theirs, ours in names.items()}
-    values["conv0_weight"] *= PIXELS
-    factor = values["fc1_gamma"].copy()
-    values["pre_fc1_weight"] *= factor[:, np.newaxis]
-    for name in ("pre_fc1_bias", "fc1_moving_mean"):
-        values[name] *= factor
+    for name, scale in _scales(found["features.weight"]).items():
+        values[name] *= scale
+    values["fc1_moving_mean"] *= values["fc1_gamma"]
     values["fc1_gamma"][...] = 1
     for layer, epsilon in _epsilons(graph).items():
         values[f"{layer}_moving_var"] += TORCH_EPSILON - epsilon
@@ -146,11 +122,9 @@ def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, 
     :param power: how a moment follows a parameter that is scaled by a factor, as a power of it: 1 a movement, as the
         momentum of SGD; -1 a gradient and -2 its square, as the moments of AdamW.
     """
-    found: Arrays = {}
-    for theirs, ours in _parameters(_blocks(tensors)):
-        moment = moments.get(theirs, np.zeros_like(tensors[theirs]))
-        found[ours] = (moment * _scales(tensors["features.weight"]).get(ours, np.ones(1)) ** power).astype(np.float32)
-    return found
+    scales = _scales(tensors["features.weight"])
+    return {ours: (moments.get(theirs, np.zeros_like(tensors[theirs])) * scales.get(ours, np.ones(1)) ** power)
+            .astype(np.float32) for theirs, ours in _parameters(_blocks(tensors))}
 
 
 def moments_to_torch(moments: Mapping[str, np.ndarray], power: int) -> Arrays:

@@ -13,12 +13,11 @@ import numpy as np
 from recognition.errors import UserError
 from recognition.networks.families import mbf
 from recognition.networks.graph import Graph
+from recognition.networks.iresnet import BATCH_NORM, Arrays
 from recognition.networks.shapes import infer_shapes
 
-Arrays = dict[str, np.ndarray]
 NETWORKS = {"mbf": ((1, 4, 6, 2), 2), "mbf_large": ((2, 8, 12, 4), 4)}  # blocks and multiplier
-MARK, OUR_MARK = "conv_sep.layers.0.weight", "conv_6sep_conv2d_weight"  # names that no other network has
-_BATCH_NORM = (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_var"))
+MARK, OUR_MARK = "conv_sep.layers.0.weight", "conv_6sep_conv2d_weight"  # names that no iresnet has
 _BOTTLENECK = ("_conv_sep", "_conv_dw", "_conv_proj")
 
 
@@ -35,12 +34,12 @@ def pairs(blocks: Sequence[int]) -> Iterator[tuple[str, str]]:
     yield from _layer("conv_sep", "conv_6sep", True)
     yield from _layer("features.layers.0", "conv_6dw7_7", False)
     yield "features.layers.2.weight", "pre_fc1_weight"
-    yield from ((f"features.layers.3.{a}", f"fc1_{b}") for a, b in _BATCH_NORM)
+    yield from ((f"features.layers.3.{a}", f"fc1_{b}") for a, b in BATCH_NORM)
 
 
 def _layer(theirs: str, ours: str, active: bool) -> Iterator[tuple[str, str]]:
     yield f"{theirs}.layers.0.weight", f"{ours}_conv2d_weight"
-    yield from ((f"{theirs}.layers.1.{a}", f"{ours}_batchnorm_{b}") for a, b in _BATCH_NORM)
+    yield from ((f"{theirs}.layers.1.{a}", f"{ours}_batchnorm_{b}") for a, b in BATCH_NORM)
     if active:
         yield f"{theirs}.layers.2.weight", f"{ours}_relu_gamma"
 
@@ -61,7 +60,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Gra
     :raises UserError: if they are not those of mbf or mbf_large; it names ``source``.
     """
     found = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-    name = _name({theirs for theirs, _ in pairs(NETWORKS["mbf"][0])} == found.keys(), found, source)
+    name = _name(found, source)
     blocks, multiplier = NETWORKS[name]
     graph = mbf.get_symbol(emb_size=len(found["features.layers.2.weight"]), net_blocks=blocks,
                            net_multiplier=multiplier)
@@ -74,11 +73,11 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Gra
     return name, graph, parameters, states
 
 
-def _name(small: bool, found: Mapping[str, np.ndarray], source: str) -> str:
-    large = {theirs for theirs, _ in pairs(NETWORKS["mbf_large"][0])}
-    if small or found.keys() == large:
-        return "mbf" if small else "mbf_large"
-    missing = sorted(large - found.keys())[:1] or sorted(found.keys() - large)[:1]
+def _name(found: Mapping[str, np.ndarray], source: str) -> str:
+    for name, (blocks, _) in NETWORKS.items():
+        if found.keys() == (wanted := {theirs for theirs, _ in pairs(blocks)}):
+            return name
+    missing = sorted(wanted - found.keys())[:1] or sorted(found.keys() - wanted)[:1]
     raise UserError(f"{source}: found {len(found)} arrays, expected those of mbf or of mbf_large, which {missing[0]} "
                     "tells apart")
 
@@ -90,11 +89,20 @@ def blocks_of(names: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     return (counts[0] or 1, *counts[1:])
 
 
-def to_torch(values: Mapping[str, np.ndarray]) -> Arrays:
-    """Tensors by name for ``load_state_dict``, from parameters and auxiliary states of the family."""
+def to_torch(values: Mapping[str, np.ndarray], source: str) -> tuple[str, Arrays]:
+    """Name, and tensors by name for ``load_state_dict``, from parameters and auxiliary states of the family.
+
+    :raises UserError: if they are not those of mbf or mbf_large; it names ``source``.
+    """
+    blocks, channels = blocks_of(values), len(values.get("conv_1_conv2d_weight", ()))
+    name = next((name for name, (known, multiplier) in NETWORKS.items()
+                 if known == blocks and channels == 64 * multiplier), "")
+    if not name or values.keys() != {ours for _, ours in pairs(blocks)}:
+        raise UserError(f"{source}: found an mbf of {list(blocks)} blocks, {channels} channels and {len(values)} "
+                        "arrays, expected mbf or mbf_large, with net_act prelu")
     tensors: Arrays = {}
-    for theirs, ours in pairs(blocks_of(values)):
+    for theirs, ours in pairs(blocks):
         tensors[theirs] = np.asarray(values[ours], np.float32)
         if theirs.endswith("running_var"):
             tensors[theirs.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return tensors
+    return name, tensors

@@ -6,10 +6,33 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from recognition.errors import UserError
 from recognition.networks import iresnet, mbf_weights
 from recognition.networks.graph import Graph
+from recognition.networks.iresnet import Arrays
 
-Arrays = dict[str, np.ndarray]
+# Arrays by which a network is found, under whatever prefix: iresnet, and MobileFaceNet.
+_MARKS = (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"),
+          (mbf_weights.MARK, "layers.0.layers.0.weight", "features.layers.2.weight"))
+
+
+def of_the_network(tensors: Mapping[str, np.ndarray], source: str) -> tuple[Arrays, list[str]]:
+    """The tensors of such a network in a state dictionary under their own names, and the names of all others.
+
+    Wrappers put prefixes before names (``module.``, ``model.``, ``backbone.``, ``_orig_mod.``), and a dictionary may
+    hold a head, too.
+
+    :raises UserError: if it holds several networks
+    """
+    prefixes = [name[: -len(marks[0])] for marks in _MARKS for name in tensors if name.endswith(marks[0])
+                and all(name[: -len(marks[0])] + mark in tensors for mark in marks)]
+    if len(prefixes) > 1:
+        raise UserError(f"{source}: found {len(prefixes)} networks, under {', '.join(map(repr, prefixes[:3]))}, "
+                        "expected one")
+    if not prefixes or not prefixes[0]:
+        return dict(tensors), []
+    inside = {name[len(prefixes[0]) :]: value for name, value in tensors.items() if name.startswith(prefixes[0])}
+    return inside, [name for name in tensors if not name.startswith(prefixes[0])]
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Graph, Arrays, Arrays]:
@@ -30,7 +53,7 @@ def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mappi
     :raises UserError: if it is another network; it names ``source``.
     """
     if _is_mbf(graph):
-        return "mbf", mbf_weights.to_torch({**arguments, **auxiliary})
+        return mbf_weights.to_torch({**arguments, **auxiliary}, source)
     depth, tensors = iresnet.to_torch(graph, arguments, auxiliary, source)
     return f"iresnet{depth}", tensors
 
@@ -65,6 +88,6 @@ def _blocks(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
 
 
 def _is_mbf(graph: Graph) -> bool:
-    return any(node.op == "Convolution" and node.name == "conv_6sep_conv2d" for node in graph.nodes) and any(
-        node.op == "FullyConnected" and not any(name == "pre_fc1_bias" for name in graph.list_arguments())
-        for node in graph.nodes)
+    """True for the family mbf; fmobilefacenet has the names of its layers, but another end."""
+    names = graph.list_arguments()
+    return mbf_weights.OUR_MARK in names and "pre_fc1_weight" in names and "pre_fc1_bias" not in names

@@ -43,7 +43,7 @@ def call_own_file(config: Any, path: Path, functions: Sequence[str], finish: Cal
         module = run_file(path, name)
         function = next((key for key in functions if callable(getattr(module, key, None))), "")
         if not function:
-            other = ", which get_module is only with --engine torch" if hasattr(module, "get_module") else ""
+            other = "; get_module, which it has, is for --engine torch" if hasattr(module, "get_module") else ""
             raise UserError(f"{name}: found no function {' or '.join(functions)}{other}")
         call = getattr(module, function)
         options = _options_of(call, values, f"{name}: {function}")

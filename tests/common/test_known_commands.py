@@ -75,7 +75,8 @@ def test_all_epochs_of_a_prefix_and_the_best(prefix: Path, sets: Path, capsys) -
 @pytest.mark.parametrize("more, message", [
     (["--gpu", "0", "--devices", "cpu"], "--gpu: goes without --devices"),
     (["--mode", "2"], "argument --mode: invalid choice: 2"),
-    (["--max", "three"], "argument --max: invalid _slice value"),
+    (["--max", "three"], "argument --max: found 'three', expected two numbers"),
+    (["--max", "2,1"], "argument --max: found '2,1', expected two numbers"),
 ])
 def test_what_is_not_known_of_them_is_one_line(prefix, sets, more, message, capsys) -> None:
     assert verification.main(["--data", str(sets), "--model", f"{prefix},1", *more]) == 2

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from common.convert_torch import main
+from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
-from recognition.networks.of_torch import moments_from_torch, moments_to_torch, parameters_of
+from recognition.networks.families import mbf
+from recognition.networks.of_torch import moments_from_torch, moments_to_torch, parameters_of, to_torch
+from recognition.networks.shapes import infer_shapes
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -81,6 +84,7 @@ def test_weights_there_and_back(name, blocks, scale, noise, tmp_path: Path, caps
     found = load_backbone(f"{tmp_path}/model,1", batch_size=3).embed(noise[:3], flip=False, unit=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert main([f"{tmp_path}/model,1", str(tmp_path / "back.pt")]) == 0
+    assert f": {name}, " in capsys.readouterr().out
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert list(back) == list(network.state_dict())
     for key, value in network.state_dict().items():
@@ -91,3 +95,13 @@ def test_weights_there_and_back(name, blocks, scale, noise, tmp_path: Path, caps
     there = moments_to_torch(moments_from_torch(moments, tensors, 1), 1)
     assert there.keys() == moments.keys()
     assert all(np.array_equal(there[key], moments[key]) for key in moments)
+
+
+@pytest.mark.parametrize("options", [{"net_multiplier": 4.0}, {"net_blocks": (2, 4, 6, 2)}, {"net_act": "relu"}])
+def test_an_mbf_that_arcface_torch_has_not_is_refused(options) -> None:
+    graph = mbf.get_symbol(**options)
+    shapes = infer_shapes(graph, (3, 112, 112))
+    arguments, auxiliary = ({name: np.zeros(shape, np.float32) for name, shape in group.items()}
+                            for group in (shapes.arguments, shapes.auxiliary))
+    with pytest.raises(UserError, match=r"^x\.params: found an mbf of .* expected mbf or mbf_large"):
+        to_torch(graph, arguments, auxiliary, "x.params")

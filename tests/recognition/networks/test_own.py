@@ -166,7 +166,7 @@ def test_no_trace_is_left(own, monkeypatch):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("x = 1", r"net_name mine: .*mine.py: found no function get_symbol$"),
-    ("def get_module():\n    pass", r"no function get_symbol, which get_module is only with --engine torch$"),
+    ("def get_module():\n    pass", r"no function get_symbol; get_module, which it has, is for --engine torch$"),
     ("def get_symbol():\n    return 1", "get_symbol gave int, expected a Symbol or a HybridBlock"),
     ("def get_symbol(emb_size, width):\n    pass", "get_symbol takes 'width', expected the name of an option"),
     ("def get_symbol():\n    return 1 / 0", r"mine.py, line 2: ZeroDivisionError: division by zero$"),
