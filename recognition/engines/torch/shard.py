@@ -92,8 +92,7 @@ class TorchShard:
         self.device, self.on_host = device, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, float(scale), sub_centres
-        self.with_bias, self.ceiling = with_bias, float(ceiling)
-        self.seed = seed
+        self.with_bias, self.ceiling, self.seed = with_bias, float(ceiling), seed
         self._rows = StoredRows(device, on_host, (stop - start) * sub_centres)
         # each with its moments, the second one from the first step of AdamW on
         self._centres = self._rows.zeros(2, dim, dtype=torch.bfloat16 if in_16_bits else torch.float32)
@@ -290,8 +289,7 @@ class TorchShard:
         if arrays[0].dtype == torch.float32:
             return [None] * len(arrays)
         rows = self._rows.numbers(chunk.low, chunk.high).to(self.device) + self.start * self.sub_centres
-        dim = arrays[0].shape[1]
-        words = random_words(key_of(self.seed, optimiser.updates), rows, dim)
+        words, dim = random_words(key_of(self.seed, optimiser.updates), rows, arrays[0].shape[1]), arrays[0].shape[1]
         if len(arrays) == 2:
             return [words, words >> 16]
         return [words, words >> 16, random_words(key_of(self.seed, optimiser.updates, 1), rows, dim)]
