@@ -164,7 +164,6 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
 
 def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> Graph:
     """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device."""
-    from recognition.config.devices import on_gpus
     from recognition.engines.mxnet.passes.precision import low_precision
     from recognition.engines.mxnet.passes.recompute import recompute
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What replicas of a network share, whichever engine computes: their moving statistics, and the check of a state."""
+"""A backbone on several devices, whichever engine computes: steps, moving statistics, states."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,7 +176,7 @@ class Replicas:
 
     def state(self) -> BackboneState:
         updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
-        moments = {kind: self.to_host(tensors) for kind, tensors in self._optimiser.moments.items()}
+        moments = {kind: self.to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
         return BackboneState(parameters=self.to_host(self._parameters()), updates=updates or None,
                              loss_scale=self.loss_scale.state() if self.loss_scale else None,
                              auxiliary=gathered(self.communicator, self._own_statistics()), **moments)
@@ -189,8 +189,8 @@ class Replicas:
 
     def load(self, state: BackboneState, steps: int) -> None:
         """Go on after ``steps`` updates; with another number of replicas each takes the mean of the statistics."""
-        for kind, tensors in self._optimiser.moments.items():
-            self.fill(tensors, getattr(state, kind))
+        for kind, arrays in self._optimiser.moments.items():
+            self.fill(arrays, getattr(state, kind))
         if state.updates is not None:
             self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
         if self.loss_scale and state.loss_scale is not None:

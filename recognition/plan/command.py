@@ -101,12 +101,9 @@ def configuration(flags: argparse.Namespace) -> Config:
 
 
 def make_planned_run(flags: argparse.Namespace, config: Config) -> PlannedRun:
-    from recognition.plan.planning import PlannedRun, backbone_cost
+    from recognition.plan.planning import backbone_cost, planned_run
 
-    return PlannedRun(config.num_classes, flags.devices, config.per_batch_size, config.emb_size, backbone_cost(config),
-                   kind=flags.on, sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
-                   on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
-                   reserve=round(flags.reserve * 1e9))
+    return planned_run(config, config.num_classes, flags.devices, backbone_cost(config), round(flags.reserve * 1e9))
 
 
 def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:

@@ -92,6 +92,14 @@ class PlannedRun:
                         self.filtered)
 
 
+def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0) -> PlannedRun:
+    """The run of a configuration with so many classes on so many devices, all of the kind of its first."""
+    return PlannedRun(classes, devices, config.per_batch_size, config.emb_size, backbone, kind=config.devices[0][0],
+                      sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
+                      on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
+                      reserve=reserve)
+
+
 class Cost(NamedTuple):
     """Costs of one device."""
 

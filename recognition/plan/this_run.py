@@ -14,7 +14,7 @@ from recognition.config.options import Config
 from recognition.engines.interface import Engine
 from recognition.networks.graph import Graph
 from recognition.plan.head_costs import RESERVE_GB, Memory
-from recognition.plan.planning import METHODS, PlannedRun, backbone_cost
+from recognition.plan.planning import METHODS, backbone_cost, planned_run
 
 # What the line adds up, in its order: parts of the plan.
 PARTS = {"maps": ("maps", "images"), "parameters": ("backbone",), "libraries": ("set aside",)}
@@ -41,13 +41,10 @@ def planned_memory(config: Config, graph: Graph, engine: str, num_classes: int,
                    processes: int) -> tuple[Memory, Memory]:
     """Bytes by what they are for: of a GPU, or of this process if its devices are CPUs; and of its host beside GPUs."""
     here = len(config.devices)
-    kind = config.devices[0][0]
-    run = PlannedRun(0 if config.triplets else num_classes, here * (1 if config.whole_head else processes),
-                     config.per_batch_size, config.emb_size, backbone_cost(config, graph, engine), kind=kind,
-                     sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
-                     on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0)
+    run = planned_run(config, 0 if config.triplets else num_classes, here * (1 if config.whole_head else processes),
+                      backbone_cost(config, graph, engine))
     cost = METHODS["sampled" if config.sample_ratio < 1 else "parallel"].cost(run)
-    reserve = round(RESERVE_GB[kind] * 1e9)
+    reserve = round(RESERVE_GB[run.kind] * 1e9)
     if on_gpus(config.devices):
         return {**cost.memory, "set aside": reserve}, {HEAD: cost.host * here} if cost.host else {}
     return {**_times(cost.memory, here), "set aside": reserve}, {}

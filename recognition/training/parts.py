@@ -63,7 +63,7 @@ def make_dataset(config: Config, first: bool = True) -> ImageSet:
                   index_folder=Path(config.output_dir), writes=first)
     dataset = open_sets(config.dataset_path, config.dataset_weights, how)
     if config.num_classes not in (0, dataset.num_classes):
-        by = "there" if dataset.form in ("folder", "several") else "by its property file"
+        by = "there" if dataset.form in ("folder", "several", "synthetic") else "by its property file"
         print(f"{dataset.path}: {dataset.num_classes} identities {by}; the preset's "
               f"{config.num_classes} are not used", flush=True)
     if config.image_shape != dataset.image_shape:

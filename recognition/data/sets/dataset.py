@@ -196,12 +196,11 @@ def open_dataset(folder: PathLike, shuffled: bool = False, images_filter: int = 
     if not (folder / "train.rec").is_file():
         raise UserError(f"{folder}: no train.rec there, expected a folder of train.rec, train.idx and property")
     reader = RecordReader(folder / "train.rec")
-    known = otherwise is None or (folder / "property").exists()
-    if known and not (folder / "property").exists():
+    known = (folder / "property").exists()
+    if not known and otherwise is None:
         raise UserError(f"{folder / 'property'}: not found, expected a file of one line, "
                         f"{property_line(folder) or 'number of identities,height,width, such as 85742,112,112'}")
-    prop = _property(folder) if known else otherwise
-    assert prop is not None
+    prop = otherwise if otherwise and not known else _property(folder)
     shuffled = shuffled or prop.shuffled
     bad = BadRecords(on_bad_record, bad_record_share)
     keys, offsets = find_records(folder / "train.idx", reader, shuffled, bad)

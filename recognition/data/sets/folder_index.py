@@ -22,7 +22,7 @@ import numpy as np
 
 from recognition.data.images.folder_walk import LeftOut, images_below, natural, people
 from recognition.errors import UserError
-from recognition.io.files import replacing
+from recognition.io.files import write_whole
 from recognition.io.npz import read_npz
 
 VERSION = 1
@@ -130,8 +130,7 @@ def write_index(path: Path, listing: Listing) -> None:
     content = io.BytesIO()
     arrays["note"] = np.frombuffer(note, np.uint8)
     np.savez(content, **arrays)  # type: ignore[arg-type]
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    write_whole(path, content.getbuffer())
 
 
 def read_index(path: Path, root: Path) -> Listing:

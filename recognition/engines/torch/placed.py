@@ -30,7 +30,7 @@ class Placed:
                  generator: torch.Generator | None = None) -> torch.Tensor:
         """The features of images, uint8 (n, 3, H, W): float32 (n, D) on the device, which may still compute them."""
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
-        pixels = pixels.float().contiguous(memory_format=torch.channels_last)
+        pixels = pixels.to(torch.float32, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None):
             found = self.network(pixels, training=training, generator=generator)
         return found.float()

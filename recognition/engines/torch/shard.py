@@ -52,6 +52,7 @@ class Targets(NamedTuple):
     first: np.ndarray  # (n,) int64, the first selected row of their class
     nearest: np.ndarray  # (n,) int64, the selected row of their nearest sub-centre
     units: torch.Tensor  # (n, D), that centre's unit vector; the centre itself if the head does not normalise
+    places: torch.Tensor  # (3, n), the three arrays on the device: each copy there would wait for it
 
 
 class Weights(NamedTuple):
@@ -91,8 +92,7 @@ class TorchShard:
         self.device, self.on_host = device, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, float(scale), sub_centres
-        self.with_bias, self.ceiling = with_bias, float(ceiling)
-        self.seed = seed
+        self.with_bias, self.ceiling, self.seed = with_bias, float(ceiling), seed
         self._rows = StoredRows(device, on_host, (stop - start) * sub_centres)
         # each with its moments, the second one from the first step of AdamW on
         self._centres = self._rows.zeros(2, dim, dtype=torch.bfloat16 if in_16_bits else torch.float32)
@@ -156,8 +156,9 @@ class TorchShard:
         values += self._rows.take_at(self._bias[0], candidates).view(len(here), k)
         found = values.cpu().numpy()
         nearest, order = found.argmax(axis=1), np.arange(len(here))
-        self._targets = Targets(here, columns[here], columns[here] + nearest,
-                                units[self._on_device(order), self._on_device(nearest)])
+        places = np.stack([here, columns[here], columns[here] + nearest])
+        self._targets = Targets(here, columns[here], places[2], units[self._on_device(order), self._on_device(nearest)],
+                                self._on_device(places))
         # Without statistics, where centres have overflowed, the gradient is NaN.
         self._highest, self._weighted = np.full(batch, np.nan), torch.zeros_like(self._x)
         similarities = np.zeros(batch, np.float32)
@@ -196,9 +197,8 @@ class TorchShard:
             classes.fill_(MINUS_INFINITY).scatter_(2, nearest, values)
         if self.ceiling < np.inf:
             z.masked_fill_(z > self.ceiling, MINUS_INFINITY)
-        these = self._targets_in(chunk)
-        rows, first = self._targets.batch[these], self._targets.first[these] - chunk.low
-        classes[self._on_device(rows), self._on_device(first // self.sub_centres)] = MINUS_INFINITY
+        rows, first, _ = self._targets.places[:, self._targets_in(chunk)]
+        classes[rows, (first - chunk.low) // self.sub_centres] = MINUS_INFINITY
         return z
 
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
@@ -230,7 +230,7 @@ class TorchShard:
             reference[:, None], rest[:, None], targets)))
         d_x = self._weighted * self._on_device(factor[:, None].astype(np.float32))
         slopes = self._on_device(target_gradients[here].astype(np.float32)[:, None])
-        d_x[self._on_device(here)] += slopes * self._targets.units
+        d_x[self._targets.places[0]] += slopes * self._targets.units
         return d_x.cpu().numpy()
 
     def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
@@ -248,8 +248,8 @@ class TorchShard:
         for chunk in self._chunks():
             p = self._logits(chunk).sub_(self._weights.reference).exp_()
             these = self._targets_in(chunk)
-            rows, columns = self._targets.batch[these], self._targets.nearest[these] - chunk.low
-            p[self._on_device(rows), self._on_device(columns)] = self._weights.targets[these]
+            rows, _, columns = self._targets.places[:, these]
+            p[rows, columns - chunk.low] = self._weights.targets[these]
             gradients = [product(p.T, weighted)]
             if self.with_bias:
                 gradients.append(product(p.T, self._weights.factor)[:, 0])

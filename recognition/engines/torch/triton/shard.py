@@ -79,7 +79,7 @@ class TritonShard(TorchShard):
         return len(self._rows) // self.sub_centres
 
     def _common(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What both passes take: the first arguments, and those by name."""
+        """What both passes of a step take: the first arguments, and those by name."""
         padded = 1 << (self.sub_centres - 1).bit_length()
         selected = self._rows.selected
         named = {"scale": self.scale * LOG2_E, "dim": self._dim, "SAMPLED": selected is not None,
@@ -89,21 +89,26 @@ class TritonShard(TorchShard):
                  "classes": self._classes_now(),
                  "WIDENED": self.device.type == "cpu" and self._products == torch.bfloat16}
         rows = self._inverse if selected is None else selected  # not read without a sample
-        return (self._x.to(self._products), self._operand, self._inverse, rows, self._places(
-            self._targets.first // self.sub_centres)), named
+        return (self._x.to(self._products), self._operand, self._inverse, rows, self._of_rows(
+            self._targets.places[1] // self.sub_centres)), named
 
-    def _places(self, values: np.ndarray) -> torch.Tensor:
+    def _of_rows(self, values: torch.Tensor) -> torch.Tensor:
         """Numbers of the rows of the batch whose targets are here, int32 (B,); -1 for the others."""
-        places = np.full(len(self._x), -1, np.int32)
-        places[self._targets.batch] = values
-        return self._on_device(places)
+        found = torch.full((len(self._x),), -1, dtype=torch.int32, device=self.device)
+        found[self._targets.places[0]] = values.int()
+        return found
 
     @property
     def _raised(self) -> float:
         return RAISED if self._products == torch.float16 else 1.0
 
+    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        found = super().similarities(x, labels)
+        self._both = self._common()
+        return found
+
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
-        first, named = self._common()
+        first, named = self._both
         own, others = self._tiles.own, self._tiles.others
         padded, batch = named["PADDED"], len(self._x)
         others = max(others, padded)
@@ -148,7 +153,7 @@ class TritonShard(TorchShard):
         adamw = isinstance(optimiser, AdamWStep)
         if adamw:
             self._need_second_moments()
-        first, named = self._common()
+        first, named = self._both
         columns = max(self._tiles.own, named["PADDED"])
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
         moments = [self._centres[1], self._centres[2 if adamw else 1]]
@@ -160,8 +165,8 @@ class TritonShard(TorchShard):
                     "eps": 0.0})
         self._launch(
             kernels.update, (-(-self._classes_now() * named["PADDED"] // columns),), *first,
-            self._places(self._targets.nearest), *self._of_batch, self._centres[0], *moments, squares, gain=self._gain,
-            factor=self._factor / self._gain, key=_signed(keys[0]), key2=_signed(keys[1]),
+            self._of_rows(self._targets.places[2]), *self._of_batch, self._centres[0], *moments, squares,
+            gain=self._gain, factor=self._factor / self._gain, key=_signed(keys[0]), key2=_signed(keys[1]),
             first_row=self.start * self.sub_centres, ADAMW=adamw, ROUNDED=self._centres[0].dtype == torch.bfloat16,
             MEASURED=measure, BATCH=self._tiles.others, COLUMNS=columns, **numbers, **named)
         self._renew(0, len(self._rows), self._rows.selected)
