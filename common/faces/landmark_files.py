@@ -2,9 +2,9 @@
 """Files with five landmarks for each image: eyes, nose, corners of the mouth, the left one of the image first.
 
 A line is ``path x1 y1 ... x5 y5`` with tabs, commas, semicolons or spaces. Other numbers may stand before or behind the
-ten: the label of CASIA's, RFW's, MS-Celeb-1M's and Asian-Celeb's lists, a box, a detector's score; which ten are the
-landmarks is where upright faces come from. The first two lines may be a heading, as in CelebA's and VGGFace2's files.
-Or the file is InsightFace's .lst with a box and landmarks:
+ten: the label of CASIA's, RFW's, MS-Celeb-1M's and Asian-Celeb's lists, a box, a detector's score. Words, and numbers
+before a word, are passed over. Which ten are the landmarks is where upright faces come from. The first two lines may be
+a heading, as in CelebA's and VGGFace2's files. Or the file is InsightFace's .lst with a box and landmarks:
 ``aligned<TAB>path<TAB>label<TAB>left<TAB>top<TAB>right<TAB>bottom<TAB>x1 .. x5<TAB>y1 .. y5``.
 """
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _parse(path: Path, number: int, line: str) -> tuple[str, list[float], str]:
     if flag and len(words) == _LST:  # .lst: all x, then all y
         name, form = name[2:].strip(), "a line of InsightFace's .lst"
         words = [words[5 + i + side] for i in range(POINTS) for side in (0, POINTS)]
-    elif words and not _is_number(words[0]):
-        words, form = words[1:], f"a word and {len(words) - 1} numbers behind the path"
+    elif last := max((i for i, word in enumerate(words, 1) if not _is_number(word)), default=0):
+        words, form = words[last:], f"a word and {len(words) - last} numbers behind the path"  # a name may have spaces
     numbers = [float(word) for word in words if _is_number(word)]
     if not name or len(numbers) != len(words) or not _NUMBERS <= len(numbers) <= _MOST_NUMBERS or not np.isfinite(
             numbers).all():

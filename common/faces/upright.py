@@ -25,6 +25,7 @@ _STANDARD = (0, 1, 2, 3, 4)
 _POINTS = {  # the place in the file of: left eye, right eye, nose, left corner of the mouth, right one
     "": _STANDARD, "left and right exchanged": (1, 0, 2, 4, 3), "eyes last": (3, 4, 2, 0, 1),
     "eyes last, left and right exchanged": (4, 3, 2, 1, 0), "nose first": (1, 2, 0, 3, 4), "nose last": (0, 1, 4, 2, 3),
+    "nose first, eyes last": (3, 4, 0, 1, 2), "nose last, eyes after the mouth": (2, 3, 4, 0, 1),
     "the corners of the mouth exchanged": (0, 1, 2, 4, 3), "the eyes exchanged": (1, 0, 2, 3, 4)}
 _NUMBERS = {  # the place in the file of x and y of the five
     "": [(2 * i, 2 * i + 1) for i in range(5)], "y before x": [(2 * i + 1, 2 * i) for i in range(5)],

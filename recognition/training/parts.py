@@ -170,7 +170,8 @@ def make_log(config: Config, progress: Progress, global_batch: int, batches_an_e
     return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch, end, step,
                        config.ce_loss, progress.since_line,
                        events=EventFile(folder / FOLDER, step) if config.tensorboard else None,
-                       text=TextLog(folder / TEXT_LOG, step, end, progress.config, loss_scale))
+                       text=TextLog(folder / TEXT_LOG, step, end, progress.config, loss_scale),
+                       batches_an_epoch=batches_an_epoch)
 
 
 def identity_of(config: Config, dataset: ImageSet, graph: Graph) -> dict[str, Any]:

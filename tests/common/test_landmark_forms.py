@@ -38,7 +38,8 @@ def lines(names: list[str], points: np.ndarray, form: str, separator: str = "\t"
     text = ""
     for i, (name, five) in enumerate(zip(names, points)):
         left, top = five.min(axis=0).round(2) - 20
-        words = {"PATH": name, "LABEL": str(i % 7), "WORD": f"m.0{i % 7}x", "SCORE": f"{1.5 + i / 9:.4f}",
+        words = {"PATH": name, "LABEL": str(i % 7), "WORD": f"m.0{i % 7}x", "NAME": f"Ann{' B' * (i % 2)}",
+                 "SCORE": f"{1.5 + i / 9:.4f}",
                  "SURE": f"0.9{i}", "BOX": f"{left}{separator}{top}{separator}120{separator}150",
                  "POINTS": separator.join(map(str, five.ravel()))}
         text += separator.join(words[word] for word in form.split()) + "\n"
@@ -48,7 +49,7 @@ def lines(names: list[str], points: np.ndarray, form: str, separator: str = "\t"
 @pytest.mark.parametrize("separator", ["\t", " ", ",", ", ", ";", "  "])
 @pytest.mark.parametrize("form", ["PATH POINTS", "PATH LABEL POINTS", "PATH POINTS SCORE", "PATH POINTS SURE",
                                   "PATH LABEL POINTS SCORE", "PATH WORD POINTS", "PATH LABEL BOX POINTS",
-                                  "PATH BOX POINTS SURE"])
+                                  "PATH BOX POINTS SURE", "PATH WORD LABEL POINTS", "PATH LABEL NAME POINTS"])
 def test_landmarks_are_found_wherever_they_stand(form: str, separator: str, points: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "points").write_text(lines(NAMES, points, form, separator), encoding="utf-8-sig")
     found = read_landmarks(tmp_path / "points")
@@ -108,6 +109,8 @@ ORDERS = {
     "all x before all y, left and right exchanged": lambda p: p[:, [1, 0, 2, 4, 3]].transpose(0, 2, 1),
     "nose first": lambda p: p[:, [2, 0, 1, 3, 4]],
     "nose last": lambda p: p[:, [0, 1, 3, 4, 2]],
+    "nose first, eyes last": lambda p: p[:, [2, 3, 4, 0, 1]],
+    "nose last, eyes after the mouth": lambda p: p[:, [3, 4, 0, 1, 2]],
 }
 
 

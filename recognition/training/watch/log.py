@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,24 +20,28 @@ from recognition.training.watch.text_log import NoTextLog, TextLog
 class TrainingLog:
     """The log of the first process. Loss and accuracy in a speed line are means over the batches since the one before.
 
-    Epochs of at most ``frequent`` batches have no speed line, as in the recipes; the history has a record of them at
-    the start of an epoch, once there are more than ``frequent`` batches since the one before.
+    Epochs of at most ``frequent`` batches have no speed line, as in the recipes; the history has a record at the end of
+    each, and of the last if the run ends in it. Where the length of epochs is unknown, as with triplets, the record is
+    at the start of an epoch, once there are more than ``frequent`` batches since the one before.
     """
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
                  step: int, with_loss: bool = True, since_line: list[float] | None = None,
-                 events: EventFile | NoEvents | None = None, text: TextLog | NoTextLog | None = None) -> None:
+                 events: EventFile | NoEvents | None = None, text: TextLog | NoTextLog | None = None,
+                 batches_an_epoch: float = math.inf) -> None:
         """:param batch_images: images of a global batch; ``total_steps``: steps of the run, None if it has no end.
         :param since_line: sums of loss and accuracy since the last speed line, and the number of batches. It is updated
             in place and saved in states, so that a resumed run has the line of the whole interval.
         :param with_loss: True if speed lines contain the loss (``ce_loss``).
         :param events: TensorBoard's file, which gets the same records as the history.
         :param text: the text file, which gets all lines.
+        :param batches_an_epoch: infinite if unknown.
         """
         self._events, self._text = events or NoEvents(), text or NoTextLog()
         self._with_loss = with_loss
         self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
+        self._total_steps, self._batches_an_epoch = total_steps, batches_an_epoch
         self._bar = progress(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
         self._start_interval()
 
@@ -61,8 +66,15 @@ class TrainingLog:
             self.line(f"lr-batch-epoch: {lr:g} {index} {epoch}")
         if index and index % self._frequent == 0:
             self._speed_line(step, epoch, index, lr)
-        elif not index and self._since_line[2] > self._frequent:  # epochs are too short for a speed line
+        elif self._ends_short_epoch(step, index):
             self._record(step, epoch, lr)
+
+    def _ends_short_epoch(self, step: int, index: int) -> bool:
+        """True where the history gets a record of epochs that are too short for a speed line."""
+        if math.isinf(self._batches_an_epoch):
+            return not index and self._since_line[2] > self._frequent
+        return self._batches_an_epoch <= self._frequent and (
+            index + 1 == self._batches_an_epoch or step == self._total_steps)
 
     def left_out(self, step: int, why: str) -> None:
         """Log that the ``step``-th batch of the run changed nothing."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,20 +99,26 @@ def test_the_file_stays_below_its_size_and_tells_the_whole_run(tmp_path: Path) -
 
 
 def test_epochs_too_short_for_a_speed_line_have_their_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Five batches an epoch, a line each 8: none on the console, as in the recipes. The history has the means of ten
-    batches and the first of an epoch. Epochs of 21 batches have the records of their speed lines alone."""
-    def run(length: int, epochs: int) -> list[dict]:
+    """Five batches an epoch, a line each 8: none on the console, as in the recipes. The history has the means of each
+    epoch, and of the part of one in which the run ends; where the length is not known, of ten batches and the first of
+    an epoch. Epochs of 21 batches have the records of their speed lines alone."""
+    def run(length: int, steps: int, known: float) -> list[dict]:
         path = tmp_path / "history.jsonl"
-        log = TrainingLog(History(path, 0), 8, 4, None, 0)
-        for step in range(length * epochs):
+        log = TrainingLog(History(path, 0), 8, 4, steps, 0, batches_an_epoch=known)
+        for step in range(steps):
             log.batch(step + 1, step // length, step % length, float(step), 0.5, 0.1)
         log.close()
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     with caplog.at_level("INFO"):
-        found = run(5, 6)
+        found = run(5, 12, 5)
+        assert [(record["step"], record["epoch"], record["loss"]) for record in found] == [
+            (5, 0, 2.0), (10, 1, 7.0), (12, 2, 10.5)]
+        assert [record["step"] for record in run(8, 16, 8)] == [8, 16]
+        assert [record["step"] for record in run(1, 3, 1)] == [1, 2, 3]
+        found = run(5, 30, math.inf)
         assert "Speed" not in caplog.text
         assert [(record["step"], record["epoch"], record["loss"]) for record in found] == [(11, 2, 5.0), (21, 4, 15.5)]
         assert all(record["kind"] == "train" and record["images_per_second"] > 0 for record in found)
-        found = run(21, 3)
+        found = run(21, 63, 21)
     assert [record["step"] for record in found] == [9, 17, 30, 38, 51, 59] and caplog.text.count("Speed") == 6
