@@ -32,14 +32,16 @@ class ReplicatedBackbone(Replicas):
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *,
                  loss_scale: LossScale | None = None, low: torch.dtype | None = None, recompute: bool = False,
-                 **updating: Any) -> None:
+                 fused: bool = False, **updating: Any) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param loss_scale: for float16; steps whose gradients overflow must then be left out.
         :param low: the numbers of 16 bits of heavy layers; None for float32.
         :param recompute: activations are computed again to save memory.
+        :param fused: batch norms are Triton's kernels in training and 16 bits.
         :param updating: the fields of :class:`recognition.engines.interface.Updating`.
         """
-        replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute) for device in devices]
+        replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute, fused)
+                    for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
         # With one device a process, gradients are summed over the processes while the backward pass goes on.
         alone = len(devices) == 1 and isinstance(communicator, DistributedCommunicator)
