@@ -18,16 +18,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from recognition.engines.torch.triton import kernels
-from recognition.engines.torch.triton.tiles import Tiles, tiles_for
+from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block, by compute capability
-POINTERS = {"x": "low", "operand": "low", "centres": "stored", "first_moment": "stored", "second_moment": "stored",
-            "selected": "i64", "targets": "i32", "nearest": "i32"}
-INTEGERS = {"batch", "classes", "tiles_a_part", "key", "key2", "first_row"}
-NUMBERS = {"scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps"}
+POINTERS = {"x": "low", "units": "low", "operand": "low", "weights": "low", "centres": "stored",
+            "first_moment": "stored", "second_moment": "stored", "selected": "i64", "total": "fp64"}
+INTEGERS = {"batch", "classes", "width", "first", "rows", "last", "tiles", "key", "key2", "first_row"}
+WORDS = {"targets", "nearest", "grown"}
+NUMBERS = {"scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps", "room"}
 
 
-def compile_kernel(kernel: Any, card: int, tiles: Tiles, dim: int, low: str, stored: str, constants: dict[str, Any]
+def compile_kernel(kernel: Any, card: int, warps: int, stages: int, low: str, stored: str, constants: dict[str, Any]
                    ) -> str:
     """Machine code for a card; returns the line of what it takes. ``low`` and ``stored``: types of operands and W."""
     kinds = {"low": low, "stored": stored}
@@ -38,12 +39,13 @@ def compile_kernel(kernel: Any, card: int, tiles: Tiles, dim: int, low: str, sto
         elif name in INTEGERS | NUMBERS:
             signature[name] = "i32" if name in INTEGERS else "fp32"
         else:
-            kind = POINTERS.get(name, "fp32")
+            kind = "i32" if name in WORDS else POINTERS.get(name, "fp32")
+            kind = "fp32" if kernel is kernels.exponentials and name == "total" else kind
             signature[name], attributes[(place,)] = f"*{kinds.get(kind, kind)}", [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()},
                        attributes)
     made = triton.compile(source, target=GPUTarget("cuda", card, 32),
-                          options={"num_warps": tiles.warps, "num_stages": tiles.stages})
+                          options={"num_warps": warps, "num_stages": stages})
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])
@@ -59,16 +61,24 @@ def main() -> int:
     parser.add_argument("card", type=int, choices=list(SHARED_MEMORY), help="compute capability, 90 for 9.0")
     parser.add_argument("--dim", type=int, default=512)
     options = parser.parse_args()
-    tiles = tiles_for(options.dim, 2, SHARED_MEMORY[options.card])
-    common = {"dim": options.dim, "WIDTH": options.dim, "FILTERED": False, "WIDENED": False, "K": 1, "PADDED": 1}
-    print(f"compute capability {options.card / 10}: {tiles}")
+    tiles = tiles_for(2, SHARED_MEMORY[options.card])
+    rows = rows_of_update(options.dim)
+    print(f"compute capability {options.card / 10}: {tiles}, {rows} rows in the update")
+    of_rows = {"ROWS": rows, "WIDTH": width_of(options.dim)}
     for stored in ("fp32", "bf16"):
         low, scaled = ("bf16", True) if stored == "bf16" else ("fp16", False)
-        for kernel, own in ((kernels.statistics, "BATCH"), (kernels.update, "COLUMNS")):
-            of_update = {"ADAMW": False, "MEASURED": False, "ROUNDED": scaled} if own == "COLUMNS" else {}
-            constants = {**common, **of_update, "SAMPLED": False, "SCALED": scaled, "BATCH": tiles.others,
-                         "COLUMNS": tiles.others, own: tiles.own}
-            line = compile_kernel(kernel, options.card, tiles, options.dim, low, stored, constants)
+        of_tiles = {"FILTERED": False, "WIDENED": False, "K": 1, "PADDED": 1, "BATCH": tiles.batch,
+                    "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
+        for kernel, own in {
+                kernels.exponentials: {**of_tiles, "AGAIN": False}, kernels.slopes: of_tiles,
+                kernels.advance: {"DEPTH": 64}, kernels.collect: {}, kernels.renew: of_rows,
+                kernels.update: {**of_rows, "SAMPLED": False, "ADAMW": False, "ROUNDED": scaled, "MEASURED": False},
+        }.items():
+            names = set(kernel.arg_names)
+            constants = {name: value for name, value in {"dim": options.dim, "SCALED": scaled, **own}.items()
+                         if name in names}
+            warps, stages = (tiles.warps, tiles.stages) if "COLUMNS" in names else (4, 3)
+            line = compile_kernel(kernel, options.card, warps, stages, low, stored, constants)
             print(f"{kernel.__name__}, W as {stored}: {line}", flush=True)
     return 0
 
