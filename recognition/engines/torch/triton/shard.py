@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.shard import TorchShard
+from recognition.engines.torch.shard import Fetched, TorchShard
 from recognition.engines.torch.triton import kernels
 from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 from recognition.head.rounding import key_of
@@ -115,39 +115,40 @@ class TritonShard(TorchShard):
             WIDENED=self.device.type == "cpu" and self._products == torch.bfloat16, BATCH=tiles.batch, COLUMNS=columns,
             DEPTH=tiles.depth, num_warps=tiles.warps, num_stages=tiles.stages, **named)
 
-    def _of_rows(self, values: torch.Tensor) -> torch.Tensor:
-        """Numbers of the rows of the batch whose targets are here, int32 (B,); -1 for the others."""
-        found = torch.full((len(self._x),), -1, dtype=torch.int32, device=self.device)
-        found[self._targets.places[0]] = values.int()
-        return found
-
-    def _first_pass(self) -> torch.Tensor:
-        """Weigh the centres by ``2^(logit - reference)``: (3, B) float64, the largest logits, the sums of weights, and
-        the references. A reference follows the largest logit so far, but within ROOM; so most chunks are done once."""
-        batch, groups = len(self._x), -(-len(self._x) // kernels.GROUP.value)
+    def _begin(self, columns: np.ndarray) -> None:
+        """The first pass: it needs no margin, so the host makes margins while the device computes it."""
         self._low_x = self._x.to(self._products)
-        self._targets_low = self._of_rows(self._targets.places[1] // self.sub_centres)
+        self._targets_low = self._on_device((columns // self.sub_centres).astype(np.int32))  # -1 stays
+        self._first = self._first_pass()
+
+    def _first_pass(self) -> tuple[Fetched, torch.Tensor]:
+        """Weigh the centres by ``2^(logit - reference)``: (3, B) float64, the largest logits, the sums of weights, and
+        the references; and the weighted centres (B, D).
+
+        A reference follows the largest logit so far, but within ROOM; so most chunks are done once.
+        """
+        batch, groups = len(self._x), -(-len(self._x) // kernels.GROUP.value)
         most, references = torch.full((2, batch), -torch.inf, device=self.device)
         total = torch.zeros(batch, dtype=torch.float64, device=self.device)
         grown = torch.empty(groups, dtype=torch.int32, device=self.device)
-        self._weighted = torch.zeros_like(self._x)
+        weighted = torch.zeros_like(self._x)
         gain = self._raised / 2**ROOM if self._raised > 1 else 1.0
+        columns = max(self._tiles.columns, self._padded)
         for part in self._parts():
-            tiles = -(-(part.high - part.low) // self.sub_centres * self._padded // max(self._tiles.columns,
-                                                                                        self._padded))
+            tiles = -(-(part.high - part.low) // self.sub_centres * self._padded // columns)
             highest, totals = torch.empty((2, tiles, batch), device=self.device)
             for again in (False, True):
                 self._tiled(kernels.exponentials, part, references, grown, highest, totals, gain=gain, AGAIN=again)
                 if not again:
-                    self._launch(kernels.advance, groups, highest, references, grown, total, self._weighted, batch,
-                                 tiles, ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
+                    self._launch(kernels.advance, groups, highest, references, grown, total, weighted, batch, tiles,
+                                 ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
             self._launch(kernels.collect, groups, highest, totals, most, total, batch, tiles)
-            self._weighted += summed(part.weights, part.units)
-        self._weighted /= gain
-        return torch.stack([most.double(), total, references.double()])
+            weighted += summed(part.weights, part.units)
+        return Fetched(torch.stack([most.double(), total, references.double()])), weighted.div_(gain)
 
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
-        most, sums, references = self._first_pass().cpu().numpy()
+        fetched, self._weighted = self._first
+        most, sums, references = fetched()
         self._highest = references / LOG2_E  # what the weighted centres are relative to
         against = np.where(references == -np.inf, 0, references)
         targets = np.full(len(target_logits), -np.inf)
@@ -156,7 +157,7 @@ class TritonShard(TorchShard):
             sums = sums * np.exp2(against - np.where(most == -np.inf, 0, most))
             return merged_statistics(np.stack([most / LOG2_E, targets]), np.stack([sums, np.isfinite(targets)]))
 
-    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
         d_x = super().gradient(log_sums, count, target_gradients)
         with np.errstate(invalid="ignore", over="ignore"):
             references = (log_sums * LOG2_E).astype(np.float32)
@@ -176,7 +177,9 @@ class TritonShard(TorchShard):
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
         references, rests, weights = self._of_batch
-        nearest = self._of_rows(self._targets.places[2])
+        places = np.full(len(self._x), -1, np.int32)
+        places[self._targets.batch] = self._targets.nearest
+        nearest = self._on_device(places)
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
         for part in self._parts():
             self._tiled(kernels.slopes, part, references, rests, nearest, weights, gain=self._gain)
@@ -184,6 +187,7 @@ class TritonShard(TorchShard):
             replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
             self._step_of(part, optimiser, gradient, squares, measure)
         self._sound &= (self._inverse > 0).all()
+        self._finite = Fetched(self._sound)
         return float(squares.double().sum()) if measure else 0.0
 
     def _step_of(self, part: Part, optimiser: SGD | AdamWStep, gradient: torch.Tensor, squares: torch.Tensor,
