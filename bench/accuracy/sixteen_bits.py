@@ -53,7 +53,7 @@ def train(work: Path, dataset: str, numbers: str, steps: int, seed: int) -> tupl
 
 def print_row(name: str, *columns: np.ndarray) -> None:
     """Print mean losses and accuracies of one run; or, of several runs (runs, PARTS), means and deviations."""
-    cells = [[f"{value:.{digits}f}" if values.ndim == 1 else f"{value.mean():.{digits}f} ± {value.std(ddof=1):.{digits}f}"
+    cells = [[f"{np.mean(value):.{digits}f}" + (f" ± {value.std(ddof=1):.{digits}f}" if values.ndim > 1 else "")
               for value in values.T] for values, digits in zip(columns, (2, 3))]
     print(f"| {name} | {', '.join(cells[0])} | {', '.join(cells[1])} |", flush=True)
 

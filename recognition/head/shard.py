@@ -59,6 +59,10 @@ class Shard(Protocol):
     def finite(self) -> bool:
         """True if the updated centres have squared norms below float32's largest number."""
 
+    def expect(self, classes: np.ndarray | None) -> None:
+        """Begin to read the centres of these classes ahead, if they lie on a disk. It is called from another thread,
+        while the shard works on others, and changes nothing."""
+
     def select(self, classes: np.ndarray | None) -> None:
         """Work on these classes alone until the next call: ascending int64, with those of the batch; None: all."""
 

@@ -81,6 +81,9 @@ class MxnetShard:
         zeros: Any = np.zeros_like if self.on_host else mx.nd.zeros_like
         self._second = self._second or (zeros(self._stored[0]), zeros(self._stored[2]))
 
+    def expect(self, classes: np.ndarray | None) -> None:
+        pass  # nothing lies on a disk
+
     def select(self, classes: np.ndarray | None) -> None:
         self._classes, self._whole = classes, classes is None and not self.on_host
         if self._whole:

@@ -136,6 +136,9 @@ class TorchShard:
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
         return float(least.amin()), float(most.amax())
 
+    def expect(self, classes: np.ndarray | None) -> None:
+        pass
+
     def select(self, classes: np.ndarray | None) -> None:
         self._classes = classes
         self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))

@@ -120,3 +120,29 @@ def test_a_ratio_of_one_is_the_full_head(kind: Callable[..., Any]) -> None:
         one.step(0.05)
     for ours, theirs in zip(full.shards, one.shards):
         assert np.array_equal(ours.state().centres, theirs.state().centres)
+
+
+def test_samples_drawn_ahead_are_those_of_the_step() -> None:
+    """All bits are the same, also after a step that was left out and after one that nobody expected."""
+    state = some_state(200, 1)
+    random = np.random.RandomState(3)
+    batches = [(random.standard_normal((6, 8)).astype(np.float32), random.randint(0, 200, 6)) for _ in range(6)]
+    plain, ahead = head_over(CpuShard, state, 2, 1, 0.3), head_over(CpuShard, state, 2, 1, 0.3)
+    for step, (x, labels) in enumerate(batches):
+        if step not in (3, 5):
+            ahead.expect(batches[step + 1][1])
+        assert ahead.forward_backward(x, labels).loss == plain.forward_backward(x, labels).loss
+        for head in (plain, ahead):
+            head.leave_out() if step == 1 else head.step(0.05)
+    for ours, theirs in zip(plain.shards, ahead.shards):
+        assert np.array_equal(ours.state().centres, theirs.state().centres)
+
+
+def test_a_batch_that_was_not_expected_is_an_error() -> None:
+    head = head_over(CpuShard, some_state(60, 1), 1, 1, 0.3)
+    head.expect(np.array([1, 2]))
+    x = np.ones((2, 8), np.float32)
+    head.forward_backward(x, np.array([5, 6]))
+    head.step(0.05)
+    with pytest.raises(ValueError, match="step 1: labels are not those that were expected"):
+        head.forward_backward(x, np.array([1, 3]))
