@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +39,13 @@ class HeadResult(NamedTuple):
     loss: float  # mean cross entropy over all classes, in nats
     accuracy: float  # share of rows whose target, with its margin, has the largest logit
     d_features: Any  # (b, D) float32, where the features are
+
+
+class Expected(NamedTuple):
+    """The labels of a batch that is still to come, and what a thread makes of them."""
+
+    labels: np.ndarray  # (B,) of the global batch
+    samples: Future[list[Any]]  # what each shard selects
 
 
 class Head(Protocol):
@@ -91,19 +99,52 @@ class ShardedHead:
     replicas: Communicator = field(default_factory=SingleProcess)
     adamw: AdamW | None = None  # in place of SGD
     _seen: tuple[np.ndarray, Any] = field(init=False, repr=False)  # of the last batch: what angles are made of
+    _expected: dict[int, Expected] = field(default_factory=dict, init=False, repr=False)  # by step
+    _drawer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False, repr=False)
+
+    def expect(self, labels: np.ndarray) -> None:
+        """Begin to draw the samples of the step after the coming one, and to read their centres ahead, in a thread.
+
+        All processes call it together, before the coming :meth:`forward_backward`. The samples are those that would be
+        drawn without it.
+
+        :param labels: (b,) of this process's part of the batch after the coming one.
+        """
+        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
+        samples = self._drawer.submit(self._draw, self.replicas.all_gather(labels), self.steps + 1, ahead=True)
+        self._expected[self.steps + 1] = Expected(labels, samples)
+
+    def _draw(self, positives: np.ndarray, step: int, ahead: bool = False) -> list[Any]:
+        """What each shard selects at a step; with ``ahead`` shards on a disk begin to read them."""
+        samples = []
+        for shard in self.shards:
+            samples.append(shard.draw(self.sampler, positives, step))
+            if ahead:
+                shard.expect(samples[-1])
+        return samples
+
+    def _labels_and_samples(self, labels: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        """The labels of the global batch (B,), and what each shard selects."""
+        if expected := self._expected.pop(self.steps, None):
+            mine = expected.labels[self.communicator.rank * len(labels) :][: len(labels)]
+            if not np.array_equal(mine, labels):
+                raise ValueError(f"step {self.steps}: labels are not those that were expected")
+            return expected.labels, expected.samples.result()
+        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
+        return labels, self._draw(self.replicas.all_gather(labels), self.steps)
 
     @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
     def forward_backward(self, features: Any, labels: np.ndarray) -> HeadResult:
         x = self.communicator.all_gather(features)
-        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
+        labels, samples = self._labels_and_samples(labels)
         norms = roots((x * x).sum(axis=1, keepdims=True) + float(EPSILON))
         unit = x / norms if self.margin.normalised else x
-        count, positives = len(x) * self.replicas.size, self.replicas.all_gather(labels)
+        count = len(x) * self.replicas.size
 
         # Only the shard with a row's class has its similarity: others put -inf, so the maximum is the logit.
         logits, slopes, statistics, similarities = [], [], [], []
-        for shard in self.shards:
-            shard.select(self.sampler(positives, self.steps, shard.start, shard.stop))
+        for shard, sample in zip(self.shards, samples):
+            shard.select(sample)
             similarities.append(shard.similarities(unit, labels))
             logit, slope = self.margin.target(similarities[-1])
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))

@@ -47,6 +47,7 @@ class Trainer:
     end_epoch: int
     timeline: NoTimeline | Timeline = field(default_factory=NoTimeline)
     measure_every: int = 0  # batches between measures of angles and gradients, 0 never
+    look_ahead: Callable[[], object] | None = None  # tells the head of the batch after the coming one
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
@@ -70,6 +71,9 @@ class Trainer:
     def _step(self, batch: Batch, stop: StopRequest) -> int:
         """Take one step; returns the signal that some process got until now, 0 if none did."""
         progress, lr, phase = self.progress, self.schedule(self.progress.step), self.timeline.phase
+        if self.look_ahead:
+            with phase("look ahead"):
+                self.look_ahead()
         with phase("forward"):
             features_BD = self.backbone.forward(batch.images)
         with phase("head"):

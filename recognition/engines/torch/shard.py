@@ -22,9 +22,11 @@ import numpy as np
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
+from recognition.engines.torch.sampling import DeviceSample
 from recognition.engines.torch.shard_steps import step
 from recognition.engines.torch.stored_rows import StoredRows
 from recognition.head.rounding import key_of
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
@@ -118,6 +120,7 @@ class TorchShard:
         self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._finite = Fetched(self._sound)
+        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.select(None)
 
     @property
@@ -153,9 +156,24 @@ class TorchShard:
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
         return float(least.amin()), float(most.amax())
 
-    def select(self, classes: np.ndarray | None) -> None:
+    def expect(self, classes: np.ndarray | None) -> None:
+        pass
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
+        """A sample on the GPU, if W is there; of NumPy otherwise."""
+        if sampler.ratio >= 1 or self.on_host or self._side_stream is None:
+            return sampler(labels, step, self.start, self.stop)
+        return DeviceSample(sampler, labels, step, self.start, self.stop, self.device, self._side_stream)
+
+    def select(self, classes: Any) -> None:
         self._classes = classes
-        self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
+        if isinstance(classes, DeviceSample):
+            if self.device.type == "cuda":  # the other stream may not use their memory again too early
+                classes.places.record_stream(torch.cuda.current_stream(self.device))
+            sub_centres = torch.arange(self.sub_centres, device=self.device)
+            self._rows.select((classes.places[:, None] * self.sub_centres + sub_centres).flatten())
+        else:
+            self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
