@@ -30,8 +30,14 @@ class Placed:
                  generator: torch.Generator | None = None) -> torch.Tensor:
         """The features of images, uint8 (n, 3, H, W): float32 (n, D) on the device, which may still compute them."""
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
-        pixels = pixels.to(torch.float32, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None):
+        return self.features_there(pixels, training, generator)
+
+    def features_there(self, images: torch.Tensor, training: bool = False,
+                       generator: torch.Generator | None = None) -> torch.Tensor:
+        """The features of images that are on the device, without waiting for anything."""
+        pixels = images.to(torch.float32, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None,
+                            cache_enabled=self.device.type != "cuda"):  # a recorded pass must cast each time
             found = self.network(pixels, training=training, generator=generator)
         return found.float()
 
