@@ -11,7 +11,7 @@ from typing import Callable
 from recognition.data.loader import Batch
 from recognition.engines.interface import Backbone
 from recognition.evaluation.verification import NoDirection, VerificationResult
-from recognition.head.sharded import Head
+from recognition.head.sharded import Head, on_host
 from recognition.optim.schedule import Schedule
 from recognition.processes.communicator import Communicator, agree, largest
 from recognition.training.bad_steps import BadSteps
@@ -91,7 +91,7 @@ class Trainer:
             self.bad_steps.in_a_row = 0
             self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
         else:
-            line = self.bad_steps.leave_out(progress.step, lr, batch, features_BD, result.loss)
+            line = self.bad_steps.leave_out(progress.step, lr, batch, on_host(features_BD), result.loss)
             self.log.left_out(progress.step, line)
         progress.epoch, progress.offset = batch.next_position
         return verdict.signal

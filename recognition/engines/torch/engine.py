@@ -52,7 +52,9 @@ class TorchEngine:
         low = (torch.float16 if on_gpus(computing.devices) else torch.bfloat16) if computing.in_16_bits else None
         return ReplicatedBackbone(graph, *start, [torch_device(device) for device in computing.devices],
                                   computing.batch_size, image_shape, communicator, low=low,
-                                  recompute=computing.memonger, loss_scale=make_loss_scale(computing),
+                                  recompute=computing.memonger,
+                                  keep_features=computing.keep_features and on_gpus(computing.devices),
+                                  loss_scale=make_loss_scale(computing),
                                   **vars(updating))
 
     def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,

@@ -77,9 +77,12 @@ class GraphedPass:
         self._forward.replay()
         return self._features.clone()
 
-    def backward(self, d_features: np.ndarray) -> None:
+    def backward(self, d_features: np.ndarray | torch.Tensor) -> None:
         """Fill :attr:`gradients` from those of the last features, float32 (n, D)."""
-        self._d_features.fill(d_features)
+        if isinstance(d_features, np.ndarray):
+            self._d_features.fill(d_features)
+        else:
+            self._d_features.there.copy_(d_features)
         self._backward.replay()
 
 

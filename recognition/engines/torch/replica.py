@@ -73,7 +73,7 @@ class Replica(Placed):
             self._output = self.features(images, training=True, generator=self._generator)
         return self._output.detach()
 
-    def backward(self, d_features: np.ndarray) -> None:
+    def backward(self, d_features: np.ndarray | torch.Tensor) -> None:
         """The gradients of all parameters from those of the last features, float32 (n, D)."""
         if self.recorded and self._replays:
             self.recorded.backward(d_features)
@@ -86,7 +86,7 @@ class Replica(Placed):
         assert output is not None, "a backward pass is behind a forward pass"
         self._drop_gradients()
         with self._fastest():
-            torch.autograd.backward(output, torch.from_numpy(d_features).to(self.device),
+            torch.autograd.backward(output, torch.as_tensor(d_features, device=self.device),
                                     inputs=list(self.arguments.values()))
         self.gradients = {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
                           for name, tensor in self.arguments.items()}
