@@ -55,11 +55,11 @@ class GraphedPass:
         device, wanted = generator.device, list(arguments.values())
         self.shape, self._images = shape, Staged(shape, torch.uint8, device)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        self._forward.register_generator_state(generator)
-        stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # the maps of the graphs take the place of those of the steps before
-        with _refusing_to_wait():
+        with torch.cuda.device(device), _refusing_to_wait():
+            self._forward.register_generator_state(generator)
+            stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
             with _recorded(self._forward, stream, pool):
                 features = compute(self._images.there)
             self._d_features = Staged(tuple(features.shape), features.dtype, device)
@@ -67,6 +67,7 @@ class GraphedPass:
                 # Not backward(): it would add to tensors' ``grad`` on the stream of the steps before.
                 found = torch.autograd.grad(features, wanted, self._d_features.there, allow_unused=True)
                 found = _apart(found, wanted, (features, self._d_features.there))
+        torch.cuda.synchronize(device)  # the recordings have set the generator's memory on their own stream
         self._features = features.detach()
         self.gradients = {name: torch.zeros_like(argument, requires_grad=False) if gradient is None else gradient
                           for (name, argument), gradient in zip(arguments.items(), found)}

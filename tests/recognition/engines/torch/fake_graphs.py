@@ -101,13 +101,14 @@ class Other:
 
 def install(patch: pytest.MonkeyPatch) -> type[Graph]:
     """Let replicas on CPUs record their passes; returns the class that counts replays."""
-    cuda, none = torch.cuda, lambda *_: None
-    for name, value in {
-            "CUDAGraph": Graph, "Stream": Other, "Event": Other, "current_stream": Other, "graph_pool_handle": none,
-            "stream": lambda stream: contextlib.nullcontext(), "synchronize": none, "empty_cache": none,
-            "get_sync_debug_mode": lambda: 0, "set_sync_debug_mode": none, "is_initialized": lambda: Graph.recording,
-            "is_current_stream_capturing": lambda: Graph.recording}.items():
-        patch.setattr(cuda, name, value)
+    fakes: dict[str, Any] = {
+        **dict.fromkeys(("Stream", "Event", "current_stream"), Other),
+        **dict.fromkeys(("graph_pool_handle", "synchronize", "empty_cache", "set_sync_debug_mode"), lambda *_: None),
+        **dict.fromkeys(("stream", "device"), lambda _: contextlib.nullcontext()),
+        **dict.fromkeys(("is_initialized", "is_current_stream_capturing"), lambda: Graph.recording),
+        "CUDAGraph": Graph, "get_sync_debug_mode": lambda: 0}
+    for name, fake in fakes.items():
+        patch.setattr(torch.cuda, name, fake)
     patch.setattr("recognition.engines.torch.replica.can_record", lambda device: True)
     patch.setattr(Graph, "replays", 0)
     return Graph

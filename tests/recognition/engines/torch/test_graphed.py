@@ -132,6 +132,26 @@ def test_what_cannot_be_recorded_goes_on_by_operators_and_says_so_once(
     assert all(alike(one_pass(plain, step), found[step]) for step in range(4))
 
 
+@pytest.mark.parametrize("error", [RuntimeError("the operator's"), None])
+def test_a_recording_that_cuda_breaks_off_gives_its_memory_back(
+        graphs: Any, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    """The first error says why."""
+    def broken_off(graph: Any) -> None:
+        ended(graph)
+        raise RuntimeError("CUDA's")
+
+    ended, told = graphs.capture_end, []
+    monkeypatch.setattr(graphs, "capture_end", broken_off)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *args, name=name: told.append((name, *args)))
+    with pytest.raises(RuntimeError, match="the operator's" if error else "CUDA's"), graphed._recorded(
+            graphs(), torch.cuda.Stream(), "pool"):
+        if error:
+            raise error
+    assert told == [("_cuda_endAllocateToPool", None, "pool"), ("_cuda_releasePool", None, "pool")]
+    assert not graphs.recording
+
+
 def residual(dropout: bool) -> Graph:
     """Blocks between which memonger keeps maps; with or without dropout inside of them."""
     data = (sym.Variable("data") - 127.5) * 0.0078125
