@@ -67,6 +67,8 @@ class Backbone(Protocol):
     All processes call ``embed``, ``parameters`` and ``state`` together.
     """
 
+    about: str  # a line about what it computes with; empty if there is nothing to say
+
     @property
     def loss_scale(self) -> LossScale | None:
         """The loss scale of float16; None for other numbers."""

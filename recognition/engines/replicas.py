@@ -67,6 +67,7 @@ class Replicas:
     ``parameters`` and ``state`` are collective: all processes call them together.
     """
 
+    about = ""
     sgd: Callable[..., Optimiser]  # of parameters, names, momentum and weight decay
     adamw: Callable[..., Optimiser]  # of parameters, names, AdamW's numbers and weight decay
     inferred: Callable[..., list[np.ndarray]]  # features of replicas, for a number of images a device, of images

@@ -97,7 +97,10 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
-    return engine.backbone(graph, start, image_shape, computing, updating, communicator)
+    backbone = engine.backbone(graph, start, image_shape, computing, updating, communicator)
+    if backbone.about:
+        print(backbone.about, flush=True)
+    return backbone
 
 
 def make_head(config: Config, num_classes: int, engine: Engine,

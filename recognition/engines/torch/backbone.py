@@ -32,15 +32,17 @@ class ReplicatedBackbone(Replicas):
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *,
                  loss_scale: LossScale | None = None, low: torch.dtype | None = None, recompute: bool = False,
-                 keep_features: bool = False, **updating: Any) -> None:
+                 keep_features: bool = False, fused: bool = False, **updating: Any) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param loss_scale: for float16; steps whose gradients overflow must then be left out.
         :param low: the numbers of 16 bits of heavy layers; None for float32.
         :param recompute: activations are computed again to save memory.
         :param keep_features: features stay on the only device.
+        :param fused: batch norms are Triton's kernels in training and 16 bits.
         :param updating: the fields of :class:`recognition.engines.interface.Updating`.
         """
-        replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute) for device in devices]
+        replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute, fused)
+                    for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
         self._keep_features = keep_features
         # With one device a process, gradients are summed over the processes while the backward pass goes on.

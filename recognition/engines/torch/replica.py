@@ -27,9 +27,13 @@ class Replica(Placed):
     """
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: torch.device,
-                 low: torch.dtype | None, image_shape: tuple[int, int, int], recompute: bool) -> None:
-        """:param recompute: layers between a few kept maps are computed again in the backward pass."""
-        super().__init__(graph, parameters, auxiliary, device, low, recompute=recompute, image_shape=image_shape)
+                 low: torch.dtype | None, image_shape: tuple[int, int, int], recompute: bool,
+                 fused: bool = False) -> None:
+        """:param recompute: layers between a few kept maps are computed again in the backward pass.
+        :param fused: batch norms are Triton's kernels in 16 bits.
+        """
+        super().__init__(graph, parameters, auxiliary, device, low, recompute=recompute, image_shape=image_shape,
+                         fused=fused)
         self.arguments, self.auxiliary = self.network.arguments, self.network.auxiliary
         self.gradients: dict[str, torch.Tensor] = {}  # of the last backward pass
         self.ready: Callable[[torch.Tensor], None] | None = None  # called with each gradient as soon as it is there
