@@ -30,8 +30,9 @@ CHECKS = {
     "head": heads.kinds_against_float64, "head-states": heads.states_and_bits, "head-cost": heads.memory_and_time,
     "kernels": fused.kernels_against_float64, "kernels-cost": fused.kernels_cost,
     "networks": networks.against_float64, "network-states": networks.states_and_bits, "16-bits": networks.in_16_bits,
-    "fused": batch_norm.against_float64, "fused-cost": batch_norm.cost, "fused-cuts": batch_norm.cuts,
-    "demo": demo.run_of_the_demo, "network-cost": networks.speed, "resume": demo.resumed,
+    "graphs": networks.graphs, "fused": batch_norm.against_float64, "fused-cost": batch_norm.cost,
+    "fused-cuts": batch_norm.cuts, "demo": demo.run_of_the_demo, "network-cost": networks.speed,
+    "resume": demo.resumed,
 }
 NEEDED = 20  # seconds that a check is not begun without
 

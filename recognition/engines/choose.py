@@ -145,7 +145,8 @@ def build_network(config: Config) -> Graph:
 
 def computing_of(config: Config) -> Computing:
     """The devices, batch and numbers with which a configuration wants the backbone computed."""
-    return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger)
+    return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger,
+                     keep_features=len(config.devices) == 1 and not config.triplets)
 
 
 def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],

@@ -34,6 +34,7 @@ class Computing:
     in_16_bits: bool = False
     loss_scale: float = 0.0  # that float16 begins with; 0: the engine's own
     memonger: bool = False  # activations are recomputed to save memory
+    keep_features: bool = False  # on the only GPU, where the engine can, rather than in NumPy's arrays
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ class Backbone(Protocol):
     def loss_scale(self) -> LossScale | None:
         """The loss scale of float16; None for other numbers."""
 
-    def forward(self, images: np.ndarray) -> np.ndarray:
-        """Features of this process's part of a training batch."""
+    def forward(self, images: np.ndarray) -> Any:
+        """Features of this process's part of a training batch: NumPy's, or the engine's on its device."""
 
-    def backward(self, d_features: np.ndarray) -> None:
-        """Gradients of the parameters from those of the last features, of the same shape."""
+    def backward(self, d_features: Any) -> None:
+        """Gradients of the parameters from those of the last features, of the same shape and kind."""
 
     def finite(self) -> bool:
         """True if all that the last :meth:`backward` computes is finite; waits for it."""

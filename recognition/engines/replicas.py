@@ -97,16 +97,16 @@ class Replicas:
     def _wait(self) -> None:
         """Return once the moving statistics are those of the last step."""
 
-    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+    def _parts(self, images: Any) -> list[Any]:
         return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
 
     def _dropout_stream(self) -> np.random.SeedSequence:
         """A function of the seed and the step, so that a resumed run draws the same masks."""
         return np.random.SeedSequence([self._seed, self._steps, self.communicator.rank])
 
-    def backward(self, d_features: np.ndarray) -> None:
+    def backward(self, d_features: Any) -> None:
         if self.loss_scale:
-            d_features = d_features * np.float32(self.loss_scale.value)
+            d_features = d_features * float(self.loss_scale.value)
         for replica, part in zip(self.replicas, self._parts(d_features)):
             replica.backward(part)
         self._reduce_gradients()

@@ -60,11 +60,13 @@ class HeadSize:
 
 
 def selected_classes(classes: int, ratio: float, batch: int, shards: int) -> int:
-    """The number of a shard's classes in a step, as :class:`recognition.head.sampling.ClassSampler` chooses them.
+    """The number of a shard's classes in a step that :class:`recognition.head.sampling.ClassSampler` is expected to
+    choose.
 
     It is assumed that the positives are spread evenly over the shards, and that each image is of another class.
     """
-    return min(classes, max(round(ratio * classes), -(-batch // shards), 1))
+    positives = min(classes, -(-batch // shards))
+    return classes if ratio >= 1 else max(1, positives + round(ratio * (classes - positives)))
 
 
 def cpu_shard_memory(size: HeadSize) -> Memory:
@@ -74,7 +76,7 @@ def cpu_shard_memory(size: HeadSize) -> Memory:
     gradients = (groups + 7) * batch * size.dim * FLOAT  # a part of each group; features, unit vectors, their sums
     small = size.rows * ((2 + size.moments) * FLOAT + INTEGER)  # norms, bias, its moments, row numbers
     if size.selected < size.classes:  # those of the sample, and the numbers that it is drawn with
-        small += size.classes * INTEGER + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
+        small += size.classes + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
     return _parts(size, size.logits * batch // size.batch, ROWS_A_PIECE * size.dim * FLOAT, gradients, small)
 
 

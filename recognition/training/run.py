@@ -9,12 +9,14 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
+from recognition.data.loader import BatchLoader
 from recognition.data.order import Position
+from recognition.data.triplets import TripletLoader
 from recognition.engines.choose import build_network, choose_engine, decide_for, with_own_size
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
@@ -132,6 +134,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
                 max_steps=config.max_steps, end_epoch=config.end_epoch,
                 timeline=Timeline(folder, config.profile, engine.profiler()) if profiled else NoTimeline(),
                 measure_every=config.tensorboard_every if config.tensorboard else 0,
+                look_ahead=look_ahead(head, batches) if config.sample_ratio < 1 else None,
             ).run()
         finally:
             log.close()
@@ -190,6 +193,15 @@ def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backb
         saved.fill(shard, identity["loss_K"])
     print(f"going on after step {progress.step} from {saved.path}", flush=True)
     return progress
+
+
+def look_ahead(head: ShardedHead | TripletHead,
+               batches: BatchLoader | TripletLoader) -> Callable[[], None] | None:
+    """What tells the head before a step which classes the batch after the coming one has; None if it need not know."""
+    if not isinstance(head, ShardedHead) or not isinstance(batches, BatchLoader):
+        return None
+    known, loader = head, batches
+    return lambda: known.expect(loader.labels_ahead())
 
 
 def report_line(folder: Path, progress: Progress, status: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from recognition.engines.cpu import kernels
 from recognition.engines.cpu.adamw_kernel import update_centres_adamw
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     NO_MOMENTS,
     ROWS_AT_ONCE,
@@ -84,6 +85,12 @@ class CpuShard:
         run: Callable[..., Iterable[Any]] = map if len(groups) == 1 else self._threads.map
         for _ in run(work, groups, self._bounds[:-1], self._bounds[1:]):
             pass
+
+    def expect(self, classes: np.ndarray | None) -> None:
+        pass
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> np.ndarray | None:
+        return sampler(labels, step, self.start, self.stop)
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes = classes

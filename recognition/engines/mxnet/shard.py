@@ -9,6 +9,7 @@ import numpy as np
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import readable
 from recognition.errors import UserError
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
@@ -80,6 +81,12 @@ class MxnetShard:
     def _need_second_moments(self) -> None:
         zeros: Any = np.zeros_like if self.on_host else mx.nd.zeros_like
         self._second = self._second or (zeros(self._stored[0]), zeros(self._stored[2]))
+
+    def expect(self, classes: np.ndarray | None) -> None:
+        pass  # nothing lies on a disk
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> np.ndarray | None:
+        return sampler(labels, step, self.start, self.stop)
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes, self._whole = classes, classes is None and not self.on_host

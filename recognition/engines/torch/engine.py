@@ -57,6 +57,7 @@ class TorchEngine:
         why = "; ".join(sorted({why_not(device) for device in devices} - {""})) if kernels else ""
         made = ReplicatedBackbone(graph, *start, devices, computing.batch_size, image_shape, communicator, low=low,
                                   recompute=computing.memonger, loss_scale=make_loss_scale(computing),
+                                  keep_features=computing.keep_features and on_gpus(computing.devices),
                                   fused=kernels and not why, **vars(updating))
         if kernels:
             made.about = (f"backbone: PyTorch's batch norm rather than Triton's kernels: {why}" if why else

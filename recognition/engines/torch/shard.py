@@ -16,15 +16,17 @@ PyTorch computes a shape's products with the same bits each time, so a run that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
+from recognition.engines.torch.sampling import DeviceSample
 from recognition.engines.torch.shard_steps import step
 from recognition.engines.torch.stored_rows import StoredRows
 from recognition.head.rounding import key_of
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
@@ -78,6 +80,21 @@ def product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None, 
     return a @ b if plus is None else torch.addmm(plus, a, b, alpha=factor)
 
 
+class Fetched:
+    """A few numbers on their way to the host: a call waits for them alone, not for what is queued behind them."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        on_gpu = numbers.device.type == "cuda"
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=on_gpu)
+        self._host.copy_(numbers, non_blocking=True)
+        self._there = torch.cuda.current_stream(numbers.device).record_event() if on_gpu else None
+
+    def __call__(self) -> np.ndarray:
+        if self._there:
+            self._there.synchronize()
+        return self._host.numpy()
+
+
 class TorchShard:
     """Implements :class:`recognition.head.shard.Shard` on ``device``.
 
@@ -102,11 +119,13 @@ class TorchShard:
         self._bias = self._rows.zeros(2)
         self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
+        self._finite = Fetched(self._sound)
+        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.select(None)
 
     @property
     def finite(self) -> bool:
-        return bool(self._sound)
+        return bool(self._finite())
 
     def _arrays(self) -> list[torch.Tensor]:
         """All arrays, in the order of a state."""
@@ -122,6 +141,7 @@ class TorchShard:
         for own, values in zip(self._arrays(), state):
             own[low : low + len(values)] = torch.from_numpy(np.array(values, np.float32))
         self._sound.fill_(True)  # states are
+        self._finite = Fetched(self._sound)
 
     def _need_second_moments(self) -> None:
         for arrays in (self._centres, self._bias):
@@ -136,16 +156,32 @@ class TorchShard:
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
         return float(least.amin()), float(most.amax())
 
-    def select(self, classes: np.ndarray | None) -> None:
+    def expect(self, classes: np.ndarray | None) -> None:
+        pass
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
+        """A sample on the GPU, if W is there; of NumPy otherwise."""
+        if sampler.ratio >= 1 or self.on_host or self._side_stream is None:
+            return sampler(labels, step, self.start, self.stop)
+        return DeviceSample(sampler, labels, step, self.start, self.stop, self.device, self._side_stream)
+
+    def select(self, classes: Any) -> None:
         self._classes = classes
-        self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
+        if isinstance(classes, DeviceSample):
+            if self.device.type == "cuda":  # the other stream may not use their memory again too early
+                classes.places.record_stream(torch.cuda.current_stream(self.device))
+            sub_centres = torch.arange(self.sub_centres, device=self.device)
+            self._rows.select((classes.places[:, None] * self.sub_centres + sub_centres).flatten())
+        else:
+            self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
-    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         batch, k = len(x), self.sub_centres
-        self._x = self._on_device(np.array(x, np.float32))
+        self._host_side = isinstance(x, np.ndarray)
+        self._x = self._on_device(np.array(x, np.float32)) if self._host_side else x
         columns = target_columns(labels, self.start, self.stop, k, self._classes)
         here = np.flatnonzero(columns >= 0)
         here = here[np.argsort(columns[here], kind="stable")]
@@ -154,7 +190,9 @@ class TorchShard:
         units = units.view(len(here), k, x.shape[1])
         values = torch.linalg.vecdot(units, self._x[self._on_device(here)].unsqueeze(1))
         values += self._rows.take_at(self._bias[0], candidates).view(len(here), k)
-        found = values.cpu().numpy()
+        fetched = Fetched(values)
+        self._begin(columns)
+        found = fetched()
         nearest, order = found.argmax(axis=1), np.arange(len(here))
         places = np.stack([here, columns[here], columns[here] + nearest])
         self._targets = Targets(here, columns[here], places[2], units[self._on_device(order), self._on_device(nearest)],
@@ -164,6 +202,9 @@ class TorchShard:
         similarities = np.zeros(batch, np.float32)
         similarities[here] = found[order, nearest]
         return similarities
+
+    def _begin(self, columns: np.ndarray) -> None:
+        """Queue what can be computed before margins are known; ``columns``: (B,), the targets' first ones, or -1."""
 
     def _units(self, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Unit vectors and inverse norms (rows, 1) of centres (rows, D); what they are if the head does not
@@ -219,7 +260,7 @@ class TorchShard:
         with np.errstate(invalid="ignore"):
             return merged_statistics(np.stack([self._highest, targets]), np.stack([sums, np.isfinite(targets)]))
 
-    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
         here = self._targets.batch
         with np.errstate(invalid="ignore", over="ignore"):
             factor = np.exp(self._highest - log_sums) * (self.scale / count)
@@ -231,7 +272,7 @@ class TorchShard:
         d_x = self._weighted * self._on_device(factor[:, None].astype(np.float32))
         slopes = self._on_device(target_gradients[here].astype(np.float32)[:, None])
         d_x[self._targets.places[0]] += slopes * self._targets.units
-        return d_x.cpu().numpy()
+        return d_x.cpu().numpy() if self._host_side else d_x
 
     def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
         norms, biases = np.zeros((2, len(self._x)))
@@ -262,7 +303,8 @@ class TorchShard:
             if self.with_bias:
                 bias = self._rows.take(self._bias[0], chunk.low, chunk.high)
                 self._step(optimiser, chunk, self._bias, bias, gradients[1])
-        return float(squares)
+        self._finite = Fetched(self._sound)
+        return float(squares) if measure else 0.0
 
     @staticmethod
     def _through_norm(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:

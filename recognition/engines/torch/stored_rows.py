@@ -35,9 +35,9 @@ class StoredRows:
         """The selected rows, ascending int64; None: all."""
         return self._selected
 
-    def select(self, rows: np.ndarray | None) -> None:
+    def select(self, rows: np.ndarray | torch.Tensor | None) -> None:
         """Take these rows alone from now on, ascending int64; None: all."""
-        self._selected = None if rows is None else torch.from_numpy(rows).to(self._home)
+        self._selected = torch.from_numpy(rows).to(self._home) if isinstance(rows, np.ndarray) else rows
 
     def numbers(self, low: int, high: int) -> torch.Tensor:
         """The numbers of the selected rows ``low .. high - 1``, int64, where the arrays lie."""
