@@ -17,7 +17,7 @@ from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
 from recognition.networks import build_symbol, own_size
-from recognition.networks.graph import Graph
+from recognition.networks.graph import Graph, rewrite
 
 LIBRARIES = {"mxnet": "MXNet", "torch": "PyTorch"}  # by the names of engines, which are those of their modules
 # Of the maps that PyTorch keeps, which are those of the graph (its own count for y1 and r50 is 4 and 8 % less). With
@@ -164,10 +164,16 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
 
 
 def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> Graph:
-    """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device."""
+    """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device.
+
+    In 16 bits on GPUs without PReLUs behind batch norms: one kernel computes both and keeps nothing in between.
+    """
     from recognition.engines.mxnet.passes.precision import low_precision
     from recognition.engines.mxnet.passes.recompute import recompute
 
+    if computing.in_16_bits and on_gpus(computing.devices):
+        graph = rewrite(graph, {"LeakyReLU": lambda maker, node, inputs: (
+            inputs[0] if maker.nodes[inputs[0].node].op == "BatchNorm" else None)})
     if computing.in_16_bits:
         graph = low_precision(graph, "float16" if on_gpus(computing.devices) else "bfloat16", image_shape)
     return recompute(graph, image_shape) if computing.memonger else graph
