@@ -176,7 +176,9 @@ class TorchShard:
             self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        """A copy on the device. From pinned memory it is queued, and the host goes on."""
+        given = torch.from_numpy(np.ascontiguousarray(values))
+        return given.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else given
 
     def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         batch, k = len(x), self.sub_centres

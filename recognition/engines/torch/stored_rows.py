@@ -58,7 +58,9 @@ class StoredRows:
 
     def take_at(self, array: torch.Tensor, places: np.ndarray) -> torch.Tensor:
         """A copy of a few of the selected rows, by their places among them, on the device as float32."""
-        rows = torch.from_numpy(places).to(self._home)
+        rows = torch.from_numpy(places)
+        if self._home.type == "cuda":  # from pinned memory the copy is queued, and the host goes on
+            rows = rows.pin_memory().to(self._home, non_blocking=True)
         return array.index_select(0, rows if self._selected is None else self._selected[rows]).to(self.device).float()
 
     def put(self, array: torch.Tensor, low: int, high: int, part: torch.Tensor,
