@@ -46,9 +46,9 @@ def exponentials(x, units, inverse, targets, references, grown, highest, total, 
             return
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
-    z, factor = logits_of_tile(x, units, inverse, targets, b, number, row, there, (tile + 1) * COLUMNS > classes * PADDED,
-                               batch, classes * K, first, scale, ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED,
-                               BATCH, COLUMNS, DEPTH)
+    at_end = (tile + 1) * COLUMNS > classes * PADDED
+    z, factor = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, classes * K, first,
+                               scale, ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH, COLUMNS, DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=0.0)
     reference = tl.where(reference == float("-inf"), 0.0, reference)
     p = tl.exp2(z - reference[:, None])
@@ -122,9 +122,9 @@ def slopes(x, units, inverse, targets, references, rests, nearest, of_targets, w
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
-    z, _ = logits_of_tile(x, units, inverse, targets, b, number, row, there, (tile + 1) * COLUMNS > classes * PADDED,
-                          batch, classes * K, first, scale, ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH,
-                          COLUMNS, DEPTH)
+    at_end = (tile + 1) * COLUMNS > classes * PADDED
+    z, _ = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, classes * K, first, scale,
+                          ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH, COLUMNS, DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=float("inf"))
     p = tl.exp2(z - reference[:, None]) * (tl.load(rests + b, mask=b < batch, other=0.0) * gain)[:, None]
     place = tl.load(nearest + b, mask=b < batch, other=-1) - first * K
