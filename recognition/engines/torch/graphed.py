@@ -93,15 +93,21 @@ def _apart(gradients: Sequence[torch.Tensor | None], arguments: Sequence[torch.T
 
     PyTorch may give one tensor for two arguments, and ``backward()`` copies likewise.
     """
-    taken = {tensor.untyped_storage().data_ptr() for tensor in others}
+    taken = [_bytes(tensor) for tensor in others]
     found: list[torch.Tensor | None] = []
     for gradient, argument in zip(gradients, arguments):
         if gradient is not None:
-            if gradient.stride() != argument.stride() or gradient.untyped_storage().data_ptr() in taken:
+            here = _bytes(gradient)
+            if gradient.stride() != argument.stride() or any(here[0] < end and start < here[1] for start, end in taken):
                 gradient = torch.empty_like(argument, requires_grad=False).copy_(gradient)
-            taken.add(gradient.untyped_storage().data_ptr())
+            taken.append(_bytes(gradient))
         found.append(gradient)
     return found
+
+
+def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor without gaps begins and ends in memory."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
 
 
 @contextlib.contextmanager
