@@ -11,7 +11,7 @@ from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS
 from recognition.engines.torch.operators.passes import Pass
 from recognition.errors import UserError
 from recognition.networks.graph import Graph, Node
-from recognition.networks.recompute import computed_again
+from recognition.networks.recompute import computed_again, depend_on_images
 
 DATA = "data"
 Tensors = dict[int, Sequence["torch.Tensor"]]  # outputs by the place of their node
@@ -98,18 +98,9 @@ def _fixed_gammas(graph: Graph) -> list[str]:
             and graph.nodes[node.inputs[1].node].is_variable]
 
 
-def _of_images(graph: Graph) -> set[int]:
-    """Places of the nodes that depend on the images."""
-    found = set[int]()
-    for place, node in enumerate(graph.nodes):
-        if node.name == DATA or any(entry.node in found for entry in node.inputs):
-            found.add(place)
-    return found
-
-
 def _steps(graph: Graph) -> list[_Step]:
-    """The operators in the order of the graph, but that those of parameters alone come first."""
-    of_images, kept = _of_images(graph), {head.node for head in graph.heads}
+    """The operators in the order of the graph, but those first that do not depend on the images."""
+    of_images, kept = depend_on_images(graph), {head.node for head in graph.heads}
     places = [place for place, node in enumerate(graph.nodes) if not node.is_variable]
     places.sort(key=lambda place: place in of_images)
     last_use = {entry.node: place for place in places for entry in graph.nodes[place].inputs}
@@ -138,7 +129,7 @@ def _compute(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
 
 def _segments(graph: Graph, steps: Sequence[_Step], image_shape: tuple[int, int, int]) -> list[int]:
     """How many steps there are up to the first segment, and up to the end of each: up to a map that is kept."""
-    again, of_images = set(computed_again(graph, image_shape)), _of_images(graph)
+    again, of_images = set(computed_again(graph, image_shape)), depend_on_images(graph)
     ends = [number for number, step in enumerate(steps, start=1)
             if step.place in of_images and step.place not in again]
     return [sum(step.place not in of_images for step in steps), *ends]

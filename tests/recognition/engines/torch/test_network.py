@@ -37,6 +37,8 @@ QUICK_OPTIONS: list[dict[str, Any]] = [
     *({**FRESNET, "net_unit": number, "net_input": number - 1, "net_se": number % 2} for number in (1, 2, 3)),
     {**SMALL, "net_act": "relu", "net_output": "E"},
     {"net_name": "fmobilenet", "net_multiplier": 0.25, "net_output": "GAP", "emb_size": 32},
+    {"net_name": "vit", "net_multiplier": 0.125, "num_layers": 2, "net_drop_path": 0.1, "net_mask_ratio": 0.1,
+     "emb_size": 32},
 ]
 OPTIONS: list[dict[str, Any]] = [
     *QUICK_OPTIONS,
