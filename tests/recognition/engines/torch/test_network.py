@@ -81,7 +81,7 @@ def by_mxnet(graph: Graph, parameters: Any, auxiliary: Any, images: np.ndarray) 
     states = {name: mx.nd.array(array, dtype="float64") for name, array in auxiliary.items()}
     gradients = {name: mx.nd.zeros_like(arguments[name]) for name in parameters}
     # PReLU by our pass: MXNet's own gives wrong gradients of the slopes where it is computed in place.
-    executor = to_symbol(fast_prelu(graph)).bind(
+    executor = to_symbol(fast_prelu(graph, images.shape[1:])).bind(
         mx.cpu(), arguments, gradients, {name: "write" if name in gradients else "null" for name in arguments}, states)
     found = {"inference": executor.forward(is_train=False)[0].asnumpy()}
     found["training"] = executor.forward(is_train=True)[0].asnumpy()
