@@ -15,7 +15,16 @@ from typing import Any, Callable
 from recognition.config import types
 from recognition.config.user_code import find_network, is_symbol_file
 from recognition.errors import UserError
-from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, mbf, vargfacenet, vit
+from recognition.networks.families import (
+    fdensenet,
+    fmnasnet,
+    fmobilefacenet,
+    fmobilenet,
+    fresnet,
+    mbf,
+    vargfacenet,
+    vit,
+)
 from recognition.networks.graph import Graph, with_starts
 from recognition.networks.initialise import GAUSSIAN_OUT, NARROW, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes

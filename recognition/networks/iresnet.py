@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of PyTorch's ``iresnet`` (arcface_torch: r18, r34, r50, r100, r200, r2060) as those of ``fresnet``, and back.
+"""The parameters of PyTorch's ``iresnet`` (arcface_torch: r18 to r2060) as those of ``fresnet``, and back.
 
 Both are the network of ArcFace (arXiv 1801.07698): ``net_unit`` 3, ``net_input`` 1, ``net_output`` E, PReLU. They
 differ in

@@ -77,8 +77,8 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Gra
 
 
 def _named(width: int, blocks: int, source: str) -> tuple[str, float, float]:
-    for name, (*known, dropped, masked) in NETWORKS.items():
-        if known == [width, blocks]:
+    for name, (known_width, known_blocks, dropped, masked) in NETWORKS.items():
+        if (width, blocks) == (known_width, known_blocks):
             return name, dropped, masked
     known = ", ".join(f"{width} and {blocks} ({name})" for name, (width, blocks, *_) in NETWORKS.items())
     raise UserError(f"{source}: found a ViT of tokens of {width} numbers and {blocks} blocks, expected one of "

@@ -83,7 +83,7 @@ def random_network(width: int, blocks: int, dim: int = 24) -> Network:
     return network
 
 
-@pytest.mark.parametrize("name", ["vit_t", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_s", "vit_b"))])
+@pytest.mark.parametrize("name", ["vit_t", pytest.param("vit_b", marks=pytest.mark.slow)])
 def test_weights_there_and_back(name, noise, tmp_path: Path, capsys) -> None:
     """Outputs: 1e-4 of the largest, float32 against float32; what comes back is what went in."""
     width, blocks, *_ = NETWORKS[name]
@@ -171,7 +171,7 @@ def test_what_mxnet_leaves_out_is_a_function_of_the_seed(recompute) -> None:
     graph = Graph(graph.nodes, heads)
     symbol = to_symbol(memonger(graph) if recompute else graph)
     executor = symbol.simple_bind(mx.cpu(), data=(9, 3, 112, 112))
-    for name, array in executor.arg_dict.items():
+    for array in executor.arg_dict.values():
         array[:] = mx.nd.random.normal(shape=array.shape)
 
     def run(seed: int, train: bool = True) -> list[np.ndarray]:
@@ -203,9 +203,9 @@ def test_a_vit_that_arcface_torch_has_not_is_refused(options, message) -> None:
 
 def test_tensors_that_are_no_such_network_are_refused() -> None:
     tensors = {key: value.numpy() for key, value in random_network(256, 12).state_dict().items()}
-    with pytest.raises(UserError, match="found 147 arrays, expected the 148 of arcface_torch's vit_t, which norm.bias"):
+    with pytest.raises(UserError, match=r"found 147 arrays, expected the 148 of .*vit_t, which norm\.bias"):
         from_torch({key: value for key, value in tensors.items() if key != "norm.bias"}, "x.pt")
-    with pytest.raises(UserError, match=r"x.pt: pos_embed is of shape \(1, 9, 256\), expected \(1, 144, 256\)"):
+    with pytest.raises(UserError, match=r"x\.pt: pos_embed is of shape \(1, 9, 256\), expected \(1, 144, 256\)"):
         from_torch({**tensors, "pos_embed": np.zeros((1, 9, 256), np.float32)}, "x.pt")
 
 

@@ -155,7 +155,8 @@ def test_its_synthetic_set_is_made_up_here_too(parse):
 
 
 @pytest.mark.parametrize("line, message", [
-    ("network = 'r51'", f"ms1mv3_r50.py: network: found 'r51', expected one of {', '.join(NETWORKS)}; the nearest is 'r50'"),
+    ("network = 'r51'", f"ms1mv3_r50.py: network: found 'r51', expected one of {', '.join(NETWORKS)}; the "
+     "nearest is 'r50'"),
     ("margin_list = (1.0, 0.3, 0.2)", "margin_list: found (1.0, 0.3, 0.2), expected (1.0, m2, 0.0) or (1.0, 0.0, m3)"),
     ("margin_list = 0.5", "margin_list: found 0.5"),
     ("gradient_acc = 12", "gradient_acc: found 12, but gradients are not accumulated here"),
