@@ -14,6 +14,7 @@ from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks.families import vit
 from recognition.networks.graph import Graph
 from recognition.networks.of_torch import from_torch, moments_from_torch, moments_to_torch, parameters_of, to_torch
+from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.vit_weights import NETWORKS, pairs
 
@@ -217,3 +218,18 @@ def test_a_network_without_masks_gets_a_token_of_zeros() -> None:
                             for group in (shapes.arguments, shapes.auxiliary))
     name, tensors = to_torch(graph, arguments, auxiliary, "x.params")
     assert name == "vit_t" and not tensors["mask_token"].any() and tensors["mask_token"].shape == (1, 1, 256)
+
+
+def test_memonger_gives_the_same_bits(arrays_of, images) -> None:
+    """Masks and paths of a pass are those of the pass that computes them again; nearly all is."""
+    _, graph, arrays, auxiliary = arrays_of
+    assert len(computed_again(graph)) > 30
+    found = []
+    for recompute in (False, True):
+        network = Network64(graph, arrays, {key: auxiliary[key].copy() for key in graph.list_auxiliary_states()},
+                            torch.device("cpu"), recompute=recompute)
+        features = network(images, training=True, generator=torch.Generator().manual_seed(5))
+        features.backward(torch.ones_like(features) / 7)
+        found.append([features.detach(), *(tensor.grad for tensor in network.arguments.values()),
+                      *network.auxiliary.values()])
+    assert all(torch.equal(plain, again) for plain, again in zip(*found))
