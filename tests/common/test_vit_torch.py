@@ -220,7 +220,8 @@ def test_a_network_without_masks_gets_a_token_of_zeros() -> None:
     assert name == "vit_t" and not tensors["mask_token"].any() and tensors["mask_token"].shape == (1, 1, 256)
 
 
-def test_memonger_gives_the_same_bits(arrays_of, images) -> None:
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_memonger_gives_the_same_bits(autocast, arrays_of, images) -> None:
     """Masks and paths of a pass are those of the pass that computes them again; nearly all is."""
     _, graph, arrays, auxiliary = arrays_of
     assert len(computed_again(graph)) > 30
@@ -228,7 +229,8 @@ def test_memonger_gives_the_same_bits(arrays_of, images) -> None:
     for recompute in (False, True):
         network = Network64(graph, arrays, {key: auxiliary[key].copy() for key in graph.list_auxiliary_states()},
                             torch.device("cpu"), recompute=recompute)
-        features = network(images, training=True, generator=torch.Generator().manual_seed(5))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            features = network(images, training=True, generator=torch.Generator().manual_seed(5))
         features.backward(torch.ones_like(features) / 7)
         found.append([features.detach(), *(tensor.grad for tensor in network.arguments.values()),
                       *network.auxiliary.values()])
