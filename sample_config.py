@@ -75,6 +75,7 @@ network.vit_t = edict(net_name="vit", num_layers=12, net_multiplier=0.5, net_dro
 network.vit_s = edict(net_name="vit", num_layers=12, net_multiplier=1.0, net_drop_path=0.1, net_mask_ratio=0.1)
 network.vit_b = edict(net_name="vit", num_layers=24, net_multiplier=1.0, net_drop_path=0.1, net_mask_ratio=0.1)
 network.vit_l = edict(net_name="vit", num_layers=24, net_multiplier=1.5, net_drop_path=0.05, net_mask_ratio=0.1)
+network.vit_h = edict(net_name="vit", num_layers=48, net_multiplier=2.0, net_drop_path=0.1)
 network.demo = edict(net_name="fmobilefacenet", emb_size=128, net_output="GDC", net_multiplier=0.25,
                      net_blocks=[1, 2, 2, 1], net_act="relu")  # for two CPU cores
 

@@ -24,6 +24,7 @@ NETWORKS = {"vit_t": (256, 12, 0.1, 0.1), "vit_s": (512, 12, 0.1, 0.1), "vit_b":
             "vit_l": (768, 24, 0.05, 0.1), "vit_h": (1024, 48, 0.1, 0.0)}
 MARK, OUR_MARK = "pos_embed", "pos_embed_weight"  # names that no other network has
 TOKEN, OUR_TOKEN = "mask_token", "mask_token_weight"
+VARIANT = r"_dp005_mask_?\d+$"  # how names of variants end, which differ in what training leaves out
 SIDE = 112  # of arcface_torch's images
 _WEIGHT_AND_BIAS = (("weight", "weight"), ("bias", "bias"))
 _NORM = (("weight", "gamma"), ("bias", "beta"))

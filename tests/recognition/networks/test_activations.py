@@ -21,7 +21,7 @@ from recognition.networks.graph import Graph
 IMAGE = (3, 112, 112)
 DATA = mx.sym.var("data")
 NETWORKS = {name: preset for name, preset in open_config(str(ROOT / "sample_config.py")).presets("network").items()
-            if name != "r2060"}  # which is r200 with more of the same, and takes minutes
+            if name not in ("r2060", "vit_h")}  # which are r200 and vit_l with more of the same, and take minutes
 FORMS = {
     "gpu": lambda symbol: symbol,
     "cpu": fast_prelu,

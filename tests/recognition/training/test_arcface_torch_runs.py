@@ -70,7 +70,8 @@ def test_a_recipe_trains_as_it_stands(run, tmp_path, tiny_set):
     assert found.arrays[found.names.index("arg:pre_fc1_weight")].shape == (32, 512 * 49)
 
 
-@pytest.mark.parametrize("network, optimizer", [("r18", "sgd"), ("vit_t_dp005_mask0", "adamw")])
+@pytest.mark.parametrize("network, optimizer", [
+    ("r18", "sgd"), pytest.param("vit_t_dp005_mask0", "adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ["torch"])  # what is loaded does not depend on it
 def test_its_checkpoints_go_on_as_a_state_of_ours(network, optimizer, run, tmp_path, tiny_set):
     """After an epoch of 4 batches a state becomes checkpoints of three ranks; a run from them takes the step that the
