@@ -22,11 +22,11 @@ PARALL_ONLY = (PARALL,)
 LARGEST = 1e37  # of factors in float32 arithmetic; 1 / LARGEST is a normal float32, too
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 # Our networks. Any other net_name is a user's own network, which may give NETWORK_KEYS any values and meanings.
-FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf")
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf", "vit")
 _PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
              ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
 NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
-                "net_multiplier", "densenet_dropout")
+                "net_multiplier", "densenet_dropout", "net_drop_path", "net_mask_ratio")
 
 
 def option(default: Any, option_type: types.OptionType, help: str, flag: tuple[str, ...] = ()) -> Any:
@@ -101,6 +101,10 @@ class Config:
     net_blocks: tuple[int, ...] = option((1, 4, 6, 2), types.four_counts, "blocks in each stage")
     net_multiplier: float = option(1.0, types.real(above=0), "factor of the number of channels")
     densenet_dropout: float = option(0.0, types.real(least=0, below=1), "dropout in dense blocks")
+    net_drop_path: float = option(0.0, types.real(least=0, below=1), "share of images that miss the last block of a "
+                                  "transformer in training, of earlier ones fewer")
+    net_mask_ratio: float = option(0.0, types.real(least=0, below=1), "share of an image's patches that a transformer "
+                                   "does not see in training")
     own_keys: tuple[tuple[str, Any], ...] = option((), types.pairs, "keys of config.py that are not ours, with their "
                                                    "values: for a network of your own")
     bn_mom: float = option(0.9, types.real(least=0, most=1), "momentum of batch norm's running statistics")
