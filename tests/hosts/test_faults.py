@@ -21,9 +21,10 @@ END_SECONDS = 90.0  # from the fault: the timeout, ten seconds to end all, and a
 SILENCE_SECONDS = 60.0  # until a host that is cut off has ended its own processes: 30, and the same to end them
 
 
-def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000) -> tuple[subprocess.Popen[str], Path]:
+def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
+          trainer: str = "") -> tuple[subprocess.Popen[str], Path]:
     """Start a run on node1 and node2, and wait until it computes; returns it and its folder."""
-    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models}"
+    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models} {trainer}"
     line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS} {launcher}", trainer)
     run = bed["node1"].begin(line)
     folder = bed["node1"].path(f"{models.split()[1]}/small-arcface-small")
