@@ -38,14 +38,15 @@ def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
 
 
 def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, str]:
-    """The status of a run and the lines of its launcher."""
+    """The status of a run, and the lines of its launcher and of errors."""
     try:
         _, err = run.communicate(timeout=most)
     except subprocess.TimeoutExpired:
         run.kill()
         pytest.fail(f"not ended in {most:g} s: {run.communicate()}")
     assert "Traceback" not in err, err
-    return run.returncode, "\n".join(line for line in err.splitlines() if line.startswith(("launch: ", "error: ")))
+    told = [line for line in err.splitlines() if line.startswith("launch: ") or "error: " in line]
+    return run.returncode, "\n".join(told)
 
 
 def stopped(bed: Bed) -> None:

@@ -88,7 +88,7 @@ def test_a_full_disk_on_one_host(bed: Bed, models: str, where: str) -> None:
     folder = bed[where].path(flags.split()[-1])
     folder.mkdir()
     bed[where].check(f"mount -t tmpfs -o size=1m none {folder.name}")
-    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS}",
+    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {8 * STALL_SECONDS}",
                         f"--max-steps 100000 --frequent 20 --verbose 20 --keep-last 1000 {flags}")
     run = bed["node1"].begin(line)
     try:
