@@ -98,8 +98,8 @@ def test_the_launchers_pod_starts_the_run_on_the_pods_of_the_host_file(tmp_path:
                                "POD_IP": "10.0.0.9"})
     assert done.stdout.splitlines() == [
         "-m", "recognition.launch", "-np", "16", "--hosts", "faces-worker-0:8,faces-worker-1:8", "--address",
-        "10.0.0.9", "--ssh", "scripts/kubernetes/exec_host.sh", "--restarts", "3", "--", python, "train_parall.py", "--network",
-        "a b"], done.stderr
+        "10.0.0.9", "--ssh", "scripts/kubernetes/exec_host.sh", "--restarts", "3", "--", python, "train_parall.py",
+        "--network", "a b"], done.stderr
 
 
 def test_a_line_goes_to_a_pod_with_its_input(tmp_path: Path) -> None:
