@@ -199,6 +199,9 @@ class Config:
                          "one, else from the start", ENTRIES)
     state_every: int = option(2000, types.integer(least=0), "batches between saved training states, 0 for never; if "
                               "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    states_on: str = option("shared", types.choice("shared", "hosts"), "where training states go: to a folder that all "
+                            "processes share; each host's shards to a folder of its own, where they share none",
+                            PARALL_ONLY)
     keep_last: int = option(2, types.integer(least=1), "training states that stay: the last so many", ENTRIES)
     keep_every: int = option(0, types.integer(least=0), "training states of every so many batches stay, too; 0: none",
                              ENTRIES)
@@ -334,6 +337,8 @@ REFUSALS = (
     Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
     Refusal("centers_numbers", lambda c: c.triplets and c.centers_numbers != "float32",
             "a triplet loss has no class centres"),
+    Refusal("states_on", lambda c: c.whole_head and c.states_on != "shared",
+            "train.py has all class centres in each process, and the first one saves them"),
     Refusal("interclass_filtering_threshold",
             lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
             "only a margin loss has cosines with class centres"),

@@ -11,7 +11,7 @@ which ``state_optimizer`` holds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,15 @@ class ArcfaceTorchState:
         first = self._rank(0)
         self.progress = Progress(step=first.step, epoch=first.epoch)
         self._num_classes = 0
+
+    @property
+    def shards(self) -> int:
+        """The number of ranks, each of which has a range of classes."""
+        return self._ranks
+
+    def absent(self, ranges: Sequence[tuple[int, int]]) -> str:
+        """'': all ranks' files are there."""
+        return ""
 
     def require_identity(self, identity: Mapping[str, Any]) -> None:
         """Compare what the checkpoints say with a run.
