@@ -122,8 +122,11 @@ class Config:
     loss_K: int = option(1, types.integer(least=1), "sub-centres a class")
     sample_ratio: float = option(1.0, types.real(above=0, most=1), "share of the class centres in a step",
                                  PARALL_ONLY)
-    centers_on: str = option("device", types.choice("device", "cpu"), "where the class centres live: on the devices, "
-                             "or in host memory, from where the devices get those of a step", PARALL_ONLY)
+    centers_on: str = option("device", types.choice("device", "cpu", "disk"), "where the class centres live: on the "
+                             "devices; in host memory, from where the devices get those of a step; or on a disk",
+                             PARALL_ONLY)
+    centers_folder: str = option("", types.text, "folder on a fast local disk for --centres-on disk; default: that of "
+                                 "the run", PARALL_ONLY)
     centers_numbers: str = option("float32", types.choice("float32", "bfloat16"), "numbers that class centres and "
                                   "their moments are kept in; bfloat16 is rounded at random", PARALL_ONLY)
     head_products: str = option("auto", types.choice("auto", "float32", "float16"), "numbers that the head's products "
@@ -335,6 +338,12 @@ REFUSALS = (
     Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
             "a triplet loss has no class centres to sample"),
     Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
+    Refusal("centers_on", lambda c: c.centers_on == "disk" and c.sample_ratio == 1,
+            "a step without --sample-ratio would read all of the disk"),
+    Refusal("centers_on", lambda c: c.centers_on == "disk" and c.centres_from == "embeddings",
+            "sums of embeddings would need memory for all class centres"),
+    Refusal("centers_folder", lambda c: bool(c.centers_folder) and c.centers_on != "disk",
+            "it is for --centres-on disk"),
     Refusal("centers_numbers", lambda c: c.triplets and c.centers_numbers != "float32",
             "a triplet loss has no class centres"),
     Refusal("states_on", lambda c: c.whole_head and c.states_on != "shared",

@@ -174,15 +174,18 @@ def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[in
 
 
 def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: int, on_host: bool, sampled: bool,
-               low_products: bool = False, numbers: str = "float32", **options: Any) -> Shard:
+               low_products: bool = False, numbers: str = "float32", folder: Path | None = None,
+               **options: Any) -> Shard:
     """A shard of the class centres ``start .. stop - 1``, on whatever computes fastest with them.
 
     On CPUs that is :mod:`recognition.engines.cpu`, whatever the engine. With W in the host's memory (``on_host``) the
     rows of a sample travel to the device. Without a sample all of W would travel in each step, so the host computes.
-    Centres whose ``numbers`` are bfloat16 are PyTorch's, also on CPUs.
+    Centres whose ``numbers`` are bfloat16 are PyTorch's, also on CPUs. With ``folder`` they are on a disk.
 
     :raises UserError: if there are no such numbers.
     """
+    if folder:
+        options["folder"] = folder
     if numbers != "float32":
         if engine.name != "torch":
             raise UserError(f"centres_numbers: found {numbers!r}, but MXNet keeps class centres as float32; expected "

@@ -188,7 +188,7 @@ class Engine(Protocol):
         :param on_host: W stays in the host's memory, and the rows of a step travel.
         :param low_products: products may have operands of 16 bits, where the engine is faster so.
         :param options: those of a shard: ``normalised``, ``scale``, ``sub_centres``, ``with_bias``, ``seed``,
-            ``ceiling``; and ``in_16_bits``, of PyTorch's alone.
+            ``ceiling``, ``folder`` (of mapped files, with ``on_host``); and ``in_16_bits``, of PyTorch's alone.
         """
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,

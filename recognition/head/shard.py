@@ -158,6 +158,13 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
     return rows
 
 
+def initial_pieces(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The first values of a shard's W, rows and their values in turn: no second copy of W is in memory."""
+    for low, high in pieces(start, stop, sub_centres):
+        yield (slice((low - start) * sub_centres, (high - start) * sub_centres),
+               initial_centres(seed, low, high, sub_centres, dim))
+
+
 def rows_of(classes: np.ndarray, start: int, sub_centres: int) -> np.ndarray:
     """The numbers of the rows that hold the centres of ``classes`` in a shard, int64 (len(classes) * K,)."""
     return ((classes - start)[:, None] * sub_centres + np.arange(sub_centres)).ravel()
