@@ -176,6 +176,11 @@ class Config:
     adam_beta2: float = option(0.999, types.real(least=0, most=0.999999), "AdamW: decay of the second moment")
     adam_eps: float = option(1e-8, types.real(least=1e-20), "AdamW: added to the root of the second moment")
     per_batch_size: int = option(128, types.integer(least=1, most=1 << 20), "images per device and batch", ENTRIES)
+    gradient_acc: int = option(1, types.integer(least=1, most=1 << 12), "times that a device computes per_batch_size "
+                               "images for a batch, one after the other: a batch of so many times as many in the same "
+                               "memory", ENTRIES)
+    clip_norm: float = option(0.0, types.real(least=0), "largest norm of the backbone's gradient, all parameters that "
+                              "move together; what is longer is made so long; 0: any", ENTRIES)
     max_steps: int = option(0, types.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
     end_epoch: int = option(NO_END, types.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", types.choice("local", "device", "dist_sync", "dist_device_sync"),
@@ -254,6 +259,11 @@ class Config:
     def triplets(self) -> bool:
         """True for a loss of triplets, which has no class centres, no labels and batches in thirds."""
         return self.loss_name in ("triplet", "atriplet")
+
+    @property
+    def device_batch(self) -> int:
+        """Images of a device and batch."""
+        return self.per_batch_size * self.gradient_acc
 
     @property
     def whole_head(self) -> bool:

@@ -30,7 +30,7 @@ class Computing:
     """Devices, batch and numbers with which the backbone is computed."""
 
     devices: tuple[Device, ...]  # of this process, all of one kind
-    batch_size: int  # images a device
+    batch_size: int  # images a device at a time
     in_16_bits: bool = False
     loss_scale: float = 0.0  # that float16 begins with; 0: the engine's own
     memonger: bool = False  # activations are recomputed to save memory
@@ -46,6 +46,8 @@ class Updating:
     rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
+    micro_batches: int = 1  # of a step, one after the other on a device, whose gradients add up to those of the step
+    clip_norm: float = 0.0  # the largest norm of a step's gradient, 0: any
 
 
 class BackboneState(NamedTuple):
@@ -71,7 +73,8 @@ class Backbone(Protocol):
         """The loss scale of float16; None for other numbers."""
 
     def forward(self, images: np.ndarray) -> np.ndarray:
-        """Features of this process's part of a training batch."""
+        """Features of this process's part of a training batch: of each device in turn ``micro_batches`` times
+        ``batch_size`` images."""
 
     def backward(self, d_features: np.ndarray) -> None:
         """Gradients of the parameters from those of the last features, of the same shape."""

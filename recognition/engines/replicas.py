@@ -12,6 +12,7 @@ from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
+TINY = 1e-30  # a gradient of this norm or less is not made longer
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -65,6 +66,11 @@ class Replicas:
     Batch statistics are those of a replica's own images, as in the legacy code; a checkpoint gets the mean of the
     moving statistics of all replicas of all processes, as ``Module.get_params`` always gave it. So ``embed``,
     ``parameters`` and ``state`` are collective: all processes call them together.
+
+    A step of several micro-batches computes all features first, so that the head sees the whole batch, and then each
+    micro-batch once more with its backward pass (GradCache: Gao et al., arXiv 2101.06983). The last one's forward pass
+    is the exception, its maps are still there. So k micro-batches take (k - 1) / k of a forward pass more, and the
+    memory of one.
     """
 
     sgd: Callable[..., Optimiser]  # of parameters, names, momentum and weight decay
@@ -75,6 +81,7 @@ class Replicas:
     all_finite: Callable[..., bool]  # of groups of arrays
     all_usable: Callable[..., bool]  # of a group of arrays: their squares are float32 numbers
     norms_of: Callable[..., np.ndarray]  # of arrays
+    _features: Callable[[np.ndarray, int, bool], np.ndarray]  # of a micro-batch, its place, and if a backward follows
     _reduce_gradients: Callable[[], None]  # those of the first replica become the sums of all
     _copy_parameters: Callable[[Iterable[str]], None]  # of the first replica to the others
 
@@ -88,7 +95,9 @@ class Replicas:
             replicas, batch_size, communicator, loss_scale)
         self.names = sorted(arguments)
         self._seed, self._rates, self._steps = updating.seed, updating.rates(self.names), 0
-        self._keeps_statistics = updating.leaves_out or loss_scale is not None
+        self._clip_norm = updating.clip_norm
+        self._micro_batches, self._images = updating.micro_batches, list[np.ndarray]()
+        self._keeps_statistics = updating.leaves_out or loss_scale is not None or updating.micro_batches > 1
         self._backward_order = [name for name in reversed(graph.list_arguments()) if name in arguments]
         self._optimiser = (self.adamw(arguments, self.names, updating.adamw, updating.wd) if updating.adamw else
                            self.sgd(arguments, self.names, updating.mu, updating.wd))
@@ -99,15 +108,45 @@ class Replicas:
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
 
-    def _dropout_stream(self) -> np.random.SeedSequence:
-        """A function of the seed and the step, so that a resumed run draws the same masks."""
-        return np.random.SeedSequence([self._seed, self._steps, self.communicator.rank])
+    def _cut(self, array: np.ndarray) -> list[np.ndarray]:
+        """The rows of each micro-batch, which are some of every device's."""
+        if self._micro_batches == 1:
+            return [array]
+        by_device = array.reshape(len(self.replicas), self._micro_batches, self.batch_size, *array.shape[1:])
+        return [by_device[:, place].reshape(-1, *array.shape[1:]) for place in range(self._micro_batches)]
+
+    def _dropout_stream(self, place: int) -> np.random.SeedSequence:
+        """A function of the seed, the step and the micro-batch, so that a resumed run, and a micro-batch that is
+        computed again, draw the same masks."""
+        own = [place] if place else []
+        return np.random.SeedSequence([self._seed, self._steps, self.communicator.rank, *own])
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        self._images = self._cut(images)
+        if self._keeps_statistics:
+            for replica in self.replicas:
+                replica.keep_statistics()
+        *ahead, last = range(self._micro_batches)
+        found = [self._features(self._images[place], place, False) for place in ahead]
+        if ahead:  # moving statistics move once for each micro-batch, with its backward pass
+            for replica in self.replicas:
+                replica.restore_statistics()
+        found.append(self._features(self._images[last], last, True))
+        if not ahead:
+            return found[0]
+        by_device = np.stack([part.reshape(len(self.replicas), self.batch_size, -1) for part in found], axis=1)
+        return by_device.reshape(len(images), -1)
 
     def backward(self, d_features: np.ndarray) -> None:
         if self.loss_scale:
             d_features = d_features * np.float32(self.loss_scale.value)
-        for replica, part in zip(self.replicas, self._parts(d_features)):
-            replica.backward(part)
+        parts, last = self._cut(d_features), self._micro_batches - 1
+        for done, place in enumerate((last, *range(last))):
+            if done:
+                self._features(self._images[place], place, True)
+            for replica, part in zip(self.replicas, self._parts(parts[place])):
+                replica.backward(part, add=done > 0, final=done == last)
+        self._images = []
         self._reduce_gradients()
 
     def finite(self) -> bool:
@@ -129,9 +168,10 @@ class Replicas:
 
     def step(self, lr: float) -> None:
         first_replica, rates = self.replicas[0], self._rates(self._steps)
+        clipped = min(1.0, self._clip_norm / max(self.gradient_norm(), TINY)) if self._clip_norm else 1.0
         self._steps += 1
         self._optimiser(first_replica.arguments, first_replica.gradients,
-                        {name: lr * rate for name, rate in rates.items()}, 1 / self._scale)
+                        {name: lr * rate for name, rate in rates.items()}, clipped / self._scale)
         self._copy_parameters(rates)
         if self.loss_scale:
             self.loss_scale.count(finite=True)

@@ -96,7 +96,8 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
                         partial(renamed, graph, symbol, image_shape)), flush=True)
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
-    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
+    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
+                        config.gradient_acc, config.clip_norm)
     return engine.backbone(graph, start, image_shape, computing, updating, communicator)
 
 
@@ -108,7 +109,7 @@ def make_head(config: Config, num_classes: int, engine: Engine,
     """
     if config.triplets:
         loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
-        return TripletHead(loss, config.per_batch_size, communicator)
+        return TripletHead(loss, config.device_batch, communicator)
     margin, devices = margin_of(config), config.devices
     across, replicas = (SingleProcess(), communicator) if config.whole_head else (communicator, SingleProcess())
     ranges = split_classes(num_classes, len(devices) * across.size)[across.rank * len(devices):]
@@ -129,7 +130,7 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
                 judge: Judge = refuse) -> BatchLoader | TripletLoader:
     """The loader of this process's part of every batch from ``start`` on; ``saved``: the loader's state at ``start``.
     """
-    size = config.per_batch_size * len(config.devices)
+    size = config.device_batch * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
     augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color,
                                 mask=config.data_mask_prob, resize=config.data_resize_prob, blur=config.data_blur_prob,
@@ -139,7 +140,7 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
     if config.triplets:
         bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
         return TripletLoader(dataset, bags, backbone.embed, alpha=config.triplet_alpha, max_ap=config.triplet_max_ap,
-                             device_batch=config.per_batch_size, saved=saved, gather=communicator.all_gather,
+                             device_batch=config.device_batch, saved=saved, gather=communicator.all_gather,
                              judge=judge, **common)
     return BatchLoader(dataset, dataset.order(config.seed), **common)
 

@@ -100,7 +100,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
         print(line, flush=True)
     progress.config = as_json(config)
 
-    global_batch = config.per_batch_size * len(config.devices) * communicator.size
+    global_batch = config.device_batch * len(config.devices) * communicator.size
     batches_an_epoch = math.inf if config.triplets else dataset.order(config.seed).num_images // global_batch
     schedule = make_schedule(config, batches_an_epoch)
     bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")

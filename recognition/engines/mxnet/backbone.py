@@ -38,12 +38,10 @@ class ReplicatedBackbone(Replicas):
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
         self._has_dropout = any(node.op == "Dropout" for node in graph.nodes)
 
-    def forward(self, images: np.ndarray) -> np.ndarray:
+    def _features(self, images: np.ndarray, place: int, backward_follows: bool) -> np.ndarray:
         if self._has_dropout:
-            mx.random.seed(int(self._dropout_stream().generate_state(1)[0] >> 1))
+            mx.random.seed(int(self._dropout_stream(place).generate_state(1)[0] >> 1))
         for replica, part in zip(self.replicas, self._parts(images)):
-            if self._keeps_statistics:
-                replica.keep_statistics()
             replica.forward(part, is_train=True)
         return np.concatenate([replica.features() for replica in self.replicas])
 

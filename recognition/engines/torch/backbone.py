@@ -46,13 +46,10 @@ class ReplicatedBackbone(Replicas):
         self._early = Summing(communicator) if alone else None
         replicas[0].ready = self._early.add if self._early else None
 
-    def forward(self, images: np.ndarray) -> np.ndarray:
-        seeds = self._dropout_stream().generate_state(len(self.replicas), np.uint64)
-        queued = []
-        for replica, part, seed in zip(self.replicas, self._parts(images), seeds):
-            if self._keeps_statistics:
-                replica.keep_statistics()
-            queued.append(replica.forward(part, int(seed)))
+    def _features(self, images: np.ndarray, place: int, backward_follows: bool) -> np.ndarray:
+        seeds = self._dropout_stream(place).generate_state(len(self.replicas), np.uint64)
+        queued = [replica.forward(part, int(seed), backward_follows)
+                  for replica, part, seed in zip(self.replicas, self._parts(images), seeds)]
         return np.concatenate([features.cpu().numpy() for features in queued])
 
     def _reduce_gradients(self) -> None:
