@@ -181,6 +181,8 @@ class Config:
                                "memory", ENTRIES)
     clip_norm: float = option(0.0, types.real(least=0), "largest norm of the backbone's gradient, all parameters that "
                               "move together; what is longer is made so long; 0: any", ENTRIES)
+    ema: float = option(0.0, types.real(least=0, below=1), "decay of the moving average of the backbone's weights, "
+                        "which is verified and saved beside them, such as 0.9999; 0: none", ENTRIES)
     max_steps: int = option(0, types.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
     end_epoch: int = option(NO_END, types.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", types.choice("local", "device", "dist_sync", "dist_device_sync"),

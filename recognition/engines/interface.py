@@ -47,6 +47,7 @@ class Updating:
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
     micro_batches: int = 1  # of a step, one after the other on a device, whose gradients add up to those of the step
+    ema: float = 0.0  # decay of the moving average of the weights, 0: there is none
     clip_norm: float = 0.0  # the largest norm of a step's gradient, 0: any
 
 
@@ -60,6 +61,8 @@ class BackboneState(NamedTuple):
     loss_scale: np.ndarray | None = None  # that of float16
     second_moment: Arrays | None = None  # of AdamW
     updates: Arrays | None = None  # of AdamW: how many of each parameter, int64 ()
+    average: Arrays | None = None  # the moving average of the parameters, if there is one
+    average_auxiliary: list[Arrays] | None = None  # and of the statistics of each replica
 
 
 class Backbone(Protocol):
@@ -99,6 +102,9 @@ class Backbone(Protocol):
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Features for verification: no dropout, moving statistics; any number of images."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which parameters and moving statistics are their moving averages: to embed, or to save them."""
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         """Parameters and auxiliary states by name, as a checkpoint holds them."""

@@ -2,11 +2,13 @@
 """A backbone on several devices, whichever engine computes: steps, moving statistics, states."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Protocol
 
 import numpy as np
 
+from recognition.engines.average import Average, averages_of
 from recognition.engines.interface import Arrays, BackboneState, Updating
 from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
@@ -78,6 +80,8 @@ class Replicas:
     inferred: Callable[..., list[np.ndarray]]  # features of replicas, for a number of images a device, of images
     to_host: Callable[..., Arrays]  # copies of the engine's arrays
     fill: Callable[..., None]  # copies arrays over the engine's
+    copied: Callable[..., dict[str, Any]]  # copies of the engine's arrays, on their devices
+    blend: Callable[..., None]  # moves the engine's arrays by a share of the way to others
     all_finite: Callable[..., bool]  # of groups of arrays
     all_usable: Callable[..., bool]  # of a group of arrays: their squares are float32 numbers
     norms_of: Callable[..., np.ndarray]  # of arrays
@@ -101,6 +105,8 @@ class Replicas:
         self._backward_order = [name for name in reversed(graph.list_arguments()) if name in arguments]
         self._optimiser = (self.adamw(arguments, self.names, updating.adamw, updating.wd) if updating.adamw else
                            self.sgd(arguments, self.names, updating.mu, updating.wd))
+        self._average = Average(updating.ema, self._parameters(), self._statistics, self.copied,
+                                self.blend) if updating.ema else None
 
     def _wait(self) -> None:
         """Return once the moving statistics are those of the last step."""
@@ -173,6 +179,9 @@ class Replicas:
         self._optimiser(first_replica.arguments, first_replica.gradients,
                         {name: lr * rate for name, rate in rates.items()}, clipped / self._scale)
         self._copy_parameters(rates)
+        if self._average:
+            self._wait()
+            self._average.move(self._parameters(), self._statistics, self._steps)
         if self.loss_scale:
             self.loss_scale.count(finite=True)
 
@@ -203,12 +212,32 @@ class Replicas:
         self._wait()
         return np.concatenate(self.inferred(self.replicas, self.batch_size, images))[: len(images)]
 
+    @property
+    def _statistics(self) -> list[dict[str, Any]]:
+        return [replica.auxiliary for replica in self.replicas]
+
     def _own_statistics(self) -> list[Arrays]:
         self._wait()
-        return [self.to_host(replica.auxiliary) for replica in self.replicas]
+        return [self.to_host(auxiliary) for auxiliary in self._statistics]
 
     def _parameters(self) -> dict[str, Any]:
         return {name: self.replicas[0].arguments[name] for name in self.names}
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        assert self._average is not None, "an average is asked for by the option ema"
+        own = self.to_host(self._parameters()), self._own_statistics()
+        self._put(self.to_host(self._average.parameters), [self.to_host(part) for part in self._average.auxiliary])
+        try:
+            yield
+        finally:
+            self._put(*own)
+
+    def _put(self, parameters: Arrays, auxiliary: Sequence[Arrays]) -> None:
+        """Overwrite the parameters of all replicas, and the statistics of each."""
+        for replica, statistics in zip(self.replicas, auxiliary):
+            self.fill(replica.arguments, parameters)
+            self.fill(replica.auxiliary, statistics)
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         auxiliary = mean(gathered(self.communicator, self._own_statistics()))
@@ -216,7 +245,10 @@ class Replicas:
 
     def state(self) -> BackboneState:
         updates = {name: np.array(count) for name, count in self._optimiser.updates.items()}
-        moments = {kind: self.to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
+        moments: dict[str, Any] = {kind: self.to_host(arrays) for kind, arrays in self._optimiser.moments.items()}
+        if average := self._average:
+            statistics = gathered(self.communicator, [self.to_host(part) for part in average.auxiliary])
+            moments.update(average=self.to_host(average.parameters), average_auxiliary=statistics)
         return BackboneState(parameters=self.to_host(self._parameters()), updates=updates or None,
                              loss_scale=self.loss_scale.state() if self.loss_scale else None,
                              auxiliary=gathered(self.communicator, self._own_statistics()), **moments)
@@ -235,10 +267,17 @@ class Replicas:
             self._optimiser.updates = {name: int(count) for name, count in state.updates.items()}
         if self.loss_scale and state.loss_scale is not None:
             self.loss_scale.load(state.loss_scale)
-        own = len(state.auxiliary) == len(self.replicas) * self.communicator.size
-        first = self.communicator.rank * len(self.replicas)
-        of_all = mean(state.auxiliary)
-        for i, replica in enumerate(self.replicas):
-            self.fill(replica.arguments, state.parameters)
-            self.fill(replica.auxiliary, state.auxiliary[first + i] if own else of_all)
+        self._put(state.parameters, self._own_of(state.auxiliary))
+        if self._average:
+            parameters, auxiliary = averages_of(state)
+            self.fill(self._average.parameters, parameters)
+            for arrays, values in zip(self._average.auxiliary, self._own_of(auxiliary)):
+                self.fill(arrays, values)
         self._steps = steps
+
+    def _own_of(self, auxiliary: Sequence[Arrays]) -> Sequence[Arrays]:
+        """Those of the statistics of all replicas that are this process's; their mean for each if they are not as many
+        as the replicas of this run."""
+        count, first = len(self.replicas), self.communicator.rank * len(self.replicas)
+        own = len(auxiliary) == count * self.communicator.size
+        return auxiliary[first : first + count] if own else [mean(auxiliary)] * count

@@ -79,6 +79,7 @@ class PlannedRun:
     optimizer: str = "sgd"
     on_host: bool = False  # W stays in host memory where the classes are cut
     filtered: bool = False  # conflicting negatives are left out
+    average: bool = False  # whether there is a moving average of the backbone's weights
     reserve: int = 0  # bytes that are not planned: libraries, workspaces
 
     def head(self, ratio: float = 1.0) -> HeadSize:
@@ -98,7 +99,7 @@ def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCo
     return PlannedRun(classes, devices, config.device_batch, config.emb_size, backbone, kind=config.devices[0][0],
                       sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
                       on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
-                      reserve=reserve)
+                      average=config.ema > 0, reserve=reserve)
 
 
 class Cost(NamedTuple):
@@ -125,7 +126,7 @@ class Method(NamedTuple):
 
 def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0) -> Cost:
     backbone = run.backbone
-    memory = {**memory, **backbone.memory(size.moments), "set aside": run.reserve}
+    memory = {**memory, **backbone.memory(size.moments + run.average), "set aside": run.reserve}
     return Cost(memory, sent, head_operations(size), backbone.operations, host)
 
 

@@ -97,7 +97,7 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
-                        config.gradient_acc, config.clip_norm)
+                        config.gradient_acc, config.ema, config.clip_norm)
     return engine.backbone(graph, start, image_shape, computing, updating, communicator)
 
 
@@ -155,7 +155,8 @@ def make_verifier(config: Config, backbone: Backbone, dataset: ImageSet, communi
         print(f"{dataset.path}: no {', '.join(missing)} there, verification without", flush=True)
     images = config.per_batch_size * len(config.devices) * communicator.size
     return Verifier(shared(backbone.embed, communicator), sets, images,
-                    Path(config.output_dir) if communicator.rank == 0 else None)
+                    Path(config.output_dir) if communicator.rank == 0 else None,
+                    backbone.averaged if config.ema else None)
 
 
 def centres_source(config: Config) -> CentresSource:

@@ -121,7 +121,8 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
         checkpoints = CheckpointSaver(
             prefix=Path(config.prefix), graph=graph, backbone=backbone, head=head, communicator=communicator,
             progress=progress, with_centres=not config.ckpt_embedding, whole=config.whole_head,
-            with_momentum=config.optimizer == "sgd", kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
+            with_momentum=config.optimizer == "sgd", with_average=config.ema > 0,
+            kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
         profiled = first and config.profile > 0
         try:
             status = Trainer(

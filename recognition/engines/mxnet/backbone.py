@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.interface import Arrays, Updating
-from recognition.engines.mxnet.bound import embed, fill, to_host
+from recognition.engines.mxnet.bound import blend, copied, embed, fill, to_host
 from recognition.engines.mxnet.finite import all_finite, all_usable, norms
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, SgdOptimiser
@@ -25,6 +25,7 @@ class ReplicatedBackbone(Replicas):
 
     sgd, adamw = SgdOptimiser, AdamWOptimiser
     inferred, to_host, fill = staticmethod(embed), staticmethod(to_host), staticmethod(fill)
+    copied, blend = staticmethod(copied), staticmethod(blend)
     all_finite, all_usable, norms_of = staticmethod(all_finite), staticmethod(all_usable), staticmethod(norms)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],

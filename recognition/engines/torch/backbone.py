@@ -13,7 +13,7 @@ from recognition.engines.replicas import Replicas
 from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, SgdOptimiser
-from recognition.engines.torch.placed import embed, fill, to_host
+from recognition.engines.torch.placed import blend, copied, embed, fill, to_host
 from recognition.engines.torch.processes.communicator import DistributedCommunicator
 from recognition.engines.torch.processes.summing import Summing
 from recognition.engines.torch.replica import Replica
@@ -27,6 +27,7 @@ class ReplicatedBackbone(Replicas):
 
     sgd, adamw = SgdOptimiser, AdamWOptimiser
     inferred, to_host, fill = staticmethod(embed), staticmethod(to_host), staticmethod(fill)
+    copied, blend = staticmethod(copied), staticmethod(blend)
     all_finite, all_usable, norms_of = staticmethod(all_finite), staticmethod(all_usable), staticmethod(norms)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
