@@ -81,11 +81,12 @@ class Replicas:
     to_host: Callable[..., Arrays]  # copies of the engine's arrays
     fill: Callable[..., None]  # copies arrays over the engine's
     copied: Callable[..., dict[str, Any]]  # copies of the engine's arrays, on their devices
+    add: Callable[..., None]  # adds others to the engine's arrays
     blend: Callable[..., None]  # moves the engine's arrays by a share of the way to others
     all_finite: Callable[..., bool]  # of groups of arrays
     all_usable: Callable[..., bool]  # of a group of arrays: their squares are float32 numbers
     norms_of: Callable[..., np.ndarray]  # of arrays
-    _features: Callable[[np.ndarray, int, bool], np.ndarray]  # of a micro-batch, its place, and if a backward follows
+    _features: Callable[[np.ndarray, int], np.ndarray]  # of a micro-batch and its place in the step
     _reduce_gradients: Callable[[], None]  # those of the first replica become the sums of all
     _copy_parameters: Callable[[Iterable[str]], None]  # of the first replica to the others
 
@@ -133,11 +134,11 @@ class Replicas:
             for replica in self.replicas:
                 replica.keep_statistics()
         *ahead, last = range(self._micro_batches)
-        found = [self._features(self._images[place], place, False) for place in ahead]
+        found = [self._features(self._images[place], place) for place in ahead]
         if ahead:  # moving statistics move once for each micro-batch, with its backward pass
             for replica in self.replicas:
                 replica.restore_statistics()
-        found.append(self._features(self._images[last], last, True))
+        found.append(self._features(self._images[last], last))
         if not ahead:
             return found[0]
         by_device = np.stack([part.reshape(len(self.replicas), self.batch_size, -1) for part in found], axis=1)
@@ -147,11 +148,15 @@ class Replicas:
         if self.loss_scale:
             d_features = d_features * np.float32(self.loss_scale.value)
         parts, last = self._cut(d_features), self._micro_batches - 1
-        for done, place in enumerate((last, *range(last))):
-            if done:
-                self._features(self._images[place], place, True)
+        sums: list[dict[str, Any]] = []  # of the gradients of the micro-batches before, for each replica
+        for place in (last, *range(last)):
+            if place != last:  # copied, as a forward pass may use the memory of gradients
+                sums = [self.copied(replica.gradients) for replica in self.replicas]
+                self._features(self._images[place], place)
             for replica, part in zip(self.replicas, self._parts(parts[place])):
-                replica.backward(part, add=done > 0, final=done == last)
+                replica.backward(part)
+            for replica, before in zip(self.replicas, sums):
+                self.add(replica.gradients, before)
         self._images = []
         self._reduce_gradients()
 

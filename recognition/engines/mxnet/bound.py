@@ -69,6 +69,12 @@ def copied(arrays: Mapping[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
     return {name: array.copy() for name, array in arrays.items()}
 
 
+def add(arrays: Mapping[str, mx.nd.NDArray], others: Mapping[str, mx.nd.NDArray]) -> None:
+    """Queue ``a += b`` for all arrays."""
+    for name, array in arrays.items():
+        array += others[name]
+
+
 def blend(averages: Mapping[str, mx.nd.NDArray], arrays: Mapping[str, mx.nd.NDArray], share: float) -> None:
     """Queue ``a += share (w - a)`` for all arrays. What wrote the arrays must be over, as for a copy."""
     for name, average in averages.items():

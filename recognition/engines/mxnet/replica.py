@@ -37,13 +37,6 @@ class Replica(Bound):
         """The output of the last forward pass, float32 (n, D)."""
         return self._executor.outputs[0].asnumpy()
 
-    def backward(self, d_features: np.ndarray, add: bool = False, final: bool = True) -> None:
-        """Queue the backward pass from the gradient by the last output, float32 (n, D).
-
-        :param add: the gradients are added to those of the last call; ``final``: no others of this step will be.
-        """
-        # Added here, as not every operator can add to what is there (MXNet's "add" in place of "write").
-        before = {name: array.copy() for name, array in self.gradients.items()} if add else {}
+    def backward(self, d_features: np.ndarray) -> None:
+        """Queue the backward pass from the gradient by the last output, float32 (n, D)."""
         self._executor.backward([mx.nd.array(d_features, ctx=self.device)])
-        for name, array in before.items():
-            self.gradients[name] += array

@@ -75,6 +75,12 @@ def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
+def add(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+    """Do ``a += b`` for all tensors."""
+    torch._foreach_add_(list(tensors.values()), [others[name] for name in tensors])
+
+
+@torch.no_grad()
 def blend(averages: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], share: float) -> None:
     """Do ``a += share (w - a)`` for all tensors."""
     if averages:  # a network may have no statistics

@@ -21,10 +21,9 @@ class Replica(Placed):
         super().__init__(graph, parameters, auxiliary, device, low, recompute=recompute, image_shape=image_shape)
         self.arguments, self.auxiliary = self.network.arguments, self.network.auxiliary
         self.gradients: dict[str, torch.Tensor] = {}  # of the last backward pass
-        self.ready: Callable[[torch.Tensor], None] | None = None  # called with each gradient of a step
+        self.ready: Callable[[torch.Tensor], None] | None = None  # called with each gradient as soon as it is there
         for tensor in self.arguments.values():
             tensor.register_post_accumulate_grad_hook(self._announce)
-        self._final = True  # whether the backward pass is the last of its step
         self._kept: list[torch.Tensor] = []
         self._output: torch.Tensor | None = None
         self._generator = torch.Generator(device)
@@ -39,27 +38,23 @@ class Replica(Placed):
         for tensor, kept in zip(self.auxiliary.values(), self._kept):
             tensor.copy_(kept)
 
-    def forward(self, images: np.ndarray, seed: int, backward_follows: bool = True) -> torch.Tensor:
+    def forward(self, images: np.ndarray, seed: int) -> torch.Tensor:
         """Features of uint8 (n, 3, H, W) in training; ``seed`` is that of dropout's masks."""
         self._output = None  # its graph makes room for the new one
-        with torch.set_grad_enabled(backward_follows):
-            self._output = self.features(images, training=True, generator=self._generator.manual_seed(seed))
+        self._output = self.features(images, training=True, generator=self._generator.manual_seed(seed))
         return self._output.detach()
 
-    def backward(self, d_features: np.ndarray, add: bool = False, final: bool = True) -> None:
-        """The gradients of all parameters from those of the last features, float32 (n, D).
-
-        :param add: they are added to those of the last call; ``final``: no others of this step will be.
-        """
-        output, self._output, self.gradients, self._final = self._output, None, {}, final
+    def backward(self, d_features: np.ndarray) -> None:
+        """The gradients of all parameters from those of the last features, float32 (n, D)."""
+        output, self._output, self.gradients = self._output, None, {}
         wanted = list(self.arguments.values())
         assert output is not None, "a backward pass is behind a forward pass"
-        for tensor in () if add else wanted:
+        for tensor in wanted:
             tensor.grad = None
         torch.autograd.backward(output, torch.from_numpy(d_features).to(self.device), inputs=wanted)
         self.gradients = {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
                           for name, tensor in self.arguments.items()}
 
     def _announce(self, tensor: torch.Tensor) -> None:
-        if self.ready and self._final:
+        if self.ready:
             self.ready(tensor.grad)
