@@ -127,6 +127,8 @@ class Config:
     interclass_filtering_threshold: float = option(
         0.0, types.real(least=0, below=1), "a cosine: classes nearer than it to an image of another class are left out "
         "of that image's loss, as their labels may be wrong; 0: none")
+    label_smoothing: float = option(0.0, types.real(least=0, below=1), "share of each label that all classes divide; "
+                                    "0: none", ENTRIES)
     target_gradient: str = option(
         "exact", types.choice("exact", "straight_through"), "derivative of the target's logit: of the margin, or of "
         "the plain cosine as in the PyTorch recipe")
@@ -345,6 +347,12 @@ REFUSALS = (
     Refusal("interclass_filtering_threshold",
             lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
             "only a margin loss has cosines with class centres"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.triplets,
+            "a triplet loss has no labels to smooth"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.loss_K > 1,
+            "with sub-centres only the nearest one of a class has a logit"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.interclass_filtering_threshold > 0,
+            "interclass_filtering_threshold leaves classes out, which have no logit"),
     Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
             "only a margin loss has a margin"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),

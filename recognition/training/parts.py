@@ -97,7 +97,7 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
-                        config.gradient_acc, config.ema, config.clip_norm)
+                        micro_batches=config.gradient_acc, ema=config.ema, clip_norm=config.clip_norm)
     return engine.backbone(graph, start, image_shape, computing, updating, communicator)
 
 
@@ -122,7 +122,8 @@ def make_head(config: Config, num_classes: int, engine: Engine,
     for line in sorted({shard.about for shard in shards if shard.about}):
         print(line, flush=True)
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
-                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
+                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config),
+                       smoothing=config.label_smoothing)
 
 
 def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communicator: Communicator,

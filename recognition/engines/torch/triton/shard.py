@@ -143,11 +143,12 @@ class TritonShard(TorchShard):
         self._of_batch = [self._on_device(array.astype(np.float32)) for array in (weights, references, rests)]
         return d_x
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         if not len(self._rows):
             return 0.0
-        if replicas.size > 1:  # sums of the processes' gradients go through chunks
-            squares = super().update(optimiser, replicas, measure)
+        if replicas.size > 1 or also is not None:  # sums of the processes' gradients, and what is added, need chunks
+            squares = super().update(optimiser, replicas, measure, also)
             self._renew(0, len(self._rows), self._rows.selected)
             return squares
         adamw = isinstance(optimiser, AdamWStep)
