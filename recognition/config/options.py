@@ -155,6 +155,8 @@ class Config:
     lr_factor: tuple[tuple[str, float], ...] = option(
         (), types.factors, "factors of the learning rate by patterns of parameters' names, such as "
         "'stage1*=0.1,pre_fc1*=10'; the last that matches counts", ENTRIES)
+    layer_decay: float = option(1.0, types.real(above=0, most=1), "factor of the learning rate from each block of the "
+                                "network to the one before it", ENTRIES)
     ckpt: int = option(3, types.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
                        "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
     ckpt_embedding: bool = option(True, types.boolean, "leave the class centres out of the checkpoint")

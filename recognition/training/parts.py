@@ -35,6 +35,7 @@ from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
+from recognition.optim.layer_decay import layer_factors
 from recognition.optim.loss_scale import LossScale
 from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
 from recognition.processes.communicator import Communicator, SingleProcess
@@ -94,8 +95,9 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
         symbol = Path(f"{config.pretrained}-symbol.json")
         print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config),
                         partial(renamed, graph, symbol, image_shape)), flush=True)
+    by_layer = layer_factors([name for name in graph.list_arguments() if name in start[0]], config.layer_decay)
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
-                    factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
+                    factors=config.lr_factor, by_layer=by_layer, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
                         micro_batches=config.gradient_acc, ema=config.ema, clip_norm=config.clip_norm)
     return engine.backbone(graph, start, image_shape, computing, updating, communicator)

@@ -321,3 +321,12 @@ def test_label_smoothing(head: Head, make: Callable[..., Config]) -> None:
     wanted = 0.25 * np.mean(z[np.arange(12), labels] - z.mean(axis=1))
     losses = [each.forward_backward(x, labels).loss for each in (plain, smoothed)]
     assert losses[1] - losses[0] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_layer_decay(engine: str, make: Callable[..., Config]) -> None:
+    """What wd takes is in proportion to the rate. conv0 and fc1 have no blocks in their names: two layers."""
+    moved = decayed(make(wd=0.2, mom=0, layer_decay=0.5), 1)
+    assert moved["conv0_weight"] == pytest.approx(0.01, rel=1e-4)
+    assert moved["fc1_weight"] == pytest.approx(0.02, rel=1e-4)
+    both = decayed(make(wd=0.2, mom=0, layer_decay=0.5, lr_factor="conv0*=3"), 1)
+    assert both["conv0_weight"] == pytest.approx(0.03, rel=1e-4)
