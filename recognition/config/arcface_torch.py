@@ -2,8 +2,8 @@
 """Reader of arcface_torch's config files (``configs/ms1mv3_r50.py``): one EasyDict ``config``, laid over that of
 ``base.py`` beside it, as arcface_torch's ``get_config`` does. It becomes presets of our own form.
 
-What its ``train_v2.py`` fixes is set, too: scale 64, no dropout, a polynomial of power 1, and a derivative of the
-target's logit that does not go through the margin.
+What its ``train_v2.py`` fixes is set, too: scale 64, no dropout, a polynomial of power 1, the backbone's gradients
+clipped to a norm of 5, and a derivative of the target's logit that does not go through the margin.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from recognition.config.easy_dict import EasyDict
-from recognition.config.options import check
+from recognition.config.options import OPTIONS, check
 from recognition.config.types import nearest
 from recognition.config.user_code import run_file
 from recognition.errors import UserError
@@ -32,11 +32,11 @@ RENAMED = {"batch_size": "per_batch_size", "embedding_size": "emb_size", "moment
            "output": "models_root", "sample_rate": "sample_ratio", "weight_decay": "wd"}
 SAME = ("fp16", "frequent", "interclass_filtering_threshold", "lr", "num_classes", "optimizer", "seed", "val_targets",
         "verbose")
-READ = ("margin_list", "network", "num_epoch", "rec", "resume", "warmup_epoch", "num_workers", "save_all_states")
+READ = ("gradient_acc", "margin_list", "network", "num_epoch", "rec", "resume", "warmup_epoch", "num_workers",
+        "save_all_states")
 NEEDED = ("margin_list", "network", "rec", "num_epoch")
 # Keys that change what is learnt and that nothing here does, with the value that asks for nothing, and what to do.
 REFUSED = {
-    "gradient_acc": (1, "gradients are not accumulated here: raise batch_size, or take more devices"),
     "decay_epoch": (None, "of arcface_torch before PolynomialLRWarmup, whose rates are for 512 images: write the run "
                     "as flags, --lr-steps 10e,16e"),
     "loss": (None, "of arcface_torch before margin_list: (1.0, 0.5, 0.0) is arcface, (1.0, 0.0, 0.4) cosface"),
@@ -45,6 +45,7 @@ REFUSED = {
 DALI_AUG = {"data_resize_prob": 0.1, "data_blur_prob": 0.2, "data_hsv_prob": 0.2, "data_gray_prob": 0.1}
 SYNTHETIC = "synthetic"  # a value of rec: images of noise
 SCALE = 64.0  # written in train_v2.py
+CLIP = 5.0  # there, too: the largest norm of the backbone's gradients
 LEAST_SHARE = 1e-12  # of class centres, for sample_rate 0: a step has those of its batch alone
 # Its networks. IResNet is fresnet without dropout before the embedding.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -102,7 +103,8 @@ def as_presets(module: ModuleType, path: Path, name: str) -> Any:
             raise UserError(f"{name}: {key}: found {values[key]!r}, but {reason}")
     default = {ours: _checked(name, theirs, ours, values[theirs])
                for theirs, ours in {**RENAMED, **{key: key for key in SAME}}.items() if theirs in values}
-    default.update(_schedule(values, name), resume="yes" if values["resume"] else "")
+    default.update(_schedule(values, name), **_updates(default, values, name),
+                   resume="yes" if values["resume"] else "")
     if values["num_workers"] != BASE["num_workers"]:
         default["decode_threads"] = _checked(name, "num_workers", "decode_threads", values["num_workers"])
     loss, margin = _loss(values["margin_list"], name)
@@ -179,6 +181,16 @@ def _schedule(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     if isinstance(warmup, (int, float)):
         warmup = f"{warmup:g}e" if warmup > 0 else 0
     return {"lr_schedule": "polynomial", "lr_power": 1.0, "warmup": _checked(name, "warmup_epoch", "warmup", warmup)}
+
+
+def _updates(default: Mapping[str, Any], values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Accumulation and clipping. There the gradients of ``gradient_acc`` batches are added, here their mean is taken:
+    the same updates need the other numbers so much larger or smaller."""
+    times = _checked(name, "gradient_acc", "gradient_acc", values["gradient_acc"])
+    found = {"gradient_acc": times, "clip_norm": CLIP / times}
+    if default["optimizer"] == "sgd":
+        return {**found, "lr": default["lr"] * times, "wd": default["wd"] / times}
+    return {**found, "adam_eps": OPTIONS["adam_eps"].default / times}
 
 
 def _left(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,6 +134,8 @@ class Config:
     interclass_filtering_threshold: float = option(
         0.0, types.real(least=0, below=1), "a cosine: classes nearer than it to an image of another class are left out "
         "of that image's loss, as their labels may be wrong; 0: none")
+    label_smoothing: float = option(0.0, types.real(least=0, below=1), "share of each label that all classes divide; "
+                                    "0: none", ENTRIES)
     target_gradient: str = option(
         "exact", types.choice("exact", "straight_through"), "derivative of the target's logit: of the margin, or of "
         "the plain cosine as in the PyTorch recipe")
@@ -160,6 +162,8 @@ class Config:
     lr_factor: tuple[tuple[str, float], ...] = option(
         (), types.factors, "factors of the learning rate by patterns of parameters' names, such as "
         "'stage1*=0.1,pre_fc1*=10'; the last that matches counts", ENTRIES)
+    layer_decay: float = option(1.0, types.real(above=0, most=1), "factor of the learning rate from each block of the "
+                                "network to the one before it", ENTRIES)
     ckpt: int = option(3, types.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
                        "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
     ckpt_embedding: bool = option(True, types.boolean, "leave the class centres out of the checkpoint")
@@ -183,6 +187,13 @@ class Config:
     adam_beta2: float = option(0.999, types.real(least=0, most=0.999999), "AdamW: decay of the second moment")
     adam_eps: float = option(1e-8, types.real(least=1e-20), "AdamW: added to the root of the second moment")
     per_batch_size: int = option(128, types.integer(least=1, most=1 << 20), "images per device and batch", ENTRIES)
+    gradient_acc: int = option(1, types.integer(least=1, most=1 << 12), "times that a device computes per_batch_size "
+                               "images for a batch, one after the other: a batch of so many times as many in the same "
+                               "memory", ENTRIES)
+    clip_norm: float = option(0.0, types.real(least=0), "largest norm of the backbone's gradient, all parameters that "
+                              "move together; what is longer is made so long; 0: any", ENTRIES)
+    ema: float = option(0.0, types.real(least=0, below=1), "decay of the moving average of the backbone's weights, "
+                        "which is verified and saved beside them, such as 0.9999; 0: none", ENTRIES)
     max_steps: int = option(0, types.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
     end_epoch: int = option(NO_END, types.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", types.choice("local", "device", "dist_sync", "dist_device_sync"),
@@ -264,6 +275,11 @@ class Config:
     def triplets(self) -> bool:
         """True for a loss of triplets, which has no class centres, no labels and batches in thirds."""
         return self.loss_name in ("triplet", "atriplet")
+
+    @property
+    def device_batch(self) -> int:
+        """Images of a device and batch."""
+        return self.per_batch_size * self.gradient_acc
 
     @property
     def whole_head(self) -> bool:
@@ -351,6 +367,12 @@ REFUSALS = (
     Refusal("interclass_filtering_threshold",
             lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
             "only a margin loss has cosines with class centres"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.triplets,
+            "a triplet loss has no labels to smooth"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.loss_K > 1,
+            "with sub-centres only the nearest one of a class has a logit"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.interclass_filtering_threshold > 0,
+            "interclass_filtering_threshold leaves classes out, which have no logit"),
     Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
             "only a margin loss has a margin"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),

@@ -146,7 +146,8 @@ def build_network(config: Config) -> Graph:
 def computing_of(config: Config) -> Computing:
     """The devices, batch and numbers with which a configuration wants the backbone computed."""
     return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger,
-                     keep_features=len(config.devices) == 1 and not config.triplets)
+                     keep_features=len(config.devices) == 1 and config.gradient_acc == 1
+                     and not (config.triplets or config.label_smoothing))
 
 
 def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],

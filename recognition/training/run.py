@@ -113,7 +113,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
         print(line, flush=True)
     progress.config = as_json(config)
 
-    global_batch = config.per_batch_size * len(config.devices) * communicator.size
+    global_batch = config.device_batch * len(config.devices) * communicator.size
     batches_an_epoch = math.inf if config.triplets else dataset.order(config.seed).num_images // global_batch
     schedule = make_schedule(config, batches_an_epoch)
     bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")
@@ -134,7 +134,8 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
         checkpoints = CheckpointSaver(
             prefix=Path(config.prefix), graph=graph, backbone=backbone, head=head, communicator=communicator,
             sharing=sharing, progress=progress, with_centres=not config.ckpt_embedding, whole=config.whole_head,
-            with_momentum=config.optimizer == "sgd", kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
+            with_momentum=config.optimizer == "sgd", with_average=config.ema > 0,
+            kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
         profiled = first and config.profile > 0
         try:
             status = Trainer(

@@ -80,7 +80,7 @@ def test_a_recipe_as_it_stands(parse, entry):
         "warmup": 0, "end_epoch": 20, "verbose": 2000, "frequent": 10, "seed": 2048, "optimizer": "sgd", "resume": "",
         "dataset": "ms1m-retinaface-t1", "dataset_path": "/train_tmp/ms1m-retinaface-t1", "num_classes": 93431,
         "val_targets": ("lfw", "cfp_fp", "agedb_30"), "interclass_filtering_threshold": 0.0,
-        "models_root": "work_dirs/ms1mv3_r50",
+        "models_root": "work_dirs/ms1mv3_r50", "gradient_acc": 1, "clip_norm": 5.0,
     }
     assert {key: getattr(config, key) for key in expected} == expected
     assert config.output_dir == "work_dirs/ms1mv3_r50/r50-arcface-ms1m-retinaface-t1"
@@ -98,6 +98,9 @@ def test_a_recipe_as_it_stands(parse, entry):
     ("sample_rate = 0.2", {"sample_ratio": 0.2}),
     ("sample_rate = 0", {"sample_ratio": 1e-12}),
     ("optimizer = 'adamw'", {"optimizer": "adamw"}),
+    ("gradient_acc = 4", {"gradient_acc": 4, "lr": 0.4, "wd": 1.25e-4, "clip_norm": 1.25}),
+    ("gradient_acc, config.optimizer = 4, 'adamw'", {"gradient_acc": 4, "optimizer": "adamw", "clip_norm": 1.25,
+                                                     "adam_eps": 2.5e-9}),
     ("warmup_epoch = config.num_epoch // 10", {"warmup": "2e"}),
     ("warmup_epoch = -1", {}),
     ("val_targets = []", {"val_targets": ()}),
@@ -159,7 +162,7 @@ def test_its_synthetic_set_is_made_up_here_too(parse):
      "nearest is 'r50'"),
     ("margin_list = (1.0, 0.3, 0.2)", "margin_list: found (1.0, 0.3, 0.2), expected (1.0, m2, 0.0) or (1.0, 0.0, m3)"),
     ("margin_list = 0.5", "margin_list: found 0.5"),
-    ("gradient_acc = 12", "gradient_acc: found 12, but gradients are not accumulated here"),
+    ("gradient_acc = 0", "gradient_acc: found 0, expected a whole number at least 1"),
     ("rec, config.num_classes = 'synthetic', 0", "num_classes: found none, expected the number of identities"),
     ("decay_epoch = [8, 12]", "decay_epoch: found [8, 12], but of arcface_torch before PolynomialLRWarmup"),
     ("batch_size = 0", "batch_size: found 0, expected a whole number at least 1"),

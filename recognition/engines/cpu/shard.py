@@ -159,7 +159,21 @@ class CpuShard:
         biases[here] = self._b[self._columns[here]]
         return norms, biases
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def sum_of_centres(self) -> np.ndarray:
+        parts = np.zeros((len(self._bounds) - 1, self.centres.shape[1]))
+
+        def add(group: int, low: int, high: int) -> None:
+            for first in range(low, high, ROWS_A_PIECE):
+                place = slice(first, min(first + ROWS_A_PIECE, high))
+                units = self.centres[self._rows[place]] * self._scales[place, None]
+                parts[group] += units.sum(axis=0, dtype=np.float64)
+
+        self._each(add)
+        bias = self._b.sum(dtype=np.float64)
+        return np.append(parts.sum(axis=0), [bias, len(self._rows) // self.sub_centres])
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         step, step_bias = self._adamw(optimiser) if isinstance(optimiser, AdamWStep) else self._sgd(optimiser)
         squares: list[float] = []  # of the pieces, if they are asked for
         if measure:
@@ -169,6 +183,8 @@ class CpuShard:
         def gradient(low: int, high: int) -> np.ndarray:
             part = np.empty((high - low, self._x.shape[1]), np.float32)
             kernels.centre_gradients(self._logits[low:high], blocks, self._identity, part)
+            if also is not None:
+                part += self._scales[low:high, None] * also[:-1].astype(np.float32)
             return part
 
         def whole_group(_: int, low: int, high: int) -> None:
@@ -181,7 +197,8 @@ class CpuShard:
         else:
             self._step_together(gradient, step, replicas)
         if self.with_bias:
-            step_bias(replicas.all_reduce(self._logits.sum(axis=1)))
+            of_bias = self._logits.sum(axis=1)
+            step_bias(replicas.all_reduce(of_bias if also is None else of_bias + np.float32(also[-1])))
         return math.fsum(squares)
 
     def _measured(self, step: Step, squares: list[float]) -> Step:

@@ -208,7 +208,17 @@ class MxnetShard:
             biases[self._here] = self._bias.take(columns).asnumpy()
         return norms, biases
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def sum_of_centres(self) -> np.ndarray:
+        total, products = np.zeros(self._w.shape[1]), self._scratch(self._w.shape[1])
+        for rows in self._chunks():
+            w = self._w[rows]
+            units = mx.nd.broadcast_mul(w, self._inverse[rows].expand_dims(1), out=products(*w.shape))
+            total += units.sum(axis=0).asnumpy()
+        bias = self._bias.asnumpy().sum(dtype=np.float64)
+        return np.append(total, [bias, self._w.shape[0] // self.sub_centres])
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         second: tuple[Any, ...] = ()
         squares = 0.0
         if isinstance(optimiser, AdamWStep):
@@ -219,6 +229,8 @@ class MxnetShard:
             w = self._w[rows]
             z = mx.nd.slice_axis(self._z, 1, rows.start, rows.stop, out=logits(len(self._z), len(w)))
             gradient = mx.nd.dot(z, self._x, transpose_a=True, out=gradients(*w.shape))
+            if also is not None:
+                gradient += mx.nd.dot(self._inverse[rows].expand_dims(1), self._array(also[None, :-1]))
             replicas.sum_in_place(f"centres {self.start} {rows.start}", [gradient])
             if self.normalised:
                 product = mx.nd.elemwise_mul(gradient, w, out=products(*w.shape))
@@ -228,7 +240,7 @@ class MxnetShard:
                 squares += float(mx.nd.square(gradient, out=products(*w.shape)).sum(axis=1).asnumpy().sum(dtype=float))
             _step(optimiser, w, gradient, self._m[rows], *(array[rows] for array in second[:1]))
         if self.with_bias:
-            gradient = self._z.sum(axis=0)
+            gradient = self._z.sum(axis=0) + (0.0 if also is None else float(also[-1]))
             replicas.sum_in_place(f"bias {self.start}", [gradient])
             _step(optimiser, self._bias, gradient, self._bias_m, *second[1:])
         self._squares = [mx.nd.multi_sum_sq(array, num_arrays=1)

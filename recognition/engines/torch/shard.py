@@ -174,7 +174,8 @@ class TorchShard:
             return None if classes is None else rows_of(classes, self.start, self.sub_centres)
         if self.device.type == "cuda":  # the other stream may not use their memory again too early
             classes.places.record_stream(torch.cuda.current_stream(self.device))
-        return (classes.places[:, None] * self.sub_centres + torch.arange(self.sub_centres, device=self.device)).flatten()
+        sub_centres = torch.arange(self.sub_centres, device=self.device)
+        return (classes.places[:, None] * self.sub_centres + sub_centres).flatten()
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
         """A copy on the device. From pinned memory it is queued, and the host goes on."""
@@ -284,10 +285,20 @@ class TorchShard:
         biases[self._targets.batch] = bias.cpu().numpy()
         return norms, biases
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def sum_of_centres(self) -> np.ndarray:
+        total = torch.zeros(self._centres[0].shape[1], dtype=torch.float64, device=self.device)
+        bias = torch.zeros((), dtype=torch.float64, device=self.device)
+        for chunk in self._chunks():
+            total += chunk.units.sum(dim=0, dtype=torch.float64)
+            bias += self._rows.take(self._bias[0], chunk.low, chunk.high).sum(dtype=torch.float64)
+        return np.append(total.cpu().numpy(), [float(bias), len(self._rows) // self.sub_centres])
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
         weighted = self._x * self._weights.factor
+        more = self._on_device(also.astype(np.float32)).split([len(also) - 1, 1]) if also is not None else ()
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._chunks():
             p = self._logits(chunk).sub_(self._weights.reference).exp_()
@@ -298,6 +309,8 @@ class TorchShard:
             if self.with_bias:
                 gradients.append(product(p.T, self._weights.factor)[:, 0])
             del p
+            if also is not None:
+                gradients = [gradient.add_(part) for gradient, part in zip(gradients, more)]
             replicas.sum_in_place(f"centres {self.start} {chunk.low}", gradients)
             gradient = self._through_norm(chunk, gradients[0])
             if measure:

@@ -17,6 +17,7 @@ from recognition.processes.communicator import Communicator, largest
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_checkpoint
 from recognition.training.states.state import Progress
 
+AVERAGE = "ema"  # the prefix of the average's checkpoints, beside the others
 NUMBERED = (1, 2)  # values of --ckpt with which each checkpoint has a number of its own
 
 
@@ -38,6 +39,7 @@ class CheckpointSaver:
     with_centres: bool
     whole: bool  # each process has all of W
     with_momentum: bool  # save the momentum of SGD beside W
+    with_average: bool  # save the moving average of the backbone's weights, too, as a checkpoint of its own
     kept: int  # numbered checkpoints to keep beside the best; 0: all
 
     def __call__(self, number: int) -> None:
@@ -65,5 +67,18 @@ class CheckpointSaver:
                 pair_centres(folder, saved)
             else:
                 disown_centres(folder)
-            if self.kept and number:
-                drop_checkpoints(self.prefix, number, self.kept, self.progress.best_number)
+            self._drop(self.prefix, number)
+        if self.with_average:
+            self._save_average(number)
+
+    def _save_average(self, number: int) -> None:
+        prefix = self.prefix.with_name(AVERAGE)
+        with self.backbone.averaged():
+            parameters, auxiliary = self.backbone.parameters()
+        if self.communicator.rank == 0:
+            save_checkpoint(prefix, number, self.graph, parameters, auxiliary)
+            self._drop(prefix, number)
+
+    def _drop(self, prefix: Path, number: int) -> None:
+        if self.kept and number:
+            drop_checkpoints(prefix, number, self.kept, self.progress.best_number)

@@ -180,6 +180,9 @@ def _named(state: BackboneState) -> dict[str, np.ndarray]:
         arrays.update({f"auxiliary{i}:{name}": value for name, value in auxiliary.items()})
     arrays.update({f"second_moment:{name}": value for name, value in (state.second_moment or {}).items()})
     arrays.update({f"updates:{name}": value for name, value in (state.updates or {}).items()})
+    arrays.update({f"average:{name}": value for name, value in (state.average or {}).items()})
+    for i, auxiliary in enumerate(state.average_auxiliary or ()):
+        arrays.update({f"average_auxiliary{i}:{name}": value for name, value in auxiliary.items()})
     if state.loss_scale is not None:
         arrays["loss_scale:"] = state.loss_scale
     return arrays

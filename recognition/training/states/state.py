@@ -165,9 +165,14 @@ class SavedState:
         for key, array in self._read("backbone.npz").items():
             group, _, name = key.partition(":")
             groups.setdefault(group, {})[name] = array
-        replicas = sorted((g for g in groups if g.startswith("auxiliary")), key=lambda g: int(g[9:]))
-        return BackboneState(groups["parameter"], groups["momentum"], [groups[g] for g in replicas] or [{}],
-                             groups.get("loss_scale", {}).get(""), groups.get("second_moment"), groups.get("updates"))
+
+        def of_replicas(kind: str) -> list[dict[str, np.ndarray]]:
+            numbers = sorted(int(group[len(kind):]) for group in groups if group.startswith(kind))
+            return [groups[f"{kind}{number}"] for number in numbers] or [{}]
+
+        return BackboneState(groups["parameter"], groups["momentum"], of_replicas("auxiliary"),
+                             groups.get("loss_scale", {}).get(""), groups.get("second_moment"), groups.get("updates"),
+                             groups.get("average"), of_replicas("average_auxiliary"))
 
     def data(self) -> dict[str, np.ndarray]:
         """The loader's arrays by name; none if it had none."""

@@ -172,7 +172,8 @@ class TritonShard(TorchShard):
         self._of_batch = self._on_device(np.stack([references, rests, weights]).astype(np.float32))
         return d_x
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         if not len(self._rows):
             return 0.0
         if isinstance(optimiser, AdamWStep):
@@ -182,11 +183,15 @@ class TritonShard(TorchShard):
         places[self._targets.batch] = self._targets.nearest
         nearest = self._on_device(places)
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
+        if also is not None:
+            more = self._on_device((also[:-1] * (self._gain / self._factor)).astype(np.float32))
         rounds = self._centres[0].dtype == torch.bfloat16
         keys = [_signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
         for part in self._parts():
             self._tiled(kernels.slopes, part, references, rests, nearest, weights, gain=self._gain)
             gradient = summed(part.weights.T, self._low_x)
+            if also is not None:
+                gradient += more
             replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
             self._step_of(part, optimiser, gradient, squares, keys, measure)
         self._sound &= (self._inverse > 0).all()
