@@ -207,9 +207,15 @@ class Bed:
         for name, address in addresses.items():
             self.hosts[name] = Host(name, address, self.folder)
             self.connect(self.hosts[name])
+        self._project = self.folder / "project"  # hosts that are switched on later get the same
+        copy_project(ROOT, self._project)
         for host in self.hosts.values():
-            self._await_ssh(host)
-            _install(host)
+            self._ready(host)
+
+    def _ready(self, host: Host) -> None:
+        self._await_ssh(host)
+        copy_project(self._project, host.path("."))
+        host.path(".venv").symlink_to(sys.prefix)
 
     def connect(self, host: Host) -> None:
         """Put a wire between a host and the switch, and give the host its address."""
@@ -233,8 +239,7 @@ class Bed:
         """Switch a host on again that was stopped, with a fresh copy of the project."""
         host.start()
         self.connect(host)
-        self._await_ssh(host)
-        _install(host)
+        self._ready(host)
 
     def slow(self, host: Host, rate: str) -> None:
         """Let packets to and from a host pass at a rate such as ``10mbit``."""
@@ -307,12 +312,11 @@ def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bed", "-f", str(path)], check=True)
 
 
-def _install(host: Host) -> None:
-    """Copy the project to a host, with this process's Python in its ``.venv``."""
+def copy_project(source: Path, target: Path) -> None:
+    """Copy what a host needs of the project."""
+    target.mkdir(exist_ok=True)
     for name in CODE:
-        source, target = ROOT / name, host.path(name)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, target)
-    host.path(".venv").symlink_to(sys.prefix)
+            shutil.copy(source / name, target / name)

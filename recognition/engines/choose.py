@@ -146,7 +146,8 @@ def build_network(config: Config) -> Graph:
 def computing_of(config: Config) -> Computing:
     """The devices, batch and numbers with which a configuration wants the backbone computed."""
     return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger,
-                     keep_features=len(config.devices) == 1 and not config.triplets)
+                     keep_features=len(config.devices) == 1 and config.gradient_acc == 1
+                     and not (config.triplets or config.label_smoothing))
 
 
 def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],
@@ -174,15 +175,18 @@ def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[in
 
 
 def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: int, on_host: bool, sampled: bool,
-               low_products: bool = False, numbers: str = "float32", **options: Any) -> Shard:
+               low_products: bool = False, numbers: str = "float32", folder: Path | None = None,
+               **options: Any) -> Shard:
     """A shard of the class centres ``start .. stop - 1``, on whatever computes fastest with them.
 
     On CPUs that is :mod:`recognition.engines.cpu`, whatever the engine. With W in the host's memory (``on_host``) the
     rows of a sample travel to the device. Without a sample all of W would travel in each step, so the host computes.
-    Centres whose ``numbers`` are bfloat16 are PyTorch's, also on CPUs.
+    Centres whose ``numbers`` are bfloat16 are PyTorch's, also on CPUs. With ``folder`` they are on a disk.
 
     :raises UserError: if there are no such numbers.
     """
+    if folder:
+        options["folder"] = folder
     if numbers != "float32":
         if engine.name != "torch":
             raise UserError(f"centres_numbers: found {numbers!r}, but MXNet keeps class centres as float32; expected "

@@ -15,9 +15,18 @@ from typing import Any, Callable
 from recognition.config import types
 from recognition.config.user_code import find_network, is_symbol_file
 from recognition.errors import UserError
-from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, mbf, vargfacenet
+from recognition.networks.families import (
+    fdensenet,
+    fmnasnet,
+    fmobilefacenet,
+    fmobilenet,
+    fresnet,
+    mbf,
+    vargfacenet,
+    vit,
+)
 from recognition.networks.graph import Graph, with_starts
-from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser
+from recognition.networks.initialise import GAUSSIAN_OUT, NARROW, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.symbol_file import read_network
 
@@ -30,6 +39,7 @@ FAMILIES: dict[str, ModuleType] = {
     "fdensenet": fdensenet,
     "vargfacenet": vargfacenet,
     "mbf": mbf,
+    "vit": vit,
 }
 
 
@@ -75,6 +85,8 @@ def _features(config: Any, symbol: Graph) -> int:
 
 def first_weights(net_name: str) -> Initialiser:
     """The initialiser of a network's weights, as in the public recipes; own networks have that of most families."""
+    if net_name == "vit":
+        return NARROW
     return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet", "mbf") else UNIFORM_IN
 
 

@@ -46,7 +46,7 @@ class BackboneCost:
 
 
 def backbone_cost(config: Config, graph: Graph | None = None, engine: str = "mxnet") -> BackboneCost:
-    """Costs of a configuration's network, for ``per_batch_size`` images on its first device.
+    """Costs of a configuration's network on its first device, ``per_batch_size`` images at a time.
 
     :param graph: the network, if it has been built; ``engine``: the name of what computes it.
     """
@@ -60,7 +60,8 @@ def backbone_cost(config: Config, graph: Graph | None = None, engine: str = "mxn
     pixels = batch * channels * height * width
     maps = maps_in_training(graph, computing_of(config), image, engine)
     return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
-                        batch * (3 * flops.products + again))
+                        config.device_batch * (3 * flops.products + again)
+                        + (config.device_batch - batch) * flops.products)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class PlannedRun:
     optimizer: str = "sgd"
     on_host: bool = False  # W stays in host memory where the classes are cut
     filtered: bool = False  # conflicting negatives are left out
+    average: bool = False  # whether there is a moving average of the backbone's weights
     reserve: int = 0  # bytes that are not planned: libraries, workspaces
 
     def head(self, ratio: float = 1.0) -> HeadSize:
@@ -94,10 +96,10 @@ class PlannedRun:
 
 def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0) -> PlannedRun:
     """The run of a configuration with so many classes on so many devices, all of the kind of its first."""
-    return PlannedRun(classes, devices, config.per_batch_size, config.emb_size, backbone, kind=config.devices[0][0],
+    return PlannedRun(classes, devices, config.device_batch, config.emb_size, backbone, kind=config.devices[0][0],
                       sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
                       on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
-                      reserve=reserve)
+                      average=config.ema > 0, reserve=reserve)
 
 
 class Cost(NamedTuple):
@@ -124,7 +126,7 @@ class Method(NamedTuple):
 
 def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0) -> Cost:
     backbone = run.backbone
-    memory = {**memory, **backbone.memory(size.moments), "set aside": run.reserve}
+    memory = {**memory, **backbone.memory(size.moments + run.average), "set aside": run.reserve}
     return Cost(memory, sent, head_operations(size), backbone.operations, host)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.interface import Arrays, Updating
-from recognition.engines.mxnet.bound import embed, fill, to_host
+from recognition.engines.mxnet.bound import add, blend, copied, embed, fill, to_host
 from recognition.engines.mxnet.finite import all_finite, all_usable, norms
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, SgdOptimiser
@@ -25,6 +25,7 @@ class ReplicatedBackbone(Replicas):
 
     sgd, adamw = SgdOptimiser, AdamWOptimiser
     inferred, to_host, fill = staticmethod(embed), staticmethod(to_host), staticmethod(fill)
+    copied, add, blend = staticmethod(copied), staticmethod(add), staticmethod(blend)
     all_finite, all_usable, norms_of = staticmethod(all_finite), staticmethod(all_usable), staticmethod(norms)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
@@ -38,12 +39,10 @@ class ReplicatedBackbone(Replicas):
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
         self._has_dropout = any(node.op == "Dropout" for node in graph.nodes)
 
-    def forward(self, images: np.ndarray) -> np.ndarray:
+    def _features(self, images: np.ndarray, place: int) -> np.ndarray:
         if self._has_dropout:
-            mx.random.seed(int(self._dropout_stream().generate_state(1)[0] >> 1))
+            mx.random.seed(int(self._dropout_stream(place).generate_state(1)[0] >> 1))
         for replica, part in zip(self.replicas, self._parts(images)):
-            if self._keeps_statistics:
-                replica.keep_statistics()
             replica.forward(part, is_train=True)
         return np.concatenate([replica.features() for replica in self.replicas])
 

@@ -13,7 +13,7 @@ from recognition.engines.replicas import Replicas
 from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, SgdOptimiser
-from recognition.engines.torch.placed import embed, fill, to_host
+from recognition.engines.torch.placed import add, blend, copied, embed, fill, to_host
 from recognition.engines.torch.processes.communicator import DistributedCommunicator
 from recognition.engines.torch.processes.summing import Summing
 from recognition.engines.torch.replica import Replica
@@ -27,6 +27,7 @@ class ReplicatedBackbone(Replicas):
 
     sgd, adamw = SgdOptimiser, AdamWOptimiser
     inferred, to_host, fill = staticmethod(embed), staticmethod(to_host), staticmethod(fill)
+    copied, add, blend = staticmethod(copied), staticmethod(add), staticmethod(blend)
     all_finite, all_usable, norms_of = staticmethod(all_finite), staticmethod(all_usable), staticmethod(norms)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
@@ -45,18 +46,16 @@ class ReplicatedBackbone(Replicas):
                     for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
         self._keep_features = keep_features
-        # With one device a process, gradients are summed over the processes while the backward pass goes on.
-        alone = len(devices) == 1 and isinstance(communicator, DistributedCommunicator)
+        # With one device a process, gradients are summed over the processes while the backward pass goes on, but not
+        # those of several micro-batches, which are whole only after the last one.
+        alone = len(devices) * self._micro_batches == 1 and isinstance(communicator, DistributedCommunicator)
         self._early = Summing(communicator) if alone else None
         replicas[0].ready = self._early.add if self._early else None
 
-    def forward(self, images: np.ndarray) -> Any:
-        seeds = self._dropout_stream().generate_state(len(self.replicas), np.uint64)
-        queued = []
-        for replica, part, seed in zip(self.replicas, self._parts(images), seeds):
-            if self._keeps_statistics:
-                replica.keep_statistics()
-            queued.append(replica.forward(part, int(seed)))
+    def _features(self, images: np.ndarray, place: int) -> Any:
+        seeds = self._dropout_stream(place).generate_state(len(self.replicas), np.uint64)
+        queued = [replica.forward(part, int(seed))
+                  for replica, part, seed in zip(self.replicas, self._parts(images), seeds)]
         return queued[0] if self._keep_features else np.concatenate([features.cpu().numpy() for features in queued])
 
     def _reduce_gradients(self) -> None:

@@ -6,6 +6,7 @@ three times forward (four with a sum) and five times backward, in which PReLU's 
 """
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ def matrix_like(data: torch.Tensor) -> bool:
     return data.ndim == 4 and data.is_contiguous(memory_format=torch.channels_last)
 
 
+@functools.cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
 

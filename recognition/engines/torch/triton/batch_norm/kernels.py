@@ -61,7 +61,7 @@ def before_activation(d, x, factor, offset, slope, ACTIVE: tl.constexpr):  # typ
     return d_z, below
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def measure(x, means, squares, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr,  # type: ignore[no-untyped-def]
             STAGES: tl.constexpr):
     """Each part's mean, and sum of squared distances from it: Welford's formula for each place of a tile, then Chan's.
@@ -88,7 +88,7 @@ def measure(x, means, squares, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.
     tl.store(squares + part * channels + c, tl.sum(square + away * away * counts[:, None], 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts"])
 def merge_moments(means, squares, moments, rows, channels, parts, eps, ROWS: tl.constexpr,  # type: ignore[no-untyped-def]
                   PARTS: tl.constexpr, CHANNELS: tl.constexpr):
     """``moments`` of all rows from those of the parts, by Chan's formula. The variance with n - 1 of one row is 0."""
@@ -108,7 +108,7 @@ def merge_moments(means, squares, moments, rows, channels, parts, eps, ROWS: tl.
     tl.store(moments + 2 * channels + c, tl.div_rn(1.0, tl.sqrt_rn(square / rows + eps)), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def normalise(x, moments, gamma, beta, slope, added, y, rows, channels, ACTIVE: tl.constexpr,  # type: ignore[no-untyped-def]
               ADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr):
     """``y``, the norm of ``x``, with PReLU if ACTIVE, and with ``added`` (rows, channels) if ADDED."""
@@ -130,7 +130,7 @@ def normalise(x, moments, gamma, beta, slope, added, y, rows, channels, ACTIVE: 
         tl.store(y + first + at, values.to(y.dtype.element_ty), mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def sum_gradients(d_y, x, moments, gamma, beta, slope, sums, rows, channels,  # type: ignore[no-untyped-def]
                   ACTIVE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr):
     """Each part's sums over rows, for d_z the gradient of the norm's output: of ``d_z (x - mean)``, of ``d_z``, and
@@ -163,7 +163,7 @@ def sum_gradients(d_y, x, moments, gamma, beta, slope, sums, rows, channels,  # 
         tl.store(sums + (2 * parts + part) * channels + c, tl.sum(by_slope, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def merge_sums(sums, moments, gradients, channels, parts, ACTIVE: tl.constexpr, PARTS: tl.constexpr,  # type: ignore[no-untyped-def]
                CHANNELS: tl.constexpr):
     """``gradients`` from the parts' sums; that of the slope is left alone unless ACTIVE."""
@@ -180,7 +180,7 @@ def merge_sums(sums, moments, gradients, channels, parts, ACTIVE: tl.constexpr, 
         tl.store(gradients + kind * channels + c, found, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def differentiate(d_y, x, moments, gamma, beta, slope, gradients, added, d_x, rows, channels,  # type: ignore[no-untyped-def]
                   ACTIVE: tl.constexpr, ADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
                   STAGES: tl.constexpr):
