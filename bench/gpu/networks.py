@@ -222,4 +222,6 @@ def speed(setting: Setting, report: Report) -> None:
                 seconds.append(time.perf_counter() - began)
             what = f"{name}, {'float16' if in_16_bits else 'float32'}, 128 images"
             report.measured(f"{what}: training", 128 / min(seconds[2:]), "images/s")
+            report.measured(f"{what}: the first two steps, with cuDNN's search and recording", sum(seconds[:2]), "s")
             report.measured(f"{what}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 2**20, "MB")
+            del network  # before the next one takes its memory

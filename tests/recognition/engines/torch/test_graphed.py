@@ -5,6 +5,8 @@
 """
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -186,6 +188,19 @@ def test_gradients_are_announced_in_the_order_of_the_operators(graphs: Any) -> N
         orders.append([names[id(tensor)] for tensor in given])
     assert graphs.replays == 4
     assert orders[0] == orders[1] == orders[2] and len(orders[0]) >= len(made.arguments) - 1
+
+
+def test_a_replica_leaves_its_memory_at_once(graphs: Any) -> None:
+    made = replica()
+    for step in range(3):
+        one_pass(made, step)
+    held = [weakref.ref(made), weakref.ref(made.recorded)]
+    gc.disable()
+    try:
+        del made
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_gradients_have_memory_of_their_own_and_the_layout_of_their_arguments() -> None:
