@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.gpu import theirs
 from bench.gpu.fused import card_peaks, drawn_on_device
-from bench.gpu.heads import ARCFACE, Kind, Size, head_of
+from bench.gpu.heads import ARCFACE, Kind, Size
 from bench.gpu.networks import SIDE, images_of, made
 from bench.gpu.report import Report, Setting
 from recognition.engines.interface import Computing, Updating

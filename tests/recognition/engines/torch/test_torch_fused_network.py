@@ -13,11 +13,14 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off", allow_module_level=True)
 
-from recognition.engines.torch import fusing  # noqa: E402
+from recognition.engines.interface import Computing, Updating  # noqa: E402
+from recognition.engines.torch import engine, fusing  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
+from recognition.engines.torch.triton.batch_norm import choice  # noqa: E402
 from recognition.networks import sym  # noqa: E402
 from recognition.networks.graph import Graph  # noqa: E402
 from recognition.networks.initialise import initialise  # noqa: E402
+from recognition.processes.communicator import SingleProcess  # noqa: E402
 
 CPU, SIDE = torch.device("cpu"), (3, 8, 8)
 NORM: dict[str, Any] = {"fix_gamma": False, "eps": 1e-3, "momentum": 0.8}
@@ -131,3 +134,21 @@ def test_less_is_kept_for_the_backward_pass() -> None:
             step(graph, fused=fused)
         kept.append(sum(saved.values()))
     assert kept[1] < 0.9 * kept[0]
+
+
+@pytest.mark.parametrize("why", ["", "Triton is not installed"])
+def test_the_engine_says_what_computes_batch_norms_on_gpus(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU stands for the GPU. Float32 says nothing."""
+    monkeypatch.setattr(choice, "why_not", lambda device: why)
+    monkeypatch.setattr(engine, "torch_device", lambda device: CPU)
+    graph = network()
+
+    def made(in_16_bits: bool) -> Any:
+        return engine.TorchEngine().backbone(graph, arrays_of(graph), SIDE, Computing((("gpu", 0),), 4, in_16_bits),
+                                             Updating(), SingleProcess())
+
+    assert made(False).about == ""
+    backbone = made(True)
+    assert backbone.about == ("backbone: PyTorch's batch norm rather than Triton's kernels: Triton is not installed"
+                              if why else "backbone: Triton's kernels for batch norm with PReLU or a sum")
+    assert any(step.fused for step in backbone.replicas[0].network._steps) == (not why)
