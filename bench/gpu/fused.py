@@ -91,7 +91,7 @@ def _plain(setting: Setting, size: Size, ratio: float) -> Step:
 
 def drawn_on_device(build: Any, size: Size, kind: Kind) -> ShardedHead:
     """A head whose W is drawn on the device: 10,000,000 classes take a minute on the host."""
-    with mock.patch.object(torch_shard, "pieces", lambda *place: ()):
+    with mock.patch.object(torch_shard, "initial_pieces", lambda *place: ()):
         head = head_of(build, size, kind)
     shard: Any = head.shards[0]
     shard._centres[0].normal_(std=0.01)
