@@ -25,7 +25,6 @@ from recognition.engines.torch.imports import torch
 from recognition.engines.torch.triton.choice import why_not
 from recognition.head.sharded import ShardedHead
 
-RUNS = 8  # steps; the first two compile and warm up
 PLAIN_LR, MOMENTUM, DECAY = 0.001, 0.9, 0.0005
 
 
@@ -170,20 +169,26 @@ def _others(setting: Setting, size: Size, ratio: float) -> dict[str, Callable[[]
     return {} if setting.arcface_torch else {"plain PyTorch": partial(_plain, setting, size, ratio)}
 
 
+def _wait(setting: Setting) -> None:
+    if setting.gpu:
+        torch.cuda.synchronize(setting.device)
+
+
 def _measure(setting: Setting, report: Report, title: str, make: Callable[[], Any], size: Size, ratio: float,
              peak: float) -> None:
     if setting.gpu:
         torch.cuda.reset_peak_memory_stats(setting.device)
-    step, found, runs = make(), [], RUNS if setting.gpu else 1
-    batches = [batch(size, number) for number in range(runs + 1)]
-    for (values, labels), (_, coming) in zip(batches, batches[1:]):
-        x = torch.from_numpy(values).to(setting.device)
-        start = time.perf_counter()
-        step(x, labels, coming)
-        if setting.gpu:
-            torch.cuda.synchronize(setting.device)
-        found.append(time.perf_counter() - start)
-    seconds = float(np.median(found[2:] or found))
+    step, (warm, runs) = make(), (3, 10) if setting.gpu else (0, 1)
+    drawn = [batch(size, number) for number in range(warm + runs + 1)]
+    features = [torch.from_numpy(x).to(setting.device) for x, _ in drawn]
+    start = 0.0
+    for number, ((_, labels), (_, coming)) in enumerate(zip(drawn, drawn[1:])):
+        if number == warm:
+            _wait(setting)
+            start = time.perf_counter()
+        step(features[number], labels, coming)
+    _wait(setting)
+    seconds = (time.perf_counter() - start) / runs
     report.measured(title, 1000 * seconds, "ms")
     if setting.gpu:
         report.measured(f"{title}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 1e9, "GB")

@@ -22,7 +22,7 @@ from recognition.processes.communicator import SingleProcess
 
 CASES = (("r50", 128, 1_000_000), ("r50", 512, 1_000_000), ("r100", 128, 1_000_000), ("r100", 512, 1_000_000),
          ("r100", 128, 100_000))
-WARM, STEPS = 4, 8
+WARM, STEPS = 4, 12
 # By what is in a kernel's name, the first that fits.
 GROUPS = {
     "head: logits": ("exponentials", "slopes", "advance", "collect"), "head: update": ("update", "renew"),
@@ -54,15 +54,15 @@ def our_step(setting: Setting, network: str, count: int, classes: int, ratio: fl
 
 
 def milliseconds(step: Callable[[], None]) -> float:
-    """The median of a step, from the host's side, the device idle before and after."""
-    found = []
-    for _ in range(WARM + STEPS):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+    """Of a step among others, between which nobody waits, as in a run."""
+    for _ in range(WARM):
         step()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(found[WARM:]))
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - began) / STEPS
 
 
 def side_by_side(setting: Setting, report: Report) -> None:

@@ -194,6 +194,7 @@ class TritonShard(TorchShard):
                 gradient += more
             replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
             self._step_of(part, optimiser, gradient, squares, keys, measure)
+            del gradient  # before the next one is made
         self._sound &= (self._inverse > 0).all()
         self._finite = Fetched(self._sound)
         return float(squares.double().sum()) if measure else 0.0
