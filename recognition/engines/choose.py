@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from recognition.config.devices import CPU, Device, on_gpus, processor_flags, require_bfloat16
 from recognition.config.options import Config, check
+from recognition.config.user_code import is_timm
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
@@ -43,6 +44,8 @@ def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool
     check("engine", name, "engine")
     if name != "auto":
         return _with_warning(Choice(name), devices, in_16_bits, network)
+    if is_timm(network):
+        return Choice("torch", "engine: PyTorch, which timm's models are for")
     found = [engine for engine in LIBRARIES if importlib.util.find_spec(engine)]
     if not found:
         raise UserError("engine: found neither MXNet nor PyTorch, expected one of them: `make demo` installs MXNet, "
@@ -137,7 +140,7 @@ def build_network(config: Config) -> Graph:
 
     :raises UserError: as :func:`recognition.networks.build_symbol`.
     """
-    def own_network(options: Any, path: Path) -> Graph:
+    def own_network(options: Any, path: Path | None) -> Graph:
         return choose_engine(decide_for(config).name).own_network(options, path)
 
     return build_symbol(config, own_network)

@@ -175,8 +175,9 @@ class Engine(Protocol):
         :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
         """
 
-    def own_network(self, config: Any, path: Path) -> Graph:
-        """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
+    def own_network(self, config: Any, path: Path | None) -> Graph:
+        """The graph of a Python file of the user's own, or of the model of timm that ``net_name`` names if there is no
+        file: ``data`` to ``fc1_output``.
 
         :param config: all options, which the file's ``get_symbol`` may ask for by name.
         :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from recognition.config import types
-from recognition.config.user_code import find_network, is_symbol_file
+from recognition.config.user_code import find_network, is_symbol_file, is_timm
 from recognition.errors import UserError
 from recognition.networks.families import (
     fdensenet,
@@ -30,7 +30,7 @@ from recognition.networks.initialise import GAUSSIAN_OUT, NARROW, UNIFORM_IN, In
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.symbol_file import read_network
 
-OwnNetwork = Callable[[Any, Path], Graph]  # from a configuration, and a file of the user's own
+OwnNetwork = Callable[[Any, Optional[Path]], Graph]  # from a configuration and a file of the user's own; None: of timm
 FAMILIES: dict[str, ModuleType] = {
     "fresnet": fresnet,
     "fmobilefacenet": fmobilefacenet,
@@ -99,6 +99,8 @@ def _own_symbol(config: Any, own_network: OwnNetwork | None) -> Graph:
     path = find_network(config.net_name, config.config_file)
     if is_symbol_file(config.net_name):
         return with_starts(read_network(path or Path(config.net_name)))
+    if own_network and is_timm(config.net_name):
+        return own_network(config, None)
     if path is None or own_network is None:
         kind = types.choice(*FAMILIES)
         raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "
