@@ -134,7 +134,7 @@ def test_the_pace_of_several_hosts(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # arcface_torch's README: r50 on WebFace42M (2,059,906 identities) with Partial FC 0.2, images a second; GPUs and images
-# a GPU. The network is not published: 25 Gbit/s is assumed. A host has eight GPUs, whose pace is that of the row of one.
+# a GPU. The network is not published: 25 Gbit/s is assumed. A host has eight GPUs, and their pace is known.
 @pytest.mark.parametrize("devices, images, published", [(16, 512, 11000), (32, 128, 17000)])
 def test_the_pace_that_was_published(devices: int, images: int, published: int,
                                      capsys: pytest.CaptureFixture[str]) -> None:
