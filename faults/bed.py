@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -43,6 +43,7 @@ ip link set lo up
 mount -t tmpfs none /run; mkdir /run/sshd
 mount -t tmpfs none /srv; mkdir -p "$HOST_PROJECT" "$HOST_PROJECT/../models"
 mount --bind "$HOST_FILES/../shared" "$HOST_PROJECT/../models"
+mkdir -p /root/.ssh; mount -t tmpfs -o mode=700 none /root/.ssh
 hostname "$HOST_NAME"
 mount --bind "$HOST_FILES/hosts" /etc/hosts
 mount --bind "$HOST_FILES/ssh_config" /etc/ssh/ssh_config
@@ -173,16 +174,17 @@ class Host:
 class Bed:
     """Hosts ``node1`` ... on one switch. A context: at its end nothing of it is left."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, names: Sequence[str] = ()) -> None:
+        """:param names: of the hosts; not given: ``node1`` ..."""
         self.folder = Path(tempfile.mkdtemp(prefix="bed-"))
         self.hosts: dict[str, Host] = {}
         try:
-            self._make([f"node{number}" for number in range(1, count + 1)])
+            self._make(names or [f"node{number}" for number in range(1, count + 1)])
         except BaseException:
             self.close()
             raise
 
-    def _make(self, names: list[str]) -> None:
+    def _make(self, names: Sequence[str]) -> None:
         addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, 1)}
         _keygen(self.folder / "key")
         (self.folder / "shared").mkdir()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from recognition.config.options import Config, check
 from recognition.errors import UserError, command
 from recognition.io.files import require_new, write_whole
 from recognition.plan.head_costs import RESERVE_GB
+from recognition.plan.pace import Network, pace
 
 if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
@@ -30,9 +32,11 @@ if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need
 PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
 COLUMN_WIDTH = 16
+ONE_HOST = Network(1, math.inf)
 FLAG_TYPES = {
     "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),
-    "memory": types.real(above=0), "reserve": types.real(least=0),
+    "memory": types.real(above=0), "reserve": types.real(least=0), "hosts": types.integer(least=1),
+    "link": types.real(above=0), "measured": types.real(above=0),
 }
 
 
@@ -62,6 +66,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--memory", metavar="GB", help="of a device: tell what fits")
     parser.add_argument("--reserve", metavar="GB", help="of a device, for what is not planned: CUDA, cuDNN, Python; "
                         f"default: {RESERVE_GB['gpu']:g} on a GPU, {RESERVE_GB['cpu']:g} on a CPU")
+    parser.add_argument("--hosts", default="1", help="hosts that the devices are on; default: 1")
+    parser.add_argument("--link", metavar="GBIT", help="10^9 bits a second between hosts, in each direction")
+    parser.add_argument("--measured", metavar="IMAGES", help="images a second of one device, as a short run on one "
+                        "host has them with this batch (its speed line, divided by its devices): tell those of all")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="print JSON in place of the table, or write it to FILE beside it")
     parser.add_overwrite()
@@ -71,6 +79,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     for key, kind in FLAG_TYPES.items():
         if getattr(flags, key) is not None:
             setattr(flags, key, kind.check(getattr(flags, key), f"--{key}"))
+    if flags.hosts > 1 and flags.measured and not flags.link:
+        raise UserError("--link: not given, expected the speed of the network between hosts, such as --link 10")
     if flags.reserve is None:
         flags.reserve = RESERVE_GB[flags.on]
     return flags, configuration(flags)
@@ -106,14 +116,18 @@ def make_planned_run(flags: argparse.Namespace, config: Config) -> PlannedRun:
     return planned_run(config, config.num_classes, flags.devices, backbone_cost(config), round(flags.reserve * 1e9))
 
 
-def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
-    """The planned numbers by the names of the methods; with ``memory``, in GB, also what fits."""
+def numbers(run: PlannedRun, memory: float | None, measured: float | None = None,
+            network: Network = ONE_HOST) -> dict[str, dict[str, Any]]:
+    """The planned numbers by the names of the methods; with ``memory``, in GB, also what fits; with ``measured``, the
+    images a second of one device, also those of all, but for the public recipe, which is another program."""
     from recognition.plan.planning import METHODS, fewest_devices, most_classes
 
     planned = {}
     for name, method in METHODS.items():
         cost = method.cost(run)
         planned[name] = {**cost._asdict(), "total": cost.total}
+        if measured and name != "old":
+            planned[name]["images_per_second"] = pace(run.devices, run.images, measured, cost.sent, network)._asdict()
         if memory:
             limit = round(memory * 1e9)
             planned[name].update(fits=cost.total <= limit, most_classes=most_classes(method, run, limit),
@@ -153,6 +167,10 @@ def table(config: Config, run: PlannedRun, planned: dict[str, dict[str, Any]], m
               values("  MB sent", [column["sent"] for column in columns], 1e6, 1),
               values("  GFLOP, head", [column["head_operations"] for column in columns], 1e9, 1),
               values("  GFLOP, backbone", [column["backbone_operations"] for column in columns], 1e9, 1)]
+    if any(paces := [column.get("images_per_second", {}) for column in columns]):
+        lines += ["images a second, of all"] + [
+            row(f"  {title}", [f"{found[key]:,.0f}" if found else "" for found in paces])
+            for title, key in (("at least", "least"), ("at most", "most"))]
     if memory:
         lines += [f"with {memory:g} GB a device",
                   row("  fits", ["yes" if column["fits"] else "no" for column in columns]),
@@ -166,7 +184,7 @@ def table(config: Config, run: PlannedRun, planned: dict[str, dict[str, Any]], m
 def main(argv: Sequence[str] | None = None) -> int:
     flags, config = parse(sys.argv[1:] if argv is None else argv)
     run = make_planned_run(flags, config)
-    planned = numbers(run, flags.memory)
+    planned = numbers(run, flags.memory, flags.measured, Network(flags.hosts, flags.link or math.inf))
     text = json.dumps({"setting": dataclasses.asdict(run), "memory": flags.memory, "ways": planned}, indent=2)
     if flags.json == "-":
         print(text)

@@ -11,6 +11,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.plan.command import main, parse
+from recognition.plan.pace import Network, pace
 from recognition.plan.planning import METHODS
 
 DEMO = ["--network", "demo", "--classes", "1000000", "--devices", "4", "--per-batch-size", "16"]
@@ -113,3 +114,38 @@ def test_help_and_mistakes_do_not_wait_for_mxnet() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                          cwd=Path(__file__).parents[2])
     assert run.stdout.split() == ["2", "False", "False"]
+
+
+def test_the_pace_of_several_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: 16 images at 100 a second are 0.16 s; what is sent, over 10^9 bits a second."""
+    assert main([*DEMO, "--hosts", "2", "--link", "1", "--measured", "100", "--json"]) == 0
+    ways = json.loads(capsys.readouterr().out)["ways"]
+    assert "images_per_second" not in ways["old"]
+    for name in ("data_parallel", "parallel", "sampled"):
+        exchange = ways[name]["sent"] * 8 / 1e9
+        assert ways[name]["images_per_second"] == {"least": pytest.approx(64 / (0.16 + exchange)),
+                                                   "most": pytest.approx(64 / max(0.16, exchange))}
+    assert main([*DEMO, "--hosts", "2", "--link", "1", "--measured", "100"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    least = next(line.split()[2:] for line in rows if line.startswith("  at least"))
+    assert least == [f"{ways[name]['images_per_second']['least']:,.0f}" for name in
+                     ("data_parallel", "parallel", "sampled")]
+    assert pace(4, 16, 100, 10**9, Network(1, 1e-9)) == (400, 400)  # one host has no link
+
+
+# arcface_torch's README: r50 on WebFace42M (2,059,906 identities) with Partial FC 0.2, images a second; GPUs and images
+# a GPU. The network is not published: 25 Gbit/s is assumed. A host has eight GPUs, and their pace is known.
+@pytest.mark.parametrize("devices, images, published", [(16, 512, 11000), (32, 128, 17000)])
+def test_the_pace_that_was_published(devices: int, images: int, published: int,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--network", "r50", "--fp16", "--classes", "2059906", "--sample-ratio", "0.2", "--devices", str(devices),
+          "--per-batch-size", str(images), "--hosts", str(devices // 8), "--link", "25", "--measured", str(5900 / 8),
+          "--json"])
+    found = json.loads(capsys.readouterr().out)["ways"]["sampled"]["images_per_second"]
+    assert found["least"] <= published <= found["most"]
+
+
+def test_the_speed_of_the_network_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEMO, "--hosts", "2", "--measured", "100"]) == 2
+    assert capsys.readouterr().err == ("error: --link: not given, expected the speed of the network between hosts, "
+                                       "such as --link 10\n")
