@@ -37,7 +37,6 @@ from bench.ratios import bench_parser, write_ratios
 from recognition.engines.cpu.shard import CpuShard
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
-from recognition.head.shard import ROWS_AT_ONCE
 from recognition.head.sharded import ShardedHead
 from recognition.io.mapped import ReadAhead
 from recognition.processes.communicator import SingleProcess
@@ -60,8 +59,6 @@ def make_head(classes: int, dim: int, ratio: float, numbers: str, folder: Path |
     options: dict[str, Any] = {"normalised": True, "scale": 64.0, "folder": folder}
     if numbers == "float32":
         shard: Any = CpuShard(0, classes, dim, **options)
-        for low in range(0, classes if folder else 0, ROWS_AT_ONCE):  # what was never written is not read from the disk
-            shard.momentum[low : low + ROWS_AT_ONCE] = 1e-6
     else:
         from recognition.engines.torch.imports import torch
         from recognition.engines.torch.shard import TorchShard
