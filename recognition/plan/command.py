@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need
     from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.
-PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
+PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on",
+                "centers_numbers", "head_products", "optimizer", "engine")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
 COLUMN_WIDTH = 16
 ONE_HOST = Network(1, math.inf)
@@ -52,7 +53,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         ("loss", "loss preset"), ("per_batch_size", "images a device and step; default: as the presets say"),
         ("sample_ratio",
          f"share of the class centres in a step when sampled; default: the preset's, else {SAMPLE_RATIO}"),
-        ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
+        ("centers_on", "device, cpu or disk: where the class centres live; default: the preset's"),
+        ("centers_numbers", "float32 or bfloat16, of the class centres and their moments; default: the preset's"),
+        ("head_products", "float16, float32 or auto, of the head's products on GPUs; default: the preset's"),
+        ("engine", "mxnet or torch; default: the preset's, and mxnet if that is auto and can do it"),
         ("optimizer", "sgd or adamw; default: the preset's"),
     ):
         parser.add_argument(flag_name(key), dest=key, metavar=key.split("_")[-1].upper(), help=text)
@@ -101,6 +105,11 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
+    if config.engine == "auto":
+        changes["engine"] = "mxnet" if config.centers_numbers == "float32" else "torch"
+    elif config.engine == "mxnet" and config.centers_numbers != "float32":
+        raise UserError(f"--centres-numbers: found {config.centers_numbers!r}, but MXNet keeps class centres as "
+                        "float32; expected --engine torch")
     from recognition.engines.choose import with_own_size
 
     config = with_own_size(dataclasses.replace(config, **changes))
@@ -113,7 +122,8 @@ def configuration(flags: argparse.Namespace) -> Config:
 def make_planned_run(flags: argparse.Namespace, config: Config) -> PlannedRun:
     from recognition.plan.planning import backbone_cost, planned_run
 
-    return planned_run(config, config.num_classes, flags.devices, backbone_cost(config), round(flags.reserve * 1e9))
+    return planned_run(config, config.num_classes, flags.devices, backbone_cost(config, engine=config.engine),
+                       round(flags.reserve * 1e9), config.engine)
 
 
 def numbers(run: PlannedRun, memory: float | None, measured: float | None = None,
@@ -138,7 +148,9 @@ def numbers(run: PlannedRun, memory: float | None, measured: float | None = None
 def introduction(config: Config, run: PlannedRun) -> str:
     low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.in_16_bits else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
-    return (f"{', '.join([config.network, low, *more])}, {run.optimizer}; {run.classes:,} classes x "
+    more += [f"W in {config.centers_numbers}"] * (config.centers_numbers != "float32")
+    more += [{"torch": "PyTorch", "torch on cpu": "PyTorch", "triton": "PyTorch, head by Triton"}.get(run.shard, "")]
+    return (f"{', '.join([config.network, low, *filter(None, more)])}, {run.optimizer}; {run.classes:,} classes x "
             f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "
             f"{run.devices * run.images:,} a step")
 
@@ -158,11 +170,11 @@ def table(config: Config, run: PlannedRun, planned: dict[str, dict[str, Any]], m
     lines = [introduction(config, run), "",
              row("", [*(method.title for name, method in METHODS.items() if name != "sampled"), sampled]),
              row("", [method.command for method in METHODS.values()]), "GB a device (10^9 bytes)"]
-    lines += [values(f"  {part}", [column["memory"][part] for column in columns], 1e9, 2)
-              for part in columns[0]["memory"]]
+    parts = max((column["memory"] for column in columns), key=len)
+    lines += [values(f"  {part}", [column["memory"].get(part, 0) for column in columns], 1e9, 2) for part in parts]
     lines += [values("  in all", [column["total"] for column in columns], 1e9, 2)]
-    if any(column["host"] for column in columns):
-        lines += [values("  and of its host", [column["host"] for column in columns], 1e9, 2)]
+    lines += [values(f"  and of its {place}", [column[place] for column in columns], 1e9, 2)
+              for place in ("host", "disk") if any(column[place] for column in columns)]
     lines += ["a device and step",
               values("  MB sent", [column["sent"] for column in columns], 1e6, 1),
               values("  GFLOP, head", [column["head_operations"] for column in columns], 1e9, 1),

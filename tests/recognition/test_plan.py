@@ -58,7 +58,8 @@ def test_flags_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     setting = json.loads(capsys.readouterr().out)["setting"]
     assert setting.pop("backbone")["parameters"] > 0
     assert setting == {"classes": 1_000_000, "devices": 4, "images": 16, "dim": 64, "kind": "cpu", "sub_centres": 3,
-                       "ratio": 0.2, "optimizer": "adamw", "on_host": True, "filtered": False, "reserve": 0}
+                       "ratio": 0.2, "optimizer": "adamw", "centres_on": "cpu", "filtered": False, "reserve": 0,
+                       "number_bytes": 4, "shard": "cpu"}
 
 
 def test_presets_give_what_flags_do_not() -> None:
@@ -149,3 +150,33 @@ def test_the_speed_of_the_network_is_asked_for(capsys: pytest.CaptureFixture[str
     assert main([*DEMO, "--hosts", "2", "--measured", "100"]) == 2
     assert capsys.readouterr().err == ("error: --link: not given, expected the speed of the network between hosts, "
                                        "such as --link 10\n")
+
+
+@pytest.mark.parametrize(("flags", "shard", "bytes_a_number"), [
+    (["--engine", "torch", "--fp16"], "triton", 10), (["--centres-numbers", "bfloat16", "--fp16"], "triton", 4),
+    (["--engine", "torch"], "torch", 8), (["--engine", "torch", "--centres-numbers", "bfloat16"], "torch", 4),
+    (["--engine", "torch", "--fp16", "--head-products", "float32"], "torch", 8),
+    (["--engine", "torch", "--head-products", "float16", "--optimizer", "adamw"], "triton", 14),
+    (["--engine", "torch", "--fp16", "--loss", "softmax"], "torch", 8), (["--fp16"], "gpu", 8),
+    (["--engine", "torch", "--fp16", "--emb-size", "2049"], "torch", 8),
+    (["--centres-numbers", "bfloat16", "--on", "cpu"], "torch on cpu", 4)])
+def test_what_a_number_of_w_takes_by_what_computes(flags: list[str], shard: str, bytes_a_number: int,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/gpu_head.md: 10 bytes with Triton's kernels and W in float32, 4 in bfloat16, with SGD."""
+    main(["--network", "demo", "--classes", "10000000", "--devices", "1", "--per-batch-size", "64", *flags, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["setting"]["shard"] == shard
+    numbers = 10**7 * found["setting"]["dim"]
+    memory = found["ways"]["parallel"]["memory"]
+    stored = sum(memory.get(part, 0) for part in ("class centres W", "their moments", "unit vectors"))
+    assert stored == bytes_a_number * numbers
+
+
+def test_a_disk_holds_w_and_what_the_plan_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for on in ("gpu", "cpu"):
+        assert main([*DEMO, "--on", on, "--engine", "torch", "--centres-on", "disk", "--sample-ratio", "0.01"]) == 0
+        rows = table_of(capsys.readouterr().out)
+        assert rows["and of its disk"] == ["0.00", "0.00", "0.26", "0.26"]  # 250,000 x 128 numbers, twice
+        assert rows["class centres W"][2:] == rows["their moments"][2:] == ["0.00", "0.00"]
+    with pytest.raises(UserError, match="--centres-numbers: found 'bfloat16', but MXNet keeps"):
+        parse([*DEMO, "--engine", "mxnet", "--centres-numbers", "bfloat16"])
