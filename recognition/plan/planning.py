@@ -79,6 +79,7 @@ class PlannedRun:
     optimizer: str = "sgd"
     on_host: bool = False  # W stays in host memory where the classes are cut
     filtered: bool = False  # conflicting negatives are left out
+    gradient_bytes: int = FLOAT  # of a number of the backbone's gradient on its way between processes
     average: bool = False  # whether there is a moving average of the backbone's weights
     reserve: int = 0  # bytes that are not planned: libraries, workspaces
 
@@ -99,6 +100,7 @@ def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCo
     return PlannedRun(classes, devices, config.device_batch, config.emb_size, backbone, kind=config.devices[0][0],
                       sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
                       on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
+                      gradient_bytes=FLOAT if config.gradient_numbers == "float32" else FLOAT // 2,
                       average=config.ema > 0, reserve=reserve)
 
 
@@ -131,7 +133,12 @@ def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int 
 
 
 def _sent_with_all(run: PlannedRun) -> int:
-    return sent_data_parallel(run.devices, run.images, run.whole_head(), run.backbone.parameters)
+    return sent_data_parallel(run.devices, run.images, run.whole_head(), _travelling(run))
+
+
+def _travelling(run: PlannedRun) -> int:
+    """Numbers of float32 that take as many bytes as the backbone's gradients on their way."""
+    return run.backbone.parameters * run.gradient_bytes // FLOAT
 
 
 def _old(run: PlannedRun) -> Cost:
@@ -146,7 +153,7 @@ def _data_parallel(run: PlannedRun) -> Cost:
 
 def _parallel(run: PlannedRun, ratio: float = 1.0) -> Cost:
     size = run.head(ratio)
-    sent = sent_parallel(run.devices, run.images, run.dim, run.backbone.parameters)
+    sent = sent_parallel(run.devices, run.images, run.dim, _travelling(run))
     on_host = run.on_host and run.kind == "gpu"
     memory, host = host_memory(size) if on_host else (SHARDS[run.kind](size), 0)
     return _cost(run, size, memory, sent, host)
