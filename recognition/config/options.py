@@ -198,6 +198,8 @@ class Config:
     end_epoch: int = option(NO_END, types.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", types.choice("local", "device", "dist_sync", "dist_device_sync"),
                           "where gradients are summed", ENTRIES)
+    gradient_numbers: str = option("float32", types.choice("float32", "float16", "bfloat16"), "numbers that the "
+                                   "backbone's gradients travel in between processes, and are added in", ENTRIES)
     devices: tuple[Device, ...] = option(
         CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
     engine: str = option("auto", types.engine, "what computes: mxnet; torch, PyTorch; auto: what is installed and can "

@@ -49,6 +49,7 @@ class Updating:
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
     micro_batches: int = 1  # of a step, one after the other on a device, whose gradients add up to those of the step
     ema: float = 0.0  # decay of the moving average of the weights, 0: there is none
+    gradient_numbers: str = "float32"  # that gradients are of while they travel between processes
     clip_norm: float = 0.0  # the largest norm of a step's gradient, 0: any
 
 

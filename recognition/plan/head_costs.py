@@ -15,7 +15,7 @@ FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
 ROWS_A_PIECE, MOST_GROUPS, LEAST_ROWS_A_GROUP, COLUMNS_A_TILE = 384, 32, 192, 16
 ROWS_A_CHUNK = 65536  # as in engines/mxnet/shard.py: rows whose gradient is held at once
 TORCH_ROWS_A_CHUNK = {"gpu": 32768, "cpu": 1024}  # as in engines/torch/shard.py
-WIDEST, OWN_ROWS, PROGRAMS = 512, 64, 132  # as in engines/torch/triton; 132 is the number of an H100's multiprocessors
+WIDEST, TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK = 2048, 1 << 17, 1 << 27  # as in engines/torch/triton
 HALF = 2  # bytes of a number of 16 bits
 MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
 # GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
@@ -108,10 +108,12 @@ def torch_shard_memory(size: HeadSize, kind: str) -> Memory:
 
 
 def triton_shard_memory(size: HeadSize) -> Memory:
-    """Bytes of PyTorch's ``TritonShard``: no logits and no rows of a sample; unit vectors of 16 bits beside W, unless W
-    is of 16 bits itself; the features' gradient in as many parts as the card has programs for."""
-    parts = max(1, PROGRAMS // max(1, -(-size.batch // OWN_ROWS)))
-    memory = _parts(size, 0, 0, (5 + parts) * size.features, _torch_numbers(size) + size.rows * (FLOAT + 1))
+    """Bytes of PyTorch's ``TritonShard``: a chunk's weights of 16 bits, its gradient, and its rows if they are those of
+    a sample; unit vectors of 16 bits beside W, unless W is of 16 bits itself."""
+    rows = min(TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK // size.batch, size.selected_rows)
+    sampled = size.selected < size.classes
+    memory = _parts(size, size.batch * rows * HALF, rows * size.dim * (FLOAT + sampled * HALF), 5 * size.features,
+                    _torch_numbers(size) + size.rows * (FLOAT + 1))
     units = size.rows * size.dim * HALF if size.number_bytes == FLOAT else 0
     first = {part: memory.pop(part) for part in ("class centres W", "their moments")}
     return {**first, "unit vectors": units, **memory}

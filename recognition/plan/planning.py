@@ -83,6 +83,7 @@ class PlannedRun:
     number_bytes: int = FLOAT  # of W and its moments
     shard: str = ""  # what computes with W, of SHARDS; as the kind of device if not given
     filtered: bool = False  # conflicting negatives are left out
+    gradient_bytes: int = FLOAT  # of a number of the backbone's gradient on its way between processes
     average: bool = False  # whether there is a moving average of the backbone's weights
     reserve: int = 0  # bytes that are not planned: libraries, workspaces
 
@@ -117,6 +118,7 @@ def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCo
                       sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
                       centres_on=config.centers_on, shard=shard_of(config, engine), reserve=reserve,
                       number_bytes=FLOAT if config.centers_numbers == "float32" else HALF,
+                      gradient_bytes=FLOAT if config.gradient_numbers == "float32" else HALF,
                       filtered=config.interclass_filtering_threshold > 0, average=config.ema > 0)
 
 
@@ -150,7 +152,12 @@ def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int 
 
 
 def _sent_with_all(run: PlannedRun) -> int:
-    return sent_data_parallel(run.devices, run.images, run.whole_head(), run.backbone.parameters)
+    return sent_data_parallel(run.devices, run.images, run.whole_head(), _travelling(run))
+
+
+def _travelling(run: PlannedRun) -> int:
+    """Numbers of float32 that take as many bytes as the backbone's gradients on their way."""
+    return run.backbone.parameters * run.gradient_bytes // FLOAT
 
 
 def _old(run: PlannedRun) -> Cost:
@@ -165,7 +172,7 @@ def _data_parallel(run: PlannedRun) -> Cost:
 
 def _parallel(run: PlannedRun, ratio: float = 1.0) -> Cost:
     size = run.head(ratio)
-    sent = sent_parallel(run.devices, run.images, run.dim, run.backbone.parameters)
+    sent = sent_parallel(run.devices, run.images, run.dim, _travelling(run))
     placed = placed_memory(size, run.shard or run.kind, run.kind, run.centres_on)
     return _cost(run, size, placed.device, sent, placed.host, placed.disk)
 

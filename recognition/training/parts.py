@@ -99,7 +99,8 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, by_layer=by_layer, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
-                        micro_batches=config.gradient_acc, ema=config.ema, clip_norm=config.clip_norm)
+                        gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
+                        ema=config.ema, clip_norm=config.clip_norm)
     backbone = engine.backbone(graph, start, image_shape, computing, updating, communicator)
     if backbone.about:
         print(backbone.about, flush=True)

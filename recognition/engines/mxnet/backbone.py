@@ -13,8 +13,11 @@ from recognition.engines.mxnet.bound import add, blend, copied, embed, fill, to_
 from recognition.engines.mxnet.finite import all_finite, all_usable, norms
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import AdamWOptimiser, SgdOptimiser
+from recognition.engines.mxnet.processes.kvstore_communicator import KVStoreCommunicator
 from recognition.engines.mxnet.replica import Replica
+from recognition.engines.numbers import raised_to_travel
 from recognition.engines.replicas import Replicas
+from recognition.errors import UserError
 from recognition.networks.graph import Graph
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
@@ -37,6 +40,14 @@ class ReplicatedBackbone(Replicas):
         """
         replicas = [Replica(graph, parameters, auxiliary, device, (batch_size, *image_shape)) for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
+        self._sent = Updating(**updating).gradient_numbers
+        self._raised = raised_to_travel(self._sent, loss_scale)
+        if self._sent == "bfloat16":
+            raise UserError("gradient_numbers: found bfloat16, which Horovod with MXNet cannot add; expected float16, "
+                            "or --engine torch")
+        if self._sent != "float32" and isinstance(communicator, KVStoreCommunicator):
+            raise UserError(f"gradient_numbers: found {self._sent}, but parameter servers add float32 alone; expected "
+                            "Horovod, or --engine torch")
         self._has_dropout = any(node.op == "Dropout" for node in graph.nodes)
 
     def _features(self, images: np.ndarray, place: int) -> np.ndarray:
@@ -52,7 +63,13 @@ class ReplicatedBackbone(Replicas):
         for replica in self.replicas[1:]:
             for name in self._backward_order:
                 first_replica.gradients[name] += replica.gradients[name].as_in_context(first_replica.device)
-        self.communicator.sum_in_place("gradient", [first_replica.gradients[name] for name in self._backward_order])
+        gradients = [first_replica.gradients[name] for name in self._backward_order]
+        if self._sent == "float32" or self.communicator.size == 1:
+            return self.communicator.sum_in_place("gradient", gradients)
+        low = [(gradient * self._raised).astype(self._sent) for gradient in gradients]
+        self.communicator.sum_in_place("low gradient", low)
+        for gradient, total in zip(gradients, low):
+            (total.astype("float32") / self._raised).copyto(gradient)
 
     def _copy_parameters(self, names: Iterable[str]) -> None:
         for replica in self.replicas[1:]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.interface import Arrays, Updating
+from recognition.engines.numbers import raised_to_travel
 from recognition.engines.replicas import Replicas
 from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
@@ -49,7 +50,10 @@ class ReplicatedBackbone(Replicas):
         # With one device a process, gradients are summed over the processes while the backward pass goes on, but not
         # those of several micro-batches, which are whole only after the last one.
         alone = len(devices) * self._micro_batches == 1 and isinstance(communicator, DistributedCommunicator)
-        self._early = Summing(communicator) if alone else None
+        sent = Updating(**updating).gradient_numbers
+        self._summing = Summing(communicator, low=None if sent == "float32" else getattr(torch, sent),
+                                raised=raised_to_travel(sent, loss_scale))
+        self._early = self._summing if alone else None
         replicas[0].ready = self._early.add if self._early else None
 
     def _features(self, images: np.ndarray, place: int) -> Any:
@@ -65,7 +69,10 @@ class ReplicatedBackbone(Replicas):
         for replica in self.replicas[1:]:
             torch._foreach_add_(sums, [gradient.to(self.replicas[0].device)
                                        for gradient in self._ordered(replica.gradients)])
-        self.communicator.sum_in_place("gradient", sums)
+        if self.communicator.size > 1:
+            for tensor in sums:
+                self._summing.add(tensor)
+            self._summing.finish()
 
     def _ordered(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [tensors[name] for name in self._backward_order]
