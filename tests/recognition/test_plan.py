@@ -59,7 +59,7 @@ def test_flags_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert setting.pop("backbone")["parameters"] > 0
     assert setting == {"classes": 1_000_000, "devices": 4, "images": 16, "dim": 64, "kind": "cpu", "sub_centres": 3,
                        "ratio": 0.2, "optimizer": "adamw", "centres_on": "cpu", "filtered": False, "reserve": 0,
-                       "number_bytes": 4, "shard": "cpu"}
+                       "number_bytes": 4, "shard": "cpu", "gradient_bytes": 4, "average": False}
 
 
 def test_presets_give_what_flags_do_not() -> None:
