@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts weights of PyTorch's ArcFace recipe (r18, r34, r50, r100, mbf, mbf_large) to checkpoints, and back.
+"""Converts weights of PyTorch's ArcFace recipe (r18 to r2060, mbf, mbf_large, vit_t to vit_h) to checkpoints, and back.
 
     python -m common.convert_torch backbone.pth models/r50-torch/model,1
     python -m common.convert_torch work_dirs/ms1mv3_r50/checkpoint_gpu_0.pt models/r50-torch/model,1
@@ -81,7 +81,7 @@ def export_state(source: Path, target: Path, ranks: int, overwrite: bool) -> Non
     if not 1 <= ranks <= classes:
         raise UserError(f"--ranks: found {ranks}, expected 1 to {classes}, the number of classes")
     require_new([*(target / NAME.format(rank) for rank in range(ranks)), target / MODEL], [], overwrite)
-    batches = batches_an_epoch(state.progress, config.per_batch_size * len(config.devices))
+    batches = batches_an_epoch(state.progress, config.device_batch * len(config.devices))
     rate, adamw = make_schedule(config, batches)(state.progress.step), adamw_of(config)
     group = (adamw_group(rate, config.lr, config.wd, adamw) if adamw
              else sgd_group(rate, config.lr, config.wd, config.mom))

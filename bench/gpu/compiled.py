@@ -23,20 +23,20 @@ from recognition.engines.torch.triton.batch_norm.function import MERGED, MOST_PA
 from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block, by compute capability
-POINTERS = {"x": "low", "units": "low", "operand": "low", "weights": "low", "centres": "stored",
-            "first_moment": "stored", "second_moment": "stored", "selected": "i64", "total": "fp64",
-            **dict.fromkeys(("y", "d_x", "d_y", "added"), "low")}
-INTEGERS = {"batch", "classes", "width", "first", "rows", "last", "tiles", "key", "key2", "first_row",
-            "channels", "parts"}
+INDICES = {"selected": "i64", "targets": "i32", "nearest": "i32", "grown": "i32"}
+MAPS = ("x", "y", "d_x", "d_y", "added")
+INTEGERS = {"batch", "classes", "width", "first", "last", "tiles", "key", "key2", "first_row", "rows", "channels",
+            "parts"}
 EVEN = {"channels"}  # multiples of 16
-WORDS = {"targets", "nearest", "grown"}
 NUMBERS = {"scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps", "room"}
 
 
-def compile_kernel(kernel: Any, card: int, warps: int, stages: int, low: str, stored: str, constants: dict[str, Any]
+def compile_kernel(kernel: Any, card: int, kinds: dict[str, str], constants: dict[str, Any], warps: int, stages: int
                    ) -> str:
-    """Machine code for a card; returns the line of what it takes. ``low`` and ``stored``: types of operands and W."""
-    kinds = {"low": low, "stored": stored}
+    """Machine code for a card; returns the line of what it takes.
+
+    :param kinds: Triton's names of the types that arrays hold, where it is not float32.
+    """
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -46,9 +46,7 @@ def compile_kernel(kernel: Any, card: int, warps: int, stages: int, low: str, st
             if name in EVEN:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
-            kind = "i32" if name in WORDS else POINTERS.get(name, "fp32")
-            kind = "fp32" if kernel is kernels.exponentials and name == "total" else kind
-            signature[name], attributes[(place,)] = f"*{kinds.get(kind, kind)}", [["tt.divisibility", 16]]
+            signature[name], attributes[(place,)] = f"*{kinds.get(name, 'fp32')}", [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()},
                        attributes)
     made = triton.compile(source, target=GPUTarget("cuda", card, 32),
@@ -64,24 +62,26 @@ def compile_kernel(kernel: Any, card: int, warps: int, stages: int, low: str, st
 
 
 def of_the_head(card: int, dim: int) -> None:
-    tiles = tiles_for(2, SHARED_MEMORY[card])
-    rows = rows_of_update(dim)
+    """W in float32, then in bfloat16."""
+    tiles, rows = tiles_for(2, SHARED_MEMORY[card]), rows_of_update(dim)
     print(f"compute capability {card / 10}: {tiles}, {rows} rows in the update")
     of_rows = {"ROWS": rows, "WIDTH": width_of(dim)}
+    of_tiles = {"FILTERED": False, "WIDENED": False, "K": 1, "PADDED": 1, "BATCH": tiles.batch,
+                "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
     for stored in ("fp32", "bf16"):
         low, scaled = ("bf16", True) if stored == "bf16" else ("fp16", False)
-        of_tiles = {"FILTERED": False, "WIDENED": False, "K": 1, "PADDED": 1, "BATCH": tiles.batch,
-                    "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
+        kinds = {**INDICES, **dict.fromkeys(("x", "units", "operand", "weights"), low),
+                 **dict.fromkeys(("centres", "first_moment", "second_moment"), stored)}
         for kernel, own in {
                 kernels.exponentials: {**of_tiles, "AGAIN": False}, kernels.slopes: of_tiles,
                 kernels.advance: {"DEPTH": 64}, kernels.collect: {}, kernels.renew: of_rows,
                 kernels.update: {**of_rows, "SAMPLED": False, "ADAMW": False, "ROUNDED": scaled, "MEASURED": False},
         }.items():
-            names = set(kernel.arg_names)
             constants = {name: value for name, value in {"dim": dim, "SCALED": scaled, **own}.items()
-                         if name in names}
-            warps, stages = (tiles.warps, tiles.stages) if "COLUMNS" in names else (4, 3)
-            line = compile_kernel(kernel, card, warps, stages, low, stored, constants)
+                         if name in kernel.arg_names}
+            warps, stages = (tiles.warps, tiles.stages) if "COLUMNS" in constants else (4, 3)
+            more = {"total": "fp64"} if kernel in (kernels.advance, kernels.collect) else {}
+            line = compile_kernel(kernel, card, {**kinds, **more}, constants, warps, stages)
             print(f"{kernel.__name__}, W as {stored}: {line}", flush=True)
 
 
@@ -90,11 +90,11 @@ def of_batch_norm(card: int) -> None:
     tile = {"ROWS": USUAL.numbers // WIDEST, "CHANNELS": WIDEST, "STAGES": USUAL.stages}
     merged, both = {"PARTS": MOST_PARTS, "CHANNELS": MERGED}, {"ACTIVE": True, "ADDED": True}
     print(f"batch norm: {USUAL}")
-    for kernel, constants in {
-            batch_norm.measure: tile, batch_norm.merge_moments: {**merged, "ROWS": tile["ROWS"]},
-            batch_norm.normalise: {**tile, **both}, batch_norm.sum_gradients: {**tile, "ACTIVE": True},
-            batch_norm.merge_sums: {**merged, "ACTIVE": True}, batch_norm.differentiate: {**tile, **both}}.items():
-        line = compile_kernel(kernel, card, USUAL.warps, USUAL.stages, "fp16", "fp32", constants)
+    for kernel, constants in (
+            (batch_norm.measure, tile), (batch_norm.merge_moments, {**merged, "ROWS": tile["ROWS"]}),
+            (batch_norm.normalise, {**tile, **both}), (batch_norm.sum_gradients, {**tile, "ACTIVE": True}),
+            (batch_norm.merge_sums, {**merged, "ACTIVE": True}), (batch_norm.differentiate, {**tile, **both})):
+        line = compile_kernel(kernel, card, dict.fromkeys(MAPS, "fp16"), constants, USUAL.warps, USUAL.stages)
         print(f"{kernel.__name__}: {line}", flush=True)
 
 

@@ -21,6 +21,7 @@ from recognition.engines.torch.engine import TorchEngine
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.network import Network
 from recognition.engines.torch.replica import Replica
+from recognition.engines.torch.triton.batch_norm.choice import why_not
 from recognition.networks import first_weights
 from recognition.networks.graph import rewrite
 from recognition.networks.initialise import initialise
@@ -161,8 +162,7 @@ def graphs(setting: Setting, report: Report) -> None:
 def _steps_of(name: str, device: torch.device, low: torch.dtype | None, again: bool,
               by_graphs: bool) -> tuple[dict[str, np.ndarray], bool, str]:
     """All that four passes of a replica leave, whether they were recorded, and what was logged."""
-    replica = Replica(*_with_start(name), device, low, SIDE, recompute=again)
-    replica.records = by_graphs
+    replica = _replica(name, device, low, again, by_graphs)
     found, said = {}, io.StringIO()
     handler = logging.StreamHandler(said)
     logging.getLogger("recognition").addHandler(handler)
@@ -174,20 +174,22 @@ def _steps_of(name: str, device: torch.device, low: torch.dtype | None, again: b
             torch._foreach_sub_(list(replica.arguments.values()), list(replica.gradients.values()), alpha=1e-4)
         groups = {"": {"features": features}, "d ": replica.gradients, "w ": replica.arguments,
                   "s ": replica.auxiliary}
-        found.update({f"{step} {kind}{key}": tensor.detach().cpu().numpy() for kind, group in groups.items()
+        found.update({f"{step} {kind}{key}": tensor.detach().cpu().numpy().copy() for kind, group in groups.items()
                       for key, tensor in group.items()})
     logging.getLogger("recognition").removeHandler(handler)
     return found, replica.recorded is not None, said.getvalue().strip()
 
 
-def _with_start(name: str) -> tuple[Any, Any, Any]:
-    graph, (parameters, auxiliary) = made(name, dropout=True)
-    return graph, parameters, auxiliary
+def _replica(name: str, device: torch.device, low: torch.dtype | None, again: bool, by_graphs: bool) -> Replica:
+    """As a run has it, with dropout, and in 16 bits with the kernels that the card can use."""
+    graph, start = made(name, dropout=True)
+    replica = Replica(graph, *start, device, low, SIDE, again, fused=low is not None and not why_not(device))
+    replica.records = by_graphs
+    return replica
 
 
 def _seconds_a_pass(name: str, device: torch.device, by_graphs: bool, count: int = 128) -> float:
-    replica = Replica(*_with_start(name), device, torch.float16, SIDE, recompute=False)
-    replica.records = by_graphs
+    replica = _replica(name, device, torch.float16, False, by_graphs)
     images, seconds = images_of(count), []
     for step in range(8):
         began = time.perf_counter()
@@ -220,4 +222,6 @@ def speed(setting: Setting, report: Report) -> None:
                 seconds.append(time.perf_counter() - began)
             what = f"{name}, {'float16' if in_16_bits else 'float32'}, 128 images"
             report.measured(f"{what}: training", 128 / min(seconds[2:]), "images/s")
+            report.measured(f"{what}: the first two steps, with cuDNN's search and recording", sum(seconds[:2]), "s")
             report.measured(f"{what}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 2**20, "MB")
+            del network  # before the next one takes its memory

@@ -2,8 +2,8 @@
 """Reader of arcface_torch's config files (``configs/ms1mv3_r50.py``): one EasyDict ``config``, laid over that of
 ``base.py`` beside it, as arcface_torch's ``get_config`` does. It becomes presets of our own form.
 
-What its ``train_v2.py`` fixes is set, too: scale 64, no dropout, a polynomial of power 1, and a derivative of the
-target's logit that does not go through the margin.
+What its ``train_v2.py`` fixes is set, too: scale 64, no dropout, a polynomial of power 1, the backbone's gradients
+clipped to a norm of 5, and a derivative of the target's logit that does not go through the margin.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from recognition.config.easy_dict import EasyDict
-from recognition.config.options import check
+from recognition.config.options import OPTIONS, check
 from recognition.config.types import nearest
 from recognition.config.user_code import run_file
 from recognition.errors import UserError
@@ -32,11 +32,11 @@ RENAMED = {"batch_size": "per_batch_size", "embedding_size": "emb_size", "moment
            "output": "models_root", "sample_rate": "sample_ratio", "weight_decay": "wd"}
 SAME = ("fp16", "frequent", "interclass_filtering_threshold", "lr", "num_classes", "optimizer", "seed", "val_targets",
         "verbose")
-READ = ("margin_list", "network", "num_epoch", "rec", "resume", "warmup_epoch", "num_workers", "save_all_states")
+READ = ("gradient_acc", "margin_list", "network", "num_epoch", "rec", "resume", "warmup_epoch", "num_workers",
+        "save_all_states")
 NEEDED = ("margin_list", "network", "rec", "num_epoch")
 # Keys that change what is learnt and that nothing here does, with the value that asks for nothing, and what to do.
 REFUSED = {
-    "gradient_acc": (1, "gradients are not accumulated here: raise batch_size, or take more devices"),
     "decay_epoch": (None, "of arcface_torch before PolynomialLRWarmup, whose rates are for 512 images: write the run "
                     "as flags, --lr-steps 10e,16e"),
     "loss": (None, "of arcface_torch before margin_list: (1.0, 0.5, 0.0) is arcface, (1.0, 0.0, 0.4) cosface"),
@@ -45,15 +45,29 @@ REFUSED = {
 DALI_AUG = {"data_resize_prob": 0.1, "data_blur_prob": 0.2, "data_hsv_prob": 0.2, "data_gray_prob": 0.1}
 SYNTHETIC = "synthetic"  # a value of rec: images of noise
 SCALE = 64.0  # written in train_v2.py
+CLIP = 5.0  # there, too: the largest norm of the backbone's gradients
 LEAST_SHARE = 1e-12  # of class centres, for sample_rate 0: a step has those of its batch alone
 # Its networks. IResNet is fresnet without dropout before the embedding.
 NETWORKS: dict[str, dict[str, Any]] = {
-    f"r{depth}": {"net_name": "fresnet", "num_layers": depth, "net_output": "FC"} for depth in (18, 34, 50, 100)
+    f"r{depth}": {"net_name": "fresnet", "num_layers": layers, "net_output": "FC"} for depth, layers in
+    ((18, 18), (34, 34), (50, 50), (100, 100), (200, 198), (2060, 2060))
 }
 NETWORKS["mbf"] = {"net_name": "mbf", "net_multiplier": 2.0, "net_blocks": (1, 4, 6, 2)}
 NETWORKS["mbf_large"] = {"net_name": "mbf", "net_multiplier": 4.0, "net_blocks": (2, 8, 12, 4)}
-FOREIGN = ("r200", "r2060", "vit_t", "vit_t_dp005_mask0", "vit_s", "vit_s_dp005_mask_0", "vit_b",
-           "vit_b_dp005_mask_005", "vit_l_dp005_mask_005", "vit_h")
+
+
+def _vit(width: int, blocks: int, drop_path: float, mask_ratio: float) -> dict[str, Any]:
+    return {"net_name": "vit", "net_multiplier": width / 512, "num_layers": blocks, "net_drop_path": drop_path,
+            "net_mask_ratio": mask_ratio}
+
+
+# A mask is a tenth of the patches wherever there is one, also in those named after 0.05: vit.py does not hand it on.
+NETWORKS.update({
+    "vit_t": _vit(256, 12, 0.1, 0.1), "vit_t_dp005_mask0": _vit(256, 12, 0.05, 0.0),
+    "vit_s": _vit(512, 12, 0.1, 0.1), "vit_s_dp005_mask_0": _vit(512, 12, 0.05, 0.0),
+    "vit_b": _vit(512, 24, 0.1, 0.1), "vit_b_dp005_mask_005": _vit(512, 24, 0.05, 0.1),
+    "vit_l_dp005_mask_005": _vit(768, 24, 0.05, 0.1), "vit_h": _vit(1024, 48, 0.1, 0.0),
+})
 
 
 def is_of_arcface_torch(module: ModuleType) -> bool:
@@ -89,7 +103,8 @@ def as_presets(module: ModuleType, path: Path, name: str) -> Any:
             raise UserError(f"{name}: {key}: found {values[key]!r}, but {reason}")
     default = {ours: _checked(name, theirs, ours, values[theirs])
                for theirs, ours in {**RENAMED, **{key: key for key in SAME}}.items() if theirs in values}
-    default.update(_schedule(values, name), resume="yes" if values["resume"] else "")
+    default.update(_schedule(values, name), **_updates(default, values, name),
+                   resume="yes" if values["resume"] else "")
     if values["num_workers"] != BASE["num_workers"]:
         default["decode_threads"] = _checked(name, "num_workers", "decode_threads", values["num_workers"])
     loss, margin = _loss(values["margin_list"], name)
@@ -139,9 +154,8 @@ def _dataset(values: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]
 def _network(network: Any, name: str) -> str:
     if network in NETWORKS:
         return str(network)
-    what = ", a network of arcface_torch that is not ours" if network in FOREIGN else ""
-    hint = "" if what else nearest(network, NETWORKS)
-    raise UserError(f"{name}: network: found {network!r}{what}, expected one of {', '.join(NETWORKS)}{hint}")
+    raise UserError(f"{name}: network: found {network!r}, expected one of {', '.join(NETWORKS)}"
+                    f"{nearest(network, NETWORKS)}")
 
 
 def _loss(margins: Any, name: str) -> tuple[str, dict[str, Any]]:
@@ -167,6 +181,16 @@ def _schedule(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     if isinstance(warmup, (int, float)):
         warmup = f"{warmup:g}e" if warmup > 0 else 0
     return {"lr_schedule": "polynomial", "lr_power": 1.0, "warmup": _checked(name, "warmup_epoch", "warmup", warmup)}
+
+
+def _updates(default: Mapping[str, Any], values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Accumulation and clipping. There the gradients of ``gradient_acc`` batches are added, here their mean is taken:
+    the same updates need the other numbers so much larger or smaller."""
+    times = _checked(name, "gradient_acc", "gradient_acc", values["gradient_acc"])
+    found = {"gradient_acc": times, "clip_norm": CLIP / times}
+    if default["optimizer"] == "sgd":
+        return {**found, "lr": default["lr"] * times, "wd": default["wd"] / times}
+    return {**found, "adam_eps": OPTIONS["adam_eps"].default / times}
 
 
 def _left(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,11 +22,11 @@ PARALL_ONLY = (PARALL,)
 LARGEST = 1e37  # of factors in float32 arithmetic; 1 / LARGEST is a normal float32, too
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 # Our networks. Any other net_name is a user's own network, which may give NETWORK_KEYS any values and meanings.
-FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf")
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf", "vit")
 _PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
              ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
 NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
-                "net_multiplier", "densenet_dropout")
+                "net_multiplier", "densenet_dropout", "net_drop_path", "net_mask_ratio")
 
 
 def option(default: Any, option_type: types.OptionType, help: str, flag: tuple[str, ...] = ()) -> Any:
@@ -101,6 +101,10 @@ class Config:
     net_blocks: tuple[int, ...] = option((1, 4, 6, 2), types.four_counts, "blocks in each stage")
     net_multiplier: float = option(1.0, types.real(above=0), "factor of the number of channels")
     densenet_dropout: float = option(0.0, types.real(least=0, below=1), "dropout in dense blocks")
+    net_drop_path: float = option(0.0, types.real(least=0, below=1), "share of images that miss the last block of a "
+                                  "transformer in training, of earlier ones fewer")
+    net_mask_ratio: float = option(0.0, types.real(least=0, below=1), "share of an image's patches that a transformer "
+                                   "does not see in training")
     own_keys: tuple[tuple[str, Any], ...] = option((), types.pairs, "keys of config.py that are not ours, with their "
                                                    "values: for a network of your own")
     bn_mom: float = option(0.9, types.real(least=0, most=1), "momentum of batch norm's running statistics")
@@ -118,8 +122,11 @@ class Config:
     loss_K: int = option(1, types.integer(least=1), "sub-centres a class")
     sample_ratio: float = option(1.0, types.real(above=0, most=1), "share of the class centres in a step",
                                  PARALL_ONLY)
-    centers_on: str = option("device", types.choice("device", "cpu"), "where the class centres live: on the devices, "
-                             "or in host memory, from where the devices get those of a step", PARALL_ONLY)
+    centers_on: str = option("device", types.choice("device", "cpu", "disk"), "where the class centres live: on the "
+                             "devices; in host memory, from where the devices get those of a step; or on a disk",
+                             PARALL_ONLY)
+    centers_folder: str = option("", types.text, "folder on a fast local disk for --centres-on disk; default: that of "
+                                 "the run", PARALL_ONLY)
     centers_numbers: str = option("float32", types.choice("float32", "bfloat16"), "numbers that class centres and "
                                   "their moments are kept in; bfloat16 is rounded at random", PARALL_ONLY)
     head_products: str = option("auto", types.choice("auto", "float32", "float16"), "numbers that the head's products "
@@ -127,6 +134,8 @@ class Config:
     interclass_filtering_threshold: float = option(
         0.0, types.real(least=0, below=1), "a cosine: classes nearer than it to an image of another class are left out "
         "of that image's loss, as their labels may be wrong; 0: none")
+    label_smoothing: float = option(0.0, types.real(least=0, below=1), "share of each label that all classes divide; "
+                                    "0: none", ENTRIES)
     target_gradient: str = option(
         "exact", types.choice("exact", "straight_through"), "derivative of the target's logit: of the margin, or of "
         "the plain cosine as in the PyTorch recipe")
@@ -153,6 +162,8 @@ class Config:
     lr_factor: tuple[tuple[str, float], ...] = option(
         (), types.factors, "factors of the learning rate by patterns of parameters' names, such as "
         "'stage1*=0.1,pre_fc1*=10'; the last that matches counts", ENTRIES)
+    layer_decay: float = option(1.0, types.real(above=0, most=1), "factor of the learning rate from each block of the "
+                                "network to the one before it", ENTRIES)
     ckpt: int = option(3, types.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
                        "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
     ckpt_embedding: bool = option(True, types.boolean, "leave the class centres out of the checkpoint")
@@ -176,10 +187,19 @@ class Config:
     adam_beta2: float = option(0.999, types.real(least=0, most=0.999999), "AdamW: decay of the second moment")
     adam_eps: float = option(1e-8, types.real(least=1e-20), "AdamW: added to the root of the second moment")
     per_batch_size: int = option(128, types.integer(least=1, most=1 << 20), "images per device and batch", ENTRIES)
+    gradient_acc: int = option(1, types.integer(least=1, most=1 << 12), "times that a device computes per_batch_size "
+                               "images for a batch, one after the other: a batch of so many times as many in the same "
+                               "memory", ENTRIES)
+    clip_norm: float = option(0.0, types.real(least=0), "largest norm of the backbone's gradient, all parameters that "
+                              "move together; what is longer is made so long; 0: any", ENTRIES)
+    ema: float = option(0.0, types.real(least=0, below=1), "decay of the moving average of the backbone's weights, "
+                        "which is verified and saved beside them, such as 0.9999; 0: none", ENTRIES)
     max_steps: int = option(0, types.integer(least=0), "batches after which the run ends; 0: no limit", ENTRIES)
     end_epoch: int = option(NO_END, types.integer(least=1), "epochs after which the run ends", ENTRIES)
     kvstore: str = option("device", types.choice("local", "device", "dist_sync", "dist_device_sync"),
                           "where gradients are summed", ENTRIES)
+    gradient_numbers: str = option("float32", types.choice("float32", "float16", "bfloat16"), "numbers that the "
+                                   "backbone's gradients travel in between processes, and are added in", ENTRIES)
     devices: tuple[Device, ...] = option(
         CPU, types.devices, "cpu, cpu:N, gpu or gpu:I,J; if not given, as CUDA_VISIBLE_DEVICES says", ENTRIES)
     engine: str = option("auto", types.engine, "what computes: mxnet; torch, PyTorch; auto: what is installed and can "
@@ -195,6 +215,9 @@ class Config:
                          "one, else from the start", ENTRIES)
     state_every: int = option(2000, types.integer(least=0), "batches between saved training states, 0 for never; if "
                               "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    states_on: str = option("shared", types.choice("shared", "hosts"), "where training states go: to a folder that all "
+                            "processes share; each host's shards to a folder of its own, where they share none",
+                            PARALL_ONLY)
     keep_last: int = option(2, types.integer(least=1), "training states that stay: the last so many", ENTRIES)
     keep_every: int = option(0, types.integer(least=0), "training states of every so many batches stay, too; 0: none",
                              ENTRIES)
@@ -254,6 +277,11 @@ class Config:
     def triplets(self) -> bool:
         """True for a loss of triplets, which has no class centres, no labels and batches in thirds."""
         return self.loss_name in ("triplet", "atriplet")
+
+    @property
+    def device_batch(self) -> int:
+        """Images of a device and batch."""
+        return self.per_batch_size * self.gradient_acc
 
     @property
     def whole_head(self) -> bool:
@@ -328,11 +356,25 @@ REFUSALS = (
     Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
             "a triplet loss has no class centres to sample"),
     Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
+    Refusal("centers_on", lambda c: c.centers_on == "disk" and c.sample_ratio == 1,
+            "a step without --sample-ratio would read all of the disk"),
+    Refusal("centers_on", lambda c: c.centers_on == "disk" and c.centres_from == "embeddings",
+            "sums of embeddings would need memory for all class centres"),
+    Refusal("centers_folder", lambda c: bool(c.centers_folder) and c.centers_on != "disk",
+            "it is for --centres-on disk"),
     Refusal("centers_numbers", lambda c: c.triplets and c.centers_numbers != "float32",
             "a triplet loss has no class centres"),
+    Refusal("states_on", lambda c: c.whole_head and c.states_on != "shared",
+            "train.py has all class centres in each process, and the first one saves them"),
     Refusal("interclass_filtering_threshold",
             lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
             "only a margin loss has cosines with class centres"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.triplets,
+            "a triplet loss has no labels to smooth"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.loss_K > 1,
+            "with sub-centres only the nearest one of a class has a logit"),
+    Refusal("label_smoothing", lambda c: c.label_smoothing > 0 and c.interclass_filtering_threshold > 0,
+            "interclass_filtering_threshold leaves classes out, which have no logit"),
     Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
             "only a margin loss has a margin"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 INSTEAD = {
-    "batch_size": "per_batch_size, images of a device", "clip_gradient": "nothing, gradients are not clipped",
+    "batch_size": "per_batch_size, images of a device", "clip_gradient": "clip_norm, of all gradients together",
     "dali": "nothing, threads decode: decode_threads",
     "dali_aug": "data_resize_prob, data_blur_prob, data_hsv_prob, data_gray_prob", "embedding_size": "emb_size",
-    "gradient_acc": "nothing, gradients are not accumulated: raise per_batch_size",
     "lr_step": "lr_steps, in batches or as 10e in epochs",
     "margin_list": "loss_m1, loss_m2 and loss_m3", "momentum": "mom", "num_epoch": "end_epoch",
     "num_image": "nothing, images are counted in the set", "output": "models_root", "rec": "dataset_path",

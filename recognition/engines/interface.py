@@ -30,7 +30,7 @@ class Computing:
     """Devices, batch and numbers with which the backbone is computed."""
 
     devices: tuple[Device, ...]  # of this process, all of one kind
-    batch_size: int  # images a device
+    batch_size: int  # images a device at a time
     in_16_bits: bool = False
     loss_scale: float = 0.0  # that float16 begins with; 0: the engine's own
     memonger: bool = False  # activations are recomputed to save memory
@@ -47,6 +47,10 @@ class Updating:
     rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
+    micro_batches: int = 1  # of a step, one after the other on a device, whose gradients add up to those of the step
+    ema: float = 0.0  # decay of the moving average of the weights, 0: there is none
+    gradient_numbers: str = "float32"  # that gradients are of while they travel between processes
+    clip_norm: float = 0.0  # the largest norm of a step's gradient, 0: any
 
 
 class BackboneState(NamedTuple):
@@ -59,6 +63,8 @@ class BackboneState(NamedTuple):
     loss_scale: np.ndarray | None = None  # that of float16
     second_moment: Arrays | None = None  # of AdamW
     updates: Arrays | None = None  # of AdamW: how many of each parameter, int64 ()
+    average: Arrays | None = None  # the moving average of the parameters, if there is one
+    average_auxiliary: list[Arrays] | None = None  # and of the statistics of each replica
 
 
 class Backbone(Protocol):
@@ -74,7 +80,8 @@ class Backbone(Protocol):
         """The loss scale of float16; None for other numbers."""
 
     def forward(self, images: np.ndarray) -> Any:
-        """Features of this process's part of a training batch: NumPy's, or the engine's on its device."""
+        """Features of this process's part of a training batch: of each device in turn ``micro_batches`` times
+        ``batch_size`` images. They are NumPy's, or the engine's on its device."""
 
     def backward(self, d_features: Any) -> None:
         """Gradients of the parameters from those of the last features, of the same shape and kind."""
@@ -99,6 +106,9 @@ class Backbone(Protocol):
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Features for verification: no dropout, moving statistics; any number of images."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which parameters and moving statistics are their moving averages: to embed, or to save them."""
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         """Parameters and auxiliary states by name, as a checkpoint holds them."""
@@ -166,8 +176,9 @@ class Engine(Protocol):
         :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
         """
 
-    def own_network(self, config: Any, path: Path) -> Graph:
-        """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
+    def own_network(self, config: Any, path: Path | None) -> Graph:
+        """The graph of a Python file of the user's own, or of the model of timm that ``net_name`` names if there is no
+        file: ``data`` to ``fc1_output``.
 
         :param config: all options, which the file's ``get_symbol`` may ask for by name.
         :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.
@@ -188,7 +199,7 @@ class Engine(Protocol):
         :param on_host: W stays in the host's memory, and the rows of a step travel.
         :param low_products: products may have operands of 16 bits, where the engine is faster so.
         :param options: those of a shard: ``normalised``, ``scale``, ``sub_centres``, ``with_bias``, ``seed``,
-            ``ceiling``; and ``in_16_bits``, of PyTorch's alone.
+            ``ceiling``, ``folder`` (of mapped files, with ``on_host``); and ``in_16_bits``, of PyTorch's alone.
         """
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,

@@ -101,12 +101,19 @@ class Shard(Protocol):
         Call it before :meth:`update`. Rows whose label lies in another shard get 0.
         """
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def sum_of_centres(self) -> np.ndarray:
+        """The sum of the selected centres' unit vectors, or of the centres if they are not normalised; then that of
+        their biases, and the number of selected classes: (D + 2,) float64."""
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         """Update the selected centres by the gradient of the batch of the last three calls.
 
         Centres that are not selected keep their values and moments.
 
         :param replicas: the processes that hold the same classes; the gradient is summed over them.
+        :param also: (D + 1,), added to the gradient by each selected centre's unit vector, or by the centre if it is
+            not normalised, and, the last number, to that by its bias.
         :returns: with ``measure`` the sum of the squares of the gradient by the centres, without decay; else 0.
         """
 
@@ -156,6 +163,13 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
         part = values[low - block * STREAM_CLASSES : high - block * STREAM_CLASSES].reshape(-1, dim)
         rows[(low - start) * sub_centres : (high - start) * sub_centres] = part
     return rows
+
+
+def initial_pieces(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The first values of a shard's W, rows and their values in turn: no second copy of W is in memory."""
+    for low, high in pieces(start, stop, sub_centres):
+        yield (slice((low - start) * sub_centres, (high - start) * sub_centres),
+               initial_centres(seed, low, high, sub_centres, dim))
 
 
 def rows_of(classes: np.ndarray, start: int, sub_centres: int) -> np.ndarray:

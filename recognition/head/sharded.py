@@ -19,6 +19,7 @@ import numpy as np
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import EPSILON, SGD, Shard, merged_statistics
+from recognition.head.smoothing import smooth
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import Communicator, SingleProcess
 
@@ -98,6 +99,8 @@ class ShardedHead:
     steps: int = 0  # updates done; the sampler draws by it, and AdamW corrects its moments by it
     replicas: Communicator = field(default_factory=SingleProcess)
     adamw: AdamW | None = None  # in place of SGD
+    smoothing: float = 0.0  # of labels: their share that all classes divide
+    _also: np.ndarray | None = field(default=None, init=False, repr=False)  # what smoothing adds by each centre
     _seen: tuple[np.ndarray, Any] = field(init=False, repr=False)  # of the last batch: what angles are made of
     _expected: dict[int, Expected] = field(default_factory=dict, init=False, repr=False)  # by step
     _drawer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False, repr=False)
@@ -154,11 +157,20 @@ class ShardedHead:
         self._seen = np.stack(similarities), norms[:, 0]
         target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
 
-        d_target = np.expm1(target - log_sum) / count
-        parts = [shard.gradient(log_sum, count, d_target * slope) for shard, slope in zip(self.shards, slopes)]
+        d_target, losses = np.expm1(target - log_sum) / count, log_sum - target
+        d_targets = [d_target * slope for slope in slopes]
+        parts: list[Any] = []
+        if self.smoothing:
+            smoothed = smooth(self.smoothing, self.shards, unit, target, self._seen[0].sum(axis=0, dtype=np.float64),
+                              self.margin.scale, count, self.communicator)
+            losses, self._also = losses + smoothed.loss, smoothed.d_centre
+            d_targets = [d + smoothed.d_logit / count * slope + smoothed.d_similarity
+                         for d, slope in zip(d_targets, slopes)]
+            parts.append(smoothed.d_unit.astype(np.float32))
+        parts += [shard.gradient(log_sum, count, d_similarity) for shard, d_similarity in zip(self.shards, d_targets)]
         d_unit = sum(parts[1:], parts[0])
         won = np.float32(target) >= np.float32(highest)  # the shards' maxima hold the targets' logits as float32
-        loss, hits = self.replicas.all_reduce(np.array([np.sum(log_sum - target), np.sum(won)]))
+        loss, hits = self.replicas.all_reduce(np.array([np.sum(losses), np.sum(won)]))
         return HeadResult(float(loss / count), float(hits / count),
                           self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
 
@@ -205,7 +217,7 @@ class ShardedHead:
         self.steps += 1
         lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
         optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd, self.steps)
-        squares = [shard.update(optimiser, self.replicas, measure) for shard in self.shards]
+        squares = [shard.update(optimiser, self.replicas, measure, self._also) for shard in self.shards]
         return math.sqrt(self.communicator.all_reduce(np.array([math.fsum(squares)]))[0]) if measure else None
 
     @property

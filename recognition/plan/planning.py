@@ -14,13 +14,15 @@ from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
 from recognition.plan.head_costs import (
     FLOAT,
+    HALF,
     MOMENTS,
     SHARDS,
+    WIDEST,
     HeadSize,
     Memory,
     head_operations,
-    host_memory,
     old_memory,
+    placed_memory,
     selected_classes,
     sent_data_parallel,
     sent_parallel,
@@ -46,7 +48,7 @@ class BackboneCost:
 
 
 def backbone_cost(config: Config, graph: Graph | None = None, engine: str = "mxnet") -> BackboneCost:
-    """Costs of a configuration's network, for ``per_batch_size`` images on its first device.
+    """Costs of a configuration's network on its first device, ``per_batch_size`` images at a time.
 
     :param graph: the network, if it has been built; ``engine``: the name of what computes it.
     """
@@ -60,7 +62,8 @@ def backbone_cost(config: Config, graph: Graph | None = None, engine: str = "mxn
     pixels = batch * channels * height * width
     maps = maps_in_training(graph, computing_of(config), image, engine)
     return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
-                        batch * (3 * flops.products + again))
+                        config.device_batch * (3 * flops.products + again)
+                        + (config.device_batch - batch) * flops.products)
 
 
 @dataclass(frozen=True)
@@ -76,28 +79,47 @@ class PlannedRun:
     sub_centres: int = 1
     ratio: float = 0.1  # of the sampled method
     optimizer: str = "sgd"
-    on_host: bool = False  # W stays in host memory where the classes are cut
+    centres_on: str = "device"  # or "cpu", "disk": where W is, where the classes are cut
+    number_bytes: int = FLOAT  # of W and its moments
+    shard: str = ""  # what computes with W, of SHARDS; as the kind of device if not given
     filtered: bool = False  # conflicting negatives are left out
+    gradient_bytes: int = FLOAT  # of a number of the backbone's gradient on its way between processes
+    average: bool = False  # whether there is a moving average of the backbone's weights
     reserve: int = 0  # bytes that are not planned: libraries, workspaces
 
     def head(self, ratio: float = 1.0) -> HeadSize:
         """The largest shard of W cut over all devices."""
         classes, batch = -(-self.classes // self.devices), self.images * self.devices
         return HeadSize(classes, selected_classes(classes, ratio, batch, self.devices) if ratio < 1 else classes, batch,
-                        self.dim, self.sub_centres, MOMENTS[self.optimizer], self.filtered)
+                        self.dim, self.sub_centres, MOMENTS[self.optimizer], self.filtered, self.number_bytes)
 
     def whole_head(self) -> HeadSize:
         """All of W on each device, for its own images."""
         return HeadSize(self.classes, self.classes, self.images, self.dim, self.sub_centres, MOMENTS[self.optimizer],
-                        self.filtered)
+                        self.filtered, self.number_bytes)
 
 
-def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0) -> PlannedRun:
+def shard_of(config: Config, engine: str) -> str:
+    """What computes with the class centres of a configuration, a key of SHARDS. Of a GPU is taken that it is new enough
+    for Triton's kernels."""
+    kind = config.devices[0][0]
+    if kind == "cpu":
+        return "cpu" if config.centers_numbers == "float32" else "torch on cpu"
+    if engine != "torch":
+        return "gpu"
+    kernels = config.low_products and config.loss_name != "softmax" and config.emb_size <= WIDEST
+    return "triton" if kernels and config.centers_on == "device" else "torch"
+
+
+def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0,
+                engine: str = "mxnet") -> PlannedRun:
     """The run of a configuration with so many classes on so many devices, all of the kind of its first."""
-    return PlannedRun(classes, devices, config.per_batch_size, config.emb_size, backbone, kind=config.devices[0][0],
+    return PlannedRun(classes, devices, config.device_batch, config.emb_size, backbone, kind=config.devices[0][0],
                       sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
-                      on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
-                      reserve=reserve)
+                      centres_on=config.centers_on, shard=shard_of(config, engine), reserve=reserve,
+                      number_bytes=FLOAT if config.centers_numbers == "float32" else HALF,
+                      gradient_bytes=FLOAT if config.gradient_numbers == "float32" else HALF,
+                      filtered=config.interclass_filtering_threshold > 0, average=config.ema > 0)
 
 
 class Cost(NamedTuple):
@@ -108,6 +130,7 @@ class Cost(NamedTuple):
     head_operations: int  # of matrix products in a step
     backbone_operations: int
     host: int = 0  # bytes in the memory of its host
+    disk: int = 0  # bytes on a disk of its host
 
     @property
     def total(self) -> int:
@@ -122,32 +145,36 @@ class Method(NamedTuple):
     cost: Callable[[PlannedRun], Cost]
 
 
-def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0) -> Cost:
+def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0, disk: int = 0) -> Cost:
     backbone = run.backbone
-    memory = {**memory, **backbone.memory(size.moments), "set aside": run.reserve}
-    return Cost(memory, sent, head_operations(size), backbone.operations, host)
+    memory = {**memory, **backbone.memory(size.moments + run.average), "set aside": run.reserve}
+    return Cost(memory, sent, head_operations(size), backbone.operations, host, disk)
 
 
 def _sent_with_all(run: PlannedRun) -> int:
-    return sent_data_parallel(run.devices, run.images, run.whole_head(), run.backbone.parameters)
+    return sent_data_parallel(run.devices, run.images, run.whole_head(), _travelling(run))
+
+
+def _travelling(run: PlannedRun) -> int:
+    """Numbers of float32 that take as many bytes as the backbone's gradients on their way."""
+    return run.backbone.parameters * run.gradient_bytes // FLOAT
 
 
 def _old(run: PlannedRun) -> Cost:
-    size = run.whole_head()
+    size = dataclasses.replace(run.whole_head(), number_bytes=FLOAT)
     return _cost(run, size, old_memory(size), _sent_with_all(run))
 
 
 def _data_parallel(run: PlannedRun) -> Cost:
     size = run.whole_head()
-    return _cost(run, size, SHARDS[run.kind](size), _sent_with_all(run))
+    return _cost(run, size, SHARDS[run.shard or run.kind](size), _sent_with_all(run))
 
 
 def _parallel(run: PlannedRun, ratio: float = 1.0) -> Cost:
     size = run.head(ratio)
-    sent = sent_parallel(run.devices, run.images, run.dim, run.backbone.parameters)
-    on_host = run.on_host and run.kind == "gpu"
-    memory, host = host_memory(size) if on_host else (SHARDS[run.kind](size), 0)
-    return _cost(run, size, memory, sent, host)
+    sent = sent_parallel(run.devices, run.images, run.dim, _travelling(run))
+    placed = placed_memory(size, run.shard or run.kind, run.kind, run.centres_on)
+    return _cost(run, size, placed.device, sent, placed.host, placed.disk)
 
 
 METHODS = {

@@ -35,6 +35,7 @@ from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
+from recognition.optim.layer_decay import layer_factors
 from recognition.optim.loss_scale import LossScale
 from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
 from recognition.processes.communicator import Communicator, SingleProcess
@@ -94,9 +95,12 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
         symbol = Path(f"{config.pretrained}-symbol.json")
         print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config),
                         partial(renamed, graph, symbol, image_shape)), flush=True)
+    by_layer = layer_factors([name for name in graph.list_arguments() if name in start[0]], config.layer_decay)
     rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
-                    factors=config.lr_factor, needed=config.triplets or config.fc7_lr_mult == 0)
-    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip")
+                    factors=config.lr_factor, by_layer=by_layer, needed=config.triplets or config.fc7_lr_mult == 0)
+    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
+                        gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
+                        ema=config.ema, clip_norm=config.clip_norm)
     backbone = engine.backbone(graph, start, image_shape, computing, updating, communicator)
     if backbone.about:
         print(backbone.about, flush=True)
@@ -111,11 +115,12 @@ def make_head(config: Config, num_classes: int, engine: Engine,
     """
     if config.triplets:
         loss = TripletLoss(config.triplet_alpha, angular=config.loss_name == "atriplet")
-        return TripletHead(loss, config.per_batch_size, communicator)
+        return TripletHead(loss, config.device_batch, communicator)
     margin, devices = margin_of(config), config.devices
     across, replicas = (SingleProcess(), communicator) if config.whole_head else (communicator, SingleProcess())
     ranges = split_classes(num_classes, len(devices) * across.size)[across.rank * len(devices):]
-    make = partial(make_shard, engine, dim=config.emb_size, on_host=config.centers_on == "cpu",
+    make = partial(make_shard, engine, dim=config.emb_size, on_host=config.centers_on != "device",
+                   folder=Path(config.centers_folder or config.output_dir) if config.centers_on == "disk" else None,
                    sampled=config.sample_ratio < 1, low_products=config.low_products,
                    numbers=config.centers_numbers, normalised=margin.normalised, scale=margin.scale,
                    sub_centres=config.loss_K, seed=config.seed, with_bias=config.has_bias,
@@ -124,7 +129,8 @@ def make_head(config: Config, num_classes: int, engine: Engine,
     for line in sorted({shard.about for shard in shards if shard.about}):
         print(line, flush=True)
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
-                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config))
+                       ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config),
+                       smoothing=config.label_smoothing)
 
 
 def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communicator: Communicator,
@@ -132,7 +138,7 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
                 judge: Judge = refuse) -> BatchLoader | TripletLoader:
     """The loader of this process's part of every batch from ``start`` on; ``saved``: the loader's state at ``start``.
     """
-    size = config.per_batch_size * len(config.devices)
+    size = config.device_batch * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
     augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color,
                                 mask=config.data_mask_prob, resize=config.data_resize_prob, blur=config.data_blur_prob,
@@ -142,7 +148,7 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
     if config.triplets:
         bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
         return TripletLoader(dataset, bags, backbone.embed, alpha=config.triplet_alpha, max_ap=config.triplet_max_ap,
-                             device_batch=config.per_batch_size, saved=saved, gather=communicator.all_gather,
+                             device_batch=config.device_batch, saved=saved, gather=communicator.all_gather,
                              judge=judge, **common)
     return BatchLoader(dataset, dataset.order(config.seed), **common)
 
@@ -157,7 +163,8 @@ def make_verifier(config: Config, backbone: Backbone, dataset: ImageSet, communi
         print(f"{dataset.path}: no {', '.join(missing)} there, verification without", flush=True)
     images = config.per_batch_size * len(config.devices) * communicator.size
     return Verifier(shared(backbone.embed, communicator), sets, images,
-                    Path(config.output_dir) if communicator.rank == 0 else None)
+                    Path(config.output_dir) if communicator.rank == 0 else None,
+                    backbone.averaged if config.ema else None)
 
 
 def centres_source(config: Config) -> CentresSource:

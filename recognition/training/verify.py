@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -14,6 +16,8 @@ from recognition.evaluation.roc import Roc
 from recognition.evaluation.verification import VerificationResult, check_pairs, pixel_similarity, verify
 from recognition.io.files import write_whole
 from recognition.processes.communicator import Communicator
+
+OF_AVERAGE = "-ema"  # behind a target's name
 
 
 def load_targets(folders: Sequence[Path], targets: Sequence[str],
@@ -50,17 +54,24 @@ def shared(embed: Callable[[np.ndarray], np.ndarray],
 class Verifier:
     """A callable that embeds every set, writes its ROC curve to ``roc-<target>.npz`` and returns the results.
 
-    The file also holds each pair's distance, and the curve of a comparison of pixels as a baseline.
+    The file also holds each pair's distance, and the curve of a comparison of pixels as a baseline. Results of the
+    moving average of the weights, if there is one, follow as ``<target>-ema``.
     """
 
     def __init__(self, embed: Callable[[np.ndarray], np.ndarray], sets: Sequence[VerificationSet], batch_size: int,
-                 folder: Path | None) -> None:
-        """:param folder: None for a process that does not write the curves."""
+                 folder: Path | None, averaged: Callable[[], AbstractContextManager[None]] | None = None) -> None:
+        """:param folder: None for a process that does not write the curves.
+        :param averaged: the context in which ``embed`` is that of the average.
+        """
+        self._averaged = averaged
         self._embed, self._sets, self._batch_size, self._folder = embed, sets, batch_size, folder
         self._pixels: dict[str, Roc] = {}
 
     def __call__(self) -> list[VerificationResult]:
-        results = [verify(self._embed, chosen, self._batch_size) for chosen in self._sets]
+        results = self._verified()
+        if self._averaged and self._sets:
+            with self._averaged():
+                results += [replace(result, name=result.name + OF_AVERAGE) for result in self._verified()]
         if self._folder is not None:
             if not self._pixels:
                 self._pixels = {chosen.name: pixel_similarity(chosen).roc for chosen in self._sets}
@@ -68,8 +79,12 @@ class Verifier:
                 self._write_curve(result, self._folder)
         return results
 
+    def _verified(self) -> list[VerificationResult]:
+        return [verify(self._embed, chosen, self._batch_size) for chosen in self._sets]
+
     def _write_curve(self, result: VerificationResult, folder: Path) -> None:
-        pixels, content = self._pixels[result.name], io.BytesIO()  # on a full disk a ZipFile would fail when freed
+        pixels = self._pixels[result.name.removesuffix(OF_AVERAGE)]
+        content = io.BytesIO()  # on a full disk a ZipFile would fail when freed
         np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr,
                  distances=result.distances.astype(np.float32), issame=result.issame,
                  threshold=np.mean(result.best_thresholds))

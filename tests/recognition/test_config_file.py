@@ -199,10 +199,10 @@ def test_what_is_said_of_keys_that_are_not_ours():
 
 
 def test_keys_of_other_trainers_are_said_with_what_is_here_instead():
-    config = Config(config_file="config.py", own_keys={"gradient_acc": 4, "rec": "x", "widths": 1})
+    config = Config(config_file="config.py", own_keys={"clip_gradient": 4, "rec": "x", "widths": 1})
     assert own_keys_line(config) == (
-        "config.py: keys that nothing here reads: gradient_acc, rec, widths; instead of gradient_acc: nothing, "
-        "gradients are not accumulated: raise per_batch_size; instead of rec: dataset_path")
+        "config.py: keys that nothing here reads: clip_gradient, rec, widths; instead of clip_gradient: "
+        "clip_norm, of all gradients together; instead of rec: dataset_path")
 
 
 def test_a_key_that_the_users_network_reads_is_no_typo(tmp_path):

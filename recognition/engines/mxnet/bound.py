@@ -64,7 +64,25 @@ def to_host(arrays: Mapping[str, mx.nd.NDArray], names: Sequence[str] = ()) -> A
     return {name: arrays[name].asnumpy() for name in names or arrays}
 
 
+def copied(arrays: Mapping[str, mx.nd.NDArray]) -> dict[str, mx.nd.NDArray]:
+    """Copies of all arrays, on their devices."""
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def add(arrays: Mapping[str, mx.nd.NDArray], others: Mapping[str, mx.nd.NDArray]) -> None:
+    """Queue ``a += b`` for all arrays."""
+    for name, array in arrays.items():
+        array += others[name]
+
+
+def blend(averages: Mapping[str, mx.nd.NDArray], arrays: Mapping[str, mx.nd.NDArray], share: float) -> None:
+    """Queue ``a += share (w - a)`` for all arrays. What wrote the arrays must be over, as for a copy."""
+    for name, average in averages.items():
+        average += share * (arrays[name] - average)
+
+
 def fill(arrays: Mapping[str, mx.nd.NDArray], values: Mapping[str, np.ndarray]) -> None:
     """Copy values over the arrays of their names."""
     for name, value in values.items():
-        arrays[name][:] = value
+        # Not arrays[name][:] = value: MXNet refuses it for an array that a pass has left in oneDNN's layout.
+        mx.nd.array(value, ctx=arrays[name].context).copyto(arrays[name])

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.interface import Arrays, Updating
+from recognition.engines.numbers import raised_to_travel
 from recognition.engines.replicas import Replicas
 from recognition.engines.torch.finite import all_finite, all_usable, norms
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, SgdOptimiser
-from recognition.engines.torch.placed import embed, fill, to_host
+from recognition.engines.torch.placed import add, blend, copied, embed, fill, to_host
 from recognition.engines.torch.processes.communicator import DistributedCommunicator
 from recognition.engines.torch.processes.summing import Summing
 from recognition.engines.torch.replica import Replica
@@ -27,6 +28,7 @@ class ReplicatedBackbone(Replicas):
 
     sgd, adamw = SgdOptimiser, AdamWOptimiser
     inferred, to_host, fill = staticmethod(embed), staticmethod(to_host), staticmethod(fill)
+    copied, add, blend = staticmethod(copied), staticmethod(add), staticmethod(blend)
     all_finite, all_usable, norms_of = staticmethod(all_finite), staticmethod(all_usable), staticmethod(norms)
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
@@ -45,18 +47,19 @@ class ReplicatedBackbone(Replicas):
                     for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
         self._keep_features = keep_features
-        # With one device a process, gradients are summed over the processes while the backward pass goes on.
-        alone = len(devices) == 1 and isinstance(communicator, DistributedCommunicator)
-        self._early = Summing(communicator) if alone else None
+        # With one device a process, gradients are summed over the processes while the backward pass goes on, but not
+        # those of several micro-batches, which are whole only after the last one.
+        alone = len(devices) * self._micro_batches == 1 and isinstance(communicator, DistributedCommunicator)
+        sent = Updating(**updating).gradient_numbers
+        self._summing = Summing(communicator, low=None if sent == "float32" else getattr(torch, sent),
+                                raised=raised_to_travel(sent, loss_scale))
+        self._early = self._summing if alone else None
         replicas[0].ready = self._early.add if self._early else None
 
-    def forward(self, images: np.ndarray) -> Any:
-        seeds = self._dropout_stream().generate_state(len(self.replicas), np.uint64)
-        queued = []
-        for replica, part, seed in zip(self.replicas, self._parts(images), seeds):
-            if self._keeps_statistics:
-                replica.keep_statistics()
-            queued.append(replica.forward(part, int(seed)))
+    def _features(self, images: np.ndarray, place: int) -> Any:
+        seeds = self._dropout_stream(place).generate_state(len(self.replicas), np.uint64)
+        queued = [replica.forward(part, int(seed))
+                  for replica, part, seed in zip(self.replicas, self._parts(images), seeds)]
         return queued[0] if self._keep_features else np.concatenate([features.cpu().numpy() for features in queued])
 
     def _reduce_gradients(self) -> None:
@@ -66,7 +69,10 @@ class ReplicatedBackbone(Replicas):
         for replica in self.replicas[1:]:
             torch._foreach_add_(sums, [gradient.to(self.replicas[0].device)
                                        for gradient in self._ordered(replica.gradients)])
-        self.communicator.sum_in_place("gradient", sums)
+        if self.communicator.size > 1:
+            for tensor in sums:
+                self._summing.add(tensor)
+            self._summing.finish()
 
     def _ordered(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [tensors[name] for name in self._backward_order]

@@ -40,10 +40,11 @@ class TorchEngine:
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         return deterministic() if on_gpus(devices) else nullcontext()
 
-    def own_network(self, config: Any, path: Path) -> Graph:
+    def own_network(self, config: Any, path: Path | None) -> Graph:
         from recognition.engines.torch.modules.own_network import own_network
+        from recognition.engines.torch.modules.timm_model import timm_graph
 
-        return own_network(config, path)
+        return own_network(config, path) if path else timm_graph(config)
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:

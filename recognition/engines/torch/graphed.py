@@ -7,7 +7,6 @@ them. A graph is recorded once and launched as a whole.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable
 
@@ -57,7 +56,7 @@ class GraphedPass:
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # the maps of the graphs take the place of those of the steps before
-        with torch.cuda.device(device), _refusing_to_wait():
+        with torch.cuda.device(device):
             self._forward.register_generator_state(generator)
             stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
             with _recorded(self._forward, stream, pool):
@@ -93,15 +92,21 @@ def _apart(gradients: Sequence[torch.Tensor | None], arguments: Sequence[torch.T
 
     PyTorch may give one tensor for two arguments, and ``backward()`` copies likewise.
     """
-    taken = {tensor.untyped_storage().data_ptr() for tensor in others}
+    taken = [_bytes(tensor) for tensor in others]
     found: list[torch.Tensor | None] = []
     for gradient, argument in zip(gradients, arguments):
         if gradient is not None:
-            if gradient.stride() != argument.stride() or gradient.untyped_storage().data_ptr() in taken:
+            here = _bytes(gradient)
+            if gradient.stride() != argument.stride() or any(here[0] < end and start < here[1] for start, end in taken):
                 gradient = torch.empty_like(argument, requires_grad=False).copy_(gradient)
-            taken.add(gradient.untyped_storage().data_ptr())
+            taken.append(_bytes(gradient))
         found.append(gradient)
     return found
+
+
+def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor without gaps begins and ends in memory."""
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
 
 
 @contextlib.contextmanager
@@ -109,7 +114,7 @@ def _recorded(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any)
     """Context in which work of the current stream is recorded rather than done. ``torch.cuda.graph`` would leave the
     current stream changed after a recording that CUDA has broken off."""
     with torch.cuda.stream(stream):
-        # Other threads, such as that which watches NCCL, may go on with what this one must not do.
+        # Other threads, which draw classes or watch NCCL, may go on and wait for the GPU, as this one must not.
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             yield
@@ -128,17 +133,3 @@ def _end(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any) -> N
             torch._C._cuda_endAllocateToPool(stream.device.index, pool)
             torch._C._cuda_releasePool(stream.device.index, pool)
         raise
-
-
-@contextlib.contextmanager
-def _refusing_to_wait() -> Iterator[None]:
-    """Context in which PyTorch raises an error where it would wait for the GPU: CUDA's own would break off the
-    recording."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mode calls itself a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)

@@ -12,7 +12,7 @@ from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS
 from recognition.engines.torch.operators.passes import Pass
 from recognition.errors import UserError
 from recognition.networks.graph import Graph, Node
-from recognition.networks.recompute import computed_again
+from recognition.networks.recompute import computed_again, depend_on_images
 
 DATA = "data"
 Tensors = dict[int, Sequence["torch.Tensor"]]  # outputs by the place of their node
@@ -102,18 +102,9 @@ def _fixed_gammas(graph: Graph) -> list[str]:
             and graph.nodes[node.inputs[1].node].is_variable]
 
 
-def _of_images(graph: Graph) -> set[int]:
-    """Places of the nodes that depend on the images."""
-    found = set[int]()
-    for place, node in enumerate(graph.nodes):
-        if node.name == DATA or any(entry.node in found for entry in node.inputs):
-            found.add(place)
-    return found
-
-
 def _steps(graph: Graph, fused: dict[int, Fused]) -> list[_Step]:
-    """The operators in the order of the graph, but that those of parameters alone come first."""
-    of_images, kept, nodes = _of_images(graph), {head.node for head in graph.heads}, graph.nodes
+    """The operators in the order of the graph, but those first that do not depend on the images."""
+    of_images, kept, nodes = depend_on_images(graph), {head.node for head in graph.heads}, graph.nodes
     norms = {id(pair.norm) for pair in fused.values() if pair.behind}
     places = [place for place, node in enumerate(nodes) if not node.is_variable and id(node) not in norms]
     places.sort(key=lambda place: place in of_images)
@@ -154,12 +145,12 @@ def _compute(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
 def _kept(graph: Graph, image_shape: tuple[int, int, int]) -> set[int]:
     """Places of the nodes that depend on the images and are not computed again."""
     variables = {place for place, node in enumerate(graph.nodes) if node.is_variable}
-    return _of_images(graph) - set(computed_again(graph, image_shape)) - variables
+    return depend_on_images(graph) - set(computed_again(graph, image_shape)) - variables
 
 
 def _segments(graph: Graph, steps: Sequence[_Step], kept: set[int]) -> list[int]:
     """How many steps there are up to the first segment, and up to the end of each: up to a map that is kept."""
-    of_images = _of_images(graph)
+    of_images = depend_on_images(graph)
     ends = [number for number, step in enumerate(steps, start=1) if step.place in kept]
     return [sum(step.place not in of_images for step in steps), *ends]
 

@@ -85,6 +85,24 @@ def to_host(tensors: Mapping[str, torch.Tensor], names: Sequence[str] = ()) -> A
     return {name: np.array(tensors[name].detach().cpu().numpy(), order="C") for name in names or tensors}
 
 
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of all tensors, on their devices."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def add(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+    """Do ``a += b`` for all tensors."""
+    torch._foreach_add_(list(tensors.values()), [others[name] for name in tensors])
+
+
+@torch.no_grad()
+def blend(averages: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], share: float) -> None:
+    """Do ``a += share (w - a)`` for all tensors."""
+    if averages:  # a network may have no statistics
+        torch._foreach_lerp_(list(averages.values()), [tensors[name] for name in averages], share)
+
+
 @torch.no_grad()
 def fill(tensors: Mapping[str, torch.Tensor], values: Mapping[str, np.ndarray]) -> None:
     """Copy values over the tensors of their names."""

@@ -6,6 +6,7 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Callable
+from weakref import ref
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Replica(Placed):
         self.ready: Callable[[torch.Tensor], None] | None = None  # called with each gradient as soon as it is there
         self._announced: list[str] = []  # the order of these calls in the last pass of operators
         for name, tensor in self.arguments.items():
-            tensor.register_post_accumulate_grad_hook(partial(self._announce, name))
+            tensor.register_post_accumulate_grad_hook(partial(_tell, ref(self), name))
         self._kept: list[torch.Tensor] = []
         self._output: torch.Tensor | None = None
         self._generator = torch.Generator(device)
@@ -101,10 +102,10 @@ class Replica(Placed):
         for tensor in self.arguments.values():
             tensor.grad = None
 
-    def _announce(self, name: str, tensor: torch.Tensor) -> None:
+    def _announce(self, name: str) -> None:
         self._announced.append(name)
         if self.ready:
-            self.ready(tensor.grad)
+            self.ready(self.arguments[name].grad)
 
     def _fastest(self) -> AbstractContextManager[None]:
         return fastest_convolutions() if self._on_gpu else nullcontext()
@@ -122,3 +123,10 @@ class Replica(Placed):
         if not self.recorded and self._on_gpu:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
+
+
+def _tell(replica: ref[Replica], name: str, _: torch.Tensor) -> None:
+    """Tell a replica of the gradient of its argument ``name``. The argument must not hold the replica, whose memory
+    would then wait for Python's search for cycles."""
+    if owner := replica():
+        owner._announce(name)

@@ -11,7 +11,7 @@ from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import hashed
 from recognition.head.sampling import ClassSampler
 
-CLASSES_AT_ONCE = 1 << 24  # 128 MB of hashes
+CLASSES_AT_ONCE = 1 << 22  # 32 MB of hashes
 
 
 class DeviceSample:

@@ -16,6 +16,7 @@ PyTorch computes a shape's products with the same bits each time, so a run that 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,9 +33,8 @@ from recognition.head.shard import (
     ROWS_AT_ONCE,
     SGD,
     ShardState,
-    initial_centres,
+    initial_pieces,
     merged_statistics,
-    pieces,
     rows_of,
     target_columns,
 )
@@ -98,24 +98,23 @@ class Fetched:
 class TorchShard:
     """Implements :class:`recognition.head.shard.Shard` on ``device``.
 
-    With ``on_host`` W and its moments stay in the host's memory, and their rows travel chunk by chunk: those of a
-    sample alone if there is one. With ``in_16_bits`` they are bfloat16, and rounded at random
-    (:mod:`recognition.head.rounding`); states hold the same numbers as float32.
+    With ``on_host`` W and its moments stay in the host's memory, with ``folder``, too, in mapped files there, and their
+    rows travel chunk by chunk: those of a sample alone if there is one. With ``in_16_bits`` they are bfloat16, and
+    rounded at random (:mod:`recognition.head.rounding`); states hold the same numbers as float32.
     """
 
     def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
-                 on_host: bool = False, in_16_bits: bool = False) -> None:
+                 on_host: bool = False, in_16_bits: bool = False, folder: Path | None = None) -> None:
         self.device, self.on_host = device, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, float(scale), sub_centres
         self.with_bias, self.ceiling, self.seed = with_bias, float(ceiling), seed
-        self._rows = StoredRows(device, on_host, (stop - start) * sub_centres)
+        self._rows = StoredRows(device, on_host, (stop - start) * sub_centres, folder if on_host else None)
         # each with its moments, the second one from the first step of AdamW on
         self._centres = self._rows.zeros(2, dim, dtype=torch.bfloat16 if in_16_bits else torch.float32)
-        for low, high in pieces(start, stop, sub_centres):
-            rows = slice((low - start) * sub_centres, (high - start) * sub_centres)
-            self._centres[0][rows] = torch.from_numpy(initial_centres(seed, low, high, sub_centres, dim))
+        for rows, values in initial_pieces(seed, start, stop, sub_centres, dim):
+            self._centres[0][rows] = torch.from_numpy(values)
         self._bias = self._rows.zeros(2)
         self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
@@ -132,7 +131,7 @@ class TorchShard:
         return [*self._centres[:2], *self._bias[:2], *self._centres[2:], *self._bias[2:]]
 
     def state(self) -> ShardState:
-        return ShardState(*(array.cpu().float().numpy() for array in self._arrays()))
+        return ShardState(*map(self._rows.as_float32, self._arrays()))
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         low = 0 if first is None else (first - self.start) * self.sub_centres
@@ -146,7 +145,7 @@ class TorchShard:
     def _need_second_moments(self) -> None:
         for arrays in (self._centres, self._bias):
             if len(arrays) == 2:
-                arrays.append(torch.zeros_like(arrays[0]))
+                arrays += self._rows.zeros(1, *arrays[0].shape[1:], dtype=arrays[0].dtype)
 
     def norms(self) -> tuple[float, float]:
         parts = (part.to(self.device).float() for part in self._centres[0].split(ROWS_AT_ONCE))
@@ -156,8 +155,9 @@ class TorchShard:
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
         return float(least.amin()), float(most.amax())
 
-    def expect(self, classes: np.ndarray | None) -> None:
-        pass
+    def expect(self, classes: Any) -> None:
+        if not isinstance(classes, DeviceSample):  # whose rows are on the device
+            self._rows.expect(self._rows_of(classes))
 
     def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
         """A sample on the GPU, if W is there; of NumPy otherwise."""
@@ -167,16 +167,20 @@ class TorchShard:
 
     def select(self, classes: Any) -> None:
         self._classes = classes
-        if isinstance(classes, DeviceSample):
-            if self.device.type == "cuda":  # the other stream may not use their memory again too early
-                classes.places.record_stream(torch.cuda.current_stream(self.device))
-            sub_centres = torch.arange(self.sub_centres, device=self.device)
-            self._rows.select((classes.places[:, None] * self.sub_centres + sub_centres).flatten())
-        else:
-            self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
+        self._rows.select(self._rows_of(classes))
+
+    def _rows_of(self, classes: Any) -> Any:
+        if not isinstance(classes, DeviceSample):
+            return None if classes is None else rows_of(classes, self.start, self.sub_centres)
+        if self.device.type == "cuda":  # the other stream may not use their memory again too early
+            classes.places.record_stream(torch.cuda.current_stream(self.device))
+        sub_centres = torch.arange(self.sub_centres, device=self.device)
+        return (classes.places[:, None] * self.sub_centres + sub_centres).flatten()
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        """A copy on the device. From pinned memory it is queued, and the host goes on."""
+        given = torch.from_numpy(np.ascontiguousarray(values))
+        return given.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else given
 
     def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         batch, k = len(x), self.sub_centres
@@ -281,10 +285,20 @@ class TorchShard:
         biases[self._targets.batch] = bias.cpu().numpy()
         return norms, biases
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def sum_of_centres(self) -> np.ndarray:
+        total = torch.zeros(self._centres[0].shape[1], dtype=torch.float64, device=self.device)
+        bias = torch.zeros((), dtype=torch.float64, device=self.device)
+        for chunk in self._chunks():
+            total += chunk.units.sum(dim=0, dtype=torch.float64)
+            bias += self._rows.take(self._bias[0], chunk.low, chunk.high).sum(dtype=torch.float64)
+        return np.append(total.cpu().numpy(), [float(bias), len(self._rows) // self.sub_centres])
+
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
         weighted = self._x * self._weights.factor
+        more = self._on_device(also.astype(np.float32)).split([len(also) - 1, 1]) if also is not None else ()
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._chunks():
             p = self._logits(chunk).sub_(self._weights.reference).exp_()
@@ -295,6 +309,8 @@ class TorchShard:
             if self.with_bias:
                 gradients.append(product(p.T, self._weights.factor)[:, 0])
             del p
+            if also is not None:
+                gradients = [gradient.add_(part) for gradient, part in zip(gradients, more)]
             replicas.sum_in_place(f"centres {self.start} {chunk.low}", gradients)
             gradient = self._through_norm(chunk, gradients[0])
             if measure:

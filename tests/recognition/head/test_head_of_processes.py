@@ -82,7 +82,8 @@ def in_threads(count: int, process: Callable[[Communicator], Any]) -> list[Any]:
 
 
 def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, sub_centres: int = 1,
-          ratio: float = 1.0, adamw: AdamW | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+          ratio: float = 1.0, adamw: AdamW | None = None,
+          smoothing: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Losses, gradients by all features and W after the steps; with ``whole`` each process has all classes."""
     random = np.random.RandomState(0)
     steps = [(random.standard_normal((BATCH, DIM)).astype(np.float32), random.randint(0, CLASSES, BATCH))
@@ -95,7 +96,8 @@ def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, s
         options: dict[str, Any] = {"normalised": margin.normalised, "scale": margin.scale, "sub_centres": sub_centres,
                                    "with_bias": whole and not margin.normalised}
         made: list[Any] = [KINDS[kind](*part, DIM, **options) for part in ranges]
-        head = ShardedHead(made, margin, across, sampler=ClassSampler(ratio), replicas=replicas, adamw=adamw)
+        head = ShardedHead(made, margin, across, sampler=ClassSampler(ratio), replicas=replicas, adamw=adamw,
+                           smoothing=smoothing)
         losses, gradients = [], []
         mine = slice(communicator.rank * BATCH // processes, (communicator.rank + 1) * BATCH // processes)
         for x, labels in steps:
@@ -126,6 +128,15 @@ def test_the_number_of_processes_does_not_matter(loss: str, whole: bool, kind: s
     one = train(1, 1, LOSSES[loss], kind, whole)
     for processes, shards in ((2, 1), (3, 2)):
         assert_close(train(processes, shards, LOSSES[loss], kind, whole), one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("whole", [False, True], ids=["cut", "replicated"])
+@pytest.mark.parametrize("loss", ["softmax", "combined"])
+def test_smoothed_labels_of_several_processes(loss: str, whole: bool, kind: str) -> None:
+    one = train(1, 1, LOSSES[loss], kind, whole, smoothing=0.2)
+    for processes, shards in ((2, 1), (3, 2)):
+        assert_close(train(processes, shards, LOSSES[loss], kind, whole, smoothing=0.2), one)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -68,6 +68,9 @@ def test_seed_of_the_centres(head: Head, make: Callable[..., Config]) -> None:
      lambda n: n["conv_1_conv2d"]["num_filter"] == "32"),
     ("densenet_dropout", 0.3, {"net_name": "fdensenet", "num_layers": 121},
      lambda n: any(a.get("op") == "Dropout" and a["p"] == "0.3" for a in n.values())),
+    ("net_drop_path", 0.3, {"net_name": "vit", "num_layers": 2},
+     lambda n: n.get("block1_path1", {}).get("p") == n.get("block1_path2", {}).get("p") == "0.3"),
+    ("net_mask_ratio", 0.5, {"net_name": "vit", "num_layers": 2}, lambda n: "mask_token_weight" in n),
 ])
 def test_options_of_networks(key: str, value: Any, others: dict[str, Any],
                              honoured: Callable[[dict[str, Any]], bool]) -> None:
@@ -309,3 +312,24 @@ def test_adamw(engine: str, make: Callable[..., Config]) -> None:
         found = moves(optimizer="adamw", adam_beta1=b1, adam_beta2=b2, adam_eps=eps)
         for ours, expected in zip(found, wanted):
             np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_label_smoothing(head: Head, make: Callable[..., Config]) -> None:
+    """The loss grows by the share times what the target's logit is above the mean of all: the labels' expectation."""
+    x, labels = np.random.RandomState(0).standard_normal((12, DIM)).astype(np.float32), np.arange(12) % CLASSES
+    options = {"loss_m2": 0.0, "loss_s": 8.0}
+    plain, smoothed = (head(make(**options, label_smoothing=share)) for share in (0.0, 0.25))
+    w = plain.shards[0].state().centres.astype(np.float64)
+    z = 8 * (x / np.linalg.norm(x, axis=1)[:, None]) @ (w / np.linalg.norm(w, axis=1)[:, None]).T
+    wanted = 0.25 * np.mean(z[np.arange(12), labels] - z.mean(axis=1))
+    losses = [each.forward_backward(x, labels).loss for each in (plain, smoothed)]
+    assert losses[1] - losses[0] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_layer_decay(engine: str, make: Callable[..., Config]) -> None:
+    """What wd takes is in proportion to the rate. conv0 and fc1 have no blocks in their names: two layers."""
+    moved = decayed(make(wd=0.2, mom=0, layer_decay=0.5), 1)
+    assert moved["conv0_weight"] == pytest.approx(0.01, rel=1e-4)
+    assert moved["fc1_weight"] == pytest.approx(0.02, rel=1e-4)
+    both = decayed(make(wd=0.2, mom=0, layer_decay=0.5, lr_factor="conv0*=3"), 1)
+    assert both["conv0_weight"] == pytest.approx(0.03, rel=1e-4)

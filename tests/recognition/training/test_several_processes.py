@@ -99,6 +99,7 @@ def test_parallel_on_x_and_w_over_processes_and_devices(horovod: None, folder: P
     two = run(folder, "two", HOROVODRUN, "--per-batch-size", "6", "--network plain")
     assert_close(two, one)
     assert two[2].count("Accuracy-Highest") == one[2].count("Accuracy-Highest") == 2  # one process speaks for all
+    assert_close(run(folder, "accumulated", HOROVODRUN, "--per-batch-size", "2", "--gradient-acc", "3"), one)
     four = run(folder, "four", LAUNCH, "--per-batch-size", "3", "--devices", "cpu:2")
     assert_close(four, one)
     (state,) = (folder / "four-train_parall-arcface").glob("*/state/step-000000005")
@@ -123,6 +124,8 @@ def test_pytorch_under_torchrun_and_under_launch(folder: Path) -> None:
     two = run(folder, "torch-two", TORCHRUN, "--per-batch-size", "6", *TORCH)
     assert_close(two, one)
     assert two[2].count("Accuracy-Highest") == one[2].count("Accuracy-Highest") == 2  # one process speaks for all
+    accumulated = run(folder, "torch-accumulated", TORCHRUN, "--per-batch-size", "2", "--gradient-acc", "3", *TORCH)
+    assert_close(accumulated, one)
     four = run(folder, "torch-two", [*LAUNCH[:2], "4", "--"], "--per-batch-size", "3", "--resume", *TORCH, steps=7)
     one_on = run(folder, "torch-one", [], "--per-batch-size", "12", "--resume", *TORCH, steps=7)
     assert "going on after step 5" in four[2] and "going on after step 5" in one_on[2]

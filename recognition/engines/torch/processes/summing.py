@@ -18,11 +18,13 @@ class Summing:
     tensors of the same shapes, and laid out alike, in the same order.
     """
 
-    def __init__(self, communicator: Communicator, most: int = BUCKET_BYTES) -> None:
+    def __init__(self, communicator: Communicator, most: int = BUCKET_BYTES, low: torch.dtype | None = None,
+                 raised: float = 1.0) -> None:
         """:param communicator: the one of ``torch.distributed``, which counts what is sent.
         :param most: bytes of a bucket of several tensors; a larger tensor travels alone.
+        :param low: the numbers of 16 bits that tensors are sent and summed in, ``raised`` by a factor; None: their own.
         """
-        self._communicator, self._most = communicator, most
+        self._communicator, self._most, self._low, self._raised = communicator, most, low, raised
         self._bucket: list[torch.Tensor] = []
         self._running: list[tuple[list[torch.Tensor], torch.Tensor, Any]] = []
 
@@ -40,6 +42,8 @@ class Summing:
     @torch.no_grad()
     def _leave(self) -> None:
         flat = torch.cat([_as_it_lies(tensor).reshape(-1) for tensor in self._bucket])
+        if self._low:
+            flat = flat.mul_(self._raised).to(self._low)
         self._running.append((self._bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
         self._bucket = []
 
@@ -57,6 +61,8 @@ class Summing:
             work.wait()
             counts.waited += time.perf_counter() - began
             counts.bytes_sent += round(2 * (counts.size - 1) / counts.size * flat.numel() * flat.element_size())
+            if self._low:
+                flat = flat.float().div_(self._raised)
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
                 place = _as_it_lies(tensor)
                 place.copy_(total.view(place.shape))

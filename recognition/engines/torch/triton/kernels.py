@@ -46,19 +46,17 @@ def exponentials(x, units, inverse, targets, references, grown, highest, total, 
             return
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
-    z, factor = logits_of_tile(x, units, inverse, b, row, there, batch, scale, ceiling, dim, SCALED, FILTERED, WIDENED,
-                               K, PADDED, BATCH, COLUMNS, DEPTH)
-    target = tl.load(targets + b, mask=b < batch, other=-1)
-    z = tl.where((first + number)[None, :] == target[:, None], float("-inf"), z)
+    at_end = (tile + 1) * COLUMNS > classes * PADDED
+    z, factor = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, classes * K, first,
+                               scale, ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH, COLUMNS, DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=0.0)
     reference = tl.where(reference == float("-inf"), 0.0, reference)
     p = tl.exp2(z - reference[:, None])
     at = tile.to(tl.int64) * batch + b
     tl.store(highest + at, tl.max(z, 1), mask=b < batch)
     tl.store(total + at, tl.sum(p, 1), mask=b < batch)
-    if SCALED:
-        p = p * factor[None, :]
-    tl.store(weights + b.to(tl.int64)[:, None] * width + row[None, :], (p * gain).to(weights.dtype.element_ty),
+    p = p * (factor * gain)[None, :] if SCALED else p * gain
+    tl.store(weights + b.to(tl.int64)[:, None] * width + row[None, :], p.to(weights.dtype.element_ty),
              mask=(b < batch)[:, None] & there[None, :])
 
 
@@ -124,16 +122,16 @@ def slopes(x, units, inverse, targets, references, rests, nearest, of_targets, w
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
-    z, _ = logits_of_tile(x, units, inverse, b, row, there, batch, scale, ceiling, dim, SCALED, FILTERED, WIDENED, K,
-                          PADDED, BATCH, COLUMNS, DEPTH)
+    at_end = (tile + 1) * COLUMNS > classes * PADDED
+    z, _ = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, classes * K, first, scale,
+                          ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH, COLUMNS, DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=float("inf"))
-    p = tl.exp2(z - reference[:, None]) * tl.load(rests + b, mask=b < batch, other=0.0)[:, None]
-    target = tl.load(targets + b, mask=b < batch, other=-1)
-    p = tl.where((first + number)[None, :] == target[:, None], 0.0, p)
-    place = tl.load(nearest + b, mask=b < batch, other=-1)
-    of_target = tl.load(of_targets + b, mask=b < batch, other=0.0)
-    p = tl.where((first * K + row)[None, :] == place[:, None], of_target[:, None], p)
-    tl.store(weights + b.to(tl.int64)[:, None] * width + row[None, :], (p * gain).to(weights.dtype.element_ty),
+    p = tl.exp2(z - reference[:, None]) * (tl.load(rests + b, mask=b < batch, other=0.0) * gain)[:, None]
+    place = tl.load(nearest + b, mask=b < batch, other=-1) - first * K
+    if tl.max(((place >= tl.min(row, 0)) & (place <= tl.max(row, 0))).to(tl.int32), 0) > 0:
+        of_target = tl.load(of_targets + b, mask=b < batch, other=0.0) * gain
+        p = tl.where(row[None, :] == place[:, None], of_target[:, None], p)
+    tl.store(weights + b.to(tl.int64)[:, None] * width + row[None, :], p.to(weights.dtype.element_ty),
              mask=(b < batch)[:, None] & there[None, :])
 
 

@@ -25,31 +25,38 @@ def product(a, b, plus, WIDENED: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def logits_of_tile(x, units, inverse, b, row, there, batch, scale, ceiling, dim: tl.constexpr,  # type: ignore[no-untyped-def]
-                   SCALED: tl.constexpr, FILTERED: tl.constexpr, WIDENED: tl.constexpr, K: tl.constexpr,
-                   PADDED: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
-    """The logits (BATCH, COLUMNS) to base 2 of features ``b`` and centres ``row``, -inf where they do not count; and
-    the factors from inner products to cosines, with SCALED."""
+def logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, rows, first, scale, ceiling,  # type: ignore[no-untyped-def]
+                   dim: tl.constexpr, SCALED: tl.constexpr, FILTERED: tl.constexpr, WIDENED: tl.constexpr,
+                   K: tl.constexpr, PADDED: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr,
+                   DEPTH: tl.constexpr):
+    """The logits (BATCH, COLUMNS) to base 2 of features ``b`` and centres ``row``, -inf where they do not count, as at
+    targets; and the factors from inner products to cosines, with SCALED.
+
+    What few tiles need is behind a branch: each operation on all numbers of a tile costs a tenth of its product.
+
+    :param at_end: whether columns may not be ``there``, of a chunk of ``rows`` rows.
+    """
     z = tl.zeros((BATCH, COLUMNS), tl.float32)
-    d = tl.arange(0, DEPTH)
-    of_x, of_w = x + b[:, None] * dim + d[None, :], units + row[:, None] * dim + d[None, :]
+    d, safe_b, safe_row = tl.arange(0, DEPTH), tl.minimum(b, batch - 1), tl.minimum(row, rows - 1)
+    of_x, of_w = x + safe_b[:, None] * dim + d[None, :], units + safe_row[:, None] * dim + d[None, :]
     for start in range(0, dim, DEPTH):
         if dim % DEPTH == 0:
-            features = tl.load(of_x + start, mask=(b < batch)[:, None], other=0.0)
-            w = tl.load(of_w + start, mask=there[:, None], other=0.0)
+            features, w = tl.load(of_x + start), tl.load(of_w + start)
         else:
-            features = tl.load(of_x + start, mask=(b < batch)[:, None] & (start + d < dim)[None, :], other=0.0)
-            w = tl.load(of_w + start, mask=there[:, None] & (start + d < dim)[None, :], other=0.0)
+            features = tl.load(of_x + start, mask=(start + d < dim)[None, :], other=0.0)
+            w = tl.load(of_w + start, mask=(start + d < dim)[None, :], other=0.0)
         z = product(features, tl.trans(w), z, WIDENED)
-    z = z * scale
-    factor = tl.load(inverse + row, mask=there, other=0.0)  # not read unless SCALED
-    if SCALED:
-        z = z * factor[None, :]
-    z = tl.where(there[None, :], z, float("-inf"))
+    factor = tl.load(inverse + safe_row)  # not read unless SCALED
+    z = z * (factor * scale)[None, :] if SCALED else z * scale
+    if at_end or K != PADDED:
+        z = tl.where(there[None, :], z, float("-inf"))
     if K > 1:
         z = nearest_only(z, BATCH, COLUMNS // PADDED, PADDED)
     if FILTERED:
         z = tl.where(z > ceiling, float("-inf"), z)
+    target = tl.load(targets + safe_b) - first
+    if tl.max(((target >= tl.min(number, 0)) & (target <= tl.max(number, 0))).to(tl.int32), 0) > 0:
+        z = tl.where(number[None, :] == target[:, None], float("-inf"), z)
     return z, factor
 
 

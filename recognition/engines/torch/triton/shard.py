@@ -97,8 +97,9 @@ class TritonShard(TorchShard):
         rows, selected = len(self._rows), self._rows.selected
         width = -(-min(size, rows) // 16) * 16  # rows of weights begin at an address that products like
         weights = torch.empty((len(self._x), width), dtype=self._products, device=self.device)
-        for low in range(0, rows, size):
-            high = min(low + size, rows)
+        # The first is small: its references are unknown, so it is done twice.
+        ends = [0, *range(size if rows <= size else size // self.sub_centres // 8 * self.sub_centres, rows, size), rows]
+        for low, high in zip(ends, ends[1:]):
             units, inverse = ((array[low:high] if selected is None else array.index_select(0, selected[low:high]))
                               for array in (self._operand, self._inverse))
             yield Part(low, high, units, inverse, weights[:, : high - low])
@@ -171,7 +172,8 @@ class TritonShard(TorchShard):
         self._of_batch = self._on_device(np.stack([references, rests, weights]).astype(np.float32))
         return d_x
 
-    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False) -> float:
+    def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
+               also: np.ndarray | None = None) -> float:
         if not len(self._rows):
             return 0.0
         if isinstance(optimiser, AdamWStep):
@@ -181,20 +183,26 @@ class TritonShard(TorchShard):
         places[self._targets.batch] = self._targets.nearest
         nearest = self._on_device(places)
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
+        if also is not None:
+            more = self._on_device((also[:-1] * (self._gain / self._factor)).astype(np.float32))
+        rounds = self._centres[0].dtype == torch.bfloat16
+        keys = [_signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
         for part in self._parts():
             self._tiled(kernels.slopes, part, references, rests, nearest, weights, gain=self._gain)
             gradient = summed(part.weights.T, self._low_x)
+            if also is not None:
+                gradient += more
             replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
-            self._step_of(part, optimiser, gradient, squares, measure)
+            self._step_of(part, optimiser, gradient, squares, keys, measure)
+            del gradient  # before the next one is made
         self._sound &= (self._inverse > 0).all()
         self._finite = Fetched(self._sound)
         return float(squares.double().sum()) if measure else 0.0
 
     def _step_of(self, part: Part, optimiser: SGD | AdamWStep, gradient: torch.Tensor, squares: torch.Tensor,
-                 measure: bool) -> None:
+                 keys: list[int], measure: bool) -> None:
         """Update a chunk's centres by ``1 / factor`` times their ``gradient``, (rows, D) float32 by unit vectors."""
         adamw, selected, rows = isinstance(optimiser, AdamWStep), self._rows.selected, rows_of_update(self._dim)
-        keys = [key_of(self.seed, optimiser.updates, salt) for salt in (0, 1)]
         numbers = ({"rate": 0.0, "decay": optimiser.lr * optimiser.wd, "beta1": optimiser.beta1,
                     "beta2": optimiser.beta2, "move": optimiser.lr * optimiser.factor, "eps": optimiser.eps}
                    if isinstance(optimiser, AdamWStep) else
@@ -204,8 +212,8 @@ class TritonShard(TorchShard):
             kernels.update, -(-(part.high - part.low) // rows), gradient, self._centres[0], self._centres[1],
             self._centres[2 if adamw else 1], self._inverse, self._operand,
             self._inverse if selected is None else selected,  # not read without a sample
-            squares, part.low, part.high - part.low, self._factor / self._gain, key=_signed(keys[0]),
-            key2=_signed(keys[1]), first_row=self.start * self.sub_centres, dim=self._dim,
+            squares, part.low, part.high - part.low, self._factor / self._gain, key=keys[0], key2=keys[1],
+            first_row=self.start * self.sub_centres, dim=self._dim,
             SAMPLED=selected is not None, SCALED=self._scaled, ADAMW=adamw,
             ROUNDED=self._centres[0].dtype == torch.bfloat16, MEASURED=measure, ROWS=rows,
             WIDTH=width_of(self._dim), **numbers)

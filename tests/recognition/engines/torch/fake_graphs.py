@@ -29,11 +29,13 @@ class Notes(TorchDispatchMode):
         self.generators, self.operators = generators, []
         self.before: list[tuple[Any, Any]] = []  # tensors that are written in place, and copies
         self.made: list[Any] = []
+        self.broken_off = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("called a synchronizing CUDA operation")
+            self.broken_off = True
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Generator) and leaf._cdata not in self.generators:
                 raise RuntimeError("Attempt to increase offset for a CUDA generator not in capture mode.")
@@ -78,6 +80,8 @@ class Graph:
                 tensor.data.fill_(float("nan"))
         for generator, state in zip(self._generators, self._states):
             generator.set_state(state)
+        if self._notes.broken_off:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -103,10 +107,10 @@ def install(patch: pytest.MonkeyPatch) -> type[Graph]:
     """Let replicas on CPUs record their passes; returns the class that counts replays."""
     fakes: dict[str, Any] = {
         **dict.fromkeys(("Stream", "Event", "current_stream"), Other),
-        **dict.fromkeys(("graph_pool_handle", "synchronize", "empty_cache", "set_sync_debug_mode"), lambda *_: None),
+        **dict.fromkeys(("graph_pool_handle", "synchronize", "empty_cache"), lambda *_: None),
         **dict.fromkeys(("stream", "device"), lambda _: contextlib.nullcontext()),
         **dict.fromkeys(("is_initialized", "is_current_stream_capturing"), lambda: Graph.recording),
-        "CUDAGraph": Graph, "get_sync_debug_mode": lambda: 0}
+        "CUDAGraph": Graph}
     for name, fake in fakes.items():
         patch.setattr(torch.cuda, name, fake)
     patch.setattr("recognition.engines.torch.replica.can_record", lambda device: True)

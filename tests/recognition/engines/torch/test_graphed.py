@@ -5,6 +5,8 @@
 """
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -127,8 +129,8 @@ def test_what_cannot_be_recorded_goes_on_by_operators_and_says_so_once(
         found = [one_pass(looked, step) for step in range(4)]
     assert graphs.replays == 0
     assert [record.getMessage() for record in caplog.records] == [
-        "backbone: computed operator by operator rather than by CUDA graphs: called a synchronizing CUDA operation "
-        "(RuntimeError)"]
+        "backbone: computed operator by operator rather than by CUDA graphs: CUDA error: operation not permitted when "
+        "stream is capturing (RuntimeError)"]
     assert all(alike(one_pass(plain, step), found[step]) for step in range(4))
 
 
@@ -188,14 +190,26 @@ def test_gradients_are_announced_in_the_order_of_the_operators(graphs: Any) -> N
     assert orders[0] == orders[1] == orders[2] and len(orders[0]) >= len(made.arguments) - 1
 
 
+def test_a_replica_leaves_its_memory_at_once(graphs: Any) -> None:
+    made = replica()
+    for step in range(3):
+        one_pass(made, step)
+    held = [weakref.ref(made), weakref.ref(made.recorded)]
+    gc.disable()
+    try:
+        del made
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_gradients_have_memory_of_their_own_and_the_layout_of_their_arguments() -> None:
     shared, turned, features = torch.ones(2, 3), torch.arange(6.0).reshape(3, 2).t(), torch.ones(2, 3)
-    arguments = [torch.zeros(2, 3, requires_grad=True) for _ in range(6)]
-    own = torch.ones(2, 3)
-    found = graphed._apart([shared, shared, turned, None, features, own], arguments, (features,))
-    assert found[0] is shared and found[5] is own and found[3] is None
-    pointers = [tensor.untyped_storage().data_ptr() for tensor in (*found, features) if tensor is not None]
-    assert len(set(pointers)) == 6
+    arguments = [torch.zeros(2, 3, requires_grad=True) for _ in range(7)]
+    first, second = torch.ones(2, 2, 3)  # two parts of one tensor, apart
+    found = graphed._apart([shared, shared, turned, None, features, first, second], arguments, (features,))
+    assert found[0] is shared and found[3] is None and found[5] is first and found[6] is second
+    assert len({tensor.data_ptr() for tensor in (*found, features) if tensor is not None}) == 7
     assert all(tensor is None or tensor.is_contiguous() for tensor in found)
     assert torch.equal(found[1], shared) and torch.equal(found[2], turned) and torch.equal(found[4], features)
 
