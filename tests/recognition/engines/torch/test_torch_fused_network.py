@@ -159,7 +159,7 @@ def test_the_engine_says_what_computes_batch_norms_on_gpus(why: str, monkeypatch
 
 
 def test_the_plan_leaves_out_what_the_kernels_do_not_keep() -> None:
-    """On GPUs in 16 bits: the inputs of PReLUs, 2 bytes a number, and a fifth for what else PyTorch holds (slopes: less than 1 %)."""
+    """On GPUs in 16 bits: inputs of PReLUs, 2 bytes a number, and a fifth for what else PyTorch holds. Slopes: 1 %."""
     graph, shapes = network(), all_shapes(network(), (4, *SIDE))
     numbers = sum(int(np.prod(shapes[place][0])) for place, node in enumerate(graph.nodes) if node.op == "LeakyReLU")
     planned = maps_in_training(graph, Computing((("gpu", 0),), 4, True), SIDE, "torch")
