@@ -266,10 +266,13 @@ def main() -> int:
             span = f"{min(seconds):.0f} to {max(seconds):.0f} s; nothing left" if seconds else ""
             rows.append(Row(fault.what, options.times, fault.promised, len(seconds), span + "".join(broken[:1])))
             print(rows[-1], flush=True)
-        if options.kills and options.only in "kills":
-            rows += kills(bed, options.kills, options.seconds, options.seed)
-    return report("hosts", f"python -m faults.hosts --times {options.times} --kills {options.kills} --record", rows,
-                  options.record)
+        killed = kills(bed, options.kills, options.seconds, options.seed) if options.only in "kills" else []
+    status = 0
+    for name, found, flags in (("hosts", rows, f"--times {options.times} --kills 0"),
+                               ("kills-between-hosts", killed, f"--times 0 --kills {options.kills}")):
+        if found:
+            status = max(status, report(name, f"python -m faults.hosts {flags} --record", found, options.record))
+    return status
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class Tally:
 
 def kills(bed: Bed, number: int, seconds: float, seed: int) -> list[Row]:
     """Kill so many times, or until ``seconds`` are over: a row for each exchange."""
+    if not number:
+        return []
     random, end = np.random.default_rng(seed), time.monotonic() + seconds
     tallies = {name: Tally() for name in bed_run.ENGINES}
     whole = {name: _undisturbed(bed, name) for name in tallies}
