@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from faults.bed import Bed
-from faults.hosts import FAULTS, Fault, try_fault
-from faults.hosts_kills import kills
+from faults.hosts.bed import Bed
+from faults.hosts.faults import FAULTS, Fault, try_fault
+from faults.hosts.kills import kills
 
 pytest.importorskip("torch")
 KILLS = 4

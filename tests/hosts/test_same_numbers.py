@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faults import bed_run
-from faults.bed import Bed
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed
 from recognition.plan.head_costs import sent_parallel
 
 SUM_ORDER = 2e-5  # relative and absolute: three steps of float32 sums over four processes

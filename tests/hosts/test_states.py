@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from faults import bed_run
-from faults.bed import Bed, Host
-from faults.hosts import RUN, STALL_SECONDS, begin, ended, goes_on
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed, Host
+from faults.hosts.faults import RUN, STALL_SECONDS, begin, ended, goes_on
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
 

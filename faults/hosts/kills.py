@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from faults import bed_run
-from faults.bed import Bed, Host
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed, Host
 from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
