@@ -38,7 +38,7 @@ def main() -> int:
             trials = [try_fault(bed, fault, f"--models-root ../models/fault-{number}-{time_}")
                       for time_ in range(options.times)]
             seconds = [trial.seconds for trial in trials if trial.kept]
-            broken = [f"; {trial.said[-600:]!r}" for trial in trials if not trial.kept]
+            broken = [f"; {trial.said[:400]!r}" for trial in trials if not trial.kept]
             span = f"{min(seconds):.0f} to {max(seconds):.0f} s; nothing left" if seconds else ""
             rows.append(Row(fault.what, options.times, fault.promised, len(seconds), span + "".join(broken[:1])))
             print(rows[-1], flush=True)

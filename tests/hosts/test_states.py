@@ -62,7 +62,7 @@ def test_a_full_disk_on_one_host(bed: Bed, models: str, where: str) -> None:
     folder = bed[where].path(flags.split()[-1])
     folder.mkdir()
     bed[where].check(f"mount -t tmpfs -o size=1m none {folder.name}")
-    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {8 * STALL_SECONDS}",
+    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {3 * STALL_SECONDS}",
                         f"--max-steps 100000 --frequent 20 --verbose 20 --keep-last 1000 {flags}")
     run = bed["node1"].begin(line)
     try:
@@ -80,7 +80,7 @@ def test_a_full_disk_on_one_host(bed: Bed, models: str, where: str) -> None:
 def test_a_shared_folder_that_answers_late(bed: Bed, models: str) -> None:
     """As a hard mount of NFS whose server is away: who reads or writes waits. Here its processes stand still for less
     than --stall-timeout; the run goes on."""
-    run, folder = begin(bed, models, f"--stall-timeout {8 * STALL_SECONDS}")
+    run, folder = begin(bed, models, f"--stall-timeout {3 * STALL_SECONDS}")
     for pid in (held := bed["node2"].processes()):
         bed["node2"].kill(pid, signal.SIGSTOP)
     time.sleep(STALL_SECONDS)
