@@ -89,9 +89,9 @@ def test_dropout_takes_the_place_of_the_networks_own_or_is_put_before_its_last_l
 
 def test_networks_without_a_place_for_it_are_refused() -> None:
     mobile = build_symbol(Config(net_name="fmobilenet", net_output="GDC"))
-    with pytest.raises(UserError, match="^drop_path: found a network without residual sums, expected one"):
+    with pytest.raises(UserError, match=r"^drop_path: found a network without residual sums, expected one"):
         with_drop_path(mobile, 0.1)
-    with pytest.raises(UserError, match="^dropout: found a network without a fully connected layer behind"):
+    with pytest.raises(UserError, match=r"^dropout: found a network without a fully connected layer behind"):
         with_dropout(sym.Flatten(sym.Variable("data")).graph(), 0.1)
-    with pytest.raises(UserError, match="^drop_path: found 0.1, but a transformer misses blocks by net_drop_path"):
+    with pytest.raises(UserError, match=r"^drop_path: found 0.1, but a transformer misses blocks by net_drop_path"):
         refuse_unsupported(Config(net_name="vit", drop_path=0.1))
