@@ -171,6 +171,10 @@ class Config:
     frequent: int = option(20, types.integer(least=1), "batches between speed lines", ENTRIES)
     optimizer: str = option("sgd", types.choice("sgd", "adamw"), "optimiser of the backbone and of the class centres: "
                             "SGD with momentum; Adam with decoupled weight decay", ENTRIES)
+    dropout: float = option(-1.0, types.real(least=-1, below=1), "share of the numbers before the embedding that "
+                            "training drops; below 0: as the network has it, 0.4 or none", ENTRIES)
+    drop_path: float = option(0.0, types.real(least=0, below=1), "share of the images that miss the last residual "
+                              "branch in training, of earlier ones fewer", ENTRIES)
     lr: float = option(0.1, types.real(above=0), "learning rate", ENTRIES)
     lr_schedule: str = option("steps", types.choice("steps", "polynomial", "cosine"), "how the learning rate falls: by "
                               "lr_steps; to 0 at the end of the run, as a power of what is left, or as a half cosine",
@@ -386,6 +390,8 @@ REFUSALS = (
             "an epoch of triplets has no fixed number of batches; count batches"),
     Refusal("freeze_steps", lambda c: c.freeze_steps > 0 and not c.freeze,
             "--freeze names no parameter to hold for them"),
+    Refusal("drop_path", lambda c: c.drop_path > 0 and c.net_name == "vit",
+            "a transformer misses blocks by net_drop_path"),
     Refusal("dataset_weights", lambda c: c.triplets and bool(c.dataset_weights),
             "a bag of triplets takes each identity once"),
     Refusal("flip_noise_prob", lambda c: c.flip_noise_prob > 0, "labels are not made wrong on purpose"),

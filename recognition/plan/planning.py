@@ -8,6 +8,7 @@ from typing import Callable, NamedTuple
 
 from recognition.config.options import Config
 from recognition.engines.choose import build_network, computing_of, maps_in_training
+from recognition.networks.dropped import as_trained
 from recognition.networks.flops import count_flops
 from recognition.networks.graph import Graph
 from recognition.networks.recompute import computed_again
@@ -60,7 +61,7 @@ def backbone_cost(config: Config, graph: Graph | None = None, engine: str = "mxn
         again = count_flops(graph, image, computed_again(graph, image)).products
     states = infer_shapes(graph, image).auxiliary.values()
     pixels = batch * channels * height * width
-    maps = maps_in_training(graph, computing_of(config), image, engine)
+    maps = maps_in_training(as_trained(graph, config), computing_of(config), image, engine)
     return BackboneCost(flops.parameters, sum(shape[0] for shape in states), maps, pixels * (FLOAT + 1),
                         config.device_batch * (3 * flops.products + again)
                         + (config.device_batch - batch) * flops.products)

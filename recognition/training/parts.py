@@ -30,6 +30,7 @@ from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.head.triplet_loss import TripletLoss
 from recognition.networks import first_weights
+from recognition.networks.dropped import as_trained
 from recognition.networks.flops import count_flops, describe
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
@@ -101,7 +102,7 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
                         gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
                         ema=config.ema, clip_norm=config.clip_norm)
-    backbone = engine.backbone(graph, start, image_shape, computing, updating, communicator)
+    backbone = engine.backbone(as_trained(graph, config), start, image_shape, computing, updating, communicator)
     if backbone.about:
         print(backbone.about, flush=True)
     return backbone

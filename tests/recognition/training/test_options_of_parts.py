@@ -333,3 +333,17 @@ def test_layer_decay(engine: str, make: Callable[..., Config]) -> None:
     assert moved["fc1_weight"] == pytest.approx(0.02, rel=1e-4)
     both = decayed(make(wd=0.2, mom=0, layer_decay=0.5, lr_factor="conv0*=3"), 1)
     assert both["conv0_weight"] == pytest.approx(0.03, rel=1e-4)
+
+
+def test_dropout_and_drop_path(engine: str, make: Callable[..., Config]) -> None:
+    """The same image twelve times: its features differ by what was dropped, but not those for verification."""
+    tiny = {"net_name": "fmobilefacenet", "net_multiplier": 0.25, "net_blocks": [1, 1, 2, 1]}
+    images = np.tile(np.random.RandomState(0).randint(0, 256, (1, 3, 112, 112)).astype(np.uint8), (12, 1, 1, 1))
+    for options, kinds in (({"net_output": "GDC"}, 1), ({"net_output": "GDC", "dropout": 0.5}, 12),
+                           ({"net_output": "E"}, 12), ({"net_output": "E", "dropout": 0}, 1),
+                           ({"net_output": "GDC", "drop_path": 0.5}, 2)):
+        config = make(**tiny, **options)
+        made, plain = backbone(config), backbone(make(**tiny, net_output=config.net_output))
+        assert np.array_equal(made.embed(images), plain.embed(images)), options
+        found = len({row.tobytes() for row in made.forward(images).round(3)})
+        assert found == 1 if kinds == 1 else found >= kinds, options
