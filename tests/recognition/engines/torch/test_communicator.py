@@ -82,6 +82,15 @@ with make_communicator("device") as communicator:
         largest(communicator, 0)
         sent[-1] += communicator.bytes_sent
     assert sent == [sent_parallel(size, 4, 8, 120)] * 2  # however many classes there are
+
+    x, labels = random.standard_normal((4, 8)).astype(np.float32), random.randint(0, 30, 4)
+    found = []
+    for features in (x, torch.from_numpy(x)):  # on the host, and where a device has them
+        shard = TorchShard(torch.device("cpu"), *split_classes(30, size)[rank], 8, normalised=True, scale=64.0)
+        found.append(ShardedHead([shard], Margin(64, 1, 0.5), communicator).forward_backward(features, labels))
+    host, device = found
+    assert isinstance(device.d_features, torch.Tensor) and abs(host.loss - device.loss) < 1e-5
+    assert np.abs(host.d_features - device.d_features.numpy()).max() < 1e-5 * np.abs(host.d_features).max()
     print("sent", after[0] - before[0], "in", after[1] - before[1], flush=True)
 """
 DYING = """
