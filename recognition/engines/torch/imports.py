@@ -2,6 +2,8 @@
 """PyTorch, imported in one place, so that an environment without it is told in one line."""
 from __future__ import annotations
 
+import warnings
+
 from recognition.errors import UserError
 
 OLDEST = (2, 9)
@@ -15,6 +17,8 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:
     raise UserError(f"engine: found PyTorch {torch.__version__}, expected 2.9 or newer")
 
 # float32 means float32: --fp16-scale is the option that trades digits for speed. cuDNN would take TF32 by itself.
-torch.backends.cudnn.allow_tf32 = False
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # 2.9 says that there is another way, which does not mix with this one
+    torch.backends.cudnn.allow_tf32 = False
 
 __all__ = ["torch"]

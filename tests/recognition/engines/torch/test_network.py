@@ -97,6 +97,7 @@ def by_torch(graph: Graph, parameters: Any, auxiliary: Any, images: np.ndarray, 
     data = torch.from_numpy(images).to(dtype).contiguous(memory_format=form)
     with torch.inference_mode():
         found = {"inference": network(data)}
+    torch.clear_autocast_cache()  # of a test's autocast, which in PyTorch 2.9 would give the weights of inference again
     output = network(data, True, torch.Generator().manual_seed(seed))
     output.backward(torch.from_numpy(gradient_of(tuple(output.shape))).to(output.dtype))
     gradients = {f"d {name}": item.grad for name, item in network.arguments.items()}
