@@ -55,6 +55,8 @@ def _standardised(data: torch.Tensor, axes: Any, eps: float) -> tuple[torch.Tens
 
 def _layer_norm(values: Any, data: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> Any:
     data = at_least_float32(data)
+    if values.axis % data.ndim == data.ndim - 1 and not values.output_mean_var:  # it keeps one map, the others three
+        return F.layer_norm(data, gamma.shape, gamma, beta, values.eps)
     result, mean, std = _standardised(data, values.axis, values.eps)
     result = result * _along(data, values.axis, gamma) + _along(data, values.axis, beta)
     return _with_moments(values, (data, gamma, beta), result, mean, std)
