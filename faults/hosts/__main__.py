@@ -11,9 +11,10 @@ import math
 import sys
 
 from faults.hosts import bed_run
-from faults.hosts.bed import Bed, why_not
+from faults.hosts.bed import Bed
 from faults.hosts.faults import FAULTS, try_fault
 from faults.hosts.kills import kills
+from faults.hosts.namespaces import why_not
 from faults.reliability import Row, report
 
 

@@ -13,7 +13,6 @@ even by SIGKILL, the kernel ends all hosts with all that runs on them, and takes
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -21,21 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from faults.hosts.namespaces import SSHD, START_SECONDS, child_of, hold, in_network
+
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("unshare", "nsenter", "ip", "tc", "nft", "ssh", "ssh-keygen")
-SSHD = "/usr/sbin/sshd"
 CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts",  # what a host gets
         "bench")
 NETWORK = "10.77.0"
-_NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc")
 # Tiny runs of several processes on the few processors of this machine want one thread each.
 ENVIRONMENT = ("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-_START_SECONDS = 30.0
 # The first process of a host: it collects orphans, and all others of the host end with it.
 _INIT = """
 set -e
@@ -66,18 +62,6 @@ UserKnownHostsFile {folder}/known_hosts
 """
 
 
-def why_not() -> str:
-    """The reason why this machine cannot make hosts; '' if it can."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        return "only root of Linux can make hosts of namespaces"
-    missing = [name for name in PROGRAMS if not shutil.which(name)] + ([] if os.access(SSHD, os.X_OK) else [SSHD])
-    if missing:
-        return f"hosts of namespaces need {', '.join(missing)} (Debian: iproute2, nftables, openssh-server)"
-    tried = subprocess.run(["unshare", *_NAMESPACES, "ip", "link", "add", "v", "type", "veth", "peer", "name", "w"],
-                           stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return f"namespaces cannot be made here: {tried.stderr.strip()}" if tried.returncode else ""
-
-
 class Host:
     """A host of the bed. ``pid``: of its first process, as this machine numbers it; ``address``: in the bed's network;
     ``project``: the folder of the trainer's copy there."""
@@ -89,9 +73,9 @@ class Host:
 
     def start(self) -> None:
         """Switch the host on. Its files are empty, and it has no network yet."""
-        self.holder = _hold(["bash", "-c", _INIT], HOST_NAME=self.name, HOST_FILES=str(self.files), HOST_SSHD=SSHD,
+        self.holder = hold(["bash", "-c", _INIT], HOST_NAME=self.name, HOST_FILES=str(self.files), HOST_SSHD=SSHD,
                             HOST_PROJECT=str(self.project))
-        self.pid = _child_of(self.holder)
+        self.pid = child_of(self.holder)
 
     def entered(self, *command: str) -> list[str]:
         """The command line that runs a command on this host, in its project's folder, with a plain environment."""
@@ -145,7 +129,7 @@ class Host:
 
     def network(self, *commands: str) -> None:
         """Run commands of ``ip`` or ``tc`` in the host's network."""
-        _in_network(self.pid, *commands)
+        in_network(self.pid, *commands)
 
     def processes(self) -> dict[int, str]:
         """The host's processes, with their command lines, but for its own: the first, its sleep and those of the ssh
@@ -203,8 +187,8 @@ class Bed:
         (self.folder / "known_hosts").write_text("".join(
             f"{name},{address} {(self.folder / name / 'host_key.pub').read_text()}"
             for name, address in addresses.items()))
-        self.switch = _hold(["sleep", "infinity"])
-        self._switch_pid = _child_of(self.switch)
+        self.switch = hold(["sleep", "infinity"])
+        self._switch_pid = child_of(self.switch)
         self._in_switch("ip link add switch type bridge", "ip link set switch up")
         for name, address in addresses.items():
             self.hosts[name] = Host(name, address, self.folder)
@@ -255,10 +239,10 @@ class Bed:
         host.network("tc qdisc del dev eth0 root")
 
     def _in_switch(self, *commands: str) -> None:
-        _in_network(self._switch_pid, *commands)
+        in_network(self._switch_pid, *commands)
 
     def _await_ssh(self, host: Host) -> None:
-        end = time.monotonic() + _START_SECONDS
+        end = time.monotonic() + START_SECONDS
         while host.run(f"ssh -o BatchMode=yes {host.address} true").returncode:
             if time.monotonic() > end:
                 raise RuntimeError(f"{host.name}: no ssh: {(host.files / 'sshd.log').read_text()}")
@@ -285,29 +269,6 @@ class Bed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
-
-
-def _hold(command: list[str], **variables: str) -> subprocess.Popen[bytes]:
-    """Start a command in namespaces of its own. It dies with this process; signals of a terminal do not reach it."""
-    environment: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **variables}
-    return subprocess.Popen(["unshare", *_NAMESPACES, *command], env=environment, start_new_session=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                            preexec_fn=lambda: ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL))
-
-
-def _in_network(pid: int, *commands: str) -> None:
-    for command in commands:
-        subprocess.run(["nsenter", "-t", str(pid), "-n", *command.split()], check=True)
-
-
-def _child_of(holder: subprocess.Popen[bytes]) -> int:
-    """The process that ``unshare --fork`` has started, once it is there."""
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end and holder.poll() is None:
-        if found := Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split():
-            return int(found[0])
-        time.sleep(0.01)
-    raise RuntimeError("unshare has started nothing")
 
 
 def _keygen(path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.hosts import bed as beds
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed
+from faults.hosts.namespaces import why_not
 
 HERE = Path(__file__).parent
 LEFT_SECONDS = 12.0  # until the watch over a process on another host has ended it
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[Bed]:
     """Four hosts; skips with the reason where none can be made."""
-    if why := beds.why_not():
+    if why := why_not():
         pytest.skip(why)
     with Bed(4) as made:
         bed_run.set_up(made)

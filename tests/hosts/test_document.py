@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from datasets.demo import main as make_demo
-from faults.hosts import bed as beds
 from faults.hosts.bed import ROOT, Bed, Host, copy_project
+from faults.hosts.namespaces import why_not
 
 pytest.importorskip("torch")
 SECTION = "## Several hosts, from nothing"
@@ -30,7 +30,7 @@ def blocks() -> list[list[str]]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Bed]:
-    if why := beds.why_not():
+    if why := why_not():
         pytest.skip(why)
     assert make_demo(["--output", str(tmp_path / "demo")]) == 0
     with Bed(2, HOSTS) as bed:
