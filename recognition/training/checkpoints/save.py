@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.engines.interface import Backbone
+from recognition.engines.interface import Arrays, Backbone
 from recognition.head.sharded import Head
 from recognition.io.centres import begin_centres, disown_centres, named_centres, pair_centres, save_centres
 from recognition.networks.graph import Graph
+from recognition.networks.lora import merged
 from recognition.processes.communicator import Communicator, largest
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_checkpoint
 from recognition.training.states.state import Progress
@@ -41,7 +42,7 @@ class CheckpointSaver:
 
     def __call__(self, number: int) -> None:
         folder, is_first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
-        parameters, auxiliary = self.backbone.parameters()
+        parameters, auxiliary = self._weights()
         with_centres = self.with_centres and bool(shards)
         apart = with_centres and not self.whole and self.communicator.size > 1
         if apart:
@@ -68,10 +69,15 @@ class CheckpointSaver:
         if self.with_average:
             self._save_average(number)
 
+    def _weights(self) -> tuple[Arrays, Arrays]:
+        """Parameters of the checkpoint's network, into whose weights adapters are merged, and auxiliary states."""
+        parameters, auxiliary = self.backbone.parameters()
+        return merged(parameters), auxiliary
+
     def _save_average(self, number: int) -> None:
         prefix = self.prefix.with_name(AVERAGE)
         with self.backbone.averaged():
-            parameters, auxiliary = self.backbone.parameters()
+            parameters, auxiliary = self._weights()
         if self.communicator.rank == 0:
             save_checkpoint(prefix, number, self.graph, parameters, auxiliary)
             self._drop(prefix, number)
