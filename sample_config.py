@@ -48,7 +48,7 @@ config.val_targets = ["lfw", "cfp_fp", "agedb_30"]
 config.ckpt_embedding = True       # leave the class centres out of the checkpoint
 config.max_steps = 0               # batches after which the run ends, 0 for no limit
 
-# Networks. fresnet also comes in depths 49 74 90 98 99 101 124 134 136 140 152 160 200 269.
+# Networks. fresnet also comes in depths 49 74 90 98 99 101 124 134 136 140 152 160 200 269; r200 is arcface_torch's.
 network = edict()
 
 network.r100 = edict(net_name="fresnet", num_layers=100)
@@ -69,6 +69,13 @@ network.mnas025 = edict(net_name="fmnasnet", emb_size=256, net_output="GDC", net
 network.vargfacenet = edict(net_name="vargfacenet", emb_size=512, net_output="J", net_multiplier=1.25)
 network.mbf = edict(net_name="mbf", emb_size=512, net_multiplier=2.0)   # as arcface_torch has it
 network.mbf_large = edict(net_name="mbf", emb_size=512, net_multiplier=4.0, net_blocks=[2, 8, 12, 4])
+network.r200 = edict(net_name="fresnet", num_layers=198, net_output="FC")
+network.r2060 = edict(net_name="fresnet", num_layers=2060, net_output="FC")
+network.vit_t = edict(net_name="vit", num_layers=12, net_multiplier=0.5, net_drop_path=0.1, net_mask_ratio=0.1)
+network.vit_s = edict(net_name="vit", num_layers=12, net_multiplier=1.0, net_drop_path=0.1, net_mask_ratio=0.1)
+network.vit_b = edict(net_name="vit", num_layers=24, net_multiplier=1.0, net_drop_path=0.1, net_mask_ratio=0.1)
+network.vit_l = edict(net_name="vit", num_layers=24, net_multiplier=1.5, net_drop_path=0.05, net_mask_ratio=0.1)
+network.vit_h = edict(net_name="vit", num_layers=48, net_multiplier=2.0, net_drop_path=0.1)
 network.demo = edict(net_name="fmobilefacenet", emb_size=128, net_output="GDC", net_multiplier=0.25,
                      net_blocks=[1, 2, 2, 1], net_act="relu")  # for two CPU cores
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts weights of PyTorch's ArcFace recipe (r18, r34, r50, r100, mbf, mbf_large) to checkpoints, and back.
+"""Converts weights of PyTorch's ArcFace recipe (r18 to r2060, mbf, mbf_large, vit_t to vit_h) to checkpoints, and back.
 
     python -m common.convert_torch backbone.pth models/r50-torch/model,1
     python -m common.convert_torch work_dirs/ms1mv3_r50/checkpoint_gpu_0.pt models/r50-torch/model,1

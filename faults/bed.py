@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -43,6 +43,7 @@ ip link set lo up
 mount -t tmpfs none /run; mkdir /run/sshd
 mount -t tmpfs none /srv; mkdir -p "$HOST_PROJECT" "$HOST_PROJECT/../models"
 mount --bind "$HOST_FILES/../shared" "$HOST_PROJECT/../models"
+mkdir -p /root/.ssh; mount -t tmpfs -o mode=700 none /root/.ssh
 hostname "$HOST_NAME"
 mount --bind "$HOST_FILES/hosts" /etc/hosts
 mount --bind "$HOST_FILES/ssh_config" /etc/ssh/ssh_config
@@ -173,16 +174,17 @@ class Host:
 class Bed:
     """Hosts ``node1`` ... on one switch. A context: at its end nothing of it is left."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, names: Sequence[str] = ()) -> None:
+        """:param names: of the hosts; not given: ``node1`` ..."""
         self.folder = Path(tempfile.mkdtemp(prefix="bed-"))
         self.hosts: dict[str, Host] = {}
         try:
-            self._make([f"node{number}" for number in range(1, count + 1)])
+            self._make(names or [f"node{number}" for number in range(1, count + 1)])
         except BaseException:
             self.close()
             raise
 
-    def _make(self, names: list[str]) -> None:
+    def _make(self, names: Sequence[str]) -> None:
         addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, 1)}
         _keygen(self.folder / "key")
         (self.folder / "shared").mkdir()
@@ -207,9 +209,15 @@ class Bed:
         for name, address in addresses.items():
             self.hosts[name] = Host(name, address, self.folder)
             self.connect(self.hosts[name])
+        self._project = self.folder / "project"  # hosts that are switched on later get the same
+        copy_project(ROOT, self._project)
         for host in self.hosts.values():
-            self._await_ssh(host)
-            _install(host)
+            self._ready(host)
+
+    def _ready(self, host: Host) -> None:
+        self._await_ssh(host)
+        copy_project(self._project, host.path("."))
+        host.path(".venv").symlink_to(sys.prefix)
 
     def connect(self, host: Host) -> None:
         """Put a wire between a host and the switch, and give the host its address."""
@@ -233,8 +241,7 @@ class Bed:
         """Switch a host on again that was stopped, with a fresh copy of the project."""
         host.start()
         self.connect(host)
-        self._await_ssh(host)
-        _install(host)
+        self._ready(host)
 
     def slow(self, host: Host, rate: str) -> None:
         """Let packets to and from a host pass at a rate such as ``10mbit``."""
@@ -307,12 +314,11 @@ def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bed", "-f", str(path)], check=True)
 
 
-def _install(host: Host) -> None:
-    """Copy the project to a host, with this process's Python in its ``.venv``."""
+def copy_project(source: Path, target: Path) -> None:
+    """Copy what a host needs of the project."""
+    target.mkdir(exist_ok=True)
     for name in CODE:
-        source, target = ROOT / name, host.path(name)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, target)
-    host.path(".venv").symlink_to(sys.prefix)
+            shutil.copy(source / name, target / name)

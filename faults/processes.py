@@ -4,6 +4,7 @@
     python -m faults.processes                # ten minutes on a machine that is free
     python -m faults.processes --times 1      # each fault once
     python -m faults.processes --record       # and the rows in docs/records/reliability.md
+    python -m faults.processes --only PyTorch --record    # these alone, as a class of their own
 
 The runs are real ones of ``train_parall.py`` under ``recognition.launch``, through Horovod, parameter servers and
 PyTorch. A fault comes at a random moment after training has begun. A promise is kept if the run ends in time, with the
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -241,8 +243,11 @@ def main() -> int:
             rows.append(Row(what, options.times, promised, options.times - len(broken),
                             f"{min(seconds):.1f} to {max(seconds):.1f} s; nothing left" + "".join(broken[:1])))
             print(rows[-1], flush=True)
-    command = f"python -m faults.processes --times {options.times} --record"
-    return report("ranks-and-starts", command, rows, options.record)
+    name, command = "ranks-and-starts", f"python -m faults.processes --times {options.times} --record"
+    if options.only:
+        name = f"{name}-with-{re.sub(r'[^a-z0-9]+', '-', options.only.lower())}"
+        command += f" --only {shlex.quote(options.only)}"
+    return report(name, command, rows, options.record)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,16 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(autouse=True)
+def _threads_of_torch() -> Iterator[None]:
+    """Gives PyTorch, where a test has it loaded, its number of threads back: a run on several devices sets another."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    yield
+    if torch and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["mxnet", "torch"])
 def engine(request: pytest.FixtureRequest) -> str:
     """Each engine in turn; skips where its library is not installed."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.gpu import demo, fused, heads, networks
+from bench.gpu import batch_norm, demo, fused, heads, networks, whole
 from bench.gpu.report import Report, Setting
 from recognition.engines.torch.imports import torch
 from recognition.training.watch.run_record import revision
@@ -30,7 +30,9 @@ CHECKS = {
     "head": heads.kinds_against_float64, "head-states": heads.states_and_bits, "head-cost": heads.memory_and_time,
     "kernels": fused.kernels_against_float64, "kernels-cost": fused.kernels_cost,
     "networks": networks.against_float64, "network-states": networks.states_and_bits, "16-bits": networks.in_16_bits,
-    "demo": demo.run_of_the_demo, "network-cost": networks.speed, "resume": demo.resumed,
+    "graphs": networks.graphs, "fused": batch_norm.against_float64, "fused-cost": batch_norm.cost,
+    "fused-cuts": batch_norm.cuts, "demo": demo.run_of_the_demo, "network-cost": networks.speed,
+    "resume": demo.resumed, "steps": whole.side_by_side, "where": whole.where,
 }
 NEEDED = 20  # seconds that a check is not begun without
 
@@ -49,6 +51,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu", help="cuda:0 or cpu")
     parser.add_argument("--output", type=Path, help="a folder for log.txt and found.json (default: a new one)")
     parser.add_argument("--limit", type=float, default=480, metavar="SECONDS")
+    parser.add_argument("--arcface-torch", type=Path, metavar="FOLDER",
+                        help="its files (iresnet.py, partial_fc_v2.py, losses.py), fetched by you, to compare with")
     options = parser.parse_args()
     folder = options.output or Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ def main() -> int:
                 report.true("begun", False, f"no: {options.limit:g} s are over")
                 continue
             try:
-                CHECKS[name](Setting(device, Path(scratch)), report)
+                CHECKS[name](Setting(device, Path(scratch), options.arcface_torch), report)
             except Exception as error:  # the other checks still tell something
                 report.true("done", False, f"{type(error).__name__}: {error}")
                 report.say(traceback.format_exc())

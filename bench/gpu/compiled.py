@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the head's Triton kernels for a card that need not be here, and tells registers, spills and shared memory.
+"""Compiles the Triton kernels for a card that need not be here, and tells registers, spills and shared memory.
 
-    python -m bench.gpu.compiled 90        # compute capability 9.0; D = 512, W in float32, then in bfloat16
+    python -m bench.gpu.compiled 90        # compute capability 9.0; the head for D = 512, and batch norm
 """
 from __future__ import annotations
 
@@ -18,32 +18,39 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from recognition.engines.torch.triton import kernels
-from recognition.engines.torch.triton.tiles import Tiles, tiles_for
+from recognition.engines.torch.triton.batch_norm import kernels as batch_norm
+from recognition.engines.torch.triton.batch_norm.function import MERGED, MOST_PARTS, USUAL, WIDEST
+from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block, by compute capability
-POINTERS = {"x": "low", "operand": "low", "centres": "stored", "first_moment": "stored", "second_moment": "stored",
-            "selected": "i64", "targets": "i32", "nearest": "i32"}
-INTEGERS = {"batch", "classes", "tiles_a_part", "key", "key2", "first_row"}
-NUMBERS = {"scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps"}
+INDICES = {"selected": "i64", "targets": "i32", "nearest": "i32", "grown": "i32"}
+MAPS = ("x", "y", "d_x", "d_y", "added")
+INTEGERS = {"batch", "classes", "width", "first", "last", "tiles", "key", "key2", "first_row", "rows", "channels",
+            "parts"}
+EVEN = {"channels"}  # multiples of 16
+NUMBERS = {"scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps", "room"}
 
 
-def compile_kernel(kernel: Any, card: int, tiles: Tiles, dim: int, low: str, stored: str, constants: dict[str, Any]
+def compile_kernel(kernel: Any, card: int, kinds: dict[str, str], constants: dict[str, Any], warps: int, stages: int
                    ) -> str:
-    """Machine code for a card; returns the line of what it takes. ``low`` and ``stored``: types of operands and W."""
-    kinds = {"low": low, "stored": stored}
+    """Machine code for a card; returns the line of what it takes.
+
+    :param kinds: Triton's names of the types that arrays hold, where it is not float32.
+    """
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
         elif name in INTEGERS | NUMBERS:
             signature[name] = "i32" if name in INTEGERS else "fp32"
+            if name in EVEN:
+                attributes[(place,)] = [["tt.divisibility", 16]]
         else:
-            kind = POINTERS.get(name, "fp32")
-            signature[name], attributes[(place,)] = f"*{kinds.get(kind, kind)}", [["tt.divisibility", 16]]
+            signature[name], attributes[(place,)] = f"*{kinds.get(name, 'fp32')}", [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()},
                        attributes)
     made = triton.compile(source, target=GPUTarget("cuda", card, 32),
-                          options={"num_warps": tiles.warps, "num_stages": tiles.stages})
+                          options={"num_warps": warps, "num_stages": stages})
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])
@@ -54,22 +61,50 @@ def compile_kernel(kernel: Any, card: int, tiles: Tiles, dim: int, low: str, sto
     return f"{found[1]} registers and {found[2]} bytes of stack a thread, {made.metadata.shared} bytes of shared memory"
 
 
+def of_the_head(card: int, dim: int) -> None:
+    """W in float32, then in bfloat16."""
+    tiles, rows = tiles_for(2, SHARED_MEMORY[card]), rows_of_update(dim)
+    print(f"compute capability {card / 10}: {tiles}, {rows} rows in the update")
+    of_rows = {"ROWS": rows, "WIDTH": width_of(dim)}
+    of_tiles = {"FILTERED": False, "WIDENED": False, "K": 1, "PADDED": 1, "BATCH": tiles.batch,
+                "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
+    for stored in ("fp32", "bf16"):
+        low, scaled = ("bf16", True) if stored == "bf16" else ("fp16", False)
+        kinds = {**INDICES, **dict.fromkeys(("x", "units", "operand", "weights"), low),
+                 **dict.fromkeys(("centres", "first_moment", "second_moment"), stored)}
+        for kernel, own in {
+                kernels.exponentials: {**of_tiles, "AGAIN": False}, kernels.slopes: of_tiles,
+                kernels.advance: {"DEPTH": 64}, kernels.collect: {}, kernels.renew: of_rows,
+                kernels.update: {**of_rows, "SAMPLED": False, "ADAMW": False, "ROUNDED": scaled, "MEASURED": False},
+        }.items():
+            constants = {name: value for name, value in {"dim": dim, "SCALED": scaled, **own}.items()
+                         if name in kernel.arg_names}
+            warps, stages = (tiles.warps, tiles.stages) if "COLUMNS" in constants else (4, 3)
+            more = {"total": "fp64"} if kernel in (kernels.advance, kernels.collect) else {}
+            line = compile_kernel(kernel, card, {**kinds, **more}, constants, warps, stages)
+            print(f"{kernel.__name__}, W as {stored}: {line}", flush=True)
+
+
+def of_batch_norm(card: int) -> None:
+    """With PReLU and a sum, on maps of float16 of 64 channels or more."""
+    tile = {"ROWS": USUAL.numbers // WIDEST, "CHANNELS": WIDEST, "STAGES": USUAL.stages}
+    merged, both = {"PARTS": MOST_PARTS, "CHANNELS": MERGED}, {"ACTIVE": True, "ADDED": True}
+    print(f"batch norm: {USUAL}")
+    for kernel, constants in (
+            (batch_norm.measure, tile), (batch_norm.merge_moments, {**merged, "ROWS": tile["ROWS"]}),
+            (batch_norm.normalise, {**tile, **both}), (batch_norm.sum_gradients, {**tile, "ACTIVE": True}),
+            (batch_norm.merge_sums, {**merged, "ACTIVE": True}), (batch_norm.differentiate, {**tile, **both})):
+        line = compile_kernel(kernel, card, dict.fromkeys(MAPS, "fp16"), constants, USUAL.warps, USUAL.stages)
+        print(f"{kernel.__name__}: {line}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.compiled", description=__doc__)
     parser.add_argument("card", type=int, choices=list(SHARED_MEMORY), help="compute capability, 90 for 9.0")
     parser.add_argument("--dim", type=int, default=512)
     options = parser.parse_args()
-    tiles = tiles_for(options.dim, 2, SHARED_MEMORY[options.card])
-    common = {"dim": options.dim, "WIDTH": options.dim, "FILTERED": False, "WIDENED": False, "K": 1, "PADDED": 1}
-    print(f"compute capability {options.card / 10}: {tiles}")
-    for stored in ("fp32", "bf16"):
-        low, scaled = ("bf16", True) if stored == "bf16" else ("fp16", False)
-        for kernel, own in ((kernels.statistics, "BATCH"), (kernels.update, "COLUMNS")):
-            of_update = {"ADAMW": False, "MEASURED": False, "ROUNDED": scaled} if own == "COLUMNS" else {}
-            constants = {**common, **of_update, "SAMPLED": False, "SCALED": scaled, "BATCH": tiles.others,
-                         "COLUMNS": tiles.others, own: tiles.own}
-            line = compile_kernel(kernel, options.card, tiles, options.dim, low, stored, constants)
-            print(f"{kernel.__name__}, W as {stored}: {line}", flush=True)
+    of_the_head(options.card, options.dim)
+    of_batch_norm(options.card)
     return 0
 
 

@@ -6,6 +6,7 @@ normalised copies, logits of B x C in float32, autograd, a dense gradient and a 
 """
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import time
@@ -16,13 +17,14 @@ from unittest import mock
 
 import numpy as np
 
+from bench.gpu import theirs
 from bench.gpu.heads import ARCFACE, KINDS, Kind, Size, batch, expected, first_centres, head_of, step_of
 from bench.gpu.report import Report, Setting
 from recognition.engines.torch import shard as torch_shard
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.triton.choice import why_not
+from recognition.head.sharded import ShardedHead
 
-RUNS = 6  # steps; the first two compile and warm up
 PLAIN_LR, MOMENTUM, DECAY = 0.001, 0.9, 0.0005
 
 
@@ -58,14 +60,17 @@ def kernels_against_float64(setting: Setting, report: Report) -> None:
         report.true(f"{title}: the same bits twice", found.bits() == again.bits())
 
 
-def _plain(setting: Setting, size: Size, ratio: float) -> Callable[[np.ndarray, np.ndarray], float]:
+Step = Callable[[torch.Tensor, np.ndarray, np.ndarray], float]  # of features, labels, and labels of the next step
+
+
+def _plain(setting: Setting, size: Size, ratio: float) -> Step:
     """A step of the plain head: autograd over dense logits; sampled, of ``ratio`` of W, with a dense gradient."""
     w = torch.nn.Parameter(torch.empty(size.classes, size.dim, device=setting.device).normal_(std=0.01))
     optimiser = torch.optim.SGD([w], PLAIN_LR, MOMENTUM, weight_decay=DECAY)
     normalised = torch.nn.functional.normalize
 
-    def step(x: np.ndarray, labels: np.ndarray) -> float:
-        features = torch.from_numpy(x).to(setting.device).requires_grad_()
+    def step(x: torch.Tensor, labels: np.ndarray, coming: np.ndarray) -> float:
+        features = x.detach().requires_grad_()
         y, centres = torch.from_numpy(labels).to(setting.device), w
         if ratio < 1:
             draw = torch.rand(size.classes, device=setting.device)
@@ -83,20 +88,25 @@ def _plain(setting: Setting, size: Size, ratio: float) -> Callable[[np.ndarray, 
     return step
 
 
-def _ours(build: Any, size: Size, ratio: float, low: bool) -> Callable[[np.ndarray, np.ndarray], float]:
-    """A step of our head, whose W is drawn on the device: 10,000,000 classes take a minute on the host."""
-    def zeros(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> np.ndarray:
-        return np.zeros(((stop - start) * sub_centres, dim), np.float32)
-
-    with mock.patch.object(torch_shard, "initial_centres", zeros):
-        head = head_of(build, size, Kind(ARCFACE, {"in_16_bits": low}, ratio))
+def drawn_on_device(build: Any, size: Size, kind: Kind) -> ShardedHead:
+    """A head whose W is drawn on the device: 10,000,000 classes take a minute on the host."""
+    with mock.patch.object(torch_shard, "initial_pieces", lambda *place: ()):
+        head = head_of(build, size, kind)
     shard: Any = head.shards[0]
     shard._centres[0].normal_(std=0.01)
     if hasattr(shard, "_renew"):
         shard._renew(0, size.classes)
+    return head
 
-    def step(x: np.ndarray, labels: np.ndarray) -> float:
-        result = head.forward_backward(x, labels)
+
+def _ours(build: Any, size: Size, ratio: float, low: bool) -> Step:
+    """A step of our head."""
+    head = drawn_on_device(build, size, Kind(ARCFACE, {"in_16_bits": low}, ratio))
+
+    def step(x: torch.Tensor, labels: np.ndarray, coming: np.ndarray) -> float:
+        if ratio < 1:
+            head.expect(coming)
+        result = head.forward_backward(x if x.device.type == "cuda" else x.numpy(), labels)
         head.step(PLAIN_LR)
         assert head.finite  # waits for the device
         return result.loss
@@ -104,7 +114,7 @@ def _ours(build: Any, size: Size, ratio: float, low: bool) -> Callable[[np.ndarr
     return step
 
 
-def _peaks(setting: Setting, report: Report) -> float:
+def card_peaks(setting: Setting, report: Report) -> float:
     """FLOP/s of a large product in float16, and bytes a second of a large copy: the card's own limits."""
     side = 8192 if setting.gpu else 256
     a, b = (torch.randn(side, side, device=setting.device).half() for _ in range(2))
@@ -134,36 +144,52 @@ def kernels_cost(setting: Setting, report: Report) -> None:
         return
     from recognition.engines.torch.triton.shard import TritonShard
 
-    peak, device = _peaks(setting, report), setting.device
+    peak, device = card_peaks(setting, report), setting.device
     kernels, chunks = partial(TritonShard, device), partial(torch_shard.TorchShard, device)
     for classes, ratio in ((large[0], 1.0), (large[0], 0.1), (large[1], 1.0), (large[1], 0.1)):
         size = Size(classes, 1024 if setting.gpu else 32, dim)
         for name, make in {"kernels": partial(_ours, kernels, size, ratio, False),
                            "kernels, W in 16 bits": partial(_ours, kernels, size, ratio, True),
-                           "chunks in float32": partial(_ours, chunks, size, ratio, False),
-                           "plain PyTorch": partial(_plain, setting, size, ratio)}.items():
+                           **_others(setting, size, ratio, chunks)}.items():
             title = f"{name}, {classes:,} classes" + (f", sampled {ratio:g}" if ratio < 1 else "")
             try:
                 _measure(setting, report, title, make, size, ratio, peak)
             except torch.OutOfMemoryError:
                 report.true(title, True, "does not fit into the card's memory")
             if setting.gpu:
+                gc.collect()
                 torch.cuda.empty_cache()
+
+
+def _others(setting: Setting, size: Size, ratio: float, chunks: Any) -> dict[str, Callable[[], Any]]:
+    """Our chunks, and PartialFC_V2 itself where its files are at hand, else the plain head."""
+    if size.classes > 1_000_000:  # more than a second a step, or more than fits
+        return {}
+    other = {"PartialFC_V2": partial(theirs.head_step, setting.arcface_torch, size.classes, ratio)
+             } if setting.arcface_torch else {"plain PyTorch": partial(_plain, setting, size, ratio)}
+    return {"chunks in float32": partial(_ours, chunks, size, ratio, False), **other}
+
+
+def _wait(setting: Setting) -> None:
+    if setting.gpu:
+        torch.cuda.synchronize(setting.device)
 
 
 def _measure(setting: Setting, report: Report, title: str, make: Callable[[], Any], size: Size, ratio: float,
              peak: float) -> None:
     if setting.gpu:
         torch.cuda.reset_peak_memory_stats(setting.device)
-    step, found = make(), []
-    for number in range(RUNS if setting.gpu else 1):
-        x, labels = batch(size, number)
-        start = time.perf_counter()
-        step(x, labels)
-        if setting.gpu:
-            torch.cuda.synchronize(setting.device)
-        found.append(time.perf_counter() - start)
-    seconds = float(np.median(found[2:] or found))
+    step, (warm, runs) = make(), (3, 10) if setting.gpu else (0, 1)
+    drawn = [batch(size, number) for number in range(warm + runs + 1)]
+    features = [torch.from_numpy(x).to(setting.device) for x, _ in drawn]
+    start = 0.0
+    for number, ((_, labels), (_, coming)) in enumerate(zip(drawn, drawn[1:])):
+        if number == warm:
+            _wait(setting)
+            start = time.perf_counter()
+        step(features[number], labels, coming)
+    _wait(setting)
+    seconds = (time.perf_counter() - start) / runs
     report.measured(title, 1000 * seconds, "ms")
     if setting.gpu:
         report.measured(f"{title}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 1e9, "GB")

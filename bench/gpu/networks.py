@@ -2,7 +2,10 @@
 """Checks of networks: forward and gradients against float64 on the CPU, states across devices, bits and time."""
 from __future__ import annotations
 
+import io
+import logging
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,12 @@ from recognition.config.options import Config
 from recognition.config.presets import ROOT, open_config
 from recognition.engines.choose import build_network
 from recognition.engines.interface import Computing, Updating
+from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.engine import TorchEngine
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.network import Network
 from recognition.engines.torch.replica import Replica
+from recognition.engines.torch.triton.batch_norm.choice import why_not
 from recognition.networks import first_weights
 from recognition.networks.graph import rewrite
 from recognition.networks.initialise import initialise
@@ -26,12 +31,13 @@ SIDE = (3, 112, 112)
 CPU: Device = ("cpu", 0)
 
 
-def made(name: str) -> tuple[Any, tuple[Any, Any]]:
-    """A preset's graph without dropout, whose masks differ between devices, and first values."""
+def made(name: str, dropout: bool = False) -> tuple[Any, tuple[Any, Any]]:
+    """A preset's graph, without dropout unless it is asked for, as masks differ between devices; and first values."""
     file = open_config(str(ROOT / "sample_config.py"))
     chosen = {"network": name, "loss": "arcface", "dataset": "demo"}
     config = Config(**file.lay_presets(chosen, dict.fromkeys(chosen, "bench.gpu")))
-    graph = rewrite(build_network(config), {"Dropout": lambda maker, node, inputs: inputs[0]})
+    graph = build_network(config)
+    graph = graph if dropout else rewrite(graph, {"Dropout": lambda maker, node, inputs: inputs[0]})
     return graph, initialise(graph, SIDE, 0, first_weights(config.net_name))
 
 
@@ -119,13 +125,79 @@ def states_and_bits(setting: Setting, report: Report) -> None:
             network.step(0.01)
         return network.state()
 
-    whole, again = (steps(backbone(here), 0, 2).parameters for _ in range(2))
+    with deterministic() if setting.gpu else nullcontext():
+        whole, again = (steps(backbone(here), 0, 2).parameters for _ in range(2))
     report.true("y1: the same bits twice", all(whole[name].tobytes() == again[name].tobytes() for name in whole),
-                "without --deterministic")
+                "with --deterministic")
     ended = backbone(here)
     ended.load(steps(backbone(CPU), 0, 1), 1)
     report.close("y1: parameters of a step on the CPU and one here", joined(steps(ended, 1, 2).parameters),
                  joined(whole), 1e-4, "norm")
+
+
+def graphs(setting: Setting, report: Report) -> None:
+    """Four steps by CUDA graphs and by operators: the same bits with --deterministic; and the time of both without.
+
+    y1 and r50, with dropout, batches of another size between; in float32, float16, and with layers computed again.
+    """
+    if not setting.gpu:
+        report.true("graphs", True, "left out on CPUs, which have none")
+        return
+    for name, low, again in (("y1", None, False), ("y1", torch.float16, False), ("r50", torch.float16, False),
+                             ("r50", torch.float16, True)):
+        what = f"{name}, {str(low or torch.float32)[6:]}" + (", computed again" if again else "")
+        with deterministic():
+            (wanted, _, _), (found, recorded, why) = (
+                _steps_of(name, setting.device, low, again, by_graphs) for by_graphs in (False, True))
+        report.true(f"{what}: recorded", recorded, why)
+        differ = [key for key in wanted if wanted[key].tobytes() != found[key].tobytes()]
+        report.true(f"{what}: the same bits", not differ, f"{len(differ)} of {len(wanted)} arrays differ {differ[:3]}")
+    for name in ("y1", "r50"):
+        for by_graphs in (False, True):
+            seconds = _seconds_a_pass(name, setting.device, by_graphs)
+            report.measured(f"{name}, float16, 128 images: pass by {'graphs' if by_graphs else 'operators'}",
+                            seconds * 1e3, "ms")
+
+
+def _steps_of(name: str, device: torch.device, low: torch.dtype | None, again: bool,
+              by_graphs: bool) -> tuple[dict[str, np.ndarray], bool, str]:
+    """All that four passes of a replica leave, whether they were recorded, and what was logged."""
+    replica = _replica(name, device, low, again, by_graphs)
+    found, said = {}, io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("recognition").addHandler(handler)
+    for step, count in enumerate((16, 16, 8, 16, 16)):
+        features = replica.forward(images_of(count, step), step)
+        slopes = np.random.default_rng(step).standard_normal(tuple(features.shape)).astype(np.float32)
+        replica.backward(slopes)
+        with torch.no_grad():
+            torch._foreach_sub_(list(replica.arguments.values()), list(replica.gradients.values()), alpha=1e-4)
+        groups = {"": {"features": features}, "d ": replica.gradients, "w ": replica.arguments,
+                  "s ": replica.auxiliary}
+        found.update({f"{step} {kind}{key}": tensor.detach().cpu().numpy().copy() for kind, group in groups.items()
+                      for key, tensor in group.items()})
+    logging.getLogger("recognition").removeHandler(handler)
+    return found, replica.recorded is not None, said.getvalue().strip()
+
+
+def _replica(name: str, device: torch.device, low: torch.dtype | None, again: bool, by_graphs: bool) -> Replica:
+    """As a run has it, with dropout, and in 16 bits with the kernels that the card can use."""
+    graph, start = made(name, dropout=True)
+    replica = Replica(graph, *start, device, low, SIDE, again, fused=low is not None and not why_not(device))
+    replica.records = by_graphs
+    return replica
+
+
+def _seconds_a_pass(name: str, device: torch.device, by_graphs: bool, count: int = 128) -> float:
+    replica = _replica(name, device, torch.float16, False, by_graphs)
+    images, seconds = images_of(count), []
+    for step in range(8):
+        began = time.perf_counter()
+        features = replica.forward(images, step)
+        replica.backward(np.zeros(tuple(features.shape), np.float32))
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[3:])
 
 
 def speed(setting: Setting, report: Report) -> None:
@@ -150,4 +222,6 @@ def speed(setting: Setting, report: Report) -> None:
                 seconds.append(time.perf_counter() - began)
             what = f"{name}, {'float16' if in_16_bits else 'float32'}, 128 images"
             report.measured(f"{what}: training", 128 / min(seconds[2:]), "images/s")
+            report.measured(f"{what}: the first two steps, with cuDNN's search and recording", sum(seconds[:2]), "s")
             report.measured(f"{what}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 2**20, "MB")
+            del network  # before the next one takes its memory

@@ -18,6 +18,7 @@ class Setting(NamedTuple):
 
     device: torch.device
     folder: Path  # for what checks write
+    arcface_torch: Path | None = None  # a folder with its files, to compare with
 
     @property
     def gpu(self) -> bool:

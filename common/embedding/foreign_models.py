@@ -6,6 +6,7 @@ A network maps uint8 (n, 3, H, W) RGB to float32 (n, dim), as an engine's
 """
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from recognition.engines.interface import Embedder, Engine
 from recognition.errors import UserError
 from recognition.io.torch_file import read_tensors
 from recognition.networks.of_torch import from_torch, of_the_network
+from recognition.networks.vit_weights import VARIANT
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 ENDINGS = (".onnx", ".pt", ".pth")
@@ -39,7 +41,7 @@ def open_weights(path: Path, engine: Engine, devices: Sequence[Device], batch_si
     """
     tensors, _ = of_the_network(read_tensors(path), str(path))
     name, graph, arguments, auxiliary = from_torch(tensors, str(path))
-    if network not in ("", name):
+    if network and re.sub(VARIANT, "", network) != name:
         raise UserError(f"--network: found {network!r}, but {path} holds the weights of {name}")
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder, "model"), 1, graph, arguments, auxiliary)

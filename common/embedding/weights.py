@@ -33,7 +33,8 @@ def embed_weights(words: Sequence[str]) -> int:
     """
     parser = Parser(prog="python common/inference.py", description=__doc__)
     parser.add_argument("--weight", type=Path, required=True, metavar="FILE.pt", help="weights of arcface_torch")
-    parser.add_argument("--network", default="r50", help="r18, r34, r50, r100, mbf or mbf_large (default r50)")
+    parser.add_argument("--network", default="r50", help="the name there, such as r100, mbf or vit_b (default "
+                        "r50)")
     parser.add_argument("--img", type=Path, metavar="FILE", help="an aligned face (default: random pixels)")
     add_engine_flag(parser)
     args = parser.parse_args(words)

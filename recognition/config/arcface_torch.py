@@ -49,12 +49,25 @@ CLIP = 5.0  # there, too: the largest norm of the backbone's gradients
 LEAST_SHARE = 1e-12  # of class centres, for sample_rate 0: a step has those of its batch alone
 # Its networks. IResNet is fresnet without dropout before the embedding.
 NETWORKS: dict[str, dict[str, Any]] = {
-    f"r{depth}": {"net_name": "fresnet", "num_layers": depth, "net_output": "FC"} for depth in (18, 34, 50, 100)
+    f"r{depth}": {"net_name": "fresnet", "num_layers": layers, "net_output": "FC"} for depth, layers in
+    ((18, 18), (34, 34), (50, 50), (100, 100), (200, 198), (2060, 2060))
 }
 NETWORKS["mbf"] = {"net_name": "mbf", "net_multiplier": 2.0, "net_blocks": (1, 4, 6, 2)}
 NETWORKS["mbf_large"] = {"net_name": "mbf", "net_multiplier": 4.0, "net_blocks": (2, 8, 12, 4)}
-FOREIGN = ("r200", "r2060", "vit_t", "vit_t_dp005_mask0", "vit_s", "vit_s_dp005_mask_0", "vit_b",
-           "vit_b_dp005_mask_005", "vit_l_dp005_mask_005", "vit_h")
+
+
+def _vit(width: int, blocks: int, drop_path: float, mask_ratio: float) -> dict[str, Any]:
+    return {"net_name": "vit", "net_multiplier": width / 512, "num_layers": blocks, "net_drop_path": drop_path,
+            "net_mask_ratio": mask_ratio}
+
+
+# A mask is a tenth of the patches wherever there is one, also in those named after 0.05: vit.py does not hand it on.
+NETWORKS.update({
+    "vit_t": _vit(256, 12, 0.1, 0.1), "vit_t_dp005_mask0": _vit(256, 12, 0.05, 0.0),
+    "vit_s": _vit(512, 12, 0.1, 0.1), "vit_s_dp005_mask_0": _vit(512, 12, 0.05, 0.0),
+    "vit_b": _vit(512, 24, 0.1, 0.1), "vit_b_dp005_mask_005": _vit(512, 24, 0.05, 0.1),
+    "vit_l_dp005_mask_005": _vit(768, 24, 0.05, 0.1), "vit_h": _vit(1024, 48, 0.1, 0.0),
+})
 
 
 def is_of_arcface_torch(module: ModuleType) -> bool:
@@ -141,9 +154,8 @@ def _dataset(values: Mapping[str, Any], name: str) -> tuple[str, dict[str, Any]]
 def _network(network: Any, name: str) -> str:
     if network in NETWORKS:
         return str(network)
-    what = ", a network of arcface_torch that is not ours" if network in FOREIGN else ""
-    hint = "" if what else nearest(network, NETWORKS)
-    raise UserError(f"{name}: network: found {network!r}{what}, expected one of {', '.join(NETWORKS)}{hint}")
+    raise UserError(f"{name}: network: found {network!r}, expected one of {', '.join(NETWORKS)}"
+                    f"{nearest(network, NETWORKS)}")
 
 
 def _loss(margins: Any, name: str) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from recognition.config.devices import num_workers, own_devices, processors, req
 from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
 from recognition.config.types import nearest
-from recognition.config.user_code import is_symbol_file
+from recognition.config.user_code import TIMM, is_symbol_file, is_timm
 from recognition.errors import UserError
 
 MOST_DECODE_THREADS = 8
@@ -119,8 +119,8 @@ def split_pretrained(text: str, epoch: int) -> tuple[str, int]:
 
 
 def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str) -> str:
-    """The name of the network preset that ``network`` names. For a ``-symbol.json``, or for ``checkpoint``, the symbol
-    of the checkpoint ``pretrained``, a preset of it is added to the file.
+    """The name of the network preset that ``network`` names. For a ``-symbol.json``, for ``checkpoint``, the symbol of
+    the checkpoint ``pretrained``, and for a model of timm a preset of it is added to the file.
 
     :raises UserError: beginning with ``where``, if there is no such symbol.
     """
@@ -129,6 +129,10 @@ def _network_preset(file: ConfigFile, network: str, where: str, pretrained: str)
         if not pretrained:
             raise UserError(f"{where}: found {network!r}, the network of a checkpoint, expected --pretrained with it")
         path = f"{split_pretrained(pretrained, 0)[0]}-symbol.json"
+    elif is_timm(network):
+        name = network[len(TIMM) :].replace("/", "-")
+        file.add_network(name, network)
+        return name
     elif not is_symbol_file(network):
         return network
     if not os.path.isfile(path):

@@ -22,11 +22,11 @@ PARALL_ONLY = (PARALL,)
 LARGEST = 1e37  # of factors in float32 arithmetic; 1 / LARGEST is a normal float32, too
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 # Our networks. Any other net_name is a user's own network, which may give NETWORK_KEYS any values and meanings.
-FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf")
+FAMILIES = ("fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf", "vit")
 _PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
              ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
 NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
-                "net_multiplier", "densenet_dropout")
+                "net_multiplier", "densenet_dropout", "net_drop_path", "net_mask_ratio")
 
 
 def option(default: Any, option_type: types.OptionType, help: str, flag: tuple[str, ...] = ()) -> Any:
@@ -101,6 +101,10 @@ class Config:
     net_blocks: tuple[int, ...] = option((1, 4, 6, 2), types.four_counts, "blocks in each stage")
     net_multiplier: float = option(1.0, types.real(above=0), "factor of the number of channels")
     densenet_dropout: float = option(0.0, types.real(least=0, below=1), "dropout in dense blocks")
+    net_drop_path: float = option(0.0, types.real(least=0, below=1), "share of images that miss the last block of a "
+                                  "transformer in training, of earlier ones fewer")
+    net_mask_ratio: float = option(0.0, types.real(least=0, below=1), "share of an image's patches that a transformer "
+                                   "does not see in training")
     own_keys: tuple[tuple[str, Any], ...] = option((), types.pairs, "keys of config.py that are not ours, with their "
                                                    "values: for a network of your own")
     bn_mom: float = option(0.9, types.real(least=0, most=1), "momentum of batch norm's running statistics")
@@ -118,8 +122,11 @@ class Config:
     loss_K: int = option(1, types.integer(least=1), "sub-centres a class")
     sample_ratio: float = option(1.0, types.real(above=0, most=1), "share of the class centres in a step",
                                  PARALL_ONLY)
-    centers_on: str = option("device", types.choice("device", "cpu"), "where the class centres live: on the devices, "
-                             "or in host memory, from where the devices get those of a step", PARALL_ONLY)
+    centers_on: str = option("device", types.choice("device", "cpu", "disk"), "where the class centres live: on the "
+                             "devices; in host memory, from where the devices get those of a step; or on a disk",
+                             PARALL_ONLY)
+    centers_folder: str = option("", types.text, "folder on a fast local disk for --centres-on disk; default: that of "
+                                 "the run", PARALL_ONLY)
     centers_numbers: str = option("float32", types.choice("float32", "bfloat16"), "numbers that class centres and "
                                   "their moments are kept in; bfloat16 is rounded at random", PARALL_ONLY)
     head_products: str = option("auto", types.choice("auto", "float32", "float16"), "numbers that the head's products "
@@ -214,6 +221,9 @@ class Config:
                          "one, else from the start", ENTRIES)
     state_every: int = option(2000, types.integer(least=0), "batches between saved training states, 0 for never; if "
                               "not given, as --verbose, and 0 with --ckpt 0", ENTRIES)
+    states_on: str = option("shared", types.choice("shared", "hosts"), "where training states go: to a folder that all "
+                            "processes share; each host's shards to a folder of its own, where they share none",
+                            PARALL_ONLY)
     keep_last: int = option(2, types.integer(least=1), "training states that stay: the last so many", ENTRIES)
     keep_every: int = option(0, types.integer(least=0), "training states of every so many batches stay, too; 0: none",
                              ENTRIES)
@@ -352,8 +362,16 @@ REFUSALS = (
     Refusal("sample_ratio", lambda c: c.triplets and c.sample_ratio < 1,
             "a triplet loss has no class centres to sample"),
     Refusal("centers_on", lambda c: c.triplets and c.centers_on != "device", "a triplet loss has no class centres"),
+    Refusal("centers_on", lambda c: c.centers_on == "disk" and c.sample_ratio == 1,
+            "a step without --sample-ratio would read all of the disk"),
+    Refusal("centers_on", lambda c: c.centers_on == "disk" and c.centres_from == "embeddings",
+            "sums of embeddings would need memory for all class centres"),
+    Refusal("centers_folder", lambda c: bool(c.centers_folder) and c.centers_on != "disk",
+            "it is for --centres-on disk"),
     Refusal("centers_numbers", lambda c: c.triplets and c.centers_numbers != "float32",
             "a triplet loss has no class centres"),
+    Refusal("states_on", lambda c: c.whole_head and c.states_on != "shared",
+            "train.py has all class centres in each process, and the first one saves them"),
     Refusal("interclass_filtering_threshold",
             lambda c: c.interclass_filtering_threshold > 0 and c.loss_name != "margin_softmax",
             "only a margin loss has cosines with class centres"),

@@ -14,6 +14,8 @@ from types import CodeType, ModuleType
 from recognition.config import easy_dict
 from recognition.errors import UserError
 
+TIMM = "timm:"  # how a net_name begins that names a model of the package timm
+
 
 class _SourceLoader(SourceFileLoader):
     """A loader without Python's cache, which misses an edit within one second that keeps the size."""
@@ -42,6 +44,11 @@ def run_file(path: Path, name: str) -> ModuleType:
 def is_symbol_file(net_name: str) -> bool:
     """True if ``net_name`` is the path of a ``-symbol.json``, which is data and runs no code."""
     return net_name.endswith(".json")
+
+
+def is_timm(net_name: str) -> bool:
+    """True if ``net_name`` names a model of timm, ``timm:resnet18``."""
+    return net_name.startswith(TIMM)
 
 
 def find_network(net_name: str, config_file: str) -> Path | None:

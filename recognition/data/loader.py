@@ -81,6 +81,15 @@ class BatchLoader:
             raise StopIteration
         return batch
 
+    def labels_ahead(self) -> np.ndarray:
+        """The labels (b,) of the batch that the next call returns. Waits for it; an image that ends the iterator is
+        met by that call."""
+        while not self._pending:
+            self._submit()
+        batch, tasks = self._pending[0]
+        wait(tasks, return_when=FIRST_EXCEPTION)
+        return batch.labels
+
     def state(self) -> dict[str, np.ndarray]:
         """The arrays that a resumed run needs beside the position after the last batch: none."""
         return {}

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from recognition.config.devices import CPU, Device, on_gpus, processor_flags, require_bfloat16
 from recognition.config.options import Config, check
+from recognition.config.user_code import is_timm
 from recognition.engines.interface import Computing, Engine
 from recognition.errors import UserError
 from recognition.head.shard import Shard
 from recognition.networks import build_symbol, own_size
-from recognition.networks.graph import Graph
+from recognition.networks.graph import Graph, rewrite
 
 LIBRARIES = {"mxnet": "MXNet", "torch": "PyTorch"}  # by the names of engines, which are those of their modules
 # Of the maps that PyTorch keeps, which are those of the graph (its own count for y1 and r50 is 4 and 8 % less). With
@@ -43,6 +44,8 @@ def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool
     check("engine", name, "engine")
     if name != "auto":
         return _with_warning(Choice(name), devices, in_16_bits, network)
+    if is_timm(network):
+        return Choice("torch", "engine: PyTorch, which timm's models are for")
     found = [engine for engine in LIBRARIES if importlib.util.find_spec(engine)]
     if not found:
         raise UserError("engine: found neither MXNet nor PyTorch, expected one of them: `make demo` installs MXNet, "
@@ -137,7 +140,7 @@ def build_network(config: Config) -> Graph:
 
     :raises UserError: as :func:`recognition.networks.build_symbol`.
     """
-    def own_network(options: Any, path: Path) -> Graph:
+    def own_network(options: Any, path: Path | None) -> Graph:
         return choose_engine(decide_for(config).name).own_network(options, path)
 
     return build_symbol(config, own_network)
@@ -145,7 +148,9 @@ def build_network(config: Config) -> Graph:
 
 def computing_of(config: Config) -> Computing:
     """The devices, batch and numbers with which a configuration wants the backbone computed."""
-    return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger)
+    return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger,
+                     keep_features=len(config.devices) == 1 and config.gradient_acc == 1
+                     and not (config.triplets or config.label_smoothing))
 
 
 def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],
@@ -163,25 +168,34 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
 
 
 def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[int, int, int]) -> Graph:
-    """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device."""
+    """The graph with casts and marks of what is computed again, which for PyTorch may be batch norms on any device.
+
+    In 16 bits on GPUs without PReLUs behind batch norms: one kernel computes both and keeps nothing in between.
+    """
     from recognition.engines.mxnet.passes.precision import low_precision
     from recognition.engines.mxnet.passes.recompute import recompute
 
+    if computing.in_16_bits and on_gpus(computing.devices):
+        graph = rewrite(graph, {"LeakyReLU": lambda maker, node, inputs: (
+            inputs[0] if maker.nodes[inputs[0].node].op == "BatchNorm" else None)})
     if computing.in_16_bits:
         graph = low_precision(graph, "float16" if on_gpus(computing.devices) else "bfloat16", image_shape)
     return recompute(graph, image_shape) if computing.memonger else graph
 
 
 def make_shard(engine: Engine, device: Device, classes: tuple[int, int], dim: int, on_host: bool, sampled: bool,
-               low_products: bool = False, numbers: str = "float32", **options: Any) -> Shard:
+               low_products: bool = False, numbers: str = "float32", folder: Path | None = None,
+               **options: Any) -> Shard:
     """A shard of the class centres ``start .. stop - 1``, on whatever computes fastest with them.
 
     On CPUs that is :mod:`recognition.engines.cpu`, whatever the engine. With W in the host's memory (``on_host``) the
     rows of a sample travel to the device. Without a sample all of W would travel in each step, so the host computes.
-    Centres whose ``numbers`` are bfloat16 are PyTorch's, also on CPUs.
+    Centres whose ``numbers`` are bfloat16 are PyTorch's, also on CPUs. With ``folder`` they are on a disk.
 
     :raises UserError: if there are no such numbers.
     """
+    if folder:
+        options["folder"] = folder
     if numbers != "float32":
         if engine.name != "torch":
             raise UserError(f"centres_numbers: found {numbers!r}, but MXNet keeps class centres as float32; expected "

@@ -34,6 +34,7 @@ class Computing:
     in_16_bits: bool = False
     loss_scale: float = 0.0  # that float16 begins with; 0: the engine's own
     memonger: bool = False  # activations are recomputed to save memory
+    keep_features: bool = False  # on the only GPU, where the engine can, rather than in NumPy's arrays
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,18 @@ class Backbone(Protocol):
     All processes call ``embed``, ``parameters`` and ``state`` together.
     """
 
+    about: str  # a line about what it computes with; empty if there is nothing to say
+
     @property
     def loss_scale(self) -> LossScale | None:
         """The loss scale of float16; None for other numbers."""
 
-    def forward(self, images: np.ndarray) -> np.ndarray:
+    def forward(self, images: np.ndarray) -> Any:
         """Features of this process's part of a training batch: of each device in turn ``micro_batches`` times
-        ``batch_size`` images."""
+        ``batch_size`` images. They are NumPy's, or the engine's on its device."""
 
-    def backward(self, d_features: np.ndarray) -> None:
-        """Gradients of the parameters from those of the last features, of the same shape."""
+    def backward(self, d_features: Any) -> None:
+        """Gradients of the parameters from those of the last features, of the same shape and kind."""
 
     def finite(self) -> bool:
         """True if all that the last :meth:`backward` computes is finite; waits for it."""
@@ -173,8 +176,9 @@ class Engine(Protocol):
         :raises UserError: if the environment contradicts ``kvstore``, or what it asks for is not installed.
         """
 
-    def own_network(self, config: Any, path: Path) -> Graph:
-        """The graph of a Python file of the user's own, ``data`` to ``fc1_output``.
+    def own_network(self, config: Any, path: Path | None) -> Graph:
+        """The graph of a Python file of the user's own, or of the model of timm that ``net_name`` names if there is no
+        file: ``data`` to ``fc1_output``.
 
         :param config: all options, which the file's ``get_symbol`` may ask for by name.
         :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.
@@ -195,7 +199,7 @@ class Engine(Protocol):
         :param on_host: W stays in the host's memory, and the rows of a step travel.
         :param low_products: products may have operands of 16 bits, where the engine is faster so.
         :param options: those of a shard: ``normalised``, ``scale``, ``sub_centres``, ``with_bias``, ``seed``,
-            ``ceiling``; and ``in_16_bits``, of PyTorch's alone.
+            ``ceiling``, ``folder`` (of mapped files, with ``on_host``); and ``in_16_bits``, of PyTorch's alone.
         """
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,

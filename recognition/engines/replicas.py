@@ -75,6 +75,7 @@ class Replicas:
     memory of one.
     """
 
+    about = ""
     sgd: Callable[..., Optimiser]  # of parameters, names, momentum and weight decay
     adamw: Callable[..., Optimiser]  # of parameters, names, AdamW's numbers and weight decay
     inferred: Callable[..., list[np.ndarray]]  # features of replicas, for a number of images a device, of images
@@ -112,7 +113,7 @@ class Replicas:
     def _wait(self) -> None:
         """Return once the moving statistics are those of the last step."""
 
-    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+    def _parts(self, images: Any) -> list[Any]:
         return [images[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self.replicas))]
 
     def _cut(self, array: np.ndarray) -> list[np.ndarray]:
@@ -144,9 +145,9 @@ class Replicas:
         by_device = np.stack([part.reshape(len(self.replicas), self.batch_size, -1) for part in found], axis=1)
         return by_device.reshape(len(images), -1)
 
-    def backward(self, d_features: np.ndarray) -> None:
+    def backward(self, d_features: Any) -> None:
         if self.loss_scale:
-            d_features = d_features * np.float32(self.loss_scale.value)
+            d_features = d_features * float(self.loss_scale.value)
         parts, last = self._cut(d_features), self._micro_batches - 1
         sums: list[dict[str, Any]] = []  # of the gradients of the micro-batches before, for each replica
         for place in (last, *range(last)):

@@ -10,10 +10,11 @@ Suffixes of arrays: B the features of the global batch, D numbers of a feature, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from recognition.head.sampling import ClassSampler
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
@@ -59,8 +60,17 @@ class Shard(Protocol):
     def finite(self) -> bool:
         """True if the updated centres have squared norms below float32's largest number."""
 
-    def select(self, classes: np.ndarray | None) -> None:
-        """Work on these classes alone until the next call: ascending int64, with those of the batch; None: all."""
+    def expect(self, classes: np.ndarray | None) -> None:
+        """Begin to read the centres of these classes ahead, if they lie on a disk. It is called from another thread,
+        while the shard works on others, and changes nothing."""
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
+        """What :meth:`select` takes for a step of a batch with ``labels`` (B,): ``sampler``'s classes of this shard, as
+        NumPy's ascending int64 or in the shard's own form; None: all."""
+
+    def select(self, classes: Any) -> None:
+        """Work on these classes alone until the next call, which are what :meth:`draw` gave, or ascending int64 with
+        those of the batch; None: all."""
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Compute logits_CB, the inner products of the selected centres with features x, (B, D) float32.
@@ -155,6 +165,13 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
     return rows
 
 
+def initial_pieces(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The first values of a shard's W, rows and their values in turn: no second copy of W is in memory."""
+    for low, high in pieces(start, stop, sub_centres):
+        yield (slice((low - start) * sub_centres, (high - start) * sub_centres),
+               initial_centres(seed, low, high, sub_centres, dim))
+
+
 def rows_of(classes: np.ndarray, start: int, sub_centres: int) -> np.ndarray:
     """The numbers of the rows that hold the centres of ``classes`` in a shard, int64 (len(classes) * K,)."""
     return ((classes - start)[:, None] * sub_centres + np.arange(sub_centres)).ravel()
@@ -170,12 +187,15 @@ def merged_statistics(maxima: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return np.stack([highest, (sums * np.exp(maxima - against)).sum(axis=0)], axis=1)
 
 
-def target_columns(labels: np.ndarray, start: int, stop: int, sub_centres: int,
-                   classes: np.ndarray | None = None) -> np.ndarray:
+def target_columns(labels: np.ndarray, start: int, stop: int, sub_centres: int, classes: Any = None) -> np.ndarray:
     """The first column of each label's class in the shard ``start .. stop - 1``: (B,) int64, -1 if it has none.
 
-    ``classes``: the selected ones, ascending, with each label of the shard among them; None: all have columns.
+    ``classes``: the selected ones, ascending, with each label of the shard among them, or a sample that knows their
+    columns; None: all have columns.
     """
     inside = (labels >= start) & (labels < stop)
-    place = labels - start if classes is None else np.searchsorted(classes, labels)
+    if classes is None:
+        place = labels - start
+    else:
+        place = np.searchsorted(classes, labels) if isinstance(classes, np.ndarray) else classes.columns(labels)
     return np.where(inside, place * sub_centres, -1)

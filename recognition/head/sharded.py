@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,12 +24,29 @@ from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import Communicator, SingleProcess
 
 
+def on_host(array: Any) -> np.ndarray:
+    """An array of NumPy, or an engine's array on any device, as NumPy's."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+
+def roots(array: Any) -> Any:
+    """The square root of each number of an array of NumPy or of an engine."""
+    return np.sqrt(array) if isinstance(array, np.ndarray) else array.sqrt()
+
+
 class HeadResult(NamedTuple):
     """Loss and accuracy over the global batch, and the gradient of the mean loss by this process's features."""
 
     loss: float  # mean cross entropy over all classes, in nats
     accuracy: float  # share of rows whose target, with its margin, has the largest logit
-    d_features: np.ndarray  # (b, D) float32
+    d_features: Any  # (b, D) float32, where the features are
+
+
+class Expected(NamedTuple):
+    """The labels of a batch that is still to come, and what a thread makes of them."""
+
+    labels: np.ndarray  # (B,) of the global batch
+    samples: Future[list[Any]]  # what each shard selects
 
 
 class Head(Protocol):
@@ -38,8 +56,11 @@ class Head(Protocol):
     def shards(self) -> Sequence[Shard]:
         """The shards of this process; none if there are no class centres."""
 
-    def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
-        """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64."""
+    def forward_backward(self, features: Any, labels: np.ndarray) -> HeadResult:
+        """Loss and gradients for this process's features (b, D) float32 and labels (b,) int64.
+
+        Features are NumPy's; or the engine's, on the device of the only shard of this process.
+        """
 
     def target_angles(self) -> np.ndarray | None:
         """The angles between features and their centres in the last :meth:`forward_backward`, (B,) float64 in radians;
@@ -80,20 +101,53 @@ class ShardedHead:
     adamw: AdamW | None = None  # in place of SGD
     smoothing: float = 0.0  # of labels: their share that all classes divide
     _also: np.ndarray | None = field(default=None, init=False, repr=False)  # what smoothing adds by each centre
-    _seen: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False)  # of the last batch: what angles are made of
+    _seen: tuple[np.ndarray, Any] = field(init=False, repr=False)  # of the last batch: what angles are made of
+    _expected: dict[int, Expected] = field(default_factory=dict, init=False, repr=False)  # by step
+    _drawer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False, repr=False)
+
+    def expect(self, labels: np.ndarray) -> None:
+        """Begin to draw the samples of the step after the coming one, and to read their centres ahead, in a thread.
+
+        All processes call it together, before the coming :meth:`forward_backward`. The samples are those that would be
+        drawn without it.
+
+        :param labels: (b,) of this process's part of the batch after the coming one.
+        """
+        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
+        samples = self._drawer.submit(self._draw, self.replicas.all_gather(labels), self.steps + 1, ahead=True)
+        self._expected[self.steps + 1] = Expected(labels, samples)
+
+    def _draw(self, positives: np.ndarray, step: int, ahead: bool = False) -> list[Any]:
+        """What each shard selects at a step; with ``ahead`` shards on a disk begin to read them."""
+        samples = []
+        for shard in self.shards:
+            samples.append(shard.draw(self.sampler, positives, step))
+            if ahead:
+                shard.expect(samples[-1])
+        return samples
+
+    def _labels_and_samples(self, labels: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        """The labels of the global batch (B,), and what each shard selects."""
+        if expected := self._expected.pop(self.steps, None):
+            mine = expected.labels[self.communicator.rank * len(labels) :][: len(labels)]
+            if not np.array_equal(mine, labels):
+                raise ValueError(f"step {self.steps}: labels are not those that were expected")
+            return expected.labels, expected.samples.result()
+        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
+        return labels, self._draw(self.replicas.all_gather(labels), self.steps)
 
     @np.errstate(invalid="ignore", over="ignore")  # the loop says it better when the loss is not finite
-    def forward_backward(self, features: np.ndarray, labels: np.ndarray) -> HeadResult:
-        x = self.communicator.all_gather(np.ascontiguousarray(features, np.float32))
-        labels = self.communicator.all_gather(np.asarray(labels, np.int64))
-        norms = np.sqrt(np.square(x).sum(axis=1, keepdims=True) + EPSILON)
+    def forward_backward(self, features: Any, labels: np.ndarray) -> HeadResult:
+        x = self.communicator.all_gather(features)
+        labels, samples = self._labels_and_samples(labels)
+        norms = roots((x * x).sum(axis=1, keepdims=True) + float(EPSILON))
         unit = x / norms if self.margin.normalised else x
-        count, positives = len(x) * self.replicas.size, self.replicas.all_gather(labels)
+        count = len(x) * self.replicas.size
 
         # Only the shard with a row's class has its similarity: others put -inf, so the maximum is the logit.
         logits, slopes, statistics, similarities = [], [], [], []
-        for shard in self.shards:
-            shard.select(self.sampler(positives, self.steps, shard.start, shard.stop))
+        for shard, sample in zip(self.shards, samples):
+            shard.select(sample)
             similarities.append(shard.similarities(unit, labels))
             logit, slope = self.margin.target(similarities[-1])
             logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
@@ -103,18 +157,18 @@ class ShardedHead:
         self._seen = np.stack(similarities), norms[:, 0]
         target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
 
-        d_unit = np.zeros_like(x)
         d_target, losses = np.expm1(target - log_sum) / count, log_sum - target
         d_targets = [d_target * slope for slope in slopes]
+        parts: list[Any] = []
         if self.smoothing:
             smoothed = smooth(self.smoothing, self.shards, unit, target, self._seen[0].sum(axis=0, dtype=np.float64),
                               self.margin.scale, count, self.communicator)
             losses, self._also = losses + smoothed.loss, smoothed.d_centre
             d_targets = [d + smoothed.d_logit / count * slope + smoothed.d_similarity
                          for d, slope in zip(d_targets, slopes)]
-            d_unit += smoothed.d_unit.astype(np.float32)
-        for shard, d_similarity in zip(self.shards, d_targets):
-            d_unit += shard.gradient(log_sum, count, d_similarity)
+            parts.append(smoothed.d_unit.astype(np.float32))
+        parts += [shard.gradient(log_sum, count, d_similarity) for shard, d_similarity in zip(self.shards, d_targets)]
+        d_unit = sum(parts[1:], parts[0])
         won = np.float32(target) >= np.float32(highest)  # the shards' maxima hold the targets' logits as float32
         loss, hits = self.replicas.all_reduce(np.array([np.sum(losses), np.sum(won)]))
         return HeadResult(float(loss / count), float(hits / count),
@@ -136,7 +190,7 @@ class ShardedHead:
         softmax = merged_statistics(parts[:, :, 0].T, parts[:, :, 1].T)
         return np.column_stack([softmax, parts[:, :, 2].max(axis=1)])
 
-    def _through_norm(self, d_unit: np.ndarray, unit: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    def _through_norm(self, d_unit: Any, unit: Any, norms: Any) -> Any:
         """The gradient by this process's features, from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
         if not self.margin.normalised:
             return d_unit
@@ -155,7 +209,7 @@ class ShardedHead:
         cosines = similarities.sum(axis=0, dtype=np.float64)  # 0 in all shards but one
         if not self.margin.normalised:
             lengths, biases = np.sum([shard.target_norms() for shard in self.shards], axis=0)
-            cosines = (cosines - biases) / np.maximum(lengths * norms, EPSILON)
+            cosines = (cosines - biases) / np.maximum(lengths * on_host(norms), EPSILON)
         cosines = self.replicas.all_gather(self.communicator.all_reduce(cosines))
         return np.arccos(np.clip(cosines, -1, 1))
 

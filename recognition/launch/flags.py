@@ -36,6 +36,7 @@ FLAG_TYPES = {
     "-np": types.integer(least=1, most=MOST_PROCESSES),
     "--servers": types.integer(least=0, most=MOST_PROCESSES),
     "--restarts": types.integer(least=0),
+    "--fewest": types.integer(least=1, most=MOST_PROCESSES),
     "--stall-timeout": types.real(above=0),
     "--slow-after": types.real(above=0),
     "--address": types.filled_text,
@@ -62,6 +63,8 @@ def parse(argv: Sequence[str], description: str | None = None) -> argparse.Names
         key = "workers" if flag == "-np" else flag[2:].replace("-", "_")
         if getattr(options, key) is not None:
             setattr(options, key, flag_type.check(getattr(options, key), flag))
+    if options.fewest and options.fewest > options.workers:
+        parser.error(f"--fewest: found {options.fewest}, expected at most -np, {options.workers}")
     if options.servers and not wants_servers(options.command):
         if named := next((word for word in options.command if word.partition("=")[0] == "--kvstore"), ""):
             parser.error(f"--servers: found {named} of another kind in the command, expected --kvstore dist_sync or "
@@ -82,6 +85,8 @@ def _parser(description: str | None) -> Parser:
                         "(default: one a host if the command says --kvstore dist_..., else 0); train.py and "
                         "train_parall.py without --kvstore get --kvstore dist_sync with them")
     parser.add_argument("--restarts", default=0, metavar="N", help="how often to start again (default: 0)")
+    parser.add_argument("--fewest", metavar="N", help="workers with which a restart goes on if hosts stay away "
+                        "(default: all of -np)")
     parser.add_argument("--stall-timeout", default=300, metavar="SECONDS",
                         help="without any exchange, after which a run counts as hung (default: 300)")
     parser.add_argument("--slow-after", default=60, metavar="SECONDS",

@@ -19,7 +19,8 @@ later. A line names the process, the status is not 0, and no process is left. Th
 or from a worker's first sign of life: train.py and train_parall.py have 10 minutes to give one, or the timeout if it is
 longer; other programs need not give any. If one worker is slow, and all others waited for it more than a tenth of the
 last minute, a line names it and the run goes on. With ``--restarts`` all processes start again and go on from the last
-training state that this launch saved, if it saved one; not after status 2, as bad input stays bad. SIGTERM and Ctrl-C
+training state that this launch saved, if it saved one; not after status 2, as bad input stays bad. A host that does not
+come back within ``--stall-timeout`` ends the run, or is left out if ``--fewest`` workers are left. SIGTERM and Ctrl-C
 go to the workers, which save and stop; a second one ends them at once.
 """
 from __future__ import annotations
@@ -38,7 +39,7 @@ from typing import Any
 from recognition.config.devices import WORKER
 from recognition.errors import UserError, command
 from recognition.launch.flags import TRAINERS, parse, require_interface, starts_trainer, wants_servers
-from recognition.launch.look_around import look_around, python_of
+from recognition.launch.look_around import Unusable, look_around, python_of
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import LEAST_SILENCE, LOCAL, Node, Place, assign, end_all, tell_errors
 from recognition.launch.supervise import Stop, say, supervise
@@ -251,8 +252,36 @@ def run(options: argparse.Namespace) -> int:
         if status in (0, UserError.status) or stop.count:
             break
         say(f"starting again, {attempt + 1} of {options.restarts}")
-        status = run_once(options, stop, again=True)
+        options, status = run_again(options, stop)
     return status
+
+
+def run_again(options: argparse.Namespace, stop: Stop) -> tuple[argparse.Namespace, int]:
+    """Start all processes after a failure, without the hosts that stay away if ``--fewest`` allows it; returns the
+    options that it took, and the status.
+
+    :raises UserError: if a host stays away that is needed.
+    """
+    wait = True  # once: then all that were to come have come
+    while True:
+        try:
+            return options, run_once(options, stop, again=wait)
+        except Unusable as error:
+            fewer = without(options, error.host)
+            if stop.count or not fewer:
+                raise
+            say(f"{error}; going on without it, with {fewer.workers} workers where there were {options.workers}: W is "
+                "cut anew, and a step has fewer images")
+            options, wait = fewer, False
+
+
+def without(options: argparse.Namespace, host: str) -> argparse.Namespace | None:
+    """The options of a run without a host; None if that leaves fewer workers than ``--fewest``."""
+    hosts = [(name, slots) for name, slots in options.hosts or () if name != host]
+    workers = min(options.workers, sum(slots for _, slots in hosts))
+    if workers < (options.fewest or options.workers):
+        return None
+    return argparse.Namespace(**{**vars(options), "hosts": hosts, "workers": workers})
 
 
 @command

@@ -29,7 +29,15 @@ _CODE = ("import sys; sys.path.insert(0, sys.argv[3]); from recognition.launch.o
          "main(*sys.argv[1:])")
 
 
-class Unreachable(UserError):
+class Unusable(UserError):
+    """A host on which no process of the run can be started."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(f"--hosts: {host}: {why}")
+        self.host = host
+
+
+class Unreachable(Unusable):
     """A host that ssh cannot reach; the status is ssh's own."""
 
     status = SSH_FAILED
@@ -68,9 +76,9 @@ class _Visit:
         said = [text for text in self.process.stderr.read().decode(errors="replace").splitlines() if text.strip()]
         why = said[-1].strip() if said else "it says nothing"
         if (status := self.process.wait()) == SSH_FAILED and self.host not in LOCAL:
-            raise Unreachable(f"--hosts: {self.host}: ssh does not reach it: {why}")
-        raise UserError(f"--hosts: {self.host}: found no Python with this version of the project there (status "
-                        f"{status}): {why}; --folders names the project's folder on a host")
+            raise Unreachable(self.host, f"ssh does not reach it: {why}")
+        raise Unusable(self.host, f"found no Python with this version of the project there (status {status}): {why}; "
+                       "--folders names the project's folder on a host")
 
 
 def look_around(places: Mapping[str, str], python: Sequence[str], root: str, ssh: Sequence[str], address: str,

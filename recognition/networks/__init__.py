@@ -10,18 +10,27 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from recognition.config import types
-from recognition.config.user_code import find_network, is_symbol_file
+from recognition.config.user_code import find_network, is_symbol_file, is_timm
 from recognition.errors import UserError
-from recognition.networks.families import fdensenet, fmnasnet, fmobilefacenet, fmobilenet, fresnet, mbf, vargfacenet
+from recognition.networks.families import (
+    fdensenet,
+    fmnasnet,
+    fmobilefacenet,
+    fmobilenet,
+    fresnet,
+    mbf,
+    vargfacenet,
+    vit,
+)
 from recognition.networks.graph import Graph, with_starts
-from recognition.networks.initialise import GAUSSIAN_OUT, UNIFORM_IN, Initialiser
+from recognition.networks.initialise import GAUSSIAN_OUT, NARROW, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.symbol_file import read_network
 
-OwnNetwork = Callable[[Any, Path], Graph]  # from a configuration, and a file of the user's own
+OwnNetwork = Callable[[Any, Optional[Path]], Graph]  # from a configuration and a file of the user's own; None: of timm
 FAMILIES: dict[str, ModuleType] = {
     "fresnet": fresnet,
     "fmobilefacenet": fmobilefacenet,
@@ -30,6 +39,7 @@ FAMILIES: dict[str, ModuleType] = {
     "fdensenet": fdensenet,
     "vargfacenet": vargfacenet,
     "mbf": mbf,
+    "vit": vit,
 }
 
 
@@ -75,6 +85,8 @@ def _features(config: Any, symbol: Graph) -> int:
 
 def first_weights(net_name: str) -> Initialiser:
     """The initialiser of a network's weights, as in the public recipes; own networks have that of most families."""
+    if net_name == "vit":
+        return NARROW
     return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet", "mbf") else UNIFORM_IN
 
 
@@ -87,6 +99,8 @@ def _own_symbol(config: Any, own_network: OwnNetwork | None) -> Graph:
     path = find_network(config.net_name, config.config_file)
     if is_symbol_file(config.net_name):
         return with_starts(read_network(path or Path(config.net_name)))
+    if own_network and is_timm(config.net_name):
+        return own_network(config, None)
     if path is None or own_network is None:
         kind = types.choice(*FAMILIES)
         raise UserError(f"net_name: found {config.net_name!r}, expected {kind.expected}, or a Python file beside "

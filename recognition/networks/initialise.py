@@ -26,6 +26,8 @@ class Initialiser(NamedTuple):
 GAUSSIAN_OUT = Initialiser("xavier", {"rnd_type": "gaussian", "factor_type": "out", "magnitude": 2})
 # Uniform, mean 0, variance 2 / (3 fan_in).
 UNIFORM_IN = Initialiser("xavier", {"rnd_type": "uniform", "factor_type": "in", "magnitude": 2})
+# Of transformers, as arcface_torch has it.
+NARROW = Initialiser("normal", {"sigma": 0.02})
 # What MXNet's initialisers give to a name that has no initialiser of its own.
 BY_SUFFIX = {"_bias": 0.0, "_beta": 0.0, "_gamma": 1.0, "_moving_mean": 0.0, "_running_mean": 0.0,
              "_moving_var": 1.0, "_running_var": 1.0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of PyTorch's ``iresnet`` (arcface_torch: r18, r34, r50, r100) as those of ``fresnet``, and back.
+"""The parameters of PyTorch's ``iresnet`` (arcface_torch: r18 to r2060) as those of ``fresnet``, and back.
 
 Both are the network of ArcFace (arXiv 1801.07698): ``net_unit`` 3, ``net_input`` 1, ``net_output`` E, PReLU. They
 differ in
@@ -24,7 +24,8 @@ from recognition.networks.shapes import infer_shapes
 
 TORCH_EPSILON = 1e-5
 PIXELS = 128 / 127.5  # this graph's pixels to PyTorch's
-DEPTHS = (18, 34, 50, 100)
+# num_layers of fresnet by the number in PyTorch's name; the MXNet recipes have another network of 200 layers.
+DEPTHS = {18: 18, 34: 34, 50: 50, 100: 100, 200: 198, 2060: 2060}
 Arrays = dict[str, np.ndarray]
 
 BATCH_NORM = (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_var"))
@@ -58,10 +59,10 @@ def _arrays(theirs: str, ours: str, kind: str = "") -> Iterator[tuple[str, str]]
         yield f"{theirs}.weight", f"{ours}_{'gamma' if kind == 'prelu' else 'weight'}"
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Graph, Arrays, Arrays]:
-    """Depth, network, parameters and auxiliary states (float32) from an ``iresnet``'s tensors by name.
+def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Graph, Arrays, Arrays]:
+    """Name, network, parameters and auxiliary states (float32) from an ``iresnet``'s tensors by name.
 
-    :raises UserError: if they are not those of an iresnet18, 34, 50 or 100 for 112 x 112 images; it names ``source``.
+    :raises UserError: if they are not those of an iresnet of :data:`DEPTHS` for 112 x 112 images; it names ``source``.
     """
     found = {name: value for name, value in tensors.items()
              if not name.endswith("num_batches_tracked")}
@@ -69,7 +70,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Gra
     depth = _depth(tuple(counts), f"{source}: the layers have {counts} blocks")
     names = dict(pairs(counts))
     _check_names(found, names, source)
-    graph = fresnet.get_symbol(num_layers=depth, emb_size=len(found["fc.weight"]))
+    graph = fresnet.get_symbol(num_layers=DEPTHS[depth], emb_size=len(found["fc.weight"]))
     shapes = infer_shapes(graph, (3, 112, 112))
     wanted = {**shapes.arguments, **shapes.auxiliary}
     for theirs, ours in names.items():
@@ -84,7 +85,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[int, Gra
         values[f"{layer}_moving_var"] += TORCH_EPSILON - epsilon
     parameters, states = ({name: values[name].astype(np.float32) for name in group}
                           for group in (shapes.arguments, shapes.auxiliary))
-    return depth, graph, parameters, states
+    return f"r{depth}", graph, parameters, states
 
 
 def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mapping[str, np.ndarray],
@@ -163,10 +164,10 @@ def _units(names: Iterable[str]) -> list[int]:
 
 
 def _depth(counts: tuple[int, ...], what: str) -> int:
-    for depth in DEPTHS:
-        if fresnet.STAGE_UNITS[depth] == counts:
+    for depth, layers in DEPTHS.items():
+        if fresnet.STAGE_UNITS[layers] == counts:
             return depth
-    known = ", ".join(f"{list(fresnet.STAGE_UNITS[depth])} (r{depth})" for depth in DEPTHS)
+    known = ", ".join(f"{list(fresnet.STAGE_UNITS[layers])} (r{depth})" for depth, layers in DEPTHS.items())
     raise UserError(f"{what}, expected those of an iresnet: {known}")
 
 

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of arcface_torch, whichever they are: ``iresnet`` or ``mbf``, from and to tensors by PyTorch's names."""
+"""Networks of arcface_torch, whichever they are: ``iresnet``, ``mbf`` or ``vit``, from and to tensors by PyTorch's
+names."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.networks import iresnet, mbf_weights
+from recognition.networks import iresnet, mbf_weights, vit_weights
 from recognition.networks.graph import Graph
 from recognition.networks.iresnet import Arrays
 
-# Arrays by which a network is found, under whatever prefix: iresnet, and MobileFaceNet.
+# Arrays by which a network is found, under whatever prefix: iresnet, MobileFaceNet, ViT.
 _MARKS = (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"),
-          (mbf_weights.MARK, "layers.0.layers.0.weight", "features.layers.2.weight"))
+          (mbf_weights.MARK, "layers.0.layers.0.weight", "features.layers.2.weight"),
+          (vit_weights.MARK, "patch_embed.proj.weight", "feature.0.weight", "feature.2.weight"))
 
 
 def of_the_network(tensors: Mapping[str, np.ndarray], source: str) -> tuple[Arrays, list[str]]:
@@ -40,10 +42,10 @@ def from_torch(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, Gra
 
     :raises UserError: if the tensors are of no network that is known; it names ``source``.
     """
-    if mbf_weights.MARK in tensors:
-        return mbf_weights.from_torch(tensors, source)
-    depth, graph, parameters, states = iresnet.from_torch(tensors, source)
-    return f"r{depth}", graph, parameters, states
+    for kind in (mbf_weights, vit_weights):
+        if kind.MARK in tensors:
+            return kind.from_torch(tensors, source)
+    return iresnet.from_torch(tensors, source)
 
 
 def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mapping[str, np.ndarray],
@@ -54,37 +56,43 @@ def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mappi
     """
     if _is_mbf(graph):
         return mbf_weights.to_torch({**arguments, **auxiliary}, source)
+    if vit_weights.OUR_MARK in graph.list_arguments():
+        return vit_weights.to_torch({**arguments, **auxiliary}, source)
     depth, tensors = iresnet.to_torch(graph, arguments, auxiliary, source)
     return f"iresnet{depth}", tensors
 
 
 def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], power: int) -> Arrays:
     """An optimiser's moments by our names, as :func:`recognition.networks.iresnet.moments_from_torch`."""
-    if mbf_weights.MARK not in tensors:
+    names = _renamed(tensors)
+    if not names:
         return iresnet.moments_from_torch(moments, tensors, power)
-    names = dict(mbf_weights.pairs(_blocks(tensors)))
     return {names[name]: np.asarray(moments.get(name, np.zeros_like(tensors[name])), np.float32)
             for name in parameters_of(tensors)}
 
 
 def moments_to_torch(moments: Mapping[str, np.ndarray], power: int) -> Arrays:
     """The reverse, as :func:`recognition.networks.iresnet.moments_to_torch`."""
-    if mbf_weights.OUR_MARK not in moments:
+    if mbf_weights.OUR_MARK in moments:
+        names = mbf_weights.pairs(mbf_weights.blocks_of(moments))
+    elif vit_weights.OUR_MARK in moments:
+        names = vit_weights.pairs(vit_weights.blocks_of(moments))
+    else:
         return iresnet.moments_to_torch(moments, power)
-    return {theirs: np.asarray(moments[ours], np.float32)
-            for theirs, ours in mbf_weights.pairs(mbf_weights.blocks_of(moments)) if "running" not in theirs}
+    return {theirs: np.asarray(moments[ours], np.float32) for theirs, ours in names if ours in moments}
 
 
 def parameters_of(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """The names of parameters in the order of ``parameters()``, by which optimisers number them."""
-    if mbf_weights.MARK not in tensors:
-        return iresnet.parameters_of(tensors)
-    return [theirs for theirs, _ in mbf_weights.pairs(_blocks(tensors)) if "running" not in theirs]
+    return [name for name in _renamed(tensors) if "running" not in name] or iresnet.parameters_of(tensors)
 
 
-def _blocks(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-    large = "layers.1.layers.0.layers.0.layers.0.weight" in tensors
-    return mbf_weights.NETWORKS["mbf_large" if large else "mbf"][0]
+def _renamed(tensors: Iterable[str]) -> dict[str, str]:
+    """Our names by PyTorch's, in its order, of a network whose values are taken as they are; empty for an iresnet."""
+    if mbf_weights.MARK in tensors:
+        large = "layers.1.layers.0.layers.0.layers.0.weight" in tensors
+        return dict(mbf_weights.pairs(mbf_weights.NETWORKS["mbf_large" if large else "mbf"][0]))
+    return dict(vit_weights.pairs(vit_weights.blocks_of(tensors))) if vit_weights.MARK in tensors else {}
 
 
 def _is_mbf(graph: Graph) -> bool:

@@ -14,6 +14,7 @@ from recognition.networks.graph import Graph
 from recognition.networks.shapes import all_shapes
 
 BUDGETS = 40  # sizes of a segment that are tried
+SHAPE_ALONE = ("ones_like", "zeros_like")  # operators that read no numbers
 
 
 class _Layer(NamedTuple):
@@ -34,14 +35,25 @@ def computed_again(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -
     return [layer.node for layer in layers if layer.node not in kept]
 
 
+def depend_on_images(graph: Graph) -> set[int]:
+    """Places of the nodes that depend on the images. One that only has their shape, and what is computed from it, does
+    not: a mask for example, which many layers may read."""
+    found = set[int]()
+    for place, node in enumerate(graph.nodes):
+        shape_alone = node.op in SHAPE_ALONE and all(graph.nodes[entry.node].is_variable for entry in node.inputs)
+        if node.name == "data" or (not shape_alone and any(entry.node in found for entry in node.inputs)):
+            found.add(place)
+    return found
+
+
 def _layers(graph: Graph, image_shape: tuple[int, ...]) -> list[_Layer]:
     shapes = all_shapes(graph, (1, *image_shape))
+    seen = depend_on_images(graph)
     last_use: dict[int, int] = {}  # of each node that depends on the images
     for number, node in enumerate(graph.nodes):
-        sources = [entry.node for entry in node.inputs if entry.node in last_use]
-        if sources or node.name == "data":
+        if number in seen:
             last_use[number] = number
-            last_use.update(dict.fromkeys(sources, number))
+            last_use.update((entry.node, number) for entry in node.inputs if entry.node in seen)
     layers, reach = [], 0  # reach: the last node that uses anything before this one
     for number, use in last_use.items():
         node = graph.nodes[number]

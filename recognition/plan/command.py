@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +23,21 @@ from recognition.config.options import Config, check
 from recognition.errors import UserError, command
 from recognition.io.files import require_new, write_whole
 from recognition.plan.head_costs import RESERVE_GB
+from recognition.plan.pace import Network, pace
 
 if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
 
 # Flags of train_parall.py.
-PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on", "optimizer")
+PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on",
+                "centers_numbers", "head_products", "optimizer", "engine")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
 COLUMN_WIDTH = 16
+ONE_HOST = Network(1, math.inf)
 FLAG_TYPES = {
     "classes": types.integer(least=1), "devices": types.integer(least=1), "on": types.choice("gpu", "cpu"),
-    "memory": types.real(above=0), "reserve": types.real(least=0),
+    "memory": types.real(above=0), "reserve": types.real(least=0), "hosts": types.integer(least=1),
+    "link": types.real(above=0), "measured": types.real(above=0),
 }
 
 
@@ -48,7 +53,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         ("loss", "loss preset"), ("per_batch_size", "images a device and step; default: as the presets say"),
         ("sample_ratio",
          f"share of the class centres in a step when sampled; default: the preset's, else {SAMPLE_RATIO}"),
-        ("centers_on", "device or cpu: where the class centres live; default: the preset's"),
+        ("centers_on", "device, cpu or disk: where the class centres live; default: the preset's"),
+        ("centers_numbers", "float32 or bfloat16, of the class centres and their moments; default: the preset's"),
+        ("head_products", "float16, float32 or auto, of the head's products on GPUs; default: the preset's"),
+        ("engine", "mxnet or torch; default: the preset's, and mxnet if that is auto and can do it"),
         ("optimizer", "sgd or adamw; default: the preset's"),
     ):
         parser.add_argument(flag_name(key), dest=key, metavar=key.split("_")[-1].upper(), help=text)
@@ -62,6 +70,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--memory", metavar="GB", help="of a device: tell what fits")
     parser.add_argument("--reserve", metavar="GB", help="of a device, for what is not planned: CUDA, cuDNN, Python; "
                         f"default: {RESERVE_GB['gpu']:g} on a GPU, {RESERVE_GB['cpu']:g} on a CPU")
+    parser.add_argument("--hosts", default="1", help="hosts that the devices are on; default: 1")
+    parser.add_argument("--link", metavar="GBIT", help="10^9 bits a second between hosts, in each direction")
+    parser.add_argument("--measured", metavar="IMAGES", help="images a second of one device, as a short run on one "
+                        "host has them with this batch (its speed line, divided by its devices): tell those of all")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="print JSON in place of the table, or write it to FILE beside it")
     parser.add_overwrite()
@@ -71,6 +83,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     for key, kind in FLAG_TYPES.items():
         if getattr(flags, key) is not None:
             setattr(flags, key, kind.check(getattr(flags, key), f"--{key}"))
+    if flags.hosts > 1 and flags.measured and not flags.link:
+        raise UserError("--link: not given, expected the speed of the network between hosts, such as --link 10")
     if flags.reserve is None:
         flags.reserve = RESERVE_GB[flags.on]
     return flags, configuration(flags)
@@ -91,6 +105,11 @@ def configuration(flags: argparse.Namespace) -> Config:
             changes[key] = check(key, getattr(flags, flag), "--" + flag.replace("_", "-"))
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
+    if config.engine == "auto":
+        changes["engine"] = "mxnet" if config.centers_numbers == "float32" else "torch"
+    elif config.engine == "mxnet" and config.centers_numbers != "float32":
+        raise UserError(f"--centres-numbers: found {config.centers_numbers!r}, but MXNet keeps class centres as "
+                        "float32; expected --engine torch")
     from recognition.engines.choose import with_own_size
 
     config = with_own_size(dataclasses.replace(config, **changes))
@@ -103,17 +122,22 @@ def configuration(flags: argparse.Namespace) -> Config:
 def make_planned_run(flags: argparse.Namespace, config: Config) -> PlannedRun:
     from recognition.plan.planning import backbone_cost, planned_run
 
-    return planned_run(config, config.num_classes, flags.devices, backbone_cost(config), round(flags.reserve * 1e9))
+    return planned_run(config, config.num_classes, flags.devices, backbone_cost(config, engine=config.engine),
+                       round(flags.reserve * 1e9), config.engine)
 
 
-def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
-    """The planned numbers by the names of the methods; with ``memory``, in GB, also what fits."""
+def numbers(run: PlannedRun, memory: float | None, measured: float | None = None,
+            network: Network = ONE_HOST) -> dict[str, dict[str, Any]]:
+    """The planned numbers by the names of the methods; with ``memory``, in GB, also what fits; with ``measured``, the
+    images a second of one device, also those of all, but for the public recipe, which is another program."""
     from recognition.plan.planning import METHODS, fewest_devices, most_classes
 
     planned = {}
     for name, method in METHODS.items():
         cost = method.cost(run)
         planned[name] = {**cost._asdict(), "total": cost.total}
+        if measured and name != "old":
+            planned[name]["images_per_second"] = pace(run.devices, run.images, measured, cost.sent, network)._asdict()
         if memory:
             limit = round(memory * 1e9)
             planned[name].update(fits=cost.total <= limit, most_classes=most_classes(method, run, limit),
@@ -124,7 +148,9 @@ def numbers(run: PlannedRun, memory: float | None) -> dict[str, dict[str, Any]]:
 def introduction(config: Config, run: PlannedRun) -> str:
     low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.in_16_bits else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
-    return (f"{', '.join([config.network, low, *more])}, {run.optimizer}; {run.classes:,} classes x "
+    more += [f"W in {config.centers_numbers}"] * (config.centers_numbers != "float32")
+    more += [{"torch": "PyTorch", "torch on cpu": "PyTorch", "triton": "PyTorch, head by Triton"}.get(run.shard, "")]
+    return (f"{', '.join([config.network, low, *filter(None, more)])}, {run.optimizer}; {run.classes:,} classes x "
             f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "
             f"{run.devices * run.images:,} a step")
 
@@ -144,15 +170,19 @@ def table(config: Config, run: PlannedRun, planned: dict[str, dict[str, Any]], m
     lines = [introduction(config, run), "",
              row("", [*(method.title for name, method in METHODS.items() if name != "sampled"), sampled]),
              row("", [method.command for method in METHODS.values()]), "GB a device (10^9 bytes)"]
-    lines += [values(f"  {part}", [column["memory"][part] for column in columns], 1e9, 2)
-              for part in columns[0]["memory"]]
+    parts = max((column["memory"] for column in columns), key=len)
+    lines += [values(f"  {part}", [column["memory"].get(part, 0) for column in columns], 1e9, 2) for part in parts]
     lines += [values("  in all", [column["total"] for column in columns], 1e9, 2)]
-    if any(column["host"] for column in columns):
-        lines += [values("  and of its host", [column["host"] for column in columns], 1e9, 2)]
+    lines += [values(f"  and of its {place}", [column[place] for column in columns], 1e9, 2)
+              for place in ("host", "disk") if any(column[place] for column in columns)]
     lines += ["a device and step",
               values("  MB sent", [column["sent"] for column in columns], 1e6, 1),
               values("  GFLOP, head", [column["head_operations"] for column in columns], 1e9, 1),
               values("  GFLOP, backbone", [column["backbone_operations"] for column in columns], 1e9, 1)]
+    if any(paces := [column.get("images_per_second", {}) for column in columns]):
+        lines += ["images a second, of all"] + [
+            row(f"  {title}", [f"{found[key]:,.0f}" if found else "" for found in paces])
+            for title, key in (("at least", "least"), ("at most", "most"))]
     if memory:
         lines += [f"with {memory:g} GB a device",
                   row("  fits", ["yes" if column["fits"] else "no" for column in columns]),
@@ -166,7 +196,7 @@ def table(config: Config, run: PlannedRun, planned: dict[str, dict[str, Any]], m
 def main(argv: Sequence[str] | None = None) -> int:
     flags, config = parse(sys.argv[1:] if argv is None else argv)
     run = make_planned_run(flags, config)
-    planned = numbers(run, flags.memory)
+    planned = numbers(run, flags.memory, flags.measured, Network(flags.hosts, flags.link or math.inf))
     text = json.dumps({"setting": dataclasses.asdict(run), "memory": flags.memory, "ways": planned}, indent=2)
     if flags.json == "-":
         print(text)

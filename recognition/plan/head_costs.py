@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Costs of the head on a device in a step: memory, bytes sent, operations. Formulas alone, without MXNet and NumPy.
 
-All arrays are float32, but for row numbers. ``tests/recognition/head/test_costs.py`` compares with the arrays that
-shards hold, ``bench/plan.py`` with the memory of a process.
+All arrays are float32, but for row numbers, and for W and its moments where they are bfloat16. The tests of costs in
+``tests/recognition/head/`` compare with the arrays that shards hold, ``bench/plan.py`` with the memory of a process.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Callable, NamedTuple
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
 # As in engines/cpu: rows whose gradient a thread holds, ranges with sums of their own, rows a range, columns a tile.
 ROWS_A_PIECE, MOST_GROUPS, LEAST_ROWS_A_GROUP, COLUMNS_A_TILE = 384, 32, 192, 16
 ROWS_A_CHUNK = 65536  # as in engines/mxnet/shard.py: rows whose gradient is held at once
+TORCH_ROWS_A_CHUNK = {"gpu": 32768, "cpu": 1024}  # as in engines/torch/shard.py
+WIDEST, TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK = 2048, 1 << 17, 1 << 27  # as in engines/torch/triton
+HALF = 2  # bytes of a number of 16 bits
 MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
 # GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
 # CPU: a process that has loaded the libraries holds 0.25, and oneDNN sets up 0.05 to 0.25.
@@ -31,6 +36,7 @@ class HeadSize:
     sub_centres: int = 1
     moments: int = 1
     filtered: bool = False  # whether conflicting negatives are left out
+    number_bytes: int = FLOAT  # of W and its moments
 
     @property
     def rows(self) -> int:
@@ -43,11 +49,11 @@ class HeadSize:
     @property
     def centres(self) -> int:
         """Bytes of W."""
-        return self.rows * self.dim * FLOAT
+        return self.rows * self.dim * self.number_bytes
 
     @property
     def selected_centres(self) -> int:
-        return self.selected_rows * self.dim * FLOAT
+        return self.selected_rows * self.dim * self.number_bytes
 
     @property
     def logits(self) -> int:
@@ -60,11 +66,13 @@ class HeadSize:
 
 
 def selected_classes(classes: int, ratio: float, batch: int, shards: int) -> int:
-    """The number of a shard's classes in a step, as :class:`recognition.head.sampling.ClassSampler` chooses them.
+    """The number of a shard's classes in a step that :class:`recognition.head.sampling.ClassSampler` is expected to
+    choose.
 
     It is assumed that the positives are spread evenly over the shards, and that each image is of another class.
     """
-    return min(classes, max(round(ratio * classes), -(-batch // shards), 1))
+    positives = min(classes, -(-batch // shards))
+    return classes if ratio >= 1 else max(1, positives + round(ratio * (classes - positives)))
 
 
 def cpu_shard_memory(size: HeadSize) -> Memory:
@@ -74,7 +82,7 @@ def cpu_shard_memory(size: HeadSize) -> Memory:
     gradients = (groups + 7) * batch * size.dim * FLOAT  # a part of each group; features, unit vectors, their sums
     small = size.rows * ((2 + size.moments) * FLOAT + INTEGER)  # norms, bias, its moments, row numbers
     if size.selected < size.classes:  # those of the sample, and the numbers that it is drawn with
-        small += size.classes * INTEGER + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
+        small += size.classes + size.selected_rows * (2 * FLOAT + INTEGER) + size.selected * 4 * INTEGER
     return _parts(size, size.logits * batch // size.batch, ROWS_A_PIECE * size.dim * FLOAT, gradients, small)
 
 
@@ -86,6 +94,61 @@ def mxnet_shard_memory(size: HeadSize) -> Memory:
     return _parts(size, size.logits, max(update, 3 * choice * size.logits), 2 * size.features,
                   (1 + size.moments) * size.rows * FLOAT + size.selected_rows * (3 * FLOAT + sampled * INTEGER),
                   sampled * (1 + size.moments) * size.selected_centres)
+
+
+def torch_shard_memory(size: HeadSize, kind: str) -> Memory:
+    """Bytes of PyTorch's ``TorchShard`` on a ``kind`` of device: a chunk's logits, and its rows as float32."""
+    rows = min(TORCH_ROWS_A_CHUNK[kind], size.selected_rows)
+    logits = size.batch * rows * FLOAT
+    sampled, rounded = size.selected < size.classes, size.number_bytes < FLOAT
+    arrays = 2 + (sampled or rounded) * (1 + size.moments)  # unit vectors, gradient; copies of what is not a view
+    chunk = rows * size.dim * (arrays * FLOAT + rounded * 4 * INTEGER)  # and the random bits, as PyTorch makes them
+    return _parts(size, logits, chunk + (size.sub_centres > 1) * logits + size.filtered * logits // FLOAT,
+                  5 * size.features, _torch_numbers(size))
+
+
+def triton_shard_memory(size: HeadSize) -> Memory:
+    """Bytes of PyTorch's ``TritonShard``: a chunk's weights of 16 bits, its gradient, and its rows if they are those of
+    a sample; unit vectors of 16 bits beside W, unless W is of 16 bits itself."""
+    rows = min(TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK // size.batch, size.selected_rows)
+    sampled = size.selected < size.classes
+    memory = _parts(size, size.batch * rows * HALF, rows * size.dim * (FLOAT + sampled * HALF), 5 * size.features,
+                    _torch_numbers(size) + size.rows * (FLOAT + 1))
+    units = size.rows * size.dim * HALF if size.number_bytes == FLOAT else 0
+    first = {part: memory.pop(part) for part in ("class centres W", "their moments")}
+    return {**first, "unit vectors": units, **memory}
+
+
+def _torch_numbers(size: HeadSize) -> int:
+    """Bytes of the biases, their moments, and the numbers of a sample's rows."""
+    sampled = size.selected < size.classes
+    return (1 + size.moments) * size.rows * FLOAT + sampled * size.selected_rows * INTEGER
+
+
+class Placed(NamedTuple):
+    """Bytes of a head on its device, in the memory of its host beside a GPU, and on a disk."""
+
+    device: Memory
+    host: int = 0
+    disk: int = 0
+
+
+def placed_memory(size: HeadSize, shard: str, kind: str, place: str) -> Placed:
+    """Bytes of a head by where they are.
+
+    :param shard: a key of SHARDS; ``kind``: of the device; ``place``: a value of ``--centres-on``.
+    """
+    memory, stored = SHARDS[shard](size), (1 + size.moments) * size.centres
+    moved = {**memory, "class centres W": 0, "their moments": 0}
+    if place == "disk":
+        return Placed(moved, 0 if kind == "cpu" else _torch_numbers(size), stored)
+    if place == "device" or kind == "cpu":
+        return Placed(memory)
+    if shard == "gpu":
+        return Placed(*host_memory(size))
+    if size.selected == size.classes and size.number_bytes == FLOAT:  # the host computes, whatever the engine
+        return Placed(*host_memory(size))
+    return Placed(moved, stored + _torch_numbers(size))
 
 
 def host_memory(size: HeadSize) -> tuple[Memory, int]:
@@ -141,4 +204,7 @@ def sent_data_parallel(processes: int, own: int, size: HeadSize, parameters: int
     return gathered + round(summed(processes, size.rows * size.dim + parameters))
 
 
-SHARDS = {"cpu": cpu_shard_memory, "gpu": mxnet_shard_memory}
+# By what computes a shard: the CPU's kernels, MXNet on a GPU, PyTorch in chunks, Triton's kernels.
+SHARDS: dict[str, Callable[[HeadSize], Memory]] = {
+    "cpu": cpu_shard_memory, "gpu": mxnet_shard_memory, "torch": partial(torch_shard_memory, kind="gpu"),
+    "torch on cpu": partial(torch_shard_memory, kind="cpu"), "triton": triton_shard_memory}

@@ -15,13 +15,15 @@ from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
 from recognition.plan.head_costs import (
     FLOAT,
+    HALF,
     MOMENTS,
     SHARDS,
+    WIDEST,
     HeadSize,
     Memory,
     head_operations,
-    host_memory,
     old_memory,
+    placed_memory,
     selected_classes,
     sent_data_parallel,
     sent_parallel,
@@ -78,7 +80,9 @@ class PlannedRun:
     sub_centres: int = 1
     ratio: float = 0.1  # of the sampled method
     optimizer: str = "sgd"
-    on_host: bool = False  # W stays in host memory where the classes are cut
+    centres_on: str = "device"  # or "cpu", "disk": where W is, where the classes are cut
+    number_bytes: int = FLOAT  # of W and its moments
+    shard: str = ""  # what computes with W, of SHARDS; as the kind of device if not given
     filtered: bool = False  # conflicting negatives are left out
     gradient_bytes: int = FLOAT  # of a number of the backbone's gradient on its way between processes
     average: bool = False  # whether there is a moving average of the backbone's weights
@@ -88,21 +92,35 @@ class PlannedRun:
         """The largest shard of W cut over all devices."""
         classes, batch = -(-self.classes // self.devices), self.images * self.devices
         return HeadSize(classes, selected_classes(classes, ratio, batch, self.devices) if ratio < 1 else classes, batch,
-                        self.dim, self.sub_centres, MOMENTS[self.optimizer], self.filtered)
+                        self.dim, self.sub_centres, MOMENTS[self.optimizer], self.filtered, self.number_bytes)
 
     def whole_head(self) -> HeadSize:
         """All of W on each device, for its own images."""
         return HeadSize(self.classes, self.classes, self.images, self.dim, self.sub_centres, MOMENTS[self.optimizer],
-                        self.filtered)
+                        self.filtered, self.number_bytes)
 
 
-def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0) -> PlannedRun:
+def shard_of(config: Config, engine: str) -> str:
+    """What computes with the class centres of a configuration, a key of SHARDS. Of a GPU is taken that it is new enough
+    for Triton's kernels."""
+    kind = config.devices[0][0]
+    if kind == "cpu":
+        return "cpu" if config.centers_numbers == "float32" else "torch on cpu"
+    if engine != "torch":
+        return "gpu"
+    kernels = config.low_products and config.loss_name != "softmax" and config.emb_size <= WIDEST
+    return "triton" if kernels and config.centers_on == "device" else "torch"
+
+
+def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0,
+                engine: str = "mxnet") -> PlannedRun:
     """The run of a configuration with so many classes on so many devices, all of the kind of its first."""
     return PlannedRun(classes, devices, config.device_batch, config.emb_size, backbone, kind=config.devices[0][0],
                       sub_centres=config.loss_K, ratio=config.sample_ratio, optimizer=config.optimizer,
-                      on_host=config.centers_on == "cpu", filtered=config.interclass_filtering_threshold > 0,
-                      gradient_bytes=FLOAT if config.gradient_numbers == "float32" else FLOAT // 2,
-                      average=config.ema > 0, reserve=reserve)
+                      centres_on=config.centers_on, shard=shard_of(config, engine), reserve=reserve,
+                      number_bytes=FLOAT if config.centers_numbers == "float32" else HALF,
+                      gradient_bytes=FLOAT if config.gradient_numbers == "float32" else HALF,
+                      filtered=config.interclass_filtering_threshold > 0, average=config.ema > 0)
 
 
 class Cost(NamedTuple):
@@ -113,6 +131,7 @@ class Cost(NamedTuple):
     head_operations: int  # of matrix products in a step
     backbone_operations: int
     host: int = 0  # bytes in the memory of its host
+    disk: int = 0  # bytes on a disk of its host
 
     @property
     def total(self) -> int:
@@ -127,10 +146,10 @@ class Method(NamedTuple):
     cost: Callable[[PlannedRun], Cost]
 
 
-def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0) -> Cost:
+def _cost(run: PlannedRun, size: HeadSize, memory: Memory, sent: int, host: int = 0, disk: int = 0) -> Cost:
     backbone = run.backbone
     memory = {**memory, **backbone.memory(size.moments + run.average), "set aside": run.reserve}
-    return Cost(memory, sent, head_operations(size), backbone.operations, host)
+    return Cost(memory, sent, head_operations(size), backbone.operations, host, disk)
 
 
 def _sent_with_all(run: PlannedRun) -> int:
@@ -143,21 +162,20 @@ def _travelling(run: PlannedRun) -> int:
 
 
 def _old(run: PlannedRun) -> Cost:
-    size = run.whole_head()
+    size = dataclasses.replace(run.whole_head(), number_bytes=FLOAT)
     return _cost(run, size, old_memory(size), _sent_with_all(run))
 
 
 def _data_parallel(run: PlannedRun) -> Cost:
     size = run.whole_head()
-    return _cost(run, size, SHARDS[run.kind](size), _sent_with_all(run))
+    return _cost(run, size, SHARDS[run.shard or run.kind](size), _sent_with_all(run))
 
 
 def _parallel(run: PlannedRun, ratio: float = 1.0) -> Cost:
     size = run.head(ratio)
     sent = sent_parallel(run.devices, run.images, run.dim, _travelling(run))
-    on_host = run.on_host and run.kind == "gpu"
-    memory, host = host_memory(size) if on_host else (SHARDS[run.kind](size), 0)
-    return _cost(run, size, memory, sent, host)
+    placed = placed_memory(size, run.shard or run.kind, run.kind, run.centres_on)
+    return _cost(run, size, placed.device, sent, placed.host, placed.disk)
 
 
 METHODS = {

@@ -42,7 +42,7 @@ def planned_memory(config: Config, graph: Graph, engine: str, num_classes: int,
     """Bytes by what they are for: of a GPU, or of this process if its devices are CPUs; and of its host beside GPUs."""
     here = len(config.devices)
     run = planned_run(config, 0 if config.triplets else num_classes, here * (1 if config.whole_head else processes),
-                      backbone_cost(config, graph, engine))
+                      backbone_cost(config, graph, engine), engine=engine)
     cost = METHODS["sampled" if config.sample_ratio < 1 else "parallel"].cost(run)
     reserve = round(RESERVE_GB[run.kind] * 1e9)
     if on_gpus(config.devices):

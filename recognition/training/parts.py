@@ -107,7 +107,10 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
                         gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
                         ema=config.ema, clip_norm=config.clip_norm)
-    return engine.backbone(trained, start, image_shape, computing, updating, communicator)
+    backbone = engine.backbone(trained, start, image_shape, computing, updating, communicator)
+    if backbone.about:
+        print(backbone.about, flush=True)
+    return backbone
 
 
 def make_head(config: Config, num_classes: int, engine: Engine,
@@ -122,7 +125,8 @@ def make_head(config: Config, num_classes: int, engine: Engine,
     margin, devices = margin_of(config), config.devices
     across, replicas = (SingleProcess(), communicator) if config.whole_head else (communicator, SingleProcess())
     ranges = split_classes(num_classes, len(devices) * across.size)[across.rank * len(devices):]
-    make = partial(make_shard, engine, dim=config.emb_size, on_host=config.centers_on == "cpu",
+    make = partial(make_shard, engine, dim=config.emb_size, on_host=config.centers_on != "device",
+                   folder=Path(config.centers_folder or config.output_dir) if config.centers_on == "disk" else None,
                    sampled=config.sample_ratio < 1, low_products=config.low_products,
                    numbers=config.centers_numbers, normalised=margin.normalised, scale=margin.scale,
                    sub_centres=config.loss_K, seed=config.seed, with_bias=config.has_bias,

@@ -9,12 +9,14 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from recognition.config.differences import as_json, changes
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
+from recognition.data.loader import BatchLoader
 from recognition.data.order import Position
+from recognition.data.triplets import TripletLoader
 from recognition.engines.choose import build_network, choose_engine, decide_for, with_own_size
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
@@ -22,7 +24,16 @@ from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
 from recognition.plan.this_run import memory_line
-from recognition.processes.alike import require_alike, require_shared, shared_options
+from recognition.processes.alike import (
+    Sharing,
+    find_sharing,
+    first_line,
+    gathered,
+    one_folder,
+    require_alike,
+    require_shared,
+    shared_options,
+)
 from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
 from recognition.training.bad_steps import BadBags, BadSteps
@@ -67,19 +78,21 @@ def train(config: Config) -> int:
         first = communicator.rank == 0
         logging.basicConfig(level=logging.INFO if first else logging.WARNING)
         folder = Path(config.output_dir)
-        if first:
+        if first or config.states_on == "hosts":
             require_writable(folder)
         with contextlib.redirect_stdout(LastingOutput(sys.stdout) if first else nowhere), (
                 sole_writer(folder) if first else contextlib.nullcontext()):
             if choice.line:
                 print(choice.line, flush=True)
-            return train_together(config, engine, communicator)
+            sharing = require_one_run(config, communicator)
+            with sole_writer(folder) if sharing.keeper and not first else contextlib.nullcontext():
+                return train_together(config, engine, communicator, sharing)
 
 
-def train_together(config: Config, engine: Engine, communicator: Communicator) -> int:
+def train_together(config: Config, engine: Engine, communicator: Communicator, sharing: Sharing) -> int:
     """The work of each process. All verify, each its part of the images; the first logs, and saves all but shards."""
     folder, first = Path(config.output_dir), communicator.rank == 0
-    saved = look_around(config, communicator)
+    saved = find_saved(config, communicator, sharing)
     engine.check_devices(config.devices)
     dataset = make_dataset(config, first)
     graph = build_network(config)
@@ -93,7 +106,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     head = make_head(config, dataset.num_classes, engine, communicator)
     progress = Progress(identity=identity)
     if saved:
-        progress = go_on(saved, identity, backbone, head)
+        progress = go_on(saved, identity, backbone, head, communicator)
         if changed := changes(progress.config, config):
             print(f"changed since then: {', '.join(changed)}", flush=True)
     elif line := start_centres(centres_source(config), checkpoint, dataset, head.shards, backbone.embed, communicator):
@@ -106,7 +119,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     bad_steps = BadSteps(folder, communicator, backbone, head, config.on_nan == "skip")
     with make_loader(config, dataset, backbone, communicator, Position(progress.epoch, progress.offset),
                      saved.data() if saved else {}, BadBags(bad_steps, schedule, progress)) as batches:
-        if first:
+        if sharing.keeper:
             begin_folder(folder, config.state_every > 0, anew=not saved)
         log = (make_log(config, progress, global_batch, batches_an_epoch, backbone.loss_scale) if first
                else SilentLog())
@@ -116,11 +129,11 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
 
         def save(now: Progress) -> None:
             save_state(folder / "state", now, backbone.state(), own, batches.state(), communicator,
-                       Retention(config.keep_last, config.keep_every, bool(config.keep_best)))
+                       Retention(config.keep_last, config.keep_every, bool(config.keep_best)), sharing)
 
         checkpoints = CheckpointSaver(
             prefix=Path(config.prefix), graph=graph, backbone=backbone, head=head, communicator=communicator,
-            progress=progress, with_centres=not config.ckpt_embedding, whole=config.whole_head,
+            sharing=sharing, progress=progress, with_centres=not config.ckpt_embedding, whole=config.whole_head,
             with_momentum=config.optimizer == "sgd", with_average=config.ema > 0,
             kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
         profiled = first and config.profile > 0
@@ -133,6 +146,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
                 max_steps=config.max_steps, end_epoch=config.end_epoch,
                 timeline=Timeline(folder, config.profile, engine.profiler()) if profiled else NoTimeline(),
                 measure_every=config.tensorboard_every if config.tensorboard else 0,
+                look_ahead=look_ahead(head, batches) if config.sample_ratio < 1 else None,
             ).run()
         finally:
             log.close()
@@ -143,25 +157,41 @@ def train_together(config: Config, engine: Engine, communicator: Communicator) -
     return status
 
 
-def look_around(config: Config, communicator: Communicator) -> SavedState | ArcfaceTorchState | None:
-    """Check that all processes are of one run, tidy its folder, and find the state to go on from, if any.
+def require_one_run(config: Config, communicator: Communicator) -> Sharing:
+    """Check that all processes are of one run; returns which of them share its folder.
 
-    :raises UserError: if processes differ, do not share the folder, or no run can go on from the state.
+    :raises UserError: if processes differ, or do not share the folder and ``--states-on`` does not say so.
     """
     folder = Path(config.output_dir)
     if line := own_keys_line(config):
         print(line, flush=True)
-    if communicator.rank == 0:
+    if communicator.rank == 0 and config.tensorboard:
+        require_tensorboard()
+    require_alike(shared_options(as_json(config)), communicator)
+    if config.states_on == "shared" or communicator.size == 1:
+        require_shared(folder, communicator)
+        return one_folder(communicator)
+    sharing = find_sharing(folder, communicator)
+    if not sharing.together:
+        hosts = ", ".join(sharing.hosts[first] for first in sorted(set(sharing.firsts)))
+        print(f"each of {hosts} keeps its own part of the states: python -m common.gather_states puts them together",
+              flush=True)
+    return sharing
+
+
+def find_saved(config: Config, communicator: Communicator, sharing: Sharing) -> SavedState | ArcfaceTorchState | None:
+    """Tidy the run's folder, and find the state to go on from, if any.
+
+    :raises UserError: if no run can go on from the state.
+    """
+    folder, theirs = Path(config.output_dir), Path(config.models_root)
+    if sharing.keeper:
         discard_temporaries(folder)
         discard_unfinished(folder / "state")
-        if config.tensorboard:
-            require_tensorboard()
-    require_alike(shared_options(as_json(config)), communicator)
-    require_shared(folder, communicator)
-    theirs = Path(config.models_root)
-    if config.resume and not saved_states(folder / "state") and (ranks := find_ranks(theirs)):
+    if (config.resume and sharing.together and not saved_states(folder / "state")
+            and (ranks := find_ranks(theirs))):
         return ArcfaceTorchState(theirs, ranks)
-    return find_state(folder / "state", config.resume, os.environ.get(LAUNCH, ""), communicator)
+    return find_state(folder / "state", config.resume, os.environ.get(LAUNCH, ""), communicator, sharing)
 
 
 def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
@@ -174,13 +204,19 @@ def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
 
 
 def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backbone: Backbone,
-          head: ShardedHead | TripletHead) -> Progress:
+          head: ShardedHead | TripletHead, communicator: Communicator) -> Progress:
     """Fill backbone and head from a saved state of any number of shards; returns its progress.
 
-    :raises UserError: if the state is of a run with another identity, or of another network.
+    :raises UserError: if the state is of a run with another identity, or of another network, or if shards are missing.
     """
     progress = saved.progress
     saved.require_identity(identity)
+    mine = [(shard.start, shard.stop) for shard in head.shards]
+    if line := first_line(saved.absent(mine), communicator):
+        raise UserError(f"--resume: {line}")
+    shards = len({tuple(pair) for own in gathered(mine, communicator) for pair in own})
+    if saved.shards != shards:
+        print(f"W, saved in {saved.shards} shards, is cut anew into {shards}", flush=True)
     state = saved.backbone()
     if difference := backbone.difference(state):
         raise UserError(f"--resume: {saved.path} is of a network of other options than this run's: {difference}")
@@ -191,6 +227,15 @@ def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backb
         saved.fill(shard, identity["loss_K"])
     print(f"going on after step {progress.step} from {saved.path}", flush=True)
     return progress
+
+
+def look_ahead(head: ShardedHead | TripletHead,
+               batches: BatchLoader | TripletLoader) -> Callable[[], None] | None:
+    """What tells the head before a step which classes the batch after the coming one has; None if it need not know."""
+    if not isinstance(head, ShardedHead) or not isinstance(batches, BatchLoader):
+        return None
+    known, loader = head, batches
+    return lambda: known.expect(loader.labels_ahead())
 
 
 def report_line(folder: Path, progress: Progress, status: int) -> str:

@@ -11,7 +11,7 @@ from typing import Callable
 from recognition.data.loader import Batch
 from recognition.engines.interface import Backbone
 from recognition.evaluation.verification import NoDirection, VerificationResult
-from recognition.head.sharded import Head
+from recognition.head.sharded import Head, on_host
 from recognition.optim.schedule import Schedule
 from recognition.processes.communicator import Communicator, agree, largest
 from recognition.training.bad_steps import BadSteps
@@ -47,6 +47,7 @@ class Trainer:
     end_epoch: int
     timeline: NoTimeline | Timeline = field(default_factory=NoTimeline)
     measure_every: int = 0  # batches between measures of angles and gradients, 0 never
+    look_ahead: Callable[[], object] | None = None  # tells the head of the batch after the coming one
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
@@ -70,6 +71,9 @@ class Trainer:
     def _step(self, batch: Batch, stop: StopRequest) -> int:
         """Take one step; returns the signal that some process got until now, 0 if none did."""
         progress, lr, phase = self.progress, self.schedule(self.progress.step), self.timeline.phase
+        if self.look_ahead:
+            with phase("look ahead"):
+                self.look_ahead()
         with phase("forward"):
             features_BD = self.backbone.forward(batch.images)
         with phase("head"):
@@ -87,7 +91,7 @@ class Trainer:
             self.bad_steps.in_a_row = 0
             self.log.batch(progress.step, batch.epoch, batch.index, result.loss, result.accuracy, lr)
         else:
-            line = self.bad_steps.leave_out(progress.step, lr, batch, features_BD, result.loss)
+            line = self.bad_steps.leave_out(progress.step, lr, batch, on_host(features_BD), result.loss)
             self.log.left_out(progress.step, line)
         progress.epoch, progress.offset = batch.next_position
         return verdict.signal

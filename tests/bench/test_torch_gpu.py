@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from bench.gpu import __main__ as command
-from bench.gpu import demo, heads, networks
+from bench.gpu import batch_norm, demo, heads, networks
 from bench.gpu.report import Report, Setting
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.shard import TorchShard
@@ -145,3 +145,16 @@ def test_it_runs_from_a_checkout(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "bench.gpu", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and all(name in "".join(done.stdout.split())
                                             for name in command.CHECKS)
+
+
+def test_batch_norms_pass_and_those_of_a_network_are_counted(setting: Setting, report: Report) -> None:
+    """r50: 25 with PReLU, 24 units with a sum; alone are the first of each unit, four projections, and the last."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    batch_norm.against_float64(setting, report)
+    batch_norm.cost(setting, report)
+    batch_norm.cuts(setting, report)
+    assert report.failed == []
+    counts: dict[str, int] = {}
+    for (_, _, kind), count in batch_norm.maps_of("r50").items():
+        counts[str(kind)] = counts.get(str(kind), 0) + count
+    assert counts == {"with PReLU": 25, "with a sum": 24, "alone": 29}

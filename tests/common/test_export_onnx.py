@@ -28,14 +28,15 @@ from recognition.networks.symbol_file import read_network
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
 PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
-           "mnas025", "vargfacenet", "mbf", "mbf_large", "demo")
+           "mnas025", "vargfacenet", "mbf", "mbf_large", "r200", "vit_t", "vit_s", "vit_b", "vit_l", "demo")
+LARGEST = ("r2060", "vit_h")  # of the operators of r200 and vit_l; they take minutes and much memory
 SMALL = {"num_layers": 18, "emb_size": 64, "bn_mom": 0.0}
 VARIANTS = {
     "E": {}, "net_unit 1, SE, net_input 2, GNAP": {"net_unit": 1, "net_se": 1, "net_input": 2, "net_output": "GNAP"},
     "net_unit 2, tanh, GAP": {"net_unit": 2, "net_act": "tanh", "net_output": "GAP"}, "SFC": {"net_output": "SFC"},
     "Z": {"emb_size": 25088, "net_output": "Z"},
 }
-QUICK = ("y1", "demo", "E", "docs")  # of each kind; the others take a minute or two together
+QUICK = ("y1", "demo", "vit_t", "E", "docs")  # of each kind; the others take a minute or two together
 GLUON = {
     "docs": "",  # the network of docs/models.md
     **{name: f"vision.{name}(classes=emb_size)"
@@ -116,7 +117,7 @@ def get_symbol(emb_size):
 
 def test_every_preset_of_the_sample_is_exported_here():
     sample = runpy.run_path(str(SAMPLE))
-    assert sorted(PRESETS) == sorted(sample["network"])
+    assert sorted([*PRESETS, *LARGEST]) == sorted(sample["network"])
 
 
 def test_real_faces_folded_unfolded_and_in_float16(tmp_path, small_model, faces, shared, capsys):

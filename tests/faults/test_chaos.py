@@ -40,8 +40,8 @@ MUTANTS = {
     # A state has its name before its manifest, for the time of the first argument.
     "renamed early": """
 from recognition.training.states import save as save_state
-manifest, commit, late, gap = save_state._save_manifest, save_state._commit, [], float(sys.argv.pop(1))
-save_state._save_manifest = lambda folder, *rest: late.append(rest)
+manifest, commit, late, gap = save_state.save_manifest, save_state._commit, [], float(sys.argv.pop(1))
+save_state.save_manifest = lambda folder, *rest: late.append(rest)
 
 def early(temporary, target):
     commit(temporary, target)

@@ -21,9 +21,10 @@ END_SECONDS = 90.0  # from the fault: the timeout, ten seconds to end all, and a
 SILENCE_SECONDS = 60.0  # until a host that is cut off has ended its own processes: 30, and the same to end them
 
 
-def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000) -> tuple[subprocess.Popen[str], Path]:
+def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
+          trainer: str = "") -> tuple[subprocess.Popen[str], Path]:
     """Start a run on node1 and node2, and wait until it computes; returns it and its folder."""
-    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models}"
+    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models} {trainer}"
     line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS} {launcher}", trainer)
     run = bed["node1"].begin(line)
     folder = bed["node1"].path(f"{models.split()[1]}/small-arcface-small")
@@ -37,14 +38,15 @@ def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000) -> tu
 
 
 def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, str]:
-    """The status of a run and the lines of its launcher."""
+    """The status of a run, and the lines of its launcher and of errors."""
     try:
         _, err = run.communicate(timeout=most)
     except subprocess.TimeoutExpired:
         run.kill()
         pytest.fail(f"not ended in {most:g} s: {run.communicate()}")
     assert "Traceback" not in err, err
-    return run.returncode, "\n".join(line for line in err.splitlines() if line.startswith(("launch: ", "error: ")))
+    told = [line for line in err.splitlines() if line.startswith("launch: ") or "error: " in line]
+    return run.returncode, "\n".join(told)
 
 
 def stopped(bed: Bed) -> None:

@@ -10,7 +10,8 @@ import pytest
 DEFAULTS: dict[str, Any] = {
     "net_name": "fresnet", "num_layers": 0, "emb_size": 512, "net_output": "E", "net_unit": 3, "net_input": 1,
     "net_act": "prelu", "net_se": 0, "net_blocks": [1, 4, 6, 2], "net_multiplier": 1.0, "bn_mom": 0.9, "workspace": 256,
-    "image_shape": (112, 112, 3), "densenet_dropout": 0.0, "config_file": "",
+    "image_shape": (112, 112, 3), "densenet_dropout": 0.0, "net_drop_path": 0.0,
+    "net_mask_ratio": 0.0, "config_file": "",
     "own_keys": (),
 }
 MOBILE = {"net_name": "fmobilefacenet", "net_output": "GDC"}

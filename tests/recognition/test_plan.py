@@ -11,6 +11,7 @@ import pytest
 
 from recognition.errors import UserError
 from recognition.plan.command import main, parse
+from recognition.plan.pace import Network, pace
 from recognition.plan.planning import METHODS
 
 DEMO = ["--network", "demo", "--classes", "1000000", "--devices", "4", "--per-batch-size", "16"]
@@ -57,7 +58,8 @@ def test_flags_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     setting = json.loads(capsys.readouterr().out)["setting"]
     assert setting.pop("backbone")["parameters"] > 0
     assert setting == {"classes": 1_000_000, "devices": 4, "images": 16, "dim": 64, "kind": "cpu", "sub_centres": 3,
-                       "ratio": 0.2, "optimizer": "adamw", "on_host": True, "filtered": False, "reserve": 0}
+                       "ratio": 0.2, "optimizer": "adamw", "centres_on": "cpu", "filtered": False, "reserve": 0,
+                       "number_bytes": 4, "shard": "cpu", "gradient_bytes": 4, "average": False}
 
 
 def test_presets_give_what_flags_do_not() -> None:
@@ -113,3 +115,68 @@ def test_help_and_mistakes_do_not_wait_for_mxnet() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                          cwd=Path(__file__).parents[2])
     assert run.stdout.split() == ["2", "False", "False"]
+
+
+def test_the_pace_of_several_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: 16 images at 100 a second are 0.16 s; what is sent, over 10^9 bits a second."""
+    assert main([*DEMO, "--hosts", "2", "--link", "1", "--measured", "100", "--json"]) == 0
+    ways = json.loads(capsys.readouterr().out)["ways"]
+    assert "images_per_second" not in ways["old"]
+    for name in ("data_parallel", "parallel", "sampled"):
+        exchange = ways[name]["sent"] * 8 / 1e9
+        assert ways[name]["images_per_second"] == {"least": pytest.approx(64 / (0.16 + exchange)),
+                                                   "most": pytest.approx(64 / max(0.16, exchange))}
+    assert main([*DEMO, "--hosts", "2", "--link", "1", "--measured", "100"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    least = next(line.split()[2:] for line in rows if line.startswith("  at least"))
+    assert least == [f"{ways[name]['images_per_second']['least']:,.0f}" for name in
+                     ("data_parallel", "parallel", "sampled")]
+    assert pace(4, 16, 100, 10**9, Network(1, 1e-9)) == (400, 400)  # one host has no link
+
+
+# arcface_torch's README: r50 on WebFace42M (2,059,906 identities) with Partial FC 0.2, images a second; GPUs and images
+# a GPU. The network is not published: 25 Gbit/s is assumed. A host has eight GPUs, and their pace is known.
+@pytest.mark.parametrize("devices, images, published", [(16, 512, 11000), (32, 128, 17000)])
+def test_the_pace_that_was_published(devices: int, images: int, published: int,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--network", "r50", "--fp16", "--classes", "2059906", "--sample-ratio", "0.2", "--devices", str(devices),
+          "--per-batch-size", str(images), "--hosts", str(devices // 8), "--link", "25", "--measured", str(5900 / 8),
+          "--json"])
+    found = json.loads(capsys.readouterr().out)["ways"]["sampled"]["images_per_second"]
+    assert found["least"] <= published <= found["most"]
+
+
+def test_the_speed_of_the_network_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DEMO, "--hosts", "2", "--measured", "100"]) == 2
+    assert capsys.readouterr().err == ("error: --link: not given, expected the speed of the network between hosts, "
+                                       "such as --link 10\n")
+
+
+@pytest.mark.parametrize(("flags", "shard", "bytes_a_number"), [
+    (["--engine", "torch", "--fp16"], "triton", 10), (["--centres-numbers", "bfloat16", "--fp16"], "triton", 4),
+    (["--engine", "torch"], "torch", 8), (["--engine", "torch", "--centres-numbers", "bfloat16"], "torch", 4),
+    (["--engine", "torch", "--fp16", "--head-products", "float32"], "torch", 8),
+    (["--engine", "torch", "--head-products", "float16", "--optimizer", "adamw"], "triton", 14),
+    (["--engine", "torch", "--fp16", "--loss", "softmax"], "torch", 8), (["--fp16"], "gpu", 8),
+    (["--engine", "torch", "--fp16", "--emb-size", "2049"], "torch", 8),
+    (["--centres-numbers", "bfloat16", "--on", "cpu"], "torch on cpu", 4)])
+def test_what_a_number_of_w_takes_by_what_computes(flags: list[str], shard: str, bytes_a_number: int,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/gpu_head.md: 10 bytes with Triton's kernels and W in float32, 4 in bfloat16, with SGD."""
+    main(["--network", "demo", "--classes", "10000000", "--devices", "1", "--per-batch-size", "64", *flags, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["setting"]["shard"] == shard
+    numbers = 10**7 * found["setting"]["dim"]
+    memory = found["ways"]["parallel"]["memory"]
+    stored = sum(memory.get(part, 0) for part in ("class centres W", "their moments", "unit vectors"))
+    assert stored == bytes_a_number * numbers
+
+
+def test_a_disk_holds_w_and_what_the_plan_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for on in ("gpu", "cpu"):
+        assert main([*DEMO, "--on", on, "--engine", "torch", "--centres-on", "disk", "--sample-ratio", "0.01"]) == 0
+        rows = table_of(capsys.readouterr().out)
+        assert rows["and of its disk"] == ["0.00", "0.00", "0.26", "0.26"]  # 250,000 x 128 numbers, twice
+        assert rows["class centres W"][2:] == rows["their moments"][2:] == ["0.00", "0.00"]
+    with pytest.raises(UserError, match="--centres-numbers: found 'bfloat16', but MXNet keeps"):
+        parse([*DEMO, "--engine", "mxnet", "--centres-numbers", "bfloat16"])

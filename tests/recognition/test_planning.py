@@ -112,13 +112,13 @@ def test_what_does_not_fit_however() -> None:
 
 
 def test_centres_on_the_host_leave_the_device() -> None:
-    run = dataclasses.replace(RUN, on_host=True)
+    run = dataclasses.replace(RUN, centres_on="cpu")
     full, sampled = METHODS["parallel"].cost(run), METHODS["sampled"].cost(run)
     assert most_classes(METHODS["parallel"], run, 11 * GB) is None  # the host computes
     assert sampled.memory["class centres W"] == 0 < sampled.memory["sampled rows"]
     assert min(full.host, sampled.host) > 2 * 125_000 * 512 * 4
     on_cpu = dataclasses.replace(run, kind="cpu")
-    assert METHODS["sampled"].cost(on_cpu) == METHODS["sampled"].cost(dataclasses.replace(on_cpu, on_host=False))
+    assert METHODS["sampled"].cost(on_cpu) == METHODS["sampled"].cost(dataclasses.replace(on_cpu, centres_on="device"))
 
 
 def test_published_tables() -> None:

@@ -2,6 +2,7 @@
 """What a run with PyTorch needs: PyTorch, NumPy, OpenCV, Numba and SciPy; nothing else of what is installed."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,20 @@ def test_a_run_of_torch_imports_no_other_package() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT, ",".join(OTHERS), *modules], cwd=ROOT, capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("code, found", [
+    ("raise OSError('libcudart.so.13: cannot open shared object file: No such file or directory')",
+     "that can be imported (libcudart.so.13: cannot open shared object file: No such file or directory)"),
+    ("raise ImportError('a\\nb')", "that can be imported (a b)"),
+])
+def test_a_torch_that_cannot_be_imported_is_one_line(tmp_path, code: str, found: str) -> None:
+    """A library of NVIDIA's that is missing is an OSError to PyTorch."""
+    (tmp_path / "torch.py").write_text(code)
+    done = subprocess.run([sys.executable, "-c", "from recognition.engines.torch.imports import torch"], text=True,
+                          cwd=ROOT, capture_output=True, timeout=120, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.stderr.splitlines()[-1] == (f"recognition.errors.UserError: engine: found no PyTorch {found}, expected "
+                                            "2.9 or newer; `ENGINE=torch make demo` installs it")
 
 
 def test_the_stand_in_for_easydict_is_like_easydict() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Callable
 
 import numba
@@ -12,17 +13,19 @@ import numpy as np
 
 from recognition.engines.cpu import kernels
 from recognition.engines.cpu.adamw_kernel import update_centres_adamw
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     NO_MOMENTS,
     ROWS_AT_ONCE,
     SGD,
     ShardState,
-    initial_centres,
+    initial_pieces,
     merged_statistics,
     norm_range,
     rows_of,
     target_columns,
 )
+from recognition.io.mapped import ReadAhead, advise, host_zeros
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
@@ -35,19 +38,23 @@ class CpuShard:
     """Implements :class:`recognition.head.shard.Shard`; holds W, its momentum and one (rows, B) buffer.
 
     Its rows are cut into groups (:func:`kernels.bounds_of`), which NUMBA_NUM_THREADS threads take one after the other.
-    A step on a sample of the classes reads and updates their centres in place.
+    A step on a sample of the classes reads and updates their centres in place. With ``folder`` W and its moments are in
+    mapped files there.
     """
 
     about = ""
 
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
-                 with_bias: bool = False, seed: int = 0, ceiling: float = np.inf) -> None:
+                 with_bias: bool = False, seed: int = 0, ceiling: float = np.inf, folder: Path | None = None) -> None:
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, np.float32(scale), sub_centres
         self.with_bias, self.ceiling = with_bias, np.float32(ceiling)
         self._threads = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS)
-        self.centres = initial_centres(seed, start, stop, sub_centres, dim)
-        self.momentum = np.zeros_like(self.centres)
+        self._folder, self._read_ahead = folder, ReadAhead()
+        self.centres, self.momentum = (host_zeros(((stop - start) * sub_centres, dim), np.float32, folder)
+                                       for _ in range(2))
+        for rows, values in initial_pieces(seed, start, stop, sub_centres, dim):
+            self.centres[rows] = values
         self.bias, self.bias_momentum = np.zeros((2, len(self.centres)), np.float32)
         self.second_moment = self.bias_second_moment = NO_MOMENTS
         self._inverse = np.ones(len(self.centres), np.float32)
@@ -57,7 +64,13 @@ class CpuShard:
         self._logits = np.empty((0, 0), np.float32)
         self.select(None)
 
+    def _on_disk(self) -> list[np.ndarray]:
+        """W and its moments, if they are in mapped files."""
+        return [self.centres, self.momentum, *[self.second_moment] * bool(self.second_moment.size)
+                ] if self._folder else []
+
     def state(self) -> ShardState:
+        advise(self._on_disk(), in_order=True)
         return ShardState(self.centres, self.momentum, self.bias, self.bias_momentum, self.second_moment,
                           self.bias_second_moment)
 
@@ -84,6 +97,14 @@ class CpuShard:
         run: Callable[..., Iterable[Any]] = map if len(groups) == 1 else self._threads.map
         for _ in run(work, groups, self._bounds[:-1], self._bounds[1:]):
             pass
+
+    def expect(self, classes: np.ndarray | None) -> None:
+        if self._folder and classes is not None:
+            advise(arrays := self._on_disk(), in_order=False)
+            self._read_ahead(arrays, rows_of(classes, self.start, self.sub_centres))
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> np.ndarray | None:
+        return sampler(labels, step, self.start, self.stop)
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes = classes
@@ -233,7 +254,8 @@ class CpuShard:
 
     def _need_second_moments(self) -> None:
         if len(self.second_moment) != len(self.centres):
-            self.second_moment, self.bias_second_moment = np.zeros_like(self.centres), np.zeros_like(self.bias)
+            self.second_moment = host_zeros(self.centres.shape, np.float32, self._folder)
+            self.bias_second_moment = np.zeros_like(self.bias)
 
     def _step_together(self, gradient: Callable[[int, int], np.ndarray], step: Step,
                        replicas: Communicator) -> None:

@@ -9,10 +9,12 @@
 - *segment*, where the recompute pass marked layers: the maps of the largest run of marked layers, which are there again
   for its backward pass. They are not among the kept ones, unless a layer that is not marked reads them.
 
-The sum differs from MXNet's own plan, for the 17 presets, by up to 3 % on GPUs, 14 % for small batches in 16 bits, 11 %
-with ``memonger``; 8 % on CPUs, 16 % in 16 bits; but DenseNets are 14 to 22 % below with either of the last three. With
-``memonger`` on CPUs MXNet lays few segments over each other, and its plan is 1.1 to 2.7 times the sum. There the sum is
-multiplied by ``SCATTERING_FACTOR``: 14 presets are within 15 % in float32 then, and all between -33 % and +59 %.
+The sum differs from MXNet's own plan, for the presets that are convolutions, by up to 3 % on GPUs, 14 % for small
+batches in 16 bits, 12 % with ``memonger``; 8 % on CPUs, 16 % in 16 bits; but DenseNets are 14 to 22 % below with either
+of the last three. With ``memonger`` on CPUs MXNet lays few segments over each other, and its plan is 1.1 to 2.7 times
+the sum. There the sum is multiplied by ``SCATTERING_FACTOR``: most presets are within 15 % in float32 then, and all
+between -33 % and +59 %. ViTs are up to 7 % below on GPUs, 22 % in 16 bits, 30 % with ``memonger``, and 58 % above with
+``memonger`` on CPUs.
 """
 from __future__ import annotations
 

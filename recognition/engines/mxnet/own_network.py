@@ -17,11 +17,13 @@ from recognition.networks.graph import Graph
 from recognition.networks.own_file import call_own_file, name_of
 
 
-def own_symbol(config: Any, path: Path) -> Graph:
+def own_symbol(config: Any, path: Path | None) -> Graph:
     """The network of the file ``path``: ``data`` to ``fc1_output``.
 
-    :raises UserError: if the file's code raises an exception, or does not return a network of one embedding.
+    :raises UserError: if there is no file, its code raises an exception, or does not return a network of one embedding.
     """
+    if path is None:
+        raise UserError(f"net_name: found {config.net_name}, a model of PyTorch's, expected --engine torch")
     name = name_of(config, path)
     with mx.name.NameManager():  # its own count of nameless nodes
         network = call_own_file(config, path, ("get_symbol",), _symbol_of)

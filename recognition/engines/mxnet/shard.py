@@ -2,6 +2,7 @@
 """A shard on any MXNet context: the same steps as :mod:`recognition.engines.cpu.shard`, in MXNet's operators."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
@@ -9,16 +10,18 @@ import numpy as np
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import readable
 from recognition.errors import UserError
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
     SGD,
     ShardState,
-    initial_centres,
+    initial_pieces,
     norm_range,
     rows_of,
     target_columns,
 )
+from recognition.io.mapped import ReadAhead, advise, host_zeros
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
@@ -29,14 +32,15 @@ class MxnetShard:
     """Implements :class:`recognition.head.shard.Shard` on the device ``context``.
 
     With ``on_host`` W and its momentum stay in the host's memory. A step on a sample of the classes moves its rows to
-    the device and back, so a shard may be many times as large as the device's memory.
+    the device and back, so a shard may be many times as large as the device's memory. With ``folder``, too, they are in
+    mapped files there.
     """
 
     about = ""
 
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
-                 on_host: bool = False) -> None:
+                 on_host: bool = False, folder: Path | None = None) -> None:
         if start == stop:  # MXNet has no empty arrays
             raise UserError(f"devices: found more shards than the {start} identities, expected at least one for each "
                             f"GPU; {context} would have none")
@@ -44,10 +48,12 @@ class MxnetShard:
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres, self.with_bias = normalised, scale, sub_centres, with_bias
         self.ceiling = ceiling
-        centres = initial_centres(seed, start, stop, sub_centres, dim)
-        none = np.zeros(len(centres), np.float32)
-        keep: Any = np.array if on_host else self._array
-        self._stored: tuple[Any, ...] = tuple(keep(a) for a in (centres, np.zeros_like(centres), none, none))
+        self._folder, self._read_ahead = folder, ReadAhead()
+        rows = (stop - start) * sub_centres
+        shapes = (rows, dim), (rows, dim), (rows,), (rows,)
+        self._stored: tuple[Any, ...] = tuple(self._zeros(*shape) for shape in shapes)
+        for part, values in initial_pieces(seed, start, stop, sub_centres, dim):
+            self._stored[0][part] = values if on_host else self._array(values)
         self._squares: list[mx.nd.NDArray] = []  # sums of squares of the centres of the last update
         self._second: tuple[Any, ...] = ()  # moments of AdamW, of the centres and of their bias
         self.select(None)
@@ -55,7 +61,18 @@ class MxnetShard:
     def _array(self, values: np.ndarray, dtype: str = "float32") -> mx.nd.NDArray:
         return mx.nd.array(values, ctx=self.context, dtype=dtype)
 
+    def _zeros(self, rows: int, *dim: int) -> Any:
+        """An array of the shard where its arrays are; of those on a disk only W and its moments."""
+        if self.on_host:
+            return host_zeros((rows, *dim), np.float32, self._folder if dim else None)
+        return mx.nd.zeros((rows, *dim), ctx=self.context)
+
+    def _on_disk(self) -> list[np.ndarray]:
+        """W and its moments, if they are in mapped files."""
+        return [*self._stored[:2], *self._second[:1]] if self._folder else []
+
     def state(self) -> ShardState:
+        advise(self._on_disk(), in_order=True)
         arrays = *self._stored, *self._second
         return ShardState(*(arrays if self.on_host else (array.asnumpy() for array in arrays)))
 
@@ -78,8 +95,15 @@ class MxnetShard:
         return norm_range(part if self.on_host else part.asnumpy() for part in parts)
 
     def _need_second_moments(self) -> None:
-        zeros: Any = np.zeros_like if self.on_host else mx.nd.zeros_like
-        self._second = self._second or (zeros(self._stored[0]), zeros(self._stored[2]))
+        self._second = self._second or tuple(self._zeros(*self._stored[i].shape) for i in (0, 2))
+
+    def expect(self, classes: np.ndarray | None) -> None:
+        if self._folder and classes is not None:
+            advise(arrays := self._on_disk(), in_order=False)
+            self._read_ahead(arrays, rows_of(classes, self.start, self.sub_centres))
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> np.ndarray | None:
+        return sampler(labels, step, self.start, self.stop)
 
     def select(self, classes: np.ndarray | None) -> None:
         self._classes, self._whole = classes, classes is None and not self.on_host

@@ -34,15 +34,19 @@ class ReplicatedBackbone(Replicas):
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *,
                  loss_scale: LossScale | None = None, low: torch.dtype | None = None, recompute: bool = False,
-                 **updating: Any) -> None:
+                 keep_features: bool = False, fused: bool = False, **updating: Any) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param loss_scale: for float16; steps whose gradients overflow must then be left out.
         :param low: the numbers of 16 bits of heavy layers; None for float32.
         :param recompute: activations are computed again to save memory.
+        :param keep_features: features stay on the only device.
+        :param fused: batch norms are Triton's kernels in training and 16 bits.
         :param updating: the fields of :class:`recognition.engines.interface.Updating`.
         """
-        replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute) for device in devices]
+        replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute, fused)
+                    for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
+        self._keep_features = keep_features
         # With one device a process, gradients are summed over the processes while the backward pass goes on, but not
         # those of several micro-batches, which are whole only after the last one.
         alone = len(devices) * self._micro_batches == 1 and isinstance(communicator, DistributedCommunicator)
@@ -52,11 +56,11 @@ class ReplicatedBackbone(Replicas):
         self._early = self._summing if alone else None
         replicas[0].ready = self._early.add if self._early else None
 
-    def _features(self, images: np.ndarray, place: int) -> np.ndarray:
+    def _features(self, images: np.ndarray, place: int) -> Any:
         seeds = self._dropout_stream(place).generate_state(len(self.replicas), np.uint64)
         queued = [replica.forward(part, int(seed))
                   for replica, part, seed in zip(self.replicas, self._parts(images), seeds)]
-        return np.concatenate([features.cpu().numpy() for features in queued])
+        return queued[0] if self._keep_features else np.concatenate([features.cpu().numpy() for features in queued])
 
     def _reduce_gradients(self) -> None:
         if self._early:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same bits each time on GPUs, where PyTorch may otherwise add in the order in which threads end."""
+"""The same bits each time on GPUs, where PyTorch may otherwise add in the order in which threads end; and the fastest
+convolutions where any bits will do."""
 from __future__ import annotations
 
 import contextlib
@@ -37,3 +38,16 @@ def deterministic(environ: MutableMapping[str, str] = os.environ) -> Iterator[No
     finally:
         torch.use_deterministic_algorithms(before)
         cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = benchmark, fill
+
+
+@contextlib.contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Context in which cuDNN times its algorithms for each new shape and keeps the fastest, which may be another one in
+    the next run; inside :func:`deterministic` nothing changes."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before

@@ -40,20 +40,30 @@ class TorchEngine:
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         return deterministic() if on_gpus(devices) else nullcontext()
 
-    def own_network(self, config: Any, path: Path) -> Graph:
+    def own_network(self, config: Any, path: Path | None) -> Graph:
         from recognition.engines.torch.modules.own_network import own_network
+        from recognition.engines.torch.modules.timm_model import timm_graph
 
-        return own_network(config, path)
+        return own_network(config, path) if path else timm_graph(config)
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
+        from recognition.engines.torch.triton.batch_norm.choice import why_not
+
         require_numbers(computing)
         give_threads(computing.devices)
         low = (torch.float16 if on_gpus(computing.devices) else torch.bfloat16) if computing.in_16_bits else None
-        return ReplicatedBackbone(graph, *start, [torch_device(device) for device in computing.devices],
-                                  computing.batch_size, image_shape, communicator, low=low,
+        devices = [torch_device(device) for device in computing.devices]
+        kernels = low is not None and on_gpus(computing.devices)
+        why = "; ".join(sorted({why_not(device) for device in devices} - {""})) if kernels else ""
+        made = ReplicatedBackbone(graph, *start, devices, computing.batch_size, image_shape, communicator, low=low,
                                   recompute=computing.memonger, loss_scale=make_loss_scale(computing),
-                                  **vars(updating))
+                                  keep_features=computing.keep_features and on_gpus(computing.devices),
+                                  fused=kernels and not why, **vars(updating))
+        if kernels:
+            made.about = (f"backbone: PyTorch's batch norm rather than Triton's kernels: {why}" if why else
+                          "backbone: Triton's kernels for batch norm with PReLU or a sum")
+        return made
 
     def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,
               **options: Any) -> Shard:

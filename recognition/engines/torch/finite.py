@@ -2,6 +2,7 @@
 """Checks and norms of many tensors of one device at once, with one copy to the host."""
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,14 +14,18 @@ CHUNK = 65536  # numbers whose squares are summed in float32; the sums of chunks
 
 
 def all_finite(*groups: Mapping[str, torch.Tensor]) -> bool:
-    """True if the tensors of all groups, each of one device, hold no NaN and no Inf; waits for them.
+    """True if the tensors of all groups hold no NaN and no Inf; waits for them.
 
     Finite norms are proof enough, and 200 times as fast as ``isfinite`` on a CPU; where a norm overflows, the numbers
-    are checked one by one. All groups are queued before the first is waited for.
+    are checked one by one. All norms are queued before the first is waited for; those of a device come in one copy.
     """
-    queued = [_queued_norms(list(group.values())) for group in groups]
-    return all(bool(torch.isfinite(tensor).all()) for group, norms in zip(groups, queued)
-               for tensor, norm in zip(group.values(), norms.tolist()) if not np.isfinite(norm))
+    by_device = defaultdict[torch.device, list[torch.Tensor]](list)
+    for group in groups:
+        for tensor in group.values():
+            by_device[tensor.device].append(tensor)
+    queued = [(tensors, _queued_norms(tensors)) for tensors in by_device.values()]
+    return all(bool(torch.isfinite(tensors[place]).all()) for tensors, norms in queued
+               for place in np.flatnonzero(~np.isfinite(norms.cpu().numpy())).tolist())
 
 
 def all_usable(tensors: Mapping[str, torch.Tensor]) -> bool:

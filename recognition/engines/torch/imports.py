@@ -8,7 +8,7 @@ OLDEST = (2, 9)
 
 try:
     import torch
-except ImportError as error:
+except (ImportError, OSError) as error:  # OSError: a library of its own, or NVIDIA's, is missing
     raise UserError(f"engine: found no PyTorch that can be imported ({' '.join(str(error).split())}), expected 2.9 or "
                     "newer; `ENGINE=torch make demo` installs it") from None
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST:

@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 from recognition.engines.interface import Arrays
+from recognition.engines.torch.fusing import Fused, fused_function, fused_nodes
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS
 from recognition.engines.torch.operators.passes import Pass
 from recognition.errors import UserError
 from recognition.networks.graph import Graph, Node
-from recognition.networks.recompute import computed_again
+from recognition.networks.recompute import computed_again, depend_on_images
 
 DATA = "data"
 Tensors = dict[int, Sequence["torch.Tensor"]]  # outputs by the place of their node
 
 
 class _Step(NamedTuple):
-    """A node that is computed."""
+    """A node that is computed, maybe with one before it."""
 
     place: int
     inputs: list[tuple[int, int]]  # places of nodes and numbers of their outputs
     compute: Callable[..., Any]  # of a pass and the inputs
     last: list[int]  # nodes that no later step reads
+    fused: bool = False  # a second result is the first input, for later steps
 
 
 class Network:
@@ -35,9 +37,10 @@ class Network:
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, device: torch.device,
                  dtype: torch.dtype = torch.float32, recompute: bool = False,
-                 image_shape: tuple[int, int, int] = (3, 112, 112)) -> None:
+                 image_shape: tuple[int, int, int] = (3, 112, 112), fused: bool = False) -> None:
         """:param recompute: the maps between a few of them are computed again in the backward pass, to save memory;
             ``image_shape`` (3, H, W) is what they are chosen for.
+        :param fused: in training and 16 bits, batch norms and what follows them are Triton's kernels.
         :raises UserError: if the graph names an operator that is not there, or an array is missing.
         """
         self.device, self._dtype = device, dtype
@@ -50,8 +53,9 @@ class Network:
         self._fixed = _fixed_gammas(graph)
         self._variables = {node.name: place for place, node in enumerate(graph.nodes) if node.is_variable}
         self._head = graph.heads[0]
-        self._steps = _steps(graph)
-        self._segments = _segments(graph, self._steps, image_shape) if recompute else [0]
+        kept = _kept(graph, image_shape) if recompute else set[int]()
+        self._steps = _steps(graph, fused_nodes(graph, kept | {self._head.node}) if fused else {})
+        self._segments = _segments(graph, self._steps, kept) if recompute else [0]
 
     def __call__(self, images: torch.Tensor, training: bool = False,
                  generator: torch.Generator | None = None) -> torch.Tensor:
@@ -98,26 +102,23 @@ def _fixed_gammas(graph: Graph) -> list[str]:
             and graph.nodes[node.inputs[1].node].is_variable]
 
 
-def _of_images(graph: Graph) -> set[int]:
-    """Places of the nodes that depend on the images."""
-    found = set[int]()
-    for place, node in enumerate(graph.nodes):
-        if node.name == DATA or any(entry.node in found for entry in node.inputs):
-            found.add(place)
-    return found
-
-
-def _steps(graph: Graph) -> list[_Step]:
-    """The operators in the order of the graph, but that those of parameters alone come first."""
-    of_images, kept = _of_images(graph), {head.node for head in graph.heads}
-    places = [place for place, node in enumerate(graph.nodes) if not node.is_variable]
+def _steps(graph: Graph, fused: dict[int, Fused]) -> list[_Step]:
+    """The operators in the order of the graph, but those first that do not depend on the images."""
+    of_images, kept, nodes = depend_on_images(graph), {head.node for head in graph.heads}, graph.nodes
+    norms = {id(pair.norm) for pair in fused.values() if pair.behind}
+    places = [place for place, node in enumerate(nodes) if not node.is_variable and id(node) not in norms]
     places.sort(key=lambda place: place in of_images)
-    last_use = {entry.node: place for place in places for entry in graph.nodes[place].inputs}
-    return [_Step(place, [(entry.node, entry.output) for entry in graph.nodes[place].inputs],
-                  _function(graph.nodes[place]),
-                  [read for read in {entry.node for entry in graph.nodes[place].inputs}
-                   if last_use[read] == place and read not in kept and not graph.nodes[read].is_variable])
+    inputs = {place: fused[place].inputs if place in fused else nodes[place].inputs for place in places}
+    last_use = {entry.node: place for place in places for entry in inputs[place]}
+    return [_Step(place, [(entry.node, entry.output) for entry in inputs[place]],
+                  _fused_function(fused[place]) if place in fused else _function(nodes[place]),
+                  [read for read in {entry.node for entry in inputs[place]}
+                   if last_use[read] == place and read not in kept and not nodes[read].is_variable], place in fused)
             for place in places]
+
+
+def _fused_function(fused: Fused) -> Callable[..., Any]:
+    return fused_function(fused, _function(fused.norm), _function(fused.behind) if fused.behind else None)
 
 
 def _function(node: Node) -> Callable[..., Any]:
@@ -131,16 +132,26 @@ def _function(node: Node) -> Callable[..., Any]:
 def _compute(steps: Sequence[_Step], found: Tensors, run: Pass) -> None:
     for step in steps:
         result = step.compute(run, *[found[place][output] for place, output in step.inputs])
-        found[step.place] = result if isinstance(result, tuple) else (result,)
+        result = result if isinstance(result, tuple) else (result,)
+        if step.fused and len(result) == 2:
+            result, again = result[:1], result[1:]
+            if len(found[step.inputs[0][0]]) == 1:
+                found[step.inputs[0][0]] = again
+        found[step.place] = result
         for place in step.last:
             del found[place]
 
 
-def _segments(graph: Graph, steps: Sequence[_Step], image_shape: tuple[int, int, int]) -> list[int]:
+def _kept(graph: Graph, image_shape: tuple[int, int, int]) -> set[int]:
+    """Places of the nodes that depend on the images and are not computed again."""
+    variables = {place for place, node in enumerate(graph.nodes) if node.is_variable}
+    return depend_on_images(graph) - set(computed_again(graph, image_shape)) - variables
+
+
+def _segments(graph: Graph, steps: Sequence[_Step], kept: set[int]) -> list[int]:
     """How many steps there are up to the first segment, and up to the end of each: up to a map that is kept."""
-    again, of_images = set(computed_again(graph, image_shape)), _of_images(graph)
-    ends = [number for number, step in enumerate(steps, start=1)
-            if step.place in of_images and step.place not in again]
+    of_images = depend_on_images(graph)
+    ends = [number for number, step in enumerate(steps, start=1) if step.place in kept]
     return [sum(step.place not in of_images for step in steps), *ends]
 
 

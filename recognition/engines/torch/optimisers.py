@@ -75,6 +75,8 @@ def _readable(value: float) -> float:
 
 def _alike(keys: Mapping[str, Key]) -> Iterable[tuple[Key, list[str]]]:
     """Each key with the names that have it."""
+    if len(set(keys.values())) == 1:  # the usual case, quickly
+        return [(next(iter(keys.values())), list(keys))]
     names = defaultdict[Key, list[str]](list)
     for name, key in keys.items():
         names[key].append(name)

@@ -25,15 +25,31 @@ class Placed:
         """
         self.device, self._low = device, low
         self.network = Network(graph, parameters, auxiliary, device, **options)
+        if device.type == "cuda":
+            lay_out_as_maps(self.network.arguments)
 
     def features(self, images: np.ndarray, training: bool = False,
                  generator: torch.Generator | None = None) -> torch.Tensor:
         """The features of images, uint8 (n, 3, H, W): float32 (n, D) on the device, which may still compute them."""
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
-        pixels = pixels.to(torch.float32, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None):
+        return self.features_there(pixels, training, generator)
+
+    def features_there(self, images: torch.Tensor, training: bool = False,
+                       generator: torch.Generator | None = None) -> torch.Tensor:
+        """The features of images that are on the device, without waiting for anything."""
+        pixels = images.to(torch.float32, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self._low, enabled=self._low is not None,
+                            cache_enabled=self.device.type != "cuda"):  # a recorded pass must cast each time
             found = self.network(pixels, training=training, generator=generator)
         return found.float()
+
+
+def lay_out_as_maps(arguments: dict[str, torch.Tensor]) -> None:
+    """Put parameters of four axes into memory with the channels last, as maps are on GPUs; PyTorch would do so in each
+    pass, and turn their gradients back."""
+    for name, tensor in arguments.items():
+        if tensor.dim() == 4:
+            arguments[name] = tensor.detach().to(memory_format=torch.channels_last).requires_grad_()
 
 
 def give_threads(devices: Sequence[Device], environ: Mapping[str, str] = os.environ) -> None:

@@ -16,23 +16,25 @@ PyTorch computes a shape's products with the same bits each time, so a run that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
+from recognition.engines.torch.sampling import DeviceSample
 from recognition.engines.torch.shard_steps import step
 from recognition.engines.torch.stored_rows import StoredRows
 from recognition.head.rounding import key_of
+from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     EPSILON,
     ROWS_AT_ONCE,
     SGD,
     ShardState,
-    initial_centres,
+    initial_pieces,
     merged_statistics,
-    pieces,
     rows_of,
     target_columns,
 )
@@ -78,42 +80,58 @@ def product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None, 
     return a @ b if plus is None else torch.addmm(plus, a, b, alpha=factor)
 
 
+class Fetched:
+    """A few numbers on their way to the host: a call waits for them alone, not for what is queued behind them."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        on_gpu = numbers.device.type == "cuda"
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=on_gpu)
+        self._host.copy_(numbers, non_blocking=True)
+        self._there = torch.cuda.current_stream(numbers.device).record_event() if on_gpu else None
+
+    def __call__(self) -> np.ndarray:
+        if self._there:
+            self._there.synchronize()
+        return self._host.numpy()
+
+
 class TorchShard:
     """Implements :class:`recognition.head.shard.Shard` on ``device``.
 
-    With ``on_host`` W and its moments stay in the host's memory, and their rows travel chunk by chunk: those of a
-    sample alone if there is one. With ``in_16_bits`` they are bfloat16, and rounded at random
-    (:mod:`recognition.head.rounding`); states hold the same numbers as float32.
+    With ``on_host`` W and its moments stay in the host's memory, with ``folder``, too, in mapped files there, and their
+    rows travel chunk by chunk: those of a sample alone if there is one. With ``in_16_bits`` they are bfloat16, and
+    rounded at random (:mod:`recognition.head.rounding`); states hold the same numbers as float32.
     """
 
     def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
-                 on_host: bool = False, in_16_bits: bool = False) -> None:
+                 on_host: bool = False, in_16_bits: bool = False, folder: Path | None = None) -> None:
         self.device, self.on_host = device, on_host
         self.start, self.stop = start, stop
         self.normalised, self.scale, self.sub_centres = normalised, float(scale), sub_centres
         self.with_bias, self.ceiling, self.seed = with_bias, float(ceiling), seed
-        self._rows = StoredRows(device, on_host, (stop - start) * sub_centres)
+        self._rows = StoredRows(device, on_host, (stop - start) * sub_centres, folder if on_host else None)
         # each with its moments, the second one from the first step of AdamW on
         self._centres = self._rows.zeros(2, dim, dtype=torch.bfloat16 if in_16_bits else torch.float32)
-        for low, high in pieces(start, stop, sub_centres):
-            rows = slice((low - start) * sub_centres, (high - start) * sub_centres)
-            self._centres[0][rows] = torch.from_numpy(initial_centres(seed, low, high, sub_centres, dim))
+        for rows, values in initial_pieces(seed, start, stop, sub_centres, dim):
+            self._centres[0][rows] = torch.from_numpy(values)
         self._bias = self._rows.zeros(2)
         self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
+        self._finite = Fetched(self._sound)
+        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.select(None)
 
     @property
     def finite(self) -> bool:
-        return bool(self._sound)
+        return bool(self._finite())
 
     def _arrays(self) -> list[torch.Tensor]:
         """All arrays, in the order of a state."""
         return [*self._centres[:2], *self._bias[:2], *self._centres[2:], *self._bias[2:]]
 
     def state(self) -> ShardState:
-        return ShardState(*(array.cpu().float().numpy() for array in self._arrays()))
+        return ShardState(*map(self._rows.as_float32, self._arrays()))
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         low = 0 if first is None else (first - self.start) * self.sub_centres
@@ -122,11 +140,12 @@ class TorchShard:
         for own, values in zip(self._arrays(), state):
             own[low : low + len(values)] = torch.from_numpy(np.array(values, np.float32))
         self._sound.fill_(True)  # states are
+        self._finite = Fetched(self._sound)
 
     def _need_second_moments(self) -> None:
         for arrays in (self._centres, self._bias):
             if len(arrays) == 2:
-                arrays.append(torch.zeros_like(arrays[0]))
+                arrays += self._rows.zeros(1, *arrays[0].shape[1:], dtype=arrays[0].dtype)
 
     def norms(self) -> tuple[float, float]:
         parts = (part.to(self.device).float() for part in self._centres[0].split(ROWS_AT_ONCE))
@@ -136,16 +155,37 @@ class TorchShard:
         least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
         return float(least.amin()), float(most.amax())
 
-    def select(self, classes: np.ndarray | None) -> None:
+    def expect(self, classes: Any) -> None:
+        if not isinstance(classes, DeviceSample):  # whose rows are on the device
+            self._rows.expect(self._rows_of(classes))
+
+    def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
+        """A sample on the GPU, if W is there; of NumPy otherwise."""
+        if sampler.ratio >= 1 or self.on_host or self._side_stream is None:
+            return sampler(labels, step, self.start, self.stop)
+        return DeviceSample(sampler, labels, step, self.start, self.stop, self.device, self._side_stream)
+
+    def select(self, classes: Any) -> None:
         self._classes = classes
-        self._rows.select(None if classes is None else rows_of(classes, self.start, self.sub_centres))
+        self._rows.select(self._rows_of(classes))
+
+    def _rows_of(self, classes: Any) -> Any:
+        if not isinstance(classes, DeviceSample):
+            return None if classes is None else rows_of(classes, self.start, self.sub_centres)
+        if self.device.type == "cuda":  # the other stream may not use their memory again too early
+            classes.places.record_stream(torch.cuda.current_stream(self.device))
+        sub_centres = torch.arange(self.sub_centres, device=self.device)
+        return (classes.places[:, None] * self.sub_centres + sub_centres).flatten()
 
     def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        """A copy on the device. From pinned memory it is queued, and the host goes on."""
+        given = torch.from_numpy(np.ascontiguousarray(values))
+        return given.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else given
 
-    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         batch, k = len(x), self.sub_centres
-        self._x = self._on_device(np.array(x, np.float32))
+        self._host_side = isinstance(x, np.ndarray)
+        self._x = self._on_device(np.array(x, np.float32)) if self._host_side else x
         columns = target_columns(labels, self.start, self.stop, k, self._classes)
         here = np.flatnonzero(columns >= 0)
         here = here[np.argsort(columns[here], kind="stable")]
@@ -154,7 +194,9 @@ class TorchShard:
         units = units.view(len(here), k, x.shape[1])
         values = torch.linalg.vecdot(units, self._x[self._on_device(here)].unsqueeze(1))
         values += self._rows.take_at(self._bias[0], candidates).view(len(here), k)
-        found = values.cpu().numpy()
+        fetched = Fetched(values)
+        self._begin(columns)
+        found = fetched()
         nearest, order = found.argmax(axis=1), np.arange(len(here))
         places = np.stack([here, columns[here], columns[here] + nearest])
         self._targets = Targets(here, columns[here], places[2], units[self._on_device(order), self._on_device(nearest)],
@@ -164,6 +206,9 @@ class TorchShard:
         similarities = np.zeros(batch, np.float32)
         similarities[here] = found[order, nearest]
         return similarities
+
+    def _begin(self, columns: np.ndarray) -> None:
+        """Queue what can be computed before margins are known; ``columns``: (B,), the targets' first ones, or -1."""
 
     def _units(self, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Unit vectors and inverse norms (rows, 1) of centres (rows, D); what they are if the head does not
@@ -219,7 +264,7 @@ class TorchShard:
         with np.errstate(invalid="ignore"):
             return merged_statistics(np.stack([self._highest, targets]), np.stack([sums, np.isfinite(targets)]))
 
-    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
         here = self._targets.batch
         with np.errstate(invalid="ignore", over="ignore"):
             factor = np.exp(self._highest - log_sums) * (self.scale / count)
@@ -231,7 +276,7 @@ class TorchShard:
         d_x = self._weighted * self._on_device(factor[:, None].astype(np.float32))
         slopes = self._on_device(target_gradients[here].astype(np.float32)[:, None])
         d_x[self._targets.places[0]] += slopes * self._targets.units
-        return d_x.cpu().numpy()
+        return d_x.cpu().numpy() if self._host_side else d_x
 
     def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
         norms, biases = np.zeros((2, len(self._x)))
@@ -274,7 +319,8 @@ class TorchShard:
             if self.with_bias:
                 bias = self._rows.take(self._bias[0], chunk.low, chunk.high)
                 self._step(optimiser, chunk, self._bias, bias, gradients[1])
-        return float(squares)
+        self._finite = Fetched(self._sound)
+        return float(squares) if measure else 0.0
 
     @staticmethod
     def _through_norm(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:

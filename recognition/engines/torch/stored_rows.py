@@ -3,10 +3,17 @@
 as float32, or in 16 bits, from which and to which rows are rounded on the device."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import rounded
+from recognition.head.shard import ROWS_AT_ONCE
+from recognition.io.mapped import ReadAhead, advise, host_zeros
+
+# What NumPy has in place of a dtype, of as many bytes.
+AS_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16}
 
 
 class StoredRows:
@@ -14,10 +21,15 @@ class StoredRows:
 
     On the device a chunk of all rows of float32 is a view. Rows in host memory go through one buffer of a chunk, which
     is pinned where the device is a GPU. W itself is not pinned: PyTorch rounds what it pins up to a power of two.
+
+    With ``folder`` and ``on_host`` they are in mapped files there, W and its momentum row by row side by side: one page
+    has both rows of a class, at 512 numbers of float32.
     """
 
-    def __init__(self, device: torch.device, on_host: bool, rows: int) -> None:
+    def __init__(self, device: torch.device, on_host: bool, rows: int, folder: Path | None = None) -> None:
         self.device, self._on_host, self._all = device, on_host, rows
+        self._folder, self._read_ahead = folder, ReadAhead()
+        self._files: list[np.ndarray] = []  # (rows, arrays, ...) each
         self._home = torch.device("cpu") if on_host else device
         self._selected: torch.Tensor | None = None
         self._staging = torch.empty(0, dtype=torch.uint8)
@@ -28,16 +40,36 @@ class StoredRows:
 
     def zeros(self, count: int, *dim: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
         """``count`` arrays of the shard, a row for each of its rows, where its arrays lie."""
+        if self._folder and dim:
+            block = host_zeros((self._all, count, *dim), AS_NUMPY[dtype], self._folder)
+            self._files.append(block)
+            return list(torch.from_numpy(block).view(dtype).unbind(1))
         return [torch.zeros(self._all, *dim, dtype=dtype, device=self._home) for _ in range(count)]
+
+    def as_float32(self, array: torch.Tensor) -> np.ndarray:
+        """An array on the host as float32: its own memory if it is that, or a copy, on the disk if the array is."""
+        advise(self._files, in_order=True)
+        if array.dtype == torch.float32:
+            return array.cpu().numpy()
+        wide = host_zeros(array.shape, np.float32, self._folder if array.ndim > 1 else None)
+        for low in range(0, len(array), ROWS_AT_ONCE):
+            wide[low : low + ROWS_AT_ONCE] = array[low : low + ROWS_AT_ONCE].cpu().float().numpy()
+        return wide
+
+    def expect(self, rows: np.ndarray | None) -> None:
+        """Begin to read these rows of all files, ascending int64; with None there is no telling them."""
+        if self._files and rows is not None:
+            advise(self._files, in_order=False)
+            self._read_ahead(self._files, rows)
 
     @property
     def selected(self) -> torch.Tensor | None:
         """The selected rows, ascending int64; None: all."""
         return self._selected
 
-    def select(self, rows: np.ndarray | None) -> None:
+    def select(self, rows: np.ndarray | torch.Tensor | None) -> None:
         """Take these rows alone from now on, ascending int64; None: all."""
-        self._selected = None if rows is None else torch.from_numpy(rows).to(self._home)
+        self._selected = torch.from_numpy(rows).to(self._home) if isinstance(rows, np.ndarray) else rows
 
     def numbers(self, low: int, high: int) -> torch.Tensor:
         """The numbers of the selected rows ``low .. high - 1``, int64, where the arrays lie."""
@@ -58,7 +90,9 @@ class StoredRows:
 
     def take_at(self, array: torch.Tensor, places: np.ndarray) -> torch.Tensor:
         """A copy of a few of the selected rows, by their places among them, on the device as float32."""
-        rows = torch.from_numpy(places).to(self._home)
+        rows = torch.from_numpy(places)
+        if self._home.type == "cuda":  # from pinned memory the copy is queued, and the host goes on
+            rows = rows.pin_memory().to(self._home, non_blocking=True)
         return array.index_select(0, rows if self._selected is None else self._selected[rows]).to(self.device).float()
 
     def put(self, array: torch.Tensor, low: int, high: int, part: torch.Tensor,

@@ -2,7 +2,8 @@
 """Operators that compute number by number, and products of matrices."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from recognition.networks.operators import onnx
 from recognition.networks.operators.operator import (
@@ -77,6 +78,11 @@ def _batch_dot(values: Values, ins: Shapes, outs: Shapes) -> None:
     outs[0] = merged(outs[0], (*ins[0][:-2], *left, *right))
 
 
+def _batch_products(values: Values, ins: Sequence[Shape], out: Shape) -> int:
+    """Operations of products of matrices, two for a multiply-add."""
+    return math.prod(out) * (2 * ins[0][-2 if values.transpose_a else -1] - 1)
+
+
 def _check_inner(ins: Shapes, inner: Shape, other: Shape) -> None:
     if inner != other and inner[0] and other[0]:
         raise ShapeError(f"found the shapes {ins[0]} and {ins[1]}, expected sides that can be multiplied")
@@ -119,14 +125,14 @@ _SOFTMAX = {
 OPERATORS = [
     Operator("_copy", same, aliases=("identity",), flops=free, reads=0, follows=BOTH, onnx=onnx.same),
     Operator("BlockGrad", same, aliases=("stop_gradient",), flops=free, onnx=onnx.same),
-    Operator("ones_like", same, flops=free),
+    Operator("ones_like", same, flops=free, reads=0, onnx=onnx.ones),
     *_unary("zeros_like softsign log rsqrt reciprocal erf floor ceil round sign _contrib_div_sqrt_dim"),
     Operator("hard_sigmoid", same, parameters={"alpha": Parameter(float, 0.2), "beta": Parameter(float, 0.5)}),
     Operator("Cast", same, aliases=("cast",), parameters={"dtype": _DTYPES}, flops=free, reads=0),
     Operator("amp_cast", same, parameters={"dtype": _DTYPES}, flops=free, reads=0),
     Operator("amp_multicast", _each, variadic=True, outputs=lambda values: int(values.num_outputs), parameters={
         "num_outputs": Parameter(integer), "cast_narrow": Parameter(boolean, False)}),
-    Operator("softmax", same, parameters=_SOFTMAX, reads=OUTPUT),
+    Operator("softmax", same, parameters=_SOFTMAX, flops=each_output(4), reads=OUTPUT, onnx=onnx.softmax),
     Operator("log_softmax", same, parameters=_SOFTMAX),
     Operator("clip", same, parameters={"a_min": Parameter(float), "a_max": Parameter(float)}, flops=_ONE_OPERATION,
              reads=INPUTS, onnx=onnx.clip),
@@ -141,10 +147,12 @@ OPERATORS = [
     _scalar("div", "Div", onnx.scalar("Div"), _ONE_OPERATION, 0),
     _scalar("rdiv", "RDiv", onnx.scalar("Div", reverse=True), _ONE_OPERATION),
     _scalar("power", "Power", onnx.scalar("Pow"), _ONE_OPERATION, INPUTS),
+    _scalar("greater", "Greater", onnx.compared("Greater"), _ONE_OPERATION, 0),
+    _scalar("lesser", "Lesser", onnx.compared("Less"), _ONE_OPERATION, 0),
     *(_scalar(name, alias) for name, alias in (
         ("rpower", "RPower"), ("maximum", "Maximum"), ("minimum", "Minimum"), ("mod", "Mod"), ("rmod", "RMod"),
-        ("hypot", "Hypot"), ("equal", "Equal"), ("not_equal", "NotEqual"), ("greater", "Greater"),
-        ("greater_equal", "GreaterEqual"), ("lesser", "Lesser"), ("lesser_equal", "LesserEqual"),
+        ("hypot", "Hypot"), ("equal", "Equal"), ("not_equal", "NotEqual"),
+        ("greater_equal", "GreaterEqual"), ("lesser_equal", "LesserEqual"),
         ("logical_and", "LogicalAnd"), ("logical_or", "LogicalOr"), ("logical_xor", "LogicalXor"))),
     _two("elemwise_add", "Add", ("_Plus", "_plus"), reads=0, follows=BOTH),
     _two("elemwise_sub", "Sub", ("_Minus", "_minus"), reads=0),
@@ -160,5 +168,7 @@ OPERATORS = [
     Operator("_grad_add", same, PAIR),
     *(Operator(f"broadcast_{name}", _broadcast, PAIR) for name in ("maximum", "minimum", "power")),
     Operator("add_n", same, variadic=True, aliases=("ElementWiseSum",), parameters={"num_args": Parameter(integer)}),
-    Operator("dot", _dot, PAIR, parameters=_MATRICES), Operator("batch_dot", _batch_dot, PAIR, parameters=_MATRICES),
+    Operator("dot", _dot, PAIR, parameters=_MATRICES),
+    Operator("batch_dot", _batch_dot, PAIR, parameters=_MATRICES, flops=_batch_products, reads=INPUTS,
+             onnx=onnx.batch_dot),
 ]

@@ -109,7 +109,8 @@ OPERATORS = [
              outputs=_three, visible=_shown, output_names=_MOMENTS, own_inputs=True, starts=_STARTS),
     Operator("LayerNorm", _layer_norm, _FACTORS, parameters={
         "axis": Parameter(integer, -1), "eps": Parameter(float, 1e-5), "output_mean_var": Parameter(boolean, False)},
-             outputs=_three, visible=_shown, output_names=("output", "mean", "std"), reads=INPUTS),
+             outputs=_three, visible=_shown, output_names=("output", "mean", "std"), flops=each_output(8), reads=INPUTS,
+             onnx=onnx.layer_norm),
     Operator("GroupNorm", _group_norm, _FACTORS, parameters={
         "num_groups": Parameter(integer, 1), "eps": Parameter(float, 1e-5),
         "output_mean_var": Parameter(boolean, False)},

@@ -59,7 +59,9 @@ def convolution(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
 def fully_connected(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     if len(graph.shape(node, 0)) != 2:
         if not node.values.flatten:
-            raise _refuse(node, "flatten=False")
+            matrix = graph.constant(node.name + "_matrix", graph.value(inputs[1]).T)
+            product = graph.add("MatMul", node.name, [inputs[0], matrix])
+            return graph.add("Add", node.name + "_bias", [*product, inputs[2]]) if len(inputs) > 2 else product
         inputs = [*graph.add("Flatten", node.name + "_flat", inputs[:1], axis=1), *inputs[1:]]
     return graph.add("Gemm", node.name, inputs, transB=1)
 
@@ -72,6 +74,56 @@ def batch_norm(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     named = {"scale": factor, "offset": offset, "mean": np.zeros(len(factor)), "variance": np.ones(len(factor))}
     constants = [graph.constant(f"{node.name}_{key}", value) for key, value in named.items()]
     return graph.add("BatchNormalization", node.name, [inputs[0], *constants], epsilon=0.0)
+
+
+def layer_norm(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    """Write it as means, products and a root: opset 13 has no layer norm. Variances are of differences from the mean,
+    which float16 can hold where the numbers' squares go beyond it."""
+    values, shape = node.values, graph.shape(node, 0)
+    if values.output_mean_var:
+        raise _refuse(node, "output_mean_var")
+    sizes = [size if axis == values.axis % len(shape) else 1 for axis, size in enumerate(shape)]
+    gamma, beta = (graph.constant(f"{node.name}_{key}", graph.value(name).reshape(sizes))
+                   for key, name in zip(("scale", "offset"), inputs[1:]))
+    mean = graph.add("ReduceMean", node.name + "_mean", inputs[:1], axes=[values.axis], keepdims=1)
+    apart = graph.add("Sub", node.name + "_apart", [inputs[0], *mean])
+    squares = graph.add("Mul", node.name + "_squares", apart * 2)
+    variance = graph.add("ReduceMean", node.name + "_variance", squares, axes=[values.axis], keepdims=1)
+    moved = graph.add("Add", node.name + "_moved", [*variance, graph.constant(node.name + "_epsilon", values.eps)])
+    spread = graph.add("Sqrt", node.name + "_spread", moved)
+    unit = graph.add("Div", node.name + "_unit", [*apart, *spread])
+    return graph.add("Add", node.name, [*graph.add("Mul", node.name + "_scaled", [*unit, gamma]), beta])
+
+
+def softmax(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values = node.values
+    if values.temperature not in (None, 1) or values.use_length or values.dtype != "None":
+        raise _refuse(node, "temperature, use_length or dtype")
+    return graph.add("Softmax", node.name, inputs, axis=values.axis)
+
+
+def batch_dot(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    rank = len(graph.shape(node, 0))
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    pair = [graph.add("Transpose", f"{node.name}_{place}", [name], perm=swapped)[0] if turned else name
+            for place, (name, turned) in enumerate(zip(inputs, (node.values.transpose_a, node.values.transpose_b)))]
+    return graph.add("MatMul", node.name, pair)
+
+
+def ones(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    size = graph.add("Shape", node.name + "_size", inputs)
+    one = graph.onnx.numpy_helper.from_array(np.ones(1, graph.dtype))
+    return graph.add("ConstantOfShape", node.name, size, value=one)
+
+
+def compared(op: str) -> Writer:
+    """A comparison with a number: 1 where it holds, else 0."""
+    def write(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+        pair = [inputs[0], graph.constant(node.name + "_scalar", node.values.scalar)]
+        kind = graph.onnx.helper.np_dtype_to_tensor_dtype(graph.dtype)
+        return graph.add("Cast", node.name, graph.add(op, node.name + "_holds", pair), to=kind)
+
+    return write
 
 
 def leaky(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving of a checkpoint by all processes: the first one saves the backbone, all of them save their class centres."""
+"""Saving of a checkpoint by all processes: the first one of those that share a folder saves the backbone, all of them
+save their class centres."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from recognition.head.sharded import Head
 from recognition.io.centres import begin_centres, disown_centres, named_centres, pair_centres, save_centres
 from recognition.networks.graph import Graph
 from recognition.networks.lora import merged
+from recognition.processes.alike import Sharing
 from recognition.processes.communicator import Communicator, largest
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_checkpoint
 from recognition.training.states.state import Progress
@@ -33,6 +35,7 @@ class CheckpointSaver:
     backbone: Backbone
     head: Head
     communicator: Communicator
+    sharing: Sharing
     progress: Progress
     with_centres: bool
     whole: bool  # each process has all of W
@@ -41,12 +44,12 @@ class CheckpointSaver:
     kept: int  # numbered checkpoints to keep beside the best; 0: all
 
     def __call__(self, number: int) -> None:
-        folder, is_first, shards = self.prefix.parent, self.communicator.rank == 0, self.head.shards
+        folder, keeper, shards = self.prefix.parent, self.sharing.keeper, self.head.shards
         parameters, auxiliary = self._weights()
         with_centres = self.with_centres and bool(shards)
         apart = with_centres and not self.whole and self.communicator.size > 1
         if apart:
-            if is_first:
+            if keeper:
                 begin_centres(folder, self.communicator.size)
             largest(self.communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
         if with_centres:
@@ -59,7 +62,7 @@ class CheckpointSaver:
             else:
                 biases = [state.bias for state in states] if shards[0].with_bias else []
                 parameters.update(named_centres(centres, biases, joined=self.whole))
-        if is_first:
+        if keeper:
             saved = save_checkpoint(self.prefix, number, self.graph, parameters, auxiliary)
             if apart:
                 pair_centres(folder, saved)
@@ -78,7 +81,7 @@ class CheckpointSaver:
         prefix = self.prefix.with_name(AVERAGE)
         with self.backbone.averaged():
             parameters, auxiliary = self._weights()
-        if self.communicator.rank == 0:
+        if self.sharing.keeper:
             save_checkpoint(prefix, number, self.graph, parameters, auxiliary)
             self._drop(prefix, number)
 

@@ -11,18 +11,19 @@ which ``state_optimizer`` holds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recognition.engines.interface import BackboneState
+from recognition.engines.interface import Arrays, BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces, split_classes
 from recognition.io.torch_file import read_object
 from recognition.networks.of_torch import from_torch, moments_from_torch, parameters_of
+from recognition.networks.vit_weights import OUR_TOKEN, TOKEN
 from recognition.training.states.state import Progress
 
 NAME = "checkpoint_gpu_{}.pt"
@@ -95,6 +96,15 @@ class ArcfaceTorchState:
         self.progress = Progress(step=first.step, epoch=first.epoch)
         self._num_classes = 0
 
+    @property
+    def shards(self) -> int:
+        """The number of ranks, each of which has a range of classes."""
+        return self._ranks
+
+    def absent(self, ranges: Sequence[tuple[int, int]]) -> str:
+        """'': all ranks' files are there."""
+        return ""
+
     def require_identity(self, identity: Mapping[str, Any]) -> None:
         """Compare what the checkpoints say with a run.
 
@@ -113,14 +123,19 @@ class ArcfaceTorchState:
         first = self._rank(0)
         _, _, parameters, auxiliary = from_torch(first.backbone, str(first.path))
         names = parameters_of(first.backbone)
+        if TOKEN in names and first.moments and names.index(TOKEN) not in first.moments:
+            del parameters[OUR_TOKEN]  # of a ViT without masks, which never reads it
         kinds = {kind: {name: first.moments[number][kind] for number, name in enumerate(names)
                         if kind in first.moments.get(number, {})} for kind in ("momentum_buffer", *ADAM)}
+
+        def moments(kind: str, power: int) -> Arrays:
+            found = moments_from_torch(kinds[kind], first.backbone, power)
+            return {name: found[name] for name in parameters}
+
         if not first.with_adam:
-            momentum = moments_from_torch(kinds["momentum_buffer"], first.backbone, 1)
-            return BackboneState(parameters, {n: np.float32(-first.rates[0]) * m for n, m in momentum.items()},
-                                 [auxiliary])
-        firsts, seconds = (moments_from_torch(kinds[kind], first.backbone, power)
-                           for kind, power in zip(ADAM, (-1, -2)))
+            momentum = {n: np.float32(-first.rates[0]) * m for n, m in moments("momentum_buffer", 1).items()}
+            return BackboneState(parameters, momentum, [auxiliary])
+        firsts, seconds = (moments(kind, power) for kind, power in zip(ADAM, (-1, -2)))
         return BackboneState(parameters, firsts, [auxiliary], second_moment=seconds,
                              updates={name: np.array(first.step) for name in parameters})
 

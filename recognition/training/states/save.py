@@ -3,7 +3,8 @@
 
 A state is written under another name, forced to disk and renamed, so that a folder with the name of a state is whole.
 Each process writes its own shards; the first one writes the rest, and renames the folder once all are done. The folder
-is on a file system that they share.
+is on a file system that they share, or each host has one of its own: then the first process of each writes the rest
+there, and that of the first process of all is renamed last, so that a state which is there is there on all.
 """
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ from recognition.head.shard import Shard, ShardState
 from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, write_npy, write_npz
 from recognition.io.files import WRITING, sync_file, sync_folder, writing
+from recognition.processes.alike import Sharing, one_folder
 from recognition.processes.communicator import Communicator, SingleProcess, largest
 from recognition.training.states.folder import Retention, discard_unfinished, drop_states
-from recognition.training.states.state import FORMAT, MANIFEST, Progress, is_second, last_good, seal
+from recognition.training.states.state import FORMAT, MANIFEST, PART_FORMAT, Progress, is_second, last_good, seal
 
 SINGLE = SingleProcess()
 KEEP = Retention()
@@ -34,14 +36,15 @@ _DIGEST_BYTES = 32  # of a sha256
 
 def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards: Sequence[Shard],
                data: Mapping[str, np.ndarray] | None = None, communicator: Communicator = SINGLE,
-               retention: Retention = KEEP) -> Path:
+               retention: Retention = KEEP, sharing: Sharing | None = None) -> Path:
     """Write a state below ``folder``, drop older ones, and return its path. All processes call it together.
 
     :param shards: the shards that this process saves.
     :param data: the loader's ``state()``.
+    :param sharing: which processes see the same ``folder``; not given: all do.
     :raises UserError: in all processes, if one cannot write a file: then nothing is left of the state.
     """
-    target, is_first = folder / f"step-{progress.step:09d}", communicator.rank == 0
+    target, sharing = folder / f"step-{progress.step:09d}", sharing or one_folder(communicator)
     states = [shard.state() for shard in shards]
     if largest(communicator, not all(_finite(array) for state in states for array in state)
                or not all(map(_finite, backbone.parameters.values()))):
@@ -50,23 +53,32 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     if largest(communicator, target.is_dir()):  # the run resumed from it and was stopped before its first step
         return target
     temporary, attempt = folder / f"{target.name}{WRITING}", _Attempt()
-    if is_first:
+    if sharing.keeper:
         attempt(_begin, temporary, target)
     numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
+    parts = None if sharing.together else _parts(numbers, ranges, sharing, communicator)
     sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
     everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
-    if is_first:
+    if sharing.keeper:
         everyone.update(attempt(_save_rest, temporary, backbone, data) or {})
-    if not largest(communicator, attempt.error is not None) and is_first:
-        attempt(_save_manifest, temporary, progress, ranges, everyone)
+    failed = largest(communicator, attempt.error is not None)
+    if sharing.keeper and not failed:
+        attempt(save_manifest, temporary, progress, ranges, everyone, parts)
+        if communicator.rank:
+            attempt(_commit, temporary, target)
+    if not sharing.together:
+        failed = largest(communicator, attempt.error is not None)  # the others have renamed theirs
+    if communicator.rank == 0 and not failed:
         attempt(_commit, temporary, target)
     # Barrier: no process may exit, and so abort the rest, before process 0 has renamed the folder.
     if largest(communicator, attempt.error is not None):
-        if is_first:
+        if sharing.keeper:
             shutil.rmtree(temporary, ignore_errors=True)
+            if not sharing.together:
+                shutil.rmtree(target, ignore_errors=True)
         raise attempt.error or LostProcess(f"step {progress.step}: another process could not save its part of the "
                                            "training state, and says why")
-    if is_first:
+    if sharing.keeper:
         drop_states(folder, retention, {progress.best_step})
     return target
 
@@ -106,6 +118,18 @@ def _number_shards(shards: Sequence[Shard], communicator: Communicator) -> tuple
     before = int(counts[: communicator.rank].sum())
     ranges = [pair for pair in communicator.all_gather(mine).tolist() if pair[0] >= 0]
     return range(before, before + len(shards)), ranges
+
+
+def _parts(numbers: range, ranges: Sequence[Sequence[int]], sharing: Sharing,
+           communicator: Communicator) -> dict[str, Any]:
+    """What a manifest says about the folders in which a state lies: the host and the shards of each, and the number of
+    this one."""
+    saved = [range(*row) for row in communicator.all_gather(np.array([[numbers.start, numbers.stop]])).tolist()]
+    keepers = sorted(set(sharing.firsts))
+    of_keeper = {keeper: [number for first, own in zip(sharing.firsts, saved) for number in own if first == keeper]
+                 for keeper in keepers}
+    return {"parts": [{"host": sharing.hosts[keeper], "shards": of_keeper[keeper]} for keeper in keepers],
+            "part": keepers.index(sharing.firsts[sharing.rank])}
 
 
 def _save_shards(folder: Path, numbers: range, states: Sequence[ShardState],
@@ -164,8 +188,14 @@ def _named(state: BackboneState) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _save_manifest(folder: Path, progress: Progress, ranges: list[list[int]], sums: Mapping[str, Sum]) -> None:
-    manifest = {"format": FORMAT, "shards": ranges, **asdict(progress), "files": sums}
+def save_manifest(folder: Path, progress: Progress, ranges: Sequence[Sequence[int]], sums: Mapping[str, Sum],
+                  parts: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of a state whose other files are there.
+
+    :param parts: what :func:`_parts` returns, for a part of a state.
+    """
+    of_parts = {"format": FORMAT} if parts is None else {"format": PART_FORMAT, **parts}
+    manifest = {**of_parts, "shards": ranges, **asdict(progress), "files": sums}
     plain = json.loads(json.dumps(manifest, default=str))
     with writing(folder / MANIFEST):
         (folder / MANIFEST).write_text(json.dumps({**plain, "sha256": seal(plain)}, indent=1))

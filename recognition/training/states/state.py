@@ -5,13 +5,17 @@ A state is a folder ``step-%09d`` with ``manifest.json``, ``backbone.npz`` and, 
 ``momentum-i.npy``, ``bias-i.npy`` and ``bias_momentum-i.npy``, with AdamW ``second_moment-i.npy`` and
 ``bias_second_moment-i.npy``; ``data.npz`` if the position in the data needs arrays. The manifest holds the size and the
 sha256 of each file, and a digest of itself. Format 1, of earlier versions, had no digests.
+
+Format 3 is a part of a state, as each host keeps one where hosts share no folder: the shards of the host's own
+processes, and all that is no shard. Its manifest also says, in ``parts``, which host has which shards, and in ``part``
+which of these it is.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,8 @@ from recognition.io.stored_array import open_npy
 from recognition.training.states.folder import is_state, saved_states, step_of
 
 FORMAT = 2
-FORMATS = (1, 2)  # readable ones
+PART_FORMAT = 3
+FORMATS = (1, 2, 3)  # readable ones
 MANIFEST = "manifest.json"
 _IMPLIED = {"optimizer": "sgd"}  # values of keys that identities of earlier versions lack
 _UNKNOWN_BEFORE = frozenset(("records",))  # keys that earlier versions lack and that are not compared then
@@ -79,11 +84,17 @@ class SavedState:
                 raise ValueError("it is damaged: its own sha256 is another")
             found = manifest.pop("format")
             if found not in FORMATS:
-                raise UserError(f"{path}: training state of format {found}, expected {' or '.join(map(str, FORMATS))}: "
+                raise UserError(f"{path}: training state of format {found}, expected {FORMATS[0]} to {FORMATS[-1]}: "
                                 "the version of the trainer that saved it reads it")
             files = manifest.pop("files") if found > 1 else {}
             self.sums = {name: Sum(*values) for name, values in files.items()}
-            self._ranges: list[list[int]] = manifest.pop("shards")
+            self.ranges: list[list[int]] = manifest.pop("shards")
+            parts, own = (manifest.pop("parts"), manifest.pop("part")) if found == PART_FORMAT else ([], 0)
+            # The hosts of the shards that are not in this folder, by their numbers.
+            self.elsewhere: dict[int, str] = {number: str(part["host"]) for i, part in enumerate(parts) if i != own
+                                              for number in part["shards"]}
+            if not set(self.elsewhere) <= set(range(len(self.ranges))):
+                raise ValueError("it names shards that it does not have")
             self.progress = Progress(**{**manifest, "best": tuple(manifest["best"])})
         except (OSError, *_NOT_OURS) as error:
             if isinstance(error, OSError):
@@ -100,7 +111,8 @@ class SavedState:
 
         :raises UnreadableFile: if a file cannot be read now.
         """
-        names = sorted(self.sums or [path.name for path in self.path.glob("*.np[yz]")])[part::parts]
+        others = {shard_file(name, number) for number in self.elsewhere for name in ShardState._fields}
+        names = sorted({*self.sums} - others or [path.name for path in self.path.glob("*.np[yz]")])[part::parts]
         if not self.sums:
             return next(filter(None, map(self._unreadable, names)), "")
         known = {found.sha256: f"{self.path.name}/{name}" for name, found in self.sums.items()}
@@ -108,6 +120,27 @@ class SavedState:
             if other != self.path:
                 known.update({digest: name for digest, name in _digests(other).items() if digest not in known})
         return next(filter(None, (file_problem(self.path / name, self.sums[name], known) for name in names)), "")
+
+    def absent(self, ranges: Sequence[tuple[int, int]]) -> str:
+        """A line about the shards with rows of these classes, ``(start, stop)``, that other hosts keep; '' if none."""
+        away = {i: host for i, host in self.elsewhere.items()
+                if any(max(self.ranges[i][0], start) < min(self.ranges[i][1], stop) for start, stop in ranges)}
+        if not away:
+            return ""
+        where = {host: ", ".join(str(i) for i in away if away[i] == host) for host in sorted(set(away.values()))}
+        kept = "; ".join(f"{host} has shards {numbers}" for host, numbers in where.items())
+        return (f"{self.path}: not all of W that is needed is here: {kept}; python -m common.gather_states puts the "
+                "parts of a state together, for a run on other hosts than those that saved it")
+
+    @property
+    def shards(self) -> int:
+        """The number of shards that W was cut into."""
+        return len(self.ranges)
+
+    def fingerprint(self) -> int:
+        """A number of 48 bits that all parts of a state have in common, and other states do not."""
+        files = {name: found for name, found in self.sums.items() if name.endswith(".npy")}
+        return int(seal({"step": self.progress.step, "files": files})[:12], 16)
 
     def _unreadable(self, name: str) -> str:
         try:
@@ -152,7 +185,9 @@ class SavedState:
 
     def rows(self, start: int, stop: int, sub_centres: int) -> ShardState:
         """Read the rows of classes ``start .. stop - 1`` from the shards that hold them."""
-        shards = [(i, max(start, low) - low, min(stop, high) - low) for i, (low, high) in enumerate(self._ranges)
+        if absent := self.absent([(start, stop)]):
+            raise UserError(absent)
+        shards = [(i, max(start, low) - low, min(stop, high) - low) for i, (low, high) in enumerate(self.ranges)
                   if max(start, low) < min(stop, high)] or [(0, 0, 0)]  # no rows of shard 0, for a shard of no class
         parts = []
         for name in ShardState._fields:

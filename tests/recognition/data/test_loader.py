@@ -48,6 +48,14 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
+def test_labels_ahead_are_those_of_the_next_batch(dataset: FaceDataset) -> None:
+    with BatchLoader(dataset, EpochOrder(len(dataset), seed=5), EVERYTHING, 20, prefetch=0) as loader:
+        ahead = [(loader.labels_ahead().copy(), next(loader)) for _ in range(5)]
+    for labels, batch in ahead:
+        np.testing.assert_array_equal(labels, batch.labels)
+    assert_same([batch for _, batch in ahead], batches(dataset, 5))
+
+
 def test_batches(dataset: FaceDataset) -> None:
     found = batches(dataset, 7, augmentation=None)
     assert [(batch.epoch, batch.index) for batch in found] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]

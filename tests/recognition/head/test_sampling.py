@@ -13,7 +13,7 @@ from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
-from recognition.head.shard import ShardState, split_classes
+from recognition.head.shard import ShardState, split_classes, target_columns
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
 
@@ -31,40 +31,59 @@ KINDS = pytest.mark.parametrize("kind", [
 ], ids=["numba", "mxnet", "mxnet, W on the host", "torch", "torch, W on the host"])
 
 
-def test_a_sample_holds_the_batch_and_as_many_negatives_as_the_ratio_leaves() -> None:
-    labels = np.array([100, 199, 150, 150, 3, 500])
-    classes = ClassSampler(0.2, seed=1)(labels, 7, 100, 200)
+def test_a_sample_holds_the_batch_and_each_other_class_with_the_ratio() -> None:
+    """Of 98,997 others, 19,799 are expected, with a standard deviation of 126."""
+    labels = np.array([1000, 99_999, 5000, 5000, 3, 500_000])
+    classes = ClassSampler(0.2, seed=1)(labels, 7, 1000, 100_000)
     assert classes is not None
-    assert len(classes) == 20 and (np.diff(classes) > 0).all()
-    assert classes[0] >= 100 and classes[-1] < 200
-    assert {100, 150, 199} <= set(classes.tolist())
+    assert abs(len(classes) - 3 - 19_799) < 5 * 126 and (np.diff(classes) > 0).all()
+    assert classes[0] == 1000 and classes[-1] == 99_999 and 5000 in classes
 
 
 def test_negatives_are_drawn_uniformly() -> None:
+    """Each in 0.3 of 4000 draws: mean 1200, standard deviation 29; two of them together in 0.09: 360, 18."""
     sampler, labels = ClassSampler(0.3), np.array([4, 9])
-    counts = np.zeros(20)
+    chosen = np.zeros((4000, 20))
     for step in range(4000):
-        counts[sampler(labels, step, 0, 20)] += 1
-    assert counts[4] == counts[9] == 4000
-    others = np.delete(counts, [4, 9])  # 4 of 18 in each of 4000 draws: mean 889, standard deviation 26
-    assert np.abs(others - 4000 * 4 / 18).max() < 5 * 26
+        chosen[step, sampler(labels, step, 0, 20)] = 1
+    together = chosen.T @ chosen
+    others = np.delete(np.delete(together, [4, 9], 0), [4, 9], 1)
+    assert together[4, 9] == 4000
+    assert np.abs(np.diag(others) - 1200).max() < 5 * 29
+    assert np.abs(others[~np.eye(18, dtype=bool)] - 360).max() < 5 * 18
 
 
-def test_a_sample_is_a_function_of_seed_step_and_shard() -> None:
-    labels = np.array([3])
+def test_a_sample_is_a_function_of_seed_step_and_class() -> None:
+    """Whatever the cut into shards is."""
+    labels = np.array([3, 700])
     first = ClassSampler(0.1, 0)(labels, 5, 0, 1000)
-    assert np.array_equal(first, ClassSampler(0.1, 0)(labels, 5, 0, 1000))
+    cut = [ClassSampler(0.1, 0)(labels, 5, *place) for place in split_classes(1000, 3)]
+    assert np.array_equal(first, np.concatenate(cut))
     others = [ClassSampler(0.1, 1)(labels, 5, 0, 1000), ClassSampler(0.1, 0)(labels, 6, 0, 1000)]
     assert not any(np.array_equal(first, other) for other in others)
 
 
-def test_a_batch_of_more_classes_than_the_ratio_is_taken_whole() -> None:
-    classes = ClassSampler(0.01)(np.arange(50), 0, 0, 100)
+def test_a_shard_has_all_classes_of_its_batch_and_at_least_one() -> None:
+    classes = ClassSampler(1e-9)(np.arange(50), 0, 0, 100)
     assert classes is not None and classes.tolist() == list(range(50))
     assert ClassSampler(1.0)(np.arange(3), 0, 0, 100) is None
-    assert ClassSampler(0.01)(np.arange(100), 0, 0, 100) is None
-    empty = ClassSampler(0.1)(np.array([700]), 0, 0, 100)
-    assert empty is not None and len(empty) == 10
+    empty = ClassSampler(1e-9)(np.array([700]), 0, 20, 100)
+    assert empty is not None and empty.tolist() == [20]
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1e-9])
+def test_torch_draws_the_same_sample(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from recognition.engines.torch import sampling
+
+    monkeypatch.setattr(sampling, "CLASSES_AT_ONCE", 77)
+    labels = np.array([123, 5, 999, 400, 123])
+    for place in split_classes(1000, 3):
+        sampler = ClassSampler(ratio, 4)
+        wanted = sampler(labels, 2, *place)
+        found = sampling.DeviceSample(sampler, labels, 2, *place, torch.device("cpu"), None)
+        assert np.array_equal(found.places.numpy() + place[0], wanted)
+        assert np.array_equal(target_columns(labels, *place, 3, found), target_columns(labels, *place, 3, wanted))
 
 
 def head_over(kind: Callable[..., Any], state: ShardState, shards: int, sub_centres: int, ratio: float) -> ShardedHead:
@@ -120,3 +139,29 @@ def test_a_ratio_of_one_is_the_full_head(kind: Callable[..., Any]) -> None:
         one.step(0.05)
     for ours, theirs in zip(full.shards, one.shards):
         assert np.array_equal(ours.state().centres, theirs.state().centres)
+
+
+def test_samples_drawn_ahead_are_those_of_the_step() -> None:
+    """All bits are the same, also after a step that was left out and after one that nobody expected."""
+    state = some_state(200, 1)
+    random = np.random.RandomState(3)
+    batches = [(random.standard_normal((6, 8)).astype(np.float32), random.randint(0, 200, 6)) for _ in range(6)]
+    plain, ahead = head_over(CpuShard, state, 2, 1, 0.3), head_over(CpuShard, state, 2, 1, 0.3)
+    for step, (x, labels) in enumerate(batches):
+        if step not in (3, 5):
+            ahead.expect(batches[step + 1][1])
+        assert ahead.forward_backward(x, labels).loss == plain.forward_backward(x, labels).loss
+        for head in (plain, ahead):
+            head.leave_out() if step == 1 else head.step(0.05)
+    for ours, theirs in zip(plain.shards, ahead.shards):
+        assert np.array_equal(ours.state().centres, theirs.state().centres)
+
+
+def test_a_batch_that_was_not_expected_is_an_error() -> None:
+    head = head_over(CpuShard, some_state(60, 1), 1, 1, 0.3)
+    head.expect(np.array([1, 2]))
+    x = np.ones((2, 8), np.float32)
+    head.forward_backward(x, np.array([5, 6]))
+    head.step(0.05)
+    with pytest.raises(ValueError, match="step 1: labels are not those that were expected"):
+        head.forward_backward(x, np.array([1, 3]))

@@ -135,10 +135,8 @@ def test_centres_in_16_bits_train_as_float32_with_torch(monkeypatch: pytest.Monk
             head.step(0.02 if step < 140 else 0.002)
         return float(np.mean(losses[-50:]))
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two wait for each other longer than so little work takes
     exact, at_random = last_loss(False), last_loss(True)
     monkeypatch.setattr(stored_rows, "rounded", lambda values, bits: values.bfloat16())
     nearest = last_loss(True)
-    torch.set_num_threads(threads)
     assert at_random == pytest.approx(exact, rel=0.01) and nearest > 1.04 * exact

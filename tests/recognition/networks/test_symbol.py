@@ -128,7 +128,7 @@ def test_workspace_reaches_every_convolution(name, configuration):
 def test_the_configuration_names_the_families():
     assert tuple(FAMILIES) == NAMES_OF_FAMILIES
     taken = {name for family in FAMILIES.values() for name in inspect.signature(family.get_symbol).parameters}
-    assert taken == {*NETWORK_KEYS, "emb_size", "bn_mom", "workspace"}
+    assert taken == {*NETWORK_KEYS, "emb_size", "bn_mom", "workspace", "image_shape"}
 
 
 @pytest.mark.parametrize("name", [*QUICK, "d169"])
@@ -193,6 +193,9 @@ def test_preset_trains(name, options, configuration):
     ({"net_name": "vargfacenet", "net_multiplier": 0.2}, "net_multiplier: found 0.2, expected a multiple of 0.25"),
     ({"net_name": "vargfacenet", "net_se": 2}, "net_se: found 2, expected one of 0, 1"),
     ({"net_name": "vargfacenet", "net_output": "GDC"}, "image_shape: found 112x112x3.*conv_6dw7_7_conv2d"),
+    ({"net_name": "vit", "net_multiplier": 0.13}, "net_multiplier: found 0.13, expected a multiple of 0.015625"),
+    ({"net_name": "vit", "image_shape": (8, 112, 3)}, "image_shape: found 8x112, expected sides of 9 pixels at least"),
+    ({"net_name": "vit", "net_mask_ratio": 1}, "net_mask_ratio: found 1, expected"),
     ({"net_name": "fdensenet"}, "num_layers: found 18, expected one of 121, 161, 169, 201"),
     ({"net_name": "fdensenet", "num_layers": 121, "densenet_dropout": 1}, "densenet_dropout: found 1, expected"),
 ])

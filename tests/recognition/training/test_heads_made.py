@@ -2,13 +2,14 @@
 """What the options of the class centres make of a head, with each engine's own class centres."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from recognition.config.devices import Device
-from recognition.config.options import Config
+from recognition.config.options import Config, refuse_unsupported
 from recognition.engines.choose import choose_engine
 from recognition.engines.cpu.shard import CpuShard
 from recognition.errors import UserError
@@ -57,6 +58,30 @@ def test_where_the_centres_live(engine: str) -> None:
         assert [r.loss for r in first] == [r.loss for r in second] or ratio == 1
         np.testing.assert_allclose([r.loss for r in first], [r.loss for r in second], rtol=1e-5)
         np.testing.assert_allclose(w, v, rtol=0, atol=1e-5 * np.abs(w).max())
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_centres_on_a_disk(engine: str, device: str, tmp_path: Path) -> None:
+    """In the folder of ``centers_folder`` or the run's; with the bits of centres in host memory."""
+    (first, w), (second, v), (third, u) = (
+        two_steps(head_of(engine, device, sample_ratio=0.5, **place)) for place in (
+            {"centers_on": "cpu"}, {"centers_on": "disk", "centers_folder": str(tmp_path / "fast")},
+            {"centers_on": "disk", "models_root": str(tmp_path), "network": "r50", "loss": "arcface", "dataset": "d"}))
+    assert [r.loss for r in first] == [r.loss for r in second] == [r.loss for r in third]
+    assert np.array_equal(w, v) and np.array_equal(w, u)
+    assert (tmp_path / "fast").is_dir() and (tmp_path / "r50-arcface-d").is_dir()
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    ({}, "centres_on: found 'disk', but a step without --sample-ratio would read all of the disk"),
+    ({"sample_ratio": 0.1, "centres_from": "embeddings", "pretrained": "x"},
+     "centres_on: found 'disk', but sums of embeddings would need memory for all class centres"),
+    ({"sample_ratio": 0.1, "centers_on": "cpu", "centers_folder": "fast"},
+     "centres_folder: found 'fast', but it is for --centres-on disk"),
+])
+def test_what_a_disk_is_not_for(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        refuse_unsupported(Config(**{"centers_on": "disk", **options}))
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

@@ -79,7 +79,7 @@ def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     ends = said(lambda communicator: require_shared(here, communicator),
                 lambda communicator: require_shared(there, communicator))
     assert ends == [f"--models-root: process 1 does not see what process 0 writes to {folder}; all need it on a file "
-                    "system that they share" for folder in (here, there)]
+                    "system that they share, or each host its own with --states-on hosts" for folder in (here, there)]
     assert not list(tmp_path.rglob("*/*"))
 
 

@@ -68,6 +68,9 @@ def test_seed_of_the_centres(head: Head, make: Callable[..., Config]) -> None:
      lambda n: n["conv_1_conv2d"]["num_filter"] == "32"),
     ("densenet_dropout", 0.3, {"net_name": "fdensenet", "num_layers": 121},
      lambda n: any(a.get("op") == "Dropout" and a["p"] == "0.3" for a in n.values())),
+    ("net_drop_path", 0.3, {"net_name": "vit", "num_layers": 2},
+     lambda n: n.get("block1_path1", {}).get("p") == n.get("block1_path2", {}).get("p") == "0.3"),
+    ("net_mask_ratio", 0.5, {"net_name": "vit", "num_layers": 2}, lambda n: "mask_token_weight" in n),
 ])
 def test_options_of_networks(key: str, value: Any, others: dict[str, Any],
                              honoured: Callable[[dict[str, Any]], bool]) -> None:

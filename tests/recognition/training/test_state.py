@@ -182,7 +182,7 @@ def test_a_state_of_another_run_or_format_is_refused(tmp_path: Path) -> None:
     later = {**manifest, "format": 99}
     (path / "manifest.json").write_text(json.dumps({**later, "sha256": seal(later)}))
     for resume in ("yes", "auto"):  # nor does auto start anew, or go back, where only the version is wrong
-        with pytest.raises(UserError, match="format 99, expected 1 or 2: the version of the trainer that saved it"):
+        with pytest.raises(UserError, match="format 99, expected 1 to 3: the version of the trainer that saved it"):
             find_state(tmp_path, resume)
     for text in "{", "[" * 100_000:
         (path / "manifest.json").write_text(text)

@@ -32,6 +32,8 @@ class Pass:
 
     def again(self) -> Pass:
         """The same pass once more from here on: the same random numbers; statistics that nobody reads."""
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return _WithoutDraws(self.training, None)
         return Pass(self.training, self.generator.clone_state() if self.generator is not None else None)
 
     def move_statistics(self) -> None:
@@ -54,3 +56,13 @@ class Pass:
         with torch.no_grad():
             torch._foreach_mul_(moving, kept)
             torch._foreach_add_(moving, torch._foreach_mul(batch, added))
+
+
+class _WithoutDraws(Pass):
+    """A pass that is recorded in a CUDA graph, where a generator cannot be set back."""
+
+    def uniform(self, sizes: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("random numbers are drawn between layers that are computed again")
+
+    def again(self) -> Pass:
+        return self

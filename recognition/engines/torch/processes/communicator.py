@@ -27,6 +27,8 @@ _LOST = ("onnection closed by peer", "onnection reset by peer", "Broken pipe", "
 class DistributedCommunicator:
     """Implements :class:`recognition.processes.communicator.Communicator` over a store at which all processes have met.
 
+    Features and their gradients may be tensors on a device: they stay there.
+
     ``bytes_sent`` counts what a ring sends, which is what Gloo and NCCL do: with P processes an all-gather of n bytes
     each sends (P - 1) n, a reduce-scatter of n bytes (P - 1) / P n, an all-reduce twice that. A sum is the same to the
     last bit in all processes, and in a run that is repeated.
@@ -49,12 +51,12 @@ class DistributedCommunicator:
         self.bytes_sent = self.exchanges = 0
         self.waited = 0.0
 
-    def all_gather(self, array: np.ndarray) -> np.ndarray:
+    def all_gather(self, array: Any) -> Any:
         given = self._begin(array, self.size - 1)
-        found = torch.empty((self.size, *given.shape), dtype=given.dtype)
+        found = given.new_empty((self.size, *given.shape))
         with self._waiting():
             distributed.all_gather(list(found), given)
-        return found.numpy().reshape(-1, *array.shape[1:])
+        return _like(array, found.flatten(0, 1))
 
     def all_reduce(self, array: np.ndarray) -> np.ndarray:
         total = self._begin(array, 2 * (self.size - 1) / self.size).clone()
@@ -62,17 +64,19 @@ class DistributedCommunicator:
             distributed.all_reduce(total)
         return total.numpy()
 
-    def reduce_scatter(self, array: np.ndarray) -> np.ndarray:
+    def reduce_scatter(self, array: Any) -> Any:
         given = self._begin(array, (self.size - 1) / self.size)
         parts = torch.empty_like(given)
         with self._waiting():  # Gloo's own reduce-scatter of tensors is an all-reduce, which sends twice as much
             distributed.all_to_all_single(parts, given)
-        return parts.numpy().reshape(self.size, -1, *array.shape[1:]).sum(axis=0, dtype=array.dtype)
+        return _like(array, parts).reshape(self.size, -1, *array.shape[1:]).sum(axis=0, dtype=array.dtype)
 
-    def _begin(self, array: np.ndarray, share: float) -> Any:
+    def _begin(self, array: Any, share: float) -> Any:
         """The array as a tensor; counts the exchange."""
         self.exchanges += 1
         self.bytes_sent += round(share * array.nbytes)
+        if isinstance(array, torch.Tensor):
+            return array.contiguous()
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
     @contextlib.contextmanager
@@ -104,3 +108,8 @@ class DistributedCommunicator:
         if isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST):
             raise LostProcess(f"process {self.rank} of {self.size}: the exchange broke off: another process ended or "
                               "hangs, and its own output says why") from None
+
+
+def _like(array: Any, tensor: torch.Tensor) -> Any:
+    """A tensor as what the caller gave: NumPy's array or a tensor."""
+    return tensor if isinstance(array, torch.Tensor) else tensor.numpy()

@@ -15,7 +15,7 @@ class Summing:
     """Replaces tensors on any device by their sums over all processes: :meth:`add` each, then :meth:`finish`.
 
     Neighbours of one device and type travel together in a bucket, which leaves once it is full. All processes add
-    tensors of the same shapes in the same order.
+    tensors of the same shapes, and laid out alike, in the same order.
     """
 
     def __init__(self, communicator: Communicator, most: int = BUCKET_BYTES, low: torch.dtype | None = None,
@@ -41,7 +41,7 @@ class Summing:
 
     @torch.no_grad()
     def _leave(self) -> None:
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in self._bucket])
+        flat = torch.cat([_as_it_lies(tensor).reshape(-1) for tensor in self._bucket])
         if self._low:
             flat = flat.mul_(self._raised).to(self._low)
         self._running.append((self._bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
@@ -64,4 +64,11 @@ class Summing:
             if self._low:
                 flat = flat.float().div_(self._raised)
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
-                tensor.detach().copy_(total.view(tensor.shape))
+                place = _as_it_lies(tensor)
+                place.copy_(total.view(place.shape))
+
+
+def _as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its axes in the order of its memory, so that it need not be turned to be sent."""
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.detach().permute(0, 2, 3, 1) if channels_last else tensor.detach()

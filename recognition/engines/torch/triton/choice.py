@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 
 import numpy as np
 
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.shard import TorchShard
+from recognition.engines.torch.triton.card import why_no_kernels
 from recognition.engines.torch.triton.tiles import WIDEST
 from recognition.head.margin import Margin
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
 
-OLDEST_CARD = (8, 0)  # compute capability: bfloat16, asynchronous copies, 160 KB of shared memory
 TRIAL_CLASSES, TRIAL_BATCH, ALLOWED = 300, 48, 0.02  # of the norm; products in 16 bits err by 0.001 to 0.01
 
 
@@ -27,14 +26,7 @@ def why_not(device: torch.device, dim: int, on_host: bool, normalised: bool) -> 
         return "its class centres are in the host's memory"
     if dim > WIDEST:
         return f"features have {dim} numbers, and the kernels take {WIDEST}"
-    if device.type != "cuda":
-        return "the kernels are for GPUs"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST_CARD:
-        return "compute capability {}.{} is below {}.{}".format(*found, *OLDEST_CARD)
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return trial(device, dim)
+    return why_no_kernels(device) or trial(device, dim)
 
 
 def trial(device: torch.device, dim: int) -> str:

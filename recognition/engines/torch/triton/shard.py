@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A shard on a GPU, by two Triton kernels: what :class:`TorchShard` does in chunks, each pass in one reading of W.
+"""A shard on a GPU whose products have 16 bits: what :class:`TorchShard` does, with Triton's kernels.
 
-The features' gradient is attention over the classes, without softmax's division: in one reading a tile's logits give
-both the sums of exponentials and the centres weighted by them, against the largest logit so far. The gradient of W
-needs the merged sums, and a logit again: a second reading, in which W, its moments, norms and 16-bit unit vectors are
-renewed. Nothing of size B x C exists.
+A chunk's logits live on the chip alone: one kernel makes them and stores their 16-bit weights, from which a library's
+product makes the weighted centres (for the gradient by features), or the gradient by the centres. A third pass takes
+the optimiser's step, and renews norms and unit vectors.
 
 Products have operands of 16 bits and float32 sums: unit vectors in float16, 2 D bytes a class more than W and its
 moments; or W itself where it is stored in 16 bits. With float32 operands they are those of W, as precise as chunks.
@@ -13,15 +12,16 @@ Targets' similarities are float32, and margins float64, as in chunks. In 16 bits
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.shard import TorchShard
+from recognition.engines.torch.shard import Fetched, TorchShard
 from recognition.engines.torch.triton import kernels
-from recognition.engines.torch.triton.tiles import tiles_for, width_of
+from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 from recognition.head.rounding import key_of
 from recognition.head.shard import SGD, ShardState, merged_statistics
 from recognition.optim.adamw import AdamWStep
@@ -30,12 +30,30 @@ from recognition.processes.communicator import Communicator
 LOG2_E = math.log2(math.e)
 RAISED = 2.0**14  # weights of float16, at most 1, so that 4e-12 is not yet 0
 LARGEST = 2.0**15  # of a weight in float16, below its largest number
-RENEWED = 16  # rows at a time whose norms are made
-PROGRAMS = 128  # of the first pass at least, where the number of multiprocessors is not known
+ROOM = 10.0  # a logit to base 2 may be so far above its row's reference
+WEIGHTS = 1 << 27  # of a chunk at most: 256 MB
+ROWS_A_CHUNK = 1 << 17
+
+
+class Part(NamedTuple):
+    """A chunk: selected rows ``low .. high - 1``, of whole classes."""
+
+    low: int
+    high: int
+    units: torch.Tensor  # (rows, D), operands: a view, or a copy of those selected
+    inverse: torch.Tensor  # (rows,), of their norms
+    weights: torch.Tensor  # (B, rows), to be written
+
+
+def summed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``a b`` with sums of float32."""
+    if a.dtype == torch.float32 or a.device.type == "cpu":
+        return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32)
 
 
 class TritonShard(TorchShard):
-    """Implements :class:`recognition.head.shard.Shard` for normalised heads without bias, up to 512 numbers wide.
+    """Implements :class:`recognition.head.shard.Shard` for normalised heads without bias, up to 2,048 numbers wide.
 
     ``products``: float16 or float32, of the operands; where W is stored in bfloat16 it is that.
     """
@@ -49,87 +67,98 @@ class TritonShard(TorchShard):
         self._inverse = torch.empty(len(centres), device=device)
         self._operand = centres if self._scaled else torch.empty_like(centres, dtype=products)
         card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-        self._tiles = tiles_for(dim, centres.new_empty(0, dtype=self._products).element_size(),
-                                card.shared_memory_per_block_optin if card else 1 << 20)
-        self._programs = card.multi_processor_count if card else PROGRAMS
+        self._tiles = tiles_for(self._operand.element_size(), card.shared_memory_per_block_optin if card else 1 << 20)
+        self._padded = 1 << (self.sub_centres - 1).bit_length()
+        self._raised = RAISED if self._products == torch.float16 else 1.0
         self.about = f"head: Triton's kernels, products of {self._products}".replace("torch.", "") + (
             f"; {self.about}" if self.about else "")
         self._renew(0, len(centres))
 
-    def _renew(self, low: int, high: int, selected: torch.Tensor | None = None) -> None:
-        """Norms and operands of rows ``low .. high - 1`` from W; or of these places among the ``selected`` rows."""
+    def _renew(self, low: int, high: int) -> None:
+        """Norms and operands of rows ``low .. high - 1`` from W."""
         if high > low:
-            rows = self._inverse if selected is None else selected  # not read without a sample
-            self._launch(kernels.renew, (-(-(high - low) // RENEWED),), self._centres[0], self._inverse, self._operand,
-                         rows, low, high, dim=self._dim, SAMPLED=selected is not None, SCALED=self._scaled,
-                         COLUMNS=RENEWED, WIDTH=width_of(self._dim))
+            rows = rows_of_update(self._dim)
+            self._launch(kernels.renew, -(-(high - low) // rows), self._centres[0], self._inverse, self._operand, low,
+                         high, dim=self._dim, SCALED=self._scaled, ROWS=rows, WIDTH=width_of(self._dim))
 
-    def _launch(self, kernel: Any, programs: tuple[int, ...], *arrays: Any, **named: Any) -> None:
+    def _launch(self, kernel: Any, programs: int, *arrays: Any, **named: Any) -> None:
         """Launch a kernel on the shard's device: Triton itself takes the current one."""
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[programs](*arrays, **named)
+            kernel[(programs,)](*arrays, **named)
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         super().load(state, first)
         low = 0 if first is None else (first - self.start) * self.sub_centres
         self._renew(low, low + len(state.centres))
 
-    def _classes_now(self) -> int:
-        """The number of selected classes."""
-        return len(self._rows) // self.sub_centres
+    def _parts(self) -> Iterator[Part]:
+        """The selected rows, in pieces of whole classes."""
+        size = max(1, min(ROWS_A_CHUNK, WEIGHTS // len(self._x)) // self.sub_centres) * self.sub_centres
+        rows, selected = len(self._rows), self._rows.selected
+        width = -(-min(size, rows) // 16) * 16  # rows of weights begin at an address that products like
+        weights = torch.empty((len(self._x), width), dtype=self._products, device=self.device)
+        # The first is small: its references are unknown, so it is done twice.
+        ends = [0, *range(size if rows <= size else size // self.sub_centres // 8 * self.sub_centres, rows, size), rows]
+        for low, high in zip(ends, ends[1:]):
+            units, inverse = ((array[low:high] if selected is None else array.index_select(0, selected[low:high]))
+                              for array in (self._operand, self._inverse))
+            yield Part(low, high, units, inverse, weights[:, : high - low])
 
-    def _common(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What both passes of a step take: the first arguments, and those by name."""
-        padded = 1 << (self.sub_centres - 1).bit_length()
-        selected = self._rows.selected
-        named = {"scale": self.scale * LOG2_E, "dim": self._dim, "SAMPLED": selected is not None,
-                 "SCALED": self._scaled, "FILTERED": self.ceiling < np.inf, "K": self.sub_centres, "PADDED": padded,
-                 "ceiling": min(self.ceiling * LOG2_E, 1e30), "WIDTH": width_of(self._dim),
-                 "num_warps": self._tiles.warps, "num_stages": self._tiles.stages, "batch": len(self._x),
-                 "classes": self._classes_now(),
-                 "WIDENED": self.device.type == "cpu" and self._products == torch.bfloat16}
-        rows = self._inverse if selected is None else selected  # not read without a sample
-        return (self._x.to(self._products), self._operand, self._inverse, rows, self._of_rows(
-            self._targets.places[1] // self.sub_centres)), named
+    def _tiled(self, kernel: Any, part: Part, *arrays: Any, **named: Any) -> None:
+        """Launch a kernel over all tiles of a chunk's logits, with the arguments that these kernels share."""
+        tiles, classes = self._tiles, (part.high - part.low) // self.sub_centres
+        columns = max(tiles.columns, self._padded)
+        self._launch(
+            kernel, -(-len(self._x) // tiles.batch) * -(-classes * self._padded // columns), self._low_x, part.units,
+            part.inverse, self._targets_low, *arrays, part.weights, len(self._x), part.low // self.sub_centres, classes,
+            part.weights.stride(0), self.scale * LOG2_E, min(self.ceiling * LOG2_E, 1e30), dim=self._dim,
+            SCALED=self._scaled, FILTERED=self.ceiling < np.inf, K=self.sub_centres, PADDED=self._padded,
+            WIDENED=self.device.type == "cpu" and self._products == torch.bfloat16, BATCH=tiles.batch, COLUMNS=columns,
+            DEPTH=tiles.depth, num_warps=tiles.warps, num_stages=tiles.stages, **named)
 
-    def _of_rows(self, values: torch.Tensor) -> torch.Tensor:
-        """Numbers of the rows of the batch whose targets are here, int32 (B,); -1 for the others."""
-        found = torch.full((len(self._x),), -1, dtype=torch.int32, device=self.device)
-        found[self._targets.places[0]] = values.int()
-        return found
+    def _begin(self, columns: np.ndarray) -> None:
+        """The first pass: it needs no margin, so the host makes margins while the device computes it."""
+        self._low_x = self._x.to(self._products)
+        self._targets_low = self._on_device((columns // self.sub_centres).astype(np.int32))  # -1 stays
+        self._first = self._first_pass()
 
-    @property
-    def _raised(self) -> float:
-        return RAISED if self._products == torch.float16 else 1.0
+    def _first_pass(self) -> tuple[Fetched, torch.Tensor]:
+        """Weigh the centres by ``2^(logit - reference)``: (3, B) float64, the largest logits, the sums of weights, and
+        the references; and the weighted centres (B, D).
 
-    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        found = super().similarities(x, labels)
-        self._both = self._common()
-        return found
+        A reference follows the largest logit so far, but within ROOM; so most chunks are done once.
+        """
+        batch, groups = len(self._x), -(-len(self._x) // kernels.GROUP.value)
+        most, references = torch.full((2, batch), -torch.inf, device=self.device)
+        total = torch.zeros(batch, dtype=torch.float64, device=self.device)
+        grown = torch.empty(groups, dtype=torch.int32, device=self.device)
+        weighted = torch.zeros_like(self._x)
+        gain = self._raised / 2**ROOM if self._raised > 1 else 1.0
+        columns = max(self._tiles.columns, self._padded)
+        for part in self._parts():
+            tiles = -(-(part.high - part.low) // self.sub_centres * self._padded // columns)
+            highest, totals = torch.empty((2, tiles, batch), device=self.device)
+            for again in (False, True):
+                self._tiled(kernels.exponentials, part, references, grown, highest, totals, gain=gain, AGAIN=again)
+                if not again:
+                    self._launch(kernels.advance, groups, highest, references, grown, total, weighted, batch, tiles,
+                                 ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
+            self._launch(kernels.collect, groups, highest, totals, most, total, batch, tiles)
+            weighted += summed(part.weights, part.units)
+        return Fetched(torch.stack([most.double(), total, references.double()])), weighted.div_(gain)
 
     def statistics(self, target_logits: np.ndarray) -> np.ndarray:
-        first, named = self._both
-        own, others = self._tiles.own, self._tiles.others
-        padded, batch = named["PADDED"], len(self._x)
-        others = max(others, padded)
-        blocks, tiles = -(-batch // own), -(-self._classes_now() * padded // others)
-        a_part = -(-tiles // max(1, self._programs // blocks))
-        parts = max(1, -(-tiles // max(1, a_part)))
-        highest, total = torch.empty((2, parts, batch), device=self.device)
-        weighted = torch.empty((parts, batch, self._dim), device=self.device)
-        self._launch(kernels.statistics, (blocks, parts), *first, highest, total, weighted, gain=self._raised,
-                     tiles_a_part=a_part, BATCH=own, COLUMNS=others, **named)
-        most = highest.amax(dim=0)
-        shares = torch.exp2(highest - most.masked_fill(most == -torch.inf, 0))
-        self._weighted = torch.einsum("pb,pbd->bd", shares, weighted).div_(self._raised)
-        sums = (total.double() * shares).sum(dim=0)
-        self._highest, sums = torch.stack([most.double() / LOG2_E, sums]).cpu().numpy()
+        fetched, self._weighted = self._first
+        most, sums, references = fetched()
+        self._highest = references / LOG2_E  # what the weighted centres are relative to
+        against = np.where(references == -np.inf, 0, references)
         targets = np.full(len(target_logits), -np.inf)
         targets[self._targets.batch] = target_logits[self._targets.batch]
         with np.errstate(invalid="ignore"):
-            return merged_statistics(np.stack([self._highest, targets]), np.stack([sums, np.isfinite(targets)]))
+            sums = sums * np.exp2(against - np.where(most == -np.inf, 0, most))
+            return merged_statistics(np.stack([most / LOG2_E, targets]), np.stack([sums, np.isfinite(targets)]))
 
-    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
         d_x = super().gradient(log_sums, count, target_gradients)
         with np.errstate(invalid="ignore", over="ignore"):
             references = (log_sums * LOG2_E).astype(np.float32)
@@ -140,39 +169,54 @@ class TritonShard(TorchShard):
         self._factor = self.scale / count
         largest = np.abs(weights).max(initial=1.0)
         self._gain = min(self._raised, 2.0 ** math.floor(math.log2(LARGEST / largest))) if largest < np.inf else 1.0
-        self._of_batch = [self._on_device(array.astype(np.float32)) for array in (weights, references, rests)]
+        self._of_batch = self._on_device(np.stack([references, rests, weights]).astype(np.float32))
         return d_x
 
     def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
                also: np.ndarray | None = None) -> float:
         if not len(self._rows):
             return 0.0
-        if replicas.size > 1 or also is not None:  # sums of the processes' gradients, and what is added, need chunks
-            squares = super().update(optimiser, replicas, measure, also)
-            self._renew(0, len(self._rows), self._rows.selected)
-            return squares
-        adamw = isinstance(optimiser, AdamWStep)
-        if adamw:
+        if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
-        first, named = self._both
-        columns = max(self._tiles.own, named["PADDED"])
+        references, rests, weights = self._of_batch
+        places = np.full(len(self._x), -1, np.int32)
+        places[self._targets.batch] = self._targets.nearest
+        nearest = self._on_device(places)
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
-        moments = [self._centres[1], self._centres[2 if adamw else 1]]
-        keys = [key_of(self.seed, optimiser.updates, salt) for salt in (0, 1)]
+        if also is not None:
+            more = self._on_device((also[:-1] * (self._gain / self._factor)).astype(np.float32))
+        rounds = self._centres[0].dtype == torch.bfloat16
+        keys = [_signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
+        for part in self._parts():
+            self._tiled(kernels.slopes, part, references, rests, nearest, weights, gain=self._gain)
+            gradient = summed(part.weights.T, self._low_x)
+            if also is not None:
+                gradient += more
+            replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
+            self._step_of(part, optimiser, gradient, squares, keys, measure)
+            del gradient  # before the next one is made
+        self._sound &= (self._inverse > 0).all()
+        self._finite = Fetched(self._sound)
+        return float(squares.double().sum()) if measure else 0.0
+
+    def _step_of(self, part: Part, optimiser: SGD | AdamWStep, gradient: torch.Tensor, squares: torch.Tensor,
+                 keys: list[int], measure: bool) -> None:
+        """Update a chunk's centres by ``1 / factor`` times their ``gradient``, (rows, D) float32 by unit vectors."""
+        adamw, selected, rows = isinstance(optimiser, AdamWStep), self._rows.selected, rows_of_update(self._dim)
         numbers = ({"rate": 0.0, "decay": optimiser.lr * optimiser.wd, "beta1": optimiser.beta1,
                     "beta2": optimiser.beta2, "move": optimiser.lr * optimiser.factor, "eps": optimiser.eps}
                    if isinstance(optimiser, AdamWStep) else
                    {"rate": optimiser.lr, "decay": optimiser.wd, "beta1": optimiser.mu, "beta2": 0.0, "move": 0.0,
                     "eps": 0.0})
         self._launch(
-            kernels.update, (-(-self._classes_now() * named["PADDED"] // columns),), *first,
-            self._of_rows(self._targets.places[2]), *self._of_batch, self._centres[0], *moments, squares,
-            gain=self._gain, factor=self._factor / self._gain, key=_signed(keys[0]), key2=_signed(keys[1]),
-            first_row=self.start * self.sub_centres, ADAMW=adamw, ROUNDED=self._centres[0].dtype == torch.bfloat16,
-            MEASURED=measure, BATCH=self._tiles.others, COLUMNS=columns, **numbers, **named)
-        self._renew(0, len(self._rows), self._rows.selected)
-        self._sound &= (self._inverse > 0).all()
-        return float(squares.double().sum()) if measure else 0.0
+            kernels.update, -(-(part.high - part.low) // rows), gradient, self._centres[0], self._centres[1],
+            self._centres[2 if adamw else 1], self._inverse, self._operand,
+            self._inverse if selected is None else selected,  # not read without a sample
+            squares, part.low, part.high - part.low, self._factor / self._gain, key=keys[0], key2=keys[1],
+            first_row=self.start * self.sub_centres, dim=self._dim,
+            SAMPLED=selected is not None, SCALED=self._scaled, ADAMW=adamw,
+            ROUNDED=self._centres[0].dtype == torch.bfloat16, MEASURED=measure, ROWS=rows,
+            WIDTH=width_of(self._dim), **numbers)
 
 
 def _signed(word: int) -> int:

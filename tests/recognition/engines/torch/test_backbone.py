@@ -209,6 +209,27 @@ def test_a_processor_without_bfloat16_is_refused_as_by_mxnet(monkeypatch: pytest
     assert describe_numbers(computing).startswith("bfloat16 in place of float16, which needs a GPU")
 
 
+def test_states_are_the_same_if_parameters_lie_as_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels last in memory. Tolerance 1e-5 of the largest number: other kernels, which sum in another order."""
+    from recognition.engines.torch import placed
+
+    class Laid(placed.Network):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            placed.lay_out_as_maps(self.arguments)
+
+    wanted = steps(torch_backbone(), 0, 3)
+    monkeypatch.setattr(placed, "Network", Laid)
+    backbone, again = torch_backbone(), torch_backbone()
+    assert not backbone.replicas[0].arguments["conv0_weight"].is_contiguous()
+    found = steps(backbone, 0, 3)
+    for name, array in arrays(wanted).items():
+        np.testing.assert_allclose(arrays(found)[name], array, rtol=0, atol=1e-5 * np.abs(array).max(), err_msg=name)
+        assert arrays(found)[name].flags.c_contiguous
+    again.load(found, 3)
+    assert same_bits(again.state(), found)
+
+
 def test_memonger_computes_the_same() -> None:
     """All layers again with the same numbers, so the same bits; statistics move once."""
     config = Config(net_name="fresnet", num_layers=18, emb_size=DIM, net_output="E")

@@ -148,6 +148,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def test_a_sum_goes_where_it_belongs_however_tensors_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels last, where they are sent as they lie, turned, and with axes of 1, whose order nobody can tell."""
+    sent: list[torch.Tensor] = []
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def all_reduce(flat: torch.Tensor, async_op: bool) -> Done:
+        sent.append(flat.clone())
+        flat.add_(1)
+        return Done()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    last = torch.arange(120.0).reshape(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors = [last, torch.arange(6.0).reshape(2, 3).t(), torch.arange(9.0).reshape(3, 1, 1, 3), torch.arange(4.0)]
+    before, summing = [tensor.clone() for tensor in tensors], Summing(SingleProcess())
+    for tensor in tensors:
+        summing.add(tensor)
+    summing.finish()
+    assert torch.equal(sent[0][:120], before[0].permute(0, 2, 3, 1).flatten())
+    assert all(torch.equal(tensor, other + 1) for tensor, other in zip(tensors, before))
+
+
 def test_buckets_keep_the_order_and_part_by_size_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
 

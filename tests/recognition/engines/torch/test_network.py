@@ -37,6 +37,8 @@ QUICK_OPTIONS: list[dict[str, Any]] = [
     *({**FRESNET, "net_unit": number, "net_input": number - 1, "net_se": number % 2} for number in (1, 2, 3)),
     {**SMALL, "net_act": "relu", "net_output": "E"},
     {"net_name": "fmobilenet", "net_multiplier": 0.25, "net_output": "GAP", "emb_size": 32},
+    {"net_name": "vit", "net_multiplier": 0.125, "num_layers": 2, "net_drop_path": 0.1, "net_mask_ratio": 0.1,
+     "emb_size": 32},
 ]
 OPTIONS: list[dict[str, Any]] = [
     *QUICK_OPTIONS,
@@ -79,7 +81,7 @@ def by_mxnet(graph: Graph, parameters: Any, auxiliary: Any, images: np.ndarray) 
     states = {name: mx.nd.array(array, dtype="float64") for name, array in auxiliary.items()}
     gradients = {name: mx.nd.zeros_like(arguments[name]) for name in parameters}
     # PReLU by our pass: MXNet's own gives wrong gradients of the slopes where it is computed in place.
-    executor = to_symbol(fast_prelu(graph)).bind(
+    executor = to_symbol(fast_prelu(graph, images.shape[1:])).bind(
         mx.cpu(), arguments, gradients, {name: "write" if name in gradients else "null" for name in arguments}, states)
     found = {"inference": executor.forward(is_train=False)[0].asnumpy()}
     found["training"] = executor.forward(is_train=True)[0].asnumpy()

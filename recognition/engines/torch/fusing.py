@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norms that are computed together with what follows them: which ones a graph has, and how they are computed."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any, Callable, NamedTuple
+
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.operators.gradients import constant
+from recognition.engines.torch.operators.passes import BatchStatistics, Pass
+from recognition.networks.graph import Entry, Graph, Node
+
+SUMS = ("elemwise_add", "broadcast_add", "_grad_add")
+LOW = (torch.float16, torch.bfloat16)
+
+
+class Fused(NamedTuple):
+    """A batch norm, and the only node that reads it if that is a PReLU or a sum."""
+
+    norm: Node
+    behind: Node | None = None
+    more: tuple[Entry, ...] = ()  # that node's other input
+
+    @property
+    def inputs(self) -> tuple[Entry, ...]:
+        return self.norm.inputs + self.more
+
+
+def fused_nodes(graph: Graph, kept: Collection[int]) -> dict[int, Fused]:
+    """The batch norms by the place of their last node. Where that is the node behind, the norm's own place is not
+    computed.
+
+    :param kept: places of nodes whose outputs are needed.
+    """
+    readers, nodes = defaultdict(list), graph.nodes
+    for place, node in enumerate(nodes):
+        for entry in node.inputs:
+            readers[entry.node].append(place)
+    found = {}
+    for place, node in enumerate(nodes):
+        if not _plain(node):
+            continue
+        behind = readers[place][0] if len(readers[place]) == 1 and place not in kept else place
+        last, others = nodes[behind], tuple(entry for entry in nodes[behind].inputs if entry.node != place)
+        active = last.op == "LeakyReLU" and last.values.act_type == "prelu" and last.inputs[0].node == place
+        if behind not in found and (active or last.op in SUMS):
+            found[behind] = Fused(node, last, others)
+        else:
+            found[place] = Fused(node)
+    return found
+
+
+def _plain(node: Node) -> bool:
+    """Whether a node is a batch norm of channels by the batch's statistics, with one output."""
+    return node.op in ("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm") and not (
+        node.values.use_global_stats or node.values.output_mean_var) and getattr(node.values, "axis", 1) == 1
+
+
+def fused_function(fused: Fused, plain: Callable[..., Any], plain_behind: Callable[..., Any] | None
+                   ) -> Callable[..., Any]:
+    """A function of a pass and the inputs that computes the nodes: in training and 16 bits by Triton's kernels,
+    otherwise by the functions of the two nodes.
+
+    By the kernels it returns two outputs, of which the second is the norm's input again, for later readers of that.
+    """
+    from recognition.engines.torch.triton.batch_norm.function import batch_norm, matrix_like
+
+    values, active = fused.norm.values, fused.behind is not None and fused.behind.op == "LeakyReLU"
+
+    def compute(run: Pass, data: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, moving_mean: torch.Tensor,
+                moving_var: torch.Tensor, *more: torch.Tensor) -> Any:
+        added = None if active or not more else more[0]
+        alike = added is None or (added.dtype, added.shape) == (data.dtype, data.shape)
+        if not (run.training and data.dtype in LOW and matrix_like(data) and alike):
+            result = plain(run, data, gamma, beta, moving_mean, moving_var)
+            return plain_behind(run, result, *more) if plain_behind else result
+        if values.fix_gamma:
+            gamma = constant(torch.ones_like(gamma), gamma)
+        found = batch_norm(data, gamma, beta, values.eps, more[0] if active else None,
+                           added if added is None else added.contiguous(memory_format=torch.channels_last))
+        run.statistics.append(BatchStatistics(moving_mean, moving_var, found.mean, found.var,
+                                              data.numel() // data.shape[1], values.momentum))
+        return found.y, found.x
+
+    return compute
