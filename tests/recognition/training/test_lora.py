@@ -114,6 +114,13 @@ def test_a_run_goes_on_to_the_same_bits_with_the_same_rank_alone(engine: str, to
     assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []
 
 
+def test_each_linear_layer_of_a_vit_gets_one() -> None:
+    vit = build_symbol(Config(net_name="vit", num_layers=2, net_multiplier=0.5, net_mask_ratio=0.1))
+    found = [name for name in with_adapters(vit, 4).list_arguments() if is_adapter(name)]
+    assert found == [f"block{block}_{layer}_lora_{end}_weight" for block in range(2)
+                     for layer in ("attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2") for end in ("down", "up")]
+
+
 def test_networks_without_tokens_and_other_freezing_are_refused() -> None:
     with pytest.raises(UserError, match=r"^lora: found a network without linear layers of tokens, expected a transf"):
         with_adapters(build_symbol(Config(num_layers=18)), 4)
