@@ -83,7 +83,7 @@ def test_accumulation_takes_the_maps_of_a_part_and_the_head_of_the_whole() -> No
         run = planned_run(config, 1000, 2, backbone_cost(config))
         return run, METHODS["parallel"].cost(run)
 
-    (whole, of_whole), (part, of_part), (run, found) = (
+    (whole, of_whole), (_, of_part), (run, found) = (
         plan(per_batch_size=size, gradient_acc=times) for size, times in ((32, 1), (8, 1), (8, 4)))
     assert found.memory["maps"] == of_part.memory["maps"] < of_whole.memory["maps"]
     assert found.memory["logits"] == of_whole.memory["logits"] > of_part.memory["logits"]
