@@ -4,6 +4,7 @@
     python -m bench.sampled draw                                    # 10,000,000 classes of few numbers
     python -m bench.sampled disk --classes 2000000 --ratio 0.01 --folder /fast
     python -m bench.sampled disk --classes 2000000 --numbers bfloat16 --folder /fast
+    python -m bench.sampled draw --gpu; python -m bench.sampled disk --gpu --batch 512 --folder /fast
 
 ``draw``: steps with the sample drawn in them, and with that of the next step drawn beside them, in turn: pairs of the
 same process. ``disk``: W and its momentum in files of ``--folder``. Before a step all of both is put out of memory, as
@@ -15,8 +16,9 @@ if it were far larger than memory. Each line is a step:
     read ahead    with its rows in memory, and those of the next step read beside it, until both are done
     write back    the rows that a step changed, by the kernel, which does so beside the next steps
 
-The step is that of the CPU's kernels, or with ``--numbers bfloat16`` that of PyTorch on the CPU. GB are those that the
-process read or wrote by the kernel's count, memory is that which no file backs.
+The step is that of the CPU's kernels, with ``--numbers bfloat16`` that of PyTorch on the CPU, with ``--gpu`` that of
+PyTorch in chunks on the first GPU. GB are those that the process read or wrote by the kernel's count, memory is that
+which no file backs.
 """
 from __future__ import annotations
 
@@ -55,15 +57,16 @@ class Batches:
         return random.standard_normal(self._shape, np.float32), random.integers(0, self._classes, self._shape[0])
 
 
-def make_head(classes: int, dim: int, ratio: float, numbers: str, folder: Path | None) -> ShardedHead:
+def make_head(classes: int, dim: int, ratio: float, numbers: str, gpu: bool, folder: Path | None) -> ShardedHead:
     options: dict[str, Any] = {"normalised": True, "scale": 64.0, "folder": folder}
-    if numbers == "float32":
+    if numbers == "float32" and not gpu:
         shard: Any = CpuShard(0, classes, dim, **options)
     else:
         from recognition.engines.torch.imports import torch
         from recognition.engines.torch.shard import TorchShard
 
-        shard = TorchShard(torch.device("cpu"), 0, classes, dim, on_host=True, in_16_bits=True, **options)
+        shard = TorchShard(torch.device("cuda" if gpu else "cpu"), 0, classes, dim, on_host=folder is not None,
+                           in_16_bits=numbers == "bfloat16", **options)
     return ShardedHead([shard], Margin(), SingleProcess(), sampler=ClassSampler(ratio))
 
 
@@ -82,9 +85,9 @@ def step(head: ShardedHead, batches: Batches, ahead: bool) -> None:
     head.step(0.1)
 
 
-def draw(classes: int, dim: int, batch: int, ratio: float, pairs: int) -> dict[str, float]:
+def draw(classes: int, dim: int, batch: int, ratio: float, numbers: str, gpu: bool, pairs: int) -> dict[str, float]:
     """Compare steps that draw their sample with steps whose sample was drawn beside the step before."""
-    head, batches = make_head(classes, dim, ratio, "float32", None), Batches(classes, batch, dim)
+    head, batches = make_head(classes, dim, ratio, numbers, gpu, None), Batches(classes, batch, dim)
     alone = [timed(partial(head.sampler, batches(i)[1], i, 0, classes)) for i in range(3)]
     for _ in range(2):
         step(head, batches, False)
@@ -138,11 +141,11 @@ def anonymous() -> float:
     return int(re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024 / 1e9
 
 
-def disk(classes: int, dim: int, batch: int, ratio: float, numbers: str, folder: Path,
-         repeats: int) -> dict[str, float]:
+def disk(classes: int, dim: int, batch: int, ratio: float, numbers: str, gpu: bool, repeats: int,
+         folder: Path) -> dict[str, float]:
     """Measure steps with W on a disk, and print the table."""
     start = time.perf_counter()
-    head, batches = make_head(classes, dim, ratio, numbers, folder), Batches(classes, batch, dim)
+    head, batches = make_head(classes, dim, ratio, numbers, gpu, folder), Batches(classes, batch, dim)
     files, selected = Disk(head), max(batch, round(ratio * classes))
     size = sum(array.nbytes for array in files.files) / 1e9
     files.put_out()
@@ -195,16 +198,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--ratio", type=float, default=0.1)
     parser.add_argument("--numbers", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--gpu", action="store_true", help="compute on the first GPU, by PyTorch")
     parser.add_argument("--folder", type=Path, default=Path("."), help="on the disk that is measured")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
+    common = options.batch, options.ratio, options.numbers, options.gpu, options.repeats
     if options.what == "draw":
-        ratios = draw(options.classes or 10_000_000, options.dim or 16, options.batch, options.ratio, options.repeats)
+        ratios = draw(options.classes or 10_000_000, options.dim or 16, *common)
     else:
         print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, disk of "
               f"{shutil.disk_usage(options.folder).total / 1e9:.0f} GB, pages of {mmap.PAGESIZE} bytes")
-        ratios = disk(options.classes or 200_000, options.dim or 512, options.batch, options.ratio, options.numbers,
-                      options.folder, options.repeats)
+        ratios = disk(options.classes or 200_000, options.dim or 512, *common, options.folder)
     write_ratios(options.json, ratios)
     return 0
 

@@ -72,6 +72,8 @@ BENCHES = (
     Bench("head", "--most 200000 --repeats 3", "seconds and peak memory of the old way, to this one",
           more=tuple(f"200000 classes{variant}{what}" for what in ("", ", memory") for variant in (
               "", ", ratio 0.1", ", shards 2", ", sub-centres 3", ", optimizer adamw"))),
+    Bench("sampled", "disk --classes 50000 --repeats 2", "seconds of a step that reads from a disk, to rows read ahead",
+          more=("read ahead",)),
     Bench("exchange", "--processes 2 --classes 1000 20000 --steps 3", "bytes sent, to 1,000 classes; to the formula",
           less=("2 processes, 20000 classes", "2 processes, 20000 classes, formula"), processes=2),
     Bench("overlap", "--network y1 --batch 4 --steps 8", "seconds a step, gradients summed in the pass, to ...",

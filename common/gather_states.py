@@ -36,7 +36,9 @@ from recognition.training.states.save import save_manifest
 from recognition.training.states.state import MANIFEST, SavedState
 
 SSH = "ssh -o BatchMode=yes"
+REST = ("backbone.npz", "data.npz")  # the files of a state that are of no shard
 _BYTES_AT_ONCE = 1 << 22
+_MOST_OF_MANIFEST = 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Source:
                               stderr=subprocess.PIPE) as process:
             assert process.stdout and process.stderr
             yield process.stdout
+            process.stdout.close()  # where not all was read, cat would wait
             said = process.stderr.read().decode(errors="replace").strip().splitlines()
             if process.wait():
                 raise UserError(f"{self.name}: cannot be read: {said[-1] if said else f'status {process.returncode}'}")
@@ -121,7 +124,7 @@ def manifests(sources: Sequence[Source], name: str) -> list[SavedState]:
             below = Path(scratch, str(number), name)
             below.mkdir(parents=True)
             with one.opened(f"{name}/{MANIFEST}") as stream:
-                (below / MANIFEST).write_bytes(stream.read())
+                (below / MANIFEST).write_bytes(stream.read(_MOST_OF_MANIFEST))
             try:
                 parts.append(SavedState(below))
             except UserError as error:
@@ -140,6 +143,9 @@ def places(sources: Sequence[Source], parts: Sequence[SavedState], name: str) ->
     found: dict[str, tuple[Source, Sum]] = {}
     for one, part in zip(sources, parts):
         for file, total in part.sums.items():
+            if file not in of_shards and file not in REST:  # a name could lead out of the folder
+                raise UserError(f"{one.name}/{name}/{MANIFEST}: found the file {file!r}, expected {', '.join(REST)} "
+                                "and those of shards")
             here = of_shards[file] not in part.elsewhere if file in of_shards else part is parts[0]
             if here and file not in found:
                 found[file] = (one, total)
@@ -162,7 +168,7 @@ def fetch(files: Mapping[str, tuple[Source, Sum]], name: str, folder: Path) -> N
         if one.folder == str(folder.parent) and not one.host:
             continue
         with writing(path), one.opened(f"{name}/{file}") as stream, HashedFile(path) as copy:
-            while piece := stream.read(_BYTES_AT_ONCE):
+            while copy.sum.size <= wanted.size and (piece := stream.read(_BYTES_AT_ONCE)):
                 copy.write(piece)
         if copy.sum != wanted:
             path.unlink()

@@ -33,8 +33,8 @@ def resumed(setting: Setting, report: Report) -> None:
     """With --deterministic a run that stops half-way and goes on ends with the bits of one that does not stop; on a GPU
     also what the flag costs."""
     network, steps = ("r50", 40) if setting.gpu else ("demo", 4)
-    flags = ["--verbose", "1000", "--frequent", str(steps // 4), "--lr", "0.01", *["--fp16-scale", "1024"] * setting.gpu,
-             "--deterministic"]
+    numbers = ["--fp16-scale", "1024"] * setting.gpu
+    flags = ["--verbose", "1000", "--frequent", str(steps // 4), "--lr", "0.01", *numbers, "--deterministic"]
     runs = (("whole", steps, ()), ("halves", steps // 2, ()), ("halves", steps, ("--resume",)))
     said = [_train(setting, report, network, folder, *flags, *more, "--max-steps", str(last))
             for folder, last, more in runs]

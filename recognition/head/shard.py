@@ -9,7 +9,10 @@ Suffixes of arrays: B the features of the global batch, D numbers of a feature, 
 """
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +25,7 @@ EPSILON = np.float32(1e-10)  # under the square root of every norm, as in the le
 INITIAL_STD = 0.01  # of W, as in the legacy code
 ROWS_AT_ONCE = 32768  # loaded or measured in one go: 64 MB at D = 512
 STREAM_CLASSES = 4096  # classes of one random stream, so that W does not depend on the cut into shards
+MOST_MAKERS = 8  # threads that make W's first values, each ROWS_AT_ONCE of them
 NO_MOMENTS = np.empty(0, np.float32)  # in place of the second moments, with SGD
 
 
@@ -166,10 +170,18 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
 
 
 def initial_pieces(seed: int, start: int, stop: int, sub_centres: int, dim: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """The first values of a shard's W, rows and their values in turn: no second copy of W is in memory."""
-    for low, high in pieces(start, stop, sub_centres):
-        yield (slice((low - start) * sub_centres, (high - start) * sub_centres),
-               initial_centres(seed, low, high, sub_centres, dim))
+    """The first values of a shard's W, rows and their values in turn, made by several threads: a core makes 90 million
+    numbers a second. No second copy of W is in memory."""
+    under_way: deque[tuple[slice, Future[np.ndarray]]] = deque()
+    threads = min(MOST_MAKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as makers:
+        for low, high in pieces(start, stop, sub_centres):
+            rows = slice((low - start) * sub_centres, (high - start) * sub_centres)
+            under_way.append((rows, makers.submit(initial_centres, seed, low, high, sub_centres, dim)))
+            if len(under_way) > threads:
+                rows, made = under_way.popleft()
+                yield rows, made.result()
+        yield from ((rows, made.result()) for rows, made in under_way)
 
 
 def rows_of(classes: np.ndarray, start: int, sub_centres: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from recognition.processes.alike import Sharing, find_sharing
 from recognition.training.states.find import find_state
 from recognition.training.states.folder import saved_states
 from recognition.training.states.save import save_state
-from recognition.training.states.state import Progress, SavedState
+from recognition.training.states.state import Progress, SavedState, seal
 from tests.recognition.training.test_save_state import PROCESSES, WEIGHTS, Threads, together
 
 CLASSES = 7
@@ -173,3 +173,14 @@ def test_what_cannot_be_put_together_is_one_line(tmp_path: Path, monkeypatch: py
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and said in err, err
     assert not (tmp_path / "c" / NAME).exists()
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 4)
+    path = tmp_path / "b" / NAME / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    manifest["files"]["../../../out.npz"] = [1, "0" * 64]
+    path.write_text(json.dumps({**manifest, "sha256": seal(manifest)}))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "c")]) == 2
+    assert "found the file '../../../out.npz', expected backbone.npz, data.npz and" in capsys.readouterr().err

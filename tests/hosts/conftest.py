@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from faults import bed as beds
-from faults import bed_run
-from faults.bed import Bed
+from faults.hosts import bed as beds
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed
 
 HERE = Path(__file__).parent
 LEFT_SECONDS = 12.0  # until the watch over a process on another host has ended it

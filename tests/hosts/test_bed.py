@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.bed import ROOT, Bed
+from faults.hosts.bed import ROOT, Bed
 
 
 def test_hosts_have_names_addresses_folders_and_processes_of_their_own(bed: Bed) -> None:
@@ -43,7 +43,7 @@ def test_a_firewall_stops_one_way(bed: Bed) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_stays_when_the_bed_is_ended(number: int, tmp_path: Path) -> None:
     """After SIGKILL the folder with the keys stays, below the folder for temporary files, and nothing else."""
-    code = ("from faults.bed import Bed\nimport os, signal, time\n"
+    code = ("from faults.hosts.bed import Bed\nimport os, signal, time\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it\n"
             "with Bed(2) as bed:\n"
             "    print(*(os.readlink(f'/proc/{host.pid}/ns/pid') for host in bed), flush=True)\n    time.sleep(100)")

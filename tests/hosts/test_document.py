@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from datasets.demo import main as make_demo
-from faults import bed as beds
-from faults.bed import ROOT, Bed, Host, copy_project
+from faults.hosts import bed as beds
+from faults.hosts.bed import ROOT, Bed, Host, copy_project
 
 pytest.importorskip("torch")
 SECTION = "## Several hosts, from nothing"

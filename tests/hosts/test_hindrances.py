@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults import bed_run
-from faults.bed import Bed, Host
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed, Host
 
 OTHER_PYTHON = "import platform\nplatform.python_version = lambda: '3.9.2'\n"
 OTHER_CLOCK = "import time\nnow = time.time\ntime.time = lambda: now() + 3600\n"

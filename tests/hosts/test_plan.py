@@ -7,8 +7,8 @@ import statistics
 
 import pytest
 
-from faults import bed_run
-from faults.bed import Bed
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed
 from recognition.plan.head_costs import sent_parallel
 from recognition.plan.pace import Network, pace
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.bed import Bed, Host
+from faults.hosts.bed import Bed, Host
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 CONF = """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from faults import bed_run
-from faults.bed import Bed
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed
 
 WITH_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 ENGINES = pytest.mark.parametrize("engine", [

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from faults import bed_run
-from faults.bed import Bed, Host
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed, Host
 
 WITH_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 START_SECONDS = 240.0

@@ -31,6 +31,9 @@ def test_flags() -> None:
             parse(argv)
     typed = parse(["-np", "2", "--restarts", "3", "--stall-timeout", "0.5", "--hosts", "a:2", "--ssh", "sh -x", "x"])
     assert (typed.workers, typed.restarts, typed.stall_timeout, typed.slow_after) == (2, 3, 0.5, 60)
+    assert parse(["-np", "4", "--fewest", "2", "x"]).fewest == 2 and typed.fewest is None
+    with pytest.raises(UserError, match="--fewest: found 3, expected at most -np, 2"):
+        parse(["-np", "2", "--fewest", "3", "x"])
     assert (typed.servers, typed.hosts, typed.ssh, typed.command) == (None, [("a", 2)], ["sh", "-x"], ["x"])
 
 
@@ -38,6 +41,7 @@ def test_flags() -> None:
     ("-np", ("0", "-1", "two", "1.5", "99999999999"), "a whole number at least 1 and at most 10000"),
     ("--servers", ("-1", "one", ""), "a whole number at least 0 and at most 10000"),
     ("--restarts", ("-1", "1.5"), "a whole number at least 0"),
+    ("--fewest", ("0", "all"), "a whole number at least 1 and at most 10000"),
     ("--stall-timeout", ("nan", "-1", "0", "inf", "soon"), "a number above 0"),
     ("--slow-after", ("0", "nan", ""), "a number above 0"),
     ("--hosts", ("nonsense", "", "a b:2", "a:1,a:1"), "(HOST:WORKERS, such as a:2,b:2|each host once)"),

@@ -24,7 +24,7 @@ import numpy as np
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
 from recognition.engines.torch.sampling import DeviceSample
-from recognition.engines.torch.shard_steps import step
+from recognition.engines.torch.shard_steps import lengths, step
 from recognition.engines.torch.stored_rows import StoredRows
 from recognition.head.rounding import key_of
 from recognition.head.sampling import ClassSampler
@@ -149,10 +149,10 @@ class TorchShard:
 
     def norms(self) -> tuple[float, float]:
         parts = (part.to(self.device).float() for part in self._centres[0].split(ROWS_AT_ONCE))
-        lengths = [_lengths(part, torch.float64) for part in parts]
+        found = [lengths(part, torch.float64) for part in parts]
         if not len(self._centres[0]):
             return np.inf, 0.0
-        least, most = (torch.stack([reduce(part) for part in lengths]) for reduce in (torch.amin, torch.amax))
+        least, most = (torch.stack([reduce(part) for part in found]) for reduce in (torch.amin, torch.amax))
         return float(least.amin()), float(most.amax())
 
     def expect(self, classes: Any) -> None:
@@ -281,7 +281,7 @@ class TorchShard:
     def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
         norms, biases = np.zeros((2, len(self._x)))
         centres, bias = (self._rows.take_at(arrays[0], self._targets.nearest) for arrays in (self._centres, self._bias))
-        norms[self._targets.batch] = _lengths(centres, torch.float64).cpu().numpy()
+        norms[self._targets.batch] = lengths(centres, torch.float64).cpu().numpy()
         biases[self._targets.batch] = bias.cpu().numpy()
         return norms, biases
 
@@ -339,7 +339,7 @@ class TorchShard:
         bits = self._random_bits(optimiser, chunk, arrays)
         for array, part, random in zip(arrays, parts, bits):
             self._rows.put(array, chunk.low, chunk.high, part, random)
-        self._sound &= (_lengths(values.view(len(values), -1)).square() < np.inf).all()
+        self._sound &= (lengths(values.view(len(values), -1)).square() < np.inf).all()
 
     def _random_bits(self, optimiser: SGD | AdamWStep, chunk: Chunk,
                      arrays: list[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -351,8 +351,3 @@ class TorchShard:
         if len(arrays) == 2:
             return [words, words >> 16]
         return [words, words >> 16, random_words(key_of(self.seed, optimiser.updates, 1), rows, dim)]
-
-
-def _lengths(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The norms of rows (n, D): (n,)."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimisers' steps over a chunk of class centres, in place: the formulas of the loops in ``engines/cpu``."""
+"""Norms of class centres, and the optimisers' steps over a chunk of them, in place: the formulas of ``engines/cpu``."""
 from __future__ import annotations
 
 from recognition.engines.torch.imports import torch
@@ -25,3 +25,8 @@ def _adamw(adamw: AdamWStep, w: torch.Tensor, gradient: torch.Tensor, first: tor
     move = torch.sqrt(second, out=gradient).add_(adamw.eps)
     torch.div(first, move, out=move).mul_(adamw.lr * adamw.factor).add_(w, alpha=adamw.lr * adamw.wd)
     w.sub_(move)
+
+
+def lengths(rows: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The norms of rows (n, D): (n,)."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype)

@@ -93,7 +93,7 @@ class SavedState:
             # The hosts of the shards that are not in this folder, by their numbers.
             self.elsewhere: dict[int, str] = {number: str(part["host"]) for i, part in enumerate(parts) if i != own
                                               for number in part["shards"]}
-            if not set(self.elsewhere) <= set(range(len(self.ranges))):
+            if any(type(number) is not int or not 0 <= number < len(self.ranges) for number in self.elsewhere):
                 raise ValueError("it names shards that it does not have")
             self.progress = Progress(**{**manifest, "best": tuple(manifest["best"])})
         except (OSError, *_NOT_OURS) as error:

@@ -234,6 +234,21 @@ def _attention(call: Call, query: Symbol, key: Symbol, value: Symbol, mask: Any 
     return sym.batch_dot(sym.Dropout(weights, p=dropout) if dropout else weights, value)
 
 
+def _one_an_image(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
+    """A number an image, (N, 1, ...), not yet filled: what stochastic depth draws into."""
+    if not call.out or _is_number(call.out[0]) or any(not _is_number(size) or size != 1 for size in call.out[1:]):
+        raise Unknown(f"a new tensor of {tuple(map(str, call.out))}")
+    ones = sym.ones_like(call.images)
+    for axis in (1, 2, 3):
+        ones = sym.slice_axis(ones, axis=axis, begin=0, end=1)
+    return sym.Reshape(ones, shape=(0, *(1 for _ in call.out[1:])))
+
+
+def _bernoulli(call: Call, data: Symbol, kept: float = 0.5, generator: Any = None) -> Symbol:
+    """1 with the probability ``kept``, else 0; without training what it is on average. ``data`` are ones."""
+    return sym.Dropout(data, p=1 - kept) * kept
+
+
 def _same(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
     return data
 
@@ -250,6 +265,7 @@ TABLE: dict[str, Callable[..., Any]] = {
     "silu": lambda call, data: data * make("sigmoid", data), "hardsigmoid": _hard,
     "hardswish": lambda call, data: data * _hard(call, data),
     **dict.fromkeys(("clamp", "hardtanh", "clamp_min"), _clip), "relu6": _one("clip", a_min=0, a_max=6),
+    "new_empty": _one_an_image, "bernoulli": _bernoulli,
     "dropout": lambda call, data, p, train: make("Dropout", data, p=p) if p and train else data,
     "feature_dropout": lambda call, data, p, train: make("Dropout", data, p=p, axes=tuple(range(2, len(call.ins[0])))),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),

@@ -47,8 +47,10 @@ def exponentials(x, units, inverse, targets, references, grown, highest, total, 
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
     at_end = (tile + 1) * COLUMNS > classes * PADDED
-    z, factor = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, classes * K, first,
-                               scale, ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH, COLUMNS, DEPTH)
+    z, factor = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end=at_end, batch=batch,
+                               rows=classes * K, first=first, scale=scale, ceiling=ceiling, dim=dim, SCALED=SCALED,
+                               FILTERED=FILTERED, WIDENED=WIDENED, K=K, PADDED=PADDED, BATCH=BATCH, COLUMNS=COLUMNS,
+                               DEPTH=DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=0.0)
     reference = tl.where(reference == float("-inf"), 0.0, reference)
     p = tl.exp2(z - reference[:, None])
@@ -123,8 +125,10 @@ def slopes(x, units, inverse, targets, references, rests, nearest, of_targets, w
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
     at_end = (tile + 1) * COLUMNS > classes * PADDED
-    z, _ = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, classes * K, first, scale,
-                          ceiling, dim, SCALED, FILTERED, WIDENED, K, PADDED, BATCH, COLUMNS, DEPTH)
+    z, _ = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end=at_end, batch=batch,
+                          rows=classes * K, first=first, scale=scale, ceiling=ceiling, dim=dim, SCALED=SCALED,
+                          FILTERED=FILTERED, WIDENED=WIDENED, K=K, PADDED=PADDED, BATCH=BATCH, COLUMNS=COLUMNS,
+                          DEPTH=DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=float("inf"))
     p = tl.exp2(z - reference[:, None]) * (tl.load(rests + b, mask=b < batch, other=0.0) * gain)[:, None]
     place = tl.load(nearest + b, mask=b < batch, other=-1) - first * K
@@ -164,8 +168,9 @@ def update(gradient, centres, first_moment, second_moment, inverse, operand, sel
     slope = (slope - tl.sum(slope * vectors, 1)[:, None] * vectors) * lengths[:, None]
     if MEASURED:
         tl.store(squares + place, tl.sum(slope * slope, 1), mask=there)
-    values = optimise(values, slope, at, inside, first_row + row, d, first_moment, second_moment, rate, decay, beta1,
-                      beta2, move, eps, key, key2, ADAMW, ROUNDED)
+    values = optimise(values, slope, at, inside, first_row + row, d, first_moment, second_moment, rate=rate,
+                      decay=decay, beta1=beta1, beta2=beta2, move=move, eps=eps, key=key, key2=key2, ADAMW=ADAMW,
+                      ROUNDED=ROUNDED)
     tl.store(centres + at, values.to(centres.dtype.element_ty), mask=inside)
     lengths, vectors = unit_vectors(values)
     tl.store(inverse + row, lengths, mask=there)

@@ -104,14 +104,15 @@ class TritonShard(TorchShard):
                               for array in (self._operand, self._inverse))
             yield Part(low, high, units, inverse, weights[:, : high - low])
 
-    def _tiled(self, kernel: Any, part: Part, *arrays: Any, **named: Any) -> None:
+    def _tiled(self, kernel: Any, part: Part, **named: Any) -> None:
         """Launch a kernel over all tiles of a chunk's logits, with the arguments that these kernels share."""
         tiles, classes = self._tiles, (part.high - part.low) // self.sub_centres
         columns = max(tiles.columns, self._padded)
         self._launch(
-            kernel, -(-len(self._x) // tiles.batch) * -(-classes * self._padded // columns), self._low_x, part.units,
-            part.inverse, self._targets_low, *arrays, part.weights, len(self._x), part.low // self.sub_centres, classes,
-            part.weights.stride(0), self.scale * LOG2_E, min(self.ceiling * LOG2_E, 1e30), dim=self._dim,
+            kernel, -(-len(self._x) // tiles.batch) * -(-classes * self._padded // columns), x=self._low_x,
+            units=part.units, inverse=part.inverse, targets=self._targets_low, weights=part.weights,
+            batch=len(self._x), first=part.low // self.sub_centres, classes=classes, width=part.weights.stride(0),
+            scale=self.scale * LOG2_E, ceiling=min(self.ceiling * LOG2_E, 1e30), dim=self._dim,
             SCALED=self._scaled, FILTERED=self.ceiling < np.inf, K=self.sub_centres, PADDED=self._padded,
             WIDENED=self.device.type == "cpu" and self._products == torch.bfloat16, BATCH=tiles.batch, COLUMNS=columns,
             DEPTH=tiles.depth, num_warps=tiles.warps, num_stages=tiles.stages, **named)
@@ -139,11 +140,12 @@ class TritonShard(TorchShard):
             tiles = -(-(part.high - part.low) // self.sub_centres * self._padded // columns)
             highest, totals = torch.empty((2, tiles, batch), device=self.device)
             for again in (False, True):
-                self._tiled(kernels.exponentials, part, references, grown, highest, totals, gain=gain, AGAIN=again)
+                self._tiled(kernels.exponentials, part, references=references, grown=grown, highest=highest,
+                            total=totals, gain=gain, AGAIN=again)
                 if not again:
-                    self._launch(kernels.advance, groups, highest, references, grown, total, weighted, batch, tiles,
-                                 ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
-            self._launch(kernels.collect, groups, highest, totals, most, total, batch, tiles)
+                    self._launch(kernels.advance, groups, highest, references, grown, total, weighted, batch=batch,
+                                 tiles=tiles, room=ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
+            self._launch(kernels.collect, groups, highest, totals, most, total, batch=batch, tiles=tiles)
             weighted += summed(part.weights, part.units)
         return Fetched(torch.stack([most.double(), total, references.double()])), weighted.div_(gain)
 
@@ -188,7 +190,8 @@ class TritonShard(TorchShard):
         rounds = self._centres[0].dtype == torch.bfloat16
         keys = [_signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
         for part in self._parts():
-            self._tiled(kernels.slopes, part, references, rests, nearest, weights, gain=self._gain)
+            self._tiled(kernels.slopes, part, references=references, rests=rests, nearest=nearest, of_targets=weights,
+                        gain=self._gain)
             gradient = summed(part.weights.T, self._low_x)
             if also is not None:
                 gradient += more
@@ -209,11 +212,11 @@ class TritonShard(TorchShard):
                    {"rate": optimiser.lr, "decay": optimiser.wd, "beta1": optimiser.mu, "beta2": 0.0, "move": 0.0,
                     "eps": 0.0})
         self._launch(
-            kernels.update, -(-(part.high - part.low) // rows), gradient, self._centres[0], self._centres[1],
-            self._centres[2 if adamw else 1], self._inverse, self._operand,
-            self._inverse if selected is None else selected,  # not read without a sample
-            squares, part.low, part.high - part.low, self._factor / self._gain, key=keys[0], key2=keys[1],
-            first_row=self.start * self.sub_centres, dim=self._dim,
+            kernels.update, -(-(part.high - part.low) // rows), gradient=gradient, centres=self._centres[0],
+            first_moment=self._centres[1], second_moment=self._centres[2 if adamw else 1], inverse=self._inverse,
+            operand=self._operand, selected=self._inverse if selected is None else selected,  # not read if all are
+            squares=squares, first=part.low, rows=part.high - part.low, factor=self._factor / self._gain, key=keys[0],
+            key2=keys[1], first_row=self.start * self.sub_centres, dim=self._dim,
             SAMPLED=selected is not None, SCALED=self._scaled, ADAMW=adamw,
             ROUNDED=self._centres[0].dtype == torch.bfloat16, MEASURED=measure, ROWS=rows,
             WIDTH=width_of(self._dim), **numbers)

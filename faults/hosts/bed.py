@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("unshare", "nsenter", "ip", "tc", "nft", "ssh", "ssh-keygen")
 SSHD = "/usr/sbin/sshd"
 CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts",  # what a host gets

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from faults import small_run
-from faults.bed import Host
+from faults.hosts.bed import Host
 
 ENGINES = {"Horovod": "--engine mxnet", "servers": "--engine mxnet --kvstore dist_sync", "PyTorch": "--engine torch"}
 

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The faults of runs between two hosts: one dies, hangs, is cut off, is slow, or loses the shared folder.
+
+A fault comes once the run computes. The promise is kept if the run ends in time with the right status and a line that
+names the host, or goes on, and if nothing of it is left on any host.
+"""
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from faults.hosts import bed_run
+from faults.hosts.bed import Bed
+from recognition.training.states.folder import saved_states
+
+STALL_SECONDS = 40  # --stall-timeout: on a busy machine the first step may take twenty
+START_SECONDS = 240.0  # for a run to begin, on a machine that is busy
+END_SECONDS = 120.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
+SILENCE_SECONDS = 90.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
+RESTART_SECONDS = 300.0  # for the waiting for a host that stays away, and for a start
+RUN = "small-arcface-small"
+
+
+def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
+          trainer: str = "") -> tuple[subprocess.Popen[str], Path]:
+    """Start a run on node1 and node2, and wait until it computes; returns it and its folder.
+
+    :param models: the flag that names the folder of its checkpoints.
+    """
+    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models} {trainer}"
+    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS} {launcher}", trainer)
+    run = bed["node1"].begin(line)
+    folder = bed["node1"].path(f"{models.split()[1]}/{RUN}")
+    end = time.monotonic() + START_SECONDS
+    while not list(folder.glob("state/step-*[0-9]")):
+        if run.poll() is not None or time.monotonic() > end:
+            run.kill()
+            raise RuntimeError(f"the run did not begin: {run.communicate()}")
+        time.sleep(0.1)
+    return run, folder
+
+
+def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, str]:
+    """The status of a run, and the lines of its launcher and of errors."""
+    try:
+        _, err = run.communicate(timeout=most)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        raise RuntimeError(f"not ended in {most:g} s: {run.communicate()}") from None
+    if "Traceback" in err:
+        raise RuntimeError(err)
+    told = [line for line in err.splitlines() if line.startswith("launch: ") or "error: " in line]
+    return run.returncode, "\n".join(told)
+
+
+class Trial(NamedTuple):
+    """What happened when a fault was tried."""
+
+    kept: bool
+    seconds: float  # from the fault to the end, or to the next state
+    said: str
+
+
+CUTS = {"both ways": 'iifname "eth0" drop | oifname "eth0" drop', "what comes in": 'iifname "eth0" drop',
+        "what goes out": '| oifname "eth0" drop'}
+HANGS = rf"launch: rank \d on node\d hangs: no worker went on for {STALL_SECONDS} s, "
+HANGS_ON_2 = HANGS.replace(r"node\d", "node2")
+
+
+def cut_off(bed: Bed, models: str, cut: str) -> Trial:
+    """A firewall on node2, which then ends its own processes, too, while nobody can tell it to."""
+    run, _ = begin(bed, models)
+    since = time.monotonic()
+    bed["node2"].firewall(CUTS[cut])
+    try:
+        status, said = ended(run)
+        seconds = time.monotonic() - since
+        end = time.monotonic() + SILENCE_SECONDS
+        while bed["node2"].processes() and time.monotonic() < end:
+            time.sleep(0.2)
+        left = bed["node2"].processes()
+    finally:
+        bed["node2"].firewall("")
+    named = re.search(HANGS, said) and "launch: the hosts now: --hosts: node2: " in said
+    return Trial(status == 1 and bool(named) and not left, seconds, f"{said}; {short(left)}")
+
+
+def hang(bed: Bed, models: str) -> Trial:
+    """All processes of node2 stand still."""
+    run, _ = begin(bed, models)
+    since, held = time.monotonic(), bed["node2"].processes()
+    for pid in held:
+        bed["node2"].kill(pid, signal.SIGSTOP)
+    try:
+        status, said = ended(run)
+    finally:
+        for pid in held:
+            bed["node2"].kill(pid, signal.SIGCONT)
+    return Trial(status == 1 and bool(re.search(HANGS_ON_2, said)), time.monotonic() - since, said)
+
+
+@contextlib.contextmanager
+def without_power(bed: Bed) -> Iterator[None]:
+    """node2 is off, and no packet says so; afterwards it is as it was made."""
+    bed.unplug(bed["node2"])
+    bed["node2"].stop()
+    try:
+        yield
+    finally:
+        bed.restart(bed["node2"])
+        bed_run.set_up([bed["node2"]])
+
+
+def power(bed: Bed, models: str) -> Trial:
+    """node2 loses its power."""
+    run, _ = begin(bed, models)
+    since = time.monotonic()
+    with without_power(bed):
+        status, said = ended(run)
+        seconds = time.monotonic() - since
+    return Trial(status == 1 and bool(re.search(HANGS_ON_2, said)), seconds, said)
+
+
+def goes_on(bed: Bed, run: subprocess.Popen[str], folder: Path, most: float) -> bool:
+    """Wait until a run has saved another state, then stop it; False if it has not."""
+    step, end = saved_states(folder / "state")[-1].name, time.monotonic() + most
+    while saved_states(folder / "state")[-1].name == step:
+        if run.poll() is not None or time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    bed["node1"].check("pkill -TERM -f 'recognition[.]launch'")
+    return True
+
+
+def slow(bed: Bed, models: str) -> Trial:
+    """The link of node2 is slowed to 400 kbit/s for longer than the timeout."""
+    run, folder = begin(bed, models)
+    since = time.monotonic()
+    bed.slow(bed["node2"], "400kbit")
+    try:
+        lines = len((folder / "history.jsonl").read_text().splitlines())
+        time.sleep(STALL_SECONDS + 10)
+        alive = run.poll() is None and len((folder / "history.jsonl").read_text().splitlines()) > lines
+    finally:
+        bed.full_speed(bed["node2"])
+    bed["node1"].run("pkill -TERM -f 'recognition[.]launch'")
+    status, said = ended(run)
+    return Trial(alive and status == 143, time.monotonic() - since, said)
+
+
+def fewer(bed: Bed, models: str) -> Trial:
+    """node2 loses its power and stays away, with ``--restarts 1 --fewest 1``."""
+    run, folder = begin(bed, models, "--restarts 1 --fewest 1")
+    since = time.monotonic()
+    with without_power(bed):
+        going = goes_on(bed, run, folder, RESTART_SECONDS)
+        seconds = time.monotonic() - since
+        try:
+            out, err = run.communicate(timeout=END_SECONDS)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            out, err = run.communicate()
+    told = ("W, saved in 2 shards, is cut anew into 1\n" in out and "going on after step" in out
+            and "; going on without it, with 1 workers where there were 2: W is cut" in err)
+    return Trial(going and told and run.returncode == 143, seconds, out + err)
+
+
+def folder_away(bed: Bed, models: str) -> Trial:
+    """The shared folder is no longer mounted on node2."""
+    run, folder = begin(bed, models)
+    since = time.monotonic()
+    bed["node2"].check("umount -l ../models")
+    try:
+        status, said = ended(run, RESTART_SECONDS)
+        seconds = time.monotonic() - since
+    finally:
+        bed["node2"].check(f"mount --bind {bed.folder}/shared ../models")
+    named = "on node2] error: " in said and "does not see the folder that process 0 made" in said
+    again = bed["node1"].run(bed_run.line(
+        [bed["node1"], bed["node2"]], 1,
+        trainer=f"--max-steps {int(saved_states(folder / 'state')[-1].name[5:]) + 2} --resume auto {models}"))
+    return Trial(status == 2 and named and again.returncode == 0 and "going on after step" in again.stdout, seconds,
+                 f"{said}\n{again.stdout}{again.stderr}")
+
+
+class Fault(NamedTuple):
+    what: str
+    promised: str
+    attempt: Callable[[Bed, str], Trial]
+
+
+ENDS = (f"--stall-timeout ({STALL_SECONDS} s here) later all end, with a line that names the host; at most "
+        f"{END_SECONDS:g} s in all")
+FAULTS = [
+    *(Fault(f"a host is cut off: {cut}", f"{ENDS}; the host ends its own processes, too",
+            lambda bed, models, cut=cut: cut_off(bed, models, cut)) for cut in CUTS),
+    Fault("a host hangs", ENDS, hang),
+    Fault("a host loses its power", ENDS, power),
+    Fault("a host's link is slow, 400 kbit/s", "the run goes on", slow),
+    Fault("a host loses its power and stays away, with --restarts 1 --fewest 1",
+          "the run goes on with the other, from its last state, W cut anew, said in lines", fewer),
+    Fault("the shared folder goes away on one host, and comes back",
+          "the run ends with the host's name, status 2; --resume auto goes on", folder_away),
+]
+
+
+def short(processes: Mapping[int, str]) -> str:
+    """The processes that are left, in a few words; '' for none."""
+    return f"left {[line[:30] + ' ... ' + line[-30:] for line in processes.values()]}" if processes else ""
+
+
+def left_over(bed: Bed) -> str:
+    """What is left on the hosts soon after a run; '' if nothing is."""
+    end = time.monotonic() + 15
+    while found := {host.name: lines for host in bed if (lines := host.processes())}:
+        if time.monotonic() > end:
+            for host in bed:
+                for pid in host.processes():
+                    host.kill(pid, signal.SIGKILL)
+            return "; ".join(short(lines) for lines in found.values())
+        time.sleep(0.2)
+    return ""
+
+
+def try_fault(bed: Bed, fault: Fault, models: str) -> Trial:
+    try:
+        trial = fault.attempt(bed, models)
+    except RuntimeError as error:
+        trial = Trial(False, math.nan, str(error))
+    left = left_over(bed)
+    return trial._replace(kept=trial.kept and not left, said=f"{trial.said} {left}")
