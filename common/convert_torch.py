@@ -77,6 +77,9 @@ def export_state(source: Path, target: Path, ranks: int, overwrite: bool) -> Non
     if problem := state.problem():
         raise UserError(problem)
     config = Config(**{key: value for key, value in state.progress.config.items() if key in OPTIONS})
+    if config.lora:
+        raise UserError(f"{source}: found adapters of --lora, which arcface_torch has not; its checkpoint has their "
+                        "weights merged")
     classes = state.progress.identity["num_classes"]
     if not 1 <= ranks <= classes:
         raise UserError(f"--ranks: found {ranks}, expected 1 to {classes}, the number of classes")

@@ -164,6 +164,8 @@ class Config:
         "'stage1*=0.1,pre_fc1*=10'; the last that matches counts", ENTRIES)
     layer_decay: float = option(1.0, types.real(above=0, most=1), "factor of the learning rate from each block of the "
                                 "network to the one before it", ENTRIES)
+    lora: int = option(0, types.integer(least=0), "rank of adapters on the linear layers of a transformer, which then "
+                       "are all of the backbone that learns; 0: none", ENTRIES)
     ckpt: int = option(3, types.integer(least=0, most=3), "0 never save; 1 save when the verification is the best so "
                        "far; 2 save at each verification; 3 as 1 but always under number 1", ENTRIES)
     ckpt_embedding: bool = option(True, types.boolean, "leave the class centres out of the checkpoint")
@@ -390,6 +392,8 @@ REFUSALS = (
             "an epoch of triplets has no fixed number of batches; count batches"),
     Refusal("freeze_steps", lambda c: c.freeze_steps > 0 and not c.freeze,
             "--freeze names no parameter to hold for them"),
+    Refusal("lora", lambda c: c.lora > 0 and bool(c.freeze),
+            "it holds all but the adapters already; leave --freeze out"),
     Refusal("drop_path", lambda c: c.drop_path > 0 and c.net_name == "vit",
             "a transformer misses blocks by net_drop_path"),
     Refusal("dataset_weights", lambda c: c.triplets and bool(c.dataset_weights),

@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 from recognition.errors import UserError
 from recognition.networks.graph import Entry, Graph, GraphMaker, Node, rewrite
+from recognition.networks.lora import with_adapters
 
 SUMS = ("elemwise_add", "broadcast_add")
 
 
 def as_trained(graph: Graph, config: Any) -> Graph:
-    """The graph with what the options ``dropout`` and ``drop_path`` ask for.
+    """The graph with what the options ``dropout``, ``drop_path`` and ``lora`` ask for.
 
     :raises UserError: if the network has no place for it.
     """
     graph = with_dropout(graph, config.dropout) if config.dropout >= 0 else graph
-    return with_drop_path(graph, config.drop_path) if config.drop_path else graph
+    graph = with_drop_path(graph, config.drop_path) if config.drop_path else graph
+    return with_adapters(graph, config.lora) if config.lora else graph
 
 
 def with_dropout(graph: Graph, share: float) -> Graph:

@@ -34,6 +34,7 @@ from recognition.networks.dropped import as_trained
 from recognition.networks.flops import count_flops, describe
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
+from recognition.networks.lora import is_adapter
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
 from recognition.optim.layer_decay import layer_factors
@@ -96,13 +97,17 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
         symbol = Path(f"{config.pretrained}-symbol.json")
         print(take_over(checkpoint, read_params(checkpoint), start, partial(advice, config=config),
                         partial(renamed, graph, symbol, image_shape)), flush=True)
-    by_layer = layer_factors([name for name in graph.list_arguments() if name in start[0]], config.layer_decay)
-    rates = partial(LearningRateFactors, freeze=config.freeze, freeze_steps=config.freeze_steps,
+    trained, held = as_trained(graph, config), tuple(start[0]) if config.lora else config.freeze
+    if config.lora:
+        adapters = initialise(trained, image_shape, config.seed, first_weights(config.net_name))[0]
+        start[0].update({name: array for name, array in adapters.items() if is_adapter(name)})
+    by_layer = layer_factors([name for name in trained.list_arguments() if name in start[0]], config.layer_decay)
+    rates = partial(LearningRateFactors, freeze=held, freeze_steps=config.freeze_steps,
                     factors=config.lr_factor, by_layer=by_layer, needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
                         gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
                         ema=config.ema, clip_norm=config.clip_norm)
-    backbone = engine.backbone(as_trained(graph, config), start, image_shape, computing, updating, communicator)
+    backbone = engine.backbone(trained, start, image_shape, computing, updating, communicator)
     if backbone.about:
         print(backbone.about, flush=True)
     return backbone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bench.plan import (
     not_planned,
     planned_rows,
 )
+from recognition.config.options import Config
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
 from recognition.networks import build_symbol
@@ -30,6 +32,7 @@ from recognition.plan.planning import (
     backbone_cost,
     fewest_devices,
     most_classes,
+    planned_run,
 )
 from recognition.processes.communicator import SingleProcess
 
@@ -72,6 +75,24 @@ def test_the_ways_in_order() -> None:
     assert sampled.head_operations == 6 * 64 * 8 * chosen * 512
     assert {way.backbone_operations for way in (old, whole, parallel, sampled)} == {BACKBONE.operations}
     assert {way.memory["set aside"] for way in (old, whole, parallel, sampled)} == {GB}
+
+
+def test_accumulation_takes_the_maps_of_a_part_and_the_head_of_the_whole() -> None:
+    """And (K - 1) / K of a forward pass more; a moving average takes the parameters once more."""
+    def plan(**options: Any) -> tuple[Any, Any]:
+        config = Config(net_name="fmobilefacenet", net_output="GDC", network="y1", emb_size=128, **options)
+        run = planned_run(config, 1000, 2, backbone_cost(config))
+        return run, METHODS["parallel"].cost(run)
+
+    (whole, of_whole), (_, of_part), (run, found) = (
+        plan(per_batch_size=size, gradient_acc=times) for size, times in ((32, 1), (8, 1), (8, 4)))
+    assert found.memory["maps"] == of_part.memory["maps"] < of_whole.memory["maps"]
+    assert found.memory["logits"] == of_whole.memory["logits"] > of_part.memory["logits"]
+    assert found.sent == of_whole.sent
+    forward = whole.backbone.operations / 3
+    assert run.backbone.operations == pytest.approx(whole.backbone.operations + 0.75 * forward, rel=1e-9)
+    _, averaged = plan(per_batch_size=32, ema=0.9)
+    assert averaged.memory["backbone"] - of_whole.memory["backbone"] == 4 * whole.backbone.parameters
 
 
 def test_devices_divide_w_and_not_the_logits() -> None:

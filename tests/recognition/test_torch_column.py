@@ -22,7 +22,8 @@ from recognition.networks import FAMILIES
 THROUGH_THE_LOOP = {"val_targets": "embed", "resume": "load", "state_every": "state", "ckpt_embedding": "parameters",
                     "tensorboard_every": "gradient_norm", "centers_from": "embed"}
 # Read by a maker of an engine's parts, but not for the engine.
-FOR_NO_ENGINE = {"triplet_alpha": "a triplet loss is computed by NumPy", "count_flops": "a line about the graph"}
+FOR_NO_ENGINE = {"triplet_alpha": "a triplet loss is computed by NumPy", "count_flops": "a line about the graph",
+                 **dict.fromkeys(("models_root", "loss", "extra_model_name"), "a part of the name of a run's folder")}
 REFUSED = {"flip_noise_prob"}
 
 

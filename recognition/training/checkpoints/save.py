@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from recognition.engines.interface import Backbone
+from recognition.engines.interface import Arrays, Backbone
 from recognition.head.sharded import Head
 from recognition.io.centres import begin_centres, disown_centres, named_centres, pair_centres, save_centres
 from recognition.networks.graph import Graph
+from recognition.networks.lora import merged
 from recognition.processes.alike import Sharing
 from recognition.processes.communicator import Communicator, largest
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_checkpoint
@@ -44,7 +45,7 @@ class CheckpointSaver:
 
     def __call__(self, number: int) -> None:
         folder, keeper, shards = self.prefix.parent, self.sharing.keeper, self.head.shards
-        parameters, auxiliary = self.backbone.parameters()
+        parameters, auxiliary = self._weights()
         with_centres = self.with_centres and bool(shards)
         apart = with_centres and not self.whole and self.communicator.size > 1
         if apart:
@@ -71,11 +72,16 @@ class CheckpointSaver:
         if self.with_average:
             self._save_average(number)
 
+    def _weights(self) -> tuple[Arrays, Arrays]:
+        """Parameters of the checkpoint's network, into whose weights adapters are merged, and auxiliary states."""
+        parameters, auxiliary = self.backbone.parameters()
+        return merged(parameters), auxiliary
+
     def _save_average(self, number: int) -> None:
         prefix = self.prefix.with_name(AVERAGE)
         with self.backbone.averaged():
-            parameters, auxiliary = self.backbone.parameters()
-        if self.communicator.rank == 0:
+            parameters, auxiliary = self._weights()
+        if self.sharing.keeper:
             save_checkpoint(prefix, number, self.graph, parameters, auxiliary)
             self._drop(prefix, number)
 

@@ -55,7 +55,10 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
     ({"net_name": "fmobilefacenet", "net_output": "GDC", "net_blocks": [1, 2, 1, 1]}, 8,
      {"conv_1_conv2d_weight": 7, "res_3_block0_conv_sep_conv2d_weight": 6, "res_3_block1_conv_sep_conv2d_weight": 5,
       "pre_fc1_weight": 0}),
-], ids=["units", "blocks"])
+    ({"net_name": "vit", "num_layers": 3, "net_multiplier": 0.5}, 5,
+     {"patch_embed_weight": 4, "pos_embed_weight": 4, "block0_norm1_gamma": 3, "block2_mlp_fc2_weight": 1,
+      "feature_fc_weight": 0}),
+], ids=["units", "blocks", "transformer"])
 def test_layers_of_a_network_by_the_names_of_its_blocks(options: dict, layers: int, exponents: dict[str, int]) -> None:
     names = [name for name in build_symbol(Config(**options)).list_arguments() if name != "data"]
     found = layer_factors(names, 0.5)
