@@ -71,6 +71,8 @@ network.mbf = edict(net_name="mbf", emb_size=512, net_multiplier=2.0)   # as arc
 network.mbf_large = edict(net_name="mbf", emb_size=512, net_multiplier=4.0, net_blocks=[2, 8, 12, 4])
 network.r200 = edict(net_name="fresnet", num_layers=198, net_output="FC")
 network.r2060 = edict(net_name="fresnet", num_layers=2060, net_output="FC")
+network.rx50 = edict(net_name="fresnext", num_layers=50, net_output="FC")
+network.rx101 = edict(net_name="fresnext", num_layers=101, net_output="FC")
 network.vit_t = edict(net_name="vit", num_layers=12, net_multiplier=0.5, net_drop_path=0.1, net_mask_ratio=0.1)
 network.vit_s = edict(net_name="vit", num_layers=12, net_multiplier=1.0, net_drop_path=0.1, net_mask_ratio=0.1)
 network.vit_b = edict(net_name="vit", num_layers=24, net_multiplier=1.0, net_drop_path=0.1, net_mask_ratio=0.1)

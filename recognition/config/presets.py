@@ -19,10 +19,9 @@ from recognition.config.user_code import errors_in_one_line, find_network, is_sy
 from recognition.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Networks that Partial FC's default.py names: its resnet.py has no 122 layers, and its fresnext is in no file there.
-OF_PARTIAL_FC = ("r122", "rx50", "rx101")
-NOWHERE = ("; Partial FC names this one and defines it nowhere, but a checkpoint has its network: --network "
-           "PREFIX-symbol.json")
+# Partial FC's default.py names a network whose depth its resnet.py does not have.
+UNDEFINED = {"r122": "; Partial FC names it and says nowhere what its 122 layers are, but a checkpoint has its "
+                     "network: --network PREFIX-symbol.json"}
 PRESETS = ("loss", "network", "dataset")
 NEEDED = (("loss", "loss_name"), ("network", "net_name"), ("dataset", "dataset_path"))
 # The options that a file may set: all but those that describe the file itself.
@@ -75,8 +74,7 @@ class ConfigFile:
                     continue
                 known = {**known, "a folder": {}, "synthetic:N": {}}
             if chosen[section] not in known:
-                hint = NOWHERE if section == "network" and chosen[section] in OF_PARTIAL_FC else \
-                    nearest(chosen[section], known)
+                hint = UNDEFINED.get(chosen[section]) or nearest(chosen[section], known)
                 raise UserError(f"{where[section]}: found {chosen[section]!r}, expected a {section} preset of "
                                 f"{self.name}: {', '.join(known)}{hint}")
         with errors_in_one_line(self.path, self.name):

@@ -21,6 +21,7 @@ from recognition.networks.families import (
     fmobilefacenet,
     fmobilenet,
     fresnet,
+    fresnext,
     mbf,
     vargfacenet,
     vit,
@@ -33,6 +34,7 @@ from recognition.networks.symbol_file import read_network
 OwnNetwork = Callable[[Any, Optional[Path]], Graph]  # from a configuration and a file of the user's own; None: of timm
 FAMILIES: dict[str, ModuleType] = {
     "fresnet": fresnet,
+    "fresnext": fresnext,
     "fmobilefacenet": fmobilefacenet,
     "fmobilenet": fmobilenet,
     "fmnasnet": fmnasnet,
@@ -87,7 +89,7 @@ def first_weights(net_name: str) -> Initialiser:
     """The initialiser of a network's weights, as in the public recipes; own networks have that of most families."""
     if net_name == "vit":
         return NARROW
-    return GAUSSIAN_OUT if net_name in ("fresnet", "fmobilefacenet", "mbf") else UNIFORM_IN
+    return GAUSSIAN_OUT if net_name in ("fresnet", "fresnext", "fmobilefacenet", "mbf") else UNIFORM_IN
 
 
 def _family_symbol(config: Any) -> Graph:

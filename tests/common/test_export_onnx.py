@@ -28,7 +28,8 @@ from recognition.networks.symbol_file import read_network
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_config.py"
 PRESETS = ("r18", "r34", "r50", "r50v1", "r100", "r100fc", "d169", "d201", "y1", "y2", "m1", "m05", "mnas", "mnas05",
-           "mnas025", "vargfacenet", "mbf", "mbf_large", "r200", "vit_t", "vit_s", "vit_b", "vit_l", "demo")
+           "mnas025", "vargfacenet", "mbf", "mbf_large", "r200", "rx50", "rx101", "vit_t", "vit_s", "vit_b",
+           "vit_l", "demo")
 LARGEST = ("r2060", "vit_h")  # of the operators of r200 and vit_l; they take minutes and much memory
 SMALL = {"num_layers": 18, "emb_size": 64, "bn_mom": 0.0}
 VARIANTS = {

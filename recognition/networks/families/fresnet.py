@@ -57,7 +57,7 @@ def get_symbol(*, num_layers: int, emb_size: int = 512, net_output: str = "E", n
     blocks = Blocks(net_act, bn_mom, workspace)
     # Only this unit halves the map in its first convolution, and only after the large input layer.
     early = net_unit == 1 and net_input == 0
-    body = _input_layers(blocks, net_input)
+    body = input_layers(blocks, net_input)
     for stage, (units, channels) in enumerate(zip(STAGE_UNITS[num_layers], STAGE_CHANNELS), start=1):
         for unit in range(1, units + 1):
             stride = 2 if unit == 1 else 1
@@ -66,7 +66,8 @@ def get_symbol(*, num_layers: int, emb_size: int = 512, net_output: str = "E", n
     return embed(blocks, body, net_output, emb_size, STAGE_CHANNELS[-1])
 
 
-def _input_layers(blocks: Blocks, net_input: int) -> sym.Symbol:
+def input_layers(blocks: Blocks, net_input: int) -> sym.Symbol:
+    """The layers in front of the stages, from ``data``."""
     data = sym.Variable("data")
     if net_input == 2:
         data = blocks.batch_norm(data, "bn_data", fix_gamma=True)
@@ -77,7 +78,7 @@ def _input_layers(blocks: Blocks, net_input: int) -> sym.Symbol:
     return blocks.activation(blocks.batch_norm(body, "bn0"), "relu0")
 
 
-def _projection(blocks: Blocks, data: sym.Symbol, name: str, channels: int, stride: int) -> sym.Symbol:
+def projection(blocks: Blocks, data: sym.Symbol, name: str, channels: int, stride: int) -> sym.Symbol:
     """The shortcut past a unit that halves the map; past the others the data themselves."""
     if stride == 1:
         return data
@@ -92,7 +93,7 @@ def _unit_post_activation(blocks: Blocks, data: sym.Symbol, name: str, channels:
     body = blocks.batch_norm(body, name + "_bn2")
     if excite:
         body = blocks.squeeze_excite(body, name, channels)
-    return blocks.activation(body + _projection(blocks, data, name, channels, max(strides)), name + "_relu3")
+    return blocks.activation(body + projection(blocks, data, name, channels, max(strides)), name + "_relu3")
 
 
 def _unit_pre_activation(blocks: Blocks, data: sym.Symbol, name: str, channels: int, strides: tuple[int, int],
@@ -116,7 +117,7 @@ def _unit_improved(blocks: Blocks, data: sym.Symbol, name: str, channels: int, s
     body = blocks.batch_norm(body, name + "_bn3")
     if excite:
         body = blocks.squeeze_excite(body, name, channels)
-    return body + _projection(blocks, data, name, channels, max(strides))
+    return body + projection(blocks, data, name, channels, max(strides))
 
 
 UNITS: dict[int, Callable[..., sym.Symbol]] = {

@@ -125,4 +125,4 @@ def test_every_row_of_the_table_is_whole():
         if operator.flops and not operator.parameters:
             assert operator.flops(None, [(2, 3)] * 2, (2, 3)) in (0, math.prod((2, 3)))
     assert set(FAMILIES) == {"fresnet", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet",
-                             "mbf", "vit"}
+                             "mbf", "vit", "fresnext"}
