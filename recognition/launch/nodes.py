@@ -26,11 +26,13 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")  # seconds
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 BEAT_SECONDS = 5.0  # between the bytes that tell another host that the launcher is there
 LEAST_SILENCE = 30.0  # seconds without such a byte, after which another host may end its process
+ASK = b"T"  # the byte that asks another host's process to stop; it may take its time, to save
 # The process has no input. The shell's input ends with the connection, or falls silent with the network; then the watch
 # ends the process.
 _REMOTE = ("exec 3<&0; cd {folder} || exit; env {variables} {command} 3<&- </dev/null & child=$!; "
-           "{{ if command -v timeout; then while [ \"$(timeout {silence} head -c 1 <&3)\" ]; do :; done; "
-           "else cat <&3; fi; kill $child; sleep {grace}; kill -9 $child; }} >/dev/null 2>&1 & watch=$!; exec 3<&-; "
+           "{{ byte() {{ if command -v timeout >&2; then timeout {silence} head -c 1; else head -c 1; fi; }}; "
+           "while beat=$(byte <&3); [ \"$beat\" ]; do [ \"$beat\" = T ] && kill $child; done; "
+           "kill $child; sleep {grace}; kill -9 $child; }} >/dev/null 2>&1 & watch=$!; exec 3<&-; "
            "wait $child; status=$?; kill $watch; exit $status")
 
 
@@ -150,11 +152,18 @@ class Node:
         return _REMOTE.format(folder=shlex.quote(self.folder), variables=variables, command=shlex.join(command),
                               grace=int(GRACE_SECONDS), silence=int(self.silence))
 
-    def beat(self) -> None:
+    def beat(self, byte: bytes = b".") -> None:
         """Tell the watch on another host that the launcher is there."""
         if self.host not in LOCAL and self.process and self.process.stdin and not self.process.stdin.closed:
             with contextlib.suppress(OSError):  # it has ended, or the network takes nothing now
-                os.write(self.process.stdin.fileno(), b".")
+                os.write(self.process.stdin.fileno(), byte)
+
+    def ask(self, number: int) -> None:
+        """Ask the process to stop by a signal, and its children; a process on another host gets SIGTERM."""
+        if self.host in LOCAL:
+            self.signal(number)
+        else:
+            self.beat(ASK)
 
     @property
     def status(self) -> int | None:

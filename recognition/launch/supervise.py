@@ -50,7 +50,7 @@ def supervise(nodes: Sequence[Node], monitor: Monitor, stop: Stop, timeout: floa
         if stop.count > forwarded:
             forwarded = stop.count
             for node in workers:
-                node.signal(stop.number)
+                node.ask(stop.number)
             if forwarded > 1:
                 say("ending all processes at once")
                 return 128 + stop.number

@@ -18,7 +18,7 @@ from recognition.errors import UserError
 from recognition.launch import launcher
 from recognition.launch.launcher import own_address, supervise
 from recognition.launch.monitor import Monitor
-from recognition.launch.nodes import Node, Place, assign, parse_hosts, tell_errors
+from recognition.launch.nodes import GRACE_SECONDS, Node, Place, assign, parse_hosts, tell_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 GUARD = 300.0  # seconds after which a test that hangs fails; none counts how long what it starts takes
@@ -279,6 +279,30 @@ def test_workers_die_with_a_killed_launcher(launched: Callable[..., subprocess.P
     while any(alive(pid) for pid in found) and time.monotonic() < end:
         time.sleep(0.02)
     assert not any(alive(pid) for pid in found)
+
+
+def test_a_worker_on_another_host_may_take_its_time_to_stop(launched: Callable[..., subprocess.Popen],
+                                                             tmp_path: Path) -> None:
+    """It saves for longer than it would have before SIGKILL if the run had failed."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    body = f"""
+def save(*_):
+    time.sleep({GRACE_SECONDS + 2})
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+ready()
+time.sleep({GUARD})
+"""
+    process = launched(body, "--hosts", "a:3", "--ssh", str(ssh), "--address", "127.0.0.1")
+    pids(tmp_path)
+    while not (tmp_path / "ready").exists() or len(list((tmp_path / "ready").iterdir())) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = ended(process, tmp_path)
+    assert status == 143 and (tmp_path / "saved").exists(), err
 
 
 def test_other_hosts_through_a_stand_in_for_ssh(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
