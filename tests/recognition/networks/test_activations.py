@@ -58,7 +58,8 @@ def test_near_mxnets_plan_of_every_preset(name: str) -> None:
     more = 0.08 if name in ("d169", "d201") else 0
     vit = 0.08 if name.startswith("vit") else 0
     for form, below, above in (("gpu", 0.03 + vit, 0.03), ("cpu", 0.08 + more, 0.06),
-                               ("cpu, 16 bits", 0.16 + more, vit or 0.02), ("gpu, memonger", 0.15 + more + 3 * vit, 0.12),
+                               ("cpu, 16 bits", 0.16 + more, vit or 0.02),
+                               ("gpu, memonger", 0.15 + more + 3 * vit, 0.12),
                                ("cpu, memonger", 0.15, 0.5 + 2 * vit), ("all", 0.35, 0.35 + 3 * vit)):
         bound = FORMS[form](symbol)
         expected = mxnet_plan(bound, 4)
