@@ -162,10 +162,14 @@ def initial_centres(seed: int, start: int, stop: int, sub_centres: int, dim: int
     rows = np.empty(((stop - start) * sub_centres, dim), np.float32)
     for block in range(start // STREAM_CLASSES, -(-stop // STREAM_CLASSES)):
         stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 0x5743, block])))
-        values = stream.standard_normal((STREAM_CLASSES, sub_centres, dim), dtype=np.float32) * np.float32(INITIAL_STD)
         low, high = max(start, block * STREAM_CLASSES), min(stop, (block + 1) * STREAM_CLASSES)
-        part = values[low - block * STREAM_CLASSES : high - block * STREAM_CLASSES].reshape(-1, dim)
-        rows[(low - start) * sub_centres : (high - start) * sub_centres] = part
+        part = rows[(low - start) * sub_centres : (high - start) * sub_centres]
+        if high - low == STREAM_CLASSES:  # in place: what threads free of smaller arrays stays theirs
+            stream.standard_normal(dtype=np.float32, out=part)
+        else:
+            values = stream.standard_normal((STREAM_CLASSES, sub_centres, dim), dtype=np.float32)
+            part[:] = values[low - block * STREAM_CLASSES : high - block * STREAM_CLASSES].reshape(-1, dim)
+    rows *= np.float32(INITIAL_STD)
     return rows
 
 

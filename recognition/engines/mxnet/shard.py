@@ -16,6 +16,7 @@ from recognition.head.shard import (
     ROWS_AT_ONCE,
     SGD,
     ShardState,
+    initial_centres,
     initial_pieces,
     norm_range,
     rows_of,
@@ -52,8 +53,11 @@ class MxnetShard:
         rows = (stop - start) * sub_centres
         shapes = (rows, dim), (rows, dim), (rows,), (rows,)
         self._stored: tuple[Any, ...] = tuple(self._zeros(*shape) for shape in shapes)
-        for part, values in initial_pieces(seed, start, stop, sub_centres, dim):
-            self._stored[0][part] = values if on_host else self._array(values)
+        if on_host:
+            for part, values in initial_pieces(seed, start, stop, sub_centres, dim):
+                self._stored[0][part] = values
+        else:
+            self._stored = self._array(initial_centres(seed, start, stop, sub_centres, dim)), *self._stored[1:]
         self._squares: list[mx.nd.NDArray] = []  # sums of squares of the centres of the last update
         self._second: tuple[Any, ...] = ()  # moments of AdamW, of the centres and of their bias
         self.select(None)
