@@ -130,10 +130,11 @@ def launch(folder: Path, count: int, body: str, *arguments: str) -> subprocess.C
 def test_collectives(tmp_path: Path, count: int, sent: int) -> None:
     """Of n = 120 bytes and P processes a gather sends (P - 1) n, a sum 2 (P - 1) / P n, a scatter half of that; here
     a gather, a sum, a scatter and two more sums. A step of a head sends what the planner says.
-    Against NumPy a sum may differ by the order of additions."""
+    Against NumPy a sum may differ by the order of additions. PyTorch 2.9 prints lines of Gloo's beside."""
     run = launch(tmp_path, count, COLLECTIVES)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert sorted(line.partition("sent")[2] for line in run.stdout.splitlines()) == [f" {sent} in 4"] * count
+    lines = [line for line in run.stdout.splitlines() if "[Gloo]" not in line]
+    assert sorted(line.partition("sent")[2] for line in lines) == [f" {sent} in 4"] * count
 
 
 def test_a_process_that_dies_ends_the_others_with_one_line(tmp_path: Path) -> None:
