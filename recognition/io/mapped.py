@@ -3,7 +3,7 @@
 
 A mapped file has no name, and goes when the process ends in any way. It is written at the start: a process that writes
 to a mapped page without room on the disk is killed, and a file that is written page by page at random, even where its
-room was set aside, is in as many pieces (a disk took 20 minutes to free 300,000 of them). The kernel keeps the pages
+room was set aside, is in as many pieces, which a disk takes long to free. The kernel keeps the pages
 that were used last in memory, and writes changed ones back by itself. So whoever reads a row gets what was written to
 it last.
 """
