@@ -31,8 +31,8 @@ from recognition.io.centres import named_centres
 from recognition.io.checksums import sum_beside
 from recognition.io.files import require_new
 from recognition.io.torch_file import read_tensors, write_tensors
-from recognition.networks.of_torch import from_torch, of_the_network, to_torch
 from recognition.networks.symbol_file import read_network
+from recognition.networks.torch_weights.of_torch import from_torch, of_the_network, to_torch
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
 from recognition.training.parts import adamw_of, make_schedule

@@ -18,8 +18,8 @@ from recognition.config.devices import Device, on_gpus
 from recognition.engines.interface import Embedder, Engine
 from recognition.errors import UserError
 from recognition.io.torch_file import read_tensors
-from recognition.networks.of_torch import from_torch, of_the_network
-from recognition.networks.vit_weights import VARIANT
+from recognition.networks.torch_weights.of_torch import from_torch, of_the_network
+from recognition.networks.torch_weights.vit_weights import VARIANT
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 
 ENDINGS = (".onnx", ".pt", ".pth")

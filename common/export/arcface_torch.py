@@ -18,7 +18,7 @@ from recognition.errors import UserError
 from recognition.head.shard import ShardState, split_classes
 from recognition.io.torch_file import write_object, write_tensors
 from recognition.networks.graph import Graph
-from recognition.networks.of_torch import moments_to_torch, parameters_of, to_torch
+from recognition.networks.torch_weights.of_torch import moments_to_torch, parameters_of, to_torch
 from recognition.optim.adamw import AdamW
 from recognition.training.states.arcface_torch import ADAM, NAME
 from recognition.training.states.state import Progress, SavedState

@@ -2,8 +2,9 @@
 """A shard of the class centres: its interface, and the code that all implementations share.
 
 A shard holds the rows ``class * K + k`` (K sub-centres a class) of classes ``start .. stop - 1``. In a step the head
-calls ``select``, ``similarities``, ``statistics``, ``gradient`` and ``update`` in this order. Between the calls one
-buffer, logits_CB with a row for each selected centre, holds logits or their exponentials, then the gradient.
+calls ``select``, ``similarities``, ``statistics``, ``gradient`` and ``update`` in this order. What lies between
+the calls is the shard's own: on CPUs and with MXNet one buffer, logits_CB with a row for each selected centre, that
+holds logits or their exponentials, then the gradient; PyTorch's shards keep none, and compute chunks again.
 
 Suffixes of arrays: B the features of the global batch, D numbers of a feature, C the selected rows of a shard.
 """
@@ -76,7 +77,7 @@ class Shard(Protocol):
         """Work on these classes alone until the next call, which are what :meth:`draw` gave, or ascending int64 with
         those of the batch; None: all."""
 
-    def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         """Compute logits_CB, the inner products of the selected centres with features x, (B, D) float32.
 
         Centres are normalised if the head's margin is.
@@ -91,7 +92,7 @@ class Shard(Protocol):
             target's logit the head has statistics_B3, which the shards exchange.
         """
 
-    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> np.ndarray:
+    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
         """This shard's part of the gradient of the mean loss by x, (B, D) float32.
 
         :param log_sums: (B,) the log of the sum of exp(logit) over all shards.

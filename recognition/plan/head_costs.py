@@ -177,7 +177,8 @@ def old_memory(size: HeadSize) -> Memory:
 
 
 def head_operations(size: HeadSize) -> int:
-    """Operations of the three matrix products of a step; a multiply-add is two."""
+    """Operations of the three matrix products of a step; a multiply-add is two. PyTorch's shards make the logits twice,
+    which is not counted."""
     return 6 * size.batch * size.selected_rows * size.dim
 
 

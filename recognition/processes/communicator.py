@@ -15,7 +15,8 @@ NOT_FINITE = 1 << 10  # above every number of a signal
 
 
 class Communicator(Protocol):
-    """Collectives over host arrays. Every process calls the same ones in the same order with the same shapes.
+    """Collectives over host arrays; PyTorch's also gathers and scatters tensors, which stay on their device. Every
+    process calls the same ones in the same order with the same shapes.
 
     It is a context that ends with the run: after an error it does not wait for the other processes.
     """

@@ -18,8 +18,8 @@ from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.torch_file import read_tensors, write_tensors
 from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
-from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes
+from recognition.networks.torch_weights.iresnet import pairs
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.checkpoints.pretrained import read_params
 

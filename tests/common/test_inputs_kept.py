@@ -29,8 +29,8 @@ from recognition.data.verification_set import save_bin
 from recognition.io.torch_file import write_tensors
 from recognition.networks import sym
 from recognition.networks.families import fresnet
-from recognition.networks.iresnet import pairs
 from recognition.networks.shapes import infer_shapes
+from recognition.networks.torch_weights.iresnet import pairs
 from recognition.training.checkpoints.checkpoint import save_checkpoint
 from recognition.training.run import train
 

@@ -9,9 +9,9 @@ from recognition.config.options import Config
 from recognition.config.presets import ROOT, open_config
 from recognition.networks import build_symbol
 from recognition.networks.flops import count_flops
-from recognition.networks.iresnet import DEPTHS, pairs
-from recognition.networks.of_torch import from_torch, to_torch
 from recognition.networks.recompute import computed_again
+from recognition.networks.torch_weights.iresnet import DEPTHS, pairs
+from recognition.networks.torch_weights.of_torch import from_torch, to_torch
 
 torch = pytest.importorskip("torch")
 from recognition.engines.torch.network import Network as OurNetwork  # noqa: E402

@@ -11,8 +11,8 @@ from common.convert_torch import main
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks.families import mbf
-from recognition.networks.of_torch import moments_from_torch, moments_to_torch, parameters_of, to_torch
 from recognition.networks.shapes import infer_shapes
+from recognition.networks.torch_weights.of_torch import moments_from_torch, moments_to_torch, parameters_of, to_torch
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

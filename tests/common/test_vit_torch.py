@@ -14,10 +14,16 @@ from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks.families import vit
 from recognition.networks.graph import Graph
-from recognition.networks.of_torch import from_torch, moments_from_torch, moments_to_torch, parameters_of, to_torch
 from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.vit_weights import NETWORKS, pairs
+from recognition.networks.torch_weights.of_torch import (
+    from_torch,
+    moments_from_torch,
+    moments_to_torch,
+    parameters_of,
+    to_torch,
+)
+from recognition.networks.torch_weights.vit_weights import NETWORKS, pairs
 
 torch = pytest.importorskip("torch")
 from recognition.engines.torch.network import Network as Network64  # noqa: E402

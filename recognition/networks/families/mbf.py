@@ -3,7 +3,7 @@
 those within are not.
 
 Pixels are scaled by 1/127.5 and batch norm adds 1e-5, as there, so that PyTorch's weights are taken as they are
-(:mod:`recognition.networks.mbf_weights`).
+(:mod:`recognition.networks.torch_weights.mbf_weights`).
 """
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ arcface_torch takes the patches out; here they stay and are not looked at, so th
 training and after, and the other tokens are the same numbers.
 
 Pixels are scaled by 1/127.5 and norms add what PyTorch's add, so that its weights are taken as they are
-(:mod:`recognition.networks.vit_weights`).
+(:mod:`recognition.networks.torch_weights.vit_weights`).
 """
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from recognition.engines.interface import Arrays, BackboneState
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces, split_classes
 from recognition.io.torch_file import read_object
-from recognition.networks.of_torch import from_torch, moments_from_torch, parameters_of
-from recognition.networks.vit_weights import OUR_TOKEN, TOKEN
+from recognition.networks.torch_weights.of_torch import from_torch, moments_from_torch, parameters_of
+from recognition.networks.torch_weights.vit_weights import OUR_TOKEN, TOKEN
 from recognition.training.states.state import Progress
 
 NAME = "checkpoint_gpu_{}.pt"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--deterministic``: PyTorch's settings in a run on GPUs, which a fake stands for; no GPU has shown what they do."""
+"""``--deterministic``: PyTorch's settings in a run on GPUs, which a fake stands for."""
 from __future__ import annotations
 
 import importlib.util

@@ -15,8 +15,8 @@ import numpy as np
 from recognition.errors import UserError
 from recognition.networks.families import vit
 from recognition.networks.graph import Graph
-from recognition.networks.iresnet import BATCH_NORM, Arrays
 from recognition.networks.shapes import infer_shapes
+from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays
 
 # Width of a token and blocks, with the shares that each leaves out in training. vit_l is what arcface_torch calls
 # vit_l_dp005_mask_005; its masks are of a tenth whatever the name says, as random_masking is not told the ratio.

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.networks import iresnet, mbf_weights, vit_weights
+from recognition.networks.torch_weights import iresnet, mbf_weights, vit_weights
 from recognition.networks.graph import Graph
-from recognition.networks.iresnet import Arrays
+from recognition.networks.torch_weights.iresnet import Arrays
 
 # Arrays by which a network is found, under whatever prefix: iresnet, MobileFaceNet, ViT.
 _MARKS = (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"),
@@ -63,7 +63,7 @@ def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mappi
 
 
 def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], power: int) -> Arrays:
-    """An optimiser's moments by our names, as :func:`recognition.networks.iresnet.moments_from_torch`."""
+    """An optimiser's moments by our names, as :func:`recognition.networks.torch_weights.iresnet.moments_from_torch`."""
     names = _renamed(tensors)
     if not names:
         return iresnet.moments_from_torch(moments, tensors, power)
@@ -72,7 +72,7 @@ def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, 
 
 
 def moments_to_torch(moments: Mapping[str, np.ndarray], power: int) -> Arrays:
-    """The reverse, as :func:`recognition.networks.iresnet.moments_to_torch`."""
+    """The reverse, as :func:`recognition.networks.torch_weights.iresnet.moments_to_torch`."""
     if mbf_weights.OUR_MARK in moments:
         names = mbf_weights.pairs(mbf_weights.blocks_of(moments))
     elif vit_weights.OUR_MARK in moments:
