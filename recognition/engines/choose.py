@@ -150,8 +150,14 @@ def build_network(config: Config) -> Graph:
 def computing_of(config: Config) -> Computing:
     """The devices, batch and numbers with which a configuration wants the backbone computed."""
     return Computing(config.devices, config.per_batch_size, config.in_16_bits, config.fp16_scale, config.memonger,
-                     keep_features=len(config.devices) == 1 and config.gradient_acc == 1
-                     and not (config.triplets or config.label_smoothing))
+                     keep_features=_keeps_features(config))
+
+
+def _keeps_features(config: Config) -> bool:
+    """Whether the head takes features where the backbone leaves them: it is one shard on the same device."""
+    with_backbone = config.centers_on == "device" or config.sample_ratio < 1  # else the host computes, see make_shard
+    return (len(config.devices) == 1 and with_backbone and config.gradient_acc == 1
+            and not (config.triplets or config.label_smoothing))
 
 
 def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],

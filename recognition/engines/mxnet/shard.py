@@ -51,13 +51,13 @@ class MxnetShard:
         self.ceiling = ceiling
         self._folder, self._read_ahead = folder, ReadAhead()
         rows = (stop - start) * sub_centres
-        shapes = (rows, dim), (rows, dim), (rows,), (rows,)
-        self._stored: tuple[Any, ...] = tuple(self._zeros(*shape) for shape in shapes)
         if on_host:
+            centres = self._zeros(rows, dim)
             for part, values in initial_pieces(seed, start, stop, sub_centres, dim):
-                self._stored[0][part] = values
+                centres[part] = values
         else:
-            self._stored = self._array(initial_centres(seed, start, stop, sub_centres, dim)), *self._stored[1:]
+            centres = self._array(initial_centres(seed, start, stop, sub_centres, dim))
+        self._stored: tuple[Any, ...] = centres, self._zeros(rows, dim), self._zeros(rows), self._zeros(rows)
         self._squares: list[mx.nd.NDArray] = []  # sums of squares of the centres of the last update
         self._second: tuple[Any, ...] = ()  # moments of AdamW, of the centres and of their bias
         self.select(None)

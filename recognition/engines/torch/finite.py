@@ -33,9 +33,15 @@ def all_usable(tensors: Mapping[str, torch.Tensor]) -> bool:
     return bool((_queued_norms(list(tensors.values())) < LARGEST_NORM).all())
 
 
+def as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its axes in the order of its memory."""
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.detach().permute(0, 2, 3, 1) if channels_last else tensor.detach()
+
+
 def norms(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     """The Euclidean norm of each tensor, float64 (tensors,), right to 1e-6; not finite where a number is not."""
-    chunks = [tensor.detach().reshape(-1).split(CHUNK) for tensor in tensors]
+    chunks = [as_it_lies(tensor).reshape(-1).split(CHUNK) for tensor in tensors]
     squares = np.square(_queued_norms([part for parts in chunks for part in parts]).cpu().numpy(), dtype=np.float64)
     ends = np.cumsum([len(parts) for parts in chunks])
     found = np.sqrt([part.sum() for part in np.split(squares, ends[:-1])]) if chunks else np.zeros(0)

@@ -43,6 +43,9 @@ class Placed:
             found = self.network(pixels, training=training, generator=generator)
         return found.float()
 
+    def give_back(self) -> None:
+        """Give back memory that can be taken again."""
+
 
 def lay_out_as_maps(arguments: dict[str, torch.Tensor]) -> None:
     """Put parameters of four axes into memory with the channels last, as maps are on GPUs; PyTorch would do so in each
@@ -72,8 +75,19 @@ def torch_device(device: Device) -> torch.device:
 def embed(networks: Sequence[Placed], batch_size: int, images: np.ndarray) -> list[np.ndarray]:
     """Features of the networks, ``batch_size`` images each at a time, in the order of the images.
 
-    Everything is queued before the first result is read, so that no device waits for another.
+    Everything is queued before the first result is read, so that no device waits for another. Where a device has too
+    little memory, networks give back what they can make again.
     """
+    try:
+        return _embedded(networks, batch_size, images)
+    except torch.OutOfMemoryError:
+        for network in networks:
+            network.give_back()
+    torch.cuda.empty_cache()  # behind the error, whose traceback holds maps
+    return _embedded(networks, batch_size, images)
+
+
+def _embedded(networks: Sequence[Placed], batch_size: int, images: np.ndarray) -> list[np.ndarray]:
     lows = range(0, len(images), batch_size)
     queued = [networks[place % len(networks)].features(images[low : low + batch_size])
               for place, low in enumerate(lows)]

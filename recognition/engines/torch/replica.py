@@ -97,6 +97,11 @@ class Replica(Placed):
                           for name, tensor in self.arguments.items()}
         self._warm = self._shape
 
+    def give_back(self) -> None:
+        """Give back the maps of the recorded pass; the next step records it again."""
+        self.recorded = None
+        self._drop_gradients()
+
     def _drop_gradients(self) -> None:
         self.gradients = {}
         for tensor in self.arguments.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from recognition.engines.torch.imports import torch
 from recognition.head.rounding import FACTORS, GOLDEN
 
-_WORD, _HALF = 0xFFFFFFFF, 0xFFFF
+_WORD, _HALF, SIGN = 0xFFFFFFFF, 0xFFFF, 1 << 31
 
 
 def hashed(words: torch.Tensor) -> torch.Tensor:
@@ -27,3 +27,9 @@ def rounded(values: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Float32 values as bfloat16, rounded by the lower 16 of ``bits``, int64 of their shape; NaN stays NaN."""
     sums = values.view(torch.int32) + (bits & _HALF).int() & ~_HALF
     return torch.where(values.isnan(), values, sums.view(torch.float32)).bfloat16()
+
+
+def signed(word: int) -> int:
+    """The int32 of the bits of a 32-bit word: PyTorch has few operations without a sign, and Triton would compile anew
+    for larger numbers."""
+    return word - 2 * SIGN if word >= SIGN else word

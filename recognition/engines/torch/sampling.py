@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.rounding import SIGN, signed
 from recognition.head.rounding import FACTORS
 from recognition.head.sampling import ClassSampler
 
 CLASSES_AT_ONCE = 1 << 22  # 16 MB of hashes
-SIGN = 1 << 31
 
 
 class DeviceSample:
@@ -31,7 +31,7 @@ class DeviceSample:
             for low in range(start, stop, CLASSES_AT_ONCE):
                 high = min(low + CLASSES_AT_ONCE, stop)
                 numbers = torch.arange(low, high, dtype=torch.int32, device=device)
-                hashes = _hashed(numbers.bitwise_xor_(_signed(key)))
+                hashes = _hashed(numbers.bitwise_xor_(signed(key)))
                 below = min(sampler.threshold, 2 * SIGN - 1) - SIGN  # as signed numbers are compared
                 torch.lt(hashes.bitwise_xor_(-SIGN), below, out=chosen[low - start : high - start])
             chosen[positives] = True
@@ -52,10 +52,5 @@ def _hashed(words: torch.Tensor) -> torch.Tensor:
     """The hash of :mod:`recognition.head.rounding` of 32-bit words as int32, in their place: half the bytes of int64,
     which PyTorch would need for words without a sign."""
     for bits, factor in ((16, FACTORS[0]), (15, FACTORS[1])):
-        words.bitwise_xor_((words >> bits).bitwise_and_((1 << (32 - bits)) - 1)).mul_(_signed(factor))
+        words.bitwise_xor_((words >> bits).bitwise_and_((1 << (32 - bits)) - 1)).mul_(signed(factor))
     return words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))
-
-
-def _signed(word: int) -> int:
-    """The int32 of the bits of a 32-bit word."""
-    return word - 2 * SIGN if word >= SIGN else word

@@ -25,7 +25,7 @@ from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
 from recognition.engines.torch.sampling import DeviceSample
 from recognition.engines.torch.shard_steps import lengths, step
-from recognition.engines.torch.stored_rows import StoredRows
+from recognition.engines.torch.stored_rows import Fetched, StoredRows
 from recognition.head.rounding import key_of
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
@@ -78,21 +78,6 @@ class Chunk(NamedTuple):
 def product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None, factor: float = 1.0) -> torch.Tensor:
     """``factor * a b + plus``: every matrix product of a chunk. a (m, k), b (k, n), ``plus`` (m, n) or (n,)."""
     return a @ b if plus is None else torch.addmm(plus, a, b, alpha=factor)
-
-
-class Fetched:
-    """A few numbers on their way to the host: a call waits for them alone, not for what is queued behind them."""
-
-    def __init__(self, numbers: torch.Tensor) -> None:
-        on_gpu = numbers.device.type == "cuda"
-        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=on_gpu)
-        self._host.copy_(numbers, non_blocking=True)
-        self._there = torch.cuda.current_stream(numbers.device).record_event() if on_gpu else None
-
-    def __call__(self) -> np.ndarray:
-        if self._there:
-            self._there.synchronize()
-        return self._host.numpy()
 
 
 class TorchShard:
@@ -177,30 +162,25 @@ class TorchShard:
         sub_centres = torch.arange(self.sub_centres, device=self.device)
         return (classes.places[:, None] * self.sub_centres + sub_centres).flatten()
 
-    def _on_device(self, values: np.ndarray) -> torch.Tensor:
-        """A copy on the device. From pinned memory it is queued, and the host goes on."""
-        given = torch.from_numpy(np.ascontiguousarray(values))
-        return given.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else given
-
     def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         batch, k = len(x), self.sub_centres
         self._host_side = isinstance(x, np.ndarray)
-        self._x = self._on_device(np.array(x, np.float32)) if self._host_side else x
+        self._x = self._rows.on_device(np.array(x, np.float32)) if self._host_side else x.contiguous()
         columns = target_columns(labels, self.start, self.stop, k, self._classes)
         here = np.flatnonzero(columns >= 0)
         here = here[np.argsort(columns[here], kind="stable")]
         candidates = (columns[here, None] + np.arange(k)).ravel()
         units, _ = self._units(self._rows.take_at(self._centres[0], candidates))
         units = units.view(len(here), k, x.shape[1])
-        values = torch.linalg.vecdot(units, self._x[self._on_device(here)].unsqueeze(1))
+        values = torch.linalg.vecdot(units, self._x[self._rows.on_device(here)].unsqueeze(1))
         values += self._rows.take_at(self._bias[0], candidates).view(len(here), k)
         fetched = Fetched(values)
         self._begin(columns)
         found = fetched()
         nearest, order = found.argmax(axis=1), np.arange(len(here))
         places = np.stack([here, columns[here], columns[here] + nearest])
-        self._targets = Targets(here, columns[here], places[2], units[self._on_device(order), self._on_device(nearest)],
-                                self._on_device(places))
+        chosen = units[self._rows.on_device(order), self._rows.on_device(nearest)]
+        self._targets = Targets(here, columns[here], places[2], chosen, self._rows.on_device(places))
         # Without statistics, where centres have overflowed, the gradient is NaN.
         self._highest, self._weighted = np.full(batch, np.nan), torch.zeros_like(self._x)
         similarities = np.zeros(batch, np.float32)
@@ -271,10 +251,10 @@ class TorchShard:
             reference = log_sums.astype(np.float32)
             rest = np.exp(reference - log_sums) * (self.scale / count)  # with the digits that the reference lost
             targets = target_gradients[here] / rest[here]
-        self._weights = Weights(*(self._on_device(a.astype(np.float32)) for a in (
+        self._weights = Weights(*(self._rows.on_device(a.astype(np.float32)) for a in (
             reference[:, None], rest[:, None], targets)))
-        d_x = self._weighted * self._on_device(factor[:, None].astype(np.float32))
-        slopes = self._on_device(target_gradients[here].astype(np.float32)[:, None])
+        d_x = self._weighted * self._rows.on_device(factor[:, None].astype(np.float32))
+        slopes = self._rows.on_device(target_gradients[here].astype(np.float32)[:, None])
         d_x[self._targets.places[0]] += slopes * self._targets.units
         return d_x.cpu().numpy() if self._host_side else d_x
 
@@ -298,7 +278,7 @@ class TorchShard:
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
         weighted = self._x * self._weights.factor
-        more = self._on_device(also.astype(np.float32)).split([len(also) - 1, 1]) if also is not None else ()
+        more = self._rows.on_device(also.astype(np.float32)).split([len(also) - 1, 1]) if also is not None else ()
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._chunks():
             p = self._logits(chunk).sub_(self._weights.reference).exp_()

@@ -16,6 +16,21 @@ from recognition.io.mapped import ReadAhead, advise, host_zeros
 AS_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16}
 
 
+class Fetched:
+    """A few numbers on their way to the host: a call waits for them alone, not for what is queued behind them."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        on_gpu = numbers.device.type == "cuda"
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=on_gpu)
+        self._host.copy_(numbers, non_blocking=True)
+        self._there = torch.cuda.current_stream(numbers.device).record_event() if on_gpu else None
+
+    def __call__(self) -> np.ndarray:
+        if self._there:
+            self._there.synchronize()
+        return self._host.numpy()
+
+
 class StoredRows:
     """Takes rows of arrays to the device, and puts them back: all rows in turn, or the selected ones alone.
 
@@ -88,11 +103,13 @@ class StoredRows:
             torch.index_select(array, 0, part, out=staged)
         return staged.to(self.device, copy=True).float()
 
+    def on_device(self, values: np.ndarray) -> torch.Tensor:
+        """Numbers on the shard's device."""
+        return _copied(values, self.device)
+
     def take_at(self, array: torch.Tensor, places: np.ndarray) -> torch.Tensor:
         """A copy of a few of the selected rows, by their places among them, on the device as float32."""
-        rows = torch.from_numpy(places)
-        if self._home.type == "cuda":  # from pinned memory the copy is queued, and the host goes on
-            rows = rows.pin_memory().to(self._home, non_blocking=True)
+        rows = _copied(places, self._home)
         return array.index_select(0, rows if self._selected is None else self._selected[rows]).to(self.device).float()
 
     def put(self, array: torch.Tensor, low: int, high: int, part: torch.Tensor,
@@ -119,3 +136,9 @@ class StoredRows:
         if self._staging.numel() < 4 * numbers:
             self._staging = torch.empty(4 * numbers, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return self._staging[: array.element_size() * numbers].view(array.dtype).view(rows, *array.shape[1:])
+
+
+def _copied(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on a device, or the same memory on the host. From pinned memory it is queued, and the host goes on."""
+    given = torch.from_numpy(np.ascontiguousarray(values))
+    return given.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else given

@@ -10,7 +10,7 @@ import pytest
 
 from recognition.config.devices import Device
 from recognition.config.options import Config, refuse_unsupported
-from recognition.engines.choose import choose_engine
+from recognition.engines.choose import choose_engine, computing_of
 from recognition.engines.cpu.shard import CpuShard
 from recognition.errors import UserError
 from recognition.head.shard import Shard
@@ -114,3 +114,12 @@ def test_the_derivative_at_the_target(engine: str, device: str) -> None:
                        for value in ("exact", "straight_through"))
     assert exact[0].loss == straight[0].loss
     assert np.abs(exact[0].d_features - straight[0].d_features).max() > 1e-3
+
+
+@pytest.mark.parametrize(("options", "keeps"), [
+    ({}, True), ({"centers_on": "cpu", "sample_ratio": 0.5}, True), ({"centers_on": "cpu"}, False),
+    ({"gradient_acc": 2}, False), ({"label_smoothing": 0.1}, False), ({"loss_name": "triplet", "per_batch_size": 6}, False)])
+def test_features_stay_on_the_device_of_the_only_shard_with_torch(options: dict[str, Any], keeps: bool) -> None:
+    """Without a sample, W in the host's memory is the host's to compute with."""
+    assert computing_of(Config(devices=(("gpu", 0),), **options)).keep_features is keeps
+    assert not computing_of(Config(devices=(("gpu", 0), ("gpu", 1)), **options)).keep_features

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from recognition.engines.torch.finite import as_it_lies
 from recognition.engines.torch.imports import torch
 from recognition.processes.communicator import Communicator
 
@@ -41,7 +42,7 @@ class Summing:
 
     @torch.no_grad()
     def _leave(self) -> None:
-        flat = torch.cat([_as_it_lies(tensor).reshape(-1) for tensor in self._bucket])
+        flat = torch.cat([as_it_lies(tensor).reshape(-1) for tensor in self._bucket])
         if self._low:
             flat = flat.mul_(self._raised).to(self._low)
         self._running.append((self._bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
@@ -64,11 +65,5 @@ class Summing:
             if self._low:
                 flat = flat.float().div_(self._raised)
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
-                place = _as_it_lies(tensor)
+                place = as_it_lies(tensor)
                 place.copy_(total.view(place.shape))
-
-
-def _as_it_lies(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with its axes in the order of its memory, so that it need not be turned to be sent."""
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.detach().permute(0, 2, 3, 1) if channels_last else tensor.detach()

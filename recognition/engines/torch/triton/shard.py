@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.shard import Fetched, TorchShard
+from recognition.engines.torch.rounding import signed
+from recognition.engines.torch.shard import TorchShard
+from recognition.engines.torch.stored_rows import Fetched
 from recognition.engines.torch.triton import kernels
 from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 from recognition.head.rounding import key_of
@@ -120,7 +122,7 @@ class TritonShard(TorchShard):
     def _begin(self, columns: np.ndarray) -> None:
         """The first pass: it needs no margin, so the host makes margins while the device computes it."""
         self._low_x = self._x.to(self._products)
-        self._targets_low = self._on_device((columns // self.sub_centres).astype(np.int32))  # -1 stays
+        self._targets_low = self._rows.on_device((columns // self.sub_centres).astype(np.int32))  # -1 stays
         self._first = self._first_pass()
 
     def _first_pass(self) -> tuple[Fetched, torch.Tensor]:
@@ -171,7 +173,7 @@ class TritonShard(TorchShard):
         self._factor = self.scale / count
         largest = np.abs(weights).max(initial=1.0)
         self._gain = min(self._raised, 2.0 ** math.floor(math.log2(LARGEST / largest))) if largest < np.inf else 1.0
-        self._of_batch = self._on_device(np.stack([references, rests, weights]).astype(np.float32))
+        self._of_batch = self._rows.on_device(np.stack([references, rests, weights]).astype(np.float32))
         return d_x
 
     def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
@@ -183,12 +185,12 @@ class TritonShard(TorchShard):
         references, rests, weights = self._of_batch
         places = np.full(len(self._x), -1, np.int32)
         places[self._targets.batch] = self._targets.nearest
-        nearest = self._on_device(places)
+        nearest = self._rows.on_device(places)
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
         if also is not None:
-            more = self._on_device((also[:-1] * (self._gain / self._factor)).astype(np.float32))
+            more = self._rows.on_device((also[:-1] * (self._gain / self._factor)).astype(np.float32))
         rounds = self._centres[0].dtype == torch.bfloat16
-        keys = [_signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
+        keys = [signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
         for part in self._parts():
             self._tiled(kernels.slopes, part, references=references, rests=rests, nearest=nearest, of_targets=weights,
                         gain=self._gain)
@@ -220,8 +222,3 @@ class TritonShard(TorchShard):
             SAMPLED=selected is not None, SCALED=self._scaled, ADAMW=adamw,
             ROUNDED=self._centres[0].dtype == torch.bfloat16, MEASURED=measure, ROWS=rows,
             WIDTH=width_of(self._dim), **numbers)
-
-
-def _signed(word: int) -> int:
-    """The int32 of the same bits as a 32-bit word: Triton would compile anew for larger numbers."""
-    return word - (1 << 32) if word >= 1 << 31 else word

@@ -222,3 +222,24 @@ def test_cudnn_searches_only_where_bits_may_differ(monkeypatch: pytest.MonkeyPat
     assert not cudnn.benchmark
     with settings.deterministic({}), settings.fastest_convolutions():
         assert not cudnn.benchmark
+
+
+def test_embedding_takes_the_memory_of_the_recorded_pass_where_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps of a recorded pass keep their memory; the next step records it again."""
+    from recognition.engines.torch import placed
+
+    given_back: list[str] = []
+
+    class Full:
+        def features(self, images: np.ndarray) -> torch.Tensor:
+            if not given_back:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch.from_numpy(images).float()
+
+        def give_back(self) -> None:
+            given_back.append("recorded")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append("cache"))
+    images = np.arange(6, dtype=np.uint8).reshape(3, 2)
+    found: Any = placed.embed([Full()], 2, images)  # type: ignore[list-item]
+    assert np.array_equal(np.concatenate(found), images) and given_back == ["recorded", "cache"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norm in training with PReLU or a sum behind it, as one operator of autograd that keeps its input alone.
 
-PyTorch's own operators read and write a map eight times for the norm, seven for PReLU, and three for the sum. Here it is
-three times forward (four with a sum) and five times backward, in which PReLU's input is computed again.
+PyTorch's own operators read and write a map eight times for the norm, seven for PReLU, and three for the sum. Here it
+is three times forward (four with a sum) and five times backward, in which PReLU's input is computed again.
 """
 from __future__ import annotations
 
