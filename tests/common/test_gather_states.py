@@ -129,7 +129,9 @@ def test_parts_are_put_together_anew_or_in_the_folder_of_the_first(tmp_path: Pat
     save(tmp_path, 2)
     save(tmp_path, 4)
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    parts = {path: path.read_bytes() for path in [*(tmp_path / "a").rglob("*.*"), *(tmp_path / "b").rglob("*.*")]}
     assert main([a, b, "--output", str(tmp_path / "c")]) == 0
+    assert {path: path.read_bytes() for path in parts} == parts
     assert main([b, a, "--output", str(tmp_path / "c"), "--step", "2"]) == 0
     assert main([a, b, "--output", a]) == 0
     assert main([a, b, "--output", a]) == 0  # whole already

@@ -118,7 +118,8 @@ def test_the_derivative_at_the_target(engine: str, device: str) -> None:
 
 @pytest.mark.parametrize(("options", "keeps"), [
     ({}, True), ({"centers_on": "cpu", "sample_ratio": 0.5}, True), ({"centers_on": "cpu"}, False),
-    ({"gradient_acc": 2}, False), ({"label_smoothing": 0.1}, False), ({"loss_name": "triplet", "per_batch_size": 6}, False)])
+    ({"gradient_acc": 2}, False), ({"label_smoothing": 0.1}, False),
+    ({"loss_name": "triplet", "per_batch_size": 6}, False)])
 def test_features_stay_on_the_device_of_the_only_shard_with_torch(options: dict[str, Any], keeps: bool) -> None:
     """Without a sample, W in the host's memory is the host's to compute with."""
     assert computing_of(Config(devices=(("gpu", 0),), **options)).keep_features is keeps
