@@ -108,7 +108,8 @@ class Disk:
     """The mapped files of a head's only shard, and what the process reads and writes."""
 
     def __init__(self, head: ShardedHead) -> None:
-        self.head, shard = head, head.shards[0]
+        self.head = head
+        shard: Any = head.shards[0]
         rows: Any = shard if isinstance(shard, CpuShard) else shard._rows
         self.files: list[np.ndarray] = rows._on_disk() if isinstance(shard, CpuShard) else rows._files
         self.reader: ReadAhead = rows._read_ahead

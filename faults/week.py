@@ -56,6 +56,7 @@ class CountingBackbone:
     """A backbone that counts steps and left-out steps, and keeps the first and the last step of each learning rate."""
 
     loss_scale: LossScale | None = None
+    about = ""
 
     def __init__(self, done: int) -> None:
         self.done, self.steps, self.left_out = done, 0, 0
@@ -88,6 +89,9 @@ class CountingBackbone:
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         return ONE
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def parameters(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         return {"w": ONE}, {}

@@ -148,9 +148,11 @@ def kernels_cost(setting: Setting, report: Report) -> None:
     kernels, chunks = partial(TritonShard, device), partial(torch_shard.TorchShard, device)
     for classes, ratio in ((large[0], 1.0), (large[0], 0.1), (large[1], 1.0), (large[1], 0.1)):
         size = Size(classes, 1024 if setting.gpu else 32, dim)
-        for name, make in {"kernels": partial(_ours, kernels, size, ratio, False),
-                           "kernels, W in 16 bits": partial(_ours, kernels, size, ratio, True),
-                           **_others(setting, size, ratio, chunks)}.items():
+        makers: dict[str, Callable[[], Any]] = {
+            "kernels": partial(_ours, kernels, size, ratio, False),
+            "kernels, W in 16 bits": partial(_ours, kernels, size, ratio, True),
+            **_others(setting, size, ratio, chunks)}
+        for name, make in makers.items():
             title = f"{name}, {classes:,} classes" + (f", sampled {ratio:g}" if ratio < 1 else "")
             try:
                 _measure(setting, report, title, make, size, ratio, peak)
