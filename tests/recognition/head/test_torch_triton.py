@@ -112,13 +112,18 @@ def errors_against_float64(build: Any, kind: Kind) -> tuple[float, float, float]
     return abs(result.loss / loss - 1), error(result.d_features, d_x), error(found, d_w)
 
 
-@pytest.mark.parametrize("kind", [*KINDS.values(), FILTER], ids=[*KINDS, "a filter"])
+# Margins are the host's, the same as with chunks: one of them each time, all in the slow tests.
+MARGINS = ("cosface", "combined", "straight through")
+EACH = [pytest.param(kind, id=name, marks=pytest.mark.slow if name in MARGINS else ()) for name, kind in KINDS.items()]
+
+
+@pytest.mark.parametrize("kind", [*EACH, pytest.param(FILTER, id="a filter")])
 def test_float32_products_are_as_precise_as_chunks(kind: Kind) -> None:
     """Logits reach 64 and lose 4e-6 to float32: 5e-6 of the norms, found 1e-6."""
     assert max(errors_against_float64(EXACT, kind)) < 5e-6
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+@pytest.mark.parametrize("kind", EACH)
 def test_products_of_16_bits(kind: Kind) -> None:
     """Numbers of unit vectors lose 2^-12 of themselves, a cosine 2^-12 / sqrt(D), and a logit 64 times that, 0.0035 at
     20 numbers: 5e-3 of the norms of gradients, found up to 3e-3 (less with more numbers). A loss is a mean of logits.
