@@ -28,7 +28,8 @@ from recognition.processes.communicator import largest
 def main():
     with make_communicator(sys.argv[1]) as communicator:
         assert largest(communicator, communicator.rank) == communicator.size - 1
-        print(f"rank {communicator.rank} of {communicator.size}", flush=True)
+        # A line and its end in one piece, as two processes share what is read, and torchrun's do not buffer.
+        print(f"rank {communicator.rank} of {communicator.size}\\n", end="", flush=True)
     return 0
 
 sys.exit(main())
