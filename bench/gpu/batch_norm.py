@@ -89,7 +89,7 @@ def passes_of(kind: Kind, ours: bool, arrays: list[Any], cut: Any = None) -> Cal
 
 
 def milliseconds(setting: Setting, passes: Callable[[], Any]) -> float:
-    """Of one call, replayed from a CUDA graph; on CPUs of a plain call."""
+    """The time of one call, replayed from a CUDA graph; on CPUs that of a plain call."""
     if not setting.gpu:
         began = time.perf_counter()
         passes()
@@ -124,7 +124,7 @@ def _usable(setting: Setting, report: Report) -> bool:
 
 
 def against_float64(setting: Setting, report: Report) -> None:
-    """By norms: vectors' gradients are float32 sums, 2e-5; maps' numbers are rounded, by 2^-11 and 2^-8 at most."""
+    """Compare by norms. Vectors' gradients are float32 sums, 2e-5; maps' numbers are rounded, 2^-11 and 2^-8."""
     if not _usable(setting, report):
         return
     limits = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 5e-3}
@@ -140,7 +140,7 @@ def against_float64(setting: Setting, report: Report) -> None:
 
 
 def cost(setting: Setting, report: Report) -> None:
-    """Of each kind of map of r50, of all that a step has, and of the network."""
+    """Measure the time of each kind of map of r50, of all that a step has, and of the network."""
     if not _usable(setting, report):
         return
     totals = dict.fromkeys(("kernels", "PyTorch"), 0.0)

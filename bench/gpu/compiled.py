@@ -86,7 +86,7 @@ def of_the_head(card: int, dim: int) -> None:
 
 
 def of_batch_norm(card: int) -> None:
-    """With PReLU and a sum, on maps of float16 of 64 channels or more."""
+    """Compile batch norm with PReLU and a sum, for maps of float16 of 64 channels or more."""
     tile = {"ROWS": USUAL.numbers // WIDEST, "CHANNELS": WIDEST, "STAGES": USUAL.stages}
     merged, both = {"PARTS": MOST_PARTS, "CHANNELS": MERGED}, {"ACTIVE": True, "ADDED": True}
     print(f"batch norm: {USUAL}")

@@ -54,7 +54,7 @@ def our_step(setting: Setting, network: str, count: int, classes: int, ratio: fl
 
 
 def milliseconds(step: Callable[[], None]) -> float:
-    """Of a step among others, between which nobody waits, as in a run."""
+    """The time of a step among others, between which nobody waits, as in a run."""
     for _ in range(WARM):
         step()
     torch.cuda.synchronize()

@@ -282,7 +282,7 @@ class Replicas:
         self._steps = steps
 
     def _own_of(self, auxiliary: Sequence[Arrays]) -> Sequence[Arrays]:
-        """Those of the statistics of all replicas that are this process's; their mean for each if they are not as many
+        """This process's part of the statistics of all replicas; their mean for each if they are not as many
         as the replicas of this run."""
         count, first = len(self.replicas), self.communicator.rank * len(self.replicas)
         own = len(auxiliary) == count * self.communicator.size

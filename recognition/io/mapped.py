@@ -66,7 +66,9 @@ class ReadAhead:
 
     def __call__(self, arrays: Sequence[np.ndarray], rows: np.ndarray) -> None:
         """Begin to read ``rows``, ascending int64, of each of ``arrays`` (R, D), contiguous. What is left of an earlier
-        call is dropped: whoever needs those rows reads them by himself by now."""
+        call is dropped: whoever needs those rows reads them by himself by now. The kernel reads no page beside theirs.
+        """
+        advise(arrays, in_order=False)
         for task in self._under_way:
             task.cancel()
         parts = [rows[low : low + ROWS_A_TASK] for low in range(0, len(rows), ROWS_A_TASK)]

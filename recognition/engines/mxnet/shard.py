@@ -103,8 +103,7 @@ class MxnetShard:
 
     def expect(self, classes: np.ndarray | None) -> None:
         if self._folder and classes is not None:
-            advise(arrays := self._on_disk(), in_order=False)
-            self._read_ahead(arrays, rows_of(classes, self.start, self.sub_centres))
+            self._read_ahead(self._on_disk(), rows_of(classes, self.start, self.sub_centres))
 
     def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> np.ndarray | None:
         return sampler(labels, step, self.start, self.stop)

@@ -74,7 +74,6 @@ class StoredRows:
     def expect(self, rows: np.ndarray | None) -> None:
         """Begin to read these rows of all files, ascending int64; with None there is no telling them."""
         if self._files and rows is not None:
-            advise(self._files, in_order=False)
             self._read_ahead(self._files, rows)
 
     @property

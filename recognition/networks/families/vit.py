@@ -109,7 +109,7 @@ def _attention(data: sym.Symbol, name: str, width: int, unseen: sym.Symbol | Non
 
 
 def _or_nothing(data: sym.Symbol, dropped: float, name: str) -> sym.Symbol:
-    """In training zero for that share of the images, and the more for the others."""
+    """A path that in training is zero for that share of the images, and the more for the others."""
     return sym.Dropout(data, p=dropped, axes=(1, 2), name=name) if dropped else data
 
 

@@ -107,12 +107,18 @@ def to_torch(graph: Graph, arguments: Mapping[str, np.ndarray], auxiliary: Mappi
     values["fc1_gamma"][...] = 1  # whatever a file says: MXNet takes it for 1
     for layer, epsilon in _epsilons(graph).items():
         values[f"{layer}_moving_var"] += epsilon - TORCH_EPSILON
+    return depth, under_their_names(values, names.items())
+
+
+def under_their_names(values: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]]) -> Arrays:
+    """Tensors for ``load_state_dict``, float32, from arrays by our names; ``pairs``: their names and ours. Each batch
+    norm also gets the count of batches that PyTorch's has, 0."""
     tensors: Arrays = {}
-    for theirs, ours in names.items():
-        tensors[theirs] = values[ours].astype(np.float32)
+    for theirs, ours in pairs:
+        tensors[theirs] = np.asarray(values[ours], np.float32)
         if theirs.endswith("running_var"):
             tensors[theirs.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return depth, tensors
+    return tensors
 
 
 def moments_from_torch(moments: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], power: int) -> Arrays:

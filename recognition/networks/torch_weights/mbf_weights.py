@@ -14,7 +14,7 @@ from recognition.errors import UserError
 from recognition.networks.families import mbf
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays
+from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays, under_their_names
 
 NETWORKS = {"mbf": ((1, 4, 6, 2), 2), "mbf_large": ((2, 8, 12, 4), 4)}  # blocks and multiplier
 MARK, OUR_MARK = "conv_sep.layers.0.weight", "conv_6sep_conv2d_weight"  # names that no iresnet has
@@ -100,9 +100,4 @@ def to_torch(values: Mapping[str, np.ndarray], source: str) -> tuple[str, Arrays
     if not name or values.keys() != {ours for _, ours in pairs(blocks)}:
         raise UserError(f"{source}: found an mbf of {list(blocks)} blocks, {channels} channels and {len(values)} "
                         "arrays, expected mbf or mbf_large, with net_act prelu")
-    tensors: Arrays = {}
-    for theirs, ours in pairs(blocks):
-        tensors[theirs] = np.asarray(values[ours], np.float32)
-        if theirs.endswith("running_var"):
-            tensors[theirs.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return name, tensors
+    return name, under_their_names(values, pairs(blocks))

@@ -16,7 +16,7 @@ from recognition.errors import UserError
 from recognition.networks.families import vit
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays
+from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays, under_their_names
 
 # Width of a token and blocks, with the shares that each leaves out in training. vit_l is what arcface_torch calls
 # vit_l_dp005_mask_005; its masks are of a tenth whatever the name says, as random_masking is not told the ratio.
@@ -104,9 +104,4 @@ def to_torch(values: Mapping[str, np.ndarray], source: str) -> tuple[str, Arrays
     values = {OUR_TOKEN: np.zeros((1, 1, width), np.float32), **values}
     if values.keys() != {ours for _, ours in pairs(blocks)}:
         raise UserError(f"{source}: found a ViT of {len(values)} arrays, expected those of arcface_torch's {name}")
-    tensors: Arrays = {}
-    for theirs, ours in pairs(blocks):
-        tensors[theirs] = np.asarray(values[ours], np.float32)
-        if theirs.endswith("running_var"):
-            tensors[theirs.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return name, tensors
+    return name, under_their_names(values, pairs(blocks))

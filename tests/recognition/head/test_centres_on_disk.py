@@ -75,7 +75,7 @@ def test_all_pages_of_rows_are_read_ahead(tmp_path: Path) -> None:
     seen: list[np.ndarray] = []
 
     class Bytes:
-        itemsize, shape = array.itemsize, array.shape
+        itemsize, shape, base = array.itemsize, array.shape, None
 
         def reshape(self, *_: int) -> Bytes:
             return self
