@@ -95,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for margin in MARGINS:
             found = np.array([train(work, f"{dataset}-{margin}-{seed}", args.steps, dataset=dataset, loss=margin,
                                     seed=seed, verbose=args.steps)[1][-1] for seed in range(args.seeds)])
-            by_seed = "; ".join(cells(pairs, 3) for pairs in found.T)
-            print(f"| {name} | {margin} | {by_seed} | {cells(found[:, :1], 3)} | {cells(found[:, 1:], 3)} |", flush=True)
+            columns = name, margin, "; ".join(cells(pairs, 3) for pairs in found.T), *(
+                cells(found[:, i : i + 1], 3) for i in (0, 1))
+            print(f"| {' | '.join(columns)} |", flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s")
     return 0
 

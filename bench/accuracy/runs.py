@@ -19,7 +19,7 @@ PARTS = 5  # of a run; each ends with a verification
 def train(work: Path, name: str, steps: int, **flags: object) -> tuple[np.ndarray, np.ndarray]:
     """Train once on a CPU, with ``work / "config.py"`` and 64 images a step; the learning rate falls twice.
 
-    :returns: the mean loss of each part of the run, (PARTS,), and the accuracies of its verifications, (times, targets).
+    :returns: mean losses of the parts of the run, (PARTS,), and accuracies of its verifications, (times, targets).
     """
     models = work / name
     common = {"engine": "torch", "network": "demo", "config": work / "config.py", "models-root": models,
