@@ -108,6 +108,12 @@ loss.nsoftmax = edict(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss
 loss.arcface = edict(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss_m2=0.5, loss_m3=0.0)
 loss.cosface = edict(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss_m2=0.0, loss_m3=0.35)
 loss.combined = edict(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss_m2=0.3, loss_m3=0.2)
+loss.adaface = edict(loss_name="margin_softmax", loss_margin="adaface", loss_s=64.0, loss_m2=0.4)
+loss.magface = edict(loss_name="margin_softmax", loss_margin="magface", loss_s=64.0)
+loss.elastic_arc = edict(loss.arcface, loss_margin="elastic")
+loss.elastic_arc_plus = edict(loss.elastic_arc, elastic_deviation=0.0175, elastic_sorted=True)
+loss.elastic_cos = edict(loss.cosface, loss_margin="elastic")
+loss.elastic_cos_plus = edict(loss.elastic_cos, elastic_deviation=0.025, elastic_sorted=True)
 loss.triplet = edict(loss_name="triplet", images_per_identity=5, triplet_alpha=0.3, triplet_bag_size=7200,
                      triplet_max_ap=0.0, per_batch_size=60, lr=0.05)
 loss.atriplet = edict(loss_name="atriplet", images_per_identity=5, triplet_alpha=0.35, triplet_bag_size=7200,

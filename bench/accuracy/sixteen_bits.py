@@ -10,9 +10,6 @@ with its ``history.jsonl`` and ``report.html``, which draws its curves.
 """
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,41 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from bench.accuracy.noisy_labels import CONFIG, ROOT, make_noisy
+from bench.accuracy.runs import PARTS, cells, train
 from datasets.demo import make_demo
 from recognition.config.command_line import Parser
 from recognition.data.sets.dataset import open_dataset
 from recognition.errors import UserError, command
 
 NUMBERS = ("float32", "bfloat16")
-PARTS = 5  # of a run; each ends with a verification
-
-
-def train(work: Path, dataset: str, numbers: str, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Train once; returns the mean loss of each part of the run, (PARTS,), and the accuracy at its end, (PARTS,)."""
-    models = work / f"{dataset}-{numbers}-{seed}"
-    flags: dict[str, object] = {
-        "engine": "torch", "centres-numbers": numbers, "network": "demo", "loss": "arcface", "dataset": dataset,
-        "config": work / "config.py", "models-root": models, "devices": "cpu", "per-batch-size": 64, "lr": 0.1,
-        "lr-steps": f"{steps * 2 // 3},{steps * 13 // 15}", "max-steps": steps, "verbose": steps // PARTS,
-        "frequent": 5, "ckpt": 0, "state-every": 0, "seed": seed}
-    command = [sys.executable, "train_parall.py", *(f"--{name}={value}" for name, value in flags.items())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ})
-    if done.returncode:
-        raise UserError(f"train_parall.py: {done.stderr.strip().splitlines()[-1]}")
-    (history,) = models.glob("*/history.jsonl")
-    records = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-    losses = [(record["step"], record["loss"]) for record in records if record["kind"] == "train"]
-    parts = [[loss for step, loss in losses if part * steps < PARTS * step <= (part + 1) * steps]
-             for part in range(PARTS)]
-    return (np.array([np.mean(part) for part in parts]),
-            np.array([record["accuracy"] for record in records if record["kind"] == "verification"]))
 
 
 def print_row(name: str, *columns: np.ndarray) -> None:
     """Print mean losses and accuracies of one run; or, of several runs (runs, PARTS), means and deviations."""
-    cells = [[f"{np.mean(value):.{digits}f}" + (f" ± {value.std(ddof=1):.{digits}f}" if values.ndim > 1 else "")
-              for value in values.T] for values, digits in zip(columns, (2, 3))]
-    print(f"| {name} | {', '.join(cells[0])} | {', '.join(cells[1])} |", flush=True)
+    print(f"| {name} | {cells(columns[0], 2)} | {cells(columns[1], 3)} |", flush=True)
 
 
 @command
@@ -82,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {numbers: [] for numbers in NUMBERS}
         for seed in range(args.seeds):
             for numbers in NUMBERS:
-                found[numbers].append(train(work, dataset, numbers, args.steps, seed))
+                losses, accuracies = train(work, f"{dataset}-{numbers}-{seed}", args.steps, loss="arcface",
+                                           dataset=dataset, seed=seed, centres_numbers=numbers)
+                found[numbers].append((losses, accuracies[:, 0]))
                 print_row(f"{name}, {numbers}, seed {seed}", *found[numbers][-1])
         for numbers in NUMBERS:
-            losses, accuracies = zip(*found[numbers])
-            print_row(f"{name}, {numbers}", np.array(losses), np.array(accuracies))
+            print_row(f"{name}, {numbers}", *map(np.array, zip(*found[numbers])))
     print(f"\n{time.perf_counter() - start:.0f} s")
     return 0
 

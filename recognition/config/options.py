@@ -119,6 +119,21 @@ class Config:
     loss_m1: float = option(1.0, types.real(least=0), "margin m1, a factor of the angle")
     loss_m2: float = option(0.5, types.real(least=-math.pi, most=math.pi), "margin m2, added to the angle, in radians")
     loss_m3: float = option(0.0, types.real(least=-2, most=2), "margin m3, taken from the cosine")
+    loss_margin: str = option(
+        "same", types.choice("same", "adaface", "magface", "elastic"), "how the margins of images differ: not at all; "
+        "by the norms of their features; at random")
+    adaface_h: float = option(0.333, types.real(least=0), "AdaFace: factor of a norm's distance from the mean, in "
+                              "standard deviations; m is loss_m2")
+    adaface_share: float = option(0.01, types.real(above=0, most=1), "AdaFace: share of a batch in the running mean "
+                                  "and deviation of norms")
+    magface_norms: tuple[float, float] = option((10.0, 110.0), types.rising, "MagFace: the norms between which the "
+                                                "margin grows")
+    magface_margins: tuple[float, float] = option((0.45, 0.8), types.rising, "MagFace: the margins m2 at these norms")
+    magface_weight: float = option(20.0, types.real(least=0), "MagFace: weight of the norms' own loss")
+    elastic_deviation: float = option(0.0125, types.real(above=0), "ElasticFace: standard deviation of the margin: of "
+                                      "loss_m2, or, if that is 0, of loss_m3")
+    elastic_sorted: bool = option(False, types.boolean, "ElasticFace: the largest margins for the images farthest from "
+                                  "their centres (Arc+, Cos+)")
     loss_K: int = option(1, types.integer(least=1), "sub-centres a class")
     sample_ratio: float = option(1.0, types.real(above=0, most=1), "share of the class centres in a step",
                                  PARALL_ONLY)
@@ -383,6 +398,14 @@ REFUSALS = (
             "interclass_filtering_threshold leaves classes out, which have no logit"),
     Refusal("target_gradient", lambda c: c.target_gradient != "exact" and c.loss_name != "margin_softmax",
             "only a margin loss has a margin"),
+    Refusal("loss_margin", lambda c: c.loss_margin != "same" and c.loss_name != "margin_softmax",
+            "only a margin loss has margins"),
+    Refusal("loss_margin", lambda c: c.loss_margin != "same" and c.target_gradient != "exact",
+            "target_gradient is straight_through, which has the derivative of no margin"),
+    Refusal("loss_margin", lambda c: c.loss_margin in ("adaface", "magface") and (c.loss_m1, c.loss_m3) != (1, 0),
+            "loss_m1 and loss_m3 are not 1 and 0, which it expects"),
+    Refusal("loss_margin", lambda c: c.loss_margin == "elastic" and not (c.loss_m2 or c.loss_m3),
+            "loss_m2 and loss_m3 are both 0: there is no margin to vary"),
     Refusal("loss_K", lambda c: c.triplets and c.loss_K > 1, "a triplet loss has no class centres to have several of"),
     Refusal("lr_schedule", lambda c: c.lr_schedule != "steps" and not c.ends,
             "it needs an end to fall to: --max-steps, or, but not with triplets, --end-epoch"),

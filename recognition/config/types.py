@@ -182,6 +182,12 @@ def _weights(value: Any) -> tuple[float, ...]:
     return found
 
 
+def _rising(value: Any) -> tuple[float, float]:
+    low, high = (_real(item) for item in _items(value))
+    _valid(0 <= low < high)
+    return low, high
+
+
 def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((_filled(key), item) for key, item in (value.items() if isinstance(value, Mapping) else value))
 
@@ -194,6 +200,7 @@ engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torc
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
 places = OptionType(_places, "a text, or a list of texts that are not empty")
 weights = OptionType(_weights, "numbers above 0, at most 100, such as '1,0.5'")
+rising = OptionType(_rising, "two numbers from 0 on in ascending order, such as '10,110'")
 pairs = OptionType(_pairs, "keys with their values")
 side = OptionType(_side, "a side in pixels, 0 or False for none")
 text = OptionType(_text, "a text")

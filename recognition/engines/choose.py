@@ -157,7 +157,7 @@ def _keeps_features(config: Config) -> bool:
     """Whether the head takes features where the backbone leaves them: it is one shard on the same device."""
     with_backbone = config.centers_on == "device" or config.sample_ratio < 1  # else the host computes, see make_shard
     return (len(config.devices) == 1 and with_backbone and config.gradient_acc == 1
-            and not (config.triplets or config.label_smoothing))
+            and not (config.triplets or config.label_smoothing or config.loss_margin == "magface"))
 
 
 def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int, int, int],

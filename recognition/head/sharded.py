@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from recognition.head.image_margins import ImageMargins
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import EPSILON, SGD, Shard, merged_statistics
@@ -79,6 +80,12 @@ class Head(Protocol):
     def leave_out(self) -> None:
         """Count a step without moving a centre, in place of :meth:`step`."""
 
+    def running(self) -> list[float]:
+        """The running statistics of margins that differ between images, for a training state."""
+
+    def go_on(self, steps: int, running: Sequence[float]) -> None:
+        """Go on after ``steps`` steps, with the running statistics of a training state."""
+
 
 @dataclass
 class ShardedHead:
@@ -100,8 +107,10 @@ class ShardedHead:
     replicas: Communicator = field(default_factory=SingleProcess)
     adamw: AdamW | None = None  # in place of SGD
     smoothing: float = 0.0  # of labels: their share that all classes divide
+    of_images: ImageMargins | None = None  # what gives each image its own m2 and m3, in place of those of ``margin``
     _also: np.ndarray | None = field(default=None, init=False, repr=False)  # what smoothing adds by each centre
     _seen: tuple[np.ndarray, Any] = field(init=False, repr=False)  # of the last batch: what angles are made of
+    _norms: np.ndarray = field(init=False, repr=False)  # of the last batch (B,), if ``of_images`` needs them
     _expected: dict[int, Expected] = field(default_factory=dict, init=False, repr=False)  # by step
     _drawer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False, repr=False)
 
@@ -144,35 +153,54 @@ class ShardedHead:
         unit = x / norms if self.margin.normalised else x
         count = len(x) * self.replicas.size
 
-        # Only the shard with a row's class has its similarity: others put -inf, so the maximum is the logit.
-        logits, slopes, statistics, similarities = [], [], [], []
         for shard, sample in zip(self.shards, samples):
             shard.select(sample)
-            similarities.append(shard.similarities(unit, labels))
-            logit, slope = self.margin.target(similarities[-1])
-            logits.append(np.where((labels >= shard.start) & (labels < shard.stop), logit, -np.inf))
-            slopes.append(slope)
-            # Centres that the last update carried beyond float32 make the loss NaN in all processes.
-            statistics.append(shard.statistics(logit) if shard.finite else np.full((len(x), 2), np.nan))
-        self._seen = np.stack(similarities), norms[:, 0]
-        target, log_sum, highest = self._merge(np.stack(statistics), np.stack(logits))
+        similarities = np.stack([shard.similarities(unit, labels) for shard in self.shards])
+        self._seen = similarities, norms[:, 0]
+        margin = self._margin_of_batch()
+
+        # Only the shard with a row's class has its similarity: others put -inf, so the maximum is the logit.
+        here = [(labels >= shard.start) & (labels < shard.stop) for shard in self.shards]
+        logits, slopes = np.stack([margin.target(similarity) for similarity in similarities], axis=1)
+        # Centres that the last update carried beyond float32 make the loss NaN in all processes.
+        statistics = [shard.statistics(logit) if shard.finite else np.full((len(x), 2), np.nan)
+                      for shard, logit in zip(self.shards, logits)]
+        target, log_sum, highest = self._merge(np.stack(statistics), np.where(here, logits, -np.inf))
 
         d_target, losses = np.expm1(target - log_sum) / count, log_sum - target
-        d_targets = [d_target * slope for slope in slopes]
         parts: list[Any] = []
+        d_similarity = 0.0  # that no margin changes
         if self.smoothing:
-            smoothed = smooth(self.smoothing, self.shards, unit, target, self._seen[0].sum(axis=0, dtype=np.float64),
+            smoothed = smooth(self.smoothing, self.shards, unit, target, similarities.sum(axis=0, dtype=np.float64),
                               self.margin.scale, count, self.communicator)
             losses, self._also = losses + smoothed.loss, smoothed.d_centre
-            d_targets = [d + smoothed.d_logit / count * slope + smoothed.d_similarity
-                         for d, slope in zip(d_targets, slopes)]
+            d_target, d_similarity = d_target + smoothed.d_logit / count, smoothed.d_similarity
             parts.append(smoothed.d_unit.astype(np.float32))
-        parts += [shard.gradient(log_sum, count, d_similarity) for shard, d_similarity in zip(self.shards, d_targets)]
-        d_unit = sum(parts[1:], parts[0])
+        parts += [shard.gradient(log_sum, count, d_target * slope + d_similarity)
+                  for shard, slope in zip(self.shards, slopes)]
+        d_features = self._through_norm(self.communicator.reduce_scatter(sum(parts[1:], parts[0])), unit, norms)
+        if self.of_images and (terms := self.of_images.by_norm(self._norms)):
+            by_m2 = np.where(here, [margin.slope_by_m2(similarity) for similarity in similarities], 0).sum(axis=0)
+            d_norms = d_target * self.communicator.all_reduce(by_m2) * terms.m2_slope + terms.loss_slope / count
+            losses = losses + terms.loss
+            d_features = d_features + self._mine(d_norms[:, None] * unit, len(d_features)).astype(np.float32)
         won = np.float32(target) >= np.float32(highest)  # the shards' maxima hold the targets' logits as float32
         loss, hits = self.replicas.all_reduce(np.array([np.sum(losses), np.sum(won)]))
-        return HeadResult(float(loss / count), float(hits / count),
-                          self._through_norm(self.communicator.reduce_scatter(d_unit), unit, norms))
+        return HeadResult(float(loss / count), float(hits / count), d_features)
+
+    def _margin_of_batch(self) -> Margin:
+        """The margin of the batch, with each image's own m2 and m3 if they differ; all processes call it together."""
+        if self.of_images is None:
+            return self.margin
+        similarities, norms = self._seen
+        self._norms = on_host(norms).astype(np.float64)
+        cosines = np.zeros(len(norms))
+        if self.of_images.needs_cosines:
+            cosines = self.communicator.all_reduce(similarities.sum(axis=0, dtype=np.float64))
+        of_all_norms, of_all_cosines = self.replicas.all_gather(np.stack([self._norms, cosines], axis=1)).T
+        m2, m3 = self.of_images(of_all_norms, of_all_cosines, self.steps)
+        own = slice(self.replicas.rank * len(norms), (self.replicas.rank + 1) * len(norms))
+        return replace(self.margin, m2=m2[own], m3=m3[own])
 
     def _merge(self, statistics: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The target's logit, log sum exp and maximum of each row over all shards: (B,) float64 each.
@@ -194,9 +222,13 @@ class ShardedHead:
         """The gradient by this process's features, from that by their unit vectors: ``(d - (d . x^) x^) / |x|``."""
         if not self.margin.normalised:
             return d_unit
-        mine = slice(self.communicator.rank * len(d_unit), (self.communicator.rank + 1) * len(d_unit))
-        along = (d_unit * unit[mine]).sum(axis=1, keepdims=True)
-        return (d_unit - along * unit[mine]) / norms[mine]
+        unit, norms = (self._mine(array, len(d_unit)) for array in (unit, norms))
+        along = (d_unit * unit).sum(axis=1, keepdims=True)
+        return (d_unit - along * unit) / norms
+
+    def _mine(self, array: Any, rows: int) -> Any:
+        """The ``rows`` of this process, of an array with a row for each feature of the global batch."""
+        return array[self.communicator.rank * rows : (self.communicator.rank + 1) * rows]
 
     def target_angles(self) -> np.ndarray:
         """The angles between the features of the last batch and the centres of their classes: radians, (B,) float64.
@@ -217,6 +249,8 @@ class ShardedHead:
         self.steps += 1
         lr, wd = lr * self.lr_mult, self.wd * self.wd_mult
         optimiser = self.adamw.step(lr, wd, self.steps) if self.adamw else SGD(lr, self.mu, wd, self.steps)
+        if self.of_images:
+            self.of_images.keep()
         squares = [shard.update(optimiser, self.replicas, measure, self._also) for shard in self.shards]
         return math.sqrt(self.communicator.all_reduce(np.array([math.fsum(squares)]))[0]) if measure else None
 
@@ -226,3 +260,11 @@ class ShardedHead:
 
     def leave_out(self) -> None:
         self.steps += 1
+
+    def running(self) -> list[float]:
+        return self.of_images.state() if self.of_images else []
+
+    def go_on(self, steps: int, running: Sequence[float]) -> None:
+        self.steps = steps
+        if self.of_images:
+            self.of_images.load(running)

@@ -48,3 +48,10 @@ class TripletHead:
 
     def leave_out(self) -> None:
         """Do nothing: there are no centres."""
+
+    def running(self) -> list[float]:
+        """Nothing: there is no margin between images and centres."""
+        return []
+
+    def go_on(self, steps: int, running: Sequence[float]) -> None:
+        """Do nothing: the loss is that of the batch alone."""

@@ -23,6 +23,7 @@ from recognition.engines.choose import computing_of, make_shard
 from recognition.engines.interface import Backbone, Engine, Updating
 from recognition.engines.numbers import describe_numbers
 from recognition.errors import UserError
+from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import split_classes
@@ -136,7 +137,7 @@ def make_head(config: Config, num_classes: int, engine: Engine,
         print(line, flush=True)
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
                        ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config),
-                       smoothing=config.label_smoothing)
+                       smoothing=config.label_smoothing, of_images=image_margins_of(config))
 
 
 def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communicator: Communicator,
@@ -207,7 +208,19 @@ def margin_of(config: Config) -> Margin:
     if config.loss_name == "softmax":
         return Margin(normalised=False)
     return Margin(config.loss_s, config.loss_m1, config.loss_m2, config.loss_m3,
-                  straight_through=config.target_gradient == "straight_through")
+                  straight_through=config.target_gradient == "straight_through",
+                  easy=config.loss_margin == "magface", bounded=config.loss_margin == "adaface")
+
+
+def image_margins_of(config: Config) -> ImageMargins | None:
+    """What gives each image its own margin (``loss_margin``); None if all have the same."""
+    if config.loss_margin == "adaface":
+        return AdaFace(config.loss_m2, config.adaface_h, config.adaface_share)
+    if config.loss_margin == "magface":
+        return MagFace(config.magface_norms, config.magface_margins, config.magface_weight)
+    if config.loss_margin == "elastic":
+        return ElasticFace(config.loss_m2, config.loss_m3, config.elastic_deviation, config.seed, config.elastic_sorted)
+    return None
 
 
 def adamw_of(config: Config) -> AdamW | None:

@@ -128,6 +128,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
         own = () if config.whole_head and not first else head.shards  # if all hold the same, the first saves
 
         def save(now: Progress) -> None:
+            now.margin = head.running()
             save_state(folder / "state", now, backbone.state(), own, batches.state(), communicator,
                        Retention(config.keep_last, config.keep_every, bool(config.keep_best)), sharing)
 
@@ -221,8 +222,7 @@ def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backb
     if difference := backbone.difference(state):
         raise UserError(f"--resume: {saved.path} is of a network of other options than this run's: {difference}")
     backbone.load(state, progress.step)
-    if isinstance(head, ShardedHead):
-        head.steps = progress.step
+    head.go_on(progress.step, progress.margin)
     for shard in head.shards:
         saved.fill(shard, identity["loss_K"])
     print(f"going on after step {progress.step} from {saved.path}", flush=True)

@@ -52,6 +52,7 @@ class Progress:
     best_number: int = 0  # and its number among all verifications
     # Sums of loss and accuracy over the batches since the last speed line, and their number.
     since_line: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
+    margin: list[float] = field(default_factory=list)  # running statistics of margins that differ between images
     identity: dict[str, Any] = field(default_factory=dict)  # must be the same in a resumed run
     config: dict[str, Any] = field(default_factory=dict)  # all options, for readers
 

@@ -14,6 +14,7 @@ import pytest
 from recognition.engines.cpu.shard import CpuShard
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.shard import MxnetShard
+from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import split_classes
@@ -83,7 +84,8 @@ def in_threads(count: int, process: Callable[[Communicator], Any]) -> list[Any]:
 
 def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, sub_centres: int = 1,
           ratio: float = 1.0, adamw: AdamW | None = None,
-          smoothing: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+          smoothing: float = 0.0, of_images: Callable[[], ImageMargins | None] = lambda: None,
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Losses, gradients by all features and W after the steps; with ``whole`` each process has all classes."""
     random = np.random.RandomState(0)
     steps = [(random.standard_normal((BATCH, DIM)).astype(np.float32), random.randint(0, CLASSES, BATCH))
@@ -97,7 +99,7 @@ def train(processes: int, shards: int, margin: Margin, kind: str, whole: bool, s
                                    "with_bias": whole and not margin.normalised}
         made: list[Any] = [KINDS[kind](*part, DIM, **options) for part in ranges]
         head = ShardedHead(made, margin, across, sampler=ClassSampler(ratio), replicas=replicas, adamw=adamw,
-                           smoothing=smoothing)
+                           smoothing=smoothing, of_images=of_images())
         losses, gradients = [], []
         mine = slice(communicator.rank * BATCH // processes, (communicator.rank + 1) * BATCH // processes)
         for x, labels in steps:
@@ -137,6 +139,16 @@ def test_smoothed_labels_of_several_processes(loss: str, whole: bool, kind: str)
     one = train(1, 1, LOSSES[loss], kind, whole, smoothing=0.2)
     for processes, shards in ((2, 1), (3, 2)):
         assert_close(train(processes, shards, LOSSES[loss], kind, whole, smoothing=0.2), one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("whole", [False, True], ids=["cut", "replicated"])
+@pytest.mark.parametrize("face", [lambda: AdaFace(share=0.5), lambda: MagFace((2, 6)),
+                                  lambda: ElasticFace(0.4, 0, 0.2, 1, True)], ids=["adaface", "magface", "elastic"])
+def test_margins_of_images_of_several_processes(face: Callable[[], ImageMargins], whole: bool, kind: str) -> None:
+    margin = Margin(32, easy=True)
+    one = train(1, 1, margin, kind, whole, of_images=face)
+    assert_close(train(2, 2, margin, kind, whole, of_images=face), one)
 
 
 @pytest.mark.parametrize("kind", KINDS)

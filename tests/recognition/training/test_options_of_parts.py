@@ -180,6 +180,42 @@ def test_margins(head: Head, make: Callable[..., Config]) -> None:
         np.log(others + np.exp(target)) - target, rel=1e-5)
 
 
+def test_margins_of_images(head: Head, make: Callable[..., Config]) -> None:
+    """Two images of one class against the formulas in float64, whose losses differ by the margin of the norm."""
+    x = np.random.RandomState(0).standard_normal((2, DIM)).astype(np.float32) * [[2], [5]]
+    norms = np.linalg.norm(x, axis=1)
+
+    def loss(m2: Any, m3: Any = 0.0, **options: Any) -> tuple[float, float]:
+        made = head(make(loss_s=10, loss_m2=0.4, **options))
+        w = made.shards[0].state().centres.astype(np.float64)
+        z = 10 * (x / norms[:, None]) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
+        z[:, 3] = 10 * (np.cos(np.arccos(z[:, 3] / 10) + m2) - m3)
+        wanted = np.mean(np.log(np.exp(z).sum(axis=1)) - z[:, 3])
+        return made.forward_backward(x.astype(np.float32), np.array([3, 3])).loss, float(wanted)
+
+    quality = np.clip(0.5 * (norms - 0.8 * norms.mean() - 4) / (0.8 * norms.std(ddof=1) + 20 + 1e-3), -1, 1)
+    found, wanted = loss(-0.4 * quality, 0.4 + 0.4 * quality, loss_margin="adaface", adaface_h=0.5, adaface_share=0.8)
+    assert found == pytest.approx(wanted, rel=1e-5)  # similarities are float32
+    low, high = norms.min() - 1, norms.max() + 1
+    limits = {"magface_norms": (low, high), "magface_margins": (0.2, 0.7), "magface_weight": 3.0}
+    m2 = 0.2 + 0.5 * (norms - low) / (high - low)
+    found, wanted = loss(np.where(cosines_of(head, make, x) > 0, m2, 0), loss_margin="magface", **limits)
+    assert found == pytest.approx(wanted + np.mean(3 * (norms / high**2 + 1 / norms)), rel=1e-5)
+    drawn = np.random.default_rng([make().seed, 0x454C, 0]).normal(0.4, 0.1, 2)
+    found, wanted = loss(drawn, loss_margin="elastic", elastic_deviation=0.1)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    nearest = cosines_of(head, make, x).argmax()
+    found, wanted = loss(np.sort(drawn)[[0, 1] if nearest == 0 else [1, 0]], loss_margin="elastic",
+                         elastic_deviation=0.1, elastic_sorted=True)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def cosines_of(head: Head, make: Callable[..., Config], x: np.ndarray) -> np.ndarray:
+    """Of two features and the centre of class 3."""
+    w = head(make()).shards[0].state().centres[3].astype(np.float64)
+    return x @ w / np.linalg.norm(x, axis=1) / np.linalg.norm(w)
+
+
 def test_loss_K(head: Head, make: Callable[..., Config]) -> None:
     """Three rows a class, of which the nearest counts: with all features at one place the other two do not move."""
     made = head(make(loss_K=3, loss_s=1, wd=0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of docs/steps.md, with the tiny set and network in the places of the large ones."""
+"""The commands of docs/steps.md and docs/margins.md, with the tiny set and network in the places of the large ones."""
 from __future__ import annotations
 
 import json
@@ -21,8 +21,8 @@ network.tiny = edict(net_name="fmobilefacenet", emb_size=8, net_output="E", net_
 network.tiny.net_blocks = [1, 1, 1, 1]
 dataset.tiny = edict(dataset_path={data!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=["tiny"])
 """
-COMMANDS = [line.strip().partition("  #")[0] for line in (ROOT / "docs" / "steps.md").read_text().splitlines()
-            if line.startswith("    python ")]
+COMMANDS = [line.strip().partition("  #")[0] for name in ("steps.md", "margins.md")
+            for line in (ROOT / "docs" / name).read_text().splitlines() if line.startswith("    python ")]
 SMALL = ["--network", "tiny", "--dataset", "tiny", "--per-batch-size", "4", "--max-steps", "2", "--lr", "0.01"]
 
 

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs with margins that depend on the image: they go on to the same bits, and their statistics are part of a state."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+
+from recognition.config.options import Config
+from recognition.training.run import train
+from recognition.training.states.state import SavedState, saved_states
+
+SMALL: dict[str, Any] = {"net_name": "fmobilefacenet", "net_output": "E", "net_multiplier": 0.25,
+                         "net_blocks": [1, 1, 1, 1], "per_batch_size": 6, "state_every": 2}
+
+
+def last(config: Config) -> SavedState:
+    return SavedState(saved_states(Path(config.output_dir) / "state")[-1])
+
+
+@pytest.mark.parametrize("options", [
+    {"loss_margin": "adaface", "loss_m2": 0.4, "adaface_share": 0.3, "devices": "cpu:2", "per_batch_size": 3},
+    {"loss_margin": "elastic", "elastic_sorted": True, "sample_ratio": 0.5}], ids=["adaface", "elastic"])
+def test_a_run_goes_on_to_the_same_bits(engine: str, make: Callable[..., Config], tmp_path: Path,
+                                        options: dict[str, Any]) -> None:
+    options = {**SMALL, **options}
+    whole = make(**options, max_steps=4, models_root=str(tmp_path / "whole"))
+    first = make(**options, max_steps=2, models_root=str(tmp_path / "parts"))
+    second = make(**options, max_steps=4, models_root=str(tmp_path / "parts"), resume="yes")
+    assert [train(config) for config in (whole, first, second)] == [0, 0, 0]
+    found, wanted = last(second), last(whole)
+    assert found.progress.margin == wanted.progress.margin
+    assert len(wanted.progress.margin) == (2 if options["loss_margin"] == "adaface" else 0)
+    for name in ("centres-0.npy", "momentum-0.npy"):
+        assert (found.path / name).read_bytes() == (wanted.path / name).read_bytes()
+    ours, theirs = (state.backbone().parameters for state in (found, wanted))
+    assert all(np.array_equal(ours[name], array) for name, array in theirs.items())
