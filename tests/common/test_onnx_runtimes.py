@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.export.int8 import TAKEN
 from common.export_onnx import main as export
 from recognition.config.cli import parse_args
 from recognition.engines.choose import build_network
@@ -70,6 +71,14 @@ def test_tensorrt_lists_every_operator_of_a_network(name: str, tmp_path: Path, m
     """One preset of each kind of layers; their batch norms are not folded, so that these are there, too."""
     pytest.importorskip("onnx")
     assert unlike_tensorrt(*nodes_of(preset(tmp_path, name), monkeypatch)) == []
+
+
+@pytest.mark.parametrize("name", ["r50", "vit_t"])
+def test_no_constant_has_a_name_that_quantisation_gives(name: str, tmp_path: Path, monkeypatch) -> None:
+    """onnxruntime adds <tensor>_scale and <tensor>_zero_point, and takes a constant of that name for its own."""
+    pytest.importorskip("onnx")
+    nodes, constants = nodes_of(preset(tmp_path, name), monkeypatch)
+    assert not constants.intersection(f"{output}{end}" for node in nodes for output in node.output for end in TAKEN)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: options["net_output"])
