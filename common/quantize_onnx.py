@@ -73,8 +73,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             print(text, flush=True)
     moved = 1 - np.einsum("nd,nd->n", *(rows.astype(np.float64) for rows in embeddings))
     found["moved"] = {"images": len(moved), "mean": float(moved.mean()), "largest": float(moved.max())}
-    print(f"embeddings moved by 1 - cosine {max(moved.mean(), 0):.1e} on average, {max(moved.max(), 0):.1e} at most, of "
-          f"{len(moved)} images of {args.verify or args.calibrate}")
+    print(f"embeddings moved by 1 - cosine {max(moved.mean(), 0):.1e} on average, {max(moved.max(), 0):.1e} at most, "
+          f"of {len(moved)} images of {args.verify or args.calibrate}")
     print(f"{args.output}: INT8, calibrated on {len(images)} images")
     return found
 

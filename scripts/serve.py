@@ -80,7 +80,7 @@ class Request(BaseHTTPRequestHandler):
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m scripts.serve", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE.onnx", help="of common.export_onnx, or other")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE.onnx", help="the network")
     parser.add_argument("--detector", type=Path, required=True, metavar="FILE.onnx", help="a YuNet model of yours")
     parser.add_argument("--threshold", type=float, required=True, help="a distance: below it two are the same person")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")

@@ -5,9 +5,9 @@ OpenVINO.
     python -m bench.networks.int8 --networks y1 r18 --batch 8
     python -m bench.networks.int8 --files r50.onnx r50-int8.onnx
 
-The INT8 files are those of common.quantize_onnx. Each runs in one thread. The forms take turns; a figure is the least of
-all repeats, in processor time: on a quiet machine that is the time on the clock, and on a busy one it is less disturbed.
-Networks have their first values: time does not depend on them. Ratios are to float32 by onnxruntime.
+The INT8 files are those of common.quantize_onnx. Each runs in one thread. The forms take turns; a figure is the least
+of all repeats, in processor time: on a quiet machine that is the time on the clock, and on a busy one it is less
+disturbed. Networks have their first values: time does not depend on them. Ratios are to float32 by onnxruntime.
 """
 from __future__ import annotations
 

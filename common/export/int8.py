@@ -78,8 +78,8 @@ def require_float(path: Path) -> None:
         raise UserError(f"{path}: found parameters in float16, expected float32: export it without --float16")
     outputs = {f"{name}{ending}" for node in graph.node for name in node.output for ending in TAKEN}
     if clash := outputs.intersection(tensor.name for tensor in graph.initializer):
-        raise UserError(f"{path}: found a constant {min(clash)}, a name that quantisation gives: export the network again, "
-                        "or rename it")
+        raise UserError(f"{path}: found a constant {min(clash)}, a name that quantisation gives: export the network "
+                        "again, or rename it")
 
 
 class _Reader:

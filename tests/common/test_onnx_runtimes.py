@@ -32,11 +32,11 @@ FRESNET = {"num_layers": 18, "emb_size": 64, "bn_mom": 0.0}
 # TensorRT's operators that exported networks are made of, as docs/operators.md of the repository onnx/onnx-tensorrt has
 # them for TensorRT 10.1 ("Supported: Y"), with what the list demands of their uses.
 TENSORRT = frozenset((
-    "Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "Div", "Elu",
-    "Exp", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "LeakyRelu", "Less", "MatMul", "Max",
-    "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-    "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt", "Sub", "Tanh",
-    "Tile", "Transpose"))
+    "Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "ConstantOfShape", "Conv", "Div",
+    "Elu", "Exp", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "LeakyRelu", "Less", "MatMul",
+    "Max", "MaxPool", "Min", "Mul", "Neg", "PRelu", "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Softsign", "Split", "Sqrt",
+    "Sub", "Tanh", "Tile", "Transpose"))
 TENSORRT_OPSETS = range(9, 21)  # of 10.1; 11 reads up to opset 25
 FIXED_INPUTS = {"ReduceSum": (1,), "Slice": (3,), "Reshape": (1,), "Tile": (1,)}  # the list's "must be an initializer"
 NO_DILATIONS = ("AveragePool", "MaxPool")

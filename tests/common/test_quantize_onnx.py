@@ -49,8 +49,8 @@ def test_size_and_accuracy_of_both_files(network: Path, photographs: Path, tmp_p
     """The accuracies are those that common.verification gives of the same files. Embeddings move by 1 - cosine 0.25 at
     most: 30 layers of 7 bits with random values, which roundings disturb more than trained ones. Measured: 0.11."""
     output, report = tmp_path / "int8.onnx", tmp_path / "report.json"
-    assert quantize(["--model", str(network), "--calibrate", str(photographs), "--images", "16", "--output", str(output),
-                     "--verify", str(photographs), "--json", str(report), "--reduce-range"]) == 0
+    assert quantize([*words(model=network, calibrate=photographs, images=16, output=output, verify=photographs,
+                            json=report), "--reduce-range"]) == 0
     said, found = capsys.readouterr().out, json.loads(report.read_text())
     assert re.findall(r"^(float32|int8): [\d.]+ MB, \[orl\]Accuracy-Flip: [01]\.\d{5}\+-[01]\.\d{5}$", said, re.M) == [
         "float32", "int8"]
