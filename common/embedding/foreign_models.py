@@ -25,6 +25,7 @@ from recognition.training.checkpoints.checkpoint import save_checkpoint
 ENDINGS = (".onnx", ".pt", ".pth")
 FIRST_NODES = 8  # in which arcface_torch looks for the scaling of pixels
 SCALING = (("Sub", "_minus"), ("Mul", "_mul", "Div"))  # how the names and operators of its two nodes begin
+QUANTISATION = ("QuantizeLinear", "DequantizeLinear")  # of 8-bit files, anywhere in their lists of nodes
 
 
 def is_foreign(model: str) -> bool:
@@ -72,21 +73,22 @@ class OnnxNetwork:
         if len(self._session.get_inputs()) != 1 or len(outputs) != 1 or list(first.shape[1:]) != list(shape):
             raise UserError(f"{path}: found inputs of {[item.shape for item in self._session.get_inputs()]} and "
                             f"{len(outputs)} outputs, expected one of (N, {', '.join(map(str, shape))}) and one")
-        names = [name for node in nodes[:FIRST_NODES] for name in (node.name, node.op_type)]
+        first_nodes = [node for node in nodes if node.op_type not in QUANTISATION][:FIRST_NODES]
+        names = [name for node in first_nodes for name in (node.name, node.op_type)]
         self._scales = all(any(name.startswith(start) for name in names) for start in SCALING)
-        self._input, self._batch = first.name, first.shape[0] if isinstance(first.shape[0], int) else 0
+        self.input, self._batch = first.name, first.shape[0] if isinstance(first.shape[0], int) else 0
         self.dim = int(self(np.zeros((1, *shape), np.uint8)).shape[1])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        rows = [self._session.run(None, {self.input: batch})[0] for batch in self.batches(images)]
+        found: np.ndarray = np.concatenate(rows)[: len(images)] if rows else np.empty((0, self.dim))
+        return found.astype(np.float32, copy=False)
+
+    def batches(self, images: np.ndarray) -> list[np.ndarray]:
+        """What the file's input gets for uint8 images (n, 3, H, W): float32, all in one; for a file of a fixed batch in
+        several of that size, the last filled up."""
         pixels = images.astype(np.float32)
         if not self._scales:
             pixels = (pixels - np.float32(127.5)) / np.float32(127.5)
         size = self._batch or max(len(pixels), 1)
-        rows = [self._run(pixels[low : low + size], size) for low in range(0, len(pixels), size)]
-        return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
-
-    def _run(self, pixels: np.ndarray, size: int) -> np.ndarray:
-        """The rows of a batch; a file of a fixed batch gets one that is filled up."""
-        padded = np.resize(pixels, (size, *pixels.shape[1:])) if self._batch else pixels
-        found: np.ndarray = self._session.run(None, {self._input: padded})[0][: len(pixels)]
-        return found.astype(np.float32, copy=False)
+        return [np.resize(pixels[low : low + size], (size, *pixels.shape[1:])) for low in range(0, len(pixels), size)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -55,6 +56,7 @@ CASES = [(path, words) for path, lines in {
     "common/groups.py": "--model IN/model/model,1 --list IN/groups.txt --output OUT/groups",
     "common/ijb.py": "--model IN/model/model,1 --data IN/ijb --output OUT/ijb",
     "common/ijb_11.py": "--model-prefix IN/model/model --image-path IN/ijb --target IJBX --result-dir OUT/there",
+    "common/ijb_onnx.py": "--model-file IN/small.onnx --image-path IN/ijb --target IJBX --result-dir OUT/there",
     "common/inference.py": "--model IN/model/model,1 --images IN/faces --output OUT/faces.npz --json OUT/faces.json\n"
                            "--model IN/model/model,1 --gallery IN/faces --probes IN/faces --json OUT/found.json",
     "common/megaface.py": "--probes IN/features --distractors IN/features --output OUT/megaface",
@@ -64,6 +66,8 @@ CASES = [(path, words) for path, lines in {
     "common/model_slim.py": "--model IN/model/model,1 --output OUT/slim/model,1",
     "common/pack_folder.py": "IN/faces OUT/new --held-out 3 --folds 2",
     "common/plot_run.py": "IN/run --output OUT/run.png\nIN/run --output OUT/run.svg",
+    "common/quantize_onnx.py": "--model IN/small.onnx --calibrate IN/faces --images 4 --verify IN/a/lfw.bin "
+                               "--output OUT/int8.onnx --json OUT/report.json",
     "common/rec2image.py": "--include IN/a --output OUT/new\n--include IN/a/lfw.bin --output OUT/new",
     "common/rec2shufrec.py": "IN/linked OUT/new",
     "common/rec_builder.py": "IN/a OUT/new --form sequential\nIN/faces OUT/new",
@@ -79,7 +83,7 @@ OTHERS = {
     "train.py": "below", "train_parall.py": "below: both run recognition.training.run",
     "recognition/launch/__main__.py": "runs train_parall.py on hosts",
     "scripts/audit.py": "of this repository", "scripts/environment.py": "of this repository",
-    "scripts/lock.py": "of this repository",
+    "scripts/lock.py": "of this repository", "scripts/serve.py": "it writes no file",
 }
 
 
@@ -164,6 +168,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Itera
     make_checkpoints(folder, random)
     make_run(folder)
     shutil.copytree(small_model.parent, folder / "small")
+    if importlib.util.find_spec("onnx"):
+        importlib.import_module("common.export_onnx").main(
+            ["--model", f"{small_model},1", "--output", str(folder / "small.onnx")])
     (folder / "apart").mkdir()
     (folder / "apart" / "file").write_text("of somebody else\n")
     paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]

@@ -18,7 +18,7 @@ from common import build_eval_pack, export_onnx, ijb, ijb_11, rec2shufrec, verif
 from recognition.data.verification_set import save_bin
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = ("verification", "inference", "drop", "rec2shufrec", "build_eval_pack", "ijb_11", "gen_megaface")
+PLACES = ("verification", "inference", "drop", "rec2shufrec", "build_eval_pack", "ijb_11", "ijb_onnx", "gen_megaface")
 
 
 @pytest.fixture
@@ -111,6 +111,9 @@ def test_ijb_by_its_old_flags(monkeypatch, tmp_path) -> None:
     words = "--model-prefix models/r100/model --model-epoch 3 --gpu 0 --target IJBB --job x"
     assert ijb_11.main(words.split(" ")) == 0
     assert ijb_11.main(["--model-prefix", "a.pth", "--network", "r50", "--image-path", "there/IJBC"]) == 0
+    assert ijb_11.main(["--model-file", "nets/a.onnx", "--image-path", "IJBC", "--result-dir", "out"]) == 0
+    assert given.pop() == ["--model", "nets/a.onnx", "--data", "IJBC", "--output", "out/IJBC_result", "--save-scores",
+                           "out/IJBC_result/a.onnx.npy", "--batch-size", "32"]
     assert given == [
         ["--model", "models/r100/model,3", "--data", "IJBB", "--output", "IJBB_result", "--save-scores",
          "IJBB_result/x.npy", "--batch-size", "32", "--gpu", "0"],

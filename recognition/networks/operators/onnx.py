@@ -67,11 +67,12 @@ def fully_connected(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str
 
 
 def batch_norm(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
-    """Write its factor and offset, with mean 0, variance 1 and epsilon 0: float16 can hold all of them."""
+    """Write its factor and offset, with mean 0, variance 1 and epsilon 0: float16 can hold all of them. None is named
+    <layer>_scale: onnxruntime's quantisation gives this name to the scale of the layer's output."""
     if node.values.axis != 1:
         raise _refuse(node, f"axis {node.values.axis}")
     factor, offset = batch_norm_affine(node.values, *(graph.value(name) for name in inputs[1:]))
-    named = {"scale": factor, "offset": offset, "mean": np.zeros(len(factor)), "variance": np.ones(len(factor))}
+    named = {"factor": factor, "offset": offset, "mean": np.zeros(len(factor)), "variance": np.ones(len(factor))}
     constants = [graph.constant(f"{node.name}_{key}", value) for key, value in named.items()]
     return graph.add("BatchNormalization", node.name, [inputs[0], *constants], epsilon=0.0)
 
@@ -84,7 +85,7 @@ def layer_norm(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
         raise _refuse(node, "output_mean_var")
     sizes = [size if axis == values.axis % len(shape) else 1 for axis, size in enumerate(shape)]
     gamma, beta = (graph.constant(f"{node.name}_{key}", graph.value(name).reshape(sizes))
-                   for key, name in zip(("scale", "offset"), inputs[1:]))
+                   for key, name in zip(("factor", "offset"), inputs[1:]))
     mean = graph.add("ReduceMean", node.name + "_mean", inputs[:1], axes=[values.axis], keepdims=1)
     apart = graph.add("Sub", node.name + "_apart", [inputs[0], *mean])
     squares = graph.add("Mul", node.name + "_squares", apart * 2)
