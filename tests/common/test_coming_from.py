@@ -76,7 +76,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path, yunet: Pat
     random = np.random.default_rng(0)
     for make in (make_sets, make_images, make_checkpoints):
         make(folder, random)
-    for old, new in (("a", "datasets/faces_emore"), ("b", "datasets/other"), ("ijb", "IJBC"),                     ("model", "models/r50-arcface-emore")):
+    for old, new in (("a", "datasets/faces_emore"), ("b", "datasets/other"), ("ijb", "IJBC"), ("features", "plain"),
+                     ("model", "models/r50-arcface-emore")):
         (folder / new).parent.mkdir(exist_ok=True)
         (folder / old).rename(folder / new)
     for path in sorted((folder / "IJBC" / "meta").iterdir()):
@@ -85,11 +86,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_model: Path, yunet: Pat
     shutil.copytree(small_model.parent, folder / "models" / "small")
     for name in ("facescrub", "megaface"):
         shutil.copytree(folder / "faces", folder / "data" / f"{name}_images")
-        for path in sorted((folder / "features").rglob("*.bin")):
-            place = folder / "features" / name / path.relative_to(folder / "features").with_suffix("")
-            if name not in path.parts and "facescrub" not in path.parts:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, f"{place}_r100.bin")
+        for path in (folder / "plain").rglob("*.bin"):
+            place = folder / "features" / name / path.parent.name / f"{path.stem}_r100.bin"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
     shutil.copy(yunet, folder / "yunet.onnx")
     (folder / "faces" / "pairs_label.txt").write_text("marked.png marked.png 1\np0/0.png p0/1.png 1\n")
     marked = np.full((160, 120, 3), 90, np.uint8)
