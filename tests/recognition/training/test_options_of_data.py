@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config
+from recognition.data import degrade
 from recognition.data.loader import Batch
 from recognition.data.order import BEGINNING
+from recognition.data.sets.landmarks import write_landmarks_of
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError
 from recognition.head.triplet_head import TripletHead
@@ -81,6 +84,23 @@ def test_images_made_worse(make: Callable[..., Config], key: str) -> None:
     assert np.array_equal(images(0.5), some) and not np.array_equal(images(0.5, seed=1), some)
     if key == "data_gray_prob":
         assert (every[:, 0] == every[:, 1]).all() and (every[:, 0] == every[:, 2]).all()
+
+
+def test_masks_by_landmarks(make: Callable[..., Config], tiny_set: Path, tmp_path: Path, capsys) -> None:
+    """A file beside the set moves the masks, and is told; the images without a mask stay the same."""
+    shutil.copytree(tiny_set, tmp_path / "set")
+    config = make(data_mask_prob=0.5, dataset_path=str(tmp_path / "set"), per_batch_size=60)
+    without = first(config)
+    assert "no landmarks beside it, masks lie as on a face that fits the template" in capsys.readouterr().out
+    dataset = make_dataset(config)
+    points = np.full((67, 5, 2), np.nan)
+    points[1:61] = degrade.ARCFACE + 8
+    write_landmarks_of(*dataset.landmarks_place, points)  # type: ignore[misc]
+    moved = first(config)
+    assert "masks follow the landmarks of 60 of 66 images" in capsys.readouterr().out
+    masks = (first(make(dataset_path=str(tmp_path / "set"), per_batch_size=60)).images != without.images).any(
+        axis=(1, 2, 3))
+    assert ((moved.images != without.images).any(axis=(1, 2, 3)) == masks & (moved.records < 61)).all()
 
 
 def test_data_images_filter(make: Callable[..., Config], tiny_set: Path) -> None:
