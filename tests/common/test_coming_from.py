@@ -135,7 +135,8 @@ def small(command: str, place: Path) -> list[str]:
 
 
 def fewer(command: str) -> str:
-    """The command with two processes in the place of eight."""
+    """The command with two processes in the place of eight, and small batches."""
+    command = command.replace("--batch-size 128", "--batch-size 6")
     return re.sub(r"(nproc_per_node=|localhost:|-np |--ranks )8", r"\g<1>2", command)
 
 

@@ -32,7 +32,7 @@ def landmarks_of(dataset: ImageSet) -> tuple[np.ndarray | None, str]:
     """
     found, about = [], []
     for part in dataset.parts:
-        points = None if part.landmarks_place is None else _read(*part.landmarks_place)
+        points = None if part.landmarks_place is None else read_landmarks_of(*part.landmarks_place)
         found.append(points)
         if points is None:
             about.append(f"{part.path}: no landmarks beside it, masks lie as on a face that fits the template")
@@ -57,7 +57,11 @@ def _rows(points: np.ndarray | None, keys: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _read(path: Path, of: str) -> np.ndarray | None:
+def read_landmarks_of(path: Path, of: str) -> np.ndarray | None:
+    """The landmarks in a file, float16 ``(K, 5, 2)``; None if there is no file.
+
+    :raises UserError: if it is none of landmarks, or of another set than ``of`` says.
+    """
     try:
         arrays = read_npz(path)
     except FileNotFoundError:
