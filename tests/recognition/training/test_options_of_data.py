@@ -22,6 +22,7 @@ from recognition.errors import UserError
 from recognition.head.triplet_head import TripletHead
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_dataset, make_head, make_loader
+from tests.recognition.training.test_save_state import Threads, together
 
 DIM = 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -101,6 +102,22 @@ def test_masks_by_landmarks(make: Callable[..., Config], tiny_set: Path, tmp_pat
     masks = (first(make(dataset_path=str(tmp_path / "set"), per_batch_size=60)).images != without.images).any(
         axis=(1, 2, 3))
     assert ((moved.images != without.images).any(axis=(1, 2, 3)) == masks & (moved.records < 61)).all()
+
+
+def test_processes_whose_sets_have_other_landmarks_do_not_begin(make: Callable[..., Config], tiny_set: Path,
+                                                                tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        shutil.copytree(tiny_set, tmp_path / name)
+    place, of = make_dataset(make(dataset_path=str(tmp_path / "1"))).landmarks_place or (None, "")
+    write_landmarks_of(place, of, np.ones((67, 5, 2)))  # type: ignore[arg-type]
+
+    def begin(communicator: Threads) -> None:
+        config = make(data_mask_prob=0.5, dataset_path=str(tmp_path / str(min(communicator.rank, 1))))
+        make_loader(config, make_dataset(config), Mean(), communicator, BEGINNING, {}).close()  # type: ignore[arg-type]
+
+    for found in together(begin):
+        assert isinstance(found, UserError) and "landmarks: process 1 has " in str(found)
+        assert "process 0 'none', expected the same in all processes of a run" in str(found)
 
 
 def test_data_images_filter(make: Callable[..., Config], tiny_set: Path) -> None:
