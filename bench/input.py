@@ -27,6 +27,7 @@ import numpy as np
 from bench.ratios import bench_parser, write_ratios
 from recognition.config.devices import CPU, share_processors
 from recognition.data.augment import Augmentation
+from recognition.data.degrade import ARCFACE
 from recognition.data.loader import BatchLoader
 from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.data.sets.dataset import FaceDataset, open_dataset
@@ -183,12 +184,15 @@ def main() -> None:
     images, batch, threads = args.images // args.batch * args.batch, args.batch, args.threads
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_records(Path(folder), images, open_dataset(args.data) if args.data else None)
+        noise = np.random.RandomState(0).normal(0, 3, (images, 5, 2))
+        landmarks = (ARCFACE + noise).astype(np.float16)
         augmentations = {
             "no augmentation": None, "mirror": Augmentation(), "mirror, cutoff 32": Augmentation(cutoff=32),
             "mirror, colour 1": Augmentation(color=1), "mirror, colour 2": Augmentation(color=2),
             "mirror, arcface_torch's dali_aug": Augmentation(resize=0.1, blur=0.2, hsv=0.2, grey=0.1),
             "mirror, dali_aug, each on all": Augmentation(resize=1, blur=1, hsv=1, grey=1),
-            "mirror, masks on all": Augmentation(mask=1)}
+            "mirror, masks on all": Augmentation(mask=1),
+            "mirror, masks by landmarks on all": Augmentation(mask=1, landmarks=landmarks)}
         readers = {
             "recipe, mx.image": Reader(lambda count: recipe_iterator(dataset, count, batch), part=8),
             "ImageRecordIter": Reader(lambda count: image_record_iter(dataset, count, batch, threads), part=2),

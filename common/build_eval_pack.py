@@ -114,6 +114,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="FILE.bin", help="the verification set to write")
     add_alignment_flags(parser)
     add("--det-prefix", metavar="FILE.onnx", help="the recipes' name of --detector; RetinaFace is not here")
+    add("--gpu", type=int, metavar="N", help="known from the recipes: here the detector runs on the CPU")
     add("--align-mode", default="arcface", help="arcface (the default), or five: of five templates the one that fits")
     add("--image-size", type=int, default=112, choices=(112, 224), help="side of the images (default 112)")
     add("--fit", choices=FITS, default="pad", help="images of another shape, where nothing aligns them: scaled whole "
@@ -129,6 +130,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--det-prefix: found {args.det_prefix!r}, expected a YuNet model, FILE.onnx, as "
                             "--detector takes it: RetinaFace of MXNet is not here; or --landmarks FILE")
         args.detector = Path(args.det_prefix)
+    if args.gpu is not None and args.gpu >= 0:
+        print("--gpu: the detector runs on the CPU")
     if args.output.suffix != ".bin":
         raise UserError(f"--output: found {args.output}, expected a name that ends in .bin")
     if not 1 <= args.quality <= 100:

@@ -5,8 +5,9 @@
     python -m common.face_align photographs aligned --detector face_detection_yunet_2023mar.onnx
 
 The new folder has the same folders and names as the old one, as JPEGs (or PNGs). Beside it: <output>.txt, the landmarks
-that were used, which --landmarks reads again; <output>.json, what was done and which images were left out and why; and
-<output>.png, some of the faces and the mean of all, which is a sharp face if the alignment is right.
+that were used, which --landmarks reads again; <output>.landmarks.txt, the landmarks in the aligned images, which
+common.pack_folder and common.find_landmarks read; <output>.json, what was done and which images were left out and why;
+and <output>.png, some of the faces and the mean of all, which is a sharp face if the alignment is right.
 """
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from common.faces.alignment import BASE, MODES
 from common.faces.alignment import align as align  # names that people import from here
 from common.faces.alignment import estimate_norm as estimate_norm
 from common.faces.alignment import norm_crop as norm_crop
-from common.faces.landmark_files import write_landmarks
+from common.faces.landmark_files import ALIGNED_LANDMARKS, write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
 from common.sets.named_images import below, leads_out, with_other_endings
@@ -46,13 +47,17 @@ class Written:
     def __init__(self, size: int) -> None:
         self.names: list[str] = []
         self.landmarks: list[np.ndarray] = []
+        self.aligned_names: list[str] = []
+        self.aligned_landmarks: list[np.ndarray] = []
         self.left_out: list[str] = []
         self.shown: list[tuple[str, np.ndarray]] = []
         self._sum = np.zeros((size, size, 3))
 
-    def add(self, name: str, aligned: Aligned, show: bool) -> None:
+    def add(self, name: str, aligned_name: str, aligned: Aligned, show: bool) -> None:
         self.names.append(name)
         self.landmarks.append(aligned.landmarks)
+        self.aligned_names.append(aligned_name)
+        self.aligned_landmarks.append(aligned.inside)
         self._sum += aligned.image
         if show:
             self.shown.append((name, aligned.image))
@@ -79,7 +84,7 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = cv2.cvtColor(found.image, cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
-        written.add(name, found, i % step == 0 and len(written.shown) < SHOWN_FACES)
+        written.add(name, str(path.relative_to(folder)), found, i % step == 0 and len(written.shown) < SHOWN_FACES)
     if not written.names:
         raise UserError(f"{source}: none of its {len(names)} images could be aligned: {written.left_out[0]}")
     return written
@@ -117,9 +122,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def beside(output: Path) -> list[Path]:
-    """The files that go with the folder: landmarks, report, picture."""
+    """The files that go with the folder: landmarks, those in the aligned images, report, picture."""
     output = output.resolve()
-    return [output.with_name(output.name + ending) for ending in (".txt", ".json", ".png")]
+    return [output.with_name(output.name + ending) for ending in (".txt", ALIGNED_LANDMARKS, ".json", ".png")]
 
 
 def image_names(source: Path, aligner: Aligner, detects: bool) -> tuple[list[str], int]:
@@ -162,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_own_names(args.source, names, "." + args.format)
     with new_folder(args.output) as folder:
         written = align_folder(args.source, names, aligner, folder, "." + args.format, args.quality)
-        landmarks, described, picture = beside(args.output)
+        landmarks, aligned_landmarks, described, picture = beside(args.output)
         report = {"source": str(args.source), "size": args.size, "mode": args.mode,
                   "detector": str(args.detector) if args.detector else None,
                   "landmarks": str(args.landmarks) if args.landmarks else None, "images": len(names),
@@ -170,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                   "without_landmarks": not_named}
         with replacing(landmarks) as temporary:
             write_landmarks(temporary, written.names, written.landmarks)
+        with replacing(aligned_landmarks) as temporary:
+            write_landmarks(temporary, written.aligned_names, written.aligned_landmarks)
         write_json(described, report)
         draw_sheet(picture, [written.mean(), *(image for _, image in written.shown)],
                    [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])

@@ -7,7 +7,8 @@
 The feature of DIR/a/b.jpg is features/facescrub/a/b.jpg_insightface.bin, or features/megaface/...: the embedding of the
 aligned image plus that of its mirror, normalised. With 'PREFIX,EPOCH|PREFIX,EPOCH' it is that of all networks, one
 behind the other, normalised again. Noise lists are for common.megaface: here all images get a feature. Images that
-cannot be used are named and counted, and have none; features.json says what was done.
+cannot be used are named and counted, and have none; features.json says what was done. Without roots the
+recipes' places count: data/facescrub_images with data/facescrub_lst, data/megaface_images with data/megaface_lst.
 """
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from recognition.evaluation.embed_images import Embed, embed_batches, normalised
 from recognition.progress import progress
 
 SETS = ("facescrub", "megaface")
+RECIPES_PLACE = Path("data")  # where the recipes' script looks for the images and lists of both
 MOST_LINES = 10  # about left-out images on the screen; features.json names all
 
 
@@ -102,7 +104,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "(default: all in the folder)")
     add("--algo", default="insightface", help="names of features end in _ALGO.bin (default insightface)")
     add("--output", type=Path, default=Path("feature_out"), metavar="OUT", help="a new folder (default feature_out)")
+    add("--batch_size", type=int, default=argparse.SUPPRESS, help="the recipes' name of --batch-size")
+    add("--image_size", type=_side, default=argparse.SUPPRESS, metavar="3,112,112", help="that of --image-size")
     args = parser.parse_args(argv)
+    if not any(getattr(args, f"{name}_root") for name in SETS):
+        _look_in_recipes_place(args)
     args.roots = {name: root for name in SETS if (root := getattr(args, f"{name}_root"))}
     if not args.roots:
         raise UserError("--facescrub-root, --megaface-root: found neither, expected a folder of images")
@@ -115,6 +121,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for network in args.networks:
         check_model_flags(network)
     return args
+
+
+def _side(text: str) -> int:
+    """The side in the recipes' form of a size, such as 3,112,112."""
+    parts = text.split(",")
+    if len(parts) != 3 or parts[0] != "3" or parts[1] != parts[2] or parts[1] not in ("112", "224"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected 3,112,112 or 3,224,224")
+    return int(parts[1])
+
+
+def _look_in_recipes_place(args: argparse.Namespace) -> None:
+    """Set roots, and lists that are not given, to what lies where the recipes' script looks."""
+    for name in SETS:
+        root, listed = RECIPES_PLACE / f"{name}_images", RECIPES_PLACE / f"{name}_lst"
+        if root.is_dir():
+            setattr(args, f"{name}_root", root)
+            if not getattr(args, f"{name}_lst") and listed.is_file():
+                setattr(args, f"{name}_lst", listed)
 
 
 @command

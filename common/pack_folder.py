@@ -6,11 +6,13 @@
 The images are a folder of folders, one a person, or a list file. The new folder gets train.rec, train.idx, property
 and identities.txt, whose lines name the classes 0, 1, ...; with --held-out also TARGET.bin and TARGET.txt, which names
 the people held out and can be given to --held-out again. All images are checked first: a broken one stops the work,
-one that repeats another of the same person pixel by pixel is left out.
+one that repeats another of the same person pixel by pixel is left out. Landmarks of aligned images, which
+common.face_align leaves in SOURCE.landmarks.txt, come along in landmarks.npz: masks of the training follow them.
 """
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Callable
 import cv2
 import numpy as np
 
+from common.faces.landmark_files import ALIGNED_LANDMARKS, read_landmarks
 from common.sets.image_files import in_order, tell_scaled, usable_images
 from common.sets.image_sources import Identity, read_identities
 from common.sets.output_folder import new_folder
@@ -28,6 +31,8 @@ from recognition.config.command_line import Parser, check_range
 from recognition.data.images.image import fit_square
 from recognition.data.images.image_files import read_file, read_image
 from recognition.data.images.jpeg_segments import is_jpeg
+from recognition.data.sets.dataset import open_dataset
+from recognition.data.sets.landmarks import write_landmarks_of
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
 from recognition.progress import progress
@@ -90,6 +95,24 @@ def pack(identities: Sequence[Identity], folder: Path, encode: Callable[[Path], 
     write_names(folder / NAMES, (identity.name for identity in identities))
 
 
+def pack_landmarks(source: Path, identities: Sequence[Identity], folder: Path, scaled: Sequence[Path]) -> int:
+    """Write the landmarks of a training set that :func:`pack` made, of images that were aligned to its size; returns
+    their number, 0 without a file of them."""
+    file = Path(os.path.abspath(source) + ALIGNED_LANDMARKS)
+    if not source.is_dir() or not file.is_file():
+        return 0
+    known, dataset, other_sizes = read_landmarks(file).by_name(), open_dataset(folder), set(scaled)
+    points = np.full((int(dataset.keys.max()) + 1, 5, 2), np.nan, np.float32)
+    images = [image for identity in identities for image in identity.images]
+    for key, image in zip(dataset.keys.tolist(), images):
+        five = known.get(str(image.relative_to(source)))
+        if five is not None and image not in other_sizes:
+            points[key] = five
+    write_landmarks_of(*dataset.landmarks_place, points)
+    dataset.close()
+    return int(np.isfinite(points[:, 0, 0]).sum())
+
+
 def pack_pairs(identities: Sequence[Identity], target: Path, encode: Callable[[Path], bytes], folds: int = 10,
                pairs_per_fold: int | None = None, seed: int = 0) -> int:
     """Write ``target``, a ``.bin`` of pairs drawn from the identities, and their names beside it; returns P."""
@@ -142,9 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs = pack_pairs(held_out, folder / f"{args.target}.bin", encode, args.folds, args.pairs_per_fold,
                            args.seed) if held_out else 0
         pack(trained, folder, encode, args.size)
+        known = pack_landmarks(args.source, trained, folder, scaled)
     tell_scaled(scaled, args.size, args.size)
     images = sum(len(identity.images) for identity in trained)
-    print(f"{args.output}: {images} images of {len(trained)} people to train on")
+    print(f"{args.output}: {images} images of {len(trained)} people to train on"
+          + (f"; landmarks of {known} of them" if known else ""))
     if held_out:
         print(f"{args.output / args.target}.bin: {pairs} pairs of {len(held_out)} other people, half of them of the "
               f"same person, in {args.folds} folds")

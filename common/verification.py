@@ -6,15 +6,17 @@
     python common/verification.py --model models/r100-arcface-emore/model --data-dir DIR --target lfw --gpu 0
 
 A prefix without a number stands for all checkpoints of that prefix, the newest first. The second and third command are
-those of the recipes, whose flags --data-dir, --target, --nfolds, --gpu, --mode and --max are known, too.
+those of the recipes, whose flags --data-dir, --target, --nfolds, --gpu, --mode and --max are known, too. Sets of
+--targets that are not there are left out, with a line, if others are.
 
 Prints the legacy lines and a table, and of several checkpoints which is the best; writes to the output folder
 results.json, roc.png (ROC curves), scores.png (histograms of the distances) and worst-<target>.png (the worst pairs of
-both kinds, errors in red).
+both kinds, errors in red). With --mode 2 also temp.bin: the embeddings of the first set.
 """
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -29,19 +31,22 @@ from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_
 from recognition.config.command_line import Parser, check_range
 from recognition.data.verification_set import VerificationSet, load_bin
 from recognition.errors import UserError, command, one_line
+from recognition.evaluation.embed_images import normalised
 from recognition.evaluation.rates import allowed_accepts
 from recognition.evaluation.roc import tar_at_far
 from recognition.evaluation.verification import FOLDS, VerificationResult, check_pairs, embed_views, evaluate
+from recognition.io.files import replacing
 from recognition.progress import progress
 
 FARS = (1e-4, 1e-3)
+EMBEDDINGS = "temp.bin"  # of --mode 2, as the recipes' script names it
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = FOLDS,
-          pca: int = 0) -> VerificationResult:
+          pca: int = 0, save: Path | None = None) -> VerificationResult:
     """Score a network by the legacy protocol, as in the training loop; with ``pca`` above 0 after a PCA to so many
-    numbers."""
+    numbers. The embeddings are written to ``save``, see :func:`save_embeddings`."""
     name, images, issame = chosen
     check_pairs(issame, folds, name)
     with progress(total=2 * len(images), desc=name, unit=" images") as bar:
@@ -51,6 +56,8 @@ def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = F
             return embed(batch)
 
         embeddings, xnorm = embed_views(embed_and_say, images, batch_size)
+    if save:
+        save_embeddings(save, embeddings, issame)
     if pca:
         from common.evaluation.verification_pca import evaluate_pca  # with scikit-learn, which nothing else needs
 
@@ -58,6 +65,13 @@ def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = F
     else:
         result = evaluate(embeddings, issame, folds, name)
     return VerificationResult(**vars(result), name=name, xnorm=xnorm)
+
+
+def save_embeddings(path: Path, embeddings: np.ndarray, issame: np.ndarray) -> None:
+    """Write a pickle of (embeddings float32 ``(2 P, D)`` of unit length, a list of P booleans), which is what the
+    recipes' script leaves with --mode 2; pair p is rows 2 p and 2 p + 1."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        pickle.dump((normalised(embeddings), issame.tolist()), file, protocol=4)
 
 
 def as_json(result: VerificationResult, fars: Sequence[float]) -> dict[str, Any]:
@@ -77,12 +91,14 @@ def _targets(data: Path, text: str | None) -> list[Path]:
     if not data.is_dir():
         raise UserError(f"--data: found no folder {data}, expected one of verification sets, <target>.bin")
     paths = [data / f"{name.strip()}.bin" for name in text.split(",")] if text else sorted(data.glob("*.bin"))
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing or not paths:
+    missing = ", ".join(path.name for path in paths if not path.is_file())
+    found = [path for path in paths if path.is_file()]
+    if not found:
         there = ", ".join(path.stem for path in sorted(data.glob("*.bin"))) or "none"
-        raise UserError(f"{data}: found no {', '.join(missing) or '<target>.bin'}, expected verification sets; "
-                        f"there are: {there}")
-    return paths
+        raise UserError(f"{data}: found no {missing or '<target>.bin'}, expected verification sets; there are: {there}")
+    if missing:
+        print(one_line(f"{data}: no {missing} there: left out"))
+    return found
 
 
 def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
@@ -101,8 +117,9 @@ def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
         "1e-4,1e-3)")
     add("--max", type=_slice, metavar="A,B", help="of a prefix without a number the checkpoints from place A to B - 1, "
         "if there are more than B")
-    add("--mode", type=int, default=0, choices=(0, 1), help="1: the first checkpoint alone, as the recipes' script "
-        "does to show bad cases, which are drawn in any case")
+    add("--mode", type=int, default=0, choices=(0, 1, 2), help="1: the first checkpoint alone, as the recipes' "
+        "script does to show bad cases, which are drawn in any case; 2: as 1, and the embeddings of the first set are "
+        f"written to {EMBEDDINGS}")
     parser.add_overwrite()
     args = parser.parse_args(argv)
     for name, least in (("folds", 2), ("pca", 0)):
@@ -110,12 +127,12 @@ def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
     args.paths = _targets(args.data, args.targets)
     models = _models(args.model, args.max)[: 1 if args.mode else None]
     runs = [argparse.Namespace(**{**vars(args), "model": model}) for model in models]
-    pictures = dict.fromkeys(f"worst-{path.stem}.png" for path in args.paths)
+    others = [*dict.fromkeys(f"worst-{path.stem}.png" for path in args.paths), *([EMBEDDINGS] * (args.mode == 2))]
     for run in runs:
         check_model_flags(run)
         several = args.output / f"{run.model[1]:04d}" if args.output and len(runs) > 1 else args.output
         run.output = several or beside(run.model, "verification")
-        require_results(run.output, ("results.json", "roc.png", "scores.png", *pictures), ("folds", "pca", "targets"),
+        require_results(run.output, ("results.json", "roc.png", "scores.png", *others), ("folds", "pca", "targets"),
                         overwrite=args.overwrite)
     return runs
 
@@ -168,7 +185,8 @@ def _verify(args: argparse.Namespace) -> tuple[dict[str, VerificationResult], li
     for path in args.paths:  # one set at a time in memory; the others go on if one cannot be scored
         try:
             chosen = load_bin(path, (args.image_size, args.image_size))
-            result = results[chosen.name] = score(embed, chosen, batch_size, args.folds, args.pca)
+            save = args.output / EMBEDDINGS if args.mode == 2 and path == args.paths[0] else None
+            result = results[chosen.name] = score(embed, chosen, batch_size, args.folds, args.pca, save)
         except UserError as error:
             refused.append(path.stem)
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)

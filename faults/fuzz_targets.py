@@ -40,6 +40,7 @@ from recognition.data.sets.dataset import open_dataset, read_property
 from recognition.data.sets.folder_index import list_images as list_people
 from recognition.data.sets.folder_index import read_index as read_listing
 from recognition.data.sets.folder_index import write_index as write_listing
+from recognition.data.sets.landmarks import read_landmarks_of, write_landmarks_of
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
 from recognition.io.npz import read_npz
@@ -287,6 +288,8 @@ TARGETS: dict[str, Target] = {
         b"a/1.jpg\tann\nb/2.jpg\tbob\n", b"1\ta.jpg\t0\n1\tb.jpg\t1\n", b"a/../b.jpg 9\n/x/c.jpg 10\n"]),
     "landmarks": Target(_file(read_landmarks), lambda: [
         _FACES, b"1\ta.jpg\t0\t1\t1\t9\t9\t" + _FIVE.replace(b" ", b"\t") + b"\n"]),
+    "landmarks of sets": Target(_file(lambda path: read_landmarks_of(path, "x")), lambda: [
+        _written(lambda path: write_landmarks_of(path, "x", np.ones((3, 5, 2))))]),
     "IJB meta": Target(_files(read_faces, "x_name_5pts_score.txt", "x_face_tid_mid.txt"),
                        lambda: [_FACES + SEPARATOR + b"a/1.jpg 1 1\n2.jpg 1 2\n"]),
     "IJB pairs": Target(_files(read_ijb_pairs, "x_template_pair_label.txt"), lambda: [b"1 2 0\n1 1 1\n"]),

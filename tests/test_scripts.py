@@ -32,6 +32,11 @@ def test_distributed_training(run, tmp_path):
                      "--dataset", "emore", "--network", "r50"]
 
 
+def test_distributed_training_on_a_folder_beside_the_caller(run, tmp_path):
+    (tmp_path / "set").mkdir()
+    assert run("run_distribute_train.sh", "1", "set")[1][-2:] == ["--dataset", str(tmp_path / "set")]
+
+
 @pytest.mark.parametrize("arguments", [(), ("2",), ("two", "emore"), ("0", "emore"), ("2", "--network")])
 def test_distributed_training_without_its_words(run, arguments):
     status, _, said = run("run_distribute_train.sh", *arguments)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.faces.alignment import BASE, MODES, align
+from common.faces.alignment import BASE, MODES, align_with_landmarks
 from common.faces.face_detector import RULES, FaceDetector, choose_face
 from common.faces.landmark_files import read_landmarks
 from common.faces.upright import why_no_face, why_not_in
@@ -20,10 +20,11 @@ from recognition.errors import UserError
 
 
 class Aligned(NamedTuple):
-    """An aligned face, uint8 ``(size, size, 3)`` RGB, and the landmarks in its image, float32 ``(5, 2)``."""
+    """An aligned face, uint8 ``(size, size, 3)`` RGB, and its landmarks, float ``(5, 2)``."""
 
     image: np.ndarray
-    landmarks: np.ndarray
+    landmarks: np.ndarray  # in the image that it is taken from
+    inside: np.ndarray  # in itself
 
 
 def without_ending(name: str) -> str:
@@ -65,9 +66,10 @@ class Aligner:
         if wrong := why_no_face(points) or why_not_in(points, *image.shape[:2]):
             raise UserError(f"{path}: {wrong}")
         try:
-            return Aligned(align(image, points, self.size, self._mode), points)
+            aligned, inside = align_with_landmarks(image, points, self.size, self._mode)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
+        return Aligned(aligned, points, inside)
 
     def _find(self, name: str, path: Path) -> np.ndarray | None:
         plain = _plain(name)
@@ -106,10 +108,18 @@ def open_aligner(args: argparse.Namespace, size: int, mode: str) -> Aligner:
     """
     if mode not in MODES:
         raise UserError(f"--align-mode: found {mode!r}, expected one of {', '.join(MODES)}")
+    detector = open_detector(args)
+    landmarks = read_landmarks(args.landmarks).by_name() if args.landmarks else None
+    return Aligner(landmarks, detector, size, mode, args.face)
+
+
+def open_detector(args: argparse.Namespace) -> FaceDetector | None:
+    """The detector with the settings of the flags, None without ``--detector``.
+
+    :raises UserError: if a flag or the file is not valid
+    """
     if not 0 < args.score < 1:
         raise UserError(f"--score: found {args.score:g}, expected a number between 0 and 1")
     if not 32 <= args.longest_side <= 1 << 14:
         raise UserError(f"--longest-side: found {args.longest_side}, expected 32 to {1 << 14}")
-    landmarks = read_landmarks(args.landmarks).by_name() if args.landmarks else None
-    detector = FaceDetector(args.detector, args.score, args.longest_side) if args.detector else None
-    return Aligner(landmarks, detector, size, mode, args.face)
+    return FaceDetector(args.detector, args.score, args.longest_side) if args.detector else None

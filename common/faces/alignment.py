@@ -19,7 +19,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+from recognition.data.degrade import ARCFACE as ARCFACE
+
 FIVE = np.array([
     [[51.642, 50.115], [57.617, 49.990], [35.740, 69.007], [51.157, 89.050], [57.025, 89.702]],  # profile to the left
     [[45.031, 50.118], [65.568, 50.872], [39.677, 68.111], [45.177, 86.190], [64.246, 86.758]],
@@ -76,8 +77,16 @@ def align(image: np.ndarray, landmarks: np.ndarray, size: int = BASE, mode: str 
     :param mode: ``arcface`` or ``five``
     :raises ValueError: if the landmarks have no extent
     """
-    transform, _ = best_transform(np.asarray(landmarks, np.float64), templates_of(mode, size))
-    return cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    return align_with_landmarks(image, landmarks, size, mode)[0]
+
+
+def align_with_landmarks(image: np.ndarray, landmarks: np.ndarray, size: int = BASE,
+                         mode: str = "arcface") -> tuple[np.ndarray, np.ndarray]:
+    """The aligned face, as :func:`align` gives it, and the landmarks in it, float64 ``(5, 2)``."""
+    points = np.asarray(landmarks, np.float64)
+    transform, _ = best_transform(points, templates_of(mode, size))
+    aligned = cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    return aligned, points @ transform[:, :2].T + transform[:, 2]
 
 
 def estimate_norm(lmk: np.ndarray, image_size: int = BASE, mode: str = "arcface") -> tuple[np.ndarray, int]:

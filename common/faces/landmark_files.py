@@ -22,6 +22,7 @@ from recognition.data.images.folder_walk import EXTENSIONS
 from recognition.errors import UserError
 from recognition.io.text import open_text
 
+ALIGNED_LANDMARKS = ".landmarks.txt"  # behind the name of a folder of aligned images: landmarks in these
 POINTS = 5
 _NUMBERS = 2 * POINTS
 _MOST_NUMBERS = 24  # in a line, landmarks and others

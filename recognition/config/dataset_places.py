@@ -33,6 +33,9 @@ def preset_of(text: str, presets: Mapping[str, Mapping[str, Any]], where: str) -
         return None
     chosen = [dict(presets[part]) if part in presets else preset_of(part, {}, where) for part in parts]
     if None in chosen:
+        if any(chosen):
+            raise UserError(f"{where}: found {parts[chosen.index(None)]!r} in {text!r}, expected a dataset preset, a "
+                            "folder or synthetic:N in each place")
         return None
     return _joined(parts, [preset for preset in chosen if preset is not None], where)
 

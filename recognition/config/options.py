@@ -70,7 +70,8 @@ class Config:
     data_cutoff: int = option(0, types.side, "side in pixels of a square greyed in half of the images")
     data_color: int = option(0, types.integer(least=0), "1: colour jitter; 2: recompression as well")
     data_mask_prob: float = option(0.0, types.real(least=0, most=1), "share of the images on which a mask is drawn "
-                                   "over mouth and nose, where aligned faces have them")
+                                   "over mouth and nose, by their landmarks if there are any beside the set, else "
+                                   "where aligned faces have them")
     data_resize_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that shrink to 0.5 to 0.8 "
                                      "of their sides and grow again")
     data_blur_prob: float = option(0.0, types.real(least=0, most=1), "share of the images that are blurred, by 3 or 5 "

@@ -9,7 +9,7 @@ clipped to uint8.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 
 import cv2
@@ -18,13 +18,15 @@ import numpy as np
 from recognition.data import degrade
 
 JITTER = 0.125  # brightness, contrast and saturation are scaled by a factor between 1 - JITTER and 1 + JITTER
+NO_KEY = -1  # of an image that is of no set
 _LUMA = (0.299, 0.587, 0.114)  # of red, green, blue; their sum is 1
 _JITTER_ORDERS = tuple(permutations(("brightness", "contrast", "saturation")))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Callable ``(image uint8 (H, W, 3) RGB, NUM_UNIFORMS numbers in [0, 1)) -> image``. It may write into ``image``.
+    """Callable ``(image uint8 (H, W, 3) RGB, NUM_UNIFORMS numbers in [0, 1), its key) -> image``. It may write into
+    ``image``.
 
     mirror: left and right change places in half of the images (``data_rand_mirror``).
     cutoff: in half of the images a square of this side in pixels, around a random pixel, becomes 128 (``data_cutoff``);
@@ -33,6 +35,7 @@ class Augmentation:
         also recompresses half of the images as JPEG of quality 2 to 20 before it (``data_color``).
     mask, resize, blur, hsv, grey: the shares of images that :mod:`recognition.data.degrade` makes worse
         (``data_mask_prob``, ``data_resize_prob``, ...).
+    landmarks: by key, float16 ``(K, 5, 2)``: where masks lie; None, or NaN: where the template has them.
     """
 
     NUM_UNIFORMS = 22
@@ -45,14 +48,15 @@ class Augmentation:
     blur: float = 0
     hsv: float = 0
     grey: float = 0
+    landmarks: np.ndarray | None = field(default=None, compare=False)
 
-    def __call__(self, image: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
+    def __call__(self, image: np.ndarray, uniforms: Sequence[float], key: int = NO_KEY) -> np.ndarray:
         # Each choice has its own column: switching one on or off does not change the others.
         mirror, compress, quality, order, brightness, contrast, saturation, cut, row, column = uniforms[:10]
         if self.mirror and mirror < 0.5:
             image = cv2.flip(image, 1)
         if self.mask or self.resize or self.blur or self.hsv or self.grey:
-            image = self._degrade(image, uniforms[10:])
+            image = self._degrade(image, uniforms[10:], key, self.mirror and mirror < 0.5)
         if self.color > 1 and compress < 0.5:
             image = recompress(image, 2 + int(19 * quality))
         if self.color > 0:
@@ -65,10 +69,10 @@ class Augmentation:
             image[max(0, y - half):y + half, max(0, x - half):x + half] = 128
         return image
 
-    def _degrade(self, image: np.ndarray, uniforms: Sequence[float]) -> np.ndarray:
+    def _degrade(self, image: np.ndarray, uniforms: Sequence[float], key: int, flipped: bool) -> np.ndarray:
         masked, colour, right, down, shrunk, side, blurred, window, turned, hue, stretch, greyed = uniforms
         if masked < self.mask:
-            image = degrade.mask_face(image, colour, (right, down))
+            image = degrade.mask_face(image, colour, (right, down), self._landmarks(key, flipped, image.shape[1]))
         if shrunk < self.resize:
             image = degrade.down_up(image, side)
         if blurred < self.blur:
@@ -78,6 +82,16 @@ class Augmentation:
         if greyed < self.grey:
             image = degrade.grey(image)
         return image
+
+
+    def _landmarks(self, key: int, flipped: bool, width: int) -> np.ndarray | None:
+        """The landmarks of an image, float64 ``(5, 2)``, None where they are not known."""
+        if self.landmarks is None or not 0 <= key < len(self.landmarks):
+            return None
+        points = self.landmarks[key].astype(np.float64)
+        if not np.isfinite(points).all():
+            return None
+        return degrade.mirrored(points, width) if flipped else points
 
 
 def recompress(image: np.ndarray, quality: int) -> np.ndarray:

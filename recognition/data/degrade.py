@@ -18,10 +18,15 @@ _LUMA = (0.299, 0.587, 0.114)
 # DALI's hsv turns and stretches the colours of a pixel in the plane of I and Q, beside its luma Y.
 _TO_YIQ = np.array([_LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
-# A mask on a face that is aligned by ArcFace's template of 112 x 112 (eyes at y 51.6, nose at 71.7, mouth at 92.3, x
-# from 38.3 to 73.5): its upper edge over the nose, the cheeks, the chin.
+# ArcFace's template: eyes, nose, corners of the mouth, the left one of the image first, in pixels of 112 x 112.
+ARCFACE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+# A mask on a face that is aligned by the template: its upper edge over the nose, the cheeks, the chin.
 _MASK = np.array([(56, 62), (86, 68), (89, 88), (78, 106), (56, 112), (34, 106), (23, 88), (26, 68)], np.float64) / 112
+# Its corners as sums of five landmarks: moved by the affine map that brings the template nearest to them (least
+# squares).
+_SUMS = np.column_stack([_MASK, np.ones(len(_MASK))]) @ np.linalg.pinv(np.column_stack([ARCFACE / 112, np.ones(5)]))
 _MASK_COLOURS = ((236, 240, 241), (160, 200, 225), (30, 32, 36), (120, 130, 140), (190, 150, 160), (60, 90, 70))
+_FARTHEST = 1  # a corner's way out of the image, in sides
 _MOST_SHIFT = 0.04  # of the mask, as a share of the image's side
 _FOLD = 1 / 56  # height of a fold, likewise
 
@@ -53,13 +58,24 @@ def grey(image: np.ndarray) -> np.ndarray:
     return cv2.transform(image, np.array([_LUMA] * 3))
 
 
-def mask_face(image: np.ndarray, colour: float, shift: Sequence[float]) -> np.ndarray:
+def mirrored(landmarks: np.ndarray, width: int) -> np.ndarray:
+    """The landmarks of the mirrored image, float ``(5, 2)``: left and right change places."""
+    return (landmarks * (-1, 1) + (width - 1, 0))[[1, 0, 2, 4, 3]]
+
+
+def mask_face(image: np.ndarray, colour: float, shift: Sequence[float],
+              landmarks: np.ndarray | None = None) -> np.ndarray:
     """Draw a mask over nose, mouth and chin of an aligned face, into ``image``.
 
     :param colour: one of six; ``shift``: two numbers, right and down by up to 0.04 of the side either way.
+    :param landmarks: float ``(5, 2)`` in pixels: the template's mask is moved by the affine map that brings its
+        landmarks nearest to these; None: it stays
     """
     height, width = image.shape[:2]
-    moved = _MASK + (np.asarray(shift) * 2 - 1) * _MOST_SHIFT
+    mask = _MASK
+    if landmarks is not None:
+        mask = (_SUMS @ (landmarks / (width, height))).clip(-_FARTHEST, 1 + _FARTHEST)
+    moved = mask + (np.asarray(shift) * 2 - 1) * _MOST_SHIFT
     corners = np.rint(moved * (width, height)).astype(np.int32)
     tone = np.array(_MASK_COLOURS[int(colour * len(_MASK_COLOURS))])
     cv2.fillConvexPoly(image, corners, tone.tolist(), cv2.LINE_AA)

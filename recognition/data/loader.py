@@ -147,7 +147,7 @@ class BatchLoader:
                     return
                 batch.labels[row], image, batch.records[row] = self._dataset.usable(i)
                 if self._augmentation is not None:
-                    image = self._augmentation(image, numbers)
+                    image = self._augmentation(image, numbers, int(batch.records[row]))
                 write_planes(image, batch.images[row])
         except Exception as error:
             self._failure = self._failure or error

@@ -17,6 +17,7 @@ from recognition.data.augment import Augmentation
 from recognition.data.loader import BatchLoader
 from recognition.data.order import Position
 from recognition.data.sets.image_set import ImageSet
+from recognition.data.sets.landmarks import landmarks_of
 from recognition.data.sets.open_set import Opening, open_sets
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
 from recognition.engines.choose import computing_of, make_shard
@@ -41,6 +42,7 @@ from recognition.optim.factors import LearningRateFactors
 from recognition.optim.layer_decay import layer_factors
 from recognition.optim.loss_scale import LossScale
 from recognition.optim.schedule import CosineSchedule, PolynomialSchedule, Schedule, StepSchedule, WarmUp, in_batches
+from recognition.processes.alike import require_alike
 from recognition.processes.communicator import Communicator, SingleProcess
 from recognition.training.checkpoints.first_centres import CentresSource
 from recognition.training.checkpoints.matching import advice
@@ -147,9 +149,15 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
     """
     size = config.device_batch * len(config.devices)
     part = (communicator.rank * size, (communicator.rank + 1) * size)
+    points, about = landmarks_of(dataset) if config.data_mask_prob else (None, "")
+    if about:
+        digest = "none" if points is None else sha256(points.tobytes()).hexdigest()[:16]
+        require_alike({"landmarks": digest}, communicator)
+        if communicator.rank == 0:
+            print(about, flush=True)
     augmentation = Augmentation(config.data_rand_mirror, int(config.data_cutoff), config.data_color,
                                 mask=config.data_mask_prob, resize=config.data_resize_prob, blur=config.data_blur_prob,
-                                hsv=config.data_hsv_prob, grey=config.data_gray_prob)
+                                hsv=config.data_hsv_prob, grey=config.data_gray_prob, landmarks=points)
     common: dict[str, Any] = {"augmentation": augmentation, "global_batch": size * communicator.size, "part": part,
                               "start": start, "threads": config.decode_threads, "prefetch": PREFETCH_BATCHES}
     if config.triplets:

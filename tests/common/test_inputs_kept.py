@@ -79,7 +79,9 @@ CASES = [(path, words) for path, lines in {
     "recognition/plan/__main__.py": f"--config {ROOT}/sample_config.py --network demo --classes 9 --json OUT/plan.json",
 }.items() for words in lines.split("\n")]
 OTHERS = {
+    "common/find_landmarks.py": "test_find_landmarks.py: it writes beside its input",
     "common/gather_states.py": "test_gather_states.py: its inputs are states of several hosts",
+    "drop.py": "runs the main of common/drop.py",
     "train.py": "below", "train_parall.py": "below: both run recognition.training.run",
     "recognition/launch/__main__.py": "runs train_parall.py on hosts",
     "scripts/audit.py": "of this repository", "scripts/environment.py": "of this repository",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common import build_eval_pack, export_onnx, ijb, ijb_11, rec2shufrec, verification
+from common import build_eval_pack, export_onnx, gen_megaface, ijb, ijb_11, rec2shufrec, verification
 from recognition.data.verification_set import save_bin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,13 +75,51 @@ def test_all_epochs_of_a_prefix_and_the_best(prefix: Path, sets: Path, capsys) -
 
 @pytest.mark.parametrize("more, message", [
     (["--gpu", "0", "--devices", "cpu"], "--gpu: goes without --devices"),
-    (["--mode", "2"], "argument --mode: invalid choice: 2"),
+    (["--mode", "3"], "argument --mode: invalid choice: 3"),
     (["--max", "three"], "argument --max: found 'three', expected two numbers"),
     (["--max", "2,1"], "argument --max: found '2,1', expected two numbers"),
 ])
 def test_what_is_not_known_of_them_is_one_line(prefix, sets, more, message, capsys) -> None:
     assert verification.main(["--data", str(sets), "--model", f"{prefix},1", *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_third_mode_leaves_the_embeddings_of_the_first_set(prefix: Path, sets: Path, capsys) -> None:
+    """And a set that is not there is left out with a line, as the recipes' default of four names needs it."""
+    words = f"--data-dir {sets} --model {prefix} --target none,near --nfolds 5 --gpu -1 --mode 2"
+    assert verification.main([*words.split(), "--output", str(sets / "out")]) == 0
+    assert f"{sets}: no none.bin there: left out\n" in capsys.readouterr().out
+    with open(sets / "out" / "temp.bin", "rb") as file:
+        embeddings, issame = pickle.load(file)
+    assert embeddings.shape == (40, 12) and issame == [pair % 2 == 0 for pair in range(20)]
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1, abs=1e-6)  # float32
+    distances = np.square(embeddings[0::2].astype(np.float64) - embeddings[1::2]).sum(axis=1)
+    best = max(np.mean((distances < threshold) == issame) for threshold in np.arange(0, 4, 0.01))
+    scored = json.loads((sets / "out" / "results.json").read_text())["targets"]["near"]
+    assert scored["accuracy"] <= best and scored["auc"] > 0.5
+
+
+def test_dropping_at_its_old_place(capfd) -> None:
+    """Beside train_parall.py; the help is that of common.drop."""
+    done = subprocess.run([sys.executable, "drop.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage: python -m common.drop" in done.stdout
+
+
+def test_features_of_megaface_by_the_recipes_words(prefix: Path, tmp_path, monkeypatch, capsys) -> None:
+    """Its run.sh names neither images nor lists: they lie in data."""
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("facescrub", "a/b.png"), ("megaface", "c/d/e.png")):
+        path = tmp_path / "data" / f"{name}_images" / place
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.full((112, 112, 3), 200, np.uint8))
+        cv2.imwrite(str(path.with_name("unlisted.png")), np.full((112, 112, 3), 100, np.uint8))
+        (tmp_path / "data" / f"{name}_lst").write_text(place + "\n")
+    words = ["--gpu", "-1", "--algo", "x", "--model", f"{prefix},1"]
+    assert gen_megaface.main([*words, "--batch_size", "8", "--image_size", "3,112,112"]) == 0
+    made = {str(path.relative_to(tmp_path / "feature_out")) for path in (tmp_path / "feature_out").rglob("*.bin")}
+    assert made == {"facescrub/a/b.png_x.bin", "megaface/c/d/e.png_x.bin"}
+    assert gen_megaface.main([*words, "--image_size", "3,112,96"]) == 2
+    assert "argument --image_size: found '3,112,96', expected 3,112,112 or 3,224,224" in capsys.readouterr().err
 
 
 def test_shuffling_by_input_and_output(write_set, tmp_path, capsys) -> None:
@@ -95,7 +134,7 @@ def test_shuffling_by_input_and_output(write_set, tmp_path, capsys) -> None:
 
 
 def test_a_detector_by_its_old_flag(tmp_path, capsys) -> None:
-    words = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "x.bin"), "--image-size", "112"]
+    words = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "x.bin"), "--image-size", "112", "--gpu", "0"]
     assert build_eval_pack.main([*words, "--det-prefix", "./model/R50"]) == 2
     assert "--det-prefix: found './model/R50', expected a YuNet model, FILE.onnx" in capsys.readouterr().err
     (tmp_path / "pairs_label.txt").write_text("a.jpg b.jpg 1\n")

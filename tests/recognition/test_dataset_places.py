@@ -119,7 +119,7 @@ def test_a_list_of_paths_in_a_preset(parse: Callable[..., Config], tmp_path: Pat
      "glint360k, webface, webface42m, demo, a folder, synthetic:N; the nearest is 'emore'"),
     (("--dataset", "nowhere/faces"), "--dataset: found 'nowhere/faces', expected a dataset preset"),
     (("--dataset", "synthetic:0"), "--dataset: found 'synthetic:0', expected a dataset preset"),
-    (("--dataset", "emore,nowhere"), "--dataset: found 'emore,nowhere', expected a dataset preset"),
+    (("--dataset", "emore,nowhere"), "--dataset: found 'nowhere' in 'emore,nowhere', expected a dataset preset"),
     (("--dataset", "emore,demo,wide"), "--dataset: loss_s is 16 in 'wide' and 32.0 in one before it, expected the same "
      "in all sets"),
     (("--dataset", "emore,retina", "--dataset-weights", "1"), "dataset_weights: found 1 for 2 data sets, expected one"),

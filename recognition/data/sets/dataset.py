@@ -33,6 +33,7 @@ from recognition.data.records.set_layout import (
 from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 
+LANDMARKS = "landmarks.npz"  # in the folder
 LABELS_CHECKED = 1000  # before training; the others are checked when their images are read
 _LABELS = struct.Struct("<IfQQf")  # a record's header and the first of its further labels
 _logger = logging.getLogger("recognition.data.dataset")  # log lines begin with it
@@ -90,6 +91,10 @@ class FaceDataset(ImageSet):
     @property
     def source(self) -> Path:
         return self._reader.path
+
+    @property
+    def landmarks_place(self) -> tuple[Path, str]:
+        return self.path / LANDMARKS, f"{self._reader.size} bytes of records"
 
     def order(self, seed: int) -> EpochOrder:
         """A shuffled file is read from front to end."""

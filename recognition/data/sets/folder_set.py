@@ -21,6 +21,7 @@ from recognition.data.sets.image_set import ImageSet
 from recognition.errors import UserError, one_line
 
 INDEX = ".images.npz"  # behind the folder's name: the index, beside the folder
+LANDMARKS = ".landmarks.npz"  # likewise
 LOOKED_AT = 100  # images whose size is looked at before training
 _logger = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ class FolderSet(ImageSet):
         found = sha256(self.listing.digest().encode())
         found.update(np.ascontiguousarray(self.keys, np.int64).data)
         return found.hexdigest()[:16]
+
+    @property
+    def landmarks_place(self) -> tuple[Path, str]:
+        root = Path(os.path.abspath(self.path))
+        return root.with_name(root.name + LANDMARKS), self.listing.digest()
 
     def take(self, images: np.ndarray) -> FolderSet:
         return FolderSet(self.listing, self.image_shape[0], self.bad, self.keys[images])

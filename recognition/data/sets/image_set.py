@@ -62,6 +62,12 @@ class ImageSet(ABC):
         """The file or folder that messages about images name."""
         return self.path
 
+    @property
+    def landmarks_place(self) -> tuple[Path, str] | None:
+        """The file of its images' landmarks, which need not be there, and a text that changes with the images of the
+        whole set; None for a set that has no people. See ``landmarks.py``."""
+        return None
+
     def order(self, seed: int) -> EpochOrder:
         """The order of its epochs."""
         return EpochOrder(len(self), seed)

@@ -169,3 +169,24 @@ def test_a_mask_hides_mouth_and_nose_and_leaves_the_eyes(image: np.ndarray) -> N
                 rows, columns = (slice((at - 2) * side // 112, (at + 2) * side // 112) for at in (y, x))
                 near = changed[rows, columns]
                 assert near.all() if hidden else not near.any()
+
+
+def test_a_mask_moves_as_its_landmarks(image: np.ndarray) -> None:
+    """The template's own leave it where it is, and landmarks that lie elsewhere by whole pixels move it by as many;
+    what lies far outside is drawn nowhere, without a word."""
+    plain = np.full_like(image, 200)
+    at_home = degrade.mask_face(plain.copy(), 0.4, (0.5, 0.5))
+    np.testing.assert_array_equal(degrade.mask_face(plain.copy(), 0.4, (0.5, 0.5), degrade.ARCFACE), at_home)
+    moved = degrade.mask_face(plain.copy(), 0.4, (0.5, 0.5), degrade.ARCFACE - np.array([12, 9]))
+    np.testing.assert_array_equal(moved[:112 - 9, :112 - 12], at_home[9:, 12:])
+    far = degrade.mask_face(plain.copy(), 0.4, (0.5, 0.5), degrade.ARCFACE + 1e6)
+    np.testing.assert_array_equal(far, plain)
+    narrow = degrade.ARCFACE * (0.6, 1) + (20, 0)  # as a face that turns away
+    covered = (degrade.mask_face(plain.copy(), 0.4, (0.5, 0.5), narrow) != plain).any(axis=2).sum()
+    assert covered == pytest.approx(0.6 * (at_home != plain).any(axis=2).sum(), rel=0.05)  # its edge is of pixels
+
+
+def test_mirrored_landmarks_are_those_of_the_mirrored_image() -> None:
+    found = degrade.mirrored(degrade.ARCFACE, 112)
+    assert found[0, 0] == 111 - degrade.ARCFACE[1, 0] and found[2, 1] == degrade.ARCFACE[2, 1]
+    np.testing.assert_allclose(degrade.mirrored(found, 112), degrade.ARCFACE, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config
+from recognition.data import degrade
 from recognition.data.loader import Batch
 from recognition.data.order import BEGINNING
+from recognition.data.sets.landmarks import write_landmarks_of
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError
 from recognition.head.triplet_head import TripletHead
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_dataset, make_head, make_loader
+from tests.recognition.training.test_save_state import Threads, together
 
 DIM = 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -81,6 +85,39 @@ def test_images_made_worse(make: Callable[..., Config], key: str) -> None:
     assert np.array_equal(images(0.5), some) and not np.array_equal(images(0.5, seed=1), some)
     if key == "data_gray_prob":
         assert (every[:, 0] == every[:, 1]).all() and (every[:, 0] == every[:, 2]).all()
+
+
+def test_masks_by_landmarks(make: Callable[..., Config], tiny_set: Path, tmp_path: Path, capsys) -> None:
+    """A file beside the set moves the masks, and is told; the images without a mask stay the same."""
+    shutil.copytree(tiny_set, tmp_path / "set")
+    config = make(data_mask_prob=0.5, dataset_path=str(tmp_path / "set"), per_batch_size=60)
+    without = first(config)
+    assert "no landmarks beside it, masks lie as on a face that fits the template" in capsys.readouterr().out
+    dataset = make_dataset(config)
+    points = np.full((67, 5, 2), np.nan)
+    points[1:61] = degrade.ARCFACE + 8
+    write_landmarks_of(*dataset.landmarks_place, points)  # type: ignore[misc]
+    moved = first(config)
+    assert "masks follow the landmarks of 60 of 66 images" in capsys.readouterr().out
+    masks = (first(make(dataset_path=str(tmp_path / "set"), per_batch_size=60)).images != without.images).any(
+        axis=(1, 2, 3))
+    assert ((moved.images != without.images).any(axis=(1, 2, 3)) == masks & (moved.records < 61)).all()
+
+
+def test_processes_whose_sets_have_other_landmarks_do_not_begin(make: Callable[..., Config], tiny_set: Path,
+                                                                tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        shutil.copytree(tiny_set, tmp_path / name)
+    place, of = make_dataset(make(dataset_path=str(tmp_path / "1"))).landmarks_place or (None, "")
+    write_landmarks_of(place, of, np.ones((67, 5, 2)))  # type: ignore[arg-type]
+
+    def begin(communicator: Threads) -> None:
+        config = make(data_mask_prob=0.5, dataset_path=str(tmp_path / str(min(communicator.rank, 1))))
+        make_loader(config, make_dataset(config), Mean(), communicator, BEGINNING, {}).close()  # type: ignore[arg-type]
+
+    for found in together(begin):
+        assert isinstance(found, UserError) and "landmarks: process 1 has " in str(found)
+        assert "process 0 'none', expected the same in all processes of a run" in str(found)
 
 
 def test_data_images_filter(make: Callable[..., Config], tiny_set: Path) -> None:
