@@ -54,7 +54,10 @@ async function renew() {
 }
 renew();
 """
-END = f'<footer class="soft"><p id="renewed">Renews itself with JavaScript</p></footer>\n<script>{SCRIPT}</script>\n'
+STYLE = ("#renewed { position: fixed; right: 1rem; bottom: .5rem; margin: 0; padding: .1rem .5rem; font-size: .85rem; "
+         "background: var(--panel); border: 1px solid var(--rule); border-radius: 6px; }")
+END = (f'<style>{STYLE}</style>\n<footer class="soft"><p id="renewed">Renews itself with JavaScript</p></footer>\n'
+       f"<script>{SCRIPT}</script>\n")
 POLICY = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; script-src "
           f"'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'")  # no other script runs
 HEADERS = {"Content-Security-Policy": f"{POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
