@@ -239,7 +239,7 @@ class Config:
                                "checkpoints", ENTRIES)
     tensorboard_every: int = option(100, types.integer(least=1), "with --tensorboard, --wandb or --mlflow, batches "
                                     "between measures of angles and gradients", ENTRIES)
-    wandb: str = option("", types.text, "PROJECT or ENTITY/PROJECT of Weights & Biases that the run's numbers go to",
+    wandb: str = option("", types.project, "PROJECT or ENTITY/PROJECT of Weights & Biases that the run's numbers go to",
                         ENTRIES)
     mlflow: str = option("", types.text, "MLflow that the run's numbers go to: the address of a server, or a folder",
                          ENTRIES)

@@ -182,6 +182,11 @@ def _weights(value: Any) -> tuple[float, ...]:
     return found
 
 
+def _project(value: Any) -> str:
+    _valid(_text(value) == "" or bool(re.fullmatch(r"([^/\\#?%:]+/)?[^/\\#?%:]{1,128}", str(value))))
+    return str(value)
+
+
 def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((_filled(key), item) for key, item in (value.items() if isinstance(value, Mapping) else value))
 
@@ -194,6 +199,7 @@ engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torc
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
 places = OptionType(_places, "a text, or a list of texts that are not empty")
 weights = OptionType(_weights, "numbers above 0, at most 100, such as '1,0.5'")
+project = OptionType(_project, "PROJECT or ENTITY/PROJECT, without any of \\ # ? % :")
 pairs = OptionType(_pairs, "keys with their values")
 side = OptionType(_side, "a side in pixels, 0 or False for none")
 text = OptionType(_text, "a text")

@@ -2,6 +2,7 @@
 """A run on Weights & Biases (``--wandb``), through its package ``wandb``."""
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from importlib import import_module
@@ -16,6 +17,7 @@ from recognition.training.watch.scalars import DEGREES
 FILE = "wandb.json"  # beside the checkpoints: the run's id there
 START_SECONDS = 20.0  # until a service that does not answer is given up
 END_SECONDS = 25.0  # for what is not uploaded yet
+_logger = logging.getLogger(__name__)
 
 
 class WandbRun:
@@ -36,7 +38,7 @@ class WandbRun:
 
     def start(self) -> str:
         try:
-            self._run = self._init()
+            self._run = self._init(init_timeout=START_SECONDS)
             if self._run.url:
                 return str(self._run.url)
             if self._run.settings.mode == "disabled":
@@ -45,13 +47,17 @@ class WandbRun:
         except Exception as error:  # no network, a key that is not taken, a project that is not there
             self._wandb.teardown()  # else the id is taken
             self._run, why = self._init("offline"), f"no answer ({brief(error)}): "
-        return f"{why}the numbers stay in {Path(self._run.dir).parent} until `wandb sync` uploads it"
+        return f"{why}the numbers stay in {self._place} until `wandb sync` uploads it"
 
-    def _init(self, mode: str | None = None) -> Any:
+    @property
+    def _place(self) -> Path:
+        return Path(self._run.dir).parent
+
+    def _init(self, mode: str | None = None, **more: Any) -> Any:
         """Begin, by default in the mode of WANDB_MODE. Neither the screen nor code nor git's addresses are sent."""
         settings = self._wandb.Settings(
             console="off", silent=True, save_code=False, disable_code=True, disable_git=True,
-            init_timeout=START_SECONDS, finish_timeout=END_SECONDS, finish_timeout_raises=True)
+            finish_timeout=END_SECONDS, finish_timeout_raises=True, **more)
         return self._wandb.init(
             entity=self._entity or None, project=self._project, id=self._id, name=self._folder.resolve().name,
             dir=str(self._folder), config=dict(self._options), allow_val_change=True, resume="allow", mode=mode,
@@ -65,7 +71,10 @@ class WandbRun:
             self._run.log({**point.numbers, **histograms}, step=point.step)
 
     def end(self, status: int) -> None:
-        self._run.finish(exit_code=status)
+        try:
+            self._run.finish(exit_code=status)
+        except TimeoutError:
+            _logger.warning("%s: not all is uploaded; `wandb sync %s` uploads the rest", self.flag, self._place)
 
 
 def require_wandb() -> Any:

@@ -207,10 +207,10 @@ def test_the_users_key_is_asked_for_before_anything_trains(make: Make, wandb: An
 @pytest.mark.parametrize("key, module, message", [
     ("wandb", "wandb", "--wandb: .*; it needs W&B's package: pip install "),
     ("mlflow", "mlflow.tracking", "--mlflow: .*; it needs MLflow: pip install ")])
-def test_one_line_where_it_is_not_installed(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str,
-                                            module: str, message: str) -> None:
+def test_one_line_where_it_is_not_installed(make: Make, monkeypatch: pytest.MonkeyPatch, key: str, module: str,
+                                            message: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    config = make(**{key: str(tmp_path / "place")})
+    config = make(**{key: "place"})
     with pytest.raises(UserError, match=message):
         train(config)
     assert not (Path(config.output_dir) / "history.jsonl").exists()
@@ -226,6 +226,28 @@ def test_a_password_in_the_address_is_refused_and_not_shown(make: Make) -> None:
         make(mlflow="https://me:secret@host")
     assert "secret" not in str(error.value)
     assert make(mlflow="a folder@home").mlflow == "a folder@home"
+
+
+def test_what_w_and_b_could_not_upload_is_said(wandb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               caplog: pytest.LogCaptureFixture) -> None:
+    from recognition.training.watch.wandb_run import WandbRun
+
+    run = WandbRun("faces", tmp_path, {}, 0)
+    run.start()
+
+    def finish(exit_code: int) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(run._run, "finish", finish)
+    run.end(0)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert caplog.messages[-1] == f"--wandb: not all is uploaded; `wandb sync {folder}` uploads the rest"
+
+
+@pytest.mark.parametrize("project", ["a/b/c", "a b?", "/b", "a/"])
+def test_a_project_that_w_and_b_would_not_take_is_one_line(make: Make, project: str) -> None:
+    with pytest.raises(UserError, match=r"wandb: found '.*', expected PROJECT or ENTITY/PROJECT"):
+        make(wandb=project)
 
 
 class Flaky:
