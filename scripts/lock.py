@@ -37,6 +37,7 @@ from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
 LEFT_OUT = ("horovod",)  # built from source by itself
+NOT_PINNED = ("wandb", "mlflow")  # extras that no target of make installs
 # One PyTorch under all Pythons. The registry's wheels are for NVIDIA's GPUs: the group "torch-cuda", with what they
 # need beside. PyTorch has others for CPUs, a twentieth of that, which pip must be told of: the group "torch-cpu".
 TORCH = "torch==2.13.0"
@@ -150,7 +151,7 @@ def write(path: Path, extras: Mapping[str, list[str]]) -> None:
 
 def main() -> int:
     extras = {name: [text for text in texts if name_of(text) not in LEFT_OUT]
-              for name, texts in project_extras().items()}
+              for name, texts in project_extras().items() if name not in NOT_PINNED}
     write(lock_path(), extras)
     if sys.version_info[:2] == OLDEST_PYTHON:
         write(lock_path(oldest=True), {name: [oldest(text) for text in texts]

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ("3.9", "3.9-oldest", "3.10", "3.11", "3.12", "3.13", "3.14")
 LINE = re.compile(r"([a-z0-9][a-z0-9-]*)==([\w.+!]+) --hash=sha256:[0-9a-f]{64}  # ([a-z0-9-]+(?: [a-z0-9-]+)*)")
 LEFT_OUT = ("horovod",)  # is built from source: its line has the group "source"
+NOT_PINNED = ("wandb", "mlflow")  # no target of make installs them
 
 
 def script(name: str) -> ModuleType:
@@ -52,6 +53,8 @@ def test_pins_are_within_the_bounds_and_none_is_missing(version: str) -> None:
     assert len(requirements()) > 25
     for extra, text in requirements():
         requirement = Requirement(text)
+        if extra in NOT_PINNED:
+            continue
         if version.endswith("-oldest") and extra == "cu112":  # needs a GPU to be tried
             continue
         name = canonicalize_name(requirement.name)

@@ -33,7 +33,7 @@ RENAMED = {"batch_size": "per_batch_size", "embedding_size": "emb_size", "moment
 SAME = ("fp16", "frequent", "interclass_filtering_threshold", "lr", "num_classes", "optimizer", "seed", "val_targets",
         "verbose")
 READ = ("gradient_acc", "margin_list", "network", "num_epoch", "rec", "resume", "warmup_epoch", "num_workers",
-        "save_all_states")
+        "save_all_states", "using_wandb", "wandb_entity", "wandb_project")
 NEEDED = ("margin_list", "network", "rec", "num_epoch")
 # Keys that change what is learnt and that nothing here does, with the value that asks for nothing, and what to do.
 REFUSED = {
@@ -105,6 +105,9 @@ def as_presets(module: ModuleType, path: Path, name: str) -> Any:
                for theirs, ours in {**RENAMED, **{key: key for key in SAME}}.items() if theirs in values}
     default.update(_schedule(values, name), **_updates(default, values, name),
                    resume="yes" if values["resume"] else "")
+    if values["using_wandb"]:
+        owner = [values["wandb_entity"]] if values["wandb_entity"] not in (None, BASE["wandb_entity"]) else []
+        default["wandb"] = "/".join(map(str, [*owner, values["wandb_project"]]))
     if values["num_workers"] != BASE["num_workers"]:
         default["decode_threads"] = _checked(name, "num_workers", "decode_threads", values["num_workers"])
     loss, margin = _loss(values["margin_list"], name)

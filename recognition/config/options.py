@@ -253,8 +253,12 @@ class Config:
                           "table go to the folder of the checkpoints", ENTRIES)
     tensorboard: bool = option(False, types.boolean, "write TensorBoard's event files, to a folder beside the "
                                "checkpoints", ENTRIES)
-    tensorboard_every: int = option(100, types.integer(least=1), "with --tensorboard, batches between measures of "
-                                    "angles and gradients", ENTRIES)
+    tensorboard_every: int = option(100, types.integer(least=1), "with --tensorboard, --wandb or --mlflow, batches "
+                                    "between measures of angles and gradients", ENTRIES)
+    wandb: str = option("", types.project, "PROJECT or ENTITY/PROJECT of Weights & Biases that the run's numbers go to",
+                        ENTRIES)
+    mlflow: str = option("", types.text, "MLflow that the run's numbers go to: the address of a server, or a folder",
+                         ENTRIES)
     decode_threads: int = option(2, types.integer(least=1), "threads that decode images; if not given, one per "
                                  "processor, at most 8", ENTRIES)
 
@@ -282,6 +286,9 @@ class Config:
         if self.dataset_weights and len(self.dataset_weights) != len(self.dataset_places):
             raise UserError(f"dataset_weights: found {len(self.dataset_weights)} for {len(self.dataset_places)} data "
                             "sets, expected one for each")
+        if "@" in self.mlflow.partition("://")[2].partition("/")[0]:
+            raise UserError("mlflow: found a name or a password in the address, expected them in "
+                            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
         if self.worker_id >= self.num_workers:
             raise UserError(f"worker_id: found {self.worker_id}, expected less than the number of workers "
                             f"(DMLC_NUM_WORKER), {self.num_workers}")
@@ -289,6 +296,11 @@ class Config:
     def _largest(self, key: str) -> float:
         """The value of a number; for ``lr_factor`` the largest factor."""
         return max((factor for _, factor in self.lr_factor), default=1.0) if key == "lr_factor" else getattr(self, key)
+
+    @property
+    def measure_every(self) -> int:
+        """Batches between measures of angles and gradients; 0: they have nowhere to go."""
+        return self.tensorboard_every if self.tensorboard or self.wandb or self.mlflow else 0
 
     @property
     def dataset_places(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from recognition.config import arcface_torch
 from recognition.config.dataset_places import preset_of
 from recognition.config.easy_dict import EasyDict
 from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
-from recognition.config.other_trainers import instead
+from recognition.config.other_trainers import SECRETS, instead
 from recognition.config.types import nearest
 from recognition.config.user_code import errors_in_one_line, find_network, is_symbol_file, run_file, words_of
 from recognition.errors import UserError
@@ -87,6 +87,7 @@ class ConfigFile:
             if key not in values:
                 raise UserError(f"{self.name}: found no {key} in the {section} preset {chosen[section]!r}")
         values["own_keys"] = {key: values.pop(key) for key in list(values) if key not in KEYS}
+        values["own_keys"].update(dict.fromkeys(values["own_keys"].keys() & set(SECRETS), "not kept"))
         self._refuse_typos(values["own_keys"], str(values["net_name"]))
         return values
 

@@ -188,6 +188,11 @@ def _rising(value: Any) -> tuple[float, float]:
     return low, high
 
 
+def _project(value: Any) -> str:
+    _valid(_text(value) == "" or bool(re.fullmatch(r"([^/\\#?%:]+/)?[^/\\#?%:]{1,128}", str(value))))
+    return str(value)
+
+
 def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((_filled(key), item) for key, item in (value.items() if isinstance(value, Mapping) else value))
 
@@ -201,6 +206,7 @@ loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MA
 places = OptionType(_places, "a text, or a list of texts that are not empty")
 weights = OptionType(_weights, "numbers above 0, at most 100, such as '1,0.5'")
 rising = OptionType(_rising, "two numbers from 0 on in ascending order, such as '10,110'")
+project = OptionType(_project, "PROJECT or ENTITY/PROJECT, without any of \\ # ? % :")
 pairs = OptionType(_pairs, "keys with their values")
 side = OptionType(_side, "a side in pixels, 0 or False for none")
 text = OptionType(_text, "a text")

@@ -80,12 +80,6 @@ class Head(Protocol):
     def leave_out(self) -> None:
         """Count a step without moving a centre, in place of :meth:`step`."""
 
-    def running(self) -> list[float]:
-        """The running statistics of margins that differ between images, for a training state."""
-
-    def go_on(self, steps: int, running: Sequence[float]) -> None:
-        """Go on after ``steps`` steps, with the running statistics of a training state."""
-
 
 @dataclass
 class ShardedHead:
@@ -262,9 +256,11 @@ class ShardedHead:
         self.steps += 1
 
     def running(self) -> list[float]:
+        """The running statistics of margins that differ between images, for a training state."""
         return self.of_images.state() if self.of_images else []
 
     def go_on(self, steps: int, running: Sequence[float]) -> None:
+        """Go on after ``steps`` steps, with the running statistics of a training state."""
         self.steps = steps
         if self.of_images:
             self.of_images.load(running)

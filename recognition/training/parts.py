@@ -50,11 +50,11 @@ from recognition.training.checkpoints.pretrained import read_params, take_over
 from recognition.training.checkpoints.renamed import renamed
 from recognition.training.states.state import Progress
 from recognition.training.verify import Verifier, load_targets, shared
-from recognition.training.watch.events import FOLDER, EventFile
 from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
 from recognition.training.watch.text_log import FILE as TEXT_LOG
 from recognition.training.watch.text_log import TextLog
+from recognition.training.watch.watchers import Places
 
 PREFETCH_BATCHES = 3  # decoded ahead
 
@@ -194,9 +194,14 @@ def make_log(config: Config, progress: Progress, global_batch: int, batches_an_e
     folder, step, end = Path(config.output_dir), progress.step, total_steps(config, batches_an_epoch)
     return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch, end, step,
                        config.ce_loss, progress.since_line,
-                       events=EventFile(folder / FOLDER, step) if config.tensorboard else None,
+                       watchers=places_of(config).open(folder, progress.config, step),
                        text=TextLog(folder / TEXT_LOG, step, end, progress.config, loss_scale),
                        batches_an_epoch=batches_an_epoch)
+
+
+def places_of(config: Config) -> Places:
+    """Where the numbers of the run go beside its history."""
+    return Places(config.tensorboard, config.wandb, config.mlflow)
 
 
 def identity_of(config: Config, dataset: ImageSet, graph: Graph) -> dict[str, Any]:

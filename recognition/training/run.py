@@ -50,6 +50,7 @@ from recognition.training.parts import (
     make_log,
     make_schedule,
     make_verifier,
+    places_of,
 )
 from recognition.training.run_folder import require_writable, sole_writer
 from recognition.training.states.arcface_torch import ArcfaceTorchState, find_ranks
@@ -58,7 +59,6 @@ from recognition.training.states.folder import Retention, claim, discard_unfinis
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress, SavedState
 from recognition.training.trainer import Trainer
-from recognition.training.watch.events import require_tensorboard
 from recognition.training.watch.lasting_output import LastingOutput
 from recognition.training.watch.log import SilentLog
 from recognition.training.watch.report import make_report
@@ -137,7 +137,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
             sharing=sharing, progress=progress, with_centres=not config.ckpt_embedding, whole=config.whole_head,
             with_momentum=config.optimizer == "sgd", with_average=config.ema > 0,
             kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
-        profiled = first and config.profile > 0
+        profiled, status = first and config.profile > 0, 1
         try:
             status = Trainer(
                 backbone=backbone, head=head, batches=batches, schedule=schedule, verify=verifier,
@@ -146,11 +146,11 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
                 state_every=config.state_every, keep_best=bool(config.keep_best), ckpt=config.ckpt,
                 max_steps=config.max_steps, end_epoch=config.end_epoch,
                 timeline=Timeline(folder, config.profile, engine.profiler()) if profiled else NoTimeline(),
-                measure_every=config.tensorboard_every if config.tensorboard else 0,
+                measure_every=config.measure_every,
                 look_ahead=look_ahead(head, batches) if config.sample_ratio < 1 else None,
             ).run()
         finally:
-            log.close()
+            log.close(status)
             if dataset.bad:
                 logging.warning("%s: %s", dataset.path, dataset.bad)
     if first:
@@ -166,8 +166,8 @@ def require_one_run(config: Config, communicator: Communicator) -> Sharing:
     folder = Path(config.output_dir)
     if line := own_keys_line(config):
         print(line, flush=True)
-    if communicator.rank == 0 and config.tensorboard:
-        require_tensorboard()
+    if communicator.rank == 0:
+        places_of(config).require()
     require_alike(shared_options(as_json(config)), communicator)
     if config.states_on == "shared" or communicator.size == 1:
         require_shared(folder, communicator)

@@ -108,6 +108,9 @@ def test_a_recipe_as_it_stands(parse, entry):
     ("num_workers = 6", {"decode_threads": 6}),
     ("loss_K = 3", {"loss_K": 3}),
     ("save_all_states = True", {}),
+    ("using_wandb = True", {"wandb": "project"}),
+    ("using_wandb, config.wandb_entity, config.wandb_project = True, 'us', 'faces'", {"wandb": "us/faces"}),
+    ("wandb_entity, config.wandb_project = 'us', 'faces'", {}),
 ])
 def test_a_key_alone(parse, line, changed):
     before, after = vars(parse()), vars(parse(f"config.{line}\n"))
@@ -132,9 +135,15 @@ def test_the_ending_may_be_left_out_as_in_its_own_commands(parse, tmp_path):
 
 
 def test_what_is_not_ours_is_one_line(parse):
-    line = own_keys_line(parse("config.dali = True\nconfig.using_wandb = True\n"))
-    assert line.startswith("ms1mv3_r50.py: keys that nothing here reads: dali, using_wandb, num_image; ")
+    line = own_keys_line(parse("config.dali = True\nconfig.save_artifacts = True\n"))
+    assert line.startswith("ms1mv3_r50.py: keys that nothing here reads: dali, save_artifacts, num_image; ")
     assert "instead of dali: nothing, threads decode: decode_threads" in line
+
+
+def test_a_key_of_wandb_is_not_kept(parse):
+    config = parse("config.using_wandb = True\nconfig.wandb_key = 'a secret'\n")
+    assert "a secret" not in str(config) + own_keys_line(config)
+    assert "instead of wandb_key: `wandb login`" in own_keys_line(config)
 
 
 def test_the_augmentation_of_dali_is_that_of_its_pipeline(parse):

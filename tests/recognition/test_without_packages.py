@@ -13,7 +13,7 @@ from recognition.config.easy_dict import EasyDict
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = ("mxnet", "horovod", "easydict", "tqdm", "sklearn", "joblib", "requests", "graphviz", "matplotlib",
-          "tensorboardX", "onnx", "psutil", "yaml", "cloudpickle")
+          "tensorboardX", "wandb", "mlflow", "onnx", "psutil", "yaml", "cloudpickle")
 WITHOUT = """
 import importlib, sys
 sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))  # None: the import fails

@@ -16,7 +16,7 @@ DAMAGED = ".damaged"  # the suffix of a state that is no longer as it was saved
 KEPT_DAMAGED = 2  # states
 KEPT_ASIDE = 2  # earlier runs whose states are kept
 # Files beside the states that belong to the same run.
-BESIDE = ("history.jsonl", "run.json", "tensorboard", "training.log")
+BESIDE = ("history.jsonl", "run.json", "tensorboard", "training.log", "wandb.json", "mlflow.json")
 _LAUNCH = "launch"  # the file with the name of the launch that the states belong to
 _STATE = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,17})")  # the names that step-%09d gives
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")  # the suffix of an earlier run

@@ -19,20 +19,10 @@ import numpy as np
 
 from recognition.errors import UserError
 from recognition.io.files import write_whole, writing
+from recognition.training.watch.scalars import DEGREES, named
 
 FOLDER = "tensorboard"  # beside the checkpoints
-DEGREES = np.arange(0, 181, 2)  # edges of the bins of angles
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
-
-
-class NoEvents:
-    """An event file that is not wanted: nothing is written."""
-
-    def write(self, kind: str, step: int, **values: Any) -> None: ...
-
-    def histogram(self, tag: str, step: int, degrees: np.ndarray) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class EventFile:
@@ -61,16 +51,11 @@ class EventFile:
         self._flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Write the numbers of a record of the history as ``<kind>/<key>`` or, for a verification target, as
-        ``<kind>/<target>/<key>``."""
-        group = "/".join([kind, *(value for value in values.values() if isinstance(value, str))])
-        for key, value in values.items():
-            if not isinstance(value, str):
-                self._add(step=step, summary=self._summary.scalar(f"{group}/{key}", float(value)))
+        for name, value in named(kind, values).items():
+            self._add(step=step, summary=self._summary.scalar(name, value))
         self._flush()
 
     def histogram(self, tag: str, step: int, degrees: np.ndarray) -> None:
-        """Write a histogram of angles, in degrees from 0 to 180, in bins of two degrees."""
         self._add(step=step, summary=self._summary.histogram(tag, degrees, DEGREES))
         self._flush()
 
@@ -83,7 +68,7 @@ class EventFile:
         with writing(self._path):
             self._file.flush()
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:
         with writing(self._path):
             self._file.close()
 

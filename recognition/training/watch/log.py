@@ -12,8 +12,8 @@ import numpy as np
 
 from recognition.evaluation.verification import VerificationResult
 from recognition.progress import clear_of_bars, progress
-from recognition.training.watch.events import EventFile, NoEvents
 from recognition.training.watch.history import History
+from recognition.training.watch.scalars import Scalars
 from recognition.training.watch.text_log import NoTextLog, TextLog
 
 
@@ -27,17 +27,17 @@ class TrainingLog:
 
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
                  step: int, with_loss: bool = True, since_line: list[float] | None = None,
-                 events: EventFile | NoEvents | None = None, text: TextLog | NoTextLog | None = None,
+                 watchers: Sequence[Scalars] = (), text: TextLog | NoTextLog | None = None,
                  batches_an_epoch: float = math.inf) -> None:
         """:param batch_images: images of a global batch; ``total_steps``: steps of the run, None if it has no end.
         :param since_line: sums of loss and accuracy since the last speed line, and the number of batches. It is updated
             in place and saved in states, so that a resumed run has the line of the whole interval.
         :param with_loss: True if speed lines contain the loss (``ce_loss``).
-        :param events: TensorBoard's file, which gets the same records as the history.
+        :param watchers: places that get the same records as the history, such as TensorBoard's file.
         :param text: the text file, which gets all lines.
         :param batches_an_epoch: infinite if unknown.
         """
-        self._events, self._text = events or NoEvents(), text or NoTextLog()
+        self._watchers, self._text = watchers, text or NoTextLog()
         self._with_loss = with_loss
         self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
@@ -113,11 +113,13 @@ class TrainingLog:
             degrees = np.degrees(angles)
             low, median, high = np.percentile(degrees, [5, 50, 95])
             self._write("angle", step, mean=float(degrees.mean()), p5=float(low), median=float(median), p95=float(high))
-            self._events.histogram("angles", step, degrees)
+            for watcher in self._watchers:
+                watcher.histogram("angles", step, degrees)
 
     def _write(self, kind: str, step: int, **values: Any) -> None:
         self._history.write(kind, step, **values)
-        self._events.write(kind, step, **values)
+        for watcher in self._watchers:
+            watcher.write(kind, step, **values)
 
     def line(self, text: str) -> None:
         """Print a plain line on standard output."""
@@ -125,9 +127,11 @@ class TrainingLog:
         with clear_of_bars():
             print(text, flush=True)
 
-    def close(self) -> None:
+    def close(self, status: int = 0) -> None:
+        """End with the run's exit status."""
         self._bar.close()
-        self._events.close()
+        for watcher in self._watchers:
+            watcher.close(status)
         self._text.close()
         self._history.close()
 
@@ -150,7 +154,7 @@ class SilentLog:
 
     def resume_clock(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, status: int = 0) -> None: ...
 
 
 def best_of(results: Sequence[VerificationResult]) -> tuple[float, float]:

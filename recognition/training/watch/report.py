@@ -31,20 +31,27 @@ def make_report(folder: Path, output: Path | None = None, overwrite: bool = Fals
     """
     target = output or folder / FILE
     require_new([target], overwrite=overwrite or (output is None and is_page(target)))
+    write_whole(target, page(folder.resolve().name, report_body(folder)))
+    return target
+
+
+def report_body(folder: Path) -> list[str]:
+    """The report of the run in ``folder`` as HTML, part by part.
+
+    :raises UserError: if the folder holds no history of a run, or a file that no run writes.
+    """
     history, starts = read_history(folder / "history.jsonl"), read_starts(folder / "run.json")
     targets = list(dict.fromkeys(str(record["target"]) for record in history["verification"]))
     paths = {target: folder / f"roc-{target}.npz" for target in targets}
     rocs = {target: read_roc(path) for target, path in paths.items() if path.is_file()}
     scores = {target: read_scores(paths[target]) for target in rocs}
-    name = folder.resolve().name
-    body = [f"<header><h1>{escape(name)}</h1>{_headline(history, starts)}</header>",
+    body = [f"<header><h1>{escape(folder.resolve().name)}</h1>{_headline(history, starts)}</header>",
             section("Verification", _last(history, rocs), charts(_verification_charts(history, rocs, scores)),
                     _all_verifications(history)) if targets else section("Verification", "<p>None yet.</p>"),
             section("Training", charts(_training_charts(history)), _left_out(history))]
     if starts:
         body += [_configuration(starts[-1]), _where(starts)]
-    write_whole(target, page(name, body))
-    return target
+    return body
 
 
 def _headline(history: History, starts: Sequence[Record]) -> str:

@@ -51,8 +51,12 @@ summary { cursor: pointer; padding: .4rem 0; } code { font-size: .9em; }
 """
 
 
-HEAD = ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n')  # of every page, and of no other
+def _head(policy: str) -> str:
+    return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n')
+
+
+HEAD = _head(POLICY)  # of every page that is written, and of no other
 
 
 def is_page(path: Path) -> bool:
@@ -64,12 +68,12 @@ def is_page(path: Path) -> bool:
         return False
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """A whole HTML document. ``title`` is text; ``body`` is HTML already."""
-    return (HEAD
+def page(title: str, body: Sequence[str], policy: str = POLICY, end: str = "") -> str:
+    """A whole HTML document. ``title`` is text; ``body`` is HTML already, and so is ``end``, which stands behind it."""
+    return (_head(policy)
             + '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-            + "\n".join(body) + "\n</main>\n</body>\n</html>\n")
+            + "\n".join(body) + f"\n</main>\n{end}</body>\n</html>\n")
 
 
 def figure(title: str, drawing: str, names: Sequence[tuple[str, int]] = ()) -> str:
