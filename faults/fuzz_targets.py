@@ -43,6 +43,7 @@ from recognition.data.sets.folder_index import write_index as write_listing
 from recognition.data.sets.landmarks import read_landmarks_of, write_landmarks_of
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError
+from recognition.io.embeddings import StoredEmbeddings
 from recognition.io.npz import read_npz
 from recognition.io.params import read_arrays, write_arrays
 from recognition.io.torch_file import read_tensors, write_tensors
@@ -229,6 +230,12 @@ def _gallery() -> bytes:
     return file.getvalue()
 
 
+def _read_rows(path: Path) -> None:
+    """Read a set's embeddings as a run with a teacher does."""
+    found = StoredEmbeddings(path)
+    assert found.fingerprint() and len(found.of(found.keys)) == len(found.keys) - len(found.missing(found.keys))
+
+
 def _read_listing(path: Path) -> None:
     """Seeking to an impossible place of an archive is an OSError, after which a folder is listed anew, too."""
     with contextlib.suppress(OSError):
@@ -282,6 +289,8 @@ TARGETS: dict[str, Target] = {
                              ValueError),
     "lists of folders": Target(_file(_read_listing), lambda: [_listing()], ValueError),
     "embeddings": Target(_file(load_gallery), lambda: [_gallery()]),
+    "embeddings of a set": Target(_files(_read_rows, "embeddings.npy", "keys.npy", "embeddings.json"), lambda: [
+        SEPARATOR.join([_array(np.eye(2, dtype=np.float16)), _array(np.array([1, 2])), b'{"digest": "1"}'])]),
     "pair lists": Target(_file(read_pairs), lambda: [
         b"a.jpg b.jpg 1\nc.jpg\td.jpg\t0\n", b"2\t1\nA\t1\t2\nA\t1\tB\t1\n"]),
     "image lists": Target(_file(_read_list), lambda: [

@@ -2,21 +2,14 @@
 """The choice of images near the dominant sub-centre of their identity (sub-center ArcFace, Deng et al., 2020)."""
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
-from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder
 from recognition.data.sets.dataset import FaceDataset
+from recognition.evaluation.embed_set import Embed, embedded
 from recognition.io.centres import SavedCentres, rows_at
 from recognition.progress import progress
-
-PREFETCH = 2  # batches
-Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n, D)
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ def choose(dataset: FaceDataset, embed: Embed, centres: SavedCentres, k: int, th
     cosines = np.empty((len(dataset), k), np.float32)
     records, labels = np.empty(len(dataset), np.int64), np.empty(len(dataset), np.int32)
     with progress(None, "embedding", len(dataset), unit=" images") as bar:
-        for where, features, of_class, keys in _embeddings(dataset, embed, batch_size, threads):
+        for where, features, of_class, keys in embedded(dataset, embed, batch_size, threads):
             own = rows_at(centres.centres, (of_class[:, None] * k + np.arange(k)).ravel())
             cosines[where] = _cosines(features, own.reshape(-1, k, centres.dim))
             labels[where], records[where] = of_class, keys
@@ -68,18 +61,6 @@ def choose(dataset: FaceDataset, embed: Embed, centres: SavedCentres, k: int, th
     to_dominant = np.take_along_axis(cosines, counts.argmax(axis=1)[labels, None], axis=1)[:, 0]
     angles = np.degrees(np.arccos(np.clip(to_dominant, -1, 1)))
     return Choice(records, labels, nearest.astype(np.int16), counts, angles, threshold)
-
-
-def _embeddings(dataset: FaceDataset, embed: Embed, batch_size: int,
-                threads: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the place, the embeddings (n, D), the labels and the record keys of each batch, in the order of the set."""
-    count = -(-len(dataset) // batch_size)
-    padded = dataset.take(np.resize(np.arange(len(dataset)), count * batch_size))
-    order = EpochOrder(len(padded), 0, shuffle=False)
-    with BatchLoader(padded, order, None, batch_size, threads=threads, prefetch=PREFETCH) as batches:
-        for low, batch in zip(range(0, len(dataset), batch_size), itertools.islice(batches, count)):
-            n = min(batch_size, len(dataset) - low)
-            yield slice(low, low + n), embed(batch.images[:n]), batch.labels[:n], batch.records[:n]
 
 
 @np.errstate(invalid="ignore", over="ignore")  # the caller reports numbers that are not finite

@@ -168,6 +168,22 @@ def _goes_on(resume: str, folder: str) -> bool:
     return resume == "yes" or (resume == "auto" and there)
 
 
+def _found(text: str, flag: str, or_one_of: Sequence[str] = ()) -> str:
+    """PREFIX,EPOCH of the checkpoint that ``text`` names; a folder that holds none as it is.
+
+    :raises UserError: beginning with ``flag``, if there is neither; ``or_one_of``: words that it takes, too.
+    """
+    prefix, epoch = split_pretrained(text, 1)
+    if os.path.isdir(text) and not os.path.isfile(f"{prefix}-{epoch:04d}.params"):
+        return text
+    try:
+        prefix, epoch = find_pretrained(text, 1, flag)
+    except UserError as error:
+        words = f"; expected it or one of {', '.join(or_one_of)}{nearest(text, or_one_of)}" if or_one_of else ""
+        raise UserError(f"{error}{words}") from None
+    return f"{prefix},{epoch}"
+
+
 def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
                environ: Mapping[str, str] = os.environ) -> Config:
     """The configuration of a run of ``entry`` ('train' or 'train_parall') with the flags ``argv``.
@@ -197,8 +213,14 @@ def parse_args(entry: str, argv: Sequence[str], root: Path = ROOT,
     values["devices"] = own_devices(values["devices"], environ)
     config = Config(**values)
     refuse_unsupported(config)
+    goes_on = _goes_on(config.resume, config.output_dir)
+    if config.teacher:
+        config = dataclasses.replace(config, teacher=_found(config.teacher, "--teacher"))
+    if config.centres_from not in types.CENTRES_FROM and not goes_on:
+        config = dataclasses.replace(config, centres_from=_found(config.centres_from, "--centres-from",
+                                                                   types.CENTRES_FROM))
     if not config.pretrained:
         return config
-    find = split_pretrained if _goes_on(config.resume, config.output_dir) else find_pretrained
+    find = split_pretrained if goes_on else find_pretrained
     prefix, epoch = find(config.pretrained, config.pretrained_epoch)
     return dataclasses.replace(config, pretrained=prefix, pretrained_epoch=epoch)

@@ -20,11 +20,13 @@ from recognition.errors import UserError
 ENTRIES = PARALL, _ = ("train_parall", "train")
 PARALL_ONLY = (PARALL,)
 LARGEST = 1e37  # of factors in float32 arithmetic; 1 / LARGEST is a normal float32, too
+DISTIL_WEIGHT = 10.0
 NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it is stopped
 # Our networks. Any other net_name is a user's own network, which may give NETWORK_KEYS any values and meanings.
 FAMILIES = ("fresnet", "fresnext", "fmobilefacenet", "fmobilenet", "fmnasnet", "fdensenet", "vargfacenet", "mbf", "vit")
 _PRODUCTS = (("loss_s",), ("lr",), ("lr", "lr_factor"), ("lr", "fc7_lr_mult"), ("wd",), ("wd", "fc7_wd_mult"),
-             ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",))
+             ("lr", "wd"), ("lr", "fc7_lr_mult", "wd", "fc7_wd_mult"), ("adam_eps",), ("fp16_scale",),
+             ("distil_weight",))
 NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net_output", "net_blocks",
                 "net_multiplier", "densenet_dropout", "net_drop_path", "net_mask_ratio")
 
@@ -156,7 +158,8 @@ class Config:
         "exact", types.choice("exact", "straight_through"), "derivative of the target's logit: of the margin, or of "
         "the plain cosine as in the PyTorch recipe")
     ce_loss: bool = option(True, types.boolean, "tell the cross entropy in speed lines")
-    fc7_lr_mult: float = option(1.0, types.real(least=0), "learning-rate factor of the class centres")
+    fc7_lr_mult: float = option(1.0, types.real(least=0), "learning-rate factor of the class centres; 0: they stay as "
+                                "they are", ENTRIES)
     fc7_wd_mult: float = option(1.0, types.real(least=0), "weight-decay factor of the class centres")
     fc7_no_bias: bool = option(False, types.boolean, "softmax without a bias")
     images_per_identity: int = option(5, types.integer(least=2), "triplets: images of an identity in a bag")
@@ -169,9 +172,14 @@ class Config:
     pretrained: str = option("", types.text, "checkpoint to start from: PREFIX, FOLDER, either with ,EPOCH, or "
                              "the .params file", ENTRIES)
     pretrained_epoch: int = option(1, types.integer(least=0), "its number, unless --pretrained names it", ENTRIES)
-    centres_from: str = option("checkpoint", types.choice("checkpoint", "embeddings", "random"),
-                               "with --pretrained, what the class centres start from: its own if the classes are as "
-                               "many; the mean embedding of each class; random numbers", ENTRIES)
+    centres_from: str = option("checkpoint", types.centres, "what the class centres start from: with --pretrained, "
+                               "checkpoint: its own if the classes are as many; embeddings: the mean of each class; "
+                               "random; with or without, those of another checkpoint, PREFIX,EPOCH, or of a folder",
+                               ENTRIES)
+    teacher: str = option("", types.text, "teacher of whose embeddings the network's are to come near: PREFIX,EPOCH of "
+                          "a checkpoint, or a folder of embeddings that common.embed_set wrote", ENTRIES)
+    distil_weight: float = option(DISTIL_WEIGHT, types.real(above=0), "with --teacher, factor of the mean squared "
+                                  "distance of unit embeddings beside the loss", ENTRIES)
     freeze: tuple[str, ...] = option((), types.names, "parameters that stay as they are, by patterns of their names, "
                                      "such as 'conv0*,stage1*'", ENTRIES)
     freeze_steps: int = option(0, types.integer(least=0), "batches that they stay so; 0: always", ENTRIES)
@@ -394,6 +402,9 @@ REFUSALS = (
             "a step without --sample-ratio would read all of the disk"),
     Refusal("centers_on", lambda c: c.centers_on == "disk" and c.centres_from == "embeddings",
             "sums of embeddings would need memory for all class centres"),
+    Refusal("centres_from", lambda c: c.centres_from not in types.CENTRES_FROM and c.triplets,
+            "a triplet loss has no class centres"),
+    Refusal("distil_weight", lambda c: c.distil_weight != DISTIL_WEIGHT and not c.teacher, "there is no --teacher"),
     Refusal("centers_folder", lambda c: bool(c.centers_folder) and c.centers_on != "disk",
             "it is for --centres-on disk"),
     Refusal("centers_numbers", lambda c: c.triplets and c.centers_numbers != "float32",

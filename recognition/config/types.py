@@ -200,7 +200,10 @@ def _pairs(value: Any) -> tuple[tuple[str, Any], ...]:
 _losses = choice("softmax", "margin_softmax", "triplet", "atriplet")
 _MARGINS = ("nsoftmax", "arcface", "cosface", "combined")  # margin losses under their names in the first recipes
 
+CENTRES_FROM = ("checkpoint", "embeddings", "random")  # beside the names of files
+
 boolean = choice(False, True)
+centres = OptionType(_filled, "one of " + ", ".join(map(repr, CENTRES_FROM)) + ", or a file")
 engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torch")
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
 places = OptionType(_places, "a text, or a list of texts that are not empty")

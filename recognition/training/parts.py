@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
+from recognition.config.devices import on_gpus
 from recognition.config.options import NO_END, Config
 from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
@@ -49,6 +50,7 @@ from recognition.training.checkpoints.matching import advice
 from recognition.training.checkpoints.pretrained import read_params, take_over
 from recognition.training.checkpoints.renamed import renamed
 from recognition.training.states.state import Progress
+from recognition.training.teacher import CheckpointTeacher, StoredTeacher, Teacher
 from recognition.training.verify import Verifier, load_targets, shared
 from recognition.training.watch.history import History
 from recognition.training.watch.log import TrainingLog
@@ -182,6 +184,25 @@ def make_verifier(config: Config, backbone: Backbone, dataset: ImageSet, communi
                     backbone.averaged if config.ema else None)
 
 
+def make_teacher(config: Config, engine: Engine, dataset: ImageSet) -> Teacher | None:
+    """The teacher, on the devices of the run; None if there is none. In a run of 16 bits its network computes in
+    bfloat16, but for MXNet on GPUs, which has no such numbers.
+
+    :raises UserError: if it cannot be read, or if its embeddings are not of the length of the network's.
+    """
+    if not config.teacher:
+        return None
+    folder, (height, width, channels) = Path(config.teacher), config.image_shape
+    teacher: Teacher = StoredTeacher(folder, dataset, not config.dataset_weights) if folder.is_dir() else (
+        CheckpointTeacher(config.teacher, engine, config.devices, config.per_batch_size, (channels, height, width),
+                          config.in_16_bits and (engine.name == "torch" or not on_gpus(config.devices))))
+    if teacher.dim != config.emb_size:
+        raise UserError(f"--teacher: the embeddings of {config.teacher} have {teacher.dim} numbers, those of the "
+                        f"network {config.emb_size} (emb_size), expected the same")
+    print(f"teacher: {config.teacher}, weight {config.distil_weight:g}", flush=True)
+    return teacher
+
+
 def centres_source(config: Config) -> CentresSource:
     """The source of the first class centres, for a run that starts from a checkpoint."""
     return CentresSource(config.centres_from, config.loss_K, config.emb_size,
@@ -189,14 +210,17 @@ def centres_source(config: Config) -> CentresSource:
 
 
 def make_log(config: Config, progress: Progress, global_batch: int, batches_an_epoch: float,
-             loss_scale: LossScale | None) -> TrainingLog:
-    """The log of the first process, in the folder of the run; ``loss_scale``: that of float16."""
+             loss_scale: LossScale | None, also: Callable[[], dict[str, float]] = dict) -> TrainingLog:
+    """The log of the first process, in the folder of the run.
+
+    :param loss_scale: that of float16; ``also``: further numbers of a speed line, for the history.
+    """
     folder, step, end = Path(config.output_dir), progress.step, total_steps(config, batches_an_epoch)
     return TrainingLog(History(folder / "history.jsonl", step), config.frequent, global_batch, end, step,
                        config.ce_loss, progress.since_line,
                        watchers=places_of(config).open(folder, progress.config, step),
                        text=TextLog(folder / TEXT_LOG, step, end, progress.config, loss_scale),
-                       batches_an_epoch=batches_an_epoch)
+                       batches_an_epoch=batches_an_epoch, also=also)
 
 
 def places_of(config: Config) -> Places:
@@ -204,13 +228,15 @@ def places_of(config: Config) -> Places:
     return Places(config.tensorboard, config.wandb, config.mlflow)
 
 
-def identity_of(config: Config, dataset: ImageSet, graph: Graph) -> dict[str, Any]:
+def identity_of(config: Config, dataset: ImageSet, graph: Graph, teacher: Teacher | None = None) -> dict[str, Any]:
     """The options and facts that must be the same in a resumed run: they determine shapes and the order of data.
 
-    Of a network from a ``-symbol.json`` also the checksum of the graph: another may have layers of the same shapes.
+    Of a network from a ``-symbol.json`` also the checksum of the graph: another may have layers of the same shapes. And
+    that of the teacher, if there is one.
     """
     symbol = is_symbol_file(config.net_name)
     own = {"network_sha256": sha256(graph.to_json().encode()).hexdigest()} if symbol else {}
+    own.update({"teacher": teacher.fingerprint} if teacher else {})
     return {**own, "num_classes": dataset.num_classes, "images": len(dataset), "records": dataset.digest(),
             "network": config.network, "emb_size": config.emb_size, "loss_K": config.loss_K, "seed": config.seed,
             "loss_name": config.loss_name, "bias": config.has_bias, "optimizer": config.optimizer}

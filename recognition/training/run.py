@@ -49,6 +49,7 @@ from recognition.training.parts import (
     make_loader,
     make_log,
     make_schedule,
+    make_teacher,
     make_verifier,
     places_of,
 )
@@ -58,6 +59,7 @@ from recognition.training.states.find import find_state
 from recognition.training.states.folder import Retention, claim, discard_unfinished, saved_states, set_aside
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress, SavedState
+from recognition.training.teacher import Distillation
 from recognition.training.trainer import Trainer
 from recognition.training.watch.lasting_output import LastingOutput
 from recognition.training.watch.log import SilentLog
@@ -96,7 +98,9 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
     engine.check_devices(config.devices)
     dataset = make_dataset(config, first)
     graph = build_network(config)
-    require_alike(identity := identity_of(config, dataset, graph), communicator)
+    teacher = make_teacher(config, engine, dataset)
+    distillation = Distillation(teacher, config.distil_weight, communicator.size) if teacher else None
+    require_alike(identity := identity_of(config, dataset, graph, teacher), communicator)
 
     if line := memory_line(config, graph, engine, dataset.num_classes, communicator.size):
         print(line, flush=True)
@@ -121,8 +125,8 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
                      saved.data() if saved else {}, BadBags(bad_steps, schedule, progress)) as batches:
         if sharing.keeper:
             begin_folder(folder, config.state_every > 0, anew=not saved)
-        log = (make_log(config, progress, global_batch, batches_an_epoch, backbone.loss_scale) if first
-               else SilentLog())
+        log = (make_log(config, progress, global_batch, batches_an_epoch, backbone.loss_scale,
+                        distillation.measured if distillation else dict) if first else SilentLog())
         if first:
             note_start(folder, progress.config, progress.step, communicator.size)
         own = () if config.whole_head and not first else head.shards  # if all hold the same, the first saves
@@ -146,7 +150,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
                 state_every=config.state_every, keep_best=bool(config.keep_best), ckpt=config.ckpt,
                 max_steps=config.max_steps, end_epoch=config.end_epoch,
                 timeline=Timeline(folder, config.profile, engine.profiler()) if profiled else NoTimeline(),
-                measure_every=config.measure_every,
+                measure_every=config.measure_every, distillation=distillation,
                 look_ahead=look_ahead(head, batches) if config.sample_ratio < 1 else None,
             ).run()
         finally:

@@ -17,6 +17,7 @@ from recognition.processes.communicator import Communicator, agree, largest
 from recognition.training.bad_steps import BadSteps
 from recognition.training.signals import StopRequest
 from recognition.training.states.state import Progress
+from recognition.training.teacher import Distillation
 from recognition.training.watch.log import SilentLog, TrainingLog, best_of
 from recognition.training.watch.timeline import NoTimeline, Timeline
 
@@ -47,6 +48,7 @@ class Trainer:
     end_epoch: int
     timeline: NoTimeline | Timeline = field(default_factory=NoTimeline)
     measure_every: int = 0  # batches between measures of angles and gradients, 0 never
+    distillation: Distillation | None = None  # of a teacher
     look_ahead: Callable[[], object] | None = None  # tells the head of the batch after the coming one
 
     def run(self) -> int:
@@ -80,8 +82,12 @@ class Trainer:
             result = self.head.forward_backward(features_BD, batch.labels)
         finite = math.isfinite(result.loss)  # in all processes or in none
         if finite:
+            d_features = result.d_features
+            if self.distillation:
+                with phase("teacher"):
+                    d_features = self.distillation.added(d_features, features_BD, batch)
             with phase("backward"):
-                self.backbone.backward(result.d_features)
+                self.backbone.backward(d_features)
             with phase("check"):
                 finite = self.backbone.finite()
         verdict = agree(self.communicator, finite, stop.signal or 0)

@@ -58,7 +58,7 @@ def reaching() -> set[str]:
     """The options that reach an engine."""
     known = {**functions(PARTS), **functions(CHOOSE)}
     makers = [function for function in known.values() if {"config", "engine"} <= parameters(function)]
-    assert {maker.name for maker in makers} == {"make_backbone", "make_head"}
+    assert {maker.name for maker in makers} == {"make_backbone", "make_head", "make_teacher"}
     called = {part.func.id for maker in makers for part in ast.walk(maker)
               if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in known
               and any(isinstance(argument, ast.Name) and argument.id == "config" for argument in part.args)}

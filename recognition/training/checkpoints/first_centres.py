@@ -10,14 +10,17 @@ from typing import Callable
 
 import numpy as np
 
+from recognition.config.cli import split_pretrained
+from recognition.config.types import CENTRES_FROM
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
-from recognition.io.centres import SavedCentres, centres_in_file, find_centres, rows_between
+from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, rows_between
 from recognition.io.params import read_arrays
 from recognition.processes.communicator import Communicator
+from recognition.training.checkpoints.pretrained import checkpoint_path
 
 MOST_IMAGES = 10  # of a class: more hardly change the mean direction
 PREFETCH = 2  # batches
@@ -27,7 +30,7 @@ PREFETCH = 2  # batches
 class CentresSource:
     """The source of the first values of the class centres."""
 
-    origin: str  # a value of --centres-from: checkpoint, embeddings or random
+    origin: str  # a value of --centres-from: checkpoint, embeddings, random, or the name of a file or folder
     sub_centres: int = 1
     dim: int = 512
     batch: int = 128  # images that this process embeds at a time
@@ -40,8 +43,11 @@ def start_centres(source: CentresSource, checkpoint: Path | None, dataset: Image
     class centres of the checkpoint that are not used; it may be empty. All processes call it together.
 
     :param checkpoint: the file of the backbone's first values; None if they come from the seed.
-    :raises UserError: if a file of W cannot be read, or the embeddings are not finite.
+    :raises UserError: if a file of W cannot be read, or does not fit where it was named; if the embeddings are not
+        finite.
     """
+    if source.origin not in CENTRES_FROM:
+        return _from_named(source, dataset.num_classes, shards)
     if checkpoint is None:
         return ""
     if not shards:
@@ -67,11 +73,35 @@ def from_checkpoint(path: Path, shards: Sequence[Shard], num_classes: int, sub_c
     saved = find_centres(path)
     if saved is None:
         return f"{path}: no class centres there; they start anew"
-    mismatch = saved.mismatch(num_classes, sub_centres)
-    if not mismatch and saved.dim != dim:
-        mismatch = f"found centres of {saved.dim} numbers, expected {dim}"
-    if mismatch:
+    if mismatch := _mismatch(saved, num_classes, sub_centres, dim):
         return f"{saved.where}: {mismatch}; the class centres start anew"
+    return _filled(saved, shards, num_classes, sub_centres)
+
+
+def _from_named(source: CentresSource, num_classes: int, shards: Sequence[Shard]) -> str:
+    """Fill ``shards`` with W of another network, such as a teacher: of a checkpoint, PREFIX,EPOCH, or of a folder.
+
+    :raises UserError: if there is none, or if it does not fit.
+    """
+    place = Path(source.origin)
+    path = place if place.is_dir() else checkpoint_path(*split_pretrained(source.origin, 1))
+    saved = centres_in_folder(place) if place.is_dir() else find_centres(path)
+    if saved is None:
+        raise UserError(f"--centres-from: {path}: found no class centres there, expected those of a training state, or "
+                        "of a checkpoint that config.ckpt_embedding = False saved")
+    if mismatch := _mismatch(saved, num_classes, source.sub_centres, source.dim):
+        raise UserError(f"--centres-from: {saved.where}: {mismatch}")
+    return _filled(saved, shards, num_classes, source.sub_centres)
+
+
+def _mismatch(saved: SavedCentres, num_classes: int, sub_centres: int, dim: int) -> str:
+    """The reason why this is not W of the run; empty if it is."""
+    found = saved.mismatch(num_classes, sub_centres)
+    return found or ("" if saved.dim == dim else f"found centres of {saved.dim} numbers, expected {dim}")
+
+
+def _filled(saved: SavedCentres, shards: Sequence[Shard], num_classes: int, sub_centres: int) -> str:
+    """Fill ``shards`` with their rows of W; returns a line."""
     for shard in shards:
         for low, high in pieces(shard.start, shard.stop, sub_centres):
             shard.load(_rows(saved, low * sub_centres, high * sub_centres, shard.with_bias), low)

@@ -36,7 +36,7 @@ PART_FORMAT = 3
 FORMATS = (1, 2, 3)  # readable ones
 MANIFEST = "manifest.json"
 _IMPLIED = {"optimizer": "sgd"}  # values of keys that identities of earlier versions lack
-_UNKNOWN_BEFORE = frozenset(("records",))  # keys that earlier versions lack and that are not compared then
+_UNKNOWN_BEFORE = frozenset(("records", "teacher"))  # keys that a state may lack and that are not compared then
 
 
 @dataclass

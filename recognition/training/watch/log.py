@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class TrainingLog:
     def __init__(self, history: History, frequent: int, batch_images: int, total_steps: int | None,
                  step: int, with_loss: bool = True, since_line: list[float] | None = None,
                  watchers: Sequence[Scalars] = (), text: TextLog | NoTextLog | None = None,
-                 batches_an_epoch: float = math.inf) -> None:
+                 batches_an_epoch: float = math.inf, also: Callable[[], dict[str, float]] = dict) -> None:
         """:param batch_images: images of a global batch; ``total_steps``: steps of the run, None if it has no end.
         :param since_line: sums of loss and accuracy since the last speed line, and the number of batches. It is updated
             in place and saved in states, so that a resumed run has the line of the whole interval.
@@ -36,9 +36,10 @@ class TrainingLog:
         :param watchers: places that get the same records as the history, such as TensorBoard's file.
         :param text: the text file, which gets all lines.
         :param batches_an_epoch: infinite if unknown.
+        :param also: gives further numbers of the batches since it was last called, for the history.
         """
         self._watchers, self._text = watchers, text or NoTextLog()
-        self._with_loss = with_loss
+        self._with_loss, self._also = with_loss, also
         self._since_line = [0.0, 0.0, 0] if since_line is None else since_line
         self._history, self._frequent, self._batch_images = history, frequent, batch_images
         self._total_steps, self._batches_an_epoch = total_steps, batches_an_epoch
@@ -94,7 +95,8 @@ class TrainingLog:
         loss, accuracy = (total / self._since_line[2] for total in self._since_line[:2])
         speed = self._batches * self._batch_images / max(self._busy, 1e-9)
         self._since_line[:] = [0.0, 0.0, 0]
-        self._write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed)
+        self._write("train", step, epoch=epoch, loss=loss, accuracy=accuracy, lr=lr, images_per_second=speed,
+                    **self._also())
         self._text.speed(step, epoch, loss, lr, speed)
         self._start_interval()
         return loss, accuracy, speed

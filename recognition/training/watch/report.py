@@ -167,7 +167,8 @@ def _training_charts(history: History) -> list[str]:
             loss) else [Line("loss", steps, loss)]
         figures.append(_figure("Loss", lines, "step", from_zero=bool(np.nanmin(loss, initial=0) >= 0), marks=marks))
         for key, title in (("accuracy", "Accuracy on the training batches"), ("lr", "Learning rate"),
-                           ("images_per_second", "Throughput, images a second")):
+                           ("images_per_second", "Throughput, images a second"),
+                           ("teacher_distance", "Squared distance from the teacher's embeddings")):
             if any(key in record for record in train):
                 line = Line(title, steps, _column(train, key), steps=key == "lr")
                 figures.append(_figure(title, [line], "step", from_zero=True))

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recognition.config.cli import parse_args
 from recognition.config.options import Config
 from recognition.data.images.image import decode_rgb
 from recognition.data.sets.dataset import open_dataset
 from recognition.engines.cpu.shard import CpuShard
+from recognition.errors import UserError
 from recognition.head.shard import initial_centres, split_classes
 from recognition.io.params import write_arrays
 from recognition.processes.communicator import SingleProcess
@@ -150,3 +152,46 @@ def test_nothing_is_done_where_nothing_is_asked_and_what_is_left_out_is_said(tin
         assert start_centres(CentresSource(centres_from), checkpoint, dataset, shards, mean_colour,
                              SingleProcess()) == line
         assert not shards or np.array_equal(joined(shards, "centres"), initial_centres(0, 0, CLASSES, K, DIM))
+
+
+def test_centres_that_are_named_have_to_be_there_and_to_fit(tiny_set: Path, tmp_path: Path) -> None:
+    """Of a checkpoint or of a folder, whatever the network starts from."""
+    path, dataset = tmp_path / "model-0001.params", open_dataset(tiny_set)
+
+    def fill(place: object, dim: int = DIM) -> tuple[str, np.ndarray]:
+        shards = make_shards(2)
+        line = start_centres(CentresSource(str(place), K, dim), None, dataset, shards, mean_colour, SingleProcess())
+        return line, joined(shards, "centres")
+
+    write_arrays(path, {"arg:fc7_weight": [W]})
+    for place in (tmp_path / "model", f"{tmp_path / 'model'},1", path):
+        line, centres = fill(place)
+        assert line == f"{path}: fc7_weight: class centres of 11 classes loaded" and np.array_equal(centres, W)
+    with pytest.raises(UserError, match=r"--centres-from: .*: found centres of 3 numbers, expected 4$"):
+        fill(path, dim=4)
+    write_arrays(path, {"arg:fc7_weight": [W[:10]]})
+    with pytest.raises(UserError, match=r"--centres-from: .*: found 10 rows in 1 shard, expected 22 for 11 classes"):
+        fill(path)
+    write_arrays(path, {"arg:x": [W]})
+    for place in (path, tmp_path):
+        with pytest.raises(UserError, match=r"--centres-from: .*: found no class centres there, expected those of a "):
+            fill(place)
+    for i, part in enumerate(np.split(W, [12])):
+        write_arrays(tmp_path / f"{i}_centers.param", [[part]])
+    assert np.array_equal(fill(tmp_path)[1], W)
+
+
+def test_flags_find_the_centres_or_say_that_there_are_none(tmp_path: Path) -> None:
+    def parse(place: object, *flags: str) -> Config:
+        return parse_args("train", ["--network", "y1", "--dataset", "emore", "--centres-from", str(place), *flags],
+                          environ={})
+
+    write_arrays(tmp_path / "model-0001.params", {"arg:fc7_weight": [W]})
+    assert parse(tmp_path).centres_from == f"{tmp_path / 'model'},1"
+    (tmp_path / "state").mkdir()
+    assert parse(tmp_path / "state").centres_from == str(tmp_path / "state")
+    with pytest.raises(UserError, match=r"--centres-from: found no embedings-0001.params, .*; expected it or one of "
+                                        r"checkpoint, embeddings, random; the nearest is 'embeddings'"):
+        parse("embedings")
+    with pytest.raises(UserError, match=r"centres_from: found .*, but a triplet loss has no class centres"):
+        parse(tmp_path, "--loss", "triplet")

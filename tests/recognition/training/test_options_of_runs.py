@@ -157,3 +157,16 @@ def test_starting_from_a_checkpoint(engine: str, run: Callable[..., Outcome]) ->
         assert np.array_equal(found.arrays()["conv0_weight"], arrays["conv0_weight"])
         assert np.allclose(found.arrays()["fc7_0_weight"], arrays["fc7_0_weight"], atol=1e-6) == alike
     assert "model-0000.params" in found.out and "model-0001.params" in run(**{**options, "pretrained_epoch": 1}).out
+
+
+@pytest.mark.parametrize("entry", ["train_parall", "train"])
+def test_centres_taken_over_and_held(engine: str, run: Callable[..., Outcome], entry: str) -> None:
+    """Those of a checkpoint and of a training state of another run, to the bit at the end of this one."""
+    first = run(ckpt_embedding=False, state_every=3, loss="first", seed=5, entry=entry)
+    (state,) = (first.folder / "state").glob("step-*")
+    name = "fc7_weight" if entry == "train" else "fc7_0_weight"
+    for place in (f"{first.folder / 'model'},0", str(state)):
+        found = run(ckpt_embedding=False, centres_from=place, fc7_lr_mult=0, entry=entry)
+        assert "class centres of 11 classes loaded" in found.out
+        assert found.arrays()[name].tobytes() == first.arrays()[name].tobytes()
+        assert not np.array_equal(found.arrays()["conv0_weight"], first.arrays()["conv0_weight"])

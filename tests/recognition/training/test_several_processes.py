@@ -132,6 +132,22 @@ def test_pytorch_under_torchrun_and_under_launch(folder: Path) -> None:
     assert_close(four, one_on)
 
 
+@pytest.mark.parametrize("kind", ["mxnet", "torch"])
+def test_a_teacher_pulls_the_same_over_processes(kind: str, folder: Path) -> None:
+    """Of one process, of two, and of two that hold all class centres each; the distance is told by the first."""
+    if kind == "torch":
+        pytest.importorskip("torch")
+    run(folder, f"{kind}-teacher", [], "--per-batch-size", "12", "--engine", kind, "--devices", "cpu", "--seed", "3")
+    teacher = next((folder / f"{kind}-teacher-train_parall-arcface").iterdir())
+    flags = ["--engine", kind, "--devices", "cpu", "--teacher", f"{teacher}/model,0", "--distil-weight", "50"]
+    processes = [*flags, "--per-batch-size", "6", *(["--kvstore", "dist_sync"] if kind == "mxnet" else [])]
+    one = run(folder, f"{kind}-taught", [], "--per-batch-size", "12", *flags)
+    assert_close(run(folder, f"{kind}-taught-two", LAUNCH, *processes), one)
+    assert_close(run(folder, f"{kind}-taught-two", LAUNCH, *processes, entry="train"), one)
+    history = next((folder / f"{kind}-taught-two-train_parall-arcface").iterdir()) / "history.jsonl"
+    assert 0 < next(line["teacher_distance"] for line in map(json.loads, history.open()) if line["kind"] == "train") < 4
+
+
 def test_both_entry_points_and_both_ways_to_exchange_agree(folder: Path) -> None:
     """A margin has no bias, and then the mathematics of the two entry points is the same."""
     one = run(folder, "one", [], "--per-batch-size", "12", entry="train")
