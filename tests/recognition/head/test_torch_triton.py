@@ -24,6 +24,7 @@ from recognition.engines.cpu.shard import CpuShard  # noqa: E402
 from recognition.engines.torch.shard import TorchShard  # noqa: E402
 from recognition.engines.torch.triton import choice  # noqa: E402
 from recognition.engines.torch.triton import shard as triton_shard  # noqa: E402
+from recognition.engines.torch.triton.card import trial  # noqa: E402
 from recognition.engines.torch.triton.tiles import TABLE, Tiles, tiles_for  # noqa: E402
 from recognition.head.margin import Margin  # noqa: E402
 from recognition.head.sampling import ClassSampler  # noqa: E402
@@ -265,11 +266,12 @@ def test_the_head_says_why_it_has_no_kernels() -> None:
 def test_the_trial_before_the_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels are compared with chunks; if they fail or err, the line says so."""
     monkeypatch.setattr(choice, "TRIAL_CLASSES", 40)
-    assert choice.trial(CPU, DIM) == ""
+    compute = functools.partial(choice.small_steps, CPU, DIM)
+    assert trial(compute, choice.ALLOWED) == ""
     monkeypatch.setattr(triton_shard, "LOG2_E", 1.0)
-    assert choice.trial(CPU, DIM).startswith("Triton's kernels err by")
+    assert trial(compute, choice.ALLOWED).startswith("Triton's kernels err by")
     monkeypatch.setattr(triton_shard, "tiles_for", lambda *size: None)
-    assert choice.trial(CPU, DIM).startswith("Triton's kernels fail here (")
+    assert trial(compute, choice.ALLOWED).startswith("Triton's kernels fail here (")
 
 
 @pytest.mark.slow  # a minute
