@@ -147,11 +147,11 @@ def test_w_in_16_bits() -> None:
 @pytest.mark.parametrize(("shards", "options"), [
     (1, {}), (2, {"ratio": 0.5}), (2, {"sub_centres": 3, "adamw": AdamW(eps=0.1)}), (1, {"ceiling": 30.0})],
     ids=["full", "sampled, two shards", "sub-centres, AdamW, two shards", "a filter"])
-def test_three_steps_as_in_numba(shards: int, options: dict[str, Any]) -> None:
+def test_two_steps_as_in_numba(shards: int, options: dict[str, Any]) -> None:
     """Float32 products; other orders of sums, 1e-6 a step that s = 64 amplifies: 1e-4."""
     ours, theirs = make(EXACT, shards, **options), make(CpuShard, 1 if options.get("ratio") is None else shards,
                                                         **options)
-    for number in range(3):
+    for number in range(2):
         a, b = step(ours, number), step(theirs, number)
         assert a.loss == pytest.approx(b.loss, rel=1e-5) and error(a.d_features, b.d_features) < 1e-4
     for a, b in zip(state_of(ours), state_of(theirs)):
@@ -163,13 +163,10 @@ def test_three_steps_as_in_numba(shards: int, options: dict[str, Any]) -> None:
     (CHUNKS, {"in_16_bits": True}), (CHUNKS, {"ratio": 0.5, "adamw": AdamW(), "in_16_bits": True, "on_host": True})],
     ids=["kernels", "16 bits", "16 bits, sampled, AdamW", "chunks, 16 bits", "the same, sampled, AdamW, on the host"])
 def test_a_state_goes_on_to_the_same_bits(kind: Any, options: dict[str, Any]) -> None:
-    whole, begun, ended = (make(kind, **options) for _ in range(3))
-    for number in range(2):
-        step(begun, number)
-        step(whole, number)
-    load(ended, state_of(begun), 2)
-    for number in range(2, 4):
-        assert step(ended, number).d_features.tobytes() == step(whole, number).d_features.tobytes()
+    whole, ended = (make(kind, **options) for _ in range(2))
+    step(whole, 0)
+    load(ended, state_of(whole), 1)
+    assert step(ended, 1).d_features.tobytes() == step(whole, 1).d_features.tobytes()
     assert [a.tobytes() for a in state_of(ended)] == [a.tobytes() for a in state_of(whole)]
 
 
