@@ -22,7 +22,7 @@ IMAGE = (3, 112, 112)
 DATA = mx.sym.var("data")
 NETWORKS = {name: preset for name, preset in open_config(str(ROOT / "sample_config.py")).presets("network").items()
             if name not in ("r2060", "vit_h")}  # which are r200 and vit_l with more of the same, and take minutes
-QUICK = ("r18", "y1", "m05", "mnas025", "d169", "vargfacenet", "rx50", "vit_t")  # one of each family
+QUICK = ("r18", "y1", "m05", "mnas025", "d169", "vargfacenet", "mbf", "rx50", "vit_t")  # one of each family
 FORMS = {
     "gpu": lambda symbol: symbol,
     "cpu": fast_prelu,
