@@ -168,8 +168,8 @@ def _import_mxnet() -> Any:
     for variable in QUIET:
         os.environ.setdefault(variable, "0")
     answer_mxnet()
-    # A class of MXNet's that nobody uses becomes an estimator where scikit-learn is, which takes 0.3 s to import; and its
-    # INT8 calibration measures entropy by scipy.stats, 0.8 s.
+    # A class of MXNet's that nobody uses becomes an estimator where scikit-learn is, which takes 0.3 s to import.
+    # Its INT8 calibration measures entropy by scipy.stats, 0.8 s.
     with hidden("sklearn"), hidden("scipy.stats"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in NumPy and Python that are old by now
         try:
