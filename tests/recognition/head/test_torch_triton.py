@@ -32,6 +32,7 @@ from recognition.head.shard import ShardState, split_classes  # noqa: E402
 from recognition.head.sharded import HeadResult, ShardedHead  # noqa: E402
 from recognition.optim.adamw import AdamW  # noqa: E402
 from recognition.processes.communicator import SingleProcess  # noqa: E402
+from tests.recognition.head.test_torch_shard import load, state_of  # noqa: E402
 
 ARCFACE = Margin(64, 1, 0.5)
 CLASSES, DIM, BATCH = 75, 20, 19
@@ -74,17 +75,6 @@ def step(head: ShardedHead, number: int, lr: float = 0.05) -> HeadResult:
     result = head.forward_backward(x, labels)
     head.step(lr)
     return result
-
-
-def state_of(head: ShardedHead) -> ShardState:
-    return ShardState(*(np.concatenate(parts) for parts in zip(*(shard.state() for shard in head.shards))))
-
-
-def load(head: ShardedHead, state: ShardState, steps: int) -> None:
-    for shard in head.shards:
-        rows = slice(shard.start * shard.sub_centres, shard.stop * shard.sub_centres)
-        shard.load(ShardState(*(array[rows].copy() for array in state)))
-    head.steps = steps
 
 
 def error(found: np.ndarray, wanted: np.ndarray) -> float:
