@@ -45,8 +45,8 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def short_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``tiny_set``, with one image of each identity: 11 an epoch."""
-    return write_set(tmp_path_factory.mktemp("short"), 1)
+    """As ``tiny_set``, with two images of each identity: 22 an epoch."""
+    return write_set(tmp_path_factory.mktemp("short"), 2)
 
 
 def write_set(folder: Path, images: int = IMAGES) -> Path:

@@ -29,14 +29,14 @@ config.sample_rate = 0.5
 config.fp16 = False
 config.momentum = 0.9
 config.weight_decay = 5e-4
-config.batch_size = 2
+config.batch_size = 3
 config.lr = 0.01
 config.verbose = 2000
 config.dali = False
 
 config.rec = {data!r}
 config.num_classes = 11
-config.num_image = 11
+config.num_image = 22
 config.num_epoch = 1
 config.warmup_epoch = 0
 config.val_targets = []
@@ -74,21 +74,21 @@ def test_a_recipe_trains_as_it_stands(run, tmp_path, short_set):
     ("r18", "sgd"), pytest.param("vit_t_dp005_mask0", "adamw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ["torch"])  # what is loaded does not depend on it
 def test_its_checkpoints_go_on_as_a_state_of_ours(network, optimizer, run, tmp_path, short_set):
-    """After an epoch of two batches a state becomes checkpoints of three ranks; a run from them takes the step that the
-    first run took. 1e-4 of the length: what is scaled for PyTorch and back is rounded, and a step multiplies that. Of
-    moving statistics a checkpoint has the mean of all replicas. A ViT without masks has no token for them, of which a
-    checkpoint has one and no moments."""
+    """After an epoch of three batches a state becomes checkpoints of three ranks; a run from them takes the step that
+    the first run took. 1e-4 of the length: what is scaled for PyTorch and back is rounded, and a step multiplies that
+    (4e-4 with two images a device, whose batch norm is of two numbers). Of moving statistics a checkpoint has the mean
+    of all replicas. A ViT without masks has no token for them, of which a checkpoint has one and no moments."""
     pytest.importorskip("torch")
     twice = f"config.num_epoch = 2\nconfig.network = {network!r}\nconfig.optimizer = {optimizer!r}\n"
     name = f"{network}-cosface-{short_set.name}"
-    done = run(twice, "--max-steps", "3", "--state-every", "2")
+    done = run(twice, "--max-steps", "4", "--state-every", "3")
     assert done.returncode == 0, done.stderr
-    state = tmp_path / "work_dirs" / "tiny" / name / "state" / "step-000000002"
+    state = tmp_path / "work_dirs" / "tiny" / name / "state" / "step-000000003"
     assert convert_torch([str(state), str(tmp_path / "theirs"), "--ranks", "3"]) == 0
-    done = run(twice + "config.resume = True\nconfig.output = 'theirs'\n", "--max-steps", "3")
+    done = run(twice + "config.resume = True\nconfig.output = 'theirs'\n", "--max-steps", "4")
     assert done.returncode == 0, done.stderr
-    assert "going on after step 2 from theirs/checkpoint_gpu_*.pt" in done.stdout
-    found = [SavedState(tmp_path / root / name / "state" / "step-000000003") for root in ("work_dirs/tiny", "theirs")]
+    assert "going on after step 3 from theirs/checkpoint_gpu_*.pt" in done.stdout
+    found = [SavedState(tmp_path / root / name / "state" / "step-000000004") for root in ("work_dirs/tiny", "theirs")]
     assert found[0].progress.epoch == found[1].progress.epoch == 1
     ours, theirs = (state.backbone() for state in found)
     rows, their_rows = (state.rows(0, 11, 1) for state in found)
