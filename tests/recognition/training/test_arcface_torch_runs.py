@@ -75,9 +75,10 @@ def test_a_recipe_trains_as_it_stands(run, tmp_path, short_set):
 @pytest.mark.parametrize("engine", ["torch"])  # what is loaded does not depend on it
 def test_its_checkpoints_go_on_as_a_state_of_ours(network, optimizer, run, tmp_path, short_set):
     """After an epoch of three batches a state becomes checkpoints of three ranks; a run from them takes the step that
-    the first run took. 1e-4 of the length: what is scaled for PyTorch and back is rounded, and a step multiplies that
-    (4e-4 with two images a device, whose batch norm is of two numbers). Of moving statistics a checkpoint has the mean
-    of all replicas. A ViT without masks has no token for them, of which a checkpoint has one and no moments."""
+    the first run took. 5e-4 of the length, found 6e-5 (of momentum): what is scaled for PyTorch and back is rounded,
+    and a step multiplies that by the batch norm of three images; what stayed behind would be off by its own length. Of
+    moving statistics a checkpoint has the mean of all replicas. A ViT without masks has no token for them, of which a
+    checkpoint has one and no moments."""
     pytest.importorskip("torch")
     twice = f"config.num_epoch = 2\nconfig.network = {network!r}\nconfig.optimizer = {optimizer!r}\n"
     name = f"{network}-cosface-{short_set.name}"
@@ -97,4 +98,4 @@ def test_its_checkpoints_go_on_as_a_state_of_ours(network, optimizer, run, tmp_p
         assert actual.keys() == expected.keys()
         read = {key: array for key, array in expected.items() if key != "fc1_gamma"}  # always 1; theirs has no moment
         apart = [np.square(actual[key] - array).sum() for key, array in read.items()]
-        assert np.sqrt(sum(apart)) <= 1e-4 * np.sqrt(sum(np.square(array).sum() for array in read.values()))
+        assert np.sqrt(sum(apart)) <= 5e-4 * np.sqrt(sum(np.square(array).sum() for array in read.values()))
