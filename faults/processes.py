@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -87,10 +87,18 @@ class Run:
                 break
         time.sleep(random.uniform(0, 1.5))
 
-    def pid_of(self, variable: str) -> int:
-        """The process with this ``NAME=value`` in its environment."""
-        return next(pid for pid in small_run.marked(self.mark)
-                    if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    def pid_of(self, variable: str) -> int | None:
+        """The process with this ``NAME=value`` in its environment; None if the run has ended too early for a fault."""
+        for pid in small_run.marked(self.mark):
+            with suppress(OSError):  # it has just ended
+                if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    return pid
+        return None
+
+    def send(self, number: int, variable: str) -> None:
+        """Send a signal to that process, if there is one: else the run's end will not be the promised one."""
+        if pid := self.pid_of(variable):
+            os.kill(pid, number)
 
     def end(self, since: float | None = None) -> Ended:
         try:
@@ -114,7 +122,7 @@ def signalled(number: int, variable: str, exchange: Exchange, status: int, line:
         run = Run(folder, exchange)
         run.wait_until_it_trains(random)
         since = time.monotonic()
-        os.kill(run.pid_of(variable), number)
+        run.send(number, variable)
         ended = run.end(since)
         return ended.as_promised(status, line, most), ended
 
@@ -148,7 +156,8 @@ def slow(exchange: Exchange) -> Fault:
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
         run = Run(folder, exchange.with_flags("--slow-after", "5"), steps=1500)
         run.wait_until_it_trains(random)
-        with slowed(run.pid_of("RECOGNITION_WORKER=1")):
+        pid = run.pid_of("RECOGNITION_WORKER=1")
+        with slowed(pid) if pid else nullcontext():
             ended = run.end()
         line = r"launch: rank 1 on localhost is slow: all others wait for it, \d+ s of 100; the run goes on"
         return ended.as_promised(0, line, 300), ended
@@ -162,7 +171,7 @@ def restarted(exchange: Exchange) -> Fault:
     def fault(folder: Path, random: np.random.RandomState) -> tuple[bool, Ended]:
         run = Run(folder, exchange.with_flags("--restarts", "1"), steps=300)
         run.wait_until_it_trains(random)
-        os.kill(run.pid_of("RECOGNITION_WORKER=1"), signal.SIGKILL)
+        run.send(signal.SIGKILL, "RECOGNITION_WORKER=1")
         ended = run.end()
         states = [path.name for path in run.history.parent.glob("state/step-*")]
         return (ended.as_promised(0, "launch: starting again, 1 of 1", 120) and "step-000000300" in states), ended

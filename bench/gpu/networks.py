@@ -181,7 +181,7 @@ def _steps_of(name: str, device: torch.device, low: torch.dtype | None, again: b
 
 
 def _replica(name: str, device: torch.device, low: torch.dtype | None, again: bool, by_graphs: bool) -> Replica:
-    """As a run has it, with dropout, and in 16 bits with the kernels that the card can use."""
+    """A replica as a run has it: with dropout, and in 16 bits with the kernels that the card can use."""
     graph, start = made(name, dropout=True)
     replica = Replica(graph, *start, device, low, SIDE, again, fused=low is not None and not why_not(device))
     replica.records = by_graphs

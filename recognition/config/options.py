@@ -53,7 +53,7 @@ class Config:
     dataset: str = option("emore", types.filled_text, "dataset preset, or a folder of records or of folders of images, "
                           "or synthetic:N for N identities made up; several with commas between them", ENTRIES)
     network: str = option("r100", types.filled_text, "network preset; PREFIX-symbol.json: the network of a "
-                          "checkpoint; checkpoint: that of --pretrained", ENTRIES)
+                          "checkpoint; checkpoint: that of --pretrained; timm:NAME: a model of timm", ENTRIES)
     loss: str = option("arcface", types.filled_text, "loss preset", ENTRIES)
 
     # data
@@ -91,8 +91,8 @@ class Config:
 
     # network
     net_name: str = option("fresnet", types.filled_text,
-                           "family of the network, a Python file of your own beside config.py, or a "
-                           "-symbol.json")
+                           "family of the network, a Python file of your own beside config.py, a -symbol.json, or "
+                           "timm:NAME, a model of timm")
     num_layers: int = option(0, types.integer(least=0), "depth, for the families that have one")
     emb_size: int = option(512, types.integer(least=1), "length of an embedding")
     net_se: int = option(0, types.choice(0, 1), "1: squeeze and excitation")

@@ -28,10 +28,21 @@ from recognition.plan.pace import Network, pace
 if TYPE_CHECKING:  # it imports NumPy, for which --help and a mistyped flag need not wait
     from recognition.plan.planning import PlannedRun
 
-# Flags of train_parall.py.
-PRESET_FLAGS = ("config", "network", "dataset", "loss", "per_batch_size", "sample_ratio", "centers_on",
-                "centers_numbers", "head_products", "optimizer", "engine")
 SAMPLE_RATIO = 0.1  # of the sampled method, where config.sample_ratio is 1
+# Flags of train_parall.py.
+PRESET_FLAGS = {
+    "config": "presets; default: config.py beside the programs, else sample_config.py",
+    "network": "network preset",
+    "dataset": "dataset preset, for the number of classes and the size of images",
+    "loss": "loss preset",
+    "per_batch_size": "images a device and step; default: as the presets say",
+    "sample_ratio": f"share of the class centres in a step when sampled; default: the preset's, else {SAMPLE_RATIO}",
+    "centers_on": "device, cpu or disk: where the class centres live; default: the preset's",
+    "centers_numbers": "float32 or bfloat16, of the class centres and their moments; default: the preset's",
+    "head_products": "float16, float32 or auto, of the head's products on GPUs; default: the preset's",
+    "engine": "mxnet or torch; default: the preset's, and mxnet if that is auto and can do it",
+    "optimizer": "sgd or adamw; default: the preset's",
+}
 COLUMN_WIDTH = 16
 ONE_HOST = Network(1, math.inf)
 FLAG_TYPES = {
@@ -41,24 +52,10 @@ FLAG_TYPES = {
 }
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """The flags, typed, and the configuration that follows from them and the presets.
-
-    :raises UserError: on a flag or a value that is not valid.
-    """
+def make_parser() -> Parser:
+    """The flags: those of the presets, and the plan's own."""
     parser = Parser(prog="python -m recognition.plan", description=(__doc__ or "").splitlines()[0])
-    for key, text in (
-        ("config", "presets; default: config.py beside the programs, else sample_config.py"),
-        ("network", "network preset"), ("dataset", "dataset preset, for the number of classes and the size of images"),
-        ("loss", "loss preset"), ("per_batch_size", "images a device and step; default: as the presets say"),
-        ("sample_ratio",
-         f"share of the class centres in a step when sampled; default: the preset's, else {SAMPLE_RATIO}"),
-        ("centers_on", "device, cpu or disk: where the class centres live; default: the preset's"),
-        ("centers_numbers", "float32 or bfloat16, of the class centres and their moments; default: the preset's"),
-        ("head_products", "float16, float32 or auto, of the head's products on GPUs; default: the preset's"),
-        ("engine", "mxnet or torch; default: the preset's, and mxnet if that is auto and can do it"),
-        ("optimizer", "sgd or adamw; default: the preset's"),
-    ):
+    for key, text in PRESET_FLAGS.items():
         parser.add_argument(flag_name(key), dest=key, metavar=key.split("_")[-1].upper(), help=text)
     parser.add_argument("--classes", help="identities; default: as the dataset preset says")
     parser.add_argument("--devices", default="8", help="devices, each a process of its own; default: 8")
@@ -77,7 +74,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="print JSON in place of the table, or write it to FILE beside it")
     parser.add_overwrite()
-    flags = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+    """The flags, typed, and the configuration that follows from them and the presets.
+
+    :raises UserError: on a flag or a value that is not valid.
+    """
+    flags = make_parser().parse_args(argv)
     if flags.json not in (None, "-"):
         require_new([Path(flags.json)], [Path(flags.config)] if flags.config else [], flags.overwrite)
     for key, kind in FLAG_TYPES.items():

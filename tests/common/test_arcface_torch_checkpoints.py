@@ -241,7 +241,7 @@ def saved_here(theirs, folder: Path, end_epoch: int = 4) -> SavedState:
     return SavedState(save_state(folder, progress, taken.backbone(), [shard]))
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_state_of_ours_becomes_checkpoints_that_pytorch_goes_on_from(theirs, tmp_path, ranks, capsys):
     """A run of ours of 4 epochs, halfway: the rate has fallen to half, as in ``theirs``. So what comes back is what
     went in, to the rounding of float32, and PyTorch's next step is the same."""

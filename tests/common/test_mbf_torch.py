@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.convert_torch import main
 from recognition.errors import UserError
-from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks.families import mbf
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.torch_weights.of_torch import moments_from_torch, moments_to_torch, parameters_of, to_torch
+from recognition.networks.torch_weights.of_torch import to_torch
+from tests.common.there_and_back import assert_there_and_back
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -64,9 +63,9 @@ class Network(nn.Module):
         return self.features(self.conv_sep(x))
 
 
-@pytest.mark.parametrize("name, blocks, scale", [("mbf", (1, 4, 6, 2), 2), ("mbf_large", (2, 8, 12, 4), 4)])
+@pytest.mark.parametrize("name, blocks, scale", [
+    ("mbf", (1, 4, 6, 2), 2), pytest.param("mbf_large", (2, 8, 12, 4), 4, marks=pytest.mark.slow)])
 def test_weights_there_and_back(name, blocks, scale, noise, tmp_path: Path, capsys) -> None:
-    """Outputs: 1e-4 of the largest, float32 through some fifty layers; what comes back is what went in."""
     torch.manual_seed(0)
     network = Network(24, blocks, scale)
     for module in network.modules():
@@ -75,26 +74,7 @@ def test_weights_there_and_back(name, blocks, scale, noise, tmp_path: Path, caps
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.7, 1.4)
             nn.init.normal_(module.bias, 0, 0.2)
-    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "model.pt")
-    assert main([str(tmp_path / "model.pt"), f"{tmp_path}/model,1"]) == 0
-    assert f"{name}, 24 numbers an embedding" in (said := capsys.readouterr().out) and f"--network {name} " in said
-    network.eval()
-    with torch.no_grad():
-        expected = network((torch.tensor(noise[:3].transpose(0, 3, 1, 2).astype(np.float32)) - 127.5) / 127.5).numpy()
-    found = load_backbone(f"{tmp_path}/model,1", batch_size=3).embed(noise[:3], flip=False, unit=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert main([f"{tmp_path}/model,1", str(tmp_path / "back.pt")]) == 0
-    assert f": {name}, " in capsys.readouterr().out
-    back = torch.load(tmp_path / "back.pt", weights_only=True)
-    assert list(back) == list(network.state_dict())
-    for key, value in network.state_dict().items():
-        assert "num_batches" in key or torch.equal(back[key], value), key
-    tensors = {key: value.numpy() for key, value in network.state_dict().items()}
-    assert parameters_of(tensors) == [key for key, _ in network.named_parameters()]
-    moments = {key: value.detach().numpy() * 2 for key, value in network.named_parameters()}
-    there = moments_to_torch(moments_from_torch(moments, tensors, 1), 1)
-    assert there.keys() == moments.keys()
-    assert all(np.array_equal(there[key], moments[key]) for key in moments)
+    assert_there_and_back(name, network, lambda pixels: (pixels - 127.5) / 127.5, noise, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("options", [{"net_multiplier": 4.0}, {"net_blocks": (2, 4, 6, 2)}, {"net_act": "relu"}])

@@ -9,21 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.convert_torch import main
 from recognition.errors import UserError
-from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks.families import vit
 from recognition.networks.graph import Graph
 from recognition.networks.recompute import computed_again
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.torch_weights.of_torch import (
     from_torch,
-    moments_from_torch,
-    moments_to_torch,
-    parameters_of,
     to_torch,
 )
 from recognition.networks.torch_weights.vit_weights import NETWORKS, pairs
+from tests.common.there_and_back import assert_there_and_back
 
 torch = pytest.importorskip("torch")
 from recognition.engines.torch.network import Network as Network64  # noqa: E402
@@ -93,27 +89,9 @@ def random_network(width: int, blocks: int, dim: int = 24) -> Network:
 
 @pytest.mark.parametrize("name", ["vit_t", pytest.param("vit_b", marks=pytest.mark.slow)])
 def test_weights_there_and_back(name, noise, tmp_path: Path, capsys) -> None:
-    """Outputs: 1e-4 of the largest, float32 against float32; what comes back is what went in."""
     width, blocks, *_ = NETWORKS[name]
     network = random_network(width, blocks)
-    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "model.pt")
-    assert main([str(tmp_path / "model.pt"), f"{tmp_path}/model,1"]) == 0
-    assert f"{name}, 24 numbers an embedding" in (said := capsys.readouterr().out) and f"--network {name} " in said
-    with torch.no_grad():
-        expected = network.eval()(torch.tensor(noise[:3].transpose(0, 3, 1, 2).astype(np.float32))).numpy()
-    found = load_backbone(f"{tmp_path}/model,1", batch_size=3).embed(noise[:3], flip=False, unit=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert main([f"{tmp_path}/model,1", str(tmp_path / "back.pt")]) == 0
-    assert f": {name}, " in capsys.readouterr().out
-    back = torch.load(tmp_path / "back.pt", weights_only=True)
-    assert list(back) == list(network.state_dict())
-    for key, value in network.state_dict().items():
-        assert "num_batches" in key or torch.equal(back[key], value), key
-    tensors = {key: value.numpy() for key, value in network.state_dict().items()}
-    assert parameters_of(tensors) == [key for key, _ in network.named_parameters()]
-    moments = {key: value.detach().numpy() * 2 for key, value in network.named_parameters()}
-    there = moments_to_torch(moments_from_torch(moments, tensors, 1), 1)
-    assert there.keys() == moments.keys() and all(np.array_equal(there[key], moments[key]) for key in moments)
+    assert_there_and_back(name, network, lambda pixels: pixels, noise, tmp_path, capsys)
 
 
 def test_a_step_in_float64(arrays_of, images) -> None:

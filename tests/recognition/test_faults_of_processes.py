@@ -93,9 +93,10 @@ def launched(horovod: None, tmp_path: Path) -> Launched:
     return run
 
 
-@KINDS
 @pytest.mark.parametrize("fault, status, how", [
-    ("os.kill(os.getpid(), signal.SIGKILL)", 137, "was ended by SIGKILL"), ("os._exit(7)", 7, "ended with status 7")])
+    ("os.kill(os.getpid(), signal.SIGKILL)", 137, "was ended by SIGKILL"),
+    pytest.param("os._exit(7)", 7, "ended with status 7", marks=pytest.mark.slow)])
+@KINDS
 def test_a_rank_that_dies(launched: Launched, kvstore: str, fault: str, status: int, how: str) -> None:
     found, err = launched(kvstore, f"if i == 30: {fault}")
     assert found == status
@@ -110,7 +111,9 @@ def test_a_rank_that_hangs(launched: Launched, kvstore: str) -> None:
                      r"the others; ending all others$", err, re.M), err
 
 
-@KINDS
+@pytest.mark.parametrize("kvstore", [
+    pytest.param("device", id="Horovod"), pytest.param("dist_sync", id="servers", marks=pytest.mark.slow),
+    pytest.param("torch", id="PyTorch", marks=[WITH_TORCH, pytest.mark.slow])])
 def test_a_rank_that_is_slow_is_named_and_the_run_goes_on(launched: Launched, kvstore: str) -> None:
     """What counts as slow: test_who_holds_the_others_up."""
     found, err = launched(kvstore, "time.sleep(0.3)", "--slow-after", "2", exchanges=30)

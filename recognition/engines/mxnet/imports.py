@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -149,6 +150,16 @@ def hidden(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
+class Late:
+    """A module that is imported when something of it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
+
+
 def _import_mxnet() -> Any:
     if os.environ.get("DMLC_ROLE") in ("server", "scheduler"):  # what is imported below serves, and does not return
         refuse_pickles()
@@ -158,7 +169,8 @@ def _import_mxnet() -> Any:
         os.environ.setdefault(variable, "0")
     answer_mxnet()
     # A class of MXNet's that nobody uses becomes an estimator where scikit-learn is, which takes 0.3 s to import.
-    with hidden("sklearn"), warnings.catch_warnings():
+    # Its INT8 calibration measures entropy by scipy.stats, 0.8 s.
+    with hidden("sklearn"), hidden("scipy.stats"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names in NumPy and Python that are old by now
         try:
             import mxnet
@@ -172,6 +184,8 @@ def _import_mxnet() -> Any:
             place = " of ".join(os.environ.get(f"DMLC_PS_ROOT_{part}", "?") for part in ("PORT", "URI"))
             raise LostProcess(f"the {os.environ['DMLC_ROLE']} of the parameter servers: port {place} cannot be had: "
                               "another process uses it, or the address is not one of this host") from None
+    if importlib.util.find_spec("scipy"):
+        mxnet.contrib.quantization.stats = Late("scipy.stats")
     return mxnet
 
 

@@ -91,8 +91,9 @@ class Replica(Placed):
         assert output is not None, "a backward pass is behind a forward pass"
         self._drop_gradients()
         with self._fastest():
-            torch.autograd.backward(output, torch.as_tensor(d_features, device=self.device),
-                                    inputs=list(self.arguments.values()))
+            # The same bits as from a gradient that is handed over, whose shape PyTorch compares with SymPy: 0.7 s once.
+            along = (output * torch.as_tensor(d_features, device=self.device)).sum()
+            torch.autograd.backward(along, inputs=list(self.arguments.values()))
         self.gradients = {name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
                           for name, tensor in self.arguments.items()}
         self._warm = self._shape

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from recognition.engines.torch.chunks import Chunk, Targets, Weights, product
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
 from recognition.engines.torch.sampling import DeviceSample
@@ -45,39 +46,6 @@ from recognition.processes.communicator import Communicator
 # the processor.
 ROWS_A_CHUNK = {"cuda": 32768, "cpu": 1024}
 MINUS_INFINITY = float("-inf")
-
-
-class Targets(NamedTuple):
-    """The rows of the batch whose class lies in this shard, n of them, ascending by class."""
-
-    batch: np.ndarray  # (n,) int64, their places in the batch
-    first: np.ndarray  # (n,) int64, the first selected row of their class
-    nearest: np.ndarray  # (n,) int64, the selected row of their nearest sub-centre
-    units: torch.Tensor  # (n, D), that centre's unit vector; the centre itself if the head does not normalise
-    places: torch.Tensor  # (3, n), the three arrays on the device: each copy there would wait for it
-
-
-class Weights(NamedTuple):
-    """Numbers that make a chunk's logits z the gradient by its similarities: ``exp(z - reference) * factor``."""
-
-    reference: torch.Tensor  # (B, 1)
-    factor: torch.Tensor  # (B, 1)
-    targets: torch.Tensor  # (n,): what stands in place of the exponential, for each of the targets
-
-
-class Chunk(NamedTuple):
-    """Selected rows ``low .. high - 1`` on the device."""
-
-    low: int
-    high: int
-    centres: torch.Tensor  # (rows, D): a view of W, or a copy
-    inverse: torch.Tensor | None  # (rows, 1), of their norms; None if the head does not normalise
-    units: torch.Tensor  # (rows, D)
-
-
-def product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None, factor: float = 1.0) -> torch.Tensor:
-    """``factor * a b + plus``: every matrix product of a chunk. a (m, k), b (k, n), ``plus`` (m, n) or (n,)."""
-    return a @ b if plus is None else torch.addmm(plus, a, b, alpha=factor)
 
 
 class TorchShard:
@@ -292,7 +260,7 @@ class TorchShard:
             if also is not None:
                 gradients = [gradient.add_(part) for gradient, part in zip(gradients, more)]
             replicas.sum_in_place(f"centres {self.start} {chunk.low}", gradients)
-            gradient = self._through_norm(chunk, gradients[0])
+            gradient = chunk.through_norm(gradients[0])
             if measure:
                 squares += torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
             self._step(optimiser, chunk, self._centres, chunk.centres, gradient)
@@ -301,14 +269,6 @@ class TorchShard:
                 self._step(optimiser, chunk, self._bias, bias, gradients[1])
         self._finite = Fetched(self._sound)
         return float(squares) if measure else 0.0
-
-    @staticmethod
-    def _through_norm(chunk: Chunk, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient by a chunk's centres, from that by their unit vectors: ``(g - (g . w^) w^) / |w|``."""
-        if chunk.inverse is None:
-            return gradient
-        along = torch.linalg.vecdot(gradient, chunk.units).unsqueeze(1)
-        return gradient.addcmul_(chunk.units, along, value=-1).mul_(chunk.inverse)
 
     def _step(self, optimiser: SGD | AdamWStep, chunk: Chunk, arrays: list[torch.Tensor], values: torch.Tensor,
               gradient: torch.Tensor) -> None:

@@ -37,34 +37,56 @@ def find_state(folder: Path, resume: str, launch: str = "", communicator: Commun
             return None
         resume = "auto"
     sharing = sharing or one_folder(communicator)
+    states = _states_of_all(folder, communicator, sharing)
+    if not states and resume == "auto":
+        return None
+    if not states:
+        raise _none_there(folder)
+    state, problems = _newest_whole(states, communicator, sharing)
+    if not state:
+        raise _refusal(f"{problems[0]}; and no state before it is whole: remove or rename {folder} to start anew",
+                       communicator, sharing)
+    if problems and resume != "auto":
+        raise _refusal(f"{problems[0]}; {state.path.name} before it is whole: --resume auto takes it", communicator,
+                       sharing)
+    if problems:
+        _step_back(folder, state.path, problems, communicator, sharing)
+    return state
+
+
+def _states_of_all(folder: Path, communicator: Communicator, sharing: Sharing) -> list[Path]:
+    """The states that all processes have, or should have, by step; a line about names that are none.
+
+    :raises UserError: if processes that share the folder see other states in it.
+    """
     states = saved_states(folder)
     if communicator.rank == 0:
         for name in unknown_names(folder):
             print(f"{str(folder / name)!r} is not taken for a training state: expected a name as step-000000060",
                   flush=True)
-    if sharing.together:
-        _require_same_states(states, communicator)
-    else:
-        states = _states_of_first(folder, states, communicator, sharing)
+    if not sharing.together:
+        return _states_of_first(folder, states, communicator, sharing)
+    _require_same_states(states, communicator)
+    return states
+
+
+def _newest_whole(states: list[Path], communicator: Communicator,
+                  sharing: Sharing) -> tuple[SavedState | None, list[str]]:
+    """The newest state that is whole, if any, and the problems of those after it, the newest first."""
     problems: list[str] = []
     for path in reversed(states):
         state, problem = _open(path, communicator, sharing)
-        if state and resume == "auto" and problems:
-            _step_back(folder, path, problems, communicator, sharing)
-        if state and (resume == "auto" or not problems):
-            return state
         if state:
-            raise _refusal(f"{problems[0]}; {path.name} before it is whole: --resume auto takes it", communicator,
-                           sharing)
+            return state, problems
         problems.append(problem)
-    if problems:
-        raise _refusal(f"{problems[0]}; and no state before it is whole: remove or rename {folder} to start anew",
-                       communicator, sharing)
-    if resume == "auto":
-        return None
+    return None, problems
+
+
+def _none_there(folder: Path) -> UserError:
     kept = sorted(path.name for path in folder.parent.glob(f"{folder.name}.*") if path.is_dir())
     aside = f", but {', '.join(kept)} beside it, of earlier runs: rename one to {folder.name}" if kept else ""
-    raise UserError(f"--resume: no training state below {folder}{aside}; --resume auto starts anew where there is none")
+    return UserError(f"--resume: no training state below {folder}{aside}; --resume auto starts anew where there is "
+                     "none")
 
 
 def _refusal(text: str, communicator: Communicator, sharing: Sharing) -> UserError:

@@ -64,12 +64,8 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     failed = largest(communicator, attempt.error is not None)
     if sharing.keeper and not failed:
         attempt(save_manifest, temporary, progress, ranges, everyone, parts)
-        if communicator.rank:
-            attempt(_commit, temporary, target)
-    if not sharing.together:
-        failed = largest(communicator, attempt.error is not None)  # the others have renamed theirs
-    if communicator.rank == 0 and not failed:
-        attempt(_commit, temporary, target)
+    if not failed:
+        _name_together(attempt, temporary, target, communicator, sharing)
     # Barrier: no process may exit, and so abort the rest, before process 0 has renamed the folder.
     if largest(communicator, attempt.error is not None):
         if sharing.keeper:
@@ -96,6 +92,16 @@ class _Attempt:
         except UserError as error:
             self.error = error
             return None
+
+
+def _name_together(attempt: _Attempt, temporary: Path, target: Path, communicator: Communicator,
+                   sharing: Sharing) -> None:
+    """Rename a complete state in each folder, that of the first process last, once all others have their names."""
+    if sharing.keeper and communicator.rank:
+        attempt(_commit, temporary, target)
+    failed = not sharing.together and largest(communicator, attempt.error is not None)
+    if communicator.rank == 0 and not failed:
+        attempt(_commit, temporary, target)
 
 
 def _begin(temporary: Path, target: Path) -> None:

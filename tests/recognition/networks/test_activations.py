@@ -22,6 +22,7 @@ IMAGE = (3, 112, 112)
 DATA = mx.sym.var("data")
 NETWORKS = {name: preset for name, preset in open_config(str(ROOT / "sample_config.py")).presets("network").items()
             if name not in ("r2060", "vit_h")}  # which are r200 and vit_l with more of the same, and take minutes
+QUICK = ("r18", "y1", "m05", "mnas025", "d169", "vargfacenet", "mbf", "rx50", "vit_t")  # one of each family
 FORMS = {
     "gpu": lambda symbol: symbol,
     "cpu": fast_prelu,
@@ -51,7 +52,8 @@ def four_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("four_bytes")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+                                  for name in NETWORKS])
 def test_near_mxnets_plan_of_every_preset(name: str) -> None:
     """Within 3 % on GPUs and, but for the module's exceptions, 15 % elsewhere; and the MB that MXNet cuts off."""
     symbol = build_symbol(Config(**NETWORKS[name]))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ import pytest
 from recognition.config.options import Config
 from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.data.verification_set import save_bin
+from tests.recognition.training.in_process import run_here
 
 ROOT = Path(__file__).resolve().parents[3]
 IDENTITIES, IMAGES = 11, 6  # 11 classes: no number of shards up to 10 divides them
@@ -39,17 +40,27 @@ def noisy(base: np.ndarray, random: np.random.RandomState) -> bytes:
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of train.rec, train.idx, property and tiny.bin: coloured patches with noise, by identity."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return write_set(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def short_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_set``, with two images of each identity: 22 an epoch."""
+    return write_set(tmp_path_factory.mktemp("short"), 2)
+
+
+def write_set(folder: Path, images: int = IMAGES) -> Path:
+    """Write train.rec, train.idx, property and tiny.bin into a folder: coloured patches with noise, so many of each
+    identity."""
     random = np.random.RandomState(0)
     bases = [cv2.resize(random.randint(0, 256, (5, 5, 3)).astype(np.uint8), (112, 112)) for _ in range(IDENTITIES)]
-    count = IDENTITIES * IMAGES
+    count = IDENTITIES * images
     with RecordWriter(folder / "train.rec", folder / "train.idx") as records:
         records.write(0, pack_record((count + 1, count + 1 + IDENTITIES)))
         for i in range(count):
-            records.write(i + 1, pack_record(float(i // IMAGES), noisy(bases[i // IMAGES], random), id=i + 1))
+            records.write(i + 1, pack_record(float(i // images), noisy(bases[i // images], random), id=i + 1))
         for i in range(IDENTITIES):
-            records.write(count + 1 + i, pack_record((1 + i * IMAGES, 1 + (i + 1) * IMAGES)))
+            records.write(count + 1 + i, pack_record((1 + i * images, 1 + (i + 1) * images)))
     (folder / "property").write_text(f"{IDENTITIES},112,112\n")
     firsts = random.randint(0, IDENTITIES, 40)
     issame = [i % 2 == 0 for i in range(40)]
@@ -64,17 +75,23 @@ def engine_of(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def start(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subprocess.Popen]:
-    """Starts ``train_parall.py`` (or ``entry``) on the small set with checkpoints below ``tmp_path / name``."""
+def flags(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., list[str]]:
+    """``flags(name, *more)``: those of a run on the small set with checkpoints below ``tmp_path / name``."""
     engine = engine_of(request)
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(sample=str(ROOT / "sample_config.py"), data=str(tiny_set)))
+    return lambda name, *more, loss="arcface": [
+        "--config", str(config), "--loss", loss, "--models-root", str(tmp_path / name), "--lr", "0.01", "--frequent",
+        "2", "--engine", engine, *more]
 
-    def run(name: str, *flags: str, entry: str = "train_parall", loss: str = "arcface",
-            environ: Mapping[str, str] | None = None) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / f"{entry}.py"), "--config", str(config), "--loss", loss,
-                   "--models-root", str(tmp_path / name), "--lr", "0.01", "--frequent", "2", "--engine", engine,
-                   *flags]
+
+@pytest.fixture
+def start(flags: Callable[..., list[str]]) -> Callable[..., subprocess.Popen]:
+    """Starts ``train_parall.py`` (or ``entry``) with ``flags``, as a user does."""
+
+    def run(*args: str, entry: str = "train_parall", environ: Mapping[str, str] | None = None,
+            **options: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / f"{entry}.py"), *flags(*args, **options)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                 env={**os.environ, **(environ or {})})
 
@@ -82,15 +99,21 @@ def start(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Cal
 
 
 @pytest.fixture
-def train(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, str, str]]:
+def train_apart(start: Callable[..., subprocess.Popen]) -> Callable[..., tuple[int, str, str]]:
     """Like ``start``, but waits: exit status, standard output, standard error."""
 
-    def run(*args: str, **options: str) -> tuple[int, str, str]:
+    def run(*args: str, **options: Any) -> tuple[int, str, str]:
         process = start(*args, **options)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     return run
+
+
+@pytest.fixture
+def train(flags: Callable[..., list[str]]) -> Callable[..., tuple[int, str, str]]:
+    """Like ``train_apart``, but in this interpreter."""
+    return lambda *args, entry="train_parall", **options: run_here(entry, *flags(*args, **options))
 
 
 PLAIN = """

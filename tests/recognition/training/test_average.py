@@ -102,7 +102,7 @@ def arrays(config: Config) -> dict[str, np.ndarray]:
     return {f"{place} {name}": array for place, group in enumerate(groups) for name, array in group.items()}
 
 
-@pytest.mark.parametrize("entry", ["train_parall", "train"])
+@pytest.mark.parametrize("entry", ["train_parall", pytest.param("train", marks=pytest.mark.slow)])
 def test_a_run_goes_on_to_the_same_bits(engine: str, make: Callable[..., Config], tmp_path: Path, entry: str) -> None:
     options = {**SMALL, "entry": entry, "devices": "cpu:2", "per_batch_size": 3, "state_every": 2}
     whole = make(**options, max_steps=4, models_root=str(tmp_path / "whole"))

@@ -63,7 +63,7 @@ with engine.communicator("device") as communicator:
 """
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradients_of_two_processes(engine: str, devices: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The sums against float64, the same bits in both processes, half the bytes (``gradient_numbers``)."""
     if engine == "mxnet":

@@ -83,7 +83,7 @@ def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*/*"))
 
 
-@pytest.mark.parametrize("servers", [(), ("--servers", "1")])
+@pytest.mark.parametrize("servers", [(), pytest.param(("--servers", "1"), marks=pytest.mark.slow)])
 def test_real_processes_of_which_one_has_another_rate(start: Callable[..., subprocess.Popen], horovod: None,
                                                       tmp_path: Path, servers: tuple[str, ...]) -> None:
     entry, kvstore = ("train", ["--kvstore", "dist_sync"]) if servers else ("train_parall", [])

@@ -36,10 +36,10 @@ def test_when_a_trainer_starts_processes(engine: str, devices: tuple[tuple[str, 
     assert own_processes(engine, devices, environ) == count
 
 
-def test_gpus_that_are_not_there(train: Callable[..., tuple[int, str, str]]) -> None:
+def test_gpus_that_are_not_there(train_apart: Callable[..., tuple[int, str, str]]) -> None:
     """Both processes start, and their lines and status are those of bad input."""
     pytest.importorskip("torch")
-    status, out, err = train("none", "--engine", "torch", environ={"CUDA_VISIBLE_DEVICES": "100,101"})
+    status, out, err = train_apart("none", "--engine", "torch", environ={"CUDA_VISIBLE_DEVICES": "100,101"})
     assert (status, out) == (2, "")
     assert [re.sub("gpu (.): .*", r"\1", line) for line in err.splitlines()] == ["error: 0", "[rank 1] error: 1"]
 

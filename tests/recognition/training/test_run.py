@@ -51,10 +51,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("engine", ["mxnet", pytest.param("torch", marks=pytest.mark.slow)], indirect=True)
-def test_a_killed_run_goes_on_to_the_same_bits(engine: str, train: Train, start: Callable[..., subprocess.Popen],
+def test_a_killed_run_goes_on_to_the_same_bits(engine: str, train_apart: Train, start: Callable[..., subprocess.Popen],
                                                tmp_path: Path) -> None:
     """SIGKILL once a state is there; the network has dropout and batch norm, the set 2.75 batches an epoch."""
-    assert train("whole", *RUN)[0] == 0
+    assert train_apart("whole", *RUN)[0] == 0
     folder = tmp_path / "killed" / "tiny-arcface-tiny"
     process = start("killed", *RUN)
     wait_for(lambda: bool(saved_states(folder / "state")), process)
@@ -62,7 +62,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(engine: str, train: Train, start:
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "model-0000.params").exists()
-    status, out, err = train("killed", *RUN, "--resume")
+    status, out, err = train_apart("killed", *RUN, "--resume")
     assert status == 0, err
     assert "going on after step" in out
     whole = tmp_path / "whole" / "tiny-arcface-tiny"
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(engine: str, train: Train, start:
 
 
 @pytest.mark.parametrize("engine", ["mxnet", pytest.param("torch", marks=pytest.mark.slow)], indirect=True)
-def test_sigterm_saves_and_stops(engine: str, train: Train, start: Callable[..., subprocess.Popen],
+def test_sigterm_saves_and_stops(engine: str, train_apart: Train, start: Callable[..., subprocess.Popen],
                                  tmp_path: Path) -> None:
     flags = ["--devices", "cpu:2", "--per-batch-size", "4", "--verbose", "100000", "--state-every", "100000"]
     folder = tmp_path / "stopped" / "tiny-arcface-tiny"
@@ -84,8 +84,8 @@ def test_sigterm_saves_and_stops(engine: str, train: Train, start: Callable[...,
     assert stopped is not None
     assert [path.name for path in saved_states(folder / "state")] == [f"step-{int(stopped[1]):09d}"]
     end = ["--max-steps", str(int(stopped[1]) + 2)]
-    assert train("stopped", *flags, *end, "--resume")[0] == 0
-    assert train("whole", *flags, *end)[0] == 0
+    assert train_apart("stopped", *flags, *end, "--resume")[0] == 0
+    assert train_apart("whole", *flags, *end)[0] == 0
     assert_same_bits(folder, tmp_path / "whole" / "tiny-arcface-tiny")
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from recognition.engines.mxnet.imports import mx
 from recognition.training.states.state import SavedState, saved_states
+from tests.recognition.training.in_process import run_here
 
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = '''
@@ -53,13 +54,16 @@ def folder(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def where(folder: Path, name: str) -> list[str]:
+    """Flags of a run with checkpoints below ``folder / name``; 12 images in a global batch are for others to see to."""
+    return ["--config", str(folder / "config.py"), "--lr", "0.01", "--models-root", str(folder / name)]
+
+
 def start(folder: Path, name: str, launcher: list[str], *flags: str, entry: str = "train_parall") -> subprocess.Popen:
-    """A run with checkpoints below ``folder / name``; 12 images in a global batch are for the flags to see to."""
-    before = [sys.executable, "-m", *launcher] if launcher else []
+    """A run of several processes."""
     return subprocess.Popen(
-        [*before, sys.executable, str(ROOT / f"{entry}.py"), "--config", str(folder / "config.py"), "--lr", "0.01",
-         "--models-root", str(folder / name), *flags], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [sys.executable, "-m", *launcher, sys.executable, str(ROOT / f"{entry}.py"), *where(folder, name), *flags],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -67,12 +71,20 @@ def finished(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def run_all(folder: Path, name: str, launcher: list[str], *flags: str, entry: str = "train_parall"
+            ) -> tuple[int, str, str]:
+    """A run from its start to its end, of one process in this one: status, standard output, standard error."""
+    if launcher:
+        return finished(start(folder, name, launcher, *flags, entry=entry))
+    return run_here(entry, *where(folder, name), *flags)
+
+
 def run(folder: Path, name: str, launcher: list[str], *flags: str, entry: str = "train_parall",
         loss: str = "arcface", steps: int = 5) -> tuple[dict[str, np.ndarray], float, str]:
     """Every array of the last state, W joined; the loss of the history; what was printed."""
     name = f"{name}-{entry}-{loss}"
-    status, out, err = finished(start(folder, name, launcher, *FLAGS, "--max-steps", str(steps), "--loss", loss, *flags,
-                                    entry=entry))
+    status, out, err = run_all(folder, name, launcher, *FLAGS, "--max-steps", str(steps), "--loss", loss, *flags,
+                               entry=entry)
     assert status == 0, out + err
     (below,) = (folder / name).iterdir()
     saved = SavedState(saved_states(below / "state")[-1])
@@ -181,8 +193,8 @@ def test_one_signalled_process_stops_all_and_fewer_go_on(horovod: None, folder: 
     assert len(replicas) == 4 and len({array["conv_1_batchnorm_moving_mean"].tobytes() for array in replicas}) == 4
 
     for launcher, images, devices in ((LAUNCH, "3", "cpu:2"), ([], "12", "cpu")):
-        status, out, err = finished(start(folder, "stopped", launcher, *flags, "--resume", "--per-batch-size", images,
-                                          "--devices", devices, "--max-steps", stopped[1]))
+        status, out, err = run_all(folder, "stopped", launcher, *flags, "--resume", "--per-batch-size", images,
+                                   "--devices", devices, "--max-steps", stopped[1])
         assert status == 0 and "going on after step" in out, out + err
         _, _, auxiliary = mx.model.load_checkpoint(str(below / "model"), 0)
         (below / "model-0000.params").unlink()
@@ -204,7 +216,7 @@ def test_centres_of_processes_go_with_their_checkpoint(horovod: None, folder: Pa
         f"{i}_centers{kind}.param" for i in range(2) for kind in ("", "_mom")]
     flags += ["--per-batch-size", "12", "--pretrained", f"{below},0"]
     for words in ("class centres of 11 classes loaded", "they go with model-0000.params as it was when they were"):
-        status, out, err = finished(start(folder, "apart", [], *flags))
+        status, out, err = run_all(folder, "apart", [], *flags)
         assert status == 0 and f"{below}: *_centers.param: " in out and words in out, out + err
 
 
@@ -218,7 +230,7 @@ if os.path.exists({str(folder / "die")!r}):
     os.kill(os.getpid(), 9)
 """)
     flags = ["--per-batch-size", "12", "--verbose", "100"]
-    assert finished(start(folder, "again", [], *flags, "--max-steps", "7"))[0] == 0
+    assert run_all(folder, "again", [], *flags, "--max-steps", "7")[0] == 0
     (folder / "die").touch()
     launch = ["recognition.launch", "-np", "1", "--restarts", "2", "--"]
     status, out, err = finished(start(folder, "again", launch, *flags, "--max-steps", "4", "--state-every", "3",

@@ -14,6 +14,7 @@ import pytest
 from common.gather_states import main as gather
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
+from tests.recognition.training.in_process import run_here
 from tests.recognition.training.test_several_processes import CONFIG, NETWORK, ROOT
 
 HERE = socket.gethostname()
@@ -97,10 +98,10 @@ def test_what_one_host_lacks_is_named_and_gathered_states_go_on_anywhere(folder:
     assert f"--resume: {HERE}: found no {b}/step-000000004, and so none of the shards of this host" in err
     b.with_name("away").rename(b)
 
-    line = [sys.executable, "train_parall.py", "--config", str(folder / "config.py"), *FLAGS, "--per-batch-size", "12",
-            "--max-steps", "6", "--models-root", str(folder / "run" / "a"), "--resume"]
-    alone = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert alone.returncode == 2 and alone.stderr.splitlines()[-1] == (
+    flags = ["--config", str(folder / "config.py"), *FLAGS, "--per-batch-size", "12", "--max-steps", "6",
+             "--models-root", str(folder / "run" / "a"), "--resume"]
+    status, _, err = run_here("train_parall", *flags)
+    assert status == 2 and err.splitlines()[-1] == (
         f"error: --resume: {a}/step-000000004: not all of W that is needed is here: {HERE} has shards 1; python "
         "-m common.gather_states puts the parts of a state together, for a run on other hosts than those that saved it")
 
@@ -110,7 +111,7 @@ def test_what_one_host_lacks_is_named_and_gathered_states_go_on_anywhere(folder:
     for whole in (folder / "gathered" / "step-000000004", a / "step-000000004"):
         assert_same(arrays(whole), wanted)
         assert json.loads((whole / "manifest.json").read_text())["format"] == 2 and not SavedState(whole).problem()
-    alone = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert alone.returncode == 0, alone.stderr
-    assert "W, saved in 2 shards, is cut anew into 1\n" in alone.stdout
+    status, out, err = run_here("train_parall", *flags)
+    assert status == 0, err
+    assert "W, saved in 2 shards, is cut anew into 1\n" in out
     assert [path.name for path in saved_states(a)] == ["step-000000004", "step-000000006"]

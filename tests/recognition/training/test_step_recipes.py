@@ -30,6 +30,7 @@ def test_there_are_commands() -> None:
     assert len(COMMANDS) > 1
 
 
+@pytest.mark.parametrize("engine", ["mxnet", pytest.param("torch", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_trains(engine: str, command: str, tiny_set: Path, tmp_path: Path,
                           request: pytest.FixtureRequest) -> None:

@@ -12,10 +12,10 @@ Train = Callable[..., "tuple[int, str, str]"]
 
 @pytest.mark.parametrize("engine, steps, taken", [("mxnet", 3, 3), ("mxnet", 50, 5), ("torch", 3, 3)],
                          indirect=["engine"])
-def test_a_profile_of_some_steps(engine: str, train: Train, tmp_path: Path, steps: int, taken: int) -> None:
+def test_a_profile_of_some_steps(engine: str, train_apart: Train, tmp_path: Path, steps: int, taken: int) -> None:
     """The eight steps of the run less the first three, if fewer are left than were asked for."""
-    status, out, err = train("a", "--devices", "cpu", "--per-batch-size", "4", "--max-steps", "8", "--verbose", "100",
-                             "--ckpt", "0", "--profile", str(steps))
+    status, out, err = train_apart("a", "--devices", "cpu", "--per-batch-size", "4", "--max-steps", "8", "--verbose",
+                                   "100", "--ckpt", "0", "--profile", str(steps))
     assert status == 0, err
     folder = tmp_path / "a" / "tiny-arcface-tiny"
     files = f"{folder / 'profile.json'} (Chrome's trace format), {folder / 'profile.txt'}"

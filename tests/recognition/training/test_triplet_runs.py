@@ -50,13 +50,13 @@ def test_a_run_stopped_in_a_bag_goes_on_to_the_same_bits(train: Train, tmp_path:
     assert_same_end(stopped, whole)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(train: Train, start: Callable[..., subprocess.Popen],
+def test_a_killed_run_goes_on_to_the_same_bits(train_apart: Train, start: Callable[..., subprocess.Popen],
                                                tmp_path: Path) -> None:
     """SIGKILL once a state is there; a bag holds the whole set, so that every state lies in the middle of one."""
     flags = ["--devices", "cpu:2", "--per-batch-size", "6", "--max-steps", "10", "--verbose", "99",
              "--state-every", "3"]
     whole, killed = (tmp_path / name / "tiny-atriplet-tiny" for name in ("whole", "killed"))
-    assert train("whole", *flags, loss="atriplet")[0] == 0
+    assert train_apart("whole", *flags, loss="atriplet")[0] == 0
     process = start("killed", *flags, loss="atriplet")
     while process.poll() is None and not saved_states(killed / "state"):
         time.sleep(0.02)
@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(train: Train, start: Callable[...
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert len(last_state(killed).data()["triplets"])
-    status, out, err = train("killed", *flags, "--resume", loss="atriplet")
+    status, out, err = train_apart("killed", *flags, "--resume", loss="atriplet")
     assert status == 0, err
     assert "going on after step" in out
     assert_same_end(killed, whole)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +24,7 @@ from recognition.engines.torch.triton.batch_norm.function import (  # noqa: E402
     blocks_of,
     matrix_like,
 )
+from recognition.engines.torch.triton.card import trial  # noqa: E402
 
 SMALL, EPS = Cut(numbers=256), 1e-3
 SIZES = [(3, 20, 5, 7), (2, 70, 3, 3), (2, 1, 9, 9)]
@@ -157,10 +159,11 @@ def test_cuts_cover_a_matrix(rows: int, channels: int, processors: int) -> None:
 
 
 def test_a_trial_tells_whether_the_kernels_work_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choice.why_not(torch.device("cpu")) == "the kernels are for GPUs"
+    cpu = torch.device("cpu")
+    compute = partial(choice.small_pass, cpu)
+    assert choice.why_not(cpu) == "the kernels are for GPUs"
     monkeypatch.setattr(choice, "SIZE", (2, 20, 3, 3))
-    assert choice.trial(torch.device("cpu")) == ""
-    monkeypatch.setattr(choice, "ALLOWED", 1e-9)
-    assert choice.trial(torch.device("cpu")).startswith("Triton's kernels err by")
+    assert trial(compute, choice.ALLOWED) == ""
+    assert trial(compute, 1e-9).startswith("Triton's kernels err by")
     monkeypatch.setattr(function.kernels, "measure", None)
-    assert choice.trial(torch.device("cpu")).startswith("Triton's kernels fail here (")
+    assert trial(compute, choice.ALLOWED).startswith("Triton's kernels fail here (")
