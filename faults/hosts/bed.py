@@ -24,9 +24,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from faults.hosts.namespaces import SSHD, START_SECONDS, child_of, hold, in_network
+from faults.hosts.namespaces import SSHD, START_SECONDS, attend, child_of, has_netem, hold, in_network
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG_WIRE = Path(__file__).with_name("long_wire.py")
 CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts",  # what a host gets
         "bench")
 NETWORK = "10.77.0"
@@ -162,6 +163,7 @@ class Bed:
         """:param names: of the hosts; not given: ``node1`` ..."""
         self.folder = Path(tempfile.mkdtemp(prefix="bed-"))
         self.hosts: dict[str, Host] = {}
+        self._long_wires: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._make(names or [f"node{number}" for number in range(1, count + 1)])
         except BaseException:
@@ -227,14 +229,27 @@ class Bed:
         self.connect(host)
         self._ready(host)
 
-    def slow(self, host: Host, rate: str) -> None:
-        """Let packets to and from a host pass at a rate such as ``10mbit``."""
+    def slow_link(self, host: Host, rate: str = "10gbit", delay: float = 0.0, loss: float = 0.0) -> None:
+        """Let packets to and from a host pass at a rate such as ``10mbit``, each ``delay`` seconds later, a tenth more
+        or less, and lose a share of them. In order; each way for itself."""
+        wire = f"to-{host.name}"
         shape = f"root tbf rate {rate} burst 64kb latency 400ms"
-        self._in_switch(f"tc qdisc replace dev to-{host.name} {shape}")
+        if (delay or loss) and has_netem():
+            shape = f"root netem rate {rate} delay {delay}s {delay / 10}s loss {100 * loss}%"
+        elif delay or loss:
+            self._in_switch(f"ip link set {wire} nomaster", f"ip link add far-{host.name} type veth peer name near-{host.name}",
+                            f"ip link set near-{host.name} up", f"ip link set far-{host.name} master switch up")
+            self._long_wires[host.name] = attend(self._switch_pid, [
+                sys.executable, "-I", str(LONG_WIRE), wire, f"near-{host.name}", str(delay), str(delay / 10), str(loss)])
+        self._in_switch(f"tc qdisc replace dev {wire} {shape}")
         host.network(f"tc qdisc replace dev eth0 {shape}")
 
     def full_speed(self, host: Host) -> None:
-        """Take back what :meth:`slow` did."""
+        """Take back what :meth:`slow_link` did."""
+        if long := self._long_wires.pop(host.name, None):
+            long.kill()
+            long.communicate()
+            self._in_switch(f"ip link delete far-{host.name}", f"ip link set to-{host.name} master switch")
         self._in_switch(f"tc qdisc del dev to-{host.name} root")
         host.network("tc qdisc del dev eth0 root")
 
@@ -258,6 +273,9 @@ class Bed:
         """End all hosts and remove their files."""
         for host in self:
             host.stop()
+        for long in self._long_wires.values():
+            long.kill()
+            long.communicate()
         if hasattr(self, "switch"):
             self.switch.kill()
             self.switch.wait()

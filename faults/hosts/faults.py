@@ -139,20 +139,49 @@ def goes_on(bed: Bed, run: subprocess.Popen[str], folder: Path, most: float) -> 
     return True
 
 
-def slow(bed: Bed, models: str) -> Trial:
-    """The link of node2 is slowed to 400 kbit/s for longer than the timeout."""
+class Link(NamedTuple):
+    """What is wrong with the link of node2, as :meth:`faults.hosts.bed.Bed.slow_link` takes it."""
+
+    rate: str = "10gbit"
+    delay: float = 0.0
+    loss: float = 0.0
+
+
+def slow(bed: Bed, models: str, link: Link) -> Trial:
+    """The link of node2 is slow for longer than the timeout; the run takes its steps meanwhile."""
     run, folder = begin(bed, models)
     since = time.monotonic()
-    bed.slow(bed["node2"], "400kbit")
+    bed.slow_link(bed["node2"], *link)
     try:
         lines = len((folder / "history.jsonl").read_text().splitlines())
         time.sleep(STALL_SECONDS + 10)
-        alive = run.poll() is None and len((folder / "history.jsonl").read_text().splitlines()) > lines
+        more = len((folder / "history.jsonl").read_text().splitlines()) - lines
+        alive = run.poll() is None and more > 0
     finally:
         bed.full_speed(bed["node2"])
     bed["node1"].run("pkill -TERM -f 'recognition[.]launch'")
     status, said = ended(run)
-    return Trial(alive and status == 143, time.monotonic() - since, said)
+    return Trial(alive and status == 143, time.monotonic() - since, f"{said}; {more} lines more")
+
+
+def barely(bed: Bed, models: str, link: Link) -> Trial:
+    """The link of node2 lets so little through that the run may end, as when the host is cut off."""
+    run, _ = begin(bed, models)
+    since = time.monotonic()
+    bed.slow_link(bed["node2"], *link)
+    try:
+        time.sleep(STALL_SECONDS)
+        while run.poll() is None and time.monotonic() < since + END_SECONDS:
+            time.sleep(0.2)
+        lasts = run.poll() is None
+        seconds = time.monotonic() - since
+    finally:
+        bed.full_speed(bed["node2"])
+    if lasts:
+        bed["node1"].run("pkill -TERM -f 'recognition[.]launch'")
+    status, said = ended(run)
+    named = status == 143 if lasts else status != 0 and "node2" in said
+    return Trial(named, seconds, f"{'went on' if lasts else 'ended'} {status}: {said}")
 
 
 def fewer(bed: Bed, models: str) -> Trial:
@@ -198,12 +227,17 @@ class Fault(NamedTuple):
 
 ENDS = (f"--stall-timeout ({STALL_SECONDS} s here) later all end, with a line that names the host; at most "
         f"{END_SECONDS:g} s in all")
+SLOW = {"400 kbit/s": Link("400kbit"), "50 ms later each way": Link(delay=0.05), "5 % lost each way": Link(loss=0.05),
+        "2 Mbit/s, 20 ms later and 2 % lost each way": Link("2mbit", 0.02, 0.02)}
 FAULTS = [
     *(Fault(f"a host is cut off: {cut}", f"{ENDS}; the host ends its own processes, too",
             lambda bed, models, cut=cut: cut_off(bed, models, cut)) for cut in CUTS),
     Fault("a host hangs", ENDS, hang),
     Fault("a host loses its power", ENDS, power),
-    Fault("a host's link is slow, 400 kbit/s", "the run goes on", slow),
+    *(Fault(f"a host's link is slow: {what}", "the run goes on",
+            lambda bed, models, link=link: slow(bed, models, link)) for what, link in SLOW.items()),
+    Fault("a host's link loses 60 % of its packets each way", f"the run goes on, or {ENDS}",
+          lambda bed, models: barely(bed, models, Link(loss=0.6))),
     Fault("a host loses its power and stays away, with --restarts 1 --fewest 1",
           "the run goes on with the other, from its last state, W cut anew, said in lines", fewer),
     Fault("the shared folder goes away on one host, and comes back",

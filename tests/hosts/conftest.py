@@ -15,13 +15,14 @@ from faults.hosts.bed import Bed
 from faults.hosts.namespaces import why_not
 
 HERE = Path(__file__).parent
+SHORT = "test_short.py"
 LEFT_SECONDS = 12.0  # until the watch over a process on another host has ended it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """They need root and take long: `make test-hosts` runs them."""
+    """They take long, and `make test-hosts` runs them, but for the short form, which `make test` runs, too."""
     for item in items:
-        if HERE in item.path.parents:
+        if HERE in item.path.parents and item.path.name != SHORT:
             item.add_marker(pytest.mark.slow)
 
 

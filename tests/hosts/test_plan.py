@@ -51,7 +51,7 @@ def test_the_pace_of_two_hosts_over_a_slow_link(bed: Bed, models: str) -> None:
     paces = {}
     for rate in RATES:
         for host in hosts:
-            bed.slow(host, f"{rate}mbit")
+            bed.slow_link(host, f"{rate}mbit")
         try:
             paces[rate] = measured(str(rate))
         finally:
