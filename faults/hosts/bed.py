@@ -232,15 +232,15 @@ class Bed:
     def slow_link(self, host: Host, rate: str = "10gbit", delay: float = 0.0, loss: float = 0.0) -> None:
         """Let packets to and from a host pass at a rate such as ``10mbit``, each ``delay`` seconds later, a tenth more
         or less, and lose a share of them. In order; each way for itself."""
-        wire = f"to-{host.name}"
+        wire, near, far = (f"{end}-{host.name}" for end in ("to", "near", "far"))
         shape = f"root tbf rate {rate} burst 64kb latency 400ms"
         if (delay or loss) and has_netem():
             shape = f"root netem rate {rate} delay {delay}s {delay / 10}s loss {100 * loss}%"
         elif delay or loss:
-            self._in_switch(f"ip link set {wire} nomaster", f"ip link add far-{host.name} type veth peer name near-{host.name}",
-                            f"ip link set near-{host.name} up", f"ip link set far-{host.name} master switch up")
+            self._in_switch(f"ip link set {wire} nomaster", f"ip link add {far} type veth peer name {near}",
+                            f"ip link set {near} up", f"ip link set {far} master switch up")
             self._long_wires[host.name] = attend(self._switch_pid, [
-                sys.executable, "-I", str(LONG_WIRE), wire, f"near-{host.name}", str(delay), str(delay / 10), str(loss)])
+                sys.executable, "-I", str(LONG_WIRE), wire, near, str(delay), str(delay / 10), str(loss)])
         self._in_switch(f"tc qdisc replace dev {wire} {shape}")
         host.network(f"tc qdisc replace dev eth0 {shape}")
 

@@ -3,8 +3,8 @@
 
     python long_wire.py CARD CARD DELAY JITTER LOSS      # seconds, seconds at most, share of the frames
 
-It writes a line when frames pass, and ends by a signal. Frames stay in order; each way has its own chances. A frame that
-is on its way when the program ends is lost.
+It writes a line when frames pass, and ends by a signal. Frames stay in order; each way has its own chances. A frame
+that is on its way when the program ends is lost.
 """
 from __future__ import annotations
 

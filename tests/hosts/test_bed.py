@@ -65,7 +65,8 @@ def test_a_firewall_stops_one_way(bed: Bed) -> None:
 
 
 def test_a_link_delays_and_loses_packets_in_order_until_it_is_as_before(bed: Bed) -> None:
-    """200 datagrams (more may not fit in a socket), of which 0.7 * 0.7 come back, within 6 deviations; the first 90 % of the delay later, at least."""
+    """200 datagrams (more may not fit in a socket), of which 0.7 * 0.7 come back, within 6 deviations; the first after
+    90 % of the delay, at least."""
     one, two = bed["node1"], bed["node2"]
     one.path("echo.py").write_text(ECHO)
     two.path("asks.py").write_text(ASKS)

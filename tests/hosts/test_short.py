@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The short form of the tests of this folder, which `make test` runs: two hosts, a run with its right end, a firewall.
 
-Each process that runs tests has a bed of its own; names and addresses are those of its namespaces, so several beds do not
-meet. Where none can be made the tests are skipped, with the reason.
+Each process that runs tests has a bed of its own; names and addresses are those of its namespaces, so several beds do
+not meet. Where none can be made the tests are skipped, with the reason.
 """
 from __future__ import annotations
 
