@@ -6,9 +6,9 @@
 
 Each host has an own network, file tree, name and list of processes (``unshare``), and a wire to a common switch. The
 project is copied to ``/srv/NAME/trainer``, which no other host has; ``/srv/NAME/models`` is a folder that all share.
-Keys are made for one use. The machine needs root,
-iproute2, nftables and OpenSSH (Debian: iproute2, nftables, openssh-server). When the process that made the bed ends,
-even by SIGKILL, the kernel ends all hosts with all that runs on them, and takes their networks and mounts away.
+Keys are made for one use. The machine needs root, iproute2, nftables and OpenSSH (Debian: iproute2, nftables,
+openssh-server). When the process that made the bed ends, even by SIGKILL, the kernel ends all hosts with all that runs
+on them, and takes their networks and mounts away.
 """
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.p
 NETWORK = "10.77.0"
 # Tiny runs of several processes on the few processors of this machine want one thread each.
 ENVIRONMENT = ("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
+_OF_THE_HOST = ("sshd: ", "sleep 1000000", "rpcbind", "ganesha.nfsd ", "fuse-nfs ", "wireguard-go ")
 # The first process of a host: it collects orphans, and all others of the host end with it.
 _INIT = """
 set -e
@@ -133,8 +134,8 @@ class Host:
         in_network(self.pid, *commands)
 
     def processes(self) -> dict[int, str]:
-        """The host's processes, with their command lines, but for its own: the first, its sleep and those of the ssh
-        server. One of these may wait long for a connection whose other end is gone, with nothing to run."""
+        """The host's processes, with their command lines, but for its own: the first, its sleep and its servers. One
+        of ssh may wait long for a connection whose other end is gone, with nothing to run."""
         space, found = os.readlink(f"/proc/{self.pid}/ns/pid"), {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -142,8 +143,7 @@ class Host:
                     found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:  # it has ended
                 continue
-        return {pid: line for pid, line in found.items()
-                if line and not line.startswith(("sshd: ", "sleep 1000000"))}
+        return {pid: line for pid, line in found.items() if line and not line.startswith(_OF_THE_HOST)}
 
     def kill(self, pid: int, number: int) -> None:
         """Send a signal to one of :meth:`processes`, which may just have ended."""
@@ -152,8 +152,7 @@ class Host:
 
     def stop(self) -> None:
         """End the host with all its processes."""
-        self.holder.kill()
-        self.holder.wait()
+        _end(self.holder)
 
 
 class Bed:
@@ -246,9 +245,8 @@ class Bed:
 
     def full_speed(self, host: Host) -> None:
         """Take back what :meth:`slow_link` did."""
-        if long := self._long_wires.pop(host.name, None):
-            long.kill()
-            long.communicate()
+        if host.name in self._long_wires:
+            _end(self._long_wires.pop(host.name))
             self._in_switch(f"ip link delete far-{host.name}", f"ip link set to-{host.name} master switch")
         self._in_switch(f"tc qdisc del dev to-{host.name} root")
         host.network("tc qdisc del dev eth0 root")
@@ -273,12 +271,8 @@ class Bed:
         """End all hosts and remove their files."""
         for host in self:
             host.stop()
-        for long in self._long_wires.values():
-            long.kill()
-            long.communicate()
-        if hasattr(self, "switch"):
-            self.switch.kill()
-            self.switch.wait()
+        for program in [*self._long_wires.values(), *([self.switch] if hasattr(self, "switch") else [])]:
+            _end(program)
         shutil.rmtree(self.folder)
 
     def __enter__(self) -> Bed:
@@ -287,6 +281,11 @@ class Bed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    program.kill()
+    program.communicate()
 
 
 def _keygen(path: Path) -> None:

@@ -7,6 +7,7 @@ names the host, or goes on, and if nothing of it is left on any host.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import signal
@@ -231,13 +232,13 @@ SLOW = {"400 kbit/s": Link("400kbit"), "50 ms later each way": Link(delay=0.05),
         "2 Mbit/s, 20 ms later and 2 % lost each way": Link("2mbit", 0.02, 0.02)}
 FAULTS = [
     *(Fault(f"a host is cut off: {cut}", f"{ENDS}; the host ends its own processes, too",
-            lambda bed, models, cut=cut: cut_off(bed, models, cut)) for cut in CUTS),
+            functools.partial(cut_off, cut=cut)) for cut in CUTS),
     Fault("a host hangs", ENDS, hang),
     Fault("a host loses its power", ENDS, power),
     *(Fault(f"a host's link is slow: {what}", "the run goes on",
-            lambda bed, models, link=link: slow(bed, models, link)) for what, link in SLOW.items()),
+            functools.partial(slow, link=link)) for what, link in SLOW.items()),
     Fault("a host's link loses 60 % of its packets each way", f"the run goes on, or {ENDS}",
-          lambda bed, models: barely(bed, models, Link(loss=0.6))),
+          functools.partial(barely, link=Link(loss=0.6))),
     Fault("a host loses its power and stays away, with --restarts 1 --fewest 1",
           "the run goes on with the other, from its last state, W cut anew, said in lines", fewer),
     Fault("the shared folder goes away on one host, and comes back",
