@@ -10,7 +10,7 @@ import argparse
 import math
 import sys
 
-from faults.hosts import bed_run
+from faults.hosts import bed_run, network_folder
 from faults.hosts.bed import Bed
 from faults.hosts.faults import FAULTS, try_fault
 from faults.hosts.kills import kills
@@ -43,6 +43,11 @@ def main() -> int:
             span = f"{min(seconds):.0f} to {max(seconds):.0f} s; nothing left" if seconds else ""
             rows.append(Row(fault.what, options.times, fault.promised, len(seconds), span + "".join(broken[:1])))
             print(rows[-1], flush=True)
+        if options.times and options.only in network_folder.ABOUT:
+            if lacks := network_folder.why_not():
+                print(f"left out: {network_folder.ABOUT}: {lacks}")
+            else:
+                rows += network_folder.absences(bed, options.times)
         killed = kills(bed, options.kills, options.seconds, options.seed) if options.only in "kills" else []
     status = 0
     for name, found, flags in (("hosts", rows, f"--times {options.times} --kills 0"),

@@ -28,8 +28,8 @@ from faults.hosts.namespaces import SSHD, START_SECONDS, attend, child_of, has_n
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG_WIRE = Path(__file__).with_name("long_wire.py")
-CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts",  # what a host gets
-        "bench")
+# What a host gets of the project.
+CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts", "bench")
 NETWORK = "10.77.0"
 # Tiny runs of several processes on the few processors of this machine want one thread each.
 ENVIRONMENT = ("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
@@ -65,8 +65,7 @@ UserKnownHostsFile {folder}/known_hosts
 
 
 class Host:
-    """A host of the bed. ``pid``: of its first process, as this machine numbers it; ``address``: in the bed's network;
-    ``project``: the folder of the trainer's copy there."""
+    """A host. ``pid``: of its first process, as this machine numbers it; ``project``: the trainer's folder there."""
 
     def __init__(self, name: str, address: str, folder: Path) -> None:
         self.name, self.address, self.files = name, address, folder / name
@@ -121,7 +120,7 @@ class Host:
         return done.stdout
 
     def firewall(self, rules: str) -> None:
-        """Replace the host's firewall: ``rules`` of nft for packets that come in, and after ``|`` that go out."""
+        """Replace the host's firewall: rules of nft for packets that come in, and after ``|`` that go out."""
         incoming, _, outgoing = rules.partition("|")
         chains = "".join(f"add chain inet bed {hook} {{ type filter hook {hook} priority 0; }}\n"
                          + "".join(f"add rule inet bed {hook} {rule}\n" for rule in text.split(";") if rule.strip())
@@ -134,8 +133,8 @@ class Host:
         in_network(self.pid, *commands)
 
     def processes(self) -> dict[int, str]:
-        """The host's processes, with their command lines, but for its own: the first, its sleep and its servers. One
-        of ssh may wait long for a connection whose other end is gone, with nothing to run."""
+        """The host's processes, with their command lines, but for its own, of which one of ssh may wait long for a
+        connection whose other end is gone."""
         space, found = os.readlink(f"/proc/{self.pid}/ns/pid"), {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -229,8 +228,7 @@ class Bed:
         self._ready(host)
 
     def slow_link(self, host: Host, rate: str = "10gbit", delay: float = 0.0, loss: float = 0.0) -> None:
-        """Let packets to and from a host pass at a rate such as ``10mbit``, each ``delay`` seconds later, a tenth more
-        or less, and lose a share of them. In order; each way for itself."""
+        """Let packets to and from a host pass in order, at a rate, ``delay`` seconds (+-10 %) later; lose a share."""
         wire, near, far = (f"{end}-{host.name}" for end in ("to", "near", "far"))
         shape = f"root tbf rate {rate} burst 64kb latency 400ms"
         if (delay or loss) and has_netem():

@@ -13,61 +13,29 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Callable, NamedTuple
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed
+from faults.hosts.trials import (
+    END_SECONDS,
+    RESTART_SECONDS,
+    RUN,
+    SILENCE_SECONDS,
+    STALL_SECONDS,
+    START_SECONDS,
+    Trial,
+    begin,
+    below,
+    ended,
+    goes_on,
+    left_over,
+    own,
+    short,
+)
 from recognition.training.states.folder import saved_states
-
-STALL_SECONDS = 40  # --stall-timeout: on a busy machine the first step may take twenty
-START_SECONDS = 240.0  # for a run to begin, on a machine that is busy
-END_SECONDS = 120.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
-SILENCE_SECONDS = 90.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
-RESTART_SECONDS = 300.0  # for the waiting for a host that stays away, and for a start
-RUN = "small-arcface-small"
-
-
-def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
-          trainer: str = "") -> tuple[subprocess.Popen[str], Path]:
-    """Start a run on node1 and node2, and wait until it computes; returns it and its folder.
-
-    :param models: the flag that names the folder of its checkpoints.
-    """
-    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models} {trainer}"
-    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS} {launcher}", trainer)
-    run = bed["node1"].begin(line)
-    folder = bed["node1"].path(f"{models.split()[1]}/{RUN}")
-    end = time.monotonic() + START_SECONDS
-    while not list(folder.glob("state/step-*[0-9]")):
-        if run.poll() is not None or time.monotonic() > end:
-            run.kill()
-            raise RuntimeError(f"the run did not begin: {run.communicate()}")
-        time.sleep(0.1)
-    return run, folder
-
-
-def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, str]:
-    """The status of a run, and the lines of its launcher and of errors."""
-    try:
-        _, err = run.communicate(timeout=most)
-    except subprocess.TimeoutExpired:
-        run.kill()
-        raise RuntimeError(f"not ended in {most:g} s: {run.communicate()}") from None
-    if "Traceback" in err:
-        raise RuntimeError(err)
-    told = [line for line in err.splitlines() if line.startswith("launch: ") or "error: " in line]
-    return run.returncode, "\n".join(told)
-
-
-class Trial(NamedTuple):
-    """What happened when a fault was tried."""
-
-    kept: bool
-    seconds: float  # from the fault to the end, or to the next state
-    said: str
-
+from recognition.training.states.state import SavedState
 
 CUTS = {"both ways": 'iifname "eth0" drop | oifname "eth0" drop', "what comes in": 'iifname "eth0" drop',
         "what goes out": '| oifname "eth0" drop'}
@@ -127,17 +95,6 @@ def power(bed: Bed, models: str) -> Trial:
         status, said = ended(run)
         seconds = time.monotonic() - since
     return Trial(status == 1 and bool(re.search(HANGS_ON_2, said)), seconds, said)
-
-
-def goes_on(bed: Bed, run: subprocess.Popen[str], folder: Path, most: float) -> bool:
-    """Wait until a run has saved another state, then stop it; False if it has not."""
-    step, end = saved_states(folder / "state")[-1].name, time.monotonic() + most
-    while saved_states(folder / "state")[-1].name == step:
-        if run.poll() is not None or time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    bed["node1"].check("pkill -TERM -f 'recognition[.]launch'")
-    return True
 
 
 class Link(NamedTuple):
@@ -220,6 +177,27 @@ def folder_away(bed: Bed, models: str) -> Trial:
                  f"{said}\n{again.stdout}{again.stderr}")
 
 
+def full_disk(bed: Bed, models: str, where: str) -> Trial:
+    """The folder of states of one host has a megabyte; the state before is whole on both hosts."""
+    flags = own(f"{models}-{where}")
+    name, others = flags.split()[-1], bed["node1" if where == "node2" else "node2"]
+    bed[where].check(f"mkdir -p {name} && mount -t tmpfs -o size=1m none {name}")
+    run = bed["node1"].begin(bed_run.line(
+        [bed["node1"], bed["node2"]], 1, f"--stall-timeout {3 * STALL_SECONDS}",
+        f"--max-steps 100000 --frequent 20 --verbose 20 --keep-last 1000 {flags}"))
+    since = time.monotonic()
+    try:
+        status, said = ended(run, START_SECONDS)
+        states = [[path.name for path in saved_states(below(bed[host], flags))] for host in ("node1", "node2")]
+        whole = bool(states[0]) and states[0] == states[1] and not SavedState(
+            saved_states(below(others, flags))[-1]).problem()
+    finally:
+        bed[where].run(f"umount {name}")
+    named = f"on {where}] error: " in said or where == "node1"  # the first process's lines have no name before them
+    told = "No space left on device" in said and f"{name}/{RUN}/" in said
+    return Trial(status == 2 and named and told and whole, time.monotonic() - since, f"{said}; {states}")
+
+
 class Fault(NamedTuple):
     what: str
     promised: str
@@ -241,27 +219,12 @@ FAULTS = [
           functools.partial(barely, link=Link(loss=0.6))),
     Fault("a host loses its power and stays away, with --restarts 1 --fewest 1",
           "the run goes on with the other, from its last state, W cut anew, said in lines", fewer),
+    *(Fault(f"the disk of {which} host is full", "the run ends with status 2 and a line that names host and file; the "
+            "state before is whole on both", functools.partial(full_disk, where=where))
+      for which, where in (("the first", "node1"), ("the second", "node2"))),
     Fault("the shared folder goes away on one host, and comes back",
           "the run ends with the host's name, status 2; --resume auto goes on", folder_away),
 ]
-
-
-def short(processes: Mapping[int, str]) -> str:
-    """The processes that are left, in a few words; '' for none."""
-    return f"left {[line[:30] + ' ... ' + line[-30:] for line in processes.values()]}" if processes else ""
-
-
-def left_over(bed: Bed) -> str:
-    """What is left on the hosts soon after a run; '' if nothing is."""
-    end = time.monotonic() + 15
-    while found := {host.name: lines for host in bed if (lines := host.processes())}:
-        if time.monotonic() > end:
-            for host in bed:
-                for pid in host.processes():
-                    host.kill(pid, signal.SIGKILL)
-            return "; ".join(short(lines) for lines in found.values())
-        time.sleep(0.2)
-    return ""
 
 
 def try_fault(bed: Bed, fault: Fault, models: str) -> Trial:

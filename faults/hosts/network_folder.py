@@ -22,12 +22,13 @@ from typing import Callable, NamedTuple
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed
-from faults.hosts.faults import END_SECONDS, STALL_SECONDS, START_SECONDS, Trial, ended, left_over
 from faults.hosts.kills import end_of
+from faults.hosts.trials import END_SECONDS, STALL_SECONDS, START_SECONDS, Trial, ended, left_over
 from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
 
+ABOUT = "the server of a shared folder (NFS)"
 PROGRAMS = ("ganesha.nfsd", "rpcbind", "fuse-nfs")
 STEPS, EVERY = 200, 5  # of a run; between states: one is nearly always on its way
 AWAY_SECONDS = 20.0  # less than --stall-timeout
@@ -52,16 +53,17 @@ class NetworkFolder:
         self._clients, self._server = [bed["node1"], bed["node2"]], bed["node3"]
         exported = self._server.project.parent / "exported"
         self.here = self._server.path("../exported")
-        self._server.check(f"mkdir -p {exported} /run/ganesha && rpcbind -w")
+        self._server.check(f"mkdir -p {exported} /run/ganesha && rpcbind -w > /dev/null 2>&1")
         self._server.path("../ganesha.conf").write_text(_CONF.format(folder=exported))
         self.serve()
         url = f"nfs://{self._server.address}{exported}?nfsport=2049&mountport=20048&autoreconnect=-1"
         for host in self._clients:
-            host.check(f"mkdir -p ../network && fuse-nfs -n '{url}' -m ../network")
+            host.check(f"mkdir -p ../network && fuse-nfs -n '{url}' -m ../network > /dev/null 2>&1")
 
     def serve(self) -> None:
         """Start the server, and wait until it answers."""
-        self._server.check("ganesha.nfsd -f ../ganesha.conf -L /run/ganesha.log -p /run/ganesha.pid")
+        self._server.check("ganesha.nfsd -f $(realpath ../ganesha.conf) -L /run/ganesha.log -p /run/ganesha.pid "
+                           "> /dev/null 2>&1")
         end = time.monotonic() + START_SECONDS
         while not self._server.check("ss -H -tln 'sport = :2049'"):
             if time.monotonic() > end:
@@ -118,8 +120,8 @@ ABSENCES = [
     Absence(f"stands still for {AWAY_SECONDS:g} s", GOES_ON, NetworkFolder.still),
     Absence(f"is cut off for {AWAY_SECONDS:g} s", GOES_ON, NetworkFolder.cut_off),
     Absence(f"is killed, and starts again {AWAY_SECONDS:g} s later", GOES_ON, NetworkFolder.dead),
-    Absence("stands still until the run has ended", f"--stall-timeout ({STALL_SECONDS} s here) later the run ends, with "
-            "a line that names a host; then `--resume auto` goes on; the end is the same, bit for bit",
+    Absence("stands still until the run has ended", f"--stall-timeout ({STALL_SECONDS} s here) later the run ends, "
+            "with a line that names a host; then `--resume auto` goes on; the end is the same, bit for bit",
             NetworkFolder.still, short=False),
 ]
 
@@ -149,7 +151,7 @@ def absences(bed: Bed, times: int) -> list[Row]:
             bad = [f"; {trial.said[:400]!r}" for trial in trials if not trial.kept]
             on = sum(trial.said.startswith("went on") for trial in trials)
             told = f"{on} went on; {min(seconds):.0f} to {max(seconds):.0f} s; nothing left" if seconds else ""
-            rows.append(Row(f"the server of a shared folder (NFS) {absence.what}", times, absence.promised,
+            rows.append(Row(f"{ABOUT} {absence.what}", times, absence.promised,
                             len(seconds), told + "".join(bad[:1])))
             print(rows[-1], flush=True)
     finally:
@@ -180,7 +182,8 @@ def _try(bed: Bed, folder: NetworkFolder, absence: Absence, name: str) -> Trial:
         if absence.short:
             time.sleep(AWAY_SECONDS)
         else:
-            run.wait(END_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.wait(END_SECONDS)
     seconds = time.monotonic() - since
     status, said = ended(run, RUN_SECONDS)
     newest = saved_states(next((folder.here / name).iterdir()) / "state")[-1]
