@@ -139,7 +139,7 @@ def barely(bed: Bed, models: str, link: Link) -> Trial:
         bed["node1"].run("pkill -TERM -f 'recognition[.]launch'")
     status, said = ended(run)
     named = status == 143 if lasts else status != 0 and "node2" in said
-    return Trial(named, seconds, f"{'went on' if lasts else 'ended'} {status}: {said}")
+    return Trial(named, seconds, f"{'went on' if lasts else 'ended'}, {status}: {said}")
 
 
 def fewer(bed: Bed, models: str) -> Trial:

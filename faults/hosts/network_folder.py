@@ -23,7 +23,7 @@ from typing import Callable, NamedTuple
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed
 from faults.hosts.kills import end_of
-from faults.hosts.trials import END_SECONDS, STALL_SECONDS, START_SECONDS, Trial, ended, left_over
+from faults.hosts.trials import END_SECONDS, STALL_SECONDS, START_SECONDS, Trial, ended, left_over, row
 from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
@@ -147,13 +147,7 @@ def absences(bed: Bed, times: int) -> list[Row]:
                 left = left_over(bed)
                 trials.append(trial._replace(kept=trial.kept and not left and not other,
                                              said=f"{trial.said} {other} {left}"))
-            seconds = [trial.seconds for trial in trials if trial.kept]
-            bad = [f"; {trial.said[:400]!r}" for trial in trials if not trial.kept]
-            on = sum(trial.said.startswith("went on") for trial in trials)
-            told = f"{on} went on; {min(seconds):.0f} to {max(seconds):.0f} s; nothing left" if seconds else ""
-            rows.append(Row(f"{ABOUT} {absence.what}", times, absence.promised,
-                            len(seconds), told + "".join(bad[:1])))
-            print(rows[-1], flush=True)
+            rows.append(row(f"{ABOUT} {absence.what}", absence.promised, trials))
     finally:
         folder.close()
     return rows
@@ -193,4 +187,4 @@ def _try(bed: Bed, folder: NetworkFolder, absence: Absence, name: str) -> Trial:
         return Trial(absence.short, seconds, f"went on: {said}")
     named = "error: " in said if absence.short else " hangs: " in said and "node" in said
     again, told = ended(_begin(bed, name), RUN_SECONDS)
-    return Trial(named and not again, seconds, f"{said}; --resume auto: {again} {told}")
+    return Trial(named and not again, seconds, f"ended: {said}; --resume auto: {again} {told}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed, Host
+from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 
 STALL_SECONDS = 40  # --stall-timeout: on a busy machine the first step may take twenty
@@ -18,6 +19,7 @@ START_SECONDS = 240.0  # for a run to begin, on a machine that is busy
 END_SECONDS = 120.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
 SILENCE_SECONDS = 90.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
 RESTART_SECONDS = 300.0  # for the waiting for a host that stays away, and for a start
+ENDS = ("went on", "ended")  # with which a trial begins what it says, where its promise lets a run do either
 RUN = "small-arcface-small"
 
 
@@ -98,3 +100,15 @@ def left_over(bed: Bed) -> str:
             return "; ".join(short(lines) for lines in found.values())
         time.sleep(0.2)
     return ""
+
+
+def row(what: str, promised: str, trials: Sequence[Trial]) -> Row:
+    """The row of a fault, printed, too."""
+    seconds = [trial.seconds for trial in trials if trial.kept]
+    broken = [f"; {trial.said[:400]!r}" for trial in trials if not trial.kept][:1]
+    ends = [f"{count} {end}" for end in ENDS if (count := sum(trial.said.startswith(end) for trial in trials))]
+    span = f"{min(seconds):.0f} to {max(seconds):.0f} s" if seconds else ""
+    happened = "; ".join([*ends, *([span, "nothing left"] if seconds else [])]) + "".join(broken)
+    found = Row(what, len(trials), promised, len(seconds), happened)
+    print(found, flush=True)
+    return found
