@@ -14,10 +14,10 @@ from faults.hosts.bed import Bed, Host
 from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 
-STALL_SECONDS = 40  # --stall-timeout: on a busy machine the first step may take twenty
-START_SECONDS = 240.0  # for a run to begin, on a machine that is busy
-END_SECONDS = 120.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
-SILENCE_SECONDS = 90.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
+STALL_SECONDS = 60  # --stall-timeout: on a busy machine the first step may take forty
+START_SECONDS = 300.0  # for a run to begin, on a machine that is busy
+END_SECONDS = 150.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
+SILENCE_SECONDS = 120.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
 RESTART_SECONDS = 300.0  # for the waiting for a host that stays away, and for a start
 ENDS = ("went on", "ended")  # with which a trial begins what it says, where its promise lets a run do either
 RUN = "small-arcface-small"

@@ -102,7 +102,7 @@ def test_garbage_at_every_open_port(bed: Bed, engine: str, models: str) -> None:
 
 def listening(host: Host) -> list[tuple[str, str, int]]:
     """The (kind, address, port) at which a host's programs listen, or take datagrams of anyone."""
-    lines = [(kind, line.split()[3]) for kind in ("tcp", "udp")
-             for line in host.check(f"ss -H -{kind[0]}an state {'listening' if kind == 'tcp' else 'unconnected'}"
-                                    ).splitlines()]
-    return [(kind, place.rpartition(":")[0], int(place.rpartition(":")[2])) for kind, place in lines]
+    states = {"tcp": "listening", "udp": "unconnected"}
+    places = [(kind, line.split()[2]) for kind, state in states.items()
+              for line in host.check(f"ss -H -{kind[0]}n state {state}").splitlines()]
+    return [(kind, place.rpartition(":")[0], int(place.rpartition(":")[2])) for kind, place in places]
