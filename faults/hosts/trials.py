@@ -89,9 +89,9 @@ def short(processes: Mapping[int, str]) -> str:
     return f"left {[line[:30] + ' ... ' + line[-30:] for line in processes.values()]}" if processes else ""
 
 
-def left_over(bed: Bed) -> str:
-    """What is left on the hosts soon after a run; '' if nothing is."""
-    end = time.monotonic() + 15
+def left_over(bed: Bed, most: float = 15.0) -> str:
+    """What is left on the hosts ``most`` seconds after a run; '' if nothing is."""
+    end = time.monotonic() + most
     while found := {host.name: lines for host in bed if (lines := host.processes())}:
         if time.monotonic() > end:
             for host in bed:
