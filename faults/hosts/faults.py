@@ -20,6 +20,7 @@ from faults.hosts import bed_run
 from faults.hosts.bed import Bed
 from faults.hosts.trials import (
     END_SECONDS,
+    HARDLY_SECONDS,
     RESTART_SECONDS,
     RUN,
     SILENCE_SECONDS,
@@ -129,7 +130,7 @@ def barely(bed: Bed, models: str, link: Link) -> Trial:
     bed.slow_link(bed["node2"], *link)
     try:
         time.sleep(STALL_SECONDS)
-        while run.poll() is None and time.monotonic() < since + END_SECONDS:
+        while run.poll() is None and time.monotonic() < since + HARDLY_SECONDS:
             time.sleep(0.2)
         lasts = run.poll() is None
         seconds = time.monotonic() - since
@@ -215,7 +216,8 @@ FAULTS = [
     Fault("a host loses its power", ENDS, power),
     *(Fault(f"a host's link is slow: {what}", "the run goes on",
             functools.partial(slow, link=link)) for what, link in SLOW.items()),
-    Fault("a host's link loses 60 % of its packets each way", f"the run goes on, or {ENDS}",
+    Fault("a host's link loses 60 % of its packets each way", "the run goes on, or ends "
+          f"with a line that names the host, in at most {HARDLY_SECONDS:g} s with --stall-timeout {STALL_SECONDS}",
           functools.partial(barely, link=Link(loss=0.6))),
     Fault("a host loses its power and stays away, with --restarts 1 --fewest 1",
           "the run goes on with the other, from its last state, W cut anew, said in lines", fewer),

@@ -18,6 +18,7 @@ STALL_SECONDS = 60  # --stall-timeout: on a busy machine the first step may take
 START_SECONDS = 300.0  # for a run to begin, on a machine that is busy
 END_SECONDS = 150.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
 SILENCE_SECONDS = 120.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
+HARDLY_SECONDS = 200.0  # the same, where the look may take its ninety seconds, as packets get lost
 RESTART_SECONDS = 300.0  # for the waiting for a host that stays away, and for a start
 ENDS = ("went on", "ended")  # with which a trial begins what it says, where its promise lets a run do either
 RUN = "small-arcface-small"
