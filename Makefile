@@ -5,7 +5,8 @@
 #                options to pytest, JOBS=4 runs four at a time, JOBS=0 one after the other in one process
 # make test-all  the whole suite, slow tests too, under each CPython 3.9 to 3.14 of this machine,
 #                and under 3.9 with the oldest dependencies, too
-# make test-hosts  runs on several hosts: namespaces of this machine with networks of their own; needs root
+# make test-hosts  runs on several hosts: namespaces of this machine with networks of their own; needs root, and
+#                packages that docs/records/hosts.md names
 # make fuzz      each parser of files fed with broken inputs by Atheris; ARGS='--seconds 300 --only records'
 # make bench     the short form of all benches of speed and memory, in one table beside the stored figures: ratios to
 #                the alternative measured in the same run; ARGS='--only head input', ARGS=--store stores them

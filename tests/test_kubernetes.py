@@ -6,6 +6,7 @@ PyTorchJob and MPIJob of kubeflow.org/v1, and those of a pod that the jobs use.
 """
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -36,6 +37,7 @@ SPECS: dict[str, Any] = {
     "MPIJob": {"slotsPerWorker": int, "mainContainer": str, "runPolicy": RUN_POLICY,
                "mpiReplicaSpecs": {"*": REPLICA}},
 }
+OF_KIND = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "number": (int, float)}
 REPLICAS = {"PyTorchJob": ("pytorchReplicaSpecs", "pytorch", ("Master", "Worker")),
             "MPIJob": ("mpiReplicaSpecs", "mpi", ("Launcher", "Worker"))}
 
@@ -76,6 +78,38 @@ def test_a_job_has_the_operators_fields_and_keeps_its_rules(path: Path) -> None:
     if elastic := job["spec"].get("elasticPolicy"):
         assert elastic["minReplicas"] <= replicas_of(job)["Worker"]["replicas"] <= elastic["maxReplicas"]
     assert job["spec"]["runPolicy"]["cleanPodPolicy"] in ("All", "Running", "None")
+
+
+def against(value: Any, schema: dict[str, Any], where: str) -> list[str]:
+    """What a value has that a schema of Kubernetes (OpenAPI 3) does not, or lacks."""
+    kind, properties, more = schema.get("type"), schema.get("properties", {}), schema.get("additionalProperties")
+    if schema.get("x-kubernetes-int-or-string"):
+        return [] if isinstance(value, (int, str)) else [f"{where}: {value!r}"]
+    if not isinstance(value, OF_KIND[kind]):
+        return [f"{where}: {value!r}, expected {kind}"]
+    if kind == "array":
+        return [text for item in value for text in against(item, schema["items"], where)]
+    if kind != "object" or not (properties or more):
+        return [] if value in schema.get("enum", [value]) else [f"{where}: {value!r}, expected {schema['enum']}"]
+    missing = [f"{where}: no {name}" for name in schema.get("required", ()) if name not in value]
+    found = {name: properties.get(name, more) for name in value}
+    return missing + [text for name, one in found.items() for text in (
+        against(value[name], one, f"{where}.{name}") if one else [f"{where}: no field {name}"])]
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_fits_the_operators_own_schema(path: Path) -> None:
+    """OPERATOR_CRDS names the folder ``manifests/base/crds`` of the operator's source, which is not kept here."""
+    if not (folder := os.environ.get("OPERATOR_CRDS")):
+        pytest.skip("OPERATOR_CRDS names no folder with the operator's schemas")
+    job = yaml.safe_load(path.read_text())
+    crd = yaml.safe_load(Path(folder, f"kubeflow.org_{job['kind'].lower()}s.yaml").read_text())
+    (version,) = [one for one in crd["spec"]["versions"] if one["name"] == "v1"]
+    job["metadata"] = {}  # every object of Kubernetes has it
+    assert against(job, version["schema"]["openAPIV3Schema"], job["kind"]) == []
+    job["imagine"] = 1
+    del replicas_of(job)["Worker"]["template"]["spec"]["containers"][0]["name"]
+    assert 2 <= len(against(job, version["schema"]["openAPIV3Schema"], job["kind"])) <= 3  # the Master may be the same
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -6,9 +6,9 @@
 
 Each host has an own network, file tree, name and list of processes (``unshare``), and a wire to a common switch. The
 project is copied to ``/srv/NAME/trainer``, which no other host has; ``/srv/NAME/models`` is a folder that all share.
-Keys are made for one use. The machine needs root,
-iproute2, nftables and OpenSSH (Debian: iproute2, nftables, openssh-server). When the process that made the bed ends,
-even by SIGKILL, the kernel ends all hosts with all that runs on them, and takes their networks and mounts away.
+Keys are made for one use. The machine needs root, iproute2, nftables and OpenSSH (Debian: iproute2, nftables,
+openssh-server). When the process that made the bed ends, even by SIGKILL, the kernel ends all hosts with all that runs
+on them, and takes their networks and mounts away.
 """
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from faults.hosts.namespaces import SSHD, START_SECONDS, child_of, hold, in_network
+from faults.hosts.namespaces import SSHD, START_SECONDS, attend, child_of, has_netem, hold, in_network
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts",  # what a host gets
-        "bench")
+LONG_WIRE = Path(__file__).with_name("long_wire.py")
+# What a host gets of the project.
+CODE = ("recognition", "common", "train.py", "train_parall.py", "sample_config.py", "scripts", "bench")
 NETWORK = "10.77.0"
 # Tiny runs of several processes on the few processors of this machine want one thread each.
 ENVIRONMENT = ("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "NUMBA_NUM_THREADS=1")
+_OF_THE_HOST = ("sshd: ", "sleep 1000000", "rpcbind", "ganesha.nfsd ", "fuse-nfs ", "wireguard-go ")
 # The first process of a host: it collects orphans, and all others of the host end with it.
 _INIT = """
 set -e
@@ -63,8 +65,7 @@ UserKnownHostsFile {folder}/known_hosts
 
 
 class Host:
-    """A host of the bed. ``pid``: of its first process, as this machine numbers it; ``address``: in the bed's network;
-    ``project``: the folder of the trainer's copy there."""
+    """A host. ``pid``: of its first process, as this machine numbers it; ``project``: the trainer's folder there."""
 
     def __init__(self, name: str, address: str, folder: Path) -> None:
         self.name, self.address, self.files = name, address, folder / name
@@ -119,7 +120,7 @@ class Host:
         return done.stdout
 
     def firewall(self, rules: str) -> None:
-        """Replace the host's firewall: ``rules`` of nft for packets that come in, and after ``|`` that go out."""
+        """Replace the host's firewall: rules of nft for packets that come in, and after ``|`` that go out."""
         incoming, _, outgoing = rules.partition("|")
         chains = "".join(f"add chain inet bed {hook} {{ type filter hook {hook} priority 0; }}\n"
                          + "".join(f"add rule inet bed {hook} {rule}\n" for rule in text.split(";") if rule.strip())
@@ -132,8 +133,8 @@ class Host:
         in_network(self.pid, *commands)
 
     def processes(self) -> dict[int, str]:
-        """The host's processes, with their command lines, but for its own: the first, its sleep and those of the ssh
-        server. One of these may wait long for a connection whose other end is gone, with nothing to run."""
+        """The host's processes, with their command lines, but for its own, of which one of ssh may wait long for a
+        connection whose other end is gone."""
         space, found = os.readlink(f"/proc/{self.pid}/ns/pid"), {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -141,8 +142,7 @@ class Host:
                     found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:  # it has ended
                 continue
-        return {pid: line for pid, line in found.items()
-                if line and not line.startswith(("sshd: ", "sleep 1000000"))}
+        return {pid: line for pid, line in found.items() if line and not line.startswith(_OF_THE_HOST)}
 
     def kill(self, pid: int, number: int) -> None:
         """Send a signal to one of :meth:`processes`, which may just have ended."""
@@ -151,8 +151,7 @@ class Host:
 
     def stop(self) -> None:
         """End the host with all its processes."""
-        self.holder.kill()
-        self.holder.wait()
+        _end(self.holder)
 
 
 class Bed:
@@ -162,6 +161,7 @@ class Bed:
         """:param names: of the hosts; not given: ``node1`` ..."""
         self.folder = Path(tempfile.mkdtemp(prefix="bed-"))
         self.hosts: dict[str, Host] = {}
+        self._long_wires: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._make(names or [f"node{number}" for number in range(1, count + 1)])
         except BaseException:
@@ -227,14 +227,25 @@ class Bed:
         self.connect(host)
         self._ready(host)
 
-    def slow(self, host: Host, rate: str) -> None:
-        """Let packets to and from a host pass at a rate such as ``10mbit``."""
+    def slow_link(self, host: Host, rate: str = "10gbit", delay: float = 0.0, loss: float = 0.0) -> None:
+        """Let packets to and from a host pass in order, at a rate, ``delay`` seconds (+-10 %) later; lose a share."""
+        wire, near, far = (f"{end}-{host.name}" for end in ("to", "near", "far"))
         shape = f"root tbf rate {rate} burst 64kb latency 400ms"
-        self._in_switch(f"tc qdisc replace dev to-{host.name} {shape}")
+        if (delay or loss) and has_netem():
+            shape = f"root netem rate {rate} delay {delay}s {delay / 10}s loss {100 * loss}%"
+        elif delay or loss:
+            self._in_switch(f"ip link set {wire} nomaster", f"ip link add {far} type veth peer name {near}",
+                            f"ip link set {near} up", f"ip link set {far} master switch up")
+            self._long_wires[host.name] = attend(self._switch_pid, [
+                sys.executable, "-I", str(LONG_WIRE), wire, near, str(delay), str(delay / 10), str(loss)])
+        self._in_switch(f"tc qdisc replace dev {wire} {shape}")
         host.network(f"tc qdisc replace dev eth0 {shape}")
 
     def full_speed(self, host: Host) -> None:
-        """Take back what :meth:`slow` did."""
+        """Take back what :meth:`slow_link` did."""
+        if host.name in self._long_wires:
+            _end(self._long_wires.pop(host.name))
+            self._in_switch(f"ip link delete far-{host.name}", f"ip link set to-{host.name} master switch")
         self._in_switch(f"tc qdisc del dev to-{host.name} root")
         host.network("tc qdisc del dev eth0 root")
 
@@ -258,9 +269,8 @@ class Bed:
         """End all hosts and remove their files."""
         for host in self:
             host.stop()
-        if hasattr(self, "switch"):
-            self.switch.kill()
-            self.switch.wait()
+        for program in [*self._long_wires.values(), *([self.switch] if hasattr(self, "switch") else [])]:
+            _end(program)
         shutil.rmtree(self.folder)
 
     def __enter__(self) -> Bed:
@@ -269,6 +279,11 @@ class Bed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    program.kill()
+    program.communicate()
 
 
 def _keygen(path: Path) -> None:

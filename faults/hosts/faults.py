@@ -7,66 +7,36 @@ names the host, or goes on, and if nothing of it is left on any host.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Callable, NamedTuple
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed
+from faults.hosts.trials import (
+    END_SECONDS,
+    HARDLY_SECONDS,
+    RESTART_SECONDS,
+    RUN,
+    SILENCE_SECONDS,
+    STALL_SECONDS,
+    START_SECONDS,
+    Trial,
+    begin,
+    below,
+    ended,
+    goes_on,
+    left_over,
+    own,
+    short,
+)
 from recognition.training.states.folder import saved_states
-
-STALL_SECONDS = 40  # --stall-timeout: on a busy machine the first step may take twenty
-START_SECONDS = 240.0  # for a run to begin, on a machine that is busy
-END_SECONDS = 120.0  # from the fault: the timeout, ten seconds to end all, and a look at hosts that do not answer
-SILENCE_SECONDS = 90.0  # until a host that is cut off has ended its own processes: the timeout, and time to end them
-RESTART_SECONDS = 300.0  # for the waiting for a host that stays away, and for a start
-RUN = "small-arcface-small"
-
-
-def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
-          trainer: str = "") -> tuple[subprocess.Popen[str], Path]:
-    """Start a run on node1 and node2, and wait until it computes; returns it and its folder.
-
-    :param models: the flag that names the folder of its checkpoints.
-    """
-    trainer = f"--max-steps {steps} --frequent 20 --verbose 20 {models} {trainer}"
-    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS} {launcher}", trainer)
-    run = bed["node1"].begin(line)
-    folder = bed["node1"].path(f"{models.split()[1]}/{RUN}")
-    end = time.monotonic() + START_SECONDS
-    while not list(folder.glob("state/step-*[0-9]")):
-        if run.poll() is not None or time.monotonic() > end:
-            run.kill()
-            raise RuntimeError(f"the run did not begin: {run.communicate()}")
-        time.sleep(0.1)
-    return run, folder
-
-
-def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, str]:
-    """The status of a run, and the lines of its launcher and of errors."""
-    try:
-        _, err = run.communicate(timeout=most)
-    except subprocess.TimeoutExpired:
-        run.kill()
-        raise RuntimeError(f"not ended in {most:g} s: {run.communicate()}") from None
-    if "Traceback" in err:
-        raise RuntimeError(err)
-    told = [line for line in err.splitlines() if line.startswith("launch: ") or "error: " in line]
-    return run.returncode, "\n".join(told)
-
-
-class Trial(NamedTuple):
-    """What happened when a fault was tried."""
-
-    kept: bool
-    seconds: float  # from the fault to the end, or to the next state
-    said: str
-
+from recognition.training.states.state import SavedState
 
 CUTS = {"both ways": 'iifname "eth0" drop | oifname "eth0" drop', "what comes in": 'iifname "eth0" drop',
         "what goes out": '| oifname "eth0" drop'}
@@ -128,31 +98,49 @@ def power(bed: Bed, models: str) -> Trial:
     return Trial(status == 1 and bool(re.search(HANGS_ON_2, said)), seconds, said)
 
 
-def goes_on(bed: Bed, run: subprocess.Popen[str], folder: Path, most: float) -> bool:
-    """Wait until a run has saved another state, then stop it; False if it has not."""
-    step, end = saved_states(folder / "state")[-1].name, time.monotonic() + most
-    while saved_states(folder / "state")[-1].name == step:
-        if run.poll() is not None or time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    bed["node1"].check("pkill -TERM -f 'recognition[.]launch'")
-    return True
+class Link(NamedTuple):
+    """What is wrong with the link of node2, as :meth:`faults.hosts.bed.Bed.slow_link` takes it."""
+
+    rate: str = "10gbit"
+    delay: float = 0.0
+    loss: float = 0.0
 
 
-def slow(bed: Bed, models: str) -> Trial:
-    """The link of node2 is slowed to 400 kbit/s for longer than the timeout."""
+def slow(bed: Bed, models: str, link: Link) -> Trial:
+    """The link of node2 is slow for longer than the timeout; the run takes its steps meanwhile."""
     run, folder = begin(bed, models)
     since = time.monotonic()
-    bed.slow(bed["node2"], "400kbit")
+    bed.slow_link(bed["node2"], *link)
     try:
         lines = len((folder / "history.jsonl").read_text().splitlines())
         time.sleep(STALL_SECONDS + 10)
-        alive = run.poll() is None and len((folder / "history.jsonl").read_text().splitlines()) > lines
+        more = len((folder / "history.jsonl").read_text().splitlines()) - lines
+        alive = run.poll() is None and more > 0
     finally:
         bed.full_speed(bed["node2"])
     bed["node1"].run("pkill -TERM -f 'recognition[.]launch'")
     status, said = ended(run)
-    return Trial(alive and status == 143, time.monotonic() - since, said)
+    return Trial(alive and status == 143, time.monotonic() - since, f"{said}; {more} lines more")
+
+
+def barely(bed: Bed, models: str, link: Link) -> Trial:
+    """The link of node2 lets so little through that the run may end, as when the host is cut off."""
+    run, _ = begin(bed, models)
+    since = time.monotonic()
+    bed.slow_link(bed["node2"], *link)
+    try:
+        time.sleep(STALL_SECONDS)
+        while run.poll() is None and time.monotonic() < since + HARDLY_SECONDS:
+            time.sleep(0.2)
+        lasts = run.poll() is None
+        seconds = time.monotonic() - since
+    finally:
+        bed.full_speed(bed["node2"])
+    if lasts:
+        bed["node1"].run("pkill -TERM -f 'recognition[.]launch'")
+    status, said = ended(run)
+    named = status == 143 if lasts else status != 0 and "node2" in said
+    return Trial(named, seconds, f"{'went on' if lasts else 'ended'}, {status}: {said}")
 
 
 def fewer(bed: Bed, models: str) -> Trial:
@@ -190,6 +178,27 @@ def folder_away(bed: Bed, models: str) -> Trial:
                  f"{said}\n{again.stdout}{again.stderr}")
 
 
+def full_disk(bed: Bed, models: str, where: str) -> Trial:
+    """The folder of states of one host has a megabyte; the state before is whole on both hosts."""
+    flags = own(f"{models}-{where}")
+    name, others = flags.split()[-1], bed["node1" if where == "node2" else "node2"]
+    bed[where].check(f"mkdir -p {name} && mount -t tmpfs -o size=1m none {name}")
+    run = bed["node1"].begin(bed_run.line(
+        [bed["node1"], bed["node2"]], 1, f"--stall-timeout {3 * STALL_SECONDS}",
+        f"--max-steps 100000 --frequent 20 --verbose 20 --keep-last 1000 {flags}"))
+    since = time.monotonic()
+    try:
+        status, said = ended(run, START_SECONDS)
+        states = [[path.name for path in saved_states(below(bed[host], flags))] for host in ("node1", "node2")]
+        whole = bool(states[0]) and states[0] == states[1] and not SavedState(
+            saved_states(below(others, flags))[-1]).problem()
+    finally:
+        bed[where].run(f"umount {name}")
+    named = f"on {where}] error: " in said or where == "node1"  # the first process's lines have no name before them
+    told = "No space left on device" in said and f"{name}/{RUN}/" in said
+    return Trial(status == 2 and named and told and whole, time.monotonic() - since, f"{said}; {states}")
+
+
 class Fault(NamedTuple):
     what: str
     promised: str
@@ -198,35 +207,26 @@ class Fault(NamedTuple):
 
 ENDS = (f"--stall-timeout ({STALL_SECONDS} s here) later all end, with a line that names the host; at most "
         f"{END_SECONDS:g} s in all")
+SLOW = {"400 kbit/s": Link("400kbit"), "50 ms later each way": Link(delay=0.05), "5 % lost each way": Link(loss=0.05),
+        "2 Mbit/s, 20 ms later and 2 % lost each way": Link("2mbit", 0.02, 0.02)}
 FAULTS = [
     *(Fault(f"a host is cut off: {cut}", f"{ENDS}; the host ends its own processes, too",
-            lambda bed, models, cut=cut: cut_off(bed, models, cut)) for cut in CUTS),
+            functools.partial(cut_off, cut=cut)) for cut in CUTS),
     Fault("a host hangs", ENDS, hang),
     Fault("a host loses its power", ENDS, power),
-    Fault("a host's link is slow, 400 kbit/s", "the run goes on", slow),
+    *(Fault(f"a host's link is slow: {what}", "the run goes on",
+            functools.partial(slow, link=link)) for what, link in SLOW.items()),
+    Fault("a host's link loses 60 % of its packets each way", "the run goes on, or ends "
+          f"with a line that names the host, in at most {HARDLY_SECONDS:g} s with --stall-timeout {STALL_SECONDS}",
+          functools.partial(barely, link=Link(loss=0.6))),
     Fault("a host loses its power and stays away, with --restarts 1 --fewest 1",
           "the run goes on with the other, from its last state, W cut anew, said in lines", fewer),
+    *(Fault(f"the disk of {which} host is full", "the run ends with status 2 and a line that names host and file; the "
+            "state before is whole on both", functools.partial(full_disk, where=where))
+      for which, where in (("the first", "node1"), ("the second", "node2"))),
     Fault("the shared folder goes away on one host, and comes back",
           "the run ends with the host's name, status 2; --resume auto goes on", folder_away),
 ]
-
-
-def short(processes: Mapping[int, str]) -> str:
-    """The processes that are left, in a few words; '' for none."""
-    return f"left {[line[:30] + ' ... ' + line[-30:] for line in processes.values()]}" if processes else ""
-
-
-def left_over(bed: Bed) -> str:
-    """What is left on the hosts soon after a run; '' if nothing is."""
-    end = time.monotonic() + 15
-    while found := {host.name: lines for host in bed if (lines := host.processes())}:
-        if time.monotonic() > end:
-            for host in bed:
-                for pid in host.processes():
-                    host.kill(pid, signal.SIGKILL)
-            return "; ".join(short(lines) for lines in found.values())
-        time.sleep(0.2)
-    return ""
 
 
 def try_fault(bed: Bed, fault: Fault, models: str) -> Trial:

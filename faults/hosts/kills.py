@@ -82,8 +82,14 @@ def _said(bed: Bed, name: str) -> str:
 
 
 def _end(bed: Bed, name: str) -> dict[str, Any]:
-    """What has to be the same at the end of each run: sums of the last states' files and the checkpoint's, losses."""
-    (folder,) = (bed.folder / "shared" / "kills" / name).iterdir()
+    return end_of(bed.folder / "shared" / "kills" / name)
+
+
+def end_of(models: Path) -> dict[str, Any]:
+    """What has to be the same at the end of each run: sums of the last states' files and the checkpoint's, losses.
+
+    :param models: the folder of checkpoints, with that of one run."""
+    (folder,) = models.iterdir()
     found: dict[str, Any] = {path.name: SavedState(path).sums for path in saved_states(folder / "state")}
     found |= {path.name: path.read_text() for path in folder.glob("*.sha256")}
     records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ PROGRAMS = ("unshare", "nsenter", "ip", "tc", "nft", "ssh", "ssh-keygen")
 SSHD = "/usr/sbin/sshd"
 _NAMESPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc")
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-START_SECONDS = 30.0
+START_SECONDS = 120.0  # for a host or a program, on a machine that is busy
 
 
 def why_not() -> str:
@@ -33,10 +33,28 @@ def why_not() -> str:
 
 def hold(command: list[str], **variables: str) -> subprocess.Popen[bytes]:
     """Start a command in namespaces of its own. It dies with this process; signals of a terminal do not reach it."""
+    return _bound(["unshare", *_NAMESPACES, *command], subprocess.DEVNULL, **variables)
+
+
+def attend(pid: int, command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a program in the network of a process, and wait for its first line. It dies with this process."""
+    program = _bound(["nsenter", "-t", str(pid), "-n", *command], subprocess.PIPE)
+    assert program.stdout
+    if not program.stdout.readline():
+        raise RuntimeError(f"{' '.join(command)}: ended at once, with status {program.wait()}")
+    return program
+
+
+def _bound(command: list[str], stdout: int, **variables: str) -> subprocess.Popen[bytes]:
     environment: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **variables}
-    return subprocess.Popen(["unshare", *_NAMESPACES, *command], env=environment, start_new_session=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=stdout,
                             preexec_fn=lambda: ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL))
+
+
+def has_netem() -> bool:
+    """Whether this kernel can delay and lose packets itself."""
+    return not subprocess.run(["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"],
+                              stdin=subprocess.DEVNULL, capture_output=True).returncode
 
 
 def in_network(pid: int, *commands: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -75,7 +76,9 @@ class _Visit:
                     return found
         said = [text for text in self.process.stderr.read().decode(errors="replace").splitlines() if text.strip()]
         why = said[-1].strip() if said else "it says nothing"
-        if (status := self.process.wait()) == SSH_FAILED and self.host not in LOCAL:
+        if (status := self.process.wait()) == -signal.SIGKILL:  # by _watched
+            raise Unusable(self.host, f"does not answer within {ANSWER_SECONDS:g} s")
+        if status == SSH_FAILED and self.host not in LOCAL:
             raise Unreachable(self.host, f"ssh does not reach it: {why}")
         raise Unusable(self.host, f"found no Python with this version of the project there (status {status}): {why}; "
                        "--folders names the project's folder on a host")

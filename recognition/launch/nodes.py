@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 from recognition.errors import ERROR, LostProcess, UserError
 
 GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
+HELD_SECONDS = 10.0  # from SIGKILL, which the kernel lets wait, to the end of the launcher
 LOCAL = ("localhost", "127.0.0.1", socket.gethostname())
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")  # seconds
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
@@ -33,7 +34,7 @@ _REMOTE = ("exec 3<&0; cd {folder} || exit; env {variables} {command} 3<&- </dev
            "{{ byte() {{ if command -v timeout >&2; then timeout {silence} head -c 1; else head -c 1; fi; }}; "
            "while beat=$(byte <&3); [ \"$beat\" ]; do [ \"$beat\" = T ] && kill $child; done; "
            "kill $child; sleep {grace}; kill -9 $child; }} >/dev/null 2>&1 & watch=$!; exec 3<&-; "
-           "wait $child; status=$?; kill $watch; exit $status")
+           "wait $child 2>/dev/null; status=$?; kill $watch 2>/dev/null; exit $status")
 
 
 class Place(NamedTuple):
@@ -209,17 +210,25 @@ def tell_errors(nodes: Sequence[Node]) -> None:
 
 
 def end_all(nodes: Sequence[Node]) -> None:
-    """Send SIGTERM to all processes, and SIGKILL to those that still run GRACE_SECONDS later; return when all ended."""
+    """Send SIGTERM to all processes, and SIGKILL to those that still run GRACE_SECONDS later; return when all ended, or
+    after a line about those that the kernel holds, as it does while a disk or a server of files does not answer."""
     for node in nodes:
         node.signal(signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline and any(node.status is None for node in nodes):
-        time.sleep(0.05)
+    _await(nodes, GRACE_SECONDS)
+    if any(node.status is None and node.host not in LOCAL for node in nodes):
+        time.sleep(1)  # the watch on that host does the same
     for node in nodes:
         if node.status is None and node.process:
-            if node.host not in LOCAL:  # the watch on that host does the same
-                time.sleep(1)
             os.killpg(node.process.pid, signal.SIGKILL)
-            node.process.wait()
+    _await(nodes, HELD_SECONDS)
     for node in nodes:
+        if node.status is None and node.process:
+            _write(sys.stderr, f"launch: {node.name} on {node.host} still runs after SIGKILL: the kernel holds process "
+                               f"{node.process.pid} until a disk or a server of files answers; then it ends")
         node.finish_output()
+
+
+def _await(nodes: Sequence[Node], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(node.process and node.status is None for node in nodes):
+        time.sleep(0.05)

@@ -58,5 +58,6 @@ def _beat(found: list[Communicator], monitor: tuple[str, int], who: str) -> None
         while True:
             exchanges, waited = (found[0].exchanges, found[0].waited) if found else (0, 0.0)
             with contextlib.suppress(OSError):  # the next datagram may arrive
-                sender.sendto(f"{who} {exchanges} {waited:.3f}".encode(), monitor)
+                sender.connect(monitor)  # so that the socket takes nothing from others
+                sender.send(f"{who} {exchanges} {waited:.3f}".encode())
             time.sleep(INTERVAL_SECONDS)

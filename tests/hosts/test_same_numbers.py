@@ -29,16 +29,17 @@ def end_of(run: Path) -> tuple[list[float], dict[str, np.ndarray]]:
     return [record["loss"] for record in records if "loss" in record], arrays
 
 
-@pytest.mark.parametrize("engine", ["Horovod", "torch"])
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize("engine", ["Horovod", "servers", "torch"])
 def test_the_place_of_the_processes_changes_no_number(bed: Bed, engine: str, models: str) -> None:
-    """Four processes on one host, on two, and with PyTorch on four (the fourth's name leads Horovod astray) have the
-    same loss, W, parameters, momentum and statistics: to the last bit with PyTorch; with Horovod, which joins gradients
-    to larger sums as they happen to come, up to the order in which float32 numbers are added."""
+    """Four processes on one host, on two and on four have the same loss, W, parameters, momentum and statistics: to the
+    last bit with PyTorch; with Horovod, which joins gradients to larger sums as they happen to come, and servers, which
+    add up what comes as it comes, up to the order in which float32 numbers are added."""
     if engine == "torch":
         pytest.importorskip("torch")
     tolerance = 0 if engine == "torch" else SUM_ORDER
     found = {}
-    for hosts, each in ((1, 4), (2, 2), (4, 1))[: 3 if engine == "torch" else 2]:
+    for hosts, each in ((1, 4), (2, 2), (4, 1)):
         line = bed_run.line([bed[f"node{number}"] for number in range(1, hosts + 1)], each,
                             trainer=f"--max-steps 3 --verbose 50 {models}/{hosts}",
                             engine={"torch": "PyTorch"}.get(engine, engine))

@@ -37,6 +37,13 @@ def test_four_hosts_of_which_one_leads_its_name_to_itself(bed: Bed, engine: str,
     assert (done.returncode, done.stdout.count("report: ")) == (0, 1), done.stderr
 
 
+@pytest.mark.usefixtures("names")
+def test_four_hosts_with_horovod(bed: Bed, models: str) -> None:
+    """Once the fourth's name leads to its address."""
+    done = bed["node1"].run(bed_run.line(list(bed), 1, trainer=f"{ONE_STEP} {models}", engine="Horovod"))
+    assert (done.returncode, done.stdout.count("report: ")) == (0, 1), done.stderr
+
+
 def test_horovod_needs_names_that_lead_to_other_hosts(bed: Bed, models: str) -> None:
     done = bed["node1"].run(bed_run.line([bed["node1"], bed["node4"]], 1, trainer=models, engine="Horovod"))
     assert (done.returncode, done.stderr.splitlines()) == (2, [

@@ -1,30 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States of runs on several hosts: with no folder that they share, a full disk, a folder that answers late."""
+"""States of runs on several hosts: with no folder that they share, and with one that answers late."""
 from __future__ import annotations
 
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed, Host
-from faults.hosts.faults import RUN, STALL_SECONDS, begin, ended, goes_on
+from faults.hosts.trials import RUN, STALL_SECONDS, begin, below, ended, goes_on, own
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
 
 pytest.importorskip("torch")
-
-
-def own(models: str) -> str:
-    """The flags of a run whose hosts share no folder: each has one of this name beside the project."""
-    return f"--states-on hosts --models-root own-{Path(models.split()[1]).name}"
-
-
-def below(host: Host, flags: str) -> Path:
-    """The folder of a host's states."""
-    return host.path(f"{flags.split()[-1]}/{RUN}/state")
 
 
 def test_hosts_that_share_no_folder(bed: Bed, models: str) -> None:
@@ -53,28 +42,6 @@ def test_hosts_that_share_no_folder(bed: Bed, models: str) -> None:
                    f"--output {folder}")
     status, out, err = run(8, "--resume", hosts[:1])
     assert status == 0 and "going on after step 6" in out, err
-
-
-@pytest.mark.parametrize("where", ["node1", "node2"])
-def test_a_full_disk_on_one_host(bed: Bed, models: str, where: str) -> None:
-    """All end, with a line that names the host and the file; the state before is whole on both."""
-    flags = own(models)
-    folder = bed[where].path(flags.split()[-1])
-    folder.mkdir()
-    bed[where].check(f"mount -t tmpfs -o size=1m none {folder.name}")
-    line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {3 * STALL_SECONDS}",
-                        f"--max-steps 100000 --frequent 20 --verbose 20 --keep-last 1000 {flags}")
-    run = bed["node1"].begin(line)
-    try:
-        status, err = ended(run, 300)
-        others = below(bed["node1" if where == "node2" else "node2"], flags)
-        states = [saved_states(below(bed[name], flags)) for name in ("node1", "node2")]
-        assert status == 2 and "No space left on device" in err and f"{flags.split()[-1]}/{RUN}/" in err, err
-        assert f"on {where}] error: " in err or where == "node1", err
-        assert [path.name for path in states[0]] == [path.name for path in states[1]] and states[0], states
-        assert not SavedState(saved_states(others)[-1]).problem()
-    finally:
-        bed[where].run(f"umount {folder.name}")
 
 
 def test_a_shared_folder_that_answers_late(bed: Bed, models: str) -> None:

@@ -15,7 +15,7 @@ from typing import Callable
 import pytest
 
 from recognition.errors import UserError
-from recognition.launch import launcher
+from recognition.launch import launcher, nodes
 from recognition.launch.launcher import own_address, supervise
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import GRACE_SECONDS, Node, Place, assign, parse_hosts, tell_errors
@@ -157,6 +157,24 @@ def test_all_ended_before_the_first_look(capsys: pytest.CaptureFixture[str], com
     monitor.socket.close()
     said = capsys.readouterr().err
     assert said.startswith(f"launch: {line}") and said.count("\n") == 1 if line else said == ""
+
+
+def test_a_process_that_the_kernel_holds_is_told_and_not_waited_for(
+        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a server of files does not answer. Here signals do not reach it."""
+    node = Node("rank 0", "localhost", {}, worker=0)
+    node.start(["sleep", "1000"])
+    assert node.process is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(nodes, "GRACE_SECONDS", 0.1)
+        patch.setattr(nodes, "HELD_SECONDS", 0.1)
+        patch.setattr(nodes.os, "killpg", lambda *_: None)
+        nodes.end_all([node])
+    assert capsys.readouterr().err == (
+        f"launch: rank 0 on localhost still runs after SIGKILL: the kernel holds process {node.process.pid} until a "
+        "disk or a server of files answers; then it ends\n")
+    nodes.end_all([node])
+    assert node.status == -signal.SIGTERM
 
 
 def test_of_several_that_fail_alike_the_first_is_named(launched: Callable[..., subprocess.Popen],
