@@ -57,6 +57,7 @@ CASES = [(path, words) for path, lines in {
     "common/ijb.py": "--model IN/model/model,1 --data IN/ijb --output OUT/ijb",
     "common/ijb_11.py": "--model-prefix IN/model/model --image-path IN/ijb --target IJBX --result-dir OUT/there",
     "common/ijb_onnx.py": "--model-file IN/small.onnx --image-path IN/ijb --target IJBX --result-dir OUT/there",
+    "common/embed_set.py": "--data IN/a --model IN/model/model,1 --output OUT/new",
     "common/inference.py": "--model IN/model/model,1 --images IN/faces --output OUT/faces.npz --json OUT/faces.json\n"
                            "--model IN/model/model,1 --gallery IN/faces --probes IN/faces --json OUT/found.json",
     "common/megaface.py": "--probes IN/features --distractors IN/features --output OUT/megaface",

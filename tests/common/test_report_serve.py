@@ -185,7 +185,10 @@ def test_a_folder_that_is_not_there_and_a_port_in_use_are_one_line(run: Path, se
 
 @pytest.mark.parametrize("host, said", [((), 1), (("--host", "0.0.0.0"), 2)], ids=["loopback", "everywhere"])
 def test_the_command_serves_until_ctrl_c(run: Path, host: tuple[str, ...], said: int) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "common.report", str(run), "--serve", "--port", "0", *host],
+    start = ("import signal, sys; from common.report import main\n"
+             "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it\n"
+             "sys.exit(main())")
+    process = subprocess.Popen([sys.executable, "-c", start, str(run), "--serve", "--port", "0", *host],
                                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(said)]
