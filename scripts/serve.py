@@ -2,7 +2,7 @@
 """Says over HTTP, on this machine alone, whether two photographs show the same person. An example to start from.
 
     python -m scripts.serve --model r50.onnx --detector face_detection_yunet_2023mar.onnx --threshold 1.25
-    curl -d "{\"images\": [\"$(base64 -w0 a.jpg)\", \"$(base64 -w0 b.jpg)\"]}" http://127.0.0.1:8000
+    printf '{"images": ["%s", "%s"]}' "$(base64 -w0 a.jpg)" "$(base64 -w0 b.jpg)" | curl -d @- http://127.0.0.1:8000
 
 Of each photograph the large and central face is aligned and embedded, image plus mirror. The answer is JSON: cosine,
 distance (2 - 2 cosine), and ``same``, by the threshold: a distance, as verification prints its best. What cannot be
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
     args = parser.parse_args(argv)
     check_range(args, "port", 0, 65535)
+    check_range(args, "threshold", 0, 4)
     try:
         server = Server(args.port, args.model, args.detector, args.threshold)
     except OSError as error:

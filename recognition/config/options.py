@@ -129,12 +129,13 @@ class Config:
                               "standard deviations; m is loss_m2")
     adaface_share: float = option(0.01, types.real(above=0, most=1), "AdaFace: share of a batch in the running mean "
                                   "and deviation of norms")
-    magface_norms: tuple[float, float] = option((10.0, 110.0), types.rising, "MagFace: the norms between which the "
-                                                "margin grows")
-    magface_margins: tuple[float, float] = option((0.45, 0.8), types.rising, "MagFace: the margins m2 at these norms")
+    magface_norms: tuple[float, float] = option((10.0, 110.0), types.rising("10,110", above=0), "MagFace: the norms "
+                                                "between which the margin grows")
+    magface_margins: tuple[float, float] = option((0.45, 0.8), types.rising("0.45,0.8", least=0, most=math.pi),
+                                                  "MagFace: the margins m2 at these norms")
     magface_weight: float = option(20.0, types.real(least=0), "MagFace: weight of the norms' own loss")
-    elastic_deviation: float = option(0.0125, types.real(above=0), "ElasticFace: standard deviation of the margin: of "
-                                      "loss_m2, or, if that is 0, of loss_m3")
+    elastic_deviation: float = option(0.0125, types.real(above=0, most=1), "ElasticFace: standard deviation of the "
+                                      "margin: of loss_m2, or, if that is 0, of loss_m3")
     elastic_sorted: bool = option(False, types.boolean, "ElasticFace: the largest margins for the images farthest from "
                                   "their centres (Arc+, Cos+)")
     loss_K: int = option(1, types.integer(least=1), "sub-centres a class")

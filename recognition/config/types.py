@@ -95,6 +95,19 @@ integer = functools.partial(_bounded, _integer, "a whole number")
 real = functools.partial(_bounded, _real, "a number")
 
 
+def rising(example: str, **bounds: float) -> OptionType:
+    """The type of two numbers within ``bounds``, the first below the second."""
+    each = real(**bounds)
+
+    def read(value: Any) -> tuple[float, float]:
+        low, high = (each.read(item) for item in _items(value))
+        _valid(low < high)
+        return low, high
+
+    limits = each.expected.partition("number ")[2]
+    return OptionType(read, f"two numbers {limits} in ascending order, such as {example!r}")
+
+
 def choice(*values: Any) -> OptionType:
     """The type of ``values``. A value gets the type that it has there: 1 becomes True."""
     return OptionType(lambda value: values[values.index(value)], "one of " + ", ".join(map(repr, values)), values)
@@ -182,12 +195,6 @@ def _weights(value: Any) -> tuple[float, ...]:
     return found
 
 
-def _rising(value: Any) -> tuple[float, float]:
-    low, high = (_real(item) for item in _items(value))
-    _valid(0 <= low < high)
-    return low, high
-
-
 def _project(value: Any) -> str:
     _valid(_text(value) == "" or bool(re.fullmatch(r"([^/\\#?%:]+/)?[^/\\#?%:]{1,128}", str(value))))
     return str(value)
@@ -208,7 +215,6 @@ engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torc
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
 places = OptionType(_places, "a text, or a list of texts that are not empty")
 weights = OptionType(_weights, "numbers above 0, at most 100, such as '1,0.5'")
-rising = OptionType(_rising, "two numbers from 0 on in ascending order, such as '10,110'")
 project = OptionType(_project, "PROJECT or ENTITY/PROJECT, without any of \\ # ? % :")
 pairs = OptionType(_pairs, "keys with their values")
 side = OptionType(_side, "a side in pixels, 0 or False for none")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +104,20 @@ def test_what_cannot_be_compared_gets_an_answer(server: Server, body: bytes, mes
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_the_command_of_the_manual_sends_photographs_of_any_size(server: Server, tmp_path: Path) -> None:
+    """A word of a command line has at most 128 KB."""
+    manual = (Path(__file__).parents[2] / "docs" / "shipping.md").read_text()
+    command = next(line for line in manual.splitlines() if "base64 -w0" in line).strip()
+    noise = np.random.RandomState(0).randint(0, 256, (300, 300, 3), np.uint8)
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(cv2.imencode(".png", noise)[1].tobytes())
+    if shutil.which("curl") is None or shutil.which("base64") is None:
+        pytest.skip("no curl or base64 here")
+    command = command.replace(":8000", f":{server.server_port}").replace("curl ", "curl -s --noproxy '*' ")
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["error"].startswith("no face found"), done.stderr
+
+
 def test_requests_without_length_or_too_long(server: Server) -> None:
     assert ask(server, b"", **{"Content-Length": str(MOST_BYTES + 1)}) == (
         413, {"error": f"found {MOST_BYTES + 1} bytes, expected at most {MOST_BYTES}"})
@@ -112,6 +128,7 @@ def test_requests_without_length_or_too_long(server: Server) -> None:
     ({"model": "none.onnx"}, "none.onnx: not a network in ONNX"),
     ({"detector": "none.onnx"}, "none.onnx: not found, expected a YuNet model"),
     ({"port": 70000}, "--port: found 70000, expected 0 to 65535"),
+    ({"threshold": "nan"}, "--threshold: found nan, expected 0 to 4"),
     ({"port": "TAKEN"}, "cannot be used: Address already in use"),
 ])
 def test_a_server_that_cannot_start(change, message, network, detector, server, capsys) -> None:

@@ -201,7 +201,10 @@ def save_manifest(folder: Path, progress: Progress, ranges: Sequence[Sequence[in
     :param parts: what :func:`_parts` returns, for a part of a state.
     """
     of_parts = {"format": FORMAT} if parts is None else {"format": PART_FORMAT, **parts}
-    manifest = {**of_parts, "shards": ranges, **asdict(progress), "files": sums}
+    numbers = asdict(progress)
+    if not progress.margin:  # a state of a run without such margins is one that earlier versions read
+        del numbers["margin"]
+    manifest = {**of_parts, "shards": ranges, **numbers, "files": sums}
     plain = json.loads(json.dumps(manifest, default=str))
     with writing(folder / MANIFEST):
         (folder / MANIFEST).write_text(json.dumps({**plain, "sha256": seal(plain)}, indent=1))

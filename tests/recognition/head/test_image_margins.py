@@ -240,6 +240,15 @@ def test_a_margin_that_cannot_be_is_refused(options: dict[str, Any], reason: str
         refuse_unsupported(Config(**options))
 
 
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"magface_norms": (0, 10)}, "above 0 in ascending order"), ({"magface_norms": (10, 10)}, "ascending"),
+    ({"magface_margins": (0.45, 45)}, "at least 0 and at most 3.14"), ({"magface_margins": "ab"}, "such as '0.45,0.8'"),
+    ({"elastic_deviation": 1.25}, "above 0 and at most 1")])
+def test_numbers_that_are_no_margin_are_refused(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(options))}: found .*{expected}"):
+        Config(**options)
+
+
 def test_features_of_magface_come_to_the_host() -> None:
     """Their gradient by the norm is made there."""
     kept = [computing_of(Config(loss_margin=margin)).keep_features for margin in ("adaface", "magface")]

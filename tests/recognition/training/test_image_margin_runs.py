@@ -2,6 +2,7 @@
 """Runs with margins that depend on the image: they go on to the same bits, and their statistics are part of a state."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Callable
 
@@ -33,6 +34,8 @@ def test_a_run_goes_on_to_the_same_bits(engine: str, make: Callable[..., Config]
     found, wanted = last(second), last(whole)
     assert found.progress.margin == wanted.progress.margin
     assert len(wanted.progress.margin) == (2 if options["loss_margin"] == "adaface" else 0)
+    named = "margin" in json.loads((wanted.path / "manifest.json").read_text())
+    assert named == bool(wanted.progress.margin)  # earlier versions read a state without
     for name in ("centres-0.npy", "momentum-0.npy"):
         assert (found.path / name).read_bytes() == (wanted.path / name).read_bytes()
     ours, theirs = (state.backbone().parameters for state in (found, wanted))
