@@ -45,11 +45,12 @@ def launched(horovod: None, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     """Starts workers, three unless a flag says otherwise, that run WORKER and then ``body``."""
     (tmp_path / "pids").mkdir()
 
-    def start(body: str, *flags: str, arguments: tuple[str, ...] = ()) -> subprocess.Popen:
+    def start(body: str, *flags: str, arguments: tuple[str, ...] = (),
+              launcher: tuple[str, ...] = ("-m", "recognition.launch")) -> subprocess.Popen:
         (tmp_path / "worker.py").write_text(WORKER + body)
         return subprocess.Popen(
-            [sys.executable, "-m", "recognition.launch", "-np", "3", *flags, "--", sys.executable, "worker.py",
-             *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+            [sys.executable, *launcher, "-np", "3", *flags, "--", sys.executable, "worker.py", *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True)
 
     return start
@@ -208,7 +209,8 @@ def test_a_trainer_that_never_begins(horovod: None, tmp_path: Path, name: str, s
 
 
 def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    """A stopped process neither dies nor answers; Horovod's processes tell how far they have come."""
+    """A stopped process neither dies nor answers; Horovod's processes tell how far they have come. The time counts once
+    it is stopped: before, a busy machine may start one process long after the other."""
     body = """
 from recognition.processes.communicator import largest
 from recognition.engines.mxnet.processes.choose import make_communicator
@@ -216,9 +218,14 @@ with make_communicator("device") as communicator:
     for i in range(1000):
         largest(communicator, i)
         time.sleep(0.01)
-        if rank == 1 and i == 200: os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 1 and i == 200:
+            pathlib.Path("stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
 """
-    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "10"), tmp_path)
+    launcher = "import pathlib, sys\nfrom recognition.launch import launcher as l, monitor as m\n" \
+               "hung = m.Monitor.hung\n" \
+               "m.Monitor.hung = lambda *a: hung(*a) if pathlib.Path('stopped').exists() else None\nsys.exit(l.main())"
+    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "10", launcher=("-c", launcher)), tmp_path)
     assert status == 1
     assert "launch: rank 1 on localhost hangs: no worker went on for 10 s" in err
 
