@@ -279,8 +279,9 @@ def run_again(options: argparse.Namespace, stop: Stop) -> tuple[argparse.Namespa
             fewer = without(options, error.host)
             if stop.count or not fewer:
                 raise
-            say(f"{error}; going on without it, with {fewer.workers} workers where there were {options.workers}: W is "
-                "cut anew, and a step has fewer images")
+            change = (f"with {fewer.workers} workers where there were {options.workers}: W is cut anew, and a step has "
+                      "fewer images" if fewer.workers < options.workers else "on hosts that were left over")
+            say(f"{error}; going on without it, {change}")
             options, wait = fewer, False
 
 

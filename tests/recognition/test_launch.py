@@ -2,6 +2,7 @@
 """The launcher with real processes: what they get, and that they end together."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -10,13 +11,14 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 from recognition.errors import UserError
 from recognition.launch import launcher, nodes
 from recognition.launch.launcher import own_address, supervise
+from recognition.launch.look_around import Unusable
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import GRACE_SECONDS, Node, Place, assign, parse_hosts, tell_errors
 
@@ -354,6 +356,32 @@ def test_hosts() -> None:
     with pytest.raises(UserError, match="places for 2 workers, expected 3"):
         assign([("a", 2)], 3)
     assert own_address(["localhost"]) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("hosts, fewest, left, said", [
+    ("a:1,b:1,c:4", 2, [("a", 1), ("c", 4)], "on hosts that were left over"),
+    ("a:1,b:1", 1, [("a", 1)], "with 1 workers where there were 2: W is cut anew, and a step has fewer images"),
+    ("a:1,b:1", 2, None, "")])
+def test_a_host_that_stays_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hosts: str,
+                                fewest: int, left: list[tuple[str, int]] | None, said: str) -> None:
+    """Its place is taken by a host that had none, or by nobody, if fewer workers will do."""
+    tried: list[list[tuple[str, int]]] = []
+
+    def run_once(options: argparse.Namespace, *_: object, again: bool) -> int:
+        tried.append(options.hosts)
+        if ("b", 1) in options.hosts:
+            raise Unusable("b", "gone")
+        return 0
+
+    monkeypatch.setattr(launcher, "run_once", run_once)
+    options = argparse.Namespace(hosts=parse_hosts(hosts), workers=2, fewest=fewest)
+    stop: Any = SimpleNamespace(count=0)
+    if left is None:
+        with pytest.raises(Unusable):
+            launcher.run_again(options, stop)
+    else:
+        assert launcher.run_again(options, stop)[1] == 0 and tried[-1] == left
+        assert capsys.readouterr().err == f"launch: --hosts: b: gone; going on without it, {said}\n"
 
 
 def test_the_monitor_names_who_is_behind() -> None:
