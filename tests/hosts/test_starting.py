@@ -58,15 +58,13 @@ def test_the_launcher_may_be_on_another_host(bed: Bed, engine: str, models: str)
     assert (done.returncode, done.stdout.count("report: ")) == (0, 1), done.stderr
 
 
-@pytest.mark.parametrize("meeting", [
-    "--rdzv-backend c10d --rdzv-endpoint node1:29500 --rdzv-id faces",
-    "--node-rank {rank} --master-addr node1 --master-port 29502"], ids=["a-rendezvous", "an-address"])
-def test_torchrun_with(bed: Bed, models: str, meeting: str) -> None:
+def test_torchrun_with_a_rendezvous(bed: Bed, models: str) -> None:
     """Two processes on each of two hosts, of which one waits for the other."""
     pytest.importorskip("torch")
     trainer = bed_run.command(f"{ONE_STEP} {models}").split(maxsplit=1)[1]
-    line = f".venv/bin/python -m torch.distributed.run --nnodes 2 --nproc-per-node 2 {meeting} {trainer}"
-    runs = [bed[name].begin(line.format(rank=rank)) for rank, name in enumerate(("node1", "node2"))]
+    line = (".venv/bin/python -m torch.distributed.run --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d "
+            f"--rdzv-endpoint node1:29500 --rdzv-id faces {trainer}")
+    runs = [bed[name].begin(line) for name in ("node1", "node2")]
     ends = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], ends
     assert sum(out.count("report: ") for out, _ in ends) == 1
