@@ -62,7 +62,9 @@ def own_address(hosts: Sequence[str]) -> str:
     try:
         return address_towards(others[0].rpartition("@")[2])
     except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
-        raise UserError(f"--hosts: {others[0]}: {error}; --address sets this host's address") from None
+        why = getattr(error, "strerror", "") or error
+        raise UserError(f"--hosts: {others[0]}: this host knows no way to it: {why}; --address sets this host's "
+                        "address, if only ssh knows that name") from None
 
 
 def free_port(address: str) -> int:
@@ -219,7 +221,14 @@ def run_once(options: argparse.Namespace, stop: Stop, again: bool = False) -> in
     with contextlib.ExitStack() as stack:
         monitor = Monitor(address, options.workers, options.slow_after, starts_trainer(options.command))
         stack.callback(monitor.socket.close)
-        seen = (look_again if again else look)(used, options, address, stop)
+        try:
+            seen = (look_again if again else look)(used, options, address, stop)
+        except UserError:
+            if not stop.count:  # else the look was cut short, and no host is to blame
+                raise
+        if stop.count:
+            say("stopped before anything was started")
+            return 128 + stop.number
         monitor.begin()
         if servers:
             nodes = server_nodes(places, servers, monitor, address, interface, ssh)
@@ -270,8 +279,9 @@ def run_again(options: argparse.Namespace, stop: Stop) -> tuple[argparse.Namespa
             fewer = without(options, error.host)
             if stop.count or not fewer:
                 raise
-            say(f"{error}; going on without it, with {fewer.workers} workers where there were {options.workers}: W is "
-                "cut anew, and a step has fewer images")
+            change = (f"with {fewer.workers} workers where there were {options.workers}: W is cut anew, and a step has "
+                      "fewer images" if fewer.workers < options.workers else "on hosts that were left over")
+            say(f"{error}; going on without it, {change}")
             options, wait = fewer, False
 
 

@@ -20,11 +20,14 @@ from typing import Any, Callable
 
 from recognition.errors import UserError
 from recognition.launch.nodes import LOCAL
+from recognition.launch.on_host import FOUND, REFUSED, UNREACHED
 
 SSH_FAILED = 255  # the status of ssh itself, when it cannot reach a host
 ANSWER_SECONDS = 90.0  # for a host to start Python and to look around
 CLOCK_SECONDS = 5.0  # by which a clock may differ from this host's
 _EXPECTED = "expected a network without a firewall between the hosts of a run"
+_OTHER_ADDRESS = ("expected no loopback address between hosts: --interface names a network, --address this host's "
+                  "address in it")
 DATAGRAM_SECONDS = 2.0  # for the last datagram to come
 _CODE = ("import sys; sys.path.insert(0, sys.argv[3]); from recognition.launch.on_host import main; "
          "main(*sys.argv[1:])")
@@ -56,7 +59,7 @@ class _Visit:
 
     def describe(self) -> None:
         """:raises UserError: if the host does not answer as it should."""
-        self.found = self._read()
+        self.found = self._read(FOUND)
         ahead, behind = self.found["clock"] - time.time(), self.found["clock"] - self.began
         self.clock_error = ahead if ahead > 0 else min(behind, 0.0)
 
@@ -66,14 +69,16 @@ class _Visit:
         with contextlib.suppress(BrokenPipeError):  # why it ended is told below
             self.process.stdin.write(json.dumps(hosts).encode() + b"\n")
             self.process.stdin.flush()
-        return self._read()
+        return self._read(UNREACHED)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, kind: str) -> dict[str, Any]:
         assert self.process.stdout and self.process.stderr
         for line in self.process.stdout:
-            with contextlib.suppress(ValueError):  # what a shell's own profile prints
-                if isinstance(found := json.loads(line), dict):
-                    return found
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # what a shell's own profile prints
+                told = json.loads(line)
+                if REFUSED in told:
+                    raise Unusable(self.host, told[REFUSED])
+                return dict(told[kind])
         said = [text for text in self.process.stderr.read().decode(errors="replace").splitlines() if text.strip()]
         why = said[-1].strip() if said else "it says nothing"
         if (status := self.process.wait()) == -signal.SIGKILL:  # by _watched
@@ -111,7 +116,8 @@ def look_around(places: Mapping[str, str], python: Sequence[str], root: str, ssh
         for visit, others in zip(visits, missed):
             for name, why in others.items():
                 at = ", port ".join(str(part) for host, *place in hosts if host == name for part in place)
-                raise UserError(f"--hosts: {visit.host}: does not reach {name} at {at}: {why}; {_EXPECTED}")
+                expected = _OTHER_ADDRESS if at.startswith("127.") else _EXPECTED
+                raise UserError(f"--hosts: {visit.host}: does not reach {name} at {at}: {why}; {expected}")
         heard = here.heard(len(visits))
         for number, visit in enumerate(visits):
             if number not in heard:
@@ -181,8 +187,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdin and process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(2)
-    process.kill()
+    _kill(process)
     process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a visit with what it started, such as ssh's ProxyCommand, which would hold its output open."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -194,7 +206,7 @@ def _watched(processes: Sequence[subprocess.Popen[bytes]], stopped: Callable[[],
         while not over.wait(0.1):
             if stopped() or time.monotonic() > end:
                 for process in processes:
-                    process.kill()
+                    _kill(process)
                 return
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -2,7 +2,8 @@
 """The program that ``launch`` runs on each host before a run: it says what is there, and which hosts it reaches.
 
 It writes a line of JSON about this host, reads a line with all hosts, tries to connect to each, writes a line with
-those that it did not reach, and ends when its input does. It computes nothing and loads neither NumPy nor an engine.
+those that it did not reach, and ends when its input does. Each line says under its one key what it is: FOUND, UNREACHED
+or, instead, REFUSED. It computes nothing and loads neither NumPy nor an engine.
 """
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import recognition
+from recognition.errors import UserError
+from recognition.launch.flags import require_interface
 from recognition.processes.reach import address_of, address_towards, interface_of
 
+FOUND, UNREACHED, REFUSED = "found", "unreached", "refused"  # refused: the text of an error
 PACKAGES = ("mxnet", "horovod", "torch")
 MEETING_PORTS = range(10000, 32768)  # below those that Linux gives out by itself
 CONNECT_SECONDS = 5.0
@@ -82,18 +86,24 @@ def main(towards: str, interface: str, root: str, datagrams: str) -> None:
     """:param towards: the launcher's address; ``interface``: of the network to use, '' for the one that leads there.
     :param datagrams: the port at which the launcher reads them, and a text to send there."""
     port, _, token = datagrams.partition(":")
+    if interface:
+        try:
+            require_interface(interface)
+        except UserError as error:
+            _write(REFUSED, str(error))
+            return
     address = address_of(interface) if interface else address_towards(towards)
     with socket.create_server((address, 0), backlog=1024) as listening, (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
-        _write(describe(towards, interface, Path(root), listening))
+        _write(FOUND, describe(towards, interface, Path(root), listening))
         hosts = sys.stdin.readline()
         if hosts:
             for _ in range(3):  # one may get lost
                 with contextlib.suppress(OSError):
                     sender.sendto(token.encode(), (towards, int(port)))
-            _write(unreached(json.loads(hosts)))
+            _write(UNREACHED, unreached(json.loads(hosts)))
         sys.stdin.read()  # other hosts still connect
 
 
-def _write(found: dict[str, Any]) -> None:
-    print(json.dumps(found), flush=True)
+def _write(kind: str, found: Any) -> None:
+    print(json.dumps({kind: found}), flush=True)

@@ -124,9 +124,12 @@ def require_shared(folder: Path, communicator: Communicator) -> None:
     if communicator.rank == 0:
         probe.touch()
     largest(communicator, 0)  # a barrier: the file exists
-    blind = largest(communicator, 0 if probe.exists() else communicator.rank)
+    found = gathered([probe.exists(), socket.gethostname()], communicator)
     if communicator.rank == 0:
         probe.unlink(missing_ok=True)
-    if blind:
-        raise UserError(f"--models-root: process {blind} does not see what process 0 writes to {folder}; all need it "
-                        "on a file system that they share, or each host its own with --states-on hosts")
+    (_, where), *others = found
+    for rank, (sees, host) in enumerate(others, 1):
+        if not sees:
+            one, two = (f" on {name}" if host != where else "" for name in (host, where))
+            raise UserError(f"--models-root: process {rank}{one} does not see what process 0{two} writes to {folder}; "
+                            "all need it on a file system that they share, or each host its own with --states-on hosts")

@@ -2,6 +2,7 @@
 """The launcher with real processes: what they get, and that they end together."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -10,13 +11,14 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 from recognition.errors import UserError
 from recognition.launch import launcher, nodes
 from recognition.launch.launcher import own_address, supervise
+from recognition.launch.look_around import Unusable
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import GRACE_SECONDS, Node, Place, assign, parse_hosts, tell_errors
 
@@ -45,11 +47,12 @@ def launched(horovod: None, tmp_path: Path) -> Callable[..., subprocess.Popen]:
     """Starts workers, three unless a flag says otherwise, that run WORKER and then ``body``."""
     (tmp_path / "pids").mkdir()
 
-    def start(body: str, *flags: str, arguments: tuple[str, ...] = ()) -> subprocess.Popen:
+    def start(body: str, *flags: str, arguments: tuple[str, ...] = (),
+              launcher: tuple[str, ...] = ("-m", "recognition.launch")) -> subprocess.Popen:
         (tmp_path / "worker.py").write_text(WORKER + body)
         return subprocess.Popen(
-            [sys.executable, "-m", "recognition.launch", "-np", "3", *flags, "--", sys.executable, "worker.py",
-             *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+            [sys.executable, *launcher, "-np", "3", *flags, "--", sys.executable, "worker.py", *arguments],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True)
 
     return start
@@ -208,7 +211,8 @@ def test_a_trainer_that_never_begins(horovod: None, tmp_path: Path, name: str, s
 
 
 def test_a_hang_ends_all(launched: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    """A stopped process neither dies nor answers; Horovod's processes tell how far they have come."""
+    """A stopped process neither dies nor answers; Horovod's processes tell how far they have come. The time counts once
+    it is stopped: before, a busy machine may start one process long after the other."""
     body = """
 from recognition.processes.communicator import largest
 from recognition.engines.mxnet.processes.choose import make_communicator
@@ -216,9 +220,14 @@ with make_communicator("device") as communicator:
     for i in range(1000):
         largest(communicator, i)
         time.sleep(0.01)
-        if rank == 1 and i == 200: os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 1 and i == 200:
+            pathlib.Path("stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
 """
-    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "10"), tmp_path)
+    launcher = "import pathlib, sys\nfrom recognition.launch import launcher as l, monitor as m\n" \
+               "hung = m.Monitor.hung\n" \
+               "m.Monitor.hung = lambda *a: hung(*a) if pathlib.Path('stopped').exists() else None\nsys.exit(l.main())"
+    status, _, err = ended(launched(body, "-np", "2", "--stall-timeout", "10", launcher=("-c", launcher)), tmp_path)
     assert status == 1
     assert "launch: rank 1 on localhost hangs: no worker went on for 10 s" in err
 
@@ -347,6 +356,32 @@ def test_hosts() -> None:
     with pytest.raises(UserError, match="places for 2 workers, expected 3"):
         assign([("a", 2)], 3)
     assert own_address(["localhost"]) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("hosts, fewest, left, said", [
+    ("a:1,b:1,c:4", 2, [("a", 1), ("c", 4)], "on hosts that were left over"),
+    ("a:1,b:1", 1, [("a", 1)], "with 1 workers where there were 2: W is cut anew, and a step has fewer images"),
+    ("a:1,b:1", 2, None, "")])
+def test_a_host_that_stays_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hosts: str,
+                                fewest: int, left: list[tuple[str, int]] | None, said: str) -> None:
+    """Its place is taken by a host that had none, or by nobody, if fewer workers will do."""
+    tried: list[list[tuple[str, int]]] = []
+
+    def run_once(options: argparse.Namespace, *_: object, again: bool) -> int:
+        tried.append(options.hosts)
+        if ("b", 1) in options.hosts:
+            raise Unusable("b", "gone")
+        return 0
+
+    monkeypatch.setattr(launcher, "run_once", run_once)
+    options = argparse.Namespace(hosts=parse_hosts(hosts), workers=2, fewest=fewest)
+    stop: Any = SimpleNamespace(count=0)
+    if left is None:
+        with pytest.raises(Unusable):
+            launcher.run_again(options, stop)
+    else:
+        assert launcher.run_again(options, stop)[1] == 0 and tried[-1] == left
+        assert capsys.readouterr().err == f"launch: --hosts: b: gone; going on without it, {said}\n"
 
 
 def test_the_monitor_names_who_is_behind() -> None:

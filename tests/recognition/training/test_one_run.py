@@ -16,6 +16,7 @@ import pytest
 from recognition.config.cli import parse_args
 from recognition.config.differences import as_json
 from recognition.errors import UserError
+from recognition.processes import alike
 from recognition.processes.alike import require_alike, require_shared, shared_options
 from recognition.processes.communicator import SingleProcess
 
@@ -81,6 +82,22 @@ def test_a_folder_that_is_not_shared(tmp_path: Path) -> None:
     assert ends == [f"--models-root: process 1 does not see what process 0 writes to {folder}; all need it on a file "
                     "system that they share, or each host its own with --states-on hosts" for folder in (here, there)]
     assert not list(tmp_path.rglob("*/*"))
+
+
+def test_the_host_that_does_not_share_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    own = threading.local()
+    monkeypatch.setattr(alike.socket, "gethostname", lambda: own.name)
+
+    def process(host: str, folder: Path) -> Callable[[Thread], None]:
+        def check(communicator: Thread) -> None:
+            own.name = host
+            require_shared(folder, communicator)
+        return check
+
+    ends = said(process("a", tmp_path), process("a", tmp_path), process("b", tmp_path / "there"))
+    assert all(end.startswith("--models-root: process 2 on b does not see what process 0 on a writes to ")
+               for end in ends)
 
 
 @pytest.mark.parametrize("servers", [(), pytest.param(("--servers", "1"), marks=pytest.mark.slow)])
