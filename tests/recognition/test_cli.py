@@ -213,7 +213,8 @@ def test_help_shows_flags_presets_and_the_defaults_after_them(parse, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert all(flag_name(key) in shown for key in flag_keys("train_parall"))
     assert "images per device and batch (default: 64)" in shown
-    assert "softmax, nsoftmax, arcface, cosface, combined, triplet, atriplet (default: arcface)" in shown
+    assert "softmax, nsoftmax, arcface, cosface, combined, adaface, magface, elastic_arc, " in shown
+    assert "triplet, atriplet (default: arcface)" in shown
 
 
 def test_a_command_ends_with_status_2(parse, capsys):

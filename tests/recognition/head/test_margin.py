@@ -54,5 +54,5 @@ def test_softmax_leaves_inner_products_alone() -> None:
 
 def test_a_configuration_gives_its_margins() -> None:
     config = SimpleNamespace(loss_name="margin_softmax", loss_s=64.0, loss_m1=1.0, loss_m2=0.3, loss_m3=0.2,
-                             target_gradient="exact")
+                             target_gradient="exact", loss_margin="same")
     assert margin_of(config) == COMBINED
