@@ -174,6 +174,15 @@ def slice_axis(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     return graph.add("Slice", node.name, [inputs[0], *named])
 
 
+def take(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    """Write it with its places as whole numbers, which the network must hold."""
+    axis = node.values.axis % len(graph.shape(node, 0))
+    size, places = graph.shape(node, 0)[axis], np.trunc(graph.value(inputs[1]))
+    places = np.clip(places, 0, size - 1) if node.values.mode == "clip" else places % size
+    return graph.add("Gather", node.name, [inputs[0], graph.constant(node.name + "_places", places, np.int64)],
+                     axis=axis)
+
+
 def reshape(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     shape = graph.shape(node)
     if graph.shape(node, 0)[0] == BATCH and shape[0] != BATCH:

@@ -6,6 +6,7 @@ import math
 
 from recognition.networks.operators import onnx
 from recognition.networks.operators.operator import (
+    INPUTS,
     Operator,
     Parameter,
     Shape,
@@ -174,6 +175,12 @@ def _broadcast_like(values: Values, ins: Shapes, outs: Shapes) -> None:
     outs[0] = merged(outs[0], _spread(ins[0], wanted))
 
 
+def _take(values: Values, ins: Shapes, outs: Shapes) -> None:
+    if all(ins):
+        axis = place_of(values.axis, len(ins[0]))
+        outs[0] = merged(outs[0], (*ins[0][:axis], *ins[1], *ins[0][axis + 1 :]))
+
+
 _COUNT = {"num_args": Parameter(integer)}
 
 OPERATORS = [
@@ -195,6 +202,9 @@ OPERATORS = [
     Operator("slice_axis", forward(_slice_axis), parameters={
         "axis": Parameter(integer), "begin": Parameter(integer), "end": Parameter(integer_or_none)},
              flops=free, onnx=onnx.slice_axis),
+    Operator("take", _take, ("a", "indices"), parameters={
+        "axis": Parameter(integer, 0), "mode": Parameter(words("clip", "wrap"), "clip")},
+             flops=free, reads=INPUTS, onnx=onnx.take),
     Operator("slice_like", _slice_like, ("data", "shape_like"), parameters={"axes": Parameter(shape, ())}),
     Operator("broadcast_axis", forward(_broadcast_axis), aliases=("broadcast_axes",), parameters={
         "axis": Parameter(shape, ()), "size": Parameter(shape, ())}, flops=free, reads=0),
