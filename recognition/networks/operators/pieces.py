@@ -190,15 +190,17 @@ OPERATORS = [
     Operator("tile", forward(_tile), parameters={"reps": Parameter(shape)}, flops=free, reads=0, onnx=onnx.tile),
     Operator("repeat", forward(_repeat), parameters={
         "repeats": Parameter(integer), "axis": Parameter(integer_or_none, None)}),
-    Operator("reverse", forward(_reverse), aliases=("flip",), parameters={"axis": Parameter(shape)}),
+    Operator("reverse", forward(_reverse), aliases=("flip",), parameters={"axis": Parameter(shape)},
+             flops=free, reads=0, onnx=onnx.reverse),
     Operator("Pad", forward(_pad), aliases=("pad",), parameters={
         "mode": Parameter(words("constant", "edge", "reflect")), "pad_width": Parameter(shape),
-        "constant_value": Parameter(float, 0.0)}, flops=free, reads=0),
+        "constant_value": Parameter(float, 0.0)}, flops=free, reads=0, onnx=onnx.pad),
     Operator("Concat", _concat, aliases=("concat",), variadic=True, parameters={**_COUNT, "dim": Parameter(integer, 1)},
              flops=free, reads=1, follows=("bfloat16", "float16"), onnx=onnx.concat),
     Operator("stack", _stack, variadic=True, parameters={**_COUNT, "axis": Parameter(integer, 0)}),
     Operator("slice", forward(_slice), parameters={
-        "begin": Parameter(bounds), "end": Parameter(bounds), "step": Parameter(bounds, ())}),
+        "begin": Parameter(bounds), "end": Parameter(bounds), "step": Parameter(bounds, ())},
+             flops=free, reads=0, onnx=onnx.slice_by_steps),
     Operator("slice_axis", forward(_slice_axis), parameters={
         "axis": Parameter(integer), "begin": Parameter(integer), "end": Parameter(integer_or_none)},
              flops=free, onnx=onnx.slice_axis),
@@ -207,8 +209,9 @@ OPERATORS = [
              flops=free, reads=INPUTS, onnx=onnx.take),
     Operator("slice_like", _slice_like, ("data", "shape_like"), parameters={"axes": Parameter(shape, ())}),
     Operator("broadcast_axis", forward(_broadcast_axis), aliases=("broadcast_axes",), parameters={
-        "axis": Parameter(shape, ()), "size": Parameter(shape, ())}, flops=free, reads=0),
+        "axis": Parameter(shape, ()), "size": Parameter(shape, ())}, flops=free, reads=0, onnx=onnx.broadcast_axis),
     Operator("broadcast_to", forward(_broadcast_to), parameters={"shape": Parameter(shape, ())}),
     Operator("broadcast_like", _broadcast_like, PAIR, parameters={
-        "lhs_axes": Parameter(shape_or_none, None), "rhs_axes": Parameter(shape_or_none, None)}, flops=free, reads=0),
+        "lhs_axes": Parameter(shape_or_none, None), "rhs_axes": Parameter(shape_or_none, None)}, flops=free, reads=0,
+             onnx=onnx.broadcast_like),
 ]

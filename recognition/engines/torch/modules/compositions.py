@@ -86,17 +86,19 @@ def _flip(call: Call, data: Symbol, axes: Sequence[int]) -> Symbol:
 def _pad(call: Call, data: Symbol, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Symbol:
     """Our padding is that of the last axes of 3 to 5, and never negative."""
     rank = len(call.ins[0])
-    pairs = {rank - 1 - place: (widths[2 * place], widths[2 * place + 1]) for place in range(len(widths) // 2)}
-    for axis, (before, behind) in pairs.items():
+    pairs = {}
+    for place in range(len(widths) // 2):
+        axis, before, behind = rank - 1 - place, widths[2 * place], widths[2 * place + 1]
         if min(before, behind) < 0:
             data = sym.slice_axis(data, axis=axis, begin=max(-before, 0), end=min(behind, 0) or None)
-    pairs = {axis: (max(pair[0], 0), max(pair[1], 0)) for axis, pair in pairs.items() if max(pair) > 0}
+        if max(before, behind) > 0:
+            pairs[axis] = (max(before, 0), max(behind, 0))
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     if not pairs:
         return data
     if mode not in modes or not 3 <= rank <= 5 or len(pairs) > rank - 2:
         raise Unknown(f"a padding of {len(pairs)} of {rank} axes, {mode}")
-    order = sorted(range(rank), key=lambda axis: (axis in pairs, axis))
+    order = [*(axis for axis in range(rank) if axis not in pairs), *sorted(pairs)]
     ours = [width for axis in order for width in pairs.get(axis, (0, 0))]
     turned = order != list(range(rank))
     data = sym.transpose(data, axes=tuple(order)) if turned else data
@@ -121,7 +123,7 @@ def _resize(target: Callable[..., Any]) -> Callable[..., Any]:
         (*_, height, width), (*_, new_height, new_width) = call.ins[0], call.out
         corners = options[:1] if options and isinstance(options[0], bool) else ()
         for old, new in ((height, new_height), (width, new_width)):  # each time the last axis, which goes in front
-            data = sym.SwapAxis(data, dim1=2, dim2=3)
+            data = sym.transpose(data, axes=(0, 1, 3, 2))
             unit = target(torch.eye(old)[None, :, :, None], [new, 1], *corners)[0, :, :, 0]
             data = data if torch.equal(unit, torch.eye(old)) else sym.FullyConnected(
                 data, call.table(unit.T.contiguous()), num_hidden=new, no_bias=True, flatten=False)
@@ -152,6 +154,11 @@ def _variance(call: Call, data: Symbol, axes: Any = None, correction: Any = 1, k
 def _largest(name: str) -> Callable[..., Any]:
     """The larger or smaller of two tensors."""
     return lambda call, left, right: make(f"broadcast_{name}", left, right)
+
+
+def _addcmul(call: Call, data: Symbol, first: Symbol, second: Symbol, *, value: float = 1) -> Symbol:
+    product = sym.broadcast_mul(first, second)
+    return sym.broadcast_add(data, product if value == 1 else product * value)
 
 
 def _unfolded(call: Call, data: Symbol, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Symbol:
@@ -187,11 +194,12 @@ COMPOSED: dict[str, Callable[..., Any]] = {
         "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
         "_upsample_bilinear2d_aa")},
     "pixel_shuffle": _shuffle, "pixel_unshuffle": _unshuffle, "var": _variance,
-    "std": lambda call, *args, **options: sym.sqrt(_variance(call, *args, **options)),
-    "maximum": _largest("maximum"), "minimum": _largest("minimum"), "im2col": _unfolded, "col2im": _folded,
+    "std": lambda call, *args, **options: make("sqrt", _variance(call, *args, **options)),
+    "maximum": _largest("maximum"), "minimum": _largest("minimum"), "addcmul": _addcmul,
+    "im2col": _unfolded, "col2im": _folded,
     "movedim": lambda call, data, source, place: permute(call, data, _moved(len(call.ins[0]), source, place)),
-    "mish": lambda call, data: data * sym.tanh(make("Activation", data, act_type="softrelu")),
-    **dict.fromkeys(("t", "numpy_T"), lambda call, data: sym.transpose(data)),
+    "mish": lambda call, data: data * make("tanh", make("Activation", data, act_type="softrelu")),
+    **dict.fromkeys(("t", "numpy_T"), lambda call, data: make("transpose", data)),
 }
 
 

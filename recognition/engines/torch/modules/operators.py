@@ -262,18 +262,17 @@ def _slice(call: Call, data: Symbol, axis: int = 0, begin: int | None = None, en
     return sym.slice_axis(data, axis=axis, begin=begin or 0, end=None if end is None or end >= size else end)
 
 
-def _parts(call: Call, data: Symbol, size: Any, axis: int = 0, *, squeeze: bool = False,
-           count: int = 0) -> list[Symbol]:
+def _parts(call: Call, data: Symbol, size: Any, axis: int = 0) -> list[Symbol]:
     axis %= len(call.ins[0])
     whole = call.ins[0][axis]
     if not is_number(whole):
         raise Unknown("a split of the batch")
-    if not count and (not is_number(size) or whole % size):
+    if not is_number(size) or whole % size:
         sizes = [min(size, whole - begin) for begin in range(0, whole, size)] if is_number(size) else size
         ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
         return [sym.slice_axis(data, axis=axis, begin=end - part, end=end) for part, end in zip(sizes, ends)]
-    count = count or whole // size
-    parts = sym.SliceChannel(data, num_outputs=count, axis=axis, squeeze_axis=squeeze)
+    count = whole // size
+    parts = sym.SliceChannel(data, num_outputs=count, axis=axis)
     return [parts[number] for number in range(count)]
 
 
@@ -282,7 +281,16 @@ def _chunk(call: Call, data: Symbol, count: int, axis: int = 0) -> list[Symbol]:
 
 
 def _unbind(call: Call, data: Symbol, axis: int = 0) -> list[Symbol]:
-    return _parts(call, data, 1, axis, squeeze=True)
+    sizes = list(call.ins[0])
+    sizes[axis] = 1
+    return [reshape(call._replace(ins=[tuple(sizes)]), part) for part in _parts(call, data, 1, axis)]
+
+
+def _stack(call: Call, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
+    sizes = list(call.out)
+    sizes[axis] = 1
+    return make("Concat", *(reshape_to(call._replace(ins=call.ins[place:]), part, sizes)
+                            for place, part in enumerate(parts)), dim=axis % len(sizes))
 
 
 def _matmul(call: Call, left: Symbol, right: Symbol) -> Symbol:
@@ -362,6 +370,6 @@ TABLE: dict[str, Callable[..., Any]] = {
     "permute": permute, "transpose": _swap, "select": _select, "slice": _slice, "expand": expand,
     "expand_as": expand, **dict.fromkeys(("split", "split_with_sizes"), _parts), "chunk": _chunk, "unbind": _unbind,
     "cat": lambda call, parts, axis=0: make("Concat", *parts, dim=axis),
-    "stack": lambda call, parts, axis=0: make("stack", *parts, axis=axis),
+    "stack": _stack,
     **dict.fromkeys(("contiguous", "clone", "to", "alias", "type_as", "_to_copy", "lift_fresh_copy"), _same),
 }
