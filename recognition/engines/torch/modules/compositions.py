@@ -86,7 +86,7 @@ def _flip(call: Call, data: Symbol, axes: Sequence[int]) -> Symbol:
 def _pad(call: Call, data: Symbol, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Symbol:
     """Our padding is that of the last axes of 3 to 5, and never negative."""
     rank = len(call.ins[0])
-    pairs = {}
+    pairs: dict[int, tuple[int, int]] = {}
     for place in range(len(widths) // 2):
         axis, before, behind = rank - 1 - place, widths[2 * place], widths[2 * place + 1]
         if min(before, behind) < 0:
@@ -107,14 +107,11 @@ def _pad(call: Call, data: Symbol, widths: Sequence[int], mode: str = "constant"
 
 
 def _repeat(call: Call, data: Symbol, times: Sequence[Any]) -> Symbol:
-    if not all(map(is_number, times)):
-        return expand(call, data) if all(old == 1 for old, new in zip(call.ins[0][::-1], times[::-1]) if new != 1) \
-            else _refuse("a repeat as often as there are images")
-    return sym.tile(data, reps=tuple(times)) if set(times) != {1} else reshape(call, data)
-
-
-def _refuse(what: str) -> Any:
-    raise Unknown(what)
+    if all(map(is_number, times)):
+        return sym.tile(data, reps=tuple(times))
+    if any(old != 1 for old, count in zip(call.ins[0][::-1], times[::-1]) if count != 1):
+        raise Unknown("a repeat as often as there are images")
+    return expand(call, data)
 
 
 def _resize(target: Callable[..., Any]) -> Callable[..., Any]:

@@ -111,7 +111,8 @@ class _Reader(torch.fx.Interpreter):
             raise Unknown(f"the operator {target}")
         args, kwargs = torch.utils._pytree.tree_map_only(
             torch.Tensor, lambda tensor: self._constant(name, tensor), (args, kwargs))
-        shapes = [shape for item in inputs if (shape := _shape(item)) is not None]
+        shapes = [tuple(value.shape) if isinstance(value := self.env[item], torch.Tensor) else shape
+                  for item in inputs if (shape := _shape(item)) is not None]
         try:
             return OPERATORS[name](Call(shapes, _shape(node), self._images, self._tables), *args, **kwargs)
         except TypeError as error:
