@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More of PyTorch's operators, each as several of ours, as ``operators.py`` has the others.
+"""More of PyTorch's operators, each as several of ours, as ``operators.py`` and ``norms.py`` have the others.
 
 What :data:`OF_TENSORS` names takes constants as PyTorch's tensors, other operators as symbols of tables.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.modules.operators import (
+from recognition.engines.torch.modules.call import (
     ARITHMETIC,
     Call,
     Unknown,
@@ -116,7 +116,7 @@ def _repeat(call: Call, data: Symbol, times: Sequence[Any]) -> Symbol:
 
 def _resize(target: Callable[..., Any]) -> Callable[..., Any]:
     """Interpolation of maps: a product with a table for each side. The table is the interpolation of a unit matrix."""
-    def resize(call: Call, data: Symbol, size: Any, *options: Any, **_: Any) -> Symbol:
+    def resize(call: Call, data: Symbol, size: Any, *options: Any, **scales: Any) -> Symbol:
         (*_, height, width), (*_, new_height, new_width) = call.ins[0], call.out
         corners = options[:1] if options and isinstance(options[0], bool) else ()
         for old, new in ((height, new_height), (width, new_width)):  # each time the last axis, which goes in front

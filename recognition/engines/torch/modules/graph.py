@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's ``torch.nn.Module`` as a graph: so it trains, is saved, resumed, verified and exported as any network is.
 
-``torch.export`` writes the module's operators down, and ``operators.py`` says them in ours. Parameters and
+``torch.export`` writes the module's operators down, and ``operators.py`` and its neighbours say them in ours. Parameters and
 statistics keep their names in the module's ``state_dict``. First values are drawn from the run's seed, with the mean
 and spread that the module gives its own.
 """
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.modules.call import ARITHMETIC, Call, Unknown
 from recognition.engines.torch.modules.compositions import COMPOSED, OF_TENSORS
 from recognition.engines.torch.modules.constants import Tables, named
-from recognition.engines.torch.modules.operators import ARITHMETIC, TABLE, Call, Unknown
+from recognition.engines.torch.modules.operators import TABLE
 from recognition.engines.torch.network import Network
 from recognition.errors import UserError
 from recognition.networks import sym

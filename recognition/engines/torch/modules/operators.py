@@ -7,57 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.modules.call import (
+    Call,
+    Unknown,
+    expand,
+    is_number,
+    pair,
+    permute,
+    reshape,
+    reshape_to,
+    tuple_of,
+)
+from recognition.engines.torch.modules.norms import batch_norm, group_norm, layer_norm, rms_norm
 from recognition.networks import sym
-from recognition.networks.graph import VARIABLE
 from recognition.networks.sym import Symbol, make
-
-ARITHMETIC = frozenset(("add", "sub", "mul", "div"))  # that take numbers for tensors
-Size = Any  # of an axis: an int, or the batch's, which is no number yet
-
-
-class Unknown(Exception):
-    """An operator, or one of its options, that has no like in a network of ours."""
-
-
-class Call(NamedTuple):
-    """One operator in an exported module: the shapes of its tensors."""
-
-    ins: list[tuple[Size, ...]]  # of the tensors among the arguments, in order
-    out: tuple[Size, ...]
-    images: Symbol
-    table: Callable[[Any], Symbol]  # of a constant
-
-
-def is_number(size: Size) -> bool:
-    return isinstance(size, int)
-
-
-def _alike(first: Size, second: Size) -> bool:
-    return str(first) == str(second)
-
-
-def reshape(call: Call, data: Symbol, *_: Any) -> Symbol:
-    """To the shape that the export says: 0 keeps the batch's axis, -1 stands for another size that depends on it."""
-    codes = [size if is_number(size) else 0 if place < len(call.ins[0]) and _alike(size, call.ins[0][place]) else -1
-             for place, size in enumerate(call.out)]
-    if codes.count(-1) > 1:
-        raise Unknown(f"a reshape to {tuple(map(str, call.out))}")
-    return sym.Reshape(data, shape=tuple(codes))
-
-
-def reshape_to(call: Call, data: Symbol, sizes: Sequence[Size]) -> Symbol:
-    """To sizes that the export does not say."""
-    return reshape(call._replace(out=tuple(sizes)), data)
-
-
-def _pair(call: Call, numbers: Any, rank: int | None = None) -> tuple[int, ...]:
-    """One number for each side of a map; PyTorch also takes one for all."""
-    rank = len(call.ins[0]) - 2 if rank is None else rank
-    numbers = [numbers] if is_number(numbers) else list(numbers)
-    return tuple(numbers * rank if len(numbers) == 1 else numbers)
 
 
 def _convolution(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None = None, stride: Any = 1,
@@ -65,8 +31,8 @@ def _convolution(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None =
     outputs, _, *kernel = call.ins[1]
     rank = len(kernel)
     inputs = [data, weight, *([] if bias is None else [bias])]
-    return sym.Convolution(*inputs, num_filter=outputs, kernel=tuple(kernel), stride=_pair(call, stride, rank),
-                           pad=_pair(call, padding, rank), dilate=_pair(call, dilation, rank), num_group=groups,
+    return sym.Convolution(*inputs, num_filter=outputs, kernel=tuple(kernel), stride=pair(call, stride, rank),
+                           pad=pair(call, padding, rank), dilate=pair(call, dilation, rank), num_group=groups,
                            no_bias=bias is None)
 
 
@@ -75,61 +41,9 @@ def _linear(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None = None
     return sym.FullyConnected(*inputs, num_hidden=call.ins[1][0], no_bias=bias is None, flatten=len(call.ins[0]) == 2)
 
 
-def _batch_norm(call: Call, data: Symbol, weight: Symbol | None, bias: Symbol | None, mean: Symbol | None,
-                var: Symbol | None, training: bool, momentum: float, eps: float, cudnn: bool = False) -> Symbol:
-    if mean is None and training:  # as of weights that are made unit
-        return _factored(call, standardised(data, (0, *range(2, len(call.ins[0]))), eps), 1, weight, bias)
-    if bias is None or weight is None or mean is None or var is None or weight._draft.operator is not VARIABLE:
-        raise Unknown("a batch norm without weight, bias or moving statistics")
-    frozen = weight._draft.attrs.pop("__fixed__", "") == "1"
-    return sym.BatchNorm(data, weight, bias, mean, var, eps=eps, momentum=1 - momentum, fix_gamma=frozen)
-
-
-def _layer_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | None = None,
-                bias: Symbol | None = None, eps: float = 1e-5, cudnn: bool = True) -> Symbol:
-    if len(sizes) == 1 and weight is not None and bias is not None:
-        return sym.LayerNorm(data, weight, bias, eps=eps)
-    found = standardised(data, tuple(range(len(call.out) - len(sizes), len(call.out))), eps)
-    found = found if weight is None else sym.broadcast_mul(found, _in_front(call, weight, sizes))
-    return found if bias is None else sym.broadcast_add(found, _in_front(call, bias, sizes))
-
-
-def _in_front(call: Call, vector: Symbol, sizes: Sequence[int]) -> Symbol:
-    """A tensor with axes of 1 in front, as many as the result has."""
-    return sym.Reshape(vector, shape=(*(1 for _ in call.out[len(sizes) :]), *sizes))
-
-
-def standardised(data: Symbol, axes: tuple[int, ...], eps: float) -> Symbol:
-    """``data`` with mean 0 and variance 1 over ``axes``."""
-    apart = sym.broadcast_sub(data, sym.mean(data, axis=axes, keepdims=True))
-    variance = sym.mean(sym.square(apart), axis=axes, keepdims=True)
-    return sym.broadcast_mul(apart, sym.rsqrt(variance + eps))
-
-
-def _factored(call: Call, data: Symbol, axis: int, weight: Symbol | None, bias: Symbol | None) -> Symbol:
-    """With a factor and an offset for each place of an axis."""
-    along = tuple(-1 if place == axis else 1 for place in range(len(call.ins[0])))
-    data = data if weight is None else sym.broadcast_mul(data, sym.Reshape(weight, shape=along))
-    return data if bias is None else sym.broadcast_add(data, sym.Reshape(bias, shape=along))
-
-
-def _rms_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | None = None,
-              eps: float | None = None) -> Symbol:
-    axes = tuple(range(len(call.out) - len(sizes), len(call.out)))
-    squares = sym.mean(sym.square(data), axis=axes, keepdims=True)
-    found = sym.broadcast_mul(data, sym.rsqrt(squares + (2.0 ** -23 if eps is None else eps)))
-    return found if weight is None else sym.broadcast_mul(found, _in_front(call, weight, sizes))
-
-
-def _group_norm(call: Call, data: Symbol, groups: int, weight: Symbol | None = None, bias: Symbol | None = None,
-                eps: float = 1e-5, cudnn: bool = True) -> Symbol:
-    found = standardised(sym.Reshape(data, shape=(0, groups, -1)), (2,), eps)
-    return _factored(call, reshape_to(call._replace(ins=[call.out[:1]]), found, call.out), 1, weight, bias)
-
-
 def _max_pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
               ceil: bool = False) -> Symbol:
-    if set(_pair(call, dilation)) != {1}:
+    if set(pair(call, dilation)) != {1}:
         raise Unknown("a pooling with dilation")
     return _pool(call, data, kernel, stride, padding, pool_type="max", pooling_convention="full" if ceil else "valid")
 
@@ -143,22 +57,22 @@ def _mean_pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding:
 
 
 def _pool(call: Call, data: Symbol, kernel: Any, stride: Any, padding: Any, **attrs: Any) -> Symbol:
-    kernel = _pair(call, kernel)
-    return sym.Pooling(data, kernel=kernel, stride=_pair(call, stride) if stride else kernel,
-                       pad=_pair(call, padding), **attrs)
+    kernel = pair(call, kernel)
+    return sym.Pooling(data, kernel=kernel, stride=pair(call, stride) if stride else kernel,
+                       pad=pair(call, padding), **attrs)
 
 
 def _adaptive(kind: str) -> Callable[..., Any]:
     def pool(call: Call, data: Symbol, sizes: Any) -> Symbol:
-        if set(_pair(call, sizes)) == {1}:
+        if set(pair(call, sizes)) == {1}:
             return sym.Pooling(data, kernel=(1,) * (len(call.ins[0]) - 2), global_pool=True, pool_type=kind)
-        sides = list(zip(call.ins[0][2:], _pair(call, sizes)))
+        sides = list(zip(call.ins[0][2:], pair(call, sizes)))
         if all(side % size == 0 for side, size in sides):
             windows = tuple(side // size for side, size in sides)
             return sym.Pooling(data, kernel=windows, stride=windows, pool_type=kind)
         if kind != "avg" or len(call.ins[0]) != 4:
             raise Unknown("an adaptive pooling to more than one place")
-        return make("_contrib_AdaptiveAvgPooling2D", data, output_size=_pair(call, sizes))
+        return make("_contrib_AdaptiveAvgPooling2D", data, output_size=pair(call, sizes))
 
     return pool
 
@@ -208,32 +122,10 @@ def _reduction(name: str) -> Callable[..., Any]:
     return reduce
 
 
-def tuple_of(axes: Any) -> tuple[int, ...]:
-    return (axes,) if is_number(axes) else tuple(axes)
-
-
 def _vector_norm(call: Call, data: Symbol, order: float = 2, axes: Any = None, keepdim: bool = False) -> Symbol:
     if order != 2 or axes is None:
         raise Unknown("a norm that is not Euclidean, or over all axes")
     return sym.sqrt(sym.sum(sym.square(data), axis=tuple_of(axes), keepdims=keepdim))
-
-
-def expand(call: Call, data: Symbol, *_: Any) -> Symbol:
-    before = (*(1 for _ in range(len(call.out) - len(call.ins[0]))), *call.ins[0])
-    data = data if len(before) == len(call.ins[0]) else sym.Reshape(data, shape=before)
-    grown = [axis for axis, (old, new) in enumerate(zip(before, call.out)) if not _alike(old, new)]
-    numbers = [axis for axis in grown if is_number(call.out[axis])]
-    if numbers:
-        data = sym.broadcast_axis(data, axis=tuple(numbers), size=tuple(call.out[axis] for axis in numbers))
-    if len(numbers) < len(grown):  # to as many as there are images
-        if grown[0] != 0 or len(grown) - len(numbers) > 1:
-            raise Unknown("an expand along the batch that is not along the first axis")
-        data = sym.broadcast_like(data, call.images, lhs_axes=(0,), rhs_axes=(0,))
-    return data
-
-
-def permute(call: Call, data: Symbol, axes: Sequence[int]) -> Symbol:
-    return sym.transpose(data, axes=tuple(axis % len(axes) for axis in axes))
 
 
 def _swap(call: Call, data: Symbol, first: int, second: int) -> Symbol:
@@ -337,11 +229,11 @@ def _same(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution), "linear": _linear, "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm, "scaled_dot_product_attention": _attention, "matmul": _matmul, "bmm": _matmul,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution), "linear": _linear, "batch_norm": batch_norm,
+    "layer_norm": layer_norm, "scaled_dot_product_attention": _attention, "matmul": _matmul, "bmm": _matmul,
     "prelu": lambda call, data, slope: make("LeakyReLU", data, slope, act_type="prelu"),
     "leaky_relu": lambda call, data, slope=0.01: make("LeakyReLU", data, act_type="leaky", slope=slope),
-    "rms_norm": _rms_norm, "group_norm": _group_norm,
+    "rms_norm": rms_norm, "group_norm": group_norm,
     "elu": lambda call, data, alpha=1.0: make("LeakyReLU", data, act_type="elu", slope=alpha),
     "gelu": _gelu, "selu": _one("LeakyReLU", act_type="selu"),
     **{name: _one("Activation", act_type=name) for name in ("relu", "sigmoid", "tanh")},
