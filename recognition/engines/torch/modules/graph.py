@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's ``torch.nn.Module`` as a graph: so it trains, is saved, resumed, verified and exported as any network is.
 
-``torch.export`` writes the module's operators down, and ``operators.py`` and its neighbours say them in ours. Parameters and
-statistics keep their names in the module's ``state_dict``. First values are drawn from the run's seed, with the mean
-and spread that the module gives its own.
+``torch.export`` writes the module's operators down, and ``operators.py`` and its neighbours say them in ours.
+Parameters and statistics keep their names in the module's ``state_dict``. First values are drawn from the run's seed,
+with the mean and spread that the module gives its own. Other buffers are tables, see ``constants.py``.
 """
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from recognition.networks.sym import Symbol
 
 
 def batch_norm(call: Call, data: Symbol, weight: Symbol | None, bias: Symbol | None, mean: Symbol | None,
-                var: Symbol | None, training: bool, momentum: float, eps: float, cudnn: bool = False) -> Symbol:
+               var: Symbol | None, training: bool, momentum: float, eps: float, cudnn: bool = False) -> Symbol:
     if mean is None and training:  # as of weights that are made unit
         return _factored(call, standardised(data, (0, *range(2, len(call.ins[0]))), eps), 1, weight, bias)
     if bias is None or weight is None or mean is None or var is None or weight._draft.operator is not VARIABLE:
@@ -21,7 +21,7 @@ def batch_norm(call: Call, data: Symbol, weight: Symbol | None, bias: Symbol | N
 
 
 def layer_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | None = None,
-                bias: Symbol | None = None, eps: float = 1e-5, cudnn: bool = True) -> Symbol:
+               bias: Symbol | None = None, eps: float = 1e-5, cudnn: bool = True) -> Symbol:
     if len(sizes) == 1 and weight is not None and bias is not None:
         return sym.LayerNorm(data, weight, bias, eps=eps)
     found = standardised(data, tuple(range(len(call.out) - len(sizes), len(call.out))), eps)
@@ -49,7 +49,7 @@ def _factored(call: Call, data: Symbol, axis: int, weight: Symbol | None, bias: 
 
 
 def rms_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | None = None,
-              eps: float | None = None) -> Symbol:
+             eps: float | None = None) -> Symbol:
     axes = tuple(range(len(call.out) - len(sizes), len(call.out)))
     squares = sym.mean(sym.square(data), axis=axes, keepdims=True)
     found = sym.broadcast_mul(data, sym.rsqrt(squares + (2.0 ** -23 if eps is None else eps)))
@@ -57,6 +57,6 @@ def rms_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | No
 
 
 def group_norm(call: Call, data: Symbol, groups: int, weight: Symbol | None = None, bias: Symbol | None = None,
-                eps: float = 1e-5, cudnn: bool = True) -> Symbol:
+               eps: float = 1e-5, cudnn: bool = True) -> Symbol:
     found = standardised(sym.Reshape(data, shape=(0, groups, -1)), (2,), eps)
     return _factored(call, reshape_to(call._replace(ins=[call.out[:1]]), found, call.out), 1, weight, bias)
