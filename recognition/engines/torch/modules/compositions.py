@@ -158,6 +158,11 @@ def _addcmul(call: Call, data: Symbol, first: Symbol, second: Symbol, *, value: 
     return sym.broadcast_add(data, product if value == 1 else product * value)
 
 
+def _along(name: str) -> Callable[..., Any]:
+    """The largest or smallest along an axis; the place of each, which comes second, is not there."""
+    return lambda call, data, axis, keepdim=False: (make(name, data, axis=axis, keepdims=keepdim), None)
+
+
 def _unfolded(call: Call, data: Symbol, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Symbol:
     """Windows of maps as columns (N, C * kernel, windows): a convolution with a table of zeros and ones."""
     channels, size = call.ins[0][1], math.prod(kernel)
@@ -192,8 +197,8 @@ COMPOSED: dict[str, Callable[..., Any]] = {
         "_upsample_bilinear2d_aa")},
     "pixel_shuffle": _shuffle, "pixel_unshuffle": _unshuffle, "var": _variance,
     "std": lambda call, *args, **options: make("sqrt", _variance(call, *args, **options)),
-    "maximum": _largest("maximum"), "minimum": _largest("minimum"), "addcmul": _addcmul,
-    "im2col": _unfolded, "col2im": _folded,
+    "maximum": _largest("maximum"), "minimum": _largest("minimum"), "max": _along("max"), "min": _along("min"),
+    "addcmul": _addcmul, "im2col": _unfolded, "col2im": _folded,
     "movedim": lambda call, data, source, place: permute(call, data, _moved(len(call.ins[0]), source, place)),
     "mish": lambda call, data: data * make("tanh", make("Activation", data, act_type="softrelu")),
     **dict.fromkeys(("t", "numpy_T"), lambda call, data: make("transpose", data)),
