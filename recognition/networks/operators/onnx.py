@@ -56,6 +56,14 @@ def convolution(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
                      dilations=values.dilate or (1,) * len(values.kernel), **_window(node))
 
 
+def deconvolution(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values, ones = node.values, (1,) * len(node.values.kernel)
+    if values.layout not in ("None", "NCHW") or values.target_shape:
+        raise _refuse(node, "layout or target_shape")
+    return graph.add("ConvTranspose", node.name, inputs, group=values.num_group, dilations=values.dilate or ones,
+                     output_padding=values.adj or [0 for _ in ones], **_window(node))
+
+
 def fully_connected(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     if len(graph.shape(node, 0)) != 2:
         if not node.values.flatten:
