@@ -83,6 +83,7 @@ class _Reader(torch.fx.Interpreter):
         super().__init__(module)
         self._images, self._tables = images, tables
         self._node: Any = None
+        self._once: set[Any] = set()  # nodes that should be there for each image, and are the same for all
         self.extra_traceback = False  # of errors
 
     def run_node(self, n: Any) -> Any:
@@ -112,12 +113,21 @@ class _Reader(torch.fx.Interpreter):
             raise Unknown(f"the operator {target}")
         args, kwargs = torch.utils._pytree.tree_map_only(
             torch.Tensor, lambda tensor: self._constant(name, tensor), (args, kwargs))
-        shapes = [tuple(value.shape) if isinstance(value := self.env[item], torch.Tensor) else shape
-                  for item in inputs if (shape := _shape(item)) is not None]
+        known = [item for item in inputs if _shape(item) is not None]
+        shapes, out = [self._sizes(item) for item in known], _shape(node)
+        ours = [size[:1] == (1,) for size, item in zip(shapes, known) if _shape(item)[:1] == out[:1] != (1,)]
+        if ours and all(ours):
+            self._once.add(node)
+            out = (1, *out[1:])
         try:
-            return OPERATORS[name](Call(shapes, _shape(node), self._images, self._tables), *args, **kwargs)
+            return OPERATORS[name](Call(shapes, out, self._images, self._tables), *args, **kwargs)
         except TypeError as error:
             raise Unknown(f"the operator {target} with options that it mostly does not have") from error
+
+    def _sizes(self, item: Any) -> Any:
+        value, shape = self.env[item], _shape(item)
+        return tuple(value.shape) if isinstance(value, torch.Tensor) else (
+            (1, *shape[1:]) if item in self._once else shape)
 
     def _computed(self, target: Any, name: str, args: Any, kwargs: Any, of_batch: bool) -> Any:
         """The result for constants. What has a size of the batch stands there once, and is broadcast."""
