@@ -158,6 +158,11 @@ class Graph:
         """The attributes of each node that has some, by its name."""
         return {node.name: node.attrs for node in self.nodes if node.attrs}
 
+    def tables(self) -> frozenset[str]:
+        """Names of the variables that no update moves: those whose ``__lr_mult__`` is 0."""
+        return frozenset(node.name for node in self.nodes
+                         if node.is_variable and node.attrs.get("__lr_mult__") in ("0", "0.0"))
+
     def cut(self, output: str) -> Graph:
         """The part of the graph that computes only the output of this name.
 

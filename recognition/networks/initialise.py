@@ -80,7 +80,8 @@ def _initialiser_of(name: str, written: str | None, weights: Initialiser) -> Ini
                     f"{', '.join(BY_SUFFIX)}")
 
 
-def _constant(random: np.random.Generator, shape: Shape, value: float) -> np.ndarray:
+def _constant(random: np.random.Generator, shape: Shape, value: Any) -> np.ndarray:
+    """A number in every place, or a table of the shape as nested lists (``mx.init.Constant``)."""
     return np.full(shape, value, np.float32)
 
 

@@ -218,10 +218,12 @@ def _attributes(node: Node) -> dict[str, str]:
         if not isinstance(group, dict) or len(group) > 64:
             raise ValueError(f"its {kind} is {_shown(group)}, expected a few attributes")
         for key, value in group.items():
-            if not (_KEY.fullmatch(key) and isinstance(value, str) and len(value) <= 4096):
+            if not (_KEY.fullmatch(key) and isinstance(value, str)):
                 raise ValueError(f"the attribute {_shown(key)} is {_shown(value)}, expected a short text")
             if _HINT.fullmatch(key) and key not in _KEPT_HINTS:
-                continue
+                continue  # of any length: the first values of a table
+            if len(value) > 4096:
+                raise ValueError(f"the attribute {_shown(key)} is {_shown(value)}, expected a short text")
             if node["op"] == "null" and key not in _KEPT_HINTS:
                 continue
             _check_value(key, value)

@@ -2,7 +2,7 @@
 """Factors of the learning rate for single parameters, and frozen parameters: for fine-tuning."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from recognition.config.types import nearest
@@ -15,17 +15,19 @@ class LearningRateFactors:
 
     def __init__(self, names: Sequence[str], freeze: Sequence[str] = (), freeze_steps: int = 0,
                  factors: Sequence[tuple[str, float]] = (), needed: bool = False,
-                 by_layer: Mapping[str, float] | None = None) -> None:
+                 by_layer: Mapping[str, float] | None = None, tables: Collection[str] = ()) -> None:
         """:param freeze: patterns of parameters that do not change, by updates or decay, for ``freeze_steps`` steps; 0:
             for the whole run.
         :param factors: (pattern, factor); if several match a name, the last counts.
         :param by_layer: further factors, by name, which are multiplied with these.
+        :param tables: names that never move.
         :param needed: True if nothing else learns in this run.
         :raises UserError: if a pattern matches no name, or if ``needed`` parameters would never learn.
         """
         frozen = set().union(*(_matches(pattern, names, "freeze") for pattern in freeze))
         by_name = {name: factor for pattern, factor in factors for name in _matches(pattern, names, "lr_factor")}
-        self._always = {name: by_name.get(name, 1.0) * (by_layer[name] if by_layer else 1.0) for name in names}
+        self._always = {name: by_name.get(name, 1.0) * (by_layer[name] if by_layer else 1.0)
+                        for name in names if name not in tables}
         self._at_first = {name: factor for name, factor in self._always.items() if name not in frozen}
         self._steps = freeze_steps or float("inf")
         if needed and not any((self._always if freeze_steps else self._at_first).values()):

@@ -108,7 +108,8 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
         start[0].update({name: array for name, array in adapters.items() if is_adapter(name)})
     by_layer = layer_factors([name for name in trained.list_arguments() if name in start[0]], config.layer_decay)
     rates = partial(LearningRateFactors, freeze=held, freeze_steps=config.freeze_steps,
-                    factors=config.lr_factor, by_layer=by_layer, needed=config.triplets or config.fc7_lr_mult == 0)
+                    factors=config.lr_factor, by_layer=by_layer, tables=graph.tables(),
+                    needed=config.triplets or config.fc7_lr_mult == 0)
     updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
                         gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
                         ema=config.ema, clip_norm=config.clip_norm)

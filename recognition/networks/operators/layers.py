@@ -250,7 +250,8 @@ OPERATORS = [
     Operator("Deconvolution", _deconvolution, _WEIGHTED, chosen=_without_bias, optional=1, parameters={
         "kernel": Parameter(shape), **dict.fromkeys(("stride", "dilate", "pad", "adj", "target_shape"),
                                                     Parameter(shape, ())),
-        **_CONVOLUTION, "workspace": Parameter(integer, 512), "no_bias": Parameter(boolean, True)}),
+        **_CONVOLUTION, "workspace": Parameter(integer, 512), "no_bias": Parameter(boolean, True)},
+             flops=lambda values, ins, out: math.prod(ins[0]) * 2 * math.prod(ins[1][1:]), onnx=onnx.deconvolution),
     Operator("FullyConnected", _fully_connected, _WEIGHTED, chosen=_without_bias, optional=1, parameters={
         "num_hidden": Parameter(integer), "no_bias": Parameter(boolean, False), "flatten": Parameter(boolean, True)},
              flops=_products, is_product=True, reads=INPUTS, heavy=("float16",), onnx=onnx.fully_connected),

@@ -56,6 +56,14 @@ def convolution(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
                      dilations=values.dilate or (1,) * len(values.kernel), **_window(node))
 
 
+def deconvolution(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values, ones = node.values, (1,) * len(node.values.kernel)
+    if values.layout not in ("None", "NCHW") or values.target_shape:
+        raise _refuse(node, "layout or target_shape")
+    return graph.add("ConvTranspose", node.name, inputs, group=values.num_group, dilations=values.dilate or ones,
+                     output_padding=values.adj or [0 for _ in ones], **_window(node))
+
+
 def fully_connected(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     if len(graph.shape(node, 0)) != 2:
         if not node.values.flatten:
@@ -135,6 +143,12 @@ def leaky(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
         return graph.add("PRelu", node.name, [inputs[0], slopes])
     if kind in ("leaky", "elu"):
         return graph.add("LeakyRelu" if kind == "leaky" else "Elu", node.name, inputs, alpha=node.values.slope)
+    if kind == "gelu":  # x / 2 (1 + erf(x / sqrt(2)))
+        half, root, one = (graph.constant(f"{node.name}_{key}", value)
+                           for key, value in (("half", 0.5), ("root", 0.5 ** 0.5), ("one", 1.0)))
+        error = graph.add("Erf", node.name + "_erf", graph.add("Mul", node.name + "_scaled", [inputs[0], root]))
+        part = graph.add("Mul", node.name + "_part", [inputs[0], half])
+        return graph.add("Mul", node.name, [*part, *graph.add("Add", node.name + "_moved", [*error, one])])
     raise _refuse(node, f"act_type {kind}")
 
 
@@ -174,11 +188,73 @@ def slice_axis(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
     return graph.add("Slice", node.name, [inputs[0], *named])
 
 
+def slice_by_steps(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    values, shape = node.values, graph.shape(node, 0)
+    steps = values.step or (1,) * len(values.begin)
+    bounds = zip(range(len(shape)), values.begin, values.end, [step or 1 for step in steps])
+    parts = [part for part in bounds if part[1:] != (None, None, 1)]
+    if not parts:
+        return inputs[:1]
+    far = np.iinfo(np.int64).max
+    if any(step < 0 or shape[axis] == BATCH for axis, _, _, step in parts):
+        raise _refuse(node, "steps back, or a part of the images")
+    columns = zip(*((begin or 0, far if end is None else end, axis, step) for axis, begin, end, step in parts))
+    named = [graph.constant(f"{node.name}_{key}", column, np.int64)
+             for key, column in zip(("starts", "ends", "axes", "steps"), columns)]
+    return graph.add("Slice", node.name, [inputs[0], *named])
+
+
+def reverse(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    axes, count = node.values.axis, len(node.values.axis)
+    columns = {"starts": [-1] * count, "ends": [np.iinfo(np.int64).min] * count, "axes": axes, "steps": [-1] * count}
+    named = [graph.constant(f"{node.name}_{key}", column, np.int64) for key, column in columns.items()]
+    return graph.add("Slice", node.name, [inputs[0], *named])
+
+
+def pad(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    widths = node.values.pad_width
+    named = [graph.constant(node.name + "_widths", [*widths[::2], *widths[1::2]], np.int64)]
+    if node.values.mode == "constant":
+        named.append(graph.constant(node.name + "_value", node.values.constant_value))
+    return graph.add("Pad", node.name, [inputs[0], *named], mode=node.values.mode)
+
+
+def broadcast_axis(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    sizes = [1] * len(graph.shape(node, 0))
+    for axis, size in zip(node.values.axis, node.values.size):
+        sizes[axis] = size
+    return graph.add("Expand", node.name, [inputs[0], graph.constant(node.name + "_shape", sizes, np.int64)])
+
+
+def broadcast_like(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    """Write it with the sizes that the second input has when it runs: that of the batch is open."""
+    rank, values = len(graph.shape(node, 0)), node.values
+    pairs = dict(zip(values.lhs_axes or range(rank), values.rhs_axes or range(rank)))
+    sizes = graph.add("Shape", node.name + "_sizes", inputs[1:])
+    one = graph.constant(node.name + "_one", [1], np.int64)
+    parts = [graph.add("Gather", f"{node.name}_size{axis}", [*sizes, graph.constant(
+        f"{node.name}_place{axis}", [pairs[axis] % len(graph.shape(node, 1))], np.int64)])[0] if axis in pairs else one
+             for axis in range(rank)]
+    return graph.add("Expand", node.name, [inputs[0], *graph.add("Concat", node.name + "_shape", parts, axis=0)])
+
+
+def rsqrt(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    return graph.add("Reciprocal", node.name, graph.add("Sqrt", node.name + "_root", inputs))
+
+
+def take(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
+    """Write it with its places as whole numbers, which the network must hold."""
+    axis = node.values.axis % len(graph.shape(node, 0))
+    size, places = graph.shape(node, 0)[axis], np.trunc(graph.value(inputs[1]))
+    places = np.clip(places, 0, size - 1) if node.values.mode == "clip" else places % size
+    return graph.add("Gather", node.name, [inputs[0], graph.constant(node.name + "_places", places, np.int64)],
+                     axis=axis)
+
+
 def reshape(graph: OnnxGraph, node: Node, inputs: list[str]) -> list[str]:
-    shape = graph.shape(node)
-    if graph.shape(node, 0)[0] == BATCH and shape[0] != BATCH:
+    wanted = [-1 if size % BATCH == 0 else size for size in graph.shape(node)]  # also windows of all images
+    if wanted.count(-1) > 1:
         raise _refuse(node, f"the shape {node.values.shape}, which mixes images")
-    wanted = [-1 if size == BATCH else size for size in shape]
     return graph.add("Reshape", node.name, [inputs[0], graph.constant(node.name + "_shape", wanted, np.int64)])
 
 

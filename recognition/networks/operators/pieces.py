@@ -6,6 +6,7 @@ import math
 
 from recognition.networks.operators import onnx
 from recognition.networks.operators.operator import (
+    INPUTS,
     Operator,
     Parameter,
     Shape,
@@ -174,6 +175,12 @@ def _broadcast_like(values: Values, ins: Shapes, outs: Shapes) -> None:
     outs[0] = merged(outs[0], _spread(ins[0], wanted))
 
 
+def _take(values: Values, ins: Shapes, outs: Shapes) -> None:
+    if all(ins):
+        axis = place_of(values.axis, len(ins[0]))
+        outs[0] = merged(outs[0], (*ins[0][:axis], *ins[1], *ins[0][axis + 1 :]))
+
+
 _COUNT = {"num_args": Parameter(integer)}
 
 OPERATORS = [
@@ -183,22 +190,28 @@ OPERATORS = [
     Operator("tile", forward(_tile), parameters={"reps": Parameter(shape)}, flops=free, reads=0, onnx=onnx.tile),
     Operator("repeat", forward(_repeat), parameters={
         "repeats": Parameter(integer), "axis": Parameter(integer_or_none, None)}),
-    Operator("reverse", forward(_reverse), aliases=("flip",), parameters={"axis": Parameter(shape)}),
+    Operator("reverse", forward(_reverse), aliases=("flip",), parameters={"axis": Parameter(shape)},
+             flops=free, reads=0, onnx=onnx.reverse),
     Operator("Pad", forward(_pad), aliases=("pad",), parameters={
         "mode": Parameter(words("constant", "edge", "reflect")), "pad_width": Parameter(shape),
-        "constant_value": Parameter(float, 0.0)}, flops=free, reads=0),
+        "constant_value": Parameter(float, 0.0)}, flops=free, reads=0, onnx=onnx.pad),
     Operator("Concat", _concat, aliases=("concat",), variadic=True, parameters={**_COUNT, "dim": Parameter(integer, 1)},
              flops=free, reads=1, follows=("bfloat16", "float16"), onnx=onnx.concat),
     Operator("stack", _stack, variadic=True, parameters={**_COUNT, "axis": Parameter(integer, 0)}),
     Operator("slice", forward(_slice), parameters={
-        "begin": Parameter(bounds), "end": Parameter(bounds), "step": Parameter(bounds, ())}),
+        "begin": Parameter(bounds), "end": Parameter(bounds), "step": Parameter(bounds, ())},
+             flops=free, reads=0, onnx=onnx.slice_by_steps),
     Operator("slice_axis", forward(_slice_axis), parameters={
         "axis": Parameter(integer), "begin": Parameter(integer), "end": Parameter(integer_or_none)},
              flops=free, onnx=onnx.slice_axis),
+    Operator("take", _take, ("a", "indices"), parameters={
+        "axis": Parameter(integer, 0), "mode": Parameter(words("clip", "wrap"), "clip")},
+             flops=free, reads=INPUTS, onnx=onnx.take),
     Operator("slice_like", _slice_like, ("data", "shape_like"), parameters={"axes": Parameter(shape, ())}),
     Operator("broadcast_axis", forward(_broadcast_axis), aliases=("broadcast_axes",), parameters={
-        "axis": Parameter(shape, ()), "size": Parameter(shape, ())}, flops=free, reads=0),
+        "axis": Parameter(shape, ()), "size": Parameter(shape, ())}, flops=free, reads=0, onnx=onnx.broadcast_axis),
     Operator("broadcast_to", forward(_broadcast_to), parameters={"shape": Parameter(shape, ())}),
     Operator("broadcast_like", _broadcast_like, PAIR, parameters={
-        "lhs_axes": Parameter(shape_or_none, None), "rhs_axes": Parameter(shape_or_none, None)}, flops=free, reads=0),
+        "lhs_axes": Parameter(shape_or_none, None), "rhs_axes": Parameter(shape_or_none, None)}, flops=free, reads=0,
+             onnx=onnx.broadcast_like),
 ]

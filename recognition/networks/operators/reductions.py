@@ -49,7 +49,7 @@ OPERATORS = [
     _reduction("sum", ("sum_axis",), onnx.reduction("ReduceSum"), reads=0),
     _reduction("mean", (), onnx.reduction("ReduceMean"), reads=0),
     _reduction("max", ("max_axis",), onnx.reduction("ReduceMax")),
-    _reduction("min", ("min_axis",), counted=False), _reduction("prod", counted=False),
+    _reduction("min", ("min_axis",), onnx.reduction("ReduceMin")), _reduction("prod", counted=False),
     Operator("norm", forward(_reduced), parameters={
         "ord": Parameter(integer, 2), "axis": Parameter(shape_or_none, None),
         "out_dtype": Parameter(words("None", "float16", "float32", "float64", "int32", "int64", "int8"), "None"),

@@ -86,6 +86,7 @@ DRAWN = {
               "end": one_of("(2,)", "(None, 3)", "(None, None, 2)", "(None,)", "(1, None)"),
               "step": one_of("()", "(1,)", "(1, 2)", "(1, -1)", "(-1,)")},
     "slice_axis": {"axis": one_of(1, 2, -1), "begin": number(-2, 2), "end": one_of("None", 1, 2, 3, -1)},
+    "take": {"axis": one_of(0, 1, -1), "mode": one_of("clip", "wrap")},
     "slice_like": {"axes": one_of("()", "(1,)", "(2, 3)", "(-1,)")},
     "reshape_like": {"lhs_begin": one_of("None", 1), "lhs_end": one_of("None", 2, -1), "rhs_begin": one_of("None", 1),
                      "rhs_end": one_of("None", 2, -1)},

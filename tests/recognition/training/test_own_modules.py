@@ -34,14 +34,37 @@ def get_module(emb_size, filters):
 
     return Patches()
 """
+WINDOWS = """
+import torch
+
+def get_module(emb_size, filters):
+    class Windows(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.norm = torch.nn.Conv2d(3, filters, 14, 14), torch.nn.LayerNorm(filters)
+            self.bias, self.last = torch.nn.Parameter(torch.randn(7, 1) * 0.02), torch.nn.Linear(64 * filters, emb_size)
+            places = torch.arange(4)
+            self.register_buffer("distance", places[:, None] - places + 3)
+            self.register_buffer("mask", torch.where((places[:, None] - places).abs() > 2, -100.0, 0.25))
+
+        def forward(self, images):
+            tokens = self.norm(self.patches((images - 127.5) / 128).permute(0, 2, 3, 1)).roll((-2, -2), (1, 2))
+            windows = tokens.reshape(-1, 4, tokens.shape[-1])
+            products = windows @ windows.transpose(-2, -1) + self.bias[self.distance.view(-1)].view(4, 4) + self.mask
+            return self.last((products.softmax(-1) @ windows).reshape(images.shape[0], -1))
+
+    return Windows()
+"""
 RUN = ["--engine", "torch", "--network", "mine", "--per-batch-size", "4", "--verbose", "4", "--ckpt", "2"]
 
 
-def test_own_module_trains_resumes_verifies_and_is_exported(train: Callable[..., tuple[int, str, str]], tiny_set: Path,
-                                                            tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [MODULE, WINDOWS], ids=["patches", "windows"])
+def test_own_module_trains_resumes_verifies_and_is_exported(text: str, train: Callable[..., tuple[int, str, str]],
+                                                            tiny_set: Path, tmp_path: Path) -> None:
     """Two steps and two more end with the bits of four. The module with the checkpoint's arrays has the mean norm and
-    the accuracy that the run printed (six digits); the ONNX file is written."""
-    (tmp_path / "my_net.py").write_text(MODULE)
+    the accuracy that the run printed (six digits); the ONNX file is written. Tables are among the arrays and have not
+    moved."""
+    (tmp_path / "my_net.py").write_text(text)
     with open(tmp_path / "config.py", "a") as config:
         config.write("network.mine = edict(net_name='my_net', emb_size=16, filters=8)\n")
     status, out, err = train("own", *RUN, "--max-steps", "4", "--state-every", "0")
@@ -58,6 +81,9 @@ def test_own_module_trains_resumes_verifies_and_is_exported(train: Callable[...,
     arguments, states = read_params(saved)
     module = run_file(tmp_path / "my_net.py", "my_net").get_module(16, 8).eval()
     module.load_state_dict({name: torch.from_numpy(array) for name, array in {**arguments, **states}.items()}, False)
+    for name, table in module.named_buffers():
+        if name == "mask":
+            assert arguments[name].tobytes() == table.numpy().tobytes()
     pairs = load_bin(tiny_set / "tiny.bin")
     with torch.inference_mode():
         result = verify(lambda images: module(torch.from_numpy(images).float()).numpy(), pairs, 10)

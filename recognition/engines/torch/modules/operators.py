@@ -5,49 +5,25 @@ Each is a function of a :class:`Call` and the operator's arguments, in which ten
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.modules.call import (
+    Call,
+    Unknown,
+    expand,
+    is_number,
+    pair,
+    permute,
+    reshape,
+    reshape_to,
+    tuple_of,
+)
+from recognition.engines.torch.modules.norms import batch_norm, group_norm, layer_norm, rms_norm
 from recognition.networks import sym
 from recognition.networks.sym import Symbol, make
-
-Size = Any  # of an axis: an int, or the batch's, which is no number yet
-
-
-class Unknown(Exception):
-    """An operator, or one of its options, that has no like in a network of ours."""
-
-
-class Call(NamedTuple):
-    """One operator in an exported module: the shapes of its tensors."""
-
-    ins: list[tuple[Size, ...]]  # of the tensors among the arguments, in order
-    out: tuple[Size, ...]
-    images: Symbol
-
-
-def _is_number(size: Size) -> bool:
-    return isinstance(size, int)
-
-
-def _alike(first: Size, second: Size) -> bool:
-    return str(first) == str(second)
-
-
-def _reshape(call: Call, data: Symbol, *_: Any) -> Symbol:
-    """To the shape that the export says: 0 keeps the batch's axis, -1 stands for another size that depends on it."""
-    codes = [size if _is_number(size) else 0 if place < len(call.ins[0]) and _alike(size, call.ins[0][place]) else -1
-             for place, size in enumerate(call.out)]
-    if codes.count(-1) > 1:
-        raise Unknown(f"a reshape to {tuple(map(str, call.out))}")
-    return sym.Reshape(data, shape=tuple(codes))
-
-
-def _pair(call: Call, numbers: Any, rank: int | None = None) -> tuple[int, ...]:
-    """One number for each side of a map; PyTorch also takes one for all."""
-    rank = len(call.ins[0]) - 2 if rank is None else rank
-    numbers = [numbers] if _is_number(numbers) else list(numbers)
-    return tuple(numbers * rank if len(numbers) == 1 else numbers)
 
 
 def _convolution(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None = None, stride: Any = 1,
@@ -55,8 +31,8 @@ def _convolution(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None =
     outputs, _, *kernel = call.ins[1]
     rank = len(kernel)
     inputs = [data, weight, *([] if bias is None else [bias])]
-    return sym.Convolution(*inputs, num_filter=outputs, kernel=tuple(kernel), stride=_pair(call, stride, rank),
-                           pad=_pair(call, padding, rank), dilate=_pair(call, dilation, rank), num_group=groups,
+    return sym.Convolution(*inputs, num_filter=outputs, kernel=tuple(kernel), stride=pair(call, stride, rank),
+                           pad=pair(call, padding, rank), dilate=pair(call, dilation, rank), num_group=groups,
                            no_bias=bias is None)
 
 
@@ -65,48 +41,38 @@ def _linear(call: Call, data: Symbol, weight: Symbol, bias: Symbol | None = None
     return sym.FullyConnected(*inputs, num_hidden=call.ins[1][0], no_bias=bias is None, flatten=len(call.ins[0]) == 2)
 
 
-def _batch_norm(call: Call, data: Symbol, weight: Symbol | None, bias: Symbol | None, mean: Symbol | None,
-                var: Symbol | None, training: bool, momentum: float, eps: float, cudnn: bool = False) -> Symbol:
-    if bias is None or weight is None or mean is None or var is None:
-        raise Unknown("a batch norm without weight, bias or moving statistics")
-    frozen = weight._draft.attrs.pop("__fixed__", "") == "1"
-    return sym.BatchNorm(data, weight, bias, mean, var, eps=eps, momentum=1 - momentum, fix_gamma=frozen)
-
-
-def _layer_norm(call: Call, data: Symbol, sizes: Sequence[int], weight: Symbol | None = None,
-                bias: Symbol | None = None, eps: float = 1e-5, cudnn: bool = True) -> Symbol:
-    if len(sizes) != 1 or weight is None or bias is None:
-        raise Unknown("a layer norm of several axes, or without weight and bias")
-    return sym.LayerNorm(data, weight, bias, eps=eps)
-
-
 def _max_pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
               ceil: bool = False) -> Symbol:
-    if ceil or set(_pair(call, dilation)) != {1}:
-        raise Unknown("a pooling with ceil_mode or dilation")
-    return _pool(call, data, kernel, stride, padding, pool_type="max")
+    if set(pair(call, dilation)) != {1}:
+        raise Unknown("a pooling with dilation")
+    return _pool(call, data, kernel, stride, padding, pool_type="max", pooling_convention="full" if ceil else "valid")
 
 
 def _mean_pool(call: Call, data: Symbol, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False,
                inside: bool = True, divisor: int | None = None) -> Symbol:
-    if ceil or divisor is not None:
-        raise Unknown("a pooling with ceil_mode or divisor_override")
-    return _pool(call, data, kernel, stride, padding, pool_type="avg", count_include_pad=inside)
+    if divisor is not None:
+        raise Unknown("a pooling with divisor_override")
+    return _pool(call, data, kernel, stride, padding, pool_type="avg", count_include_pad=inside,
+                 pooling_convention="full" if ceil else "valid")
 
 
 def _pool(call: Call, data: Symbol, kernel: Any, stride: Any, padding: Any, **attrs: Any) -> Symbol:
-    kernel = _pair(call, kernel)
-    return sym.Pooling(data, kernel=kernel, stride=_pair(call, stride) if stride else kernel,
-                       pad=_pair(call, padding), **attrs)
+    kernel = pair(call, kernel)
+    return sym.Pooling(data, kernel=kernel, stride=pair(call, stride) if stride else kernel,
+                       pad=pair(call, padding), **attrs)
 
 
 def _adaptive(kind: str) -> Callable[..., Any]:
     def pool(call: Call, data: Symbol, sizes: Any) -> Symbol:
-        if set(_pair(call, sizes)) == {1}:
+        if set(pair(call, sizes)) == {1}:
             return sym.Pooling(data, kernel=(1,) * (len(call.ins[0]) - 2), global_pool=True, pool_type=kind)
+        sides = list(zip(call.ins[0][2:], pair(call, sizes)))
+        if all(side % size == 0 for side, size in sides):
+            windows = tuple(side // size for side, size in sides)
+            return sym.Pooling(data, kernel=windows, stride=windows, pool_type=kind)
         if kind != "avg" or len(call.ins[0]) != 4:
             raise Unknown("an adaptive pooling to more than one place")
-        return make("_contrib_AdaptiveAvgPooling2D", data, output_size=_pair(call, sizes))
+        return make("_contrib_AdaptiveAvgPooling2D", data, output_size=pair(call, sizes))
 
     return pool
 
@@ -114,6 +80,7 @@ def _adaptive(kind: str) -> Callable[..., Any]:
 def _two(name: str, scalar: str, reverse: str = "") -> Callable[..., Any]:
     """Arithmetic of two tensors, or of a tensor and a number."""
     def compute(call: Call, left: Any, right: Any, alpha: float = 1) -> Symbol:
+        left, right = (call.table(item) if isinstance(item, torch.Tensor) else item for item in (left, right))
         if not isinstance(left, Symbol):
             return make(f"_{reverse or scalar}_scalar", right, scalar=left)
         if not isinstance(right, Symbol):
@@ -136,107 +103,115 @@ def _clip(call: Call, data: Symbol, low: float | None = None, high: float | None
     return sym.clip(data, a_min=low, a_max=high)
 
 
+def _gelu(call: Call, data: Symbol, approximate: str = "none") -> Symbol:
+    if approximate == "none":
+        return make("LeakyReLU", data, act_type="gelu")
+    cubes = sym.square(data) * data * 0.044715  # Hendrycks and Gimpel, arXiv 1606.08415, section 2
+    return data * 0.5 * (sym.tanh((data + cubes) * (2 / math.pi) ** 0.5) + 1.0)
+
+
 def _hard(call: Call, data: Symbol) -> Symbol:
     return sym.clip(make("_plus_scalar", data, scalar=3), a_min=0, a_max=6) / 6
 
 
 def _reduction(name: str) -> Callable[..., Any]:
     def reduce(call: Call, data: Symbol, axes: Any = None, keepdim: bool = False) -> Symbol:
-        axes = tuple(range(len(call.ins[0]))) if axes is None or axes == [] else _tuple(axes)
+        axes = tuple(range(len(call.ins[0]))) if axes is None or axes == [] else tuple_of(axes)
         return make(name, data, axis=axes, keepdims=keepdim)
 
     return reduce
 
 
-def _tuple(axes: Any) -> tuple[int, ...]:
-    return (axes,) if _is_number(axes) else tuple(axes)
-
-
 def _vector_norm(call: Call, data: Symbol, order: float = 2, axes: Any = None, keepdim: bool = False) -> Symbol:
     if order != 2 or axes is None:
         raise Unknown("a norm that is not Euclidean, or over all axes")
-    return sym.sqrt(sym.sum(sym.square(data), axis=_tuple(axes), keepdims=keepdim))
-
-
-def _expand(call: Call, data: Symbol, *_: Any) -> Symbol:
-    before = (*(1 for _ in range(len(call.out) - len(call.ins[0]))), *call.ins[0])
-    data = data if len(before) == len(call.ins[0]) else sym.Reshape(data, shape=before)
-    grown = [axis for axis, (old, new) in enumerate(zip(before, call.out)) if not _alike(old, new)]
-    numbers = [axis for axis in grown if _is_number(call.out[axis])]
-    if numbers:
-        data = sym.broadcast_axis(data, axis=tuple(numbers), size=tuple(call.out[axis] for axis in numbers))
-    if len(numbers) < len(grown):  # to as many as there are images
-        if grown[0] != 0 or len(grown) - len(numbers) > 1:
-            raise Unknown("an expand along the batch that is not along the first axis")
-        data = sym.broadcast_like(data, call.images, lhs_axes=(0,), rhs_axes=(0,))
-    return data
-
-
-def _permute(call: Call, data: Symbol, axes: Sequence[int]) -> Symbol:
-    return sym.transpose(data, axes=tuple(axis % len(axes) for axis in axes))
+    return sym.sqrt(sym.sum(sym.square(data), axis=tuple_of(axes), keepdims=keepdim))
 
 
 def _swap(call: Call, data: Symbol, first: int, second: int) -> Symbol:
-    rank = len(call.ins[0])
-    return sym.SwapAxis(data, dim1=first % rank, dim2=second % rank)
+    axes = list(range(len(call.ins[0])))
+    axes[first], axes[second] = axes[second], axes[first]
+    return permute(call, data, axes)
 
 
 def _select(call: Call, data: Symbol, axis: int, place: int) -> Symbol:
     part = sym.slice_axis(data, axis=axis, begin=place, end=None if place == -1 else place + 1)
-    return _reshape(call._replace(ins=[()]) if axis == 0 else call, part)
+    return reshape(call._replace(ins=[()]) if axis == 0 else call, part)
 
 
 def _slice(call: Call, data: Symbol, axis: int = 0, begin: int | None = None, end: Any = None,
            step: int = 1) -> Symbol:
     if list(map(str, call.ins[0])) == list(map(str, call.out)):
         return data
+    axis %= len(call.ins[0])
     size = call.ins[0][axis]
-    if step != 1 or not _is_number(size):
-        raise Unknown("a slice with steps, or of the batch")
+    if not is_number(size):
+        raise Unknown("a slice of the batch")
+    if step != 1:
+        places = range(size)[begin:end:step]
+        return sym.slice(data, begin=(*(None for _ in range(axis)), places.start),
+                         end=(*(None for _ in range(axis)), places.stop), step=(*(1 for _ in range(axis)), step))
     return sym.slice_axis(data, axis=axis, begin=begin or 0, end=None if end is None or end >= size else end)
 
 
-def _parts(call: Call, data: Symbol, size: Any, axis: int = 0, *, squeeze: bool = False,
-           count: int = 0) -> list[Symbol]:
+def _parts(call: Call, data: Symbol, size: Any, axis: int = 0) -> list[Symbol]:
+    axis %= len(call.ins[0])
     whole = call.ins[0][axis]
-    if not _is_number(whole) or (not count and (not _is_number(size) or whole % size)):
-        raise Unknown("a split into parts that are not equal")
-    count = count or whole // size
-    parts = sym.SliceChannel(data, num_outputs=count, axis=axis, squeeze_axis=squeeze)
+    if not is_number(whole):
+        raise Unknown("a split of the batch")
+    if not is_number(size) or whole % size:
+        sizes = [min(size, whole - begin) for begin in range(0, whole, size)] if is_number(size) else size
+        ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+        return [sym.slice_axis(data, axis=axis, begin=end - part, end=end) for part, end in zip(sizes, ends)]
+    count = whole // size
+    parts = sym.SliceChannel(data, num_outputs=count, axis=axis)
     return [parts[number] for number in range(count)]
 
 
 def _chunk(call: Call, data: Symbol, count: int, axis: int = 0) -> list[Symbol]:
-    if not _is_number(call.ins[0][axis]) or call.ins[0][axis] % count:
-        raise Unknown("a split into parts that are not equal")
-    return _parts(call, data, 0, axis, count=count)
+    return _parts(call, data, -(-call.ins[0][axis] // count), axis)
 
 
 def _unbind(call: Call, data: Symbol, axis: int = 0) -> list[Symbol]:
-    return _parts(call, data, 1, axis, squeeze=True)
+    sizes = list(call.ins[0])
+    sizes[axis] = 1
+    return [reshape(call._replace(ins=[tuple(sizes)]), part) for part in _parts(call, data, 1, axis)]
+
+
+def _stack(call: Call, parts: Sequence[Symbol], axis: int = 0) -> Symbol:
+    sizes = list(call.out)
+    sizes[axis] = 1
+    return make("Concat", *(reshape_to(call._replace(ins=call.ins[place:]), part, sizes)
+                            for place, part in enumerate(parts)), dim=axis % len(sizes))
 
 
 def _matmul(call: Call, left: Symbol, right: Symbol) -> Symbol:
     first, second = call.ins
-    if len(first) == len(second) > 2:
-        return sym.batch_dot(left, right)
-    if len(second) != 2:
-        raise Unknown("a product of tensors with different axes")
-    return sym.dot(left, right)
+    if len(second) == 2 and len(first) > 1:
+        return sym.FullyConnected(left, sym.transpose(right), num_hidden=second[1], no_bias=True, flatten=False)
+    if min(len(first), len(second)) < 2:
+        raise Unknown("a product with a vector")
+    batch = call.out[:-2]
+    left, right = (expand(call._replace(ins=[sizes], out=(*batch, *sizes[-2:])), data)
+                   for sizes, data in ((first, left), (second, right)))
+    return sym.batch_dot(left, right)
 
 
 def _attention(call: Call, query: Symbol, key: Symbol, value: Symbol, mask: Any = None, dropout: float = 0.0,
                causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False) -> Symbol:
-    if mask is not None or causal or enable_gqa or len({len(shape) for shape in call.ins}) > 1:
-        raise Unknown("an attention with a mask")
+    if causal or enable_gqa or len({len(shape) for shape in call.ins[:3]}) > 1:
+        raise Unknown("an attention with is_causal or enable_gqa")
     scale = call.ins[0][-1] ** -0.5 if scale is None else scale
-    weights = sym.softmax(sym.batch_dot(query, key, transpose_b=True) * scale, axis=-1)
+    products = sym.batch_dot(query, key, transpose_b=True) * scale
+    if isinstance(mask, torch.Tensor):
+        mask = call.table(torch.zeros(mask.shape).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask)
+    weights = sym.softmax(products if mask is None else sym.broadcast_add(products, mask), axis=-1)
     return sym.batch_dot(sym.Dropout(weights, p=dropout) if dropout else weights, value)
 
 
 def _one_an_image(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
     """A number an image, (N, 1, ...), not yet filled: what stochastic depth draws into."""
-    if not call.out or _is_number(call.out[0]) or any(not _is_number(size) or size != 1 for size in call.out[1:]):
+    if not call.out or is_number(call.out[0]) or any(not is_number(size) or size != 1 for size in call.out[1:]):
         raise Unknown(f"a new tensor of {tuple(map(str, call.out))}")
     ones = sym.ones_like(call.images)
     for axis in (1, 2, 3):
@@ -254,12 +229,13 @@ def _same(call: Call, data: Symbol, *_: Any, **__: Any) -> Symbol:
 
 
 TABLE: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution), "linear": _linear, "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm, "scaled_dot_product_attention": _attention, "matmul": _matmul, "bmm": _matmul,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution), "linear": _linear, "batch_norm": batch_norm,
+    "layer_norm": layer_norm, "scaled_dot_product_attention": _attention, "matmul": _matmul, "bmm": _matmul,
     "prelu": lambda call, data, slope: make("LeakyReLU", data, slope, act_type="prelu"),
     "leaky_relu": lambda call, data, slope=0.01: make("LeakyReLU", data, act_type="leaky", slope=slope),
+    "rms_norm": rms_norm, "group_norm": group_norm,
     "elu": lambda call, data, alpha=1.0: make("LeakyReLU", data, act_type="elu", slope=alpha),
-    "gelu": lambda call, data: make("LeakyReLU", data, act_type="gelu"), "selu": _one("LeakyReLU", act_type="selu"),
+    "gelu": _gelu, "selu": _one("LeakyReLU", act_type="selu"),
     **{name: _one("Activation", act_type=name) for name in ("relu", "sigmoid", "tanh")},
     "softplus": lambda call, data: make("Activation", data, act_type="softrelu"),
     "silu": lambda call, data: data * make("sigmoid", data), "hardsigmoid": _hard,
@@ -282,10 +258,10 @@ TABLE: dict[str, Callable[..., Any]] = {
     "mean": _reduction("mean"), "sum": _reduction("sum"), "amax": _reduction("max"), "amin": _reduction("min"),
     "linalg_vector_norm": _vector_norm,
     "softmax": lambda call, data, axis, dtype=None: make("softmax", data, axis=axis),
-    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), _reshape),
-    "permute": _permute, "transpose": _swap, "select": _select, "slice": _slice, "expand": _expand,
-    "expand_as": _expand, "split": _parts, "chunk": _chunk, "unbind": _unbind,
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"), reshape),
+    "permute": permute, "transpose": _swap, "select": _select, "slice": _slice, "expand": expand,
+    "expand_as": expand, **dict.fromkeys(("split", "split_with_sizes"), _parts), "chunk": _chunk, "unbind": _unbind,
     "cat": lambda call, parts, axis=0: make("Concat", *parts, dim=axis),
-    "stack": lambda call, parts, axis=0: make("stack", *parts, axis=axis),
+    "stack": _stack,
     **dict.fromkeys(("contiguous", "clone", "to", "alias", "type_as", "_to_copy", "lift_fresh_copy"), _same),
 }

@@ -48,6 +48,15 @@ def _slice_like(values: Any, data: torch.Tensor, like: torch.Tensor) -> torch.Te
     return result + constant(data.new_zeros(()), like)
 
 
+def _take(values: Any, data: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Slices along an axis at ``places``, whole numbers of any type; those beyond an end count as the last, or on."""
+    axis, size = values.axis % data.ndim, data.shape[values.axis]
+    whole = places.long()
+    whole = whole.clamp(0, size - 1) if values.mode == "clip" else whole % size
+    found = data.index_select(axis, whole.flatten()).reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
+    return found + constant(data.new_zeros(()), places)
+
+
 def _spread(name: str) -> Callable[..., torch.Tensor]:
     """An operator that repeats axes of 1; a second input says the sizes alone."""
     def spread(values: Any, data: torch.Tensor, *like: torch.Tensor) -> torch.Tensor:
@@ -62,7 +71,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "reverse": lambda values, data: data.flip(values.axis), "Pad": _pad,
     "Concat": lambda values, *inputs: torch.cat(inputs, values.dim),
     "stack": lambda values, *inputs: torch.stack(inputs, values.axis),
-    "slice": _slice, "slice_like": _slice_like,
+    "take": _take, "slice": _slice, "slice_like": _slice_like,
     "slice_axis": lambda values, data: _part(data, values.axis % data.ndim, values.begin, values.end, 1),
     **{name: _spread(name) for name in ("broadcast_axis", "broadcast_to", "broadcast_like")},
 }

@@ -187,6 +187,8 @@ PIECES = [
     case("stack", MAPS, MAPS, num_args=2, axis=1), case("slice", begin="(0, 1)", end="(1, None)"),
     case("slice", begin="(None, -1, 0)", end="(None, -4, 5)", step="(1, -1, 2)"),
     case("slice_axis", axis=1, begin=1, end=3), case("slice_axis", axis=-1, begin=-3, end="None"),
+    *(case("take", (4, 3, 5), (2, 3), numbers=WHOLE, axis=axis, mode=mode)
+      for axis in (0, 1, -1) for mode in ("clip", "wrap")),
     case("slice_like", MAPS, (2, 3, 4, 5)), case("slice_like", MAPS, (2, 3, 4, 2), axes="(2, -1)"),
     case("broadcast_axis", (2, 1, 3, 1), axis="(1, 3)", size="(4, 2)"),
     case("broadcast_to", (2, 1, 3, 1), shape="(0, 4, 0, 2)"), case("broadcast_like", (2, 1, 3, 1), (2, 4, 3, 2)),
