@@ -158,6 +158,14 @@ class Graph:
         """The attributes of each node that has some, by its name."""
         return {node.name: node.attrs for node in self.nodes if node.attrs}
 
+    def places(self) -> frozenset[str]:
+        """Names of the variables that the places of a ``take`` are made of: 16 bits do not hold all whole numbers."""
+        wanted = {node.inputs[1].node for node in self.nodes if node.op == "take"}
+        for place in range(len(self.nodes) - 1, -1, -1):
+            if place in wanted:
+                wanted |= {entry.node for entry in self.nodes[place].inputs}
+        return frozenset(self.nodes[place].name for place in wanted if self.nodes[place].is_variable)
+
     def tables(self) -> frozenset[str]:
         """Names of the variables that no update moves: those whose ``__lr_mult__`` is 0."""
         return frozenset(node.name for node in self.nodes

@@ -22,7 +22,7 @@ METHODS = frozenset((  # of MXNet's symbols, those that are operators of the tab
     "exp", "expand_dims", "flatten", "flip", "floor", "log", "log_softmax", "max", "mean", "min", "norm",
     "ones_like", "pad", "prod", "reciprocal", "relu", "repeat", "reshape", "reshape_like", "round", "rsqrt",
     "sigmoid", "sign", "slice", "slice_axis", "slice_like", "softmax", "space_to_depth", "split", "sqrt", "square",
-    "squeeze", "sum", "swapaxes", "tanh", "tile", "transpose", "zeros_like"))
+    "squeeze", "sum", "swapaxes", "take", "tanh", "tile", "transpose", "zeros_like"))
 LISTS = ("list_arguments", "list_auxiliary_states", "list_inputs", "list_outputs")
 HIDDEN = ("ctx_group", "force_mirroring", "lr_mult", "mirror_stage", "profiler_scope", "wd_mult")  # written as __KEY__
 

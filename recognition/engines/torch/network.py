@@ -46,7 +46,9 @@ class Network:
         self.device, self._dtype = device, dtype
         _check(graph, parameters, auxiliary)
         wide = dtype if dtype == torch.float64 else torch.float32
-        self.arguments = {name: torch.tensor(parameters[name], dtype=dtype, device=device).requires_grad_()
+        types = dict.fromkeys(graph.places(), wide)
+        self.arguments = {name: torch.tensor(parameters[name], dtype=types.get(name, dtype),
+                                             device=device).requires_grad_()
                           for name in graph.list_arguments() if name != DATA}
         self.auxiliary = {name: torch.tensor(auxiliary[name], dtype=wide, device=device)
                           for name in graph.list_auxiliary_states()}

@@ -128,7 +128,7 @@ OPERATORS = [
     Operator("ones_like", same, flops=free, reads=0, onnx=onnx.ones),
     *_unary("zeros_like softsign floor ceil round sign _contrib_div_sqrt_dim"),
     _direct("log", "Log"), _direct("reciprocal", "Reciprocal"), _direct("erf", "Erf"),
-    Operator("rsqrt", same, flops=each_output(2), onnx=onnx.rsqrt),
+    Operator("rsqrt", same, flops=each_output(1), onnx=onnx.rsqrt),
     Operator("hard_sigmoid", same, parameters={"alpha": Parameter(float, 0.2), "beta": Parameter(float, 0.5)}),
     Operator("Cast", same, aliases=("cast",), parameters={"dtype": _DTYPES}, flops=free, reads=0),
     Operator("amp_cast", same, parameters={"dtype": _DTYPES}, flops=free, reads=0),

@@ -272,3 +272,25 @@ def test_what_is_no_network_is_said_in_a_line(text: str, message: str, own: Call
     with pytest.raises(UserError, match=message) as error:
         build_symbol(own(text))
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_places_are_exact_in_16_bits(low: torch.dtype) -> None:
+    """bfloat16 has no odd number above 256, float16 none above 2,048."""
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.table = nn.Linear(27, 4), nn.Parameter(torch.arange(2100.0) % 7)
+            self.register_buffer("places", torch.tensor([[257, 259, 2051, 2053]]))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 0 * self.fc(F.adaptive_avg_pool2d(images, 3).flatten(1)) + self.table[self.places]
+
+    module = Picks()
+    graph = module_graph(module, (3, 12, 12), "picks")
+    arrays = {name: np.asarray(value) for name, value in module.state_dict().items()}
+    start = initialise(graph, (3, 12, 12), 0)[0]
+    values = {name: arrays[name] if arrays.get(name, np.empty(0)).shape == value.shape else value
+              for name, value in start.items()}
+    found = Network(graph, values, {}, torch.device("cpu"), low)(torch.zeros(2, 3, 12, 12))
+    assert found.tolist() == [[257 % 7, 259 % 7, 2051 % 7, 2053 % 7]] * 2
