@@ -19,16 +19,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from bench.accuracy.noisy_labels import CONFIG, ROOT, make_noisy
-from bench.accuracy.runs import PARTS, cells, train
+from bench.accuracy.noisy_labels import CONFIG, ROOT
+from bench.accuracy.runs import cells, make_sets, train, with_seeds
 from common.sets.output_folder import new_folder
 from common.sets.training_set import write_training_set
-from datasets.demo import make_demo
-from recognition.config.command_line import Parser
 from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import load_bin, save_bin
-from recognition.errors import UserError, command
+from recognition.errors import command
 
 MARGINS = ("arcface", "adaface", "magface", "elastic_arc_plus")
 SETTINGS = """
@@ -69,19 +67,8 @@ def write_worse(data: Path, output: Path) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m bench.accuracy.image_margins", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path, metavar="WORK_FOLDER", help="a folder for sets and models")
-    parser.add_argument("--data", type=Path, help="the demo set, if it is there already (default: made anew)")
-    parser.add_argument("--share", type=float, default=0.3, help="of the labels that are made wrong (default 0.3)")
-    parser.add_argument("--steps", type=int, default=200, help="of 64 images, in each training (default 200)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default 3)")
-    args = parser.parse_args(argv)
-    if args.seeds < 2 or args.steps < 5 * PARTS:
-        raise UserError(f"--seeds, --steps: found {args.seeds}, {args.steps}, expected at least 2, {5 * PARTS}")
-    work = args.work.resolve()
-    work.mkdir(parents=True)
-    data = args.data.resolve() if args.data else make_demo(work / "demo", workers=2).parent
-    make_noisy(data, work / "noisy", args.share, seed=0)
+    args = with_seeds("python -m bench.accuracy.image_margins", (__doc__ or "").splitlines()[0], argv)
+    work, data = make_sets(args)
     write_worse(data, work / "worse")
     for source, name in ((work / "worse", "noisy/worse.bin"), (data, "worse/demo.bin")):
         (work / name).write_bytes((source / Path(name).name).read_bytes())

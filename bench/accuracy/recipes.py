@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.accuracy.noisy_labels import CONFIG, ROOT
-from bench.accuracy.runs import train
+from bench.accuracy.runs import begun, train
 from common.rec2image import main as rec2image
-from datasets.demo import make_demo
 from recognition.config.command_line import Parser
 from recognition.errors import command
 
@@ -42,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="the demo set, if it is there already (default: made anew)")
     parser.add_argument("--steps", type=int, default=100, help="of 64 images, in each training (default 100)")
     args = parser.parse_args(argv)
-    work = args.work.resolve()
-    work.mkdir(parents=True)
-    data = args.data.resolve() if args.data else make_demo(work / "demo", workers=2).parent
+    work, data = begun(args)
     images = work / "images"
     rec2image(["--include", str(data), "--output", str(images)])
     (images / "demo.bin").write_bytes((data / "demo.bin").read_bytes())

@@ -13,16 +13,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from bench.accuracy.noisy_labels import CONFIG, ROOT, make_noisy
-from bench.accuracy.runs import PARTS, cells, train
-from datasets.demo import make_demo
-from recognition.config.command_line import Parser
+from bench.accuracy.noisy_labels import CONFIG, ROOT
+from bench.accuracy.runs import cells, make_sets, train, with_seeds
 from recognition.data.sets.dataset import open_dataset
-from recognition.errors import UserError, command
+from recognition.errors import command
 
 NUMBERS = ("float32", "bfloat16")
 
@@ -34,19 +31,8 @@ def print_row(name: str, *columns: np.ndarray) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m bench.accuracy.sixteen_bits", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path, metavar="WORK_FOLDER", help="a folder for sets and models")
-    parser.add_argument("--data", type=Path, help="the demo set, if it is there already (default: made anew)")
-    parser.add_argument("--share", type=float, default=0.3, help="of the labels that are made wrong (default 0.3)")
-    parser.add_argument("--steps", type=int, default=200, help="of 64 images, in each training (default 200)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default 3)")
-    args = parser.parse_args(argv)
-    if args.seeds < 2 or args.steps < 5 * PARTS:
-        raise UserError(f"--seeds, --steps: found {args.seeds}, {args.steps}, expected at least 2, {5 * PARTS}")
-    work = args.work.resolve()
-    work.mkdir(parents=True)
-    data = args.data.resolve() if args.data else make_demo(work / "demo", workers=2).parent
-    make_noisy(data, work / "noisy", args.share, seed=0)
+    args = with_seeds("python -m bench.accuracy.sixteen_bits", (__doc__ or "").splitlines()[0], argv)
+    work, data = make_sets(args)
     text = CONFIG.format(root=str(ROOT), folder=str(work), k=1) + f"dataset.right.dataset_path = {str(data)!r}\n"
     (work / "config.py").write_text(text, encoding="utf-8")
     print(f"{open_dataset(data).num_classes} classes, {args.steps} steps of 64 images, learning rate 0.1; loss and "

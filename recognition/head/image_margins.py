@@ -10,6 +10,7 @@ N rows: the images of all processes.
 """
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,18 +28,19 @@ class NormTerms(NamedTuple):
     loss_slope: np.ndarray  # its derivative
 
 
-class ImageMargins:
+class ImageMargins(ABC):
     """The margins of the images of each batch; here, what those have that keep no statistics and need norms alone."""
 
+    needs_norms: bool = True  # those of the features, for which the host waits if these are on a device
     needs_cosines: bool = False  # those of the targets, which cost an exchange of N numbers
 
+    @abstractmethod
     def __call__(self, norms: np.ndarray, cosines: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """m2 and m3, (N,) float64 each.
 
-        :param norms: (N,) float64 of the features; ``cosines``: (N,) of the targets, zeros if they are not needed.
+        :param norms: (N,) float64 of the features; ``cosines``: (N,) of the targets. Zeros if they are not needed.
         :param step: updates done before this batch.
         """
-        raise NotImplementedError
 
     def by_norm(self, norms: np.ndarray) -> NormTerms | None:
         """How the loss depends on the norms; None: it is not differentiated by them."""
@@ -46,6 +48,7 @@ class ImageMargins:
 
     def keep(self) -> None:
         """Keep the running statistics of the last batch: its step is taken."""
+        return None
 
     def state(self) -> list[float]:
         """The running statistics, for a training state."""
@@ -53,6 +56,7 @@ class ImageMargins:
 
     def load(self, state: Sequence[float]) -> None:
         """Go on from ``state``; if it is of another kind, begin anew."""
+        return None
 
 
 @dataclass
@@ -131,6 +135,7 @@ class ElasticFace(ImageMargins):
     deviation: float
     seed: int
     needs_cosines: bool = False
+    needs_norms = False
 
     def __call__(self, norms: np.ndarray, cosines: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng([self.seed, STREAM, step])

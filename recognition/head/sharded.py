@@ -176,8 +176,8 @@ class ShardedHead:
         if self.of_images and (terms := self.of_images.by_norm(self._norms)):
             by_m2 = np.where(here, [margin.slope_by_m2(similarity) for similarity in similarities], 0).sum(axis=0)
             d_norms = d_target * self.communicator.all_reduce(by_m2) * terms.m2_slope + terms.loss_slope / count
-            losses = losses + terms.loss
-            d_features = d_features + self._mine(d_norms[:, None] * unit, len(d_features)).astype(np.float32)
+            own_norms, own_unit = (self._mine(array, len(d_features)) for array in (d_norms, unit))
+            losses, d_features = losses + terms.loss, d_features + own_norms.astype(np.float32)[:, None] * own_unit
         won = np.float32(target) >= np.float32(highest)  # the shards' maxima hold the targets' logits as float32
         loss, hits = self.replicas.all_reduce(np.array([np.sum(losses), np.sum(won)]))
         return HeadResult(float(loss / count), float(hits / count), d_features)
@@ -187,8 +187,9 @@ class ShardedHead:
         if self.of_images is None:
             return self.margin
         similarities, norms = self._seen
-        self._norms = on_host(norms).astype(np.float64)
-        cosines = np.zeros(len(norms))
+        self._norms, cosines = np.zeros((2, len(norms)))
+        if self.of_images.needs_norms:
+            self._norms = on_host(norms).astype(np.float64)
         if self.of_images.needs_cosines:
             cosines = self.communicator.all_reduce(similarities.sum(axis=0, dtype=np.float64))
         of_all_norms, of_all_cosines = self.replicas.all_gather(np.stack([self._norms, cosines], axis=1)).T

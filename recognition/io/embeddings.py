@@ -48,7 +48,7 @@ class StoredEmbeddings:
         return str(self.note.get("digest", ""))
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
-        """Those of ``keys``, int64 (n,), that have no row."""
+        """The ones of ``keys``, int64 (n,), that have no row."""
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return keys[self.keys[places] != keys] if len(self.keys) else keys
 

@@ -33,7 +33,7 @@ def run(data: Path, model: str, output: Path, *flags: str) -> int:
 @pytest.mark.parametrize("flip", [True, False], ids=["with mirrors", "without"])
 def test_rows_are_the_embeddings_of_the_images(engine: str, data: Path, small_model: Path, tmp_path: Path, flip: bool,
                                                capsys: pytest.CaptureFixture[str]) -> None:
-    """By load_backbone, image by image; to float16, half of 2^-10 of the largest number of a unit vector."""
+    """They are load_backbone's, image by image; to float16, half of 2^-10 of the largest number of a unit vector."""
     flags = ["--engine", engine, "--batch-size", "3", *([] if flip else ["--no-flip"])]
     assert run(data, f"{small_model},1", tmp_path / "rows", *flags) == 0
     assert f"{tmp_path / 'rows'}: embeddings of 7 images, 64 numbers each" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def hidden(image: np.ndarray, point: np.ndarray, plain: np.ndarray) -> bool:
 
 
 def test_masks_follow_the_landmarks_that_yunet_finds(records: Path, detector: Path, capsys) -> None:
-    """On each real face nose and mouth are hidden and the eyes seen; other masks than those of the template."""
+    """Nose and mouth of each real face are hidden and the eyes seen; other masks than those of the template."""
     assert find_landmarks.main([str(records), "--detector", str(detector)]) == 0
     assert f"{records}/landmarks.npz: landmarks of 10 of 11 images\n" in capsys.readouterr().out
     dataset = open_dataset(records)
@@ -94,8 +94,8 @@ def test_masks_of_mirrored_images(records: Path, detector: Path) -> None:
 
 def test_landmarks_of_photographs_come_along(records: Path, detector: Path, shared: Path, tmp_path: Path,
                                              capsys) -> None:
-    """From a photograph to the aligned picture, from its folder to records; each says the same. Detecting again in the
-    aligned picture gives the same to 2 pixels on the average: the detector's own error."""
+    """Landmarks go from a photograph to the aligned picture, from its folder to records; each says the same. Detecting
+    again in the aligned picture gives the same to 2 pixels on the average: the detector's own error."""
     photographs = tmp_path / "photographs"
     for number, path in enumerate(sorted((shared / "data" / "wild").glob("*.jpg"))):
         (photographs / f"p{number % 3}").mkdir(parents=True, exist_ok=True)

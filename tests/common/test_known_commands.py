@@ -85,7 +85,7 @@ def test_what_is_not_known_of_them_is_one_line(prefix, sets, more, message, caps
 
 
 def test_the_third_mode_leaves_the_embeddings_of_the_first_set(prefix: Path, sets: Path, capsys) -> None:
-    """And a set that is not there is left out with a line, as the recipes' default of four names needs it."""
+    """A set that is not there is left out with a line, as the recipes' default of four names needs it."""
     words = f"--data-dir {sets} --model {prefix} --target none,near --nfolds 5 --gpu -1 --mode 2"
     assert verification.main([*words.split(), "--output", str(sets / "out")]) == 0
     assert f"{sets}: no none.bin there: left out\n" in capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_all_ended_before_the_first_look(capsys: pytest.CaptureFixture[str], com
 
 def test_a_process_that_the_kernel_holds_is_told_and_not_waited_for(
         capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a server of files does not answer. Here signals do not reach it."""
+    """It stands for a server of files that does not answer. Here signals do not reach it."""
     node = Node("rank 0", "localhost", {}, worker=0)
     node.start(["sleep", "1000"])
     assert node.process is not None

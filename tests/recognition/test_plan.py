@@ -118,7 +118,7 @@ def test_help_and_mistakes_do_not_wait_for_mxnet() -> None:
 
 
 def test_the_pace_of_several_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    """By hand: 16 images at 100 a second are 0.16 s; what is sent, over 10^9 bits a second."""
+    """The same by hand: 16 images at 100 a second are 0.16 s; what is sent, over 10^9 bits a second."""
     assert main([*DEMO, "--hosts", "2", "--link", "1", "--measured", "100", "--json"]) == 0
     ways = json.loads(capsys.readouterr().out)["ways"]
     assert "images_per_second" not in ways["old"]

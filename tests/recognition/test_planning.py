@@ -78,7 +78,7 @@ def test_the_ways_in_order() -> None:
 
 
 def test_accumulation_takes_the_maps_of_a_part_and_the_head_of_the_whole() -> None:
-    """And (K - 1) / K of a forward pass more; a moving average takes the parameters once more."""
+    """It takes (K - 1) / K of a forward pass more; a moving average takes the parameters once more."""
     def plan(**options: Any) -> tuple[Any, Any]:
         config = Config(net_name="fmobilefacenet", net_output="GDC", network="y1", emb_size=128, **options)
         run = planned_run(config, 1000, 2, backbone_cost(config))

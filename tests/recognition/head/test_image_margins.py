@@ -10,9 +10,6 @@ import pytest
 
 from recognition.config.options import Config, refuse_unsupported
 from recognition.engines.choose import choose_engine, computing_of
-from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.errors import UserError
 from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin
@@ -21,35 +18,13 @@ from recognition.head.shard import ShardState, split_classes
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_head as head_of
+from tests.recognition.head.shards import on_context, on_cpu, on_torch, on_triton
 
 CLASSES, BATCH, DIM, S = 23, 12, 8, 16.0
 Kind = Callable[..., Any]
 FACES: dict[str, Callable[[], ImageMargins]] = {
     "adaface": lambda: AdaFace(0.4, 0.333, 0.9), "magface": MagFace, "arc": lambda: ElasticFace(0.5, 0.0, 0.1, 7),
     "cos_plus": lambda: ElasticFace(0.0, 0.35, 0.1, 7, True)}
-
-
-def on_cpu(*place: int, **options: Any) -> CpuShard:
-    return CpuShard(*place, **options)
-
-
-def on_context(*place: int, **options: Any) -> MxnetShard:
-    return MxnetShard(mx.cpu(), *place, **options)
-
-
-def on_torch(*place: int, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-
-    return TorchShard(torch.device("cpu"), *place, **options)
-
-
-def on_triton(*place: int, with_bias: bool = False, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("triton")
-    from recognition.engines.torch.triton.shard import TritonShard
-
-    return TritonShard(torch.device("cpu"), *place, products=torch.float32, **options)
 
 
 def problem(k: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

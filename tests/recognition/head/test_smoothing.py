@@ -9,9 +9,6 @@ import pytest
 
 from recognition.config.options import Config, refuse_unsupported
 from recognition.engines.choose import choose_engine
-from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.errors import UserError
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
@@ -20,25 +17,11 @@ from recognition.head.sharded import ShardedHead
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_head as head_of
+from tests.recognition.head.shards import on_context, on_cpu, on_torch, on_triton
 
 CLASSES, BATCH, DIM, SHARE = 23, 12, 8, 0.1
 MARGINS = [Margin(16, 1, 0.3), Margin(16, 1, 0, 0.2), Margin(16, 1.2, 0.1, 0.1), Margin(16), Margin(normalised=False)]
 Kind = Callable[..., Any]
-
-
-def on_cpu(*place: int, **options: Any) -> CpuShard:
-    return CpuShard(*place, **options)
-
-
-def on_context(*place: int, **options: Any) -> MxnetShard:
-    return MxnetShard(mx.cpu(), *place, **options)
-
-
-def on_torch(*place: int, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-
-    return TorchShard(torch.device("cpu"), *place, **options)
 
 
 KINDS = pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch], ids=["host", "mxnet", "torch"])
@@ -149,16 +132,8 @@ def test_torch_computes_the_same_by_autograd() -> None:
 
 @pytest.mark.parametrize("adamw", [None, AdamW()], ids=["sgd", "adamw"])
 def test_triton_of_torch_takes_the_chunks(adamw: AdamW | None) -> None:
-    """With Triton's first pass, in float32, three steps end where those of chunks do. Tolerance 1e-5."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("triton")
-    from recognition.engines.torch.triton.shard import TritonShard
-
+    """Triton's first pass, in float32, three steps end where those of chunks do. Tolerance 1e-5."""
     x, labels, w, _ = problem()
-
-    def on_triton(*place: int, with_bias: bool, **options: Any) -> Any:
-        return TritonShard(torch.device("cpu"), *place, products=torch.float32, **options)
-
     heads = [make_head(kind, w, None, MARGINS[0], adamw=adamw) for kind in (on_torch, on_triton)]
     for _ in range(3):
         results = [head.forward_backward(x, labels) for head in heads]

@@ -45,7 +45,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def short_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``tiny_set``, with two images of each identity: 22 an epoch."""
+    """A set like ``tiny_set``, with two images of each identity: 22 an epoch."""
     return write_set(tmp_path_factory.mktemp("short"), 2)
 
 

@@ -116,7 +116,7 @@ def test_a_run_goes_on_to_the_same_bits(engine: str, make: Callable[..., Config]
 
 def test_it_is_verified_and_saved_beside(engine: str, make: Callable[..., Config], tmp_path: Path,
                                          capsys: pytest.CaptureFixture[str]) -> None:
-    """And the run itself is not another one: its parameters are those of a run without, to the bit."""
+    """The run itself is not another one: its parameters are those of a run without, to the bit."""
     options = {**SMALL, "verbose": 1, "val_targets": "tiny", "ckpt": 2, "keep_ckpt": 1, "state_every": 5}
     config, plain = make(**options), make(**{**options, "ema": 0.0, "models_root": str(tmp_path / "plain")})
     assert train(config) == 0

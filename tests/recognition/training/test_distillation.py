@@ -66,7 +66,7 @@ def arrays(config: Config) -> dict[str, np.ndarray]:
 
 
 def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:
-    """To the tolerance, as a share of the largest number of each array."""
+    """Compare to the tolerance, as a share of the largest number of each array."""
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * np.abs(array).max(), err_msg=name)
@@ -96,7 +96,7 @@ def batch_of(count: int) -> Batch:
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_the_gradient_of_the_mean_over_all_processes_is_added(kind: str) -> None:
-    """Of the head's kind: NumPy's array, or the tensor of a run whose features stay on the device."""
+    """The gradient is of the head's kind: NumPy's array, or the tensor of a run whose features stay on the device."""
     random = np.random.RandomState(0)
     x, wanted, of_head = random.standard_normal((3, 4, DIM)).astype(np.float32)
     distillation = Distillation(Fixed(wanted), 3.0, processes=2)
@@ -161,7 +161,7 @@ def test_a_step_of_micro_batches_is_that_of_the_large_batch(engine: str, make: M
 def test_a_run_goes_on_to_the_same_bits_and_not_with_another_teacher(
         engine: str, make: Make, teacher: str, tiny_set: Path, tmp_path: Path, form: str,
         capsys: pytest.CaptureFixture[str]) -> None:
-    """With augmentation; the same teacher may lie elsewhere, which is said."""
+    """Augmentation is on; the same teacher may lie elsewhere, which is said."""
     given = teacher if form == "checkpoint" else stored(tiny_set, tmp_path / "rows")
     options: dict[str, Any] = {"state_every": 2, "data_rand_mirror": True, "data_cutoff": 20, "teacher": given}
     whole = make(**options, max_steps=4, models_root=str(tmp_path / "whole"))
@@ -194,7 +194,7 @@ def test_a_state_without_a_teacher_does_not_know_of_one_and_goes_on_with_one(mak
 
 
 def test_stored_embeddings_are_those_of_the_batch(make: Make, tiny_set: Path, tmp_path: Path) -> None:
-    """With a learning rate of 1e-6 the student stays where it is, so its distance is that of its first values: that
+    """The student, with a learning rate of 1e-6, stays where it is, so its distance is that of its first values: that
     from each record's own row, whatever the order of the images, and also where a filter leaves some out."""
     folder = stored(tiny_set, tmp_path / "rows")
     config = make(teacher=folder, lr=1e-6, max_steps=5, frequent=1, per_batch_size=66 // 5, state_every=5)

@@ -11,18 +11,11 @@ import pytest
 from common.embed_set import main as embed_set
 from recognition.config.cli import parse_args
 from recognition.training.run import train
+from tests.recognition.training.test_step_recipes import CONFIG, ROOT, SMALL
 
-ROOT = Path(__file__).resolve().parents[3]
-CONFIG = """
-exec(compile(open({sample!r}).read(), {sample!r}, "exec"))
-network.tiny = edict(net_name="fmobilefacenet", emb_size=8, net_output="E", net_multiplier=0.25)
-network.tiny.net_blocks = [1, 1, 1, 1]
-dataset.tiny = edict(dataset_path={data!r}, num_classes=11, image_shape=(112, 112, 3), val_targets=["tiny"])
-"""
 PAGE = (ROOT / "docs" / "distillation.md").read_text().replace("\\\n", "")
 COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    python ")]
-SMALL = ["--network", "tiny", "--dataset", "tiny", "--per-batch-size", "4", "--max-steps", "2", "--lr", "0.01",
-         "--frequent", "1"]
+FLAGS = [*SMALL, "--frequent", "1"]
 
 
 def test_the_commands_of_the_page_train_one_after_the_other(
@@ -33,7 +26,7 @@ def test_the_commands_of_the_page_train_one_after_the_other(
     def start(entry: str, *flags: str) -> Path:
         root = Path("models", str(len(list(Path("models").glob("*")))))
         config = parse_args(entry, [*flags, "--config", "config.py", "--models-root", str(root), "--engine", engine,
-                                    *SMALL], environ={})
+                                    *FLAGS], environ={})
         assert train(config) == 0
         return Path(config.output_dir)
 

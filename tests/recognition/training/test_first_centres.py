@@ -155,7 +155,7 @@ def test_nothing_is_done_where_nothing_is_asked_and_what_is_left_out_is_said(tin
 
 
 def test_centres_that_are_named_have_to_be_there_and_to_fit(tiny_set: Path, tmp_path: Path) -> None:
-    """Of a checkpoint or of a folder, whatever the network starts from."""
+    """Centres of a checkpoint or of a folder, whatever the network starts from."""
     path, dataset = tmp_path / "model-0001.params", open_dataset(tiny_set)
 
     def fill(place: object, dim: int = DIM) -> tuple[str, np.ndarray]:

@@ -43,7 +43,7 @@ def network() -> Graph:
 
 
 def test_adapters_compute_what_the_merged_weights_do(replicated: Callable[..., Any]) -> None:
-    """With random A and B; at first, with B zero, the network is the one without. Tolerance 1e-5 of the largest."""
+    """A and B are random; at first, with B zero, the network is the one without. Tolerance 1e-5 of the largest."""
     graph, adapted = network(), with_adapters(network(), RANK)
     assert [name for name in adapted.list_arguments() if not is_adapter(name)] == graph.list_arguments()
     plain, start = (initialise(each, SHAPE, 1)[0] for each in (graph, adapted))

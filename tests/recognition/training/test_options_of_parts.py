@@ -211,7 +211,7 @@ def test_margins_of_images(head: Head, make: Callable[..., Config]) -> None:
 
 
 def cosines_of(head: Head, make: Callable[..., Config], x: np.ndarray) -> np.ndarray:
-    """Of two features and the centre of class 3."""
+    """The cosines of two features with the centre of class 3."""
     w = head(make()).shards[0].state().centres[3].astype(np.float64)
     return x @ w / np.linalg.norm(x, axis=1) / np.linalg.norm(w)
 

@@ -161,7 +161,7 @@ def test_starting_from_a_checkpoint(engine: str, run: Callable[..., Outcome]) ->
 
 @pytest.mark.parametrize("entry", ["train_parall", "train"])
 def test_centres_taken_over_and_held(engine: str, run: Callable[..., Outcome], entry: str) -> None:
-    """Those of a checkpoint and of a training state of another run, to the bit at the end of this one."""
+    """Centres of a checkpoint and of a training state of another run, to the bit at the end of this one."""
     first = run(ckpt_embedding=False, state_every=3, loss="first", seed=5, entry=entry)
     (state,) = (first.folder / "state").glob("step-*")
     name = "fc7_weight" if entry == "train" else "fc7_0_weight"

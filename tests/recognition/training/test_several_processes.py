@@ -146,7 +146,7 @@ def test_pytorch_under_torchrun_and_under_launch(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mxnet", "torch"])
 def test_a_teacher_pulls_the_same_over_processes(kind: str, folder: Path) -> None:
-    """Of one process, of two, and of two that hold all class centres each; the distance is told by the first."""
+    """One process, two, and two that hold all class centres each; the distance is told by the first."""
     if kind == "torch":
         pytest.importorskip("torch")
     run(folder, f"{kind}-teacher", [], "--per-batch-size", "12", "--engine", kind, "--devices", "cpu", "--seed", "3")

@@ -34,7 +34,7 @@ def _alike(first: Size, second: Size) -> bool:
 
 
 def reshape(call: Call, data: Symbol, *_: Any) -> Symbol:
-    """To the shape that the export says: 0 keeps the batch's axis, -1 stands for another size that depends on it."""
+    """Reshape as the export says: 0 keeps the batch's axis, -1 stands for another size that depends on it."""
     codes = [size if is_number(size) else 0 if place < len(call.ins[0]) and _alike(size, call.ins[0][place]) else -1
              for place, size in enumerate(call.out)]
     if codes.count(-1) > 1:
@@ -43,7 +43,7 @@ def reshape(call: Call, data: Symbol, *_: Any) -> Symbol:
 
 
 def reshape_to(call: Call, data: Symbol, sizes: Sequence[Size]) -> Symbol:
-    """To sizes that the export does not say."""
+    """Reshape to sizes that the export does not say."""
     return reshape(call._replace(out=tuple(sizes)), data)
 
 

@@ -42,7 +42,7 @@ def standardised(data: Symbol, axes: tuple[int, ...], eps: float) -> Symbol:
 
 
 def _factored(call: Call, data: Symbol, axis: int, weight: Symbol | None, bias: Symbol | None) -> Symbol:
-    """With a factor and an offset for each place of an axis."""
+    """Multiply by a factor, and add an offset, for each place of an axis."""
     along = tuple(-1 if place == axis else 1 for place in range(len(call.ins[0])))
     data = data if weight is None else sym.broadcast_mul(data, sym.Reshape(weight, shape=along))
     return data if bias is None else sym.broadcast_add(data, sym.Reshape(bias, shape=along))
