@@ -84,7 +84,8 @@ def configuration(network: str, batch: int, low: bool, memonger: bool, kind: str
 
 
 def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int:
-    from recognition.engines.choose import computing_of
+    from recognition.engines.configured import computing_of
+    from recognition.engines.interface import Updating
     from recognition.engines.mxnet.backbone import ReplicatedBackbone
     from recognition.engines.mxnet.imports import mx
     from recognition.engines.mxnet.passes.choose import prepare
@@ -98,7 +99,7 @@ def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int
     before = held("VmRSS")
     shape = (3, side, side)
     backbone = ReplicatedBackbone(prepare(symbol, computing_of(config), shape), *initialise(symbol, shape, 0),
-                                  [mx.cpu()], batch, shape, SingleProcess(), mu=0.9, wd=5e-4)
+                                  [mx.cpu()], batch, shape, SingleProcess(), updating=Updating(0.9, 5e-4))
     mx.nd.waitall()
     forget()
     images = np.zeros((batch, 3, side, side), np.uint8)

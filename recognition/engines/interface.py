@@ -164,6 +164,9 @@ class Engine(Protocol):
         :param device: one that :meth:`check_devices` accepts.
         """
 
+    def has_bfloat16(self, devices: Sequence[Device]) -> bool:
+        """True if networks can be embedded in bfloat16 on such devices, where the processors or cards have it."""
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         """Context of a run that gives the same bits each time on these devices; on CPUs every run does.
 

@@ -11,7 +11,6 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.config.devices import on_gpus
 from recognition.config.options import NO_END, Config
 from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
@@ -21,9 +20,10 @@ from recognition.data.sets.image_set import ImageSet
 from recognition.data.sets.landmarks import landmarks_of
 from recognition.data.sets.open_set import Opening, open_sets
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
-from recognition.engines.choose import computing_of, make_shard
+from recognition.engines.configured import computing_of
 from recognition.engines.interface import Backbone, Engine, Updating
 from recognition.engines.numbers import describe_numbers
+from recognition.engines.shards import make_shard
 from recognition.errors import UserError
 from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin
@@ -187,7 +187,7 @@ def make_verifier(config: Config, backbone: Backbone, dataset: ImageSet, communi
 
 def make_teacher(config: Config, engine: Engine, dataset: ImageSet) -> Teacher | None:
     """The teacher, on the devices of the run; None if there is none. In a run of 16 bits its network computes in
-    bfloat16, but for MXNet on GPUs, which has no such numbers.
+    bfloat16, where the engine has it.
 
     :raises UserError: if it cannot be read, or if its embeddings are not of the length of the network's.
     """
@@ -196,7 +196,7 @@ def make_teacher(config: Config, engine: Engine, dataset: ImageSet) -> Teacher |
     folder, (height, width, channels) = Path(config.teacher), config.image_shape
     teacher: Teacher = StoredTeacher(folder, dataset, not config.dataset_weights) if folder.is_dir() else (
         CheckpointTeacher(config.teacher, engine, config.devices, config.per_batch_size, (channels, height, width),
-                          config.in_16_bits and (engine.name == "torch" or not on_gpus(config.devices))))
+                          config.in_16_bits and engine.has_bfloat16(config.devices)))
     if teacher.dim != config.emb_size:
         raise UserError(f"--teacher: the embeddings of {config.teacher} have {teacher.dim} numbers, those of the "
                         f"network {config.emb_size} (emb_size), expected the same")

@@ -17,7 +17,8 @@ from recognition.config.presets import own_keys_line
 from recognition.data.loader import BatchLoader
 from recognition.data.order import Position
 from recognition.data.triplets import TripletLoader
-from recognition.engines.choose import build_network, choose_engine, decide_for, with_own_size
+from recognition.engines.choose import choose_engine, decide_for
+from recognition.engines.configured import build_network, with_own_size
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead

@@ -36,6 +36,9 @@ class MxnetEngine:
     def free_memory(self, device: Device) -> int:
         return int(mx.context.gpu_memory_info(device[1])[0])
 
+    def has_bfloat16(self, devices: Sequence[Device]) -> bool:
+        return not on_gpus(devices)
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         if on_gpus(devices):
             raise UserError("deterministic: found it with MXNet on GPUs, whose sums come in any order; expected CPUs, "
@@ -46,7 +49,7 @@ class MxnetEngine:
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
         return ReplicatedBackbone(prepare(graph, computing, image_shape), *start,
                                   [mx.Context(*device) for device in computing.devices], computing.batch_size,
-                                  image_shape, communicator, loss_scale=make_loss_scale(computing), **vars(updating))
+                                  image_shape, communicator, loss_scale=make_loss_scale(computing), updating=updating)
 
     def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,
               **options: Any) -> MxnetShard:

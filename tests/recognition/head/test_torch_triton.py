@@ -60,7 +60,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton's interpreter is off")
     monkeypatch.setattr(triton_shard, "tiles_for", lambda *size: Tiles(16, 16, 16, 1, 4))
-    monkeypatch.setattr(triton_shard, "ROWS_A_CHUNK", 33)
+    monkeypatch.setattr(triton_shard, "TRITON_ROWS_A_CHUNK", 33)
 
 
 def make(kind: Any, shards: int = 1, ratio: float = 1.0, adamw: AdamW | None = None, margin: Margin = ARCFACE,

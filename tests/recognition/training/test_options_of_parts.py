@@ -12,7 +12,8 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.choose import build_network, choose_engine, computing_of
+from recognition.engines.choose import choose_engine
+from recognition.engines.configured import build_network, computing_of
 from recognition.engines.mxnet.passes.choose import prepare
 from recognition.engines.numbers import make_loss_scale
 from recognition.errors import UserError

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from recognition.config.devices import on_gpus
 from recognition.engines.interface import Computing
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.numbers import require_numbers
 from recognition.networks.graph import Graph
+from recognition.networks.low_precision import low_precision
+from recognition.networks.recompute import recompute
 
 
 def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:

@@ -13,16 +13,16 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off", allow_module_level=True)
 
-from recognition.engines.choose import KERNELS_FACTOR, maps_in_training  # noqa: E402
 from recognition.engines.interface import Computing, Updating  # noqa: E402
-from recognition.engines.mxnet.activations import maps_memory  # noqa: E402
-from recognition.engines.mxnet.passes.precision import low_precision  # noqa: E402
+from recognition.engines.maps import KERNELS_FACTOR, maps_in_training  # noqa: E402
 from recognition.engines.torch import engine, fusing  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
 from recognition.engines.torch.triton.batch_norm import choice  # noqa: E402
 from recognition.networks import sym  # noqa: E402
 from recognition.networks.graph import Graph  # noqa: E402
 from recognition.networks.initialise import initialise  # noqa: E402
+from recognition.networks.low_precision import low_precision  # noqa: E402
+from recognition.networks.maps import maps_memory  # noqa: E402
 from recognition.networks.shapes import all_shapes  # noqa: E402
 from recognition.processes.communicator import SingleProcess  # noqa: E402
 
