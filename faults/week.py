@@ -56,7 +56,7 @@ class CountingBackbone:
     """A backbone that counts steps and left-out steps, and keeps the first and the last step of each learning rate."""
 
     loss_scale: LossScale | None = None
-    about = ""
+    startup_line = ""
 
     def __init__(self, done: int) -> None:
         self.done, self.steps, self.left_out = done, 0, 0

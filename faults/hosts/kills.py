@@ -86,7 +86,8 @@ def _end(bed: Bed, name: str) -> dict[str, Any]:
 
 
 def end_of(models: Path) -> dict[str, Any]:
-    """What has to be the same at the end of each run: sums of the last states' files and the checkpoint's, losses.
+    """The numbers that have to be the same at the end of each run: sums of the last states' files and the checkpoint's,
+    losses.
 
     :param models: the folder of checkpoints, with that of one run."""
     (folder,) = models.iterdir()
@@ -169,7 +170,7 @@ def _launchers(bed: Bed) -> list[tuple[Host, int, bytes]]:
 
 
 def _left(bed: Bed, seconds: float = 45.0) -> dict[str, dict[int, str]]:
-    """What still runs on the hosts so many seconds later: a host without launcher ends its processes within 30."""
+    """The processes that still run on the hosts so many seconds later: a host without launcher ends its own in 30."""
     end = time.monotonic() + seconds
     while found := {host.name: lines for host in bed if (lines := host.processes())}:
         if time.monotonic() > end:

@@ -57,7 +57,7 @@ def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, s
 
 
 class Trial(NamedTuple):
-    """What happened when a fault was tried."""
+    """The outcome of a fault that was tried."""
 
     kept: bool
     seconds: float  # from the fault to the end, or to the next state
@@ -91,7 +91,7 @@ def short(processes: Mapping[int, str]) -> str:
 
 
 def left_over(bed: Bed, most: float = 15.0) -> str:
-    """What is left on the hosts ``most`` seconds after a run; '' if nothing is."""
+    """Processes and files that are left on the hosts ``most`` seconds after a run; '' if nothing is."""
     end = time.monotonic() + most
     while found := {host.name: lines for host in bed if (lines := host.processes())}:
         if time.monotonic() > end:

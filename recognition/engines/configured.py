@@ -39,7 +39,7 @@ def computing_of(config: Config) -> Computing:
 
 
 def _keeps_features(config: Config) -> bool:
-    """Whether the head takes features where the backbone leaves them: it is one shard on the same device."""
-    with_backbone = config.centers_on == "device" or config.sample_ratio < 1  # else the host computes, see make_shard
+    """True if the head takes features where the backbone leaves them: it is one shard on the same device."""
+    with_backbone = config.centers_on == "device" or config.sample_ratio < 1  # else the host computes, see shard_kind
     return (len(config.devices) == 1 and with_backbone and config.gradient_acc == 1
             and not (config.triplets or config.label_smoothing or config.loss_margin == "magface"))

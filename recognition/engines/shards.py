@@ -24,8 +24,8 @@ def host_computes(on_host: bool, sampled: bool, rounded: bool) -> bool:
 
 def shard_kind(engine: str, device: str, rounded: bool, on_host: bool = False, sampled: bool = True,
                kernels: bool = False) -> str:
-    """What computes with class centres: "cpu", Numba's kernels in the host's memory; "gpu", MXNet; "torch" and "torch
-    on cpu", PyTorch in chunks; "triton", its kernels of 16 bits.
+    """The kind of what computes with class centres: "cpu", Numba's kernels in the host's memory; "gpu", MXNet; "torch"
+    and "torch on cpu", PyTorch in chunks; "triton", its kernels of 16 bits.
 
     :param device: its kind, "cpu" or "gpu"; ``rounded``: the centres are bfloat16.
     :param kernels: the kernels of 16 bits may be used, see :func:`why_no_low_products`.

@@ -190,7 +190,7 @@ def place(nodes: Sequence[Node], options: argparse.Namespace, seen: Mapping[str,
 
 
 def look(hosts: Sequence[str], options: argparse.Namespace, address: str, stop: Stop) -> dict[str, Any]:
-    """What each host says about itself; nothing if all processes are here, or if no trainer of this project is started.
+    """Ask each host about itself; nothing if all processes are here, or if no trainer of this project is started.
 
     :raises UserError: if a run on these hosts could not succeed.
     """

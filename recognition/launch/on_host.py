@@ -35,7 +35,7 @@ _TRIES = 20
 
 
 def describe(towards: str, interface: str, root: Path, listening: socket.socket) -> dict[str, Any]:
-    """What the launcher compares between hosts.
+    """Facts about this host that the launcher compares with those of others.
 
     :param root: the folder of the trainer's code; ``listening``: a socket that other hosts connect to.
     """

@@ -102,7 +102,7 @@ class PlannedRun:
 
 
 def shard_of(config: Config, engine: str) -> str:
-    """What computes with the class centres of a configuration where they are on the device, a key of SHARDS. GPUs are
+    """The kind of what computes with the class centres of a configuration on the device, a key of SHARDS. GPUs are
     assumed to be new enough for Triton's kernels."""
     why_not = why_no_low_products(config.emb_size, config.centers_on != "device", config.loss_name != "softmax")
     return shard_kind(engine, config.devices[0][0], config.centers_numbers != "float32",

@@ -107,15 +107,15 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
         adapters = initialise(trained, image_shape, config.seed, first_weights(config.net_name))[0]
         start[0].update({name: array for name, array in adapters.items() if is_adapter(name)})
     by_layer = layer_factors([name for name in trained.list_arguments() if name in start[0]], config.layer_decay)
-    rates = partial(LearningRateFactors, freeze=held, freeze_steps=config.freeze_steps,
-                    factors=config.lr_factor, by_layer=by_layer, tables=graph.tables(),
-                    needed=config.triplets or config.fc7_lr_mult == 0)
-    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
+    factors = partial(LearningRateFactors, freeze=held, freeze_steps=config.freeze_steps,
+                      factors=config.lr_factor, by_layer=by_layer, tables=graph.tables(),
+                      needed=config.triplets or config.fc7_lr_mult == 0)
+    updating = Updating(config.mom, config.wd, adamw_of(config), factors, config.seed, config.on_nan == "skip",
                         gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
                         ema=config.ema, clip_norm=config.clip_norm)
     backbone = engine.backbone(trained, start, image_shape, computing, updating, communicator)
-    if backbone.about:
-        print(backbone.about, flush=True)
+    if backbone.startup_line:
+        print(backbone.startup_line, flush=True)
     return backbone
 
 
@@ -138,7 +138,7 @@ def make_head(config: Config, num_classes: int, engine: Engine,
                    sub_centres=config.loss_K, seed=config.seed, with_bias=config.has_bias,
                    ceiling=config.interclass_filtering_threshold * margin.scale or math.inf)
     shards = [make(device, classes) for device, classes in zip(devices, ranges)]
-    for line in sorted({shard.about for shard in shards if shard.about}):
+    for line in sorted({shard.startup_line for shard in shards if shard.startup_line}):
         print(line, flush=True)
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
                        ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config),
@@ -225,7 +225,7 @@ def make_log(config: Config, progress: Progress, global_batch: int, batches_an_e
 
 
 def places_of(config: Config) -> Places:
-    """Where the numbers of the run go beside its history."""
+    """The destinations of a run's numbers beside its history."""
     return Places(config.tensorboard, config.wandb, config.mlflow)
 
 
@@ -253,7 +253,7 @@ def margin_of(config: Config) -> Margin:
 
 
 def image_margins_of(config: Config) -> ImageMargins | None:
-    """What gives each image its own margin (``loss_margin``); None if all have the same."""
+    """The rule that gives each image its own margin (``loss_margin``); None if all have the same."""
     if config.loss_margin == "adaface":
         return AdaFace(config.loss_m2, config.adaface_h, config.adaface_share)
     if config.loss_margin == "magface":

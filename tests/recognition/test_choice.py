@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from recognition.config.cli import parse_args
-from recognition.config.differences import as_json, changes
+from recognition.config.differences import as_json, changed_options
 from recognition.config.engines import ENGINES
 from recognition.config.options import Config
 from recognition.engines import choose
@@ -111,6 +111,6 @@ def test_what_is_not_asked_for_is_not_looked_for(monkeypatch: pytest.MonkeyPatch
 
 def test_going_on_in_the_other_engine_is_said_and_old_states_are_of_mxnet() -> None:
     before = as_json(Config(engine="mxnet"))
-    assert changes(before, Config(engine="torch")) == ["engine mxnet -> torch"]
-    assert changes({**before, "engine": "auto"}, Config(engine="torch")) == ["engine mxnet -> torch"]
-    assert changes({**before, "engine": "auto"}, Config(engine="mxnet")) == []
+    assert changed_options(before, Config(engine="torch")) == ["engine mxnet -> torch"]
+    assert changed_options({**before, "engine": "auto"}, Config(engine="torch")) == ["engine mxnet -> torch"]
+    assert changed_options({**before, "engine": "auto"}, Config(engine="mxnet")) == []

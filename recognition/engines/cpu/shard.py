@@ -42,7 +42,7 @@ class CpuShard:
     mapped files there.
     """
 
-    about = ""
+    startup_line = ""
 
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
                  with_bias: bool = False, seed: int = 0, ceiling: float = np.inf, folder: Path | None = None) -> None:

@@ -12,7 +12,7 @@ from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import check_gpu, mx
 from recognition.engines.mxnet.own_network import own_symbol
-from recognition.engines.mxnet.passes.choose import prepare
+from recognition.engines.mxnet.passes.choose import form_to_train
 from recognition.engines.mxnet.processes.choose import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
@@ -47,7 +47,7 @@ class MxnetEngine:
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
-        return ReplicatedBackbone(prepare(graph, computing, image_shape), *start,
+        return ReplicatedBackbone(form_to_train(graph, computing, image_shape), *start,
                                   [mx.Context(*device) for device in computing.devices], computing.batch_size,
                                   image_shape, communicator, loss_scale=make_loss_scale(computing), updating=updating)
 

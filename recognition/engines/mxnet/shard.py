@@ -36,7 +36,7 @@ class MxnetShard:
     mapped files there.
     """
 
-    about = ""
+    startup_line = ""
 
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,

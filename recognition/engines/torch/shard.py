@@ -67,7 +67,7 @@ class TorchShard:
         for rows, values in initial_pieces(seed, start, stop, sub_centres, dim):
             self._centres[0][rows] = torch.from_numpy(values)
         self._bias = self._rows.zeros(2)
-        self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
+        self.startup_line = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._finite = Fetched(self._sound)
         self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -237,7 +237,8 @@ def test_the_head_says_why_it_has_no_kernels() -> None:
     from recognition.engines.torch.engine import TorchEngine
 
     def about(**options: Any) -> str:
-        return TorchEngine().shard(("cpu", 0), (0, 8), 4, False, **{"normalised": True, "scale": 64.0, **options}).about
+        made = TorchEngine().shard(("cpu", 0), (0, 8), 4, False, **{"normalised": True, "scale": 64.0, **options})
+        return made.startup_line
 
     assert about() == ""
     assert about(low_products=True) == (

@@ -71,8 +71,8 @@ class TritonShard(TorchShard):
         self._tiles = tiles_for(self._operand.element_size(), card.shared_memory_per_block_optin if card else 1 << 20)
         self._padded = 1 << (self.sub_centres - 1).bit_length()
         self._raised = RAISED if self._products == torch.float16 else 1.0
-        self.about = f"head: Triton's kernels, products of {self._products}".replace("torch.", "") + (
-            f"; {self.about}" if self.about else "")
+        self.startup_line = f"head: Triton's kernels, products of {self._products}".replace("torch.", "") + (
+            f"; {self.startup_line}" if self.startup_line else "")
         self._renew(0, len(centres))
 
     def _renew(self, low: int, high: int) -> None:

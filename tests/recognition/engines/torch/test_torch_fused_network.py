@@ -151,10 +151,11 @@ def test_the_engine_says_what_computes_batch_norms_on_gpus(why: str, monkeypatch
         return engine.TorchEngine().backbone(graph, arrays_of(graph), SIDE, Computing((("gpu", 0),), 4, in_16_bits),
                                              Updating(), SingleProcess())
 
-    assert made(False).about == ""
+    assert made(False).startup_line == ""
     backbone = made(True)
-    assert backbone.about == ("backbone: PyTorch's batch norm rather than Triton's kernels: Triton is not installed"
-                              if why else "backbone: Triton's kernels for batch norm with PReLU or a sum")
+    assert backbone.startup_line == (
+        "backbone: PyTorch's batch norm rather than Triton's kernels: Triton is not installed" if why else
+        "backbone: Triton's kernels for batch norm with PReLU or a sum")
     assert any(step.fused for step in backbone.replicas[0].network._steps) == (not why)
 
 
