@@ -27,6 +27,7 @@ from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
 from common.pack_folder import FITS, encode_image
 from common.sets.cfp_pairs import read_cfp
 from common.sets.image_files import in_order, tell_scaled
+from common.sets.left_out import tell
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
 from recognition.config.command_line import Parser
@@ -38,7 +39,6 @@ from recognition.io.files import require_new, writing
 from recognition.progress import progress
 
 SHOWN_PAIRS = 16  # in the picture
-MOST_LINES = 10  # about left-out images on the screen
 Encode = Callable[[str, Path], bytes]
 
 
@@ -155,8 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scaled: list[Path] = []
     encode = encoder(aligner, args.image_size, args.fit, args.quality, scaled)
     kept, broken = build_eval_pack(args.data_dir, pairs, args.output, encode, args.skip_broken)
-    for line in broken[:MOST_LINES]:
-        print(f"left out: {one_line(line)}")
+    tell(broken)
     tell_scaled(scaled, args.image_size, args.image_size)
     issame = pairs.issame[kept]
     of_images = len({name for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])})

@@ -30,6 +30,7 @@ from recognition.errors import UserError, command, one_line
 from recognition.io.centres import named_centres
 from recognition.io.checksums import sum_beside
 from recognition.io.files import require_new
+from recognition.io.names import params_file
 from recognition.io.torch_file import read_tensors, write_tensors
 from recognition.networks.symbol_file import read_network
 from recognition.networks.torch_weights.of_torch import from_torch, of_the_network, to_torch
@@ -97,7 +98,7 @@ def export_state(source: Path, target: Path, ranks: int, overwrite: bool) -> Non
 def export_weights(source: str, target: Path, overwrite: bool) -> None:
     prefix, number = find_pretrained(source, 1, "source")
     require_new([target], files_of((prefix, number)), overwrite)
-    params = f"{prefix}-{number:04d}.params"
+    params = params_file(prefix, number)
     arguments, auxiliary = read_params(Path(params))
     name, tensors = to_torch(read_network(Path(f"{prefix}-symbol.json")), arguments, auxiliary, params)
     write_tensors(target, tensors)

@@ -20,17 +20,17 @@ from common.drawing.contact_sheet import draw_sheet
 from common.drawing.plots import COLOURS, INK, style
 from common.evaluation.results import require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
+from common.sets.left_out import tell
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
 from recognition.config.command_line import Parser, check_range
 from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.sets.dataset import FaceDataset, open_dataset
-from recognition.errors import command, one_line
+from recognition.errors import command
 from recognition.io.files import replacing
 
 POINTS = (0, 5, 25, 50, 75, 95, 100)  # percentiles in the table
 ROWS, COLUMNS = 6, 8  # identities in the picture, and images of each
-MOST_LINES = 10  # about broken records on the screen
 FILES = ("stats.json", "identities.tsv", "stats.png", "faces.png")
 
 
@@ -154,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     looked = survey(reader, offsets, dataset.image_shape[0], dataset.image_shape[1], not args.no_decode)
     found = summary(dataset, looked)
     print(report(found))
-    for key, text in broken(dataset, looked)[:MOST_LINES]:
-        print(f"broken: record {key}: {one_line(text)}")
+    tell([f"record {key}: {text}" for key, text in broken(dataset, looked)], "broken")
     write_json(output / "stats.json", {"data": str(args.data), **found})
     write_identities(output / "identities.tsv", dataset, looked)
     drawn = draw_stats(output / "stats.png", dataset, looked) if looked.good.any() else True

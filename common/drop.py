@@ -29,7 +29,7 @@ from common.sets.sub_centres import Choice, choose
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
 from recognition.config.cli import split_pretrained
 from recognition.config.command_line import Parser, check_range
-from recognition.config.devices import Device, processors, share_processors
+from recognition.config.devices import Device, decode_threads, share_processors
 from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
 from recognition.errors import UserError, command
@@ -38,8 +38,6 @@ from recognition.io.checksums import sum_beside
 from recognition.io.files import writing
 from recognition.io.params import read_arrays
 from recognition.progress import progress
-
-MOST_DECODE_THREADS = 8
 
 
 def write_kept(folder: Path, dataset: FaceDataset, choice: Choice) -> None:
@@ -121,7 +119,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "another .params, a folder of <rank>_centers.param, or a training state")
     add("--output-model", metavar="PREFIX,EPOCH", help="also save the model with the dominant sub-centres alone, of "
         "the identities kept: to go on from with --pretrained and loss_K 1")
-    add("--decode-threads", type=int, default=min(processors(), MOST_DECODE_THREADS), help="threads that decode images")
+    add("--decode-threads", type=int, default=decode_threads(), help="threads that decode images")
     args = parser.parse_args(argv)
     check_model_flags(args)
     for name in ("k", "decode_threads"):

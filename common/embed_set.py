@@ -20,7 +20,7 @@ import numpy as np
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser, check_range
-from recognition.config.devices import processors
+from recognition.config.devices import decode_threads
 from recognition.data.sets.image_set import ImageSet
 from recognition.data.sets.open_set import Opening, open_sets
 from recognition.engines.interface import Embedder
@@ -29,8 +29,6 @@ from recognition.evaluation.embed_set import embedded
 from recognition.io.embeddings import write_embeddings
 from recognition.io.files import writing
 from recognition.progress import progress
-
-MOST_DECODE_THREADS = 8
 
 
 def unit_embeddings(dataset: ImageSet, embed: Embedder, batch_size: int, flip: bool,
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_model_flags(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="NEW_DIR", help="a new folder for the embeddings")
     parser.add_argument("--no-flip", action="store_true", help="without mirrors: half of the time")
-    parser.add_argument("--decode-threads", type=int, default=min(processors(), MOST_DECODE_THREADS),
+    parser.add_argument("--decode-threads", type=int, default=decode_threads(),
                         help="threads that decode images")
     args = parser.parse_args(argv)
     check_model_flags(args)

@@ -27,6 +27,7 @@ from recognition.data.images.image_files import read_image
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
 from recognition.io.files import replacing, require_new, write_whole
+from recognition.io.names import params_file
 from recognition.networks.onnx_graph import IR_VERSION, OPSET, to_onnx
 from recognition.networks.symbol_file import read_network
 from recognition.training.checkpoints.pretrained import read_params
@@ -97,7 +98,7 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(options.model, batch_size=8, image_size=size, engine=options.engine)
     prefix, number = find_pretrained(options.model, 1, "--model")
     images = images_for(options.check_images, size)
-    arguments, auxiliary = read_params(Path(f"{prefix}-{number:04d}.params"))
+    arguments, auxiliary = read_params(Path(params_file(prefix, number)))
     model = to_onnx(read_network(Path(f"{prefix}-symbol.json")), arguments, auxiliary, (3, *size), options.float16,
                     not options.no_fold)
     with replacing(options.output) as temporary:

@@ -29,16 +29,16 @@ from common.faces.alignment import norm_crop as norm_crop
 from common.faces.landmark_files import ALIGNED_LANDMARKS, write_landmarks
 from common.sets.image_files import in_order
 from common.sets.image_sources import find_images
+from common.sets.left_out import MOST_LINES, tell
 from common.sets.named_images import below, leads_out, with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.data.images.folder_walk import LeftOut, images_below
-from recognition.errors import UserError, command, one_line
+from recognition.errors import UserError, command
 from recognition.io.files import replacing, require_new
 from recognition.progress import progress
 
 SHOWN_FACES = 31  # in the picture, beside the mean of all
-MOST_LINES = 10  # about left-out images on the screen; the .json names all
 
 
 class Written:
@@ -180,8 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(described, report)
         draw_sheet(picture, [written.mean(), *(image for _, image in written.shown)],
                    [f"mean of {len(written.names)}", *(name for name, _ in written.shown)])
-    for line in written.left_out[:MOST_LINES]:
-        print(f"left out: {one_line(line)}")
+    tell(written.left_out)
     if len(written.left_out) > MOST_LINES:
         print(f"left out: {len(written.left_out) - MOST_LINES} more, see {args.output}.json")
     if not_named:

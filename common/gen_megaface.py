@@ -24,16 +24,16 @@ from common.evaluation.megaface_files import encode_feature, read_paths
 from common.evaluation.results import write_json
 from common.sets.image_files import in_order, read_fitted, tell_scaled
 from common.sets.image_sources import find_images
+from common.sets.left_out import tell
 from common.sets.named_images import with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
-from recognition.errors import UserError, command, one_line
+from recognition.errors import UserError, command
 from recognition.evaluation.embed_images import Embed, embed_batches, normalised
 from recognition.progress import progress
 
 SETS = ("facescrub", "megaface")
 RECIPES_PLACE = Path("data")  # where the recipes' script looks for the images and lists of both
-MOST_LINES = 10  # about left-out images on the screen; features.json names all
 
 
 def image_names(root: Path, listed: Path | None) -> list[str]:
@@ -154,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                       lambda image, place=place: place / f"{image}_{args.algo}.bin",  # type: ignore
                                       args.image_size)
             report[name] = {"root": str(root), "images": len(names[name]) - len(left_out), "left_out": left_out}
-            for line in left_out[:MOST_LINES]:
-                print(f"left out: {one_line(line)}")
+            tell(left_out)
         write_json(folder / "features.json", report)
     for name in args.roots:
         print(f"{args.output / name}: features of {report[name]['images']} images"

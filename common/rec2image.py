@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
+from common.sets.left_out import tell
 from common.sets.output_folder import new_folder
 from common.sets.text_columns import whole_number
 from common.sets.usable_records import usable
 from recognition.config.command_line import Parser, check_range
 from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import read_bin
-from recognition.errors import UserError, command, one_line
+from recognition.errors import UserError, command
 from recognition.io.files import writing
 from recognition.progress import progress
 
-MOST_LINES = 10  # about broken records on the screen
 _SUFFIXES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
 
 
@@ -125,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             images, broken = unpack_set(args.include, folder, args.identities, args.limit)
             done = f"{images} images"
-    for line in broken[:MOST_LINES]:
-        print(f"left out: {one_line(line)}")
+    tell(broken)
     print(f"{args.output}: {done}" + (f"; {len(broken)} broken records left out" if broken else ""))
     return 0
 

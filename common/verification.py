@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_
 from recognition.config.command_line import Parser, check_range
 from recognition.data.verification_set import VerificationSet, load_bin
 from recognition.errors import UserError, command, one_line
-from recognition.evaluation.embed_images import normalised
+from recognition.evaluation.embed_images import Embed, normalised
 from recognition.evaluation.rates import allowed_accepts
 from recognition.evaluation.roc import tar_at_far
 from recognition.evaluation.verification import FOLDS, VerificationResult, check_pairs, embed_views, evaluate
@@ -40,7 +40,6 @@ from recognition.progress import progress
 
 FARS = (1e-4, 1e-3)
 EMBEDDINGS = "temp.bin"  # of --mode 2, as the recipes' script names it
-Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def score(embed: Embed, chosen: VerificationSet, batch_size: int, folds: int = FOLDS,

@@ -14,6 +14,7 @@ from recognition.config.options import check
 from recognition.engines.choose import check_bfloat16, choose_engine
 from recognition.engines.interface import Embedder
 from recognition.errors import UserError
+from recognition.io.names import params_file
 
 
 def add_model_flags(parser: argparse.ArgumentParser, required: bool = True, batch_size: int = 32,
@@ -101,7 +102,7 @@ def files_of(model: tuple[str, int]) -> list[Path]:
 
 def as_text(model: tuple[str, int]) -> str:
     """The name of a checkpoint in reports: that of its ``.params`` file, or of the file of another's network."""
-    return model[0] if is_foreign(model[0]) else f"{model[0]}-{model[1]:04d}.params"
+    return model[0] if is_foreign(model[0]) else params_file(*model)
 
 
 def beside(model: tuple[str, int], ending: str) -> Path:

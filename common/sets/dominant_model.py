@@ -10,6 +10,7 @@ import numpy as np
 
 from recognition.io.centres import SavedCentres, is_of_centres, rows_at
 from recognition.io.checksums import write_bytes
+from recognition.io.names import params_file
 from recognition.io.params import Pieces, read_arrays, write_arrays
 
 ROWS_AT_ONCE = 1 << 14  # read and written in one go: 32 MB at D = 512
@@ -45,7 +46,6 @@ def save_dominant_model(checkpoint: Path, symbol: Path, centres: SavedCentres, r
     arrays: dict[str, Pieces] = {
         name: [array] for name, array in zip(file.names, file.arrays) if not is_of_centres(name)}
     arrays["arg:fc7_weight"] = _Rows(centres.centres, rows)
-    prefix, number = output
-    if not same_file(symbol, target := Path(f"{prefix}-symbol.json")):
+    if not same_file(symbol, target := Path(f"{output[0]}-symbol.json")):
         write_bytes(target, symbol.read_bytes())
-    write_arrays(Path(f"{prefix}-{number:04d}.params"), arrays)
+    write_arrays(Path(params_file(*output)), arrays)

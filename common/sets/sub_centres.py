@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recognition.data.sets.dataset import FaceDataset
-from recognition.evaluation.embed_set import Embed, embedded
+from recognition.evaluation.embed_images import Embed
+from recognition.evaluation.embed_set import embedded
 from recognition.io.centres import SavedCentres, rows_at
 from recognition.progress import progress
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from common.sets.image_files import in_order
+from common.sets.left_out import tell
 from recognition.data.records.bad_records import SKIP
 from recognition.data.sets.dataset import NO_LABEL, FaceDataset, open_dataset
 from recognition.errors import UserError, one_line
 from recognition.progress import progress
-
-MOST_LINES = 10  # about records that are left out
 
 
 def open_usable(source: Path) -> tuple[FaceDataset, np.ndarray]:
@@ -29,8 +28,7 @@ def open_usable(source: Path) -> tuple[FaceDataset, np.ndarray]:
         dataset = open_dataset(source, on_bad_record=SKIP, bad_record_share=1.0, header=False)
         print(one_line(f"{error}: the header is not believed, each record with an image counts"))
     chosen, lines = usable(dataset, np.flatnonzero(dataset.labels() != NO_LABEL))
-    for line in lines[:MOST_LINES]:
-        print(f"left out: {one_line(line)}")
+    tell(lines)
     left = len(dataset) - len(chosen)
     if left:
         print(f"left out: {left} records of {len(dataset)}")

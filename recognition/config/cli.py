@@ -15,14 +15,14 @@ from typing import Any
 
 from recognition.config import types
 from recognition.config.command_line import Parser, british
-from recognition.config.devices import num_workers, own_devices, processors, require_numbers, visible_devices
+from recognition.config.devices import decode_threads, num_workers, own_devices, require_numbers, visible_devices
 from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
 from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
 from recognition.config.types import nearest
 from recognition.config.user_code import TIMM, is_symbol_file, is_timm
 from recognition.errors import UserError
+from recognition.io.names import MANIFEST, params_file
 
-MOST_DECODE_THREADS = 8
 CHECKPOINT = "checkpoint"  # as a network: that of --pretrained
 # Options that are derived from the machine and from other options unless they are set.
 DERIVED = ("devices", "decode_threads", "state_every")
@@ -104,7 +104,7 @@ def _derived(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
     """The DERIVED options that ``values`` lacks."""
     derive = {
         "devices": lambda: visible_devices(environ),
-        "decode_threads": lambda: min(processors(), MOST_DECODE_THREADS),
+        "decode_threads": decode_threads,
         "state_every": lambda: values["verbose"] if values["ckpt"] else 0,
     }
     return {key: derive[key]() for key in DERIVED if key not in values}
@@ -152,7 +152,7 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
     :raises UserError: beginning with ``flag``, if it does not.
     """
     prefix, epoch = split_pretrained(text, epoch)
-    path = Path(f"{prefix}-{epoch:04d}.params")
+    path = Path(params_file(prefix, epoch))
     if not path.is_file():
         if (how := _NO_CHECKPOINTS.get(Path(text).suffix.lower())):
             raise UserError(f"{flag}: found {text}, expected a checkpoint; {how}")
@@ -164,7 +164,7 @@ def find_pretrained(text: str, epoch: int, flag: str = "--pretrained") -> tuple[
 
 def _goes_on(resume: str, folder: str) -> bool:
     """True if the run resumes from a training state, which is there or has to be: then it needs no checkpoint."""
-    there = any(Path(folder, "state").glob("step-*/manifest.json"))
+    there = any(Path(folder, "state").glob(f"step-*/{MANIFEST}"))
     return resume == "yes" or (resume == "auto" and there)
 
 
@@ -174,7 +174,7 @@ def _found(text: str, flag: str, or_one_of: Sequence[str] = ()) -> str:
     :raises UserError: beginning with ``flag``, if there is neither; ``or_one_of``: words that it takes, too.
     """
     prefix, epoch = split_pretrained(text, 1)
-    if os.path.isdir(text) and not os.path.isfile(f"{prefix}-{epoch:04d}.params"):
+    if os.path.isdir(text) and not os.path.isfile(params_file(prefix, epoch)):
         return text
     try:
         prefix, epoch = find_pretrained(text, 1, flag)

@@ -15,6 +15,7 @@ from recognition.errors import UserError
 Device = tuple[str, int]
 TOPOLOGY = Path("/sys/devices/system/cpu/cpu0/topology")
 MOST_DEVICES = 1024  # of a process
+MOST_DECODE_THREADS = 8
 CPU: tuple[Device, ...] = (("cpu", 0),)
 BFLOAT16 = ("avx512_bf16", "amx_bf16")  # flags in CPU_INFO of processors that multiply bfloat16
 WORKER = "RECOGNITION_WORKER"  # the variable that holds this process's number, if launch started it
@@ -59,6 +60,11 @@ def visible_devices(environ: Mapping[str, str]) -> tuple[Device, ...]:
 def processors() -> int:
     """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_threads() -> int:
+    """The number of threads that decode images, unless a flag says another."""
+    return min(processors(), MOST_DECODE_THREADS)
 
 
 # Variables in which launchers put the place of a process on its host, and how many it has: horovodrun, launch with

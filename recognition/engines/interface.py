@@ -16,13 +16,14 @@ import numpy as np
 
 from recognition.config.devices import Device
 from recognition.head.shard import Shard
+from recognition.io.params import Arrays as Arrays
 from recognition.networks.graph import Graph
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import Communicator
 
-Arrays = dict[str, np.ndarray]  # by the names of a checkpoint
+LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of more is no float32 number
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from recognition.data.images.image import write_planes
 from recognition.errors import UserError
 from recognition.progress import progress
 
-Embed = Callable[[np.ndarray], np.ndarray]
+Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n, D)
 
 
 def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_size: int, flip: bool = True,

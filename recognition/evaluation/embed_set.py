@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from recognition.data.loader import BatchLoader
 from recognition.data.order import EpochOrder
 from recognition.data.sets.image_set import ImageSet
+from recognition.evaluation.embed_images import Embed
 
 PREFETCH = 2  # batches
-Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n, D)
 
 
 class Embedded(NamedTuple):

@@ -22,6 +22,7 @@ import numpy as np
 from recognition.errors import UserError
 from recognition.io.checksums import Sum, file_problem, forget_sum, sum_of
 from recognition.io.files import regular, write_whole, writing
+from recognition.io.names import MANIFEST
 from recognition.io.params import ParamsFile, Pieces, read_arrays, write_arrays
 from recognition.io.stored_array import Rows, open_npy
 
@@ -125,7 +126,7 @@ def centres_in_folder(folder: Path, checkpoint: Path | None = None) -> SavedCent
     :param checkpoint: the file that W must belong to; None: any.
     :raises UserError: if a file cannot be read or does not match its checksum.
     """
-    if (folder / "manifest.json").exists() and (folder / shard_file("centres", 0)).exists():
+    if (folder / MANIFEST).exists() and (folder / shard_file("centres", 0)).exists():
         _check_sums(folder)
         centres, momentum, bias = (_npy_shards(folder, name) for name in ("centres", "momentum", "bias"))
         form = "centres-<i>.npy"
@@ -235,11 +236,11 @@ def _check_sums(state: Path) -> None:
     :raises UserError: if one differs or the manifest cannot be read.
     """
     try:
-        with open(state / "manifest.json", encoding="utf-8", opener=regular) as file:
+        with open(state / MANIFEST, encoding="utf-8", opener=regular) as file:
             files = json.load(file).get("files", {})
         sums = {name: Sum(*values) for name, values in files.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{state / 'manifest.json'}: not of a training state: {error}") from None
+        raise UserError(f"{state / MANIFEST}: not of a training state: {error}") from None
     known = {found.sha256: name for name, found in sums.items()}
     for name, wanted in sums.items():
         of_centres = name.startswith(("centres-", "momentum-", "bias-"))

@@ -21,6 +21,7 @@ from recognition.io.checksums import HashedFile, check_sum, forget_sum, write_su
 from recognition.io.files import replacing
 from recognition.io.stored_array import OpenFile, Rows, StoredArray
 
+Arrays = dict[str, np.ndarray]  # by the names of a checkpoint
 _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DTYPES = {0: np.float32, 1: np.float64, 2: np.float16, 3: np.uint8, 4: np.int32, 5: np.int8, 6: np.int64, 7: np.bool_}

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from recognition.io.params import Arrays
 from recognition.networks.graph import VARIABLE, Entry, Graph, GraphMaker, Node, rewrite
 from recognition.networks.operators.batch_norm import batch_norm_affine
 
 FOLDABLE = ("Convolution", "FullyConnected")  # their weight has one row an output
-Arrays = dict[str, np.ndarray]
 
 
 def fold_batch_norms(graph: Graph, arguments: Mapping[str, np.ndarray],

@@ -111,9 +111,8 @@ class Graph:
             if not made.is_variable and not operator.variadic and len(inputs) != len(expected):
                 raise ValueError(f"node {made.name!r}: {made.op} has {len(inputs)} inputs, expected {len(expected)}: "
                                  f"{', '.join(expected)}")
-            for name, entry in zip(expected if version < OLD_STARTS else (), inputs):
-                if name in operator.starts and maker.nodes[entry.node].is_variable:
-                    maker.mark(entry, **{"__init__": operator.starts[name], **maker.nodes[entry.node].attrs})
+            if version < OLD_STARTS:
+                maker.mark_starts(made)
             places.append(maker.append(made).node)
         return maker.graph(Entry(places[head[0]], *head[1:]) for head in source["heads"])
 
@@ -199,6 +198,13 @@ class GraphMaker:
         node = self.nodes[entry.node]
         self.nodes[entry.node] = Node(node.operator, node.name, {**node.attrs, **attrs}, node.inputs)
 
+    def mark_starts(self, node: Node) -> None:
+        """Give the variables that ``node`` reads the ``__init__`` that its operator says, unless they have one."""
+        starts = node.operator.starts
+        for name, entry in zip(node.operator.input_names(node.values) if starts else (), node.inputs):
+            if name in starts and self.nodes[entry.node].is_variable:
+                self.mark(entry, **{"__init__": starts[name], **self.nodes[entry.node].attrs})
+
     def graph(self, heads: Iterable[Entry]) -> Graph:
         return Graph(self.nodes, heads)
 
@@ -209,9 +215,7 @@ def with_starts(graph: Graph) -> Graph:
     maker = GraphMaker()
     for node in graph.nodes:
         maker.append(node)
-        for name, entry in zip(node.operator.input_names(node.values) if node.operator.starts else (), node.inputs):
-            if name in node.operator.starts and maker.nodes[entry.node].is_variable:
-                maker.mark(entry, **{"__init__": node.operator.starts[name], **maker.nodes[entry.node].attrs})
+        maker.mark_starts(node)
     return maker.graph(graph.heads)
 
 

@@ -9,10 +9,9 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.params import Arrays
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import Shape, infer_shapes
-
-Arrays = dict[str, np.ndarray]
 
 
 class Initialiser(NamedTuple):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.names import params_file
 from recognition.io.params import read_arrays
 from recognition.io.stored_array import StoredArray
 from recognition.networks.graph import Graph
@@ -39,7 +40,7 @@ def read_saved(prefix: str, number: int, batch_size: int, image_shape: tuple[int
     if len(shapes.output) != 2 or shapes.output[0] != batch_size:
         raise UserError(f"{symbol}: {OUTPUT} is of shape {shapes.output} for {batch_size} images, expected one row an "
                         "image")
-    path = Path(f"{prefix}-{number:04d}.params")
+    path = Path(params_file(prefix, number))
     file = read_arrays(path)
     have = dict(zip(file.names, file.arrays))
     return SavedNetwork(symbol, graph, _chosen(path, "arg", have, shapes.arguments),

@@ -16,7 +16,7 @@ import numpy as np
 from recognition.config.user_code import is_symbol_file
 from recognition.errors import UserError
 from recognition.io.files import WRITING, writing
-from recognition.processes.communicator import Communicator, largest
+from recognition.processes.communicator import Communicator, barrier, largest
 
 # Options that may differ: paths of a host, what each process has for itself, and users' own keys.
 _OF_HOSTS = frozenset(("config_file", "dataset_path", "models_root", "pretrained", "decode_threads", "worker_id",
@@ -104,7 +104,7 @@ def find_sharing(folder: Path, communicator: Communicator) -> Sharing:
     probe = folder / f".{token}-{communicator.rank}{WRITING}"
     with writing(probe):
         probe.touch()
-    largest(communicator, 0)  # a barrier: all files exist
+    barrier(communicator)  # all files exist
     names = [path.name[:-len(WRITING)] for path in folder.glob(f".{token}-*{WRITING}")]
     seen = min((int(name.rpartition("-")[2]) for name in names), default=communicator.rank)
     found = gathered([seen, socket.gethostname()], communicator)
@@ -123,7 +123,7 @@ def require_shared(folder: Path, communicator: Communicator) -> None:
     probe = folder / f".{token}{WRITING}"
     if communicator.rank == 0:
         probe.touch()
-    largest(communicator, 0)  # a barrier: the file exists
+    barrier(communicator)  # the file exists
     found = gathered([probe.exists(), socket.gethostname()], communicator)
     if communicator.rank == 0:
         probe.unlink(missing_ok=True)

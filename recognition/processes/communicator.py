@@ -77,9 +77,17 @@ class SingleProcess:
         """Do nothing: there is nothing to end."""
 
 
+SINGLE = SingleProcess()
+
+
 def largest(communicator: Communicator, number: int) -> int:
     """The largest of the numbers of all processes."""
     return int(communicator.all_gather(np.array([number], np.int64)).max())
+
+
+def barrier(communicator: Communicator) -> None:
+    """Return once all processes have come here."""
+    largest(communicator, 0)
 
 
 class Verdict(NamedTuple):

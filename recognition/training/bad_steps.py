@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recognition.data.loader import Batch
-from recognition.engines.interface import Backbone
+from recognition.engines.interface import LARGEST_NORM, Backbone
 from recognition.errors import UserError
 from recognition.head.sharded import Head
 from recognition.io.files import replacing
@@ -25,7 +25,6 @@ from recognition.training.states.state import Progress
 MOST_STEPS_IN_A_ROW = 20  # left out, one after the other; after more of them nothing is learnt any more
 KEPT_FILES = 20  # of such steps, beside the checkpoints
 NAMED_RECORDS = 8  # in a line
-LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of more is no float32 number
 ADVICE = "Try a lower --lr, or softmax before a margin"
 
 

@@ -24,6 +24,7 @@ from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
+from recognition.io.names import params_file
 from recognition.plan.this_run import memory_line
 from recognition.processes.alike import (
     Sharing,
@@ -39,7 +40,6 @@ from recognition.processes.communicator import Communicator
 from recognition.processes.environment import LAUNCH
 from recognition.training.bad_steps import BadBags, BadSteps
 from recognition.training.checkpoints.first_centres import start_centres
-from recognition.training.checkpoints.pretrained import checkpoint_path
 from recognition.training.checkpoints.save import NUMBERED, CheckpointSaver
 from recognition.training.parts import (
     centres_source,
@@ -105,7 +105,8 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
 
     if line := memory_line(config, graph, engine, dataset.num_classes, communicator.size):
         print(line, flush=True)
-    checkpoint = None if saved or not config.pretrained else checkpoint_path(config.pretrained, config.pretrained_epoch)
+    file = params_file(config.pretrained, config.pretrained_epoch)
+    checkpoint = Path(file) if config.pretrained and not saved else None
     backbone = make_backbone(config, graph, engine, communicator, checkpoint)
     verifier = make_verifier(config, backbone, dataset, communicator)
     head = make_head(config, dataset.num_classes, engine, communicator)

@@ -18,7 +18,7 @@ from recognition.head.distil import pull
 from recognition.head.sharded import on_host
 from recognition.io.checksums import sum_of
 from recognition.io.embeddings import StoredEmbeddings
-from recognition.training.checkpoints.pretrained import checkpoint_path
+from recognition.io.names import params_file
 
 
 class Teacher(Protocol):
@@ -44,7 +44,7 @@ class CheckpointTeacher:
         except UserError as error:
             raise UserError(f"--teacher: {error}; the run's images are {'x'.join(map(str, image_shape[1:]))}") from None
         self.dim = self._embed.dim
-        self.fingerprint = sum_of(checkpoint_path(prefix, number)).sha256[:16]
+        self.fingerprint = sum_of(Path(params_file(prefix, number))).sha256[:16]
 
     def __call__(self, batch: Batch) -> np.ndarray:
         return self._embed(batch.images)

@@ -14,7 +14,8 @@ from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
-from recognition.networks.fold import Arrays, fold_batch_norms
+from recognition.io.params import Arrays
+from recognition.networks.fold import fold_batch_norms
 from recognition.networks.graph import Graph
 from recognition.networks.low_precision import low_precision
 from recognition.networks.saved import read_saved

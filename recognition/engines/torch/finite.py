@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from recognition.engines.interface import LARGEST_NORM
 from recognition.engines.torch.imports import torch
 
-LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # 1.8e19: the square of more is no float32 number
 CHUNK = 65536  # numbers whose squares are summed in float32; the sums of chunks are summed in float64
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.params import Arrays
 from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
@@ -26,7 +27,6 @@ TORCH_EPSILON = 1e-5
 PIXELS = 128 / 127.5  # this graph's pixels to PyTorch's
 # num_layers of fresnet by the number in PyTorch's name; the MXNet recipes have another network of 200 layers.
 DEPTHS = {18: 18, 34: 34, 50: 50, 100: 100, 200: 198, 2060: 2060}
-Arrays = dict[str, np.ndarray]
 
 BATCH_NORM = (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean"), ("running_var", "moving_var"))
 _UNIT = (("bn1", "_bn1"), ("conv1", "_conv1"), ("bn2", "_bn2"), ("prelu", "_relu1"), ("conv2", "_conv2"),

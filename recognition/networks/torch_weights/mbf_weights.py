@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.params import Arrays
 from recognition.networks.families import mbf
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays, under_their_names
+from recognition.networks.torch_weights.iresnet import BATCH_NORM, under_their_names
 
 NETWORKS = {"mbf": ((1, 4, 6, 2), 2), "mbf_large": ((2, 8, 12, 4), 4)}  # blocks and multiplier
 MARK, OUR_MARK = "conv_sep.layers.0.weight", "conv_6sep_conv2d_weight"  # names that no iresnet has

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.params import Arrays
 from recognition.networks.graph import Graph
 from recognition.networks.torch_weights import iresnet, mbf_weights, vit_weights
-from recognition.networks.torch_weights.iresnet import Arrays
 
 # Arrays by which a network is found, under whatever prefix: iresnet, MobileFaceNet, ViT.
 _MARKS = (("conv1.weight", "layer1.0.conv1.weight", "fc.weight"),

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.params import Arrays
 from recognition.networks.families import vit
 from recognition.networks.graph import Graph
 from recognition.networks.shapes import infer_shapes
-from recognition.networks.torch_weights.iresnet import BATCH_NORM, Arrays, under_their_names
+from recognition.networks.torch_weights.iresnet import BATCH_NORM, under_their_names
 
 # Width of a token and blocks, with the shares that each leaves out in training. vit_l is what arcface_torch calls
 # vit_l_dp005_mask_005; its masks are of a tenth whatever the name says, as random_masking is not told the ratio.

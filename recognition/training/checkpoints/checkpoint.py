@@ -9,6 +9,7 @@ import numpy as np
 
 from recognition.io.checksums import forget_sum, write_bytes
 from recognition.io.files import writing
+from recognition.io.names import params_file
 from recognition.io.params import write_arrays
 from recognition.networks.graph import Graph
 
@@ -22,7 +23,7 @@ def save_checkpoint(prefix: Path, number: int, graph: Graph, parameters: Mapping
     arrays = {f"arg:{name}": [value] for name, value in parameters.items()}
     arrays.update({f"aux:{name}": [value] for name, value in auxiliary.items()})
     write_bytes(prefix.with_name(f"{prefix.name}-symbol.json"), graph.to_json().encode())
-    target = prefix.with_name(f"{prefix.name}-{number:04d}.params")
+    target = prefix.with_name(params_file(prefix.name, number))
     write_arrays(target, arrays)
     return target
 

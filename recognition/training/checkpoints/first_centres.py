@@ -18,9 +18,9 @@ from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
 from recognition.io.centres import SavedCentres, centres_in_file, centres_in_folder, find_centres, rows_between
+from recognition.io.names import params_file
 from recognition.io.params import read_arrays
 from recognition.processes.communicator import Communicator
-from recognition.training.checkpoints.pretrained import checkpoint_path
 
 MOST_IMAGES = 10  # of a class: more hardly change the mean direction
 PREFETCH = 2  # batches
@@ -84,7 +84,7 @@ def _from_named(source: CentresSource, num_classes: int, shards: Sequence[Shard]
     :raises UserError: if there is none, or if it does not fit.
     """
     place = Path(source.origin)
-    path = place if place.is_dir() else checkpoint_path(*split_pretrained(source.origin, 1))
+    path = place if place.is_dir() else Path(params_file(*split_pretrained(source.origin, 1)))
     saved = centres_in_folder(place) if place.is_dir() else find_centres(path)
     if saved is None:
         raise UserError(f"--centres-from: {path}: found no class centres there, expected those of a training state, or "

@@ -10,15 +10,9 @@ import numpy as np
 
 from recognition.errors import UserError
 from recognition.io.centres import is_of_centres
-from recognition.io.params import read_arrays
+from recognition.io.params import Arrays, read_arrays
 
 FITS = "it fits --network "  # the beginning of a hint that names the checkpoint's own network
-Arrays = dict[str, np.ndarray]
-
-
-def checkpoint_path(prefix: str, number: int) -> Path:
-    """The file of a checkpoint, ``PREFIX-%04d.params``."""
-    return Path(f"{prefix}-{number:04d}.params")
 
 
 def read_params(path: Path) -> tuple[Arrays, Arrays]:

@@ -14,7 +14,7 @@ from recognition.io.centres import begin_centres, disown_centres, named_centres,
 from recognition.networks.graph import Graph
 from recognition.networks.lora import merged
 from recognition.processes.alike import Sharing
-from recognition.processes.communicator import Communicator, largest
+from recognition.processes.communicator import Communicator, barrier
 from recognition.training.checkpoints.checkpoint import drop_checkpoints, save_checkpoint
 from recognition.training.states.state import Progress
 
@@ -51,14 +51,14 @@ class CheckpointSaver:
         if apart:
             if keeper:
                 begin_centres(folder, self.communicator.size)
-            largest(self.communicator, 0)  # a barrier: the old files are marked as belonging to no checkpoint
+            barrier(self.communicator)  # the old files are marked as belonging to no checkpoint
         if with_centres:
             states = [shard.state() for shard in shards]
             centres = [state.centres for state in states]
             if apart:
                 momentum = np.concatenate([state.momentum for state in states]) if self.with_momentum else None
                 save_centres(folder, self.communicator.rank, np.concatenate(centres), momentum)
-                largest(self.communicator, 0)  # a barrier: all have written
+                barrier(self.communicator)  # all have written
             else:
                 biases = [state.bias for state in states] if shards[0].with_bias else []
                 parameters.update(named_centres(centres, biases, joined=self.whole))

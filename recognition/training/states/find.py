@@ -9,11 +9,9 @@ import numpy as np
 from recognition.errors import LostProcess, UserError
 from recognition.io.checksums import UnreadableFile
 from recognition.processes.alike import Sharing, first_line, gathered, one_folder
-from recognition.processes.communicator import Communicator, SingleProcess, largest
+from recognition.processes.communicator import SINGLE, Communicator, barrier, largest
 from recognition.training.states.folder import is_claimed, saved_states, set_damaged_aside, step_of, unknown_names
 from recognition.training.states.state import DamagedState, SavedState
-
-SINGLE = SingleProcess()
 
 
 def find_state(folder: Path, resume: str, launch: str = "", communicator: Communicator = SINGLE,
@@ -113,7 +111,7 @@ def _states_of_first(folder: Path, states: list[Path], communicator: Communicato
         for path in states:
             if path.name not in names:
                 set_damaged_aside(path)
-    largest(communicator, 0)  # a barrier: they are renamed
+    barrier(communicator)  # they are renamed
     return [folder / name for name in names]
 
 
@@ -156,4 +154,4 @@ def _step_back(folder: Path, to: Path, problems: list[str], communicator: Commun
     if communicator.rank == 0:
         print(f"{problems[0]}; going on from {to.name} before it, what is damaged is kept as {', '.join(kept)}",
               flush=True)
-    largest(communicator, 0)  # a barrier: they are renamed
+    barrier(communicator)  # they are renamed

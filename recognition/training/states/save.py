@@ -24,12 +24,12 @@ from recognition.head.shard import Shard, ShardState
 from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, write_npy, write_npz
 from recognition.io.files import WRITING, sync_file, sync_folder, writing
+from recognition.io.names import MANIFEST
 from recognition.processes.alike import Sharing, one_folder
-from recognition.processes.communicator import Communicator, SingleProcess, largest
+from recognition.processes.communicator import SINGLE, Communicator, largest
 from recognition.training.states.folder import Retention, discard_unfinished, drop_states
-from recognition.training.states.state import FORMAT, MANIFEST, PART_FORMAT, Progress, is_second, last_good, seal
+from recognition.training.states.state import FORMAT, PART_FORMAT, Progress, is_second, last_good, seal
 
-SINGLE = SingleProcess()
 KEEP = Retention()
 _DIGEST_BYTES = 32  # of a sha256
 

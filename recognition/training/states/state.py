@@ -28,13 +28,13 @@ from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
 from recognition.io.centres import shard_file
 from recognition.io.checksums import Sum, file_problem, require_readable, size_of
+from recognition.io.names import MANIFEST
 from recognition.io.stored_array import open_npy
 from recognition.training.states.folder import is_state, saved_states, step_of
 
 FORMAT = 2
 PART_FORMAT = 3
 FORMATS = (1, 2, 3)  # readable ones
-MANIFEST = "manifest.json"
 _IMPLIED = {"optimizer": "sgd"}  # values of keys that identities of earlier versions lack
 _UNKNOWN_BEFORE = frozenset(("records", "teacher"))  # keys that a state may lack and that are not compared then
 
