@@ -117,6 +117,14 @@ class Graph:
             places.append(maker.append(made).node)
         return maker.graph(Entry(places[head[0]], *head[1:]) for head in source["heads"])
 
+    def readers(self) -> list[list[int]]:
+        """For each node the places of the nodes that read it, in order, once for each input."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for place, node in enumerate(self.nodes):
+            for entry in node.inputs:
+                found[entry.node].append(place)
+        return found
+
     def to_json(self) -> str:
         """The JSON that MXNet's ``tojson`` writes."""
         rows = [0]
