@@ -76,8 +76,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Replace a file by this content; text is written in UTF-8."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file by this content; text is written in UTF-8.
+
+    Not a ``BytesIO.getbuffer()``: on a full disk the traceback keeps it in a cycle, and CPython 3.12.0 and 3.12.1 crash
+    when their collector finds one there (python/cpython#111049). ``getvalue()`` copies nothing either.
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

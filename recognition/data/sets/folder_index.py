@@ -130,7 +130,7 @@ def write_index(path: Path, listing: Listing) -> None:
     content = io.BytesIO()
     arrays["note"] = np.frombuffer(note, np.uint8)
     np.savez(content, **arrays)  # type: ignore[arg-type]
-    write_whole(path, content.getbuffer())
+    write_whole(path, content.getvalue())
 
 
 def read_index(path: Path, root: Path) -> Listing:
