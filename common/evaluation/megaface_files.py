@@ -21,6 +21,7 @@ from recognition.evaluation.embed_images import normalised
 from recognition.io.text import read_text
 
 HEADER_NUMBERS, FLOAT32_TYPE = 4, 5
+_ROWS_AT_ONCE = 8192
 
 
 def read_feature(path: Path, dim: int = 0) -> np.ndarray:
@@ -49,12 +50,12 @@ def encode_feature(feature: np.ndarray) -> bytes:
     return head.tobytes() + np.asarray(feature, "<f4").tobytes()
 
 
-def read_features(folder: Path, images: Sequence[str], suffix: str, block: int = 8192) -> Iterator[np.ndarray]:
-    """Yield the images' features, normalised, float32 ``(n, D)`` with n at most ``block``. Threads read them."""
+def read_features(folder: Path, images: Sequence[str], suffix: str) -> Iterator[np.ndarray]:
+    """Yield the images' features, normalised, float32 ``(n, D)`` with n at most _ROWS_AT_ONCE. Threads read them."""
     paths = [folder / f"{image}{suffix}" for image in images]
     dim = len(read_feature(paths[0]))
-    for low in range(0, len(paths), block):
-        part = paths[low : low + block]
+    for low in range(0, len(paths), _ROWS_AT_ONCE):
+        part = paths[low : low + _ROWS_AT_ONCE]
         rows = np.empty((len(part), dim), np.float32)
         for row, feature in zip(rows, in_order(lambda path: read_feature(path, dim), part)):
             row[...] = feature

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TILE, GAP, LINE = 112, 6, 18  # pixels of a contact sheet: an image, the space between two, a line of text
+COLUMNS, MOST = 6, 24  # pairs of a contact sheet, of each kind
+WIDTH = COLUMNS * (2 * TILE + GAP) + GAP
 NO_MATPLOTLIB = "no curves: matplotlib is not installed: pip install 'matplotlib>=3.8'"
 
 
@@ -67,18 +69,18 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def worst_pairs(result: Result, most: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the farthest pairs of one identity and of the nearest of two, worst first, ``most`` of each.
+def worst_pairs(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the farthest pairs of one identity and of the nearest of two, worst first, MOST of each.
 
     They need not be errors: in a set without errors they are the pairs that came closest to one.
     """
     numbers = np.arange(len(result.issame))
     same, different = numbers[result.issame], numbers[~result.issame]
-    return (same[np.argsort(-result.distances[same], kind="stable")][:most],
-            different[np.argsort(result.distances[different], kind="stable")][:most])
+    return (same[np.argsort(-result.distances[same], kind="stable")][:MOST],
+            different[np.argsort(result.distances[different], kind="stable")][:MOST])
 
 
-def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, columns: int = 6, most: int = 24) -> None:
+def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path) -> None:
     """Draw the worst pairs of one identity and of two as images side by side, each with its number and distance.
 
     An error, a pair on the wrong side of its fold's threshold, is red.
@@ -87,17 +89,11 @@ def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, colu
     sizes = np.full(folds, len(result.issame) // folds) + (np.arange(folds) < len(result.issame) % folds)
     errors = (result.distances < np.repeat(result.best_thresholds, sizes)) != result.issame
     parts = []
-    for title, pairs in zip(("one identity, farthest first", "two identities, nearest first"),
-                            worst_pairs(result, most)):
+    for title, pairs in zip(("one identity, farthest first", "two identities, nearest first"), worst_pairs(result)):
         count = int(np.count_nonzero(errors & (result.issame == result.issame[pairs[0]])))
-        parts += [_title(f"{chosen.name}: {title}; {count} errors in the set", columns),
-                  *_rows(chosen, result, errors, pairs, columns)]
+        parts += [_title(f"{chosen.name}: {title}; {count} errors in the set"), *_rows(chosen, result, errors, pairs)]
     encoded = cv2.imencode(".png", np.concatenate(parts))[1]
     write_whole(path, encoded.tobytes())
-
-
-def _width(columns: int) -> int:
-    return columns * (2 * TILE + GAP) + GAP
 
 
 def _text(canvas: np.ndarray, text: str, x: int, y: int, colour: Sequence[int], size: float = 0.42) -> None:
@@ -108,18 +104,17 @@ def _bgr(colour: str) -> list[int]:
     return [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
 
 
-def _title(text: str, columns: int) -> np.ndarray:
-    canvas = np.full((LINE + 2 * GAP, _width(columns), 3), 255, np.uint8)
+def _title(text: str) -> np.ndarray:
+    canvas = np.full((LINE + 2 * GAP, WIDTH, 3), 255, np.uint8)
     _text(canvas, text, GAP, LINE, _bgr(INK), 0.5)
     return canvas
 
 
-def _rows(chosen: VerificationSet, result: Result, errors: np.ndarray, pairs: np.ndarray,
-          columns: int) -> list[np.ndarray]:
+def _rows(chosen: VerificationSet, result: Result, errors: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
     rows = []
-    for start in range(0, len(pairs), columns):
-        canvas = np.full((TILE + LINE + GAP, _width(columns), 3), 255, np.uint8)
-        for place, pair in enumerate(pairs[start : start + columns].tolist()):
+    for start in range(0, len(pairs), COLUMNS):
+        canvas = np.full((TILE + LINE + GAP, WIDTH, 3), 255, np.uint8)
+        for place, pair in enumerate(pairs[start : start + COLUMNS].tolist()):
             x = GAP + place * (2 * TILE + GAP)
             for i in (0, 1):
                 image = np.ascontiguousarray(chosen.images[2 * pair + i].transpose(1, 2, 0)[..., ::-1])

@@ -168,9 +168,9 @@ def _launchers(bed: Bed) -> list[tuple[Host, int, bytes]]:
     return list(_programs(bed, "recognition.launch"))
 
 
-def _left(bed: Bed, seconds: float = 45.0) -> dict[str, dict[int, str]]:
-    """What still runs on the hosts so many seconds later: a host without launcher ends its processes within 30."""
-    end = time.monotonic() + seconds
+def _left(bed: Bed) -> dict[str, dict[int, str]]:
+    """What still runs on the hosts 45 seconds later: a host without launcher ends its processes within 30."""
+    end = time.monotonic() + 45
     while found := {host.name: lines for host in bed if (lines := host.processes())}:
         if time.monotonic() > end:
             return found
