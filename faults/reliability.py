@@ -37,6 +37,14 @@ class Row:
         return [self.fault, f"{self.tried:,}", self.promised, kept + self.happened]
 
 
+def harness_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of ``python -m faults.NAME``, with the flag ``--record``."""
+    parser = argparse.ArgumentParser(prog=f"python -m faults.{name}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write what was found to docs/records/reliability.md")
+    return parser
+
+
 def report(name: str, command: str, rows: Sequence[Row], record: bool) -> int:
     """Print the rows of a harness and, with ``record``, write them to RECORDS; returns 1 if a promise broke, else 0.
 
