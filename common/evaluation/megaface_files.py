@@ -18,6 +18,7 @@ from common.sets.named_images import below, leads_out
 from recognition.data.images.folder_walk import LeftOut, images_below
 from recognition.errors import UserError, one_line
 from recognition.evaluation.embed_images import normalised
+from recognition.io.files import reading
 from recognition.io.text import read_text
 
 HEADER_NUMBERS, FLOAT32_TYPE = 4, 5
@@ -29,10 +30,8 @@ def read_feature(path: Path, dim: int = 0) -> np.ndarray:
 
     :raises UserError: if the file holds none, or one that has not ``dim`` numbers; 0: any number.
     """
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     start = 4 * HEADER_NUMBERS
     head = np.frombuffer(content[:start], "<i4") if len(content) >= start else np.zeros(HEADER_NUMBERS, np.int32)
     count = int(head[0]) * int(head[1])
@@ -86,7 +85,7 @@ def read_paths(listed: Path, folder: Path) -> list[str]:
 
     :raises UserError: if there are none, or if one leads out of the folder.
     """
-    text = _read(listed)
+    text = read_text(listed)
     if text.lstrip().startswith("{"):
         try:
             lines = json.loads(text)["path"]
@@ -111,7 +110,7 @@ def read_paths(listed: Path, folder: Path) -> list[str]:
 
 def read_noises(path: Path) -> set[str]:
     """Read the images of a noise list: the last of the fields between tabs in each line; lines with # are comments."""
-    return {line.split("\t")[-1].strip() for line in _read(path).splitlines() if line.strip() and line[0] != "#"}
+    return {line.split("\t")[-1].strip() for line in read_text(path).splitlines() if line.strip() and line[0] != "#"}
 
 
 def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
@@ -132,10 +131,3 @@ def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> l
         raise UserError(f"{path}: names all of the {len(images)} images")
     print(one_line(f"{path}: {len(images) - len(kept)} images left out; it names {len(noises)}"))
     return kept
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_text(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.files import reading
 
 _CHUNK_BYTES = 1 << 24
 _MOST_DIGITS = 18  # always fit int64; Python itself refuses 4301
@@ -41,17 +42,14 @@ def read_whole_numbers(path: Path, columns: int, what: str) -> np.ndarray:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """Yield the file in pieces of whole lines, without empty lines at its end."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
-            while chunk := file.read(_CHUNK_BYTES):
-                chunk += file.readline()
-                if not chunk.endswith(b"\n"):
-                    chunk += b"\n"
-                if chunk.strip() or file.peek(1):
-                    yield chunk.rstrip() + b"\n" if not file.peek(1) else chunk
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb") as file:
+        file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
+        while chunk := file.read(_CHUNK_BYTES):
+            chunk += file.readline()
+            if not chunk.endswith(b"\n"):
+                chunk += b"\n"
+            if chunk.strip() or file.peek(1):
+                yield chunk.rstrip() + b"\n" if not file.peek(1) else chunk
 
 
 def _parse(chunk: bytes, columns: int) -> np.ndarray | None:
