@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, style
+from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, new_figure, save, style
 from recognition.data.verification_set import VerificationSet
 from recognition.evaluation.verification import Result
-from recognition.io.files import replacing, write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from recognition.io.files import write_whole
 
 TILE, GAP, LINE = 112, 6, 18  # pixels of a contact sheet: an image, the space between two, a line of text
 COLUMNS, MOST = 6, 24  # pairs of a contact sheet, of each kind
@@ -25,29 +21,23 @@ NO_MATPLOTLIB = "no curves: matplotlib is not installed: pip install 'matplotlib
 
 def draw_curves(results: dict[str, Result], path: Path) -> bool:
     """Draw the ROC curves of all sets to a .png; returns False if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not (figure := new_figure(6.4, 4.8)):
         return False
-    figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained", facecolor="white")
     axes = figure.subplots()
     draw_roc(axes, {name: {"fpr": result.roc.fpr, "tpr": result.roc.tpr} for name, result in results.items()},
              {name: result.auc for name, result in results.items()})
     axes.set_title("ROC curve", loc="left", color=INK, fontsize=10.5)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
 def draw_histograms(results: dict[str, Result], path: Path) -> bool:
     """Draw a histogram for each set: distances of pairs of one identity and of two, and the mean threshold of the
     folds. Returns False if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=120, layout="constrained", facecolor="white")
+    if not (figure := new_figure(4.6 * columns, 3.4 * rows)):
+        return False
     charts = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, result) in zip(charts, results.items()):
         style(axes, name, "squared distance")
@@ -60,13 +50,8 @@ def draw_histograms(results: dict[str, Result], path: Path) -> bool:
         axes.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
     for axes in charts[len(results):]:
         axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
     return True
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
 
 
 def worst_pairs(result: Result) -> tuple[np.ndarray, np.ndarray]:
