@@ -33,14 +33,14 @@ GROUPS = {
 }
 
 
-def our_step(setting: Setting, network: str, count: int, classes: int, ratio: float = 1.0) -> Callable[[], None]:
+def our_step(setting: Setting, network: str, count: int, classes: int) -> Callable[[], None]:
     """A step as the loop takes it: features, loss, gradients, the check, both updates; images come from the host."""
     from recognition.engines.torch.triton.shard import TritonShard
 
     graph, start = made(network)
     computing = Computing((("gpu", setting.device.index or 0),), count, True, keep_features=True)
     backbone = TorchEngine().backbone(graph, start, SIDE, computing, Updating(), SingleProcess())
-    head = drawn_on_device(partial(TritonShard, setting.device), Size(classes, count, 512), Kind(ARCFACE, ratio=ratio))
+    head = drawn_on_device(partial(TritonShard, setting.device), Size(classes, count, 512), Kind(ARCFACE))
     images, random = images_of(count), np.random.default_rng(0)
 
     def step() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are whole or absent: written under another name, forced to disk, then renamed.
 
-If the disk is full, fails or refuses the write, a :class:`UserError` names the file.
+If the disk is full, fails or refuses to write or to read, a :class:`UserError` names the file.
 """
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from pathlib import Path
 from recognition.errors import UserError
 
 WRITING = ".writing"  # the suffix of a file that is not complete yet
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a :class:`UserError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager

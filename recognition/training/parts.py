@@ -12,7 +12,8 @@ from typing import Any, Callable
 import numpy as np
 
 from recognition.config.devices import on_gpus
-from recognition.config.options import NO_END, Config
+from recognition.config.groups.run import NO_END
+from recognition.config.options import Config
 from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
 from recognition.data.loader import BatchLoader

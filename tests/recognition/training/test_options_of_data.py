@@ -22,7 +22,7 @@ from recognition.errors import UserError
 from recognition.head.triplet_head import TripletHead
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_dataset, make_head, make_loader
-from tests.recognition.training.test_save_state import Threads, together
+from tests.recognition.threads import Thread, together
 
 DIM = 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -111,7 +111,7 @@ def test_processes_whose_sets_have_other_landmarks_do_not_begin(make: Callable[.
     place, of = make_dataset(make(dataset_path=str(tmp_path / "1"))).landmarks_place or (None, "")
     write_landmarks_of(place, of, np.ones((67, 5, 2)))  # type: ignore[arg-type]
 
-    def begin(communicator: Threads) -> None:
+    def begin(communicator: Thread) -> None:
         config = make(data_mask_prob=0.5, dataset_path=str(tmp_path / str(min(communicator.rank, 1))))
         make_loader(config, make_dataset(config), Mean(), communicator, BEGINNING, {}).close()  # type: ignore[arg-type]
 
