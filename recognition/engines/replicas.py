@@ -169,8 +169,11 @@ class Replicas:
             *self._optimiser.moments.values(), *(replica.auxiliary for replica in self.replicas))
 
     def gradient_norm(self) -> float:
-        moving = self.norms_of([self.replicas[0].gradients[name] for name in self._rates(self._steps)])
+        moving = self._norms_of_gradients(list(self._rates(self._steps)))
         return float(np.sqrt(np.square(moving).sum())) / self._scale
+
+    def _norms_of_gradients(self, names: Sequence[str]) -> np.ndarray:
+        return self.norms_of([self.replicas[0].gradients[name] for name in names])
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         of_parameters, of_gradients = (
