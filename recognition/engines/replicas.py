@@ -129,6 +129,12 @@ class Replicas:
         own = [place] if place else []
         return np.random.SeedSequence([self._seed, self._steps, self.communicator.rank, *own])
 
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty(shape, np.uint8)
+
+    def coming(self, images: np.ndarray) -> None:
+        """Nothing, unless the engine's devices copy beside their work."""
+
     def forward(self, images: np.ndarray) -> np.ndarray:
         self._images = self._cut(images)
         if self._keeps_statistics:

@@ -12,6 +12,7 @@ from recognition.engines.interface import Arrays, Updating
 from recognition.engines.numbers import raised_to_travel
 from recognition.engines.replicas import Replicas
 from recognition.engines.torch.finite import all_finite, all_usable, finite_norms, norms
+from recognition.engines.torch.graphs.uploads import pinned
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, SgdOptimiser
 from recognition.engines.torch.placed import add, blend, copied, embed, fill, to_host
@@ -56,6 +57,15 @@ class ReplicatedBackbone(Replicas):
                                 raised=raised_to_travel(sent, loss_scale))
         self._early = self._summing if alone else None
         replicas[0].ready = self._early.add if self._early else None
+
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        return pinned(shape) if self.replicas[0].device.type == "cuda" else super().buffer(shape)
+
+    def coming(self, images: np.ndarray) -> None:
+        """Queue the copies to the GPUs; not those of a step of several micro-batches, which travel one by one."""
+        for replica, part in zip(self.replicas, self._parts(images) if self._micro_batches == 1 else ()):
+            if replica.uploads:
+                replica.uploads.begin(part)
 
     def _features(self, images: np.ndarray, place: int) -> Any:
         seeds = self._dropout_stream(place).generate_state(len(self.replicas), np.uint64)

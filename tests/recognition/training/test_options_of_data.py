@@ -14,7 +14,7 @@ import pytest
 
 from recognition.config.options import Config
 from recognition.data import degrade
-from recognition.data.loader import Batch
+from recognition.data.loader import Batch, in_memory
 from recognition.data.order import BEGINNING
 from recognition.data.sets.landmarks import write_landmarks_of
 from recognition.engines.choose import choose_engine
@@ -30,6 +30,8 @@ TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
 
 class Mean:
     """A backbone whose features are mean colours, for the loader of triplets."""
+
+    buffer = staticmethod(in_memory)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         return images.mean(axis=(2, 3)).astype(np.float32) - 127
