@@ -84,10 +84,11 @@ def configuration(network: str, batch: int, low: bool, memonger: bool, kind: str
 
 
 def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int:
-    from recognition.engines.choose import computing_of
+    from recognition.engines.configured import computing_of
+    from recognition.engines.interface import Updating
     from recognition.engines.mxnet.backbone import ReplicatedBackbone
     from recognition.engines.mxnet.imports import mx
-    from recognition.engines.mxnet.passes.choose import prepare
+    from recognition.engines.mxnet.passes.choose import form_to_train
     from recognition.networks import build_symbol
     from recognition.networks.initialise import initialise
     from recognition.processes.communicator import SingleProcess
@@ -97,8 +98,8 @@ def measure_backbone(network: str, batch: int, low: bool, memonger: bool) -> int
     symbol = build_symbol(config)
     before = held("VmRSS")
     shape = (3, side, side)
-    backbone = ReplicatedBackbone(prepare(symbol, computing_of(config), shape), *initialise(symbol, shape, 0),
-                                  [mx.cpu()], batch, shape, SingleProcess(), mu=0.9, wd=5e-4)
+    backbone = ReplicatedBackbone(form_to_train(symbol, computing_of(config), shape), *initialise(symbol, shape, 0),
+                                  [mx.cpu()], batch, shape, SingleProcess(), updating=Updating(0.9, 5e-4))
     mx.nd.waitall()
     forget()
     images = np.zeros((batch, 3, side, side), np.uint8)

@@ -25,7 +25,7 @@ from common.export.arcface_torch import MODEL, adamw_group, batches_an_epoch, sg
 from recognition.config.cli import find_pretrained, split_pretrained
 from recognition.config.command_line import Parser
 from recognition.config.options import OPTIONS, Config
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.errors import UserError, command, one_line
 from recognition.io.centres import named_centres
 from recognition.io.checksums import sum_beside

@@ -37,7 +37,7 @@ Find = Callable[[int], "np.ndarray | None"]  # from an image's number to float (
 
 
 def by_detector(dataset: ImageSet, detector: FaceDetector, rule: str) -> Find:
-    """What a detector finds in the images."""
+    """The landmarks that a detector finds in the images."""
 
     def find(i: int) -> np.ndarray | None:
         try:
@@ -52,7 +52,7 @@ def by_detector(dataset: ImageSet, detector: FaceDetector, rule: str) -> Find:
 
 
 def by_name(dataset: FolderSet, file: Path) -> Find:
-    """What a file says about the images, by their paths below the folder.
+    """The landmarks that a file has for the images, by their paths below the folder.
 
     :raises UserError: if it cannot be read, or names none of them
     """

@@ -26,7 +26,7 @@ from common.embedding.model_flags import add_engine_flag, files_of
 from recognition.config.cli import find_pretrained, parse_args
 from recognition.config.command_line import Parser
 from recognition.config.presets import open_config
-from recognition.engines.choose import build_network, with_own_size
+from recognition.engines.configured import build_network, with_own_size
 from recognition.errors import UserError, command
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.io.files import require_new, write_whole

@@ -112,7 +112,7 @@ def choose(sources: Sequence[Source], step: int | None) -> str:
 
 
 def manifests(sources: Sequence[Source], name: str) -> list[SavedState]:
-    """What the parts say about themselves.
+    """The manifests of the parts.
 
     :raises UserError: if they are not parts of one state.
     """

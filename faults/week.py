@@ -55,11 +55,16 @@ class CountingBackbone:
     """A backbone that counts steps and left-out steps, and keeps the first and the last step of each learning rate."""
 
     loss_scale: LossScale | None = None
-    about = ""
+    startup_line = ""
 
     def __init__(self, done: int) -> None:
         self.done, self.steps, self.left_out = done, 0, 0
         self.rates: dict[float, list[int]] = {}
+
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty(shape, np.uint8)
+
+    def coming(self, images: np.ndarray) -> None: ...
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         self.done += 1

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class NoBar:
-    """What is used of a tqdm, showing nothing."""
+    """A stand-in for tqdm that shows nothing."""
 
     def __init__(self, iterable: Iterable[Any] | None = None) -> None:
         self._iterable, self.n = iterable, 0

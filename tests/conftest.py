@@ -56,18 +56,24 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def replicated(engine: str) -> Callable[..., Any]:
     """``replicated(graph, parameters, auxiliary, devices, ...)``: the engine's backbone on so many devices of the CPU;
-    what follows is as in both classes."""
+    what follows is as in both classes, or fields of :class:`Updating`."""
+    from recognition.engines.interface import Updating
+
+    def sorted_out(options: dict[str, Any]) -> dict[str, Any]:
+        ours = {key: options.pop(key) for key in [*options] if key in Updating.__dataclass_fields__}
+        return {"updating": Updating(**ours), **options}
+
     if engine == "torch":
         from recognition.engines.torch import backbone as of_torch
         from recognition.engines.torch.imports import torch
 
         return lambda graph, parameters, auxiliary, devices, *rest, **options: of_torch.ReplicatedBackbone(
-            graph, parameters, auxiliary, [torch.device("cpu")] * devices, *rest, **options)
+            graph, parameters, auxiliary, [torch.device("cpu")] * devices, *rest, **sorted_out(options))
     from recognition.engines.mxnet import backbone as of_mxnet
     from recognition.engines.mxnet.imports import mx
 
     return lambda graph, parameters, auxiliary, devices, *rest, **options: of_mxnet.ReplicatedBackbone(
-        graph, parameters, auxiliary, [mx.cpu(place) for place in range(devices)], *rest, **options)
+        graph, parameters, auxiliary, [mx.cpu(place) for place in range(devices)], *rest, **sorted_out(options))
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,8 @@ def test_modules_and_commands_that_are_named_are_there() -> None:
 
 
 def test_every_room_has_a_readme() -> None:
-    folders = [*ROOMS, *(ROOT / name for name in ("bench", "faults", "tests", "datasets", "models"))]
+    folders = [*ROOMS, *(ROOT / name for name in ("recognition", "bench", "faults", "tests", "datasets",
+                                                "models", "scripts", "requirements", "docs"))]
     assert [folder for folder in folders if not (folder / "README.md").is_file()] == []
 
 

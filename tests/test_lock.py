@@ -70,7 +70,7 @@ def test_pins_are_within_the_bounds_and_none_is_missing(version: str) -> None:
 
 def test_no_pin_names_a_place() -> None:
     assert not [path for path in (ROOT / "requirements").iterdir() if "://" in path.read_text()]
-    assert sorted(path.stem for path in (ROOT / "requirements").iterdir()) == sorted(VERSIONS)
+    assert sorted(path.stem for path in (ROOT / "requirements").glob("*.txt")) == sorted(VERSIONS)
 
 
 def test_the_set_up_takes_the_lines_of_its_extras() -> None:

@@ -14,7 +14,7 @@ from bench.gpu.report import Report, Setting
 from recognition.config.devices import Device
 from recognition.config.options import Config
 from recognition.config.presets import ROOT, open_config
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.engines.interface import Computing, Updating
 from recognition.engines.torch.deterministic import deterministic
 from recognition.engines.torch.engine import TorchEngine

@@ -28,7 +28,7 @@ from bench.networks.prelu import THREADS, Bound
 from bench.ratios import bench_parser, write_ratios
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.choose import computing_of
+from recognition.engines.configured import computing_of
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form

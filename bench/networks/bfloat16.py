@@ -16,9 +16,9 @@ from bench.networks.memonger import network
 from bench.networks.prelu import THREADS, Bound
 from bench.ratios import bench_parser, write_ratios
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.networks.initialise import initialise
+from recognition.networks.low_precision import low_precision
 
 
 def gradient(bound: Bound) -> np.ndarray:

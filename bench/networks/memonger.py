@@ -21,14 +21,14 @@ from pathlib import Path
 
 from bench.ratios import bench_parser, write_ratios
 from recognition.config.options import Config
-from recognition.engines.choose import computing_of
-from recognition.engines.mxnet.activations import maps_memory
+from recognition.engines.configured import computing_of
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.networks.families import fmobilefacenet, fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
+from recognition.networks.maps import maps_memory
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 IMAGE = (3, 112, 112)

@@ -85,8 +85,8 @@ class OnnxNetwork:
         return found.astype(np.float32, copy=False)
 
     def batches(self, images: np.ndarray) -> list[np.ndarray]:
-        """What the file's input gets for uint8 images (n, 3, H, W): float32, all in one; for a file of a fixed batch in
-        several of that size, the last filled up."""
+        """The arrays that the file's input gets for uint8 images (n, 3, H, W): float32, all in one; for a file of a
+        fixed batch in several of that size, the last filled up."""
         pixels = images.astype(np.float32)
         if not self._scales:
             pixels = (pixels - np.float32(127.5)) / np.float32(127.5)

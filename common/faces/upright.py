@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether five landmarks form an upright face, and which other order of numbers would make them one.
+"""Check that five landmarks form an upright face; if not, which other order of numbers would make them one.
 
 Landmarks are fitted to the templates by a similarity transform, as for the alignment. Those of a face leave a small
 residual and are turned little; those in another order (left and right exchanged, y before x, all x before all y, eyes
@@ -33,7 +33,7 @@ _NUMBERS = {  # the place in the file of x and y of the five
 
 
 class Fit(NamedTuple):
-    """How well each of N sets of five landmarks fits the nearest template."""
+    """The fit of each of N sets of five landmarks to the nearest template."""
 
     residuals: np.ndarray  # float64 (N,): 0 is a perfect fit, 1 none
     degrees: np.ndarray  # float64 (N,): by how much the face is turned, -180 to 180
@@ -64,7 +64,7 @@ def upright(points: np.ndarray) -> np.ndarray:
 
 
 def why_no_face(points: np.ndarray) -> str:
-    """What is wrong with the landmarks of one face, float ``(5, 2)``; empty if they form an upright one."""
+    """The fault of the landmarks of one face, float ``(5, 2)``; empty if they form an upright one."""
     found = fit(points[None])
     if found.upright()[0]:
         return ""
@@ -79,7 +79,7 @@ def extents(points: np.ndarray) -> np.ndarray:
 
 
 def why_not_in(points: np.ndarray, height: int, width: int) -> str:
-    """What is wrong with the landmarks, float ``(5, 2)``, of a face in an image of this size; empty if nothing is. A
+    """The fault of the landmarks, float ``(5, 2)``, of a face in an image of this size; empty if nothing is. A
     face at the border may have some of them outside."""
     if (extent := extents(points[None])[0]) < LEAST_PIXELS:
         return f"its landmarks lie within {extent:.2g} pixels, expected at least {LEAST_PIXELS}, in pixels of the image"

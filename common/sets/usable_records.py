@@ -40,7 +40,7 @@ def open_usable(source: Path) -> tuple[FaceDataset, np.ndarray]:
 
 
 def usable(dataset: FaceDataset, images: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Those of ``images``, int64 (n,), that training can use, and a line for each other one."""
+    """The ones of ``images``, int64 (n,), that training can use, and a line for each other one."""
 
     def wrong(i: int) -> str:
         try:

@@ -99,7 +99,7 @@ def power(bed: Bed, models: str) -> Trial:
 
 
 class Link(NamedTuple):
-    """What is wrong with the link of node2, as :meth:`faults.hosts.bed.Bed.slow_link` takes it."""
+    """A fault of the link of node2, as :meth:`faults.hosts.bed.Bed.slow_link` takes it."""
 
     rate: str = "10gbit"
     delay: float = 0.0

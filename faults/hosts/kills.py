@@ -88,7 +88,8 @@ def _end(bed: Bed, name: str) -> dict[str, Any]:
 
 
 def end_of(models: Path) -> dict[str, Any]:
-    """What has to be the same at the end of each run: sums of the last states' files and the checkpoint's, losses.
+    """The numbers that have to be the same at the end of each run: sums of the last states' files and the checkpoint's,
+    losses.
 
     :param models: the folder of checkpoints, with that of one run."""
     (folder,) = models.iterdir()

@@ -52,7 +52,7 @@ def _bound(command: list[str], stdout: int, **variables: str) -> subprocess.Pope
 
 
 def has_netem() -> bool:
-    """Whether this kernel can delay and lose packets itself."""
+    """True if this kernel can delay and lose packets itself."""
     return not subprocess.run(["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"],
                               stdin=subprocess.DEVNULL, capture_output=True).returncode
 

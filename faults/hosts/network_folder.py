@@ -40,7 +40,7 @@ EXPORT {{ Export_Id = 1; Path = {folder}; Pseudo = /models; Protocols = 3; SecTy
 
 
 def why_not() -> str:
-    """What this machine lacks for it; '' if nothing."""
+    """The thing that this machine lacks for it; '' if it has all."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
     return f"no {', '.join(missing)}: faults/hosts/network_folder.py says where they come from" if missing else ""
 

@@ -62,7 +62,7 @@ def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, s
 
 
 class Trial(NamedTuple):
-    """What happened when a fault was tried."""
+    """The outcome of a fault that was tried."""
 
     kept: bool
     seconds: float  # from the fault to the end, or to the next state

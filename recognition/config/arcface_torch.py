@@ -85,7 +85,7 @@ def find_file(named: str) -> Path:
 
 
 def as_presets(module: ModuleType, path: Path, name: str) -> Any:
-    """What a config.py of our form would hold: ``config``, ``default``, ``network``, ``dataset``, ``loss`` and
+    """The contents of a config.py of our form: ``config``, ``default``, ``network``, ``dataset``, ``loss`` and
     ``generate_config``. ``name`` is the file's name in messages.
 
     :raises UserError: if a key is missing, has no valid value, or asks for what is not here.

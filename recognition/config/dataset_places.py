@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``--dataset`` takes beside the names of presets: folders, ``synthetic:N``, and several sets."""
+"""The values of ``--dataset`` beside the names of presets: folders, ``synthetic:N``, and several sets."""
 from __future__ import annotations
 
 import os
@@ -52,7 +52,10 @@ def name_of_sets(dataset: str) -> str:
 
 
 def _joined(names: list[str], presets: list[dict[str, Any]], where: str) -> dict[str, Any]:
-    """One preset for all: their places, their verification sets together, what else they say."""
+    """The presets of several sets merged into one: all places, all verification sets, and what else each says.
+
+    :raises UserError: if two say different things.
+    """
     places = [place for preset in presets for place in (
         preset["dataset_path"] if isinstance(preset.get("dataset_path"), (list, tuple))
         else [preset.get("dataset_path", "")])]

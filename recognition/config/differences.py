@@ -18,7 +18,7 @@ def as_json(config: Config) -> dict[str, Any]:
     return {key: _as_json(dict(value) if key == "own_keys" else value) for key, value in vars(config).items()}
 
 
-def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+def changed_options(before: Mapping[str, Any], config: Config) -> list[str]:
     """A text ``key old -> new`` for each option that differs from the options ``before``, those of a saved state.
     One that names no engine was saved by MXNet, when there was no other."""
     if before.get("engine") == "auto" != config.engine:

@@ -34,7 +34,7 @@ def available_memory() -> int:
 
 
 def _left_by_groups() -> Iterator[int]:
-    """What each control group of this process, and each that holds it, leaves of its limit."""
+    """The bytes that each control group of this process, and each that holds it, leaves of its limit."""
     for folder, names in _groups():
         limit, used = (_number(folder / name) for name in (names.limit, names.used))
         if limit is not None and used is not None and limit < NO_LIMIT:

@@ -24,5 +24,5 @@ INSTEAD = {
 
 
 def instead(keys: Iterable[str]) -> str:
-    """What is here instead of those of ``keys`` that other trainers have; empty if there are none."""
+    """A text that names what stands here for those of ``keys`` that other trainers have; empty if there are none."""
     return "; ".join(f"instead of {key}: {INSTEAD[key]}" for key in keys if key in INSTEAD)

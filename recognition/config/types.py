@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from recognition.config.devices import parse_devices
+from recognition.config.engines import ENGINES
 from recognition.errors import UserError
 
 
@@ -211,7 +212,7 @@ CENTRES_FROM = ("checkpoint", "embeddings", "random")  # beside the names of fil
 
 boolean = choice(False, True)
 centres = OptionType(_filled, "one of " + ", ".join(map(repr, CENTRES_FROM)) + ", or a file")
-engine = replace(choice("auto", "mxnet", "torch"), expected="auto, mxnet or torch")
+engine = replace(choice("auto", *ENGINES), expected=f"auto, {' or '.join(ENGINES)}")
 loss_name = replace(_losses, read=lambda value: "margin_softmax" if value in _MARGINS else _losses.read(value))
 places = OptionType(_places, "a text, or a list of texts that are not empty")
 weights = OptionType(_weights, "numbers above 0, at most 100, such as '1,0.5'")

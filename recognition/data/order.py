@@ -48,8 +48,8 @@ class EpochOrder:
 
 
 class PartialOrder(EpochOrder):
-    """The order of epochs that leave out a part of some images: of each range (start, stop, count) in ``drawn`` they
-    visit ``count`` images, drawn anew, of all others each. Always shuffled."""
+    """The order of epochs that leave out a part of some images: of each range (start, stop, count) in ``drawn`` an
+    epoch visits ``count`` images, drawn anew, and every other image once. Always shuffled."""
 
     def __init__(self, images: int, drawn: Sequence[tuple[int, int, int]], seed: int):
         super().__init__(images - sum(stop - start - count for start, stop, count in drawn), seed)

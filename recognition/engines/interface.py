@@ -44,12 +44,12 @@ class Updating:
     mu: float = 0.9  # momentum of SGD
     wd: float = 0.0005
     adamw: AdamW | None = None  # in place of SGD
-    rates: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
+    factors: Callable[[Sequence[str]], LearningRateFactors] = LearningRateFactors  # made for parameters' names
     seed: int = 0  # of dropout
     leaves_out: bool = False  # whether a step may be left out although there is no loss scale
     micro_batches: int = 1  # of a step, one after the other on a device, whose gradients add up to those of the step
     ema: float = 0.0  # decay of the moving average of the weights, 0: there is none
-    gradient_numbers: str = "float32"  # that gradients are of while they travel between processes
+    gradient_numbers: str = "float32"  # dtype of gradients on their way between processes
     clip_norm: float = 0.0  # the largest norm of a step's gradient, 0: any
 
 
@@ -73,7 +73,7 @@ class Backbone(Protocol):
     All processes call ``embed``, ``parameters`` and ``state`` together.
     """
 
-    about: str  # a line about what it computes with; empty if there is nothing to say
+    startup_line: str  # what it computes with, for the log; empty if there is nothing to say
 
     @property
     def loss_scale(self) -> LossScale | None:
@@ -171,6 +171,9 @@ class Engine(Protocol):
 
         :param device: one that :meth:`check_devices` accepts.
         """
+
+    def has_bfloat16(self, devices: Sequence[Device]) -> bool:
+        """True if networks can be embedded in bfloat16 on such devices, where the processors or cards have it."""
 
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         """Context of a run that gives the same bits each time on these devices; on CPUs every run does.

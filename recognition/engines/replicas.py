@@ -75,7 +75,7 @@ class Replicas:
     memory of one.
     """
 
-    about = ""
+    startup_line = ""
     sgd: Callable[..., Optimiser]  # of parameters, names, momentum and weight decay
     adamw: Callable[..., Optimiser]  # of parameters, names, AdamW's numbers and weight decay
     inferred: Callable[..., list[np.ndarray]]  # features of replicas, for a number of images a device, of images
@@ -100,7 +100,7 @@ class Replicas:
         self.replicas, self.batch_size, self.communicator, self.loss_scale = (
             replicas, batch_size, communicator, loss_scale)
         self.names = sorted(arguments)
-        self._seed, self._rates, self._steps = updating.seed, updating.rates(self.names), 0
+        self._seed, self._factors, self._steps = updating.seed, updating.factors(self.names), 0
         self._clip_norm = updating.clip_norm
         self._micro_batches, self._images = updating.micro_batches, list[np.ndarray]()
         self._keeps_statistics = updating.leaves_out or loss_scale is not None or updating.micro_batches > 1
@@ -175,7 +175,7 @@ class Replicas:
             *self._optimiser.moments.values(), *(replica.auxiliary for replica in self.replicas))
 
     def gradient_norm(self) -> float:
-        moving = self._norms_of_gradients(list(self._rates(self._steps)))
+        moving = self._norms_of_gradients(list(self._factors(self._steps)))
         return float(np.sqrt(np.square(moving).sum())) / self._scale
 
     def _norms_of_gradients(self, names: Sequence[str]) -> np.ndarray:
@@ -188,12 +188,12 @@ class Replicas:
         return of_parameters, of_gradients
 
     def step(self, lr: float) -> None:
-        first_replica, rates = self.replicas[0], self._rates(self._steps)
+        first_replica, factors = self.replicas[0], self._factors(self._steps)
         clipped = min(1.0, self._clip_norm / max(self.gradient_norm(), TINY)) if self._clip_norm else 1.0
         self._steps += 1
         self._optimiser(first_replica.arguments, first_replica.gradients,
-                        {name: lr * rate for name, rate in rates.items()}, clipped / self._scale)
-        self._copy_parameters(rates)
+                        {name: lr * factor for name, factor in factors.items()}, clipped / self._scale)
+        self._copy_parameters(factors)
         if self._average:
             self._wait()
             self._average.move(self._parameters(), self._statistics, self._steps)

@@ -17,8 +17,8 @@ Embed = Callable[[np.ndarray], np.ndarray]  # uint8 (n, 3, H, W) RGB to float (n
 
 
 class Embedded(NamedTuple):
-    """A batch of n images: their places in the set, embeddings (n, D), labels and keys, int64 (n,). For an image that
-    cannot be used they are those of the one that stands in for it, whose key it has."""
+    """A batch of n images: their places in the set, embeddings (n, D), labels and keys, int64 (n,). In place of an
+    image that cannot be used there is its replacement, with that one's label and key."""
 
     where: slice
     features: np.ndarray

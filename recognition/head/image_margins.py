@@ -21,7 +21,7 @@ STREAM = 0x454C  # of the random numbers, beside those of the same seed for othe
 
 
 class NormTerms(NamedTuple):
-    """What the loss is by the norm of a feature, apart from its direction; (N,) float64 each."""
+    """The terms of the loss that depend on the norm of a feature; (N,) float64 each."""
 
     m2_slope: np.ndarray  # the derivative of m2
     loss: np.ndarray  # added to each row's cross entropy
@@ -43,7 +43,7 @@ class ImageMargins(ABC):
         """
 
     def by_norm(self, norms: np.ndarray) -> NormTerms | None:
-        """How the loss depends on the norms; None: it is not differentiated by them."""
+        """The terms of the loss that depend on the norms; None: it is not differentiated by them."""
         return None
 
     def keep(self) -> None:

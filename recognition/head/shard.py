@@ -59,7 +59,7 @@ class Shard(Protocol):
     start: int
     stop: int
     with_bias: bool
-    about: str  # a line for the start of a run: what computes the shard, where there is a choice; else empty
+    startup_line: str  # a line for the start of a run: what computes the shard, where there is a choice; else empty
 
     @property
     def finite(self) -> bool:
@@ -70,12 +70,14 @@ class Shard(Protocol):
         while the shard works on others, and changes nothing."""
 
     def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
-        """What :meth:`select` takes for a step of a batch with ``labels`` (B,): ``sampler``'s classes of this shard, as
-        NumPy's ascending int64 or in the shard's own form; None: all."""
+        """The classes of this shard that ``sampler`` draws for a step of a batch with ``labels`` (B,), for
+        :meth:`select`: NumPy's ascending int64, or the shard's own form; None: all."""
 
     def select(self, classes: Any) -> None:
-        """Work on these classes alone until the next call, which are what :meth:`draw` gave, or ascending int64 with
-        those of the batch; None: all."""
+        """Choose the classes of this shard that the next step works on.
+
+        :param classes: the result of :meth:`draw`, or ascending int64 with the batch's among them; None: all.
+        """
 
     def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         """Compute logits_CB, the inner products of the selected centres with features x, (B, D) float32.

@@ -121,7 +121,7 @@ class ShardedHead:
         self._expected[self.steps + 1] = Expected(labels, samples)
 
     def _draw(self, positives: np.ndarray, step: int, ahead: bool = False) -> list[Any]:
-        """What each shard selects at a step; with ``ahead`` shards on a disk begin to read them."""
+        """The classes that each shard selects at a step; with ``ahead`` shards on a disk begin to read them."""
         samples = []
         for shard in self.shards:
             samples.append(shard.draw(self.sampler, positives, step))

@@ -22,7 +22,7 @@ from recognition.processes.communicator import Communicator
 
 
 class SmoothedLoss(NamedTuple):
-    """What smoothing adds to the head's numbers; float64. B rows of the gathered batch."""
+    """The numbers that smoothing adds to the head's; float64. B rows of the gathered batch."""
 
     loss: np.ndarray  # (B,), to be added to each row's cross entropy
     d_logit: float  # to the gradient of a row's loss by its target's logit

@@ -39,7 +39,8 @@ _OPCODES = frozenset((
 
 
 def read_object(path: Path) -> Any:
-    """What was saved: tensors as arrays (those of bfloat16 as float32), in dictionaries, lists, tuples and numbers.
+    """Read what was saved: tensors as arrays (those of bfloat16 as float32), in dictionaries, lists, tuples and
+    numbers.
 
     :raises UserError: if the file is no such archive, names anything but tensors, or is damaged.
     """

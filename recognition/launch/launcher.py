@@ -34,9 +34,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from recognition.config.cli import parse_args
 from recognition.config.devices import WORKER
+from recognition.config.engines import ENGINES
+from recognition.engines.choose import decide_for
 from recognition.errors import UserError, command
 from recognition.launch.flags import TRAINERS, parse, require_interface, starts_trainer, wants_servers
 from recognition.launch.look_around import Unusable, look_around, python_of
@@ -110,10 +114,22 @@ def torch_variables(first: str, address: str, interface: str | None, seen: Mappi
 
 
 def uses_horovod(command: Sequence[str]) -> bool:
-    """True unless the workers compute with PyTorch: the command says so, or there is no Horovod and PyTorch is."""
+    """True if the workers find each other through Horovod: by the engine that the trainer in the command chooses. Of a
+    program of the user's own, and of flags that are refused here, a ``--engine`` is read; without one they may need
+    Horovod wherever it is installed."""
+    trainer = next((place for place, word in enumerate(command) if os.path.basename(word) in TRAINERS), None)
+    if trainer is not None:
+        flags = [word for word in command[trainer + 1:] if word not in ("-h", "--help")]  # which the workers show
+        with contextlib.suppress(UserError):  # they say it, where they are
+            config = parse_args(Path(command[trainer]).stem, flags)
+            return ENGINES[decide_for(config).name].meets_by_horovod
     words = " ".join(command).replace("=", " ").split()
-    named = any(pair == ("--engine", "torch") for pair in zip(words, words[1:]))
-    return not named and (find_spec("horovod") is not None or find_spec("torch") is None)
+    named = next((known for flag, name in zip(words, words[1:])
+                  if flag == "--engine" and (known := ENGINES.get(name))), None)
+    if named and not named.meets_by_horovod:
+        return False
+    without = [name for name, known in ENGINES.items() if not known.meets_by_horovod and find_spec(name)]
+    return find_spec("horovod") is not None or not without
 
 
 def require_names(seen: Mapping[str, Any]) -> None:
@@ -174,7 +190,7 @@ def place(nodes: Sequence[Node], options: argparse.Namespace, seen: Mapping[str,
 
 
 def look(hosts: Sequence[str], options: argparse.Namespace, address: str, stop: Stop) -> dict[str, Any]:
-    """What each host says about itself; nothing if all processes are here, or if no trainer of this project is started.
+    """Ask each host about itself; nothing if all processes are here, or if no trainer of this project is started.
 
     :raises UserError: if a run on these hosts could not succeed.
     """

@@ -139,7 +139,7 @@ def _compare(visits: Sequence[_Visit], say: Callable[[str], None]) -> None:
 
 
 class _Here:
-    """What the hosts try to reach on this one: a port that listens, and one that takes datagrams."""
+    """The ports of this host that the others try to reach: one that listens, and one that takes datagrams."""
 
     def __init__(self, address: str) -> None:
         self._listening = socket.create_server((address, 0), backlog=1024)
@@ -199,7 +199,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _watched(processes: Sequence[subprocess.Popen[bytes]], stopped: Callable[[], bool]) -> Iterator[None]:
-    """Kill the visits if they take too long, or if the launch is to end: then who reads their output goes on."""
+    """Kill the visits if they take too long, or if the launch is to end, so that nobody waits for their output."""
     over, end = threading.Event(), time.monotonic() + ANSWER_SECONDS
 
     def watch() -> None:
@@ -219,7 +219,8 @@ def _watched(processes: Sequence[subprocess.Popen[bytes]], stopped: Callable[[],
 
 
 def different(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is not the same on two hosts: what was found on the other, and what on the first; None if all is."""
+    """The first difference between two hosts: what was found on the other, and what on the first; None if there is
+    none."""
     series = [str(found["python"]).rpartition(".")[0] for found in (first, other)]
     if series[0] != series[1]:
         return f"Python {other['python']}", first["python"]

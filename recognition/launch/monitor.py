@@ -116,7 +116,7 @@ def _require_reachable(address: str) -> None:
         server.bind((address, 0))
         server.listen()
         with socket.create_connection(server.getsockname(), timeout=5):
-            """The address can be reached."""
+            pass  # it can be reached
 
 
 def held_up(waited: Mapping[int, float], elapsed: float) -> tuple[int, float]:

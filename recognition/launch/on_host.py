@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import recognition
+from recognition.config.engines import ENGINES
 from recognition.errors import UserError
 from recognition.launch.flags import require_interface
 from recognition.processes.reach import address_of, address_towards, interface_of
 
 FOUND, UNREACHED, REFUSED = "found", "unreached", "refused"  # refused: the text of an error
-PACKAGES = ("mxnet", "horovod", "torch")
+PACKAGES = (*ENGINES, "horovod")
 MEETING_PORTS = range(10000, 32768)  # below those that Linux gives out by itself
 CONNECT_SECONDS = 5.0
 ALL_SECONDS = 60.0  # for the connections to all hosts together
@@ -34,7 +35,7 @@ _TRIES = 20
 
 
 def describe(towards: str, interface: str, root: Path, listening: socket.socket) -> dict[str, Any]:
-    """What the launcher compares between hosts.
+    """Facts about this host that the launcher compares with those of others.
 
     :param root: the folder of the trainer's code; ``listening``: a socket that other hosts connect to.
     """

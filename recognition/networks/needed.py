@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one layer of a ``-symbol.json`` needs: the graph is cut to it before anything of it is judged.
+"""The part of a ``-symbol.json`` that one layer needs: the graph is cut to it before anything of it is judged.
 
 Checkpoints of other trainers hold the head and the loss, too: operators that no network of images is made of, labels,
 two nodes of one name. None of it counts for the embedding.

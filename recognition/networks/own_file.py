@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the function of a network of the user's own is called, a Python file that ``net_name`` names; it is code.
+"""Caller of the function in a user's own network file, a Python file that ``net_name`` names; it is code.
 
 Parameters of the function are options of the configuration, and keys of the user's own in config.py, by their names; a
 function without parameters reads ``from config import config``, as networks of the public recipes do, and finds all of
@@ -25,13 +25,13 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def name_of(config: Any, path: Path) -> str:
-    """What stands before messages about the file."""
+    """The words before messages about the file."""
     return f"net_name {config.net_name}: {path}"
 
 
 def call_own_file(config: Any, path: Path, functions: Sequence[str], finish: Callable[[Any], Any] = lambda made: made,
                   modules: Mapping[str, ModuleType] = NO_MODULES, told: Mapping[str, Any] = NOTHING) -> Any:
-    """What the first of ``functions`` that the file has returns, passed through ``finish``.
+    """Call the first of ``functions`` that the file has; returns its result, passed through ``finish``.
 
     :param modules: what the file imports by these names, whatever is installed.
     :param told: what the file sees in place of options.

@@ -3,16 +3,18 @@
 
 Between two kept maps lies a segment, which the backward pass computes anew from the first (Chen et al., arXiv
 1604.06174). Only a cut of the graph can be kept, a map through which everything behind it is reached: in a residual
-network, the sums.
+network, the sums. MXNet's executor computes a second time the nodes that carry an attribute, but never dropout, whose
+mask would differ.
 """
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from recognition.networks.graph import Graph
+from recognition.networks.graph import Graph, Node
 from recognition.networks.shapes import all_shapes
 
+ATTRIBUTE = "__force_mirroring__"  # of the nodes that MXNet computes a second time
 BUDGETS = 40  # sizes of a segment that are tried
 SHAPE_ALONE = ("ones_like", "zeros_like")  # operators that read no numbers
 
@@ -33,6 +35,20 @@ def computed_again(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112)) -
     choices = [_segments(layers, total * 0.8 ** step) for step in range(BUDGETS)]
     kept = min(choices, key=lambda choice: choice[0])[1]
     return [layer.node for layer in layers if layer.node not in kept]
+
+
+def recompute(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112), on_gpu: bool = False) -> Graph:
+    """Mark ``graph`` so that a training executor keeps few maps; outputs, gradients and statistics stay the same.
+
+    ``on_gpu``: batch norm is left out, since cuDNN moves the statistics in the forward pass and would do so twice. On
+    the CPU they are moved in the backward pass, once.
+    """
+    nodes = list(graph.nodes)
+    for place in computed_again(graph, image_shape):
+        node = nodes[place]
+        if not (on_gpu and node.op == "BatchNorm"):
+            nodes[place] = Node(node.operator, node.name, {**node.attrs, ATTRIBUTE: "True"}, node.inputs)
+    return Graph(nodes, graph.heads)
 
 
 def depend_on_images(graph: Graph) -> set[int]:

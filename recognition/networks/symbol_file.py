@@ -157,7 +157,7 @@ def _node(node: Any, outputs: list[int], is_variable: list[bool]) -> Node:
     if not isinstance(name, str) or not 0 < len(name) <= _MOST_TEXT or not name.isprintable():
         raise ValueError("its name is no printable text")
     operator = OPERATORS.get(op) if isinstance(op, str) else None
-    if op != "null" and (operator is None or not operator.for_strangers):
+    if op != "null" and (operator is None or not operator.in_untrusted_files):
         raise ValueError(f"the operator {_shown(op)}, expected one of those that networks of images are made of")
     if "subgraphs" in node:
         raise ValueError("it has subgraphs")

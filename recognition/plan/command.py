@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from recognition.config import types
 from recognition.config.cli import flag_name, parse_args
 from recognition.config.command_line import Parser
+from recognition.config.engines import ENGINES
 from recognition.config.options import Config, check
+from recognition.engines.shards import require_centre_numbers
 from recognition.errors import UserError, command
 from recognition.io.files import require_new, write_whole
 from recognition.plan.head_costs import RESERVE_GB
@@ -111,11 +113,11 @@ def configuration(flags: argparse.Namespace) -> Config:
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
     if config.engine == "auto":
-        changes["engine"] = "mxnet" if config.centers_numbers == "float32" else "torch"
-    elif config.engine == "mxnet" and config.centers_numbers != "float32":
-        raise UserError(f"--centres-numbers: found {config.centers_numbers!r}, but MXNet keeps class centres as "
-                        "float32; expected --engine torch")
-    from recognition.engines.choose import with_own_size
+        changes["engine"] = next(name for name, known in ENGINES.items()
+                                 if config.centers_numbers == "float32" or known.rounds_centres)
+    else:
+        require_centre_numbers("--centres-numbers", config.engine, config.centers_numbers)
+    from recognition.engines.configured import with_own_size
 
     config = with_own_size(dataclasses.replace(config, **changes))
     if not config.num_classes:

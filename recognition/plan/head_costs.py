@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Costs of the head on a device in a step: memory, bytes sent, operations. Formulas alone, without MXNet and NumPy.
+"""Costs of the head on a device in a step: memory, bytes sent, operations. Formulas alone, without NumPy.
 
 All arrays are float32, but for row numbers, and for W and its moments where they are bfloat16. The tests of costs in
 ``tests/recognition/head/`` compare with the arrays that shards hold, ``bench/plan.py`` with the memory of a process.
@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, NamedTuple
 
+from recognition.engines.shards import host_computes
+from recognition.engines.sizes import (
+    COLUMNS_A_TILE,
+    LEAST_ROWS_A_GROUP,
+    MOST_GROUPS,
+    MXNET_ROWS_A_CHUNK,
+    ROWS_A_PIECE,
+    TORCH_ROWS_A_CHUNK,
+    TRITON_ROWS_A_CHUNK,
+    WEIGHTS_A_CHUNK,
+)
+
 FLOAT, DOUBLE, INTEGER = 4, 8, 8  # bytes
-# As in engines/cpu: rows whose gradient a thread holds, ranges with sums of their own, rows a range, columns a tile.
-ROWS_A_PIECE, MOST_GROUPS, LEAST_ROWS_A_GROUP, COLUMNS_A_TILE = 384, 32, 192, 16
-ROWS_A_CHUNK = 65536  # as in engines/mxnet/shard.py: rows whose gradient is held at once
-TORCH_ROWS_A_CHUNK = {"gpu": 32768, "cpu": 1024}  # as in engines/torch/shard.py
-WIDEST, TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK = 2048, 1 << 17, 1 << 27  # as in engines/torch/triton
 HALF = 2  # bytes of a number of 16 bits
 MOMENTS = {"sgd": 1, "adamw": 2}  # arrays of an optimiser beside each array of parameters
 # GB that are not planned. GPU: what published runs held beyond the plan, see bench/plan.py; nothing was measured here.
@@ -88,16 +95,18 @@ def cpu_shard_memory(size: HeadSize) -> Memory:
 
 def mxnet_shard_memory(size: HeadSize) -> Memory:
     """Bytes of an ``MxnetShard`` on its device in a step."""
-    update = min(ROWS_A_CHUNK, size.selected_rows) * (2 * size.dim + size.batch) * FLOAT  # gradient, product, logits
-    choice = size.sub_centres > 1 or size.filtered  # which as ones and zeros, -inf, what is chosen
+    rows = min(MXNET_ROWS_A_CHUNK, size.selected_rows)
+    update = rows * (2 * size.dim + size.batch) * FLOAT  # gradient, product, logits
+    choice = size.sub_centres > 1 or size.filtered  # three buffers: the mask, -inf, the chosen logits
     sampled = size.selected < size.classes
     return _parts(size, size.logits, max(update, 3 * choice * size.logits), 2 * size.features,
-                  (1 + size.moments) * size.rows * FLOAT + size.selected_rows * (3 * FLOAT + sampled * INTEGER),
+                  _biases(size) + size.selected_rows * (3 * FLOAT + sampled * INTEGER),
                   sampled * (1 + size.moments) * size.selected_centres)
 
 
 def torch_shard_memory(size: HeadSize, kind: str) -> Memory:
-    """Bytes of PyTorch's ``TorchShard`` on a ``kind`` of device: a chunk's logits, and its rows as float32."""
+    """Bytes of PyTorch's ``TorchShard`` on a ``kind`` of device, "cuda" or "cpu": a chunk's logits, and its rows as
+    float32."""
     rows = min(TORCH_ROWS_A_CHUNK[kind], size.selected_rows)
     logits = size.batch * rows * FLOAT
     sampled, rounded = size.selected < size.classes, size.number_bytes < FLOAT
@@ -122,7 +131,12 @@ def triton_shard_memory(size: HeadSize) -> Memory:
 def _torch_numbers(size: HeadSize) -> int:
     """Bytes of the biases, their moments, and the numbers of a sample's rows."""
     sampled = size.selected < size.classes
-    return (1 + size.moments) * size.rows * FLOAT + sampled * size.selected_rows * INTEGER
+    return _biases(size) + sampled * size.selected_rows * INTEGER
+
+
+def _biases(size: HeadSize) -> int:
+    """Bytes of the biases and their moments."""
+    return (1 + size.moments) * size.rows * FLOAT
 
 
 class Placed(NamedTuple):
@@ -144,21 +158,12 @@ def placed_memory(size: HeadSize, shard: str, kind: str, place: str) -> Placed:
         return Placed(moved, 0 if kind == "cpu" else _torch_numbers(size), stored)
     if place == "device" or kind == "cpu":
         return Placed(memory)
-    if shard == "gpu":
-        return Placed(*host_memory(size))
-    if size.selected == size.classes and size.number_bytes == FLOAT:  # the host computes, whatever the engine
-        return Placed(*host_memory(size))
-    return Placed(moved, stored + _torch_numbers(size))
-
-
-def host_memory(size: HeadSize) -> tuple[Memory, int]:
-    """Bytes on the device, and in host memory, of an ``MxnetShard`` whose W stays there (``--centres-on cpu``)."""
-    if size.selected == size.classes:  # the host computes
+    if host_computes(True, size.selected < size.classes, size.number_bytes < FLOAT):
         memory = cpu_shard_memory(size)
-        return dict.fromkeys(memory, 0), sum(memory.values())
-    moved = {"class centres W": 0, "their moments": 0}
-    rows = (1 + size.moments) * size.rows * FLOAT + size.selected_centres  # biases; what is on its way
-    return {**mxnet_shard_memory(size), **moved}, (1 + size.moments) * size.centres + rows
+        return Placed(dict.fromkeys(memory, 0), sum(memory.values()))
+    if shard == "gpu":
+        return Placed(moved, stored + _biases(size) + size.selected_centres)  # which are on their way
+    return Placed(moved, stored + _torch_numbers(size))
 
 
 def _parts(size: HeadSize, logits: int, temporaries: int, features: int, small: int, sampled: int = 0) -> Memory:
@@ -207,5 +212,5 @@ def sent_data_parallel(processes: int, own: int, size: HeadSize, parameters: int
 
 # By what computes a shard: the CPU's kernels, MXNet on a GPU, PyTorch in chunks, Triton's kernels.
 SHARDS: dict[str, Callable[[HeadSize], Memory]] = {
-    "cpu": cpu_shard_memory, "gpu": mxnet_shard_memory, "torch": partial(torch_shard_memory, kind="gpu"),
+    "cpu": cpu_shard_memory, "gpu": mxnet_shard_memory, "torch": partial(torch_shard_memory, kind="cuda"),
     "torch on cpu": partial(torch_shard_memory, kind="cpu"), "triton": triton_shard_memory}

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 from recognition.config.options import Config
-from recognition.engines.choose import build_network, computing_of, maps_in_training
+from recognition.engines.configured import build_network, computing_of
+from recognition.engines.maps import maps_in_training
+from recognition.engines.shards import shard_kind, why_no_low_products
 from recognition.networks.dropped import as_trained
 from recognition.networks.flops import count_flops
 from recognition.networks.graph import Graph
@@ -18,7 +20,6 @@ from recognition.plan.head_costs import (
     HALF,
     MOMENTS,
     SHARDS,
-    WIDEST,
     HeadSize,
     Memory,
     head_operations,
@@ -101,15 +102,11 @@ class PlannedRun:
 
 
 def shard_of(config: Config, engine: str) -> str:
-    """What computes with the class centres of a configuration, a key of SHARDS. Of a GPU is taken that it is new enough
-    for Triton's kernels."""
-    kind = config.devices[0][0]
-    if kind == "cpu":
-        return "cpu" if config.centers_numbers == "float32" else "torch on cpu"
-    if engine != "torch":
-        return "gpu"
-    kernels = config.low_products and config.loss_name != "softmax" and config.emb_size <= WIDEST
-    return "triton" if kernels and config.centers_on == "device" else "torch"
+    """The kind of what computes with the class centres of a configuration on the device, a key of SHARDS. GPUs are
+    assumed to be new enough for Triton's kernels."""
+    why_not = why_no_low_products(config.emb_size, config.centers_on != "device", config.loss_name != "softmax")
+    return shard_kind(engine, config.devices[0][0], config.centers_numbers != "float32",
+                      kernels=config.low_products and not why_not)
 
 
 def planned_run(config: Config, classes: int, devices: int, backbone: BackboneCost, reserve: int = 0,

@@ -11,7 +11,6 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.config.devices import on_gpus
 from recognition.config.groups.run import NO_END
 from recognition.config.options import Config
 from recognition.config.user_code import is_symbol_file
@@ -22,9 +21,10 @@ from recognition.data.sets.image_set import ImageSet
 from recognition.data.sets.landmarks import landmarks_of
 from recognition.data.sets.open_set import Opening, open_sets
 from recognition.data.triplets import Bags, Judge, TripletLoader, refuse
-from recognition.engines.choose import computing_of, make_shard
+from recognition.engines.configured import computing_of
 from recognition.engines.interface import Backbone, Engine, Updating
 from recognition.engines.numbers import describe_numbers
+from recognition.engines.shards import make_shard
 from recognition.errors import UserError
 from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin
@@ -108,15 +108,15 @@ def make_backbone(config: Config, graph: Graph, engine: Engine, communicator: Co
         adapters = initialise(trained, image_shape, config.seed, first_weights(config.net_name))[0]
         start[0].update({name: array for name, array in adapters.items() if is_adapter(name)})
     by_layer = layer_factors([name for name in trained.list_arguments() if name in start[0]], config.layer_decay)
-    rates = partial(LearningRateFactors, freeze=held, freeze_steps=config.freeze_steps,
-                    factors=config.lr_factor, by_layer=by_layer, tables=graph.tables(),
-                    needed=config.triplets or config.fc7_lr_mult == 0)
-    updating = Updating(config.mom, config.wd, adamw_of(config), rates, config.seed, config.on_nan == "skip",
+    factors = partial(LearningRateFactors, freeze=held, freeze_steps=config.freeze_steps,
+                      factors=config.lr_factor, by_layer=by_layer, tables=graph.tables(),
+                      needed=config.triplets or config.fc7_lr_mult == 0)
+    updating = Updating(config.mom, config.wd, adamw_of(config), factors, config.seed, config.on_nan == "skip",
                         gradient_numbers=config.gradient_numbers, micro_batches=config.gradient_acc,
                         ema=config.ema, clip_norm=config.clip_norm)
     backbone = engine.backbone(trained, start, image_shape, computing, updating, communicator)
-    if backbone.about:
-        print(backbone.about, flush=True)
+    if backbone.startup_line:
+        print(backbone.startup_line, flush=True)
     return backbone
 
 
@@ -139,7 +139,7 @@ def make_head(config: Config, num_classes: int, engine: Engine,
                    sub_centres=config.loss_K, seed=config.seed, with_bias=config.has_bias,
                    ceiling=config.interclass_filtering_threshold * margin.scale or math.inf)
     shards = [make(device, classes) for device, classes in zip(devices, ranges)]
-    for line in sorted({shard.about for shard in shards if shard.about}):
+    for line in sorted({shard.startup_line for shard in shards if shard.startup_line}):
         print(line, flush=True)
     return ShardedHead(shards, margin, across, config.mom, config.wd, config.fc7_lr_mult, config.fc7_wd_mult,
                        ClassSampler(config.sample_ratio, config.seed), replicas=replicas, adamw=adamw_of(config),
@@ -189,7 +189,7 @@ def make_verifier(config: Config, backbone: Backbone, dataset: ImageSet, communi
 
 def make_teacher(config: Config, engine: Engine, dataset: ImageSet) -> Teacher | None:
     """The teacher, on the devices of the run; None if there is none. In a run of 16 bits its network computes in
-    bfloat16, but for MXNet on GPUs, which has no such numbers.
+    bfloat16, where the engine has it.
 
     :raises UserError: if it cannot be read, or if its embeddings are not of the length of the network's.
     """
@@ -198,7 +198,7 @@ def make_teacher(config: Config, engine: Engine, dataset: ImageSet) -> Teacher |
     folder, (height, width, channels) = Path(config.teacher), config.image_shape
     teacher: Teacher = StoredTeacher(folder, dataset, not config.dataset_weights) if folder.is_dir() else (
         CheckpointTeacher(config.teacher, engine, config.devices, config.per_batch_size, (channels, height, width),
-                          config.in_16_bits and (engine.name == "torch" or not on_gpus(config.devices))))
+                          config.in_16_bits and engine.has_bfloat16(config.devices)))
     if teacher.dim != config.emb_size:
         raise UserError(f"--teacher: the embeddings of {config.teacher} have {teacher.dim} numbers, those of the "
                         f"network {config.emb_size} (emb_size), expected the same")
@@ -227,7 +227,7 @@ def make_log(config: Config, progress: Progress, global_batch: int, batches_an_e
 
 
 def places_of(config: Config) -> Places:
-    """Where the numbers of the run go beside its history."""
+    """The destinations of a run's numbers beside its history."""
     return Places(config.tensorboard, config.wandb, config.mlflow)
 
 
@@ -255,7 +255,7 @@ def margin_of(config: Config) -> Margin:
 
 
 def image_margins_of(config: Config) -> ImageMargins | None:
-    """What gives each image its own margin (``loss_margin``); None if all have the same."""
+    """The rule that gives each image its own margin (``loss_margin``); None if all have the same."""
     if config.loss_margin == "adaface":
         return AdaFace(config.loss_m2, config.adaface_h, config.adaface_share)
     if config.loss_margin == "magface":

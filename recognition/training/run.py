@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
-from recognition.config.differences import as_json, changes
+from recognition.config.differences import as_json, changed_options
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
 from recognition.data.loader import BatchLoader
 from recognition.data.order import Position
 from recognition.data.triplets import TripletLoader
-from recognition.engines.choose import build_network, choose_engine, decide_for, with_own_size
+from recognition.engines.choose import choose_engine, decide_for
+from recognition.engines.configured import build_network, with_own_size
 from recognition.engines.interface import Backbone, Engine
 from recognition.errors import UserError
 from recognition.head.sharded import ShardedHead
@@ -111,7 +112,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
     progress = Progress(identity=identity)
     if saved:
         progress = go_on(saved, identity, backbone, head, communicator)
-        if changed := changes(progress.config, config):
+        if changed := changed_options(progress.config, config):
             print(f"changed since then: {', '.join(changed)}", flush=True)
     elif line := start_centres(centres_source(config), checkpoint, dataset, head.shards, backbone.embed, communicator):
         print(line, flush=True)
@@ -236,7 +237,7 @@ def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backb
 
 def look_ahead(head: ShardedHead | TripletHead,
                batches: BatchLoader | TripletLoader) -> Callable[[], None] | None:
-    """What tells the head before a step which classes the batch after the coming one has; None if it need not know."""
+    """A function that tells the head before a step the labels of the batch after that one; None if it needs none."""
     if not isinstance(head, ShardedHead) or not isinstance(batches, BatchLoader):
         return None
     known, loader = head, batches

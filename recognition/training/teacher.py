@@ -22,7 +22,7 @@ from recognition.training.checkpoints.pretrained import checkpoint_path
 
 
 class Teacher(Protocol):
-    """What gives the embeddings (b, D) of a batch, of any length."""
+    """A source of the embeddings (b, D) of a batch, of any length."""
 
     dim: int
     fingerprint: str  # tells teachers apart, also of one name

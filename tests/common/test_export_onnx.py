@@ -15,7 +15,7 @@ from _pytest.mark.structures import ParameterSet
 
 from common.export_onnx import LIMITS, Agreement, main
 from recognition.config.cli import parse_args
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import load_backbone
 from recognition.networks import sym

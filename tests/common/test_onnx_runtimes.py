@@ -14,7 +14,7 @@ import pytest
 from common.export.int8 import TAKEN
 from common.export_onnx import main as export
 from recognition.config.cli import parse_args
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.networks import sym
 from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph

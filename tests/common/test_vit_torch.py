@@ -151,8 +151,8 @@ def test_what_mxnet_leaves_out_is_a_function_of_the_seed(recompute) -> None:
     if importlib.util.find_spec("mxnet") is None:
         pytest.skip("needs MXNet")
     from recognition.engines.mxnet.imports import mx
-    from recognition.engines.mxnet.passes.recompute import recompute as memonger
     from recognition.engines.mxnet.symbols import to_symbol
+    from recognition.networks.recompute import recompute as memonger
 
     graph = vit.get_symbol(num_layers=2, net_multiplier=32 / 512, emb_size=24, net_drop_path=0.5, net_mask_ratio=0.1)
     heads = [*graph.heads, graph.internals["seen_output"], graph.internals["block1_path2_output"]]

@@ -10,7 +10,7 @@ from recognition.config.arcface_torch import BASE, NETWORKS
 from recognition.config.cli import parse_args
 from recognition.config.options import Config
 from recognition.config.presets import own_keys_line
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.errors import UserError
 from recognition.networks.shapes import infer_shapes
 

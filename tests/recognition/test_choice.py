@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from recognition.config.cli import parse_args
-from recognition.config.differences import as_json, changes
+from recognition.config.differences import as_json, changed_options
+from recognition.config.engines import ENGINES
 from recognition.config.options import Config
 from recognition.engines import choose
 from recognition.engines.choose import decide, decide_for
@@ -84,7 +85,7 @@ def test_cpus_go_to_what_was_measured_to_train_faster_mxnet_or_torch(
     config = Config(engine="auto", fp16_scale=128.0 * in_16_bits, net_name=network)
     name, line = decide_for(config)
     assert name == expected
-    assert line.startswith(f"engine: {choose.LIBRARIES[name]} rather than ") and "images/s" in line
+    assert line.startswith(f"engine: {ENGINES[name].title} rather than ") and "images/s" in line
     assert "\n" not in line
 
 
@@ -110,6 +111,6 @@ def test_what_is_not_asked_for_is_not_looked_for(monkeypatch: pytest.MonkeyPatch
 
 def test_going_on_in_the_other_engine_is_said_and_old_states_are_of_mxnet() -> None:
     before = as_json(Config(engine="mxnet"))
-    assert changes(before, Config(engine="torch")) == ["engine mxnet -> torch"]
-    assert changes({**before, "engine": "auto"}, Config(engine="torch")) == ["engine mxnet -> torch"]
-    assert changes({**before, "engine": "auto"}, Config(engine="mxnet")) == []
+    assert changed_options(before, Config(engine="torch")) == ["engine mxnet -> torch"]
+    assert changed_options({**before, "engine": "auto"}, Config(engine="torch")) == ["engine mxnet -> torch"]
+    assert changed_options({**before, "engine": "auto"}, Config(engine="mxnet")) == []

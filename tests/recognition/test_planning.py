@@ -17,6 +17,7 @@ from bench.plan import (
     planned_rows,
 )
 from recognition.config.options import Config
+from recognition.engines.interface import Updating
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
 from recognition.networks import build_symbol
@@ -58,7 +59,7 @@ def test_the_arrays_of_a_replica_are_those_planned(adamw: AdamW | None) -> None:
     config = configuration("demo", 2, low=False, memonger=False, kind="cpu")
     symbol = build_symbol(config)
     backbone = ReplicatedBackbone(symbol, *initialise(symbol, (3, 112, 112), 0), [mx.cpu()], 2, (3, 112, 112),
-                                  SingleProcess(), mu=0.9, wd=0.0, adamw=adamw)
+                                  SingleProcess(), updating=Updating(0.9, 0.0, adamw))
     state, replica = backbone.state(), backbone.replicas[0]
     held = [*state.parameters.values(), *state.momentum.values(), *(state.second_moment or {}).values(),
             *state.auxiliary[0].values(),
@@ -172,7 +173,7 @@ def test_a_process_holds_what_is_planned_for_its_head(kind: str, sub_centres: in
 @pytest.mark.parametrize("memonger", [False, True])
 @pytest.mark.parametrize("network", ["y1", "r50"])
 def test_a_process_holds_what_is_planned_for_its_backbone(network: str, memonger: bool) -> None:
-    """What more images take, within 15 %, or 60 % with recomputation (activations.py has both); beside it oneDNN's own
+    """What more images take, within 15 %, or 60 % with recomputation (maps.py has both); beside it oneDNN's own
     arrays, which do not grow with them, at most 0.15 GB."""
     share = 0.6 if memonger else 0.15
     found, planned = [], []

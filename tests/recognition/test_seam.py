@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = ("mxnet", "torch", "numba", "horovod")
+LIBRARIES = ("mxnet", "torch", "triton", "numba", "horovod")
 # The rooms of recognition from the door to the cellar: a room imports what stands below it, or beside it in its line.
 ORDER = (
     ("__init__", "launch"),
@@ -83,14 +83,17 @@ def room(module: str) -> str:
 def test_libraries_that_compute_are_imported_in_their_own_rooms_alone() -> None:
     """Each in the engine of its name; Numba in the shards of CPUs, and where MXNet calls back; Horovod in MXNet's."""
     rooms = {"mxnet": "recognition.engines.mxnet.", "horovod": "recognition.engines.mxnet.",
-             "torch": "recognition.engines.torch.", "numba": "recognition.engines."}
+             "torch": "recognition.engines.torch.", "triton": "recognition.engines.torch.",
+             "numba": "recognition.engines."}
     assert not [found for found in IMPORTS for library in LIBRARIES
                 if found.of.split(".")[0] == library and not found.by.startswith(rooms[library])]
 
 
 def test_engines_are_named_where_they_are_chosen_alone() -> None:
-    """Beside their own rooms; and by launch, which starts the server at which processes meet."""
-    allowed = (*ENGINES, "recognition.engines.choose", "recognition.launch")
+    """Beside their own rooms; where the parts of runs and plans are; and by launch, which starts the server at which
+    processes meet."""
+    allowed = (*ENGINES, *(f"recognition.engines.{name}" for name in ("choose", "shards", "maps")),
+               "recognition.launch")
     assert not [found for found in IMPORTS if not found.by.startswith(allowed) and found.of.startswith(ENGINES)]
 
 
@@ -118,13 +121,19 @@ def test_no_imports_go_in_circles(package: str) -> None:
                 del edges[name]
 
 
+# Each module in a child of its own, which has loaded none of ours before.
 ASK = """
-import importlib, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-    found = {"mxnet", "torch", "numba", "horovod"} & sys.modules.keys()
-    if found:
-        sys.exit(f"{name} loads {sorted(found)}")
+import importlib, os, sys
+import cv2, numpy
+libraries, *names = sys.argv[1:]
+for name in names:
+    if not os.fork():
+        importlib.import_module(name)
+        found = set(libraries.split()) & sys.modules.keys()
+        print(f"{name} loads {sorted(found)}" if found else "", end="", file=sys.stderr, flush=True)
+        os._exit(bool(found))
+    if os.wait()[1]:
+        sys.exit(f"{name} cannot be imported alone, or loads what it should not")
 """
 
 
@@ -135,20 +144,24 @@ def engine_free() -> list[str]:
 
 
 def test_what_does_not_compute_loads_no_library_that_does() -> None:
-    """A fresh interpreter imports one module after the other; where that loads a library, the first one is named."""
-    done = subprocess.run([sys.executable, "-c", ASK, *engine_free()], cwd=ROOT, capture_output=True, text=True,
-                          timeout=120)
+    """A fresh interpreter imports each module alone; where that loads a library, the first one is named."""
+    done = subprocess.run([sys.executable, "-c", ASK, " ".join(LIBRARIES), *engine_free()], cwd=ROOT,
+                          capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
 
-def test_devices_are_told_apart_where_the_engine_is_chosen_or_within_one() -> None:
-    """Comparisons with "cpu" and "gpu". What a device's name means is said in config.devices, what each would take in
+@pytest.mark.parametrize("words, elsewhere", [
+    ({"cpu", "gpu", "cuda"}, ("recognition.config.devices", "recognition.plan")),
+    ({"mxnet", "torch"}, ()),
+])
+def test_devices_and_engines_are_told_apart_where_the_engine_is_chosen_or_within_one(
+        words: set[str], elsewhere: tuple[str, ...]) -> None:
+    """Comparisons with their names. What a device's name means is said in config.devices, what each would take in
     plan; ``centers_on`` is a place, not a device."""
-    allowed = ("recognition.engines", "recognition.config.devices", "recognition.plan")
+    allowed = ("recognition.engines", *elsewhere)
     assert not [(name, node.lineno, ast.unparse(node)) for name, tree in TREES.items() if not name.startswith(allowed)
-                for node in ast.walk(tree) if isinstance(node, ast.Compare)
-                and not ast.unparse(node.left).endswith("centers_on")
-                and {"cpu", "gpu"} & {item.value for item in node.comparators if isinstance(item, ast.Constant)}]
+                for node in ast.walk(tree) if isinstance(node, ast.Compare) and "centers_on" not in ast.unparse(node)
+                and words & {item.value for item in ast.walk(node) if isinstance(item, ast.Constant)}]
 
 
 def test_no_call_has_more_than_eight_arguments_in_order() -> None:
@@ -164,7 +177,7 @@ def test_the_whole_configuration_is_seen_where_parts_are_made_alone() -> None:
     """All others take the few values that they read."""
     makers = ("recognition.config", "recognition.training.run", "recognition.training.parts",
               "recognition.training.checkpoints.matching", "recognition.engines.choose",
-              "recognition.plan")
+              "recognition.engines.configured", "recognition.plan")
     assert not [(name, node.name) for name, tree in TREES.items() if not name.startswith(makers)
                 for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                 for item in (*node.args.args, *node.args.kwonlyargs)

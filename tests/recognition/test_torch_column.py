@@ -36,8 +36,8 @@ def functions(path: str) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)}
 
 
-PARTS, CHOOSE, RUN, CONFIG = (f"recognition/{name}.py" for name in (
-    "training/parts", "engines/choose", "training/run", "config/options"))
+PARTS, CHOOSE, CONFIGURED, RUN, CONFIG = (f"recognition/{name}.py" for name in (
+    "training/parts", "engines/choose", "engines/configured", "training/run", "config/options"))
 
 
 def read_of(node: ast.AST, owner: str = "config") -> set[str]:
@@ -56,7 +56,7 @@ def parameters(function: ast.FunctionDef) -> set[str]:
 
 def reaching() -> set[str]:
     """The options that reach an engine."""
-    known = {**functions(PARTS), **functions(CHOOSE)}
+    known = {**functions(PARTS), **functions(CHOOSE), **functions(CONFIGURED)}
     makers = [function for function in known.values() if {"config", "engine"} <= parameters(function)]
     assert {maker.name for maker in makers} == {"make_backbone", "make_head", "make_teacher"}
     called = {part.func.id for maker in makers for part in ast.walk(maker)

@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LeftOut:
-    """What was left out of a folder: a count for each kind."""
+    """Counts of what was left out of a folder, by kind."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()

@@ -242,8 +242,8 @@ def _count_identities(dataset: FaceDataset, otherwise: Property) -> FaceDataset:
 
 
 def property_line(folder: Path) -> str:
-    """What ``property`` of a folder with ``train.rec`` has to say, from the records: the highest label + 1, and the
-    size of the first image. Empty if it cannot be told."""
+    """The line that ``property`` of a folder with ``train.rec`` should hold, from the records: the highest label + 1,
+    and the size of the first image. Empty if it cannot be told."""
     reader = RecordReader(folder / "train.rec")
     try:
         keys, offsets = find_records(folder / "train.idx", reader, False, BadRecords(SKIP, 1.0))

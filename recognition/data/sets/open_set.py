@@ -22,7 +22,7 @@ _SYNTHETIC = re.compile(r"synthetic:([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Opening:
-    """How a set is opened."""
+    """The options with which a set is opened."""
 
     side: int = 112  # of images, in pixels, where no property file says it
     num_classes: int = 0  # where none does; 0: as the labels say

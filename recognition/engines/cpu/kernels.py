@@ -16,12 +16,11 @@ import numba
 import numpy as np
 
 from recognition.engines.cpu.tiles import NARROW_COLUMNS, WIDE_COLUMNS, bits_of, dot, float_of, multiply, prefetch
+from recognition.engines.sizes import LEAST_ROWS_A_GROUP, MOST_GROUPS
 from recognition.head.shard import EPSILON
 
 # No fastmath: where sums may be reordered and products fused, Numba's code fresh from the compiler and that from its
 # cache gave different bits, and a run that goes on must get those of the run that stopped.
-MOST_GROUPS = 32
-LEAST_ROWS_A_GROUP = 192
 LOGIT_ROWS, GRADIENT_ROWS = 96, 256  # rows at once: of the logits, of the gradient by x
 MINUS_INFINITY = np.float32(-np.inf)
 

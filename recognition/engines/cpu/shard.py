@@ -13,6 +13,7 @@ import numpy as np
 
 from recognition.engines.cpu import kernels
 from recognition.engines.cpu.adamw_kernel import update_centres_adamw
+from recognition.engines.sizes import ROWS_A_PIECE
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
     NO_MOMENTS,
@@ -29,7 +30,6 @@ from recognition.io.mapped import ReadAhead, advise, host_zeros
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
-ROWS_A_PIECE = 384  # rows whose gradient a thread holds at once: 0.8 MB at D = 512, so that it stays near the processor
 PIECES_AN_EXCHANGE = 16  # pieces of a gradient that are summed over processes at once
 Step = Callable[[int, int, np.ndarray], None]  # of the selected rows low .. high - 1 by their gradient
 
@@ -42,7 +42,7 @@ class CpuShard:
     mapped files there.
     """
 
-    about = ""
+    startup_line = ""
 
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
                  with_bias: bool = False, seed: int = 0, ceiling: float = np.inf, folder: Path | None = None) -> None:

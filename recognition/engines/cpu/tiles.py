@@ -16,9 +16,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from recognition.engines.sizes import COLUMNS_A_TILE
+
 # AVX-512 has 32 registers of 16 floats: 24 sums, 4 columns and a factor fill them. AVX2 has 16 of 8.
 LANES, VECTORS = (16, 4) if binding.get_host_cpu_features().get("avx512f") else (8, 2)
-WIDE_COLUMNS, NARROW_COLUMNS = LANES * VECTORS, 16  # columns of a tile; then single columns
+WIDE_COLUMNS, NARROW_COLUMNS = LANES * VECTORS, COLUMNS_A_TILE  # columns of a tile; then single columns
 INT, FLOAT, LINE_BYTES = ir.IntType(64), ir.FloatType(), 64
 
 

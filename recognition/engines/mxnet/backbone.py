@@ -4,7 +4,6 @@ step."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -33,14 +32,13 @@ class ReplicatedBackbone(Replicas):
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[mx.Context],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *,
-                 loss_scale: LossScale | None = None, **updating: Any) -> None:
+                 updating: Updating, loss_scale: LossScale | None = None) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param loss_scale: for float16; steps whose gradients overflow must then be left out.
-        :param updating: the fields of :class:`recognition.engines.interface.Updating`.
         """
         replicas = [Replica(graph, parameters, auxiliary, device, (batch_size, *image_shape)) for device in devices]
-        super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
-        self._sent = Updating(**updating).gradient_numbers
+        super().__init__(graph, replicas, batch_size, communicator, loss_scale, updating)
+        self._sent = updating.gradient_numbers
         self._raised = raised_to_travel(self._sent, loss_scale)
         if self._sent == "bfloat16":
             raise UserError("gradient_numbers: found bfloat16, which Horovod with MXNet cannot add; expected float16, "

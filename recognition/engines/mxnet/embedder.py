@@ -10,13 +10,13 @@ import numpy as np
 from recognition.config.devices import Device
 from recognition.engines.mxnet.bound import Bound, embed
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.mxnet.symbols import reason
 from recognition.errors import UserError
 from recognition.networks.fold import Arrays, fold_batch_norms
 from recognition.networks.graph import Graph
+from recognition.networks.low_precision import low_precision
 from recognition.networks.saved import read_saved
 
 

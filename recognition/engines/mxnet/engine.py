@@ -12,7 +12,7 @@ from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.embedder import Embedder
 from recognition.engines.mxnet.imports import check_gpu, mx
 from recognition.engines.mxnet.own_network import own_symbol
-from recognition.engines.mxnet.passes.choose import prepare
+from recognition.engines.mxnet.passes.choose import form_to_train
 from recognition.engines.mxnet.processes.choose import make_communicator
 from recognition.engines.mxnet.profiler import MxnetProfiler
 from recognition.engines.mxnet.shard import MxnetShard
@@ -36,6 +36,9 @@ class MxnetEngine:
     def free_memory(self, device: Device) -> int:
         return int(mx.context.gpu_memory_info(device[1])[0])
 
+    def has_bfloat16(self, devices: Sequence[Device]) -> bool:
+        return not on_gpus(devices)
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         if on_gpus(devices):
             raise UserError("deterministic: found it with MXNet on GPUs, whose sums come in any order; expected CPUs, "
@@ -44,9 +47,9 @@ class MxnetEngine:
 
     def backbone(self, graph: Graph, start: tuple[Arrays, Arrays], image_shape: tuple[int, int, int],
                  computing: Computing, updating: Updating, communicator: Communicator) -> ReplicatedBackbone:
-        return ReplicatedBackbone(prepare(graph, computing, image_shape), *start,
+        return ReplicatedBackbone(form_to_train(graph, computing, image_shape), *start,
                                   [mx.Context(*device) for device in computing.devices], computing.batch_size,
-                                  image_shape, communicator, loss_scale=make_loss_scale(computing), **vars(updating))
+                                  image_shape, communicator, loss_scale=make_loss_scale(computing), updating=updating)
 
     def shard(self, device: Device, classes: tuple[int, int], dim: int, on_host: bool, low_products: bool = False,
               **options: Any) -> MxnetShard:

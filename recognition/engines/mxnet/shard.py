@@ -9,6 +9,7 @@ import numpy as np
 
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.optimisers import readable
+from recognition.engines.sizes import MXNET_ROWS_A_CHUNK
 from recognition.errors import UserError
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import (
@@ -26,8 +27,6 @@ from recognition.io.mapped import ReadAhead, advise, host_zeros
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
-ROWS_A_CHUNK = 65536  # rows whose gradient is held at once: 128 MB at D = 512
-
 
 class MxnetShard:
     """Implements :class:`recognition.head.shard.Shard` on the device ``context``.
@@ -37,7 +36,7 @@ class MxnetShard:
     mapped files there.
     """
 
-    about = ""
+    startup_line = ""
 
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
@@ -140,12 +139,12 @@ class MxnetShard:
     def _chunks(self) -> list[slice]:
         """The selected rows in pieces whose temporaries are small beside W."""
         rows = self._w.shape[0]
-        return [slice(low, min(low + ROWS_A_CHUNK, rows)) for low in range(0, rows, ROWS_A_CHUNK)]
+        return [slice(low, min(low + MXNET_ROWS_A_CHUNK, rows)) for low in range(0, rows, MXNET_ROWS_A_CHUNK)]
 
     def _scratch(self, columns: int) -> Callable[[int, int], mx.nd.NDArray]:
         """One buffer for the same temporary of all chunks. MXNet runs whatever is ready: if each chunk had its own
         buffer, those of all chunks would be computed first and together be as large as W."""
-        buffer = mx.nd.empty(min(ROWS_A_CHUNK, self._w.shape[0]) * columns, ctx=self.context)
+        buffer = mx.nd.empty(min(MXNET_ROWS_A_CHUNK, self._w.shape[0]) * columns, ctx=self.context)
         return lambda *shape: buffer[: int(np.prod(shape))].reshape(shape)
 
     def similarities(self, x: np.ndarray, labels: np.ndarray) -> np.ndarray:

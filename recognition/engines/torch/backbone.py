@@ -34,25 +34,24 @@ class ReplicatedBackbone(Replicas):
 
     def __init__(self, graph: Graph, parameters: Arrays, auxiliary: Arrays, devices: Sequence[torch.device],
                  batch_size: int, image_shape: tuple[int, int, int], communicator: Communicator, *,
-                 loss_scale: LossScale | None = None, low: torch.dtype | None = None, recompute: bool = False,
-                 keep_features: bool = False, fused: bool = False, **updating: Any) -> None:
+                 updating: Updating, loss_scale: LossScale | None = None, low: torch.dtype | None = None,
+                 recompute: bool = False, keep_features: bool = False, fused: bool = False) -> None:
         """:param batch_size: images a device; ``image_shape``: (3, H, W).
         :param loss_scale: for float16; steps whose gradients overflow must then be left out.
         :param low: the numbers of 16 bits of heavy layers; None for float32.
         :param recompute: activations are computed again to save memory.
         :param keep_features: features stay on the only device.
         :param fused: batch norms are Triton's kernels in training and 16 bits.
-        :param updating: the fields of :class:`recognition.engines.interface.Updating`.
         """
         replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute, fused)
                     for device in devices]
-        super().__init__(graph, replicas, batch_size, communicator, loss_scale, Updating(**updating))
+        super().__init__(graph, replicas, batch_size, communicator, loss_scale, updating)
         self._keep_features = keep_features
         self._known: dict[str, float] = {}  # the norms of gradients that the check of the step has fetched
         # With one device a process, gradients are summed over the processes while the backward pass goes on, but not
         # those of several micro-batches, which are whole only after the last one.
         alone = len(devices) * self._micro_batches == 1 and isinstance(communicator, DistributedCommunicator)
-        sent = Updating(**updating).gradient_numbers
+        sent = updating.gradient_numbers
         self._summing = Summing(communicator, low=None if sent == "float32" else getattr(torch, sent),
                                 raised=raised_to_travel(sent, loss_scale))
         self._early = self._summing if alone else None

@@ -37,6 +37,9 @@ class TorchEngine:
     def free_memory(self, device: Device) -> int:
         return torch.cuda.mem_get_info(torch_device(device))[0]
 
+    def has_bfloat16(self, devices: Sequence[Device]) -> bool:
+        return True
+
     def deterministic(self, devices: Sequence[Device]) -> AbstractContextManager[None]:
         return deterministic() if on_gpus(devices) else nullcontext()
 
@@ -59,9 +62,9 @@ class TorchEngine:
         made = ReplicatedBackbone(graph, *start, devices, computing.batch_size, image_shape, communicator, low=low,
                                   recompute=computing.memonger, loss_scale=make_loss_scale(computing),
                                   keep_features=computing.keep_features and on_gpus(computing.devices),
-                                  fused=kernels and not why, **vars(updating))
+                                  fused=kernels and not why, updating=updating)
         if kernels:
-            made.about = (f"backbone: PyTorch's batch norm rather than Triton's kernels: {why}" if why else
+            made.startup_line = (f"backbone: PyTorch's batch norm rather than Triton's kernels: {why}" if why else
                           "backbone: Triton's kernels for batch norm with PReLU or a sum")
         return made
 
@@ -78,8 +81,8 @@ class TorchEngine:
             return TritonShard(place, *classes, dim, **options)
         shard = TorchShard(place, *classes, dim, on_host=on_host, **options)
         if why:
-            shard.about = "; ".join(filter(None, (f"head: float32 rather than Triton's kernels of 16 bits: {why}",
-                                                  shard.about)))
+            line = f"head: float32 rather than Triton's kernels of 16 bits: {why}"
+            shard.startup_line = "; ".join(filter(None, (line, shard.startup_line)))
         return shard
 
     def embedder(self, checkpoint: tuple[str, int], devices: Sequence[Device], batch_size: int,

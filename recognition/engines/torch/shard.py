@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from recognition.engines.sizes import TORCH_ROWS_A_CHUNK
 from recognition.engines.torch.chunks import Chunk, Targets, Weights, product
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
@@ -42,9 +43,6 @@ from recognition.head.shard import (
 from recognition.optim.adamw import AdamWStep
 from recognition.processes.communicator import Communicator
 
-# By kind of device. On GPUs logits of 128 MB at B = 1024, a gradient of 64 MB at D = 512; on CPUs 2 MB, which stay near
-# the processor.
-ROWS_A_CHUNK = {"cuda": 32768, "cpu": 1024}
 MINUS_INFINITY = float("-inf")
 
 
@@ -69,7 +67,7 @@ class TorchShard:
         for rows, values in initial_pieces(seed, start, stop, sub_centres, dim):
             self._centres[0][rows] = torch.from_numpy(values)
         self._bias = self._rows.zeros(2)
-        self.about = "class centres: bfloat16, rounded at random" if in_16_bits else ""
+        self.startup_line = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._finite = Fetched(self._sound)
         self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -169,7 +167,7 @@ class TorchShard:
 
     def _chunks(self) -> Iterator[Chunk]:
         """The selected rows, in pieces of whole classes."""
-        size = max(1, ROWS_A_CHUNK[self.device.type] // self.sub_centres) * self.sub_centres
+        size = max(1, TORCH_ROWS_A_CHUNK[self.device.type] // self.sub_centres) * self.sub_centres
         for low in range(0, len(self._rows), size):
             high = min(low + size, len(self._rows))
             centres = self._rows.take(self._centres[0], low, high)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the arrays of a shard lie, on its device or in host memory, from where the rows of a chunk travel; and how:
-as float32, or in 16 bits, from which and to which rows are rounded on the device."""
+"""Storage of a shard's arrays, on its device or in host memory, as float32 or bfloat16. The rows of a chunk travel to
+the device; those of bfloat16 are widened there, and rounded when they go back."""
 from __future__ import annotations
 
 from pathlib import Path

@@ -286,6 +286,6 @@ OPERATORS = [
         "normalization": Parameter(words("null", "batch", "valid"), "null"), "smooth_alpha": Parameter(float, 0.0)}),
     Operator("SoftmaxActivation", same, parameters={"mode": Parameter(words("instance", "channel"), "instance")}),
     # Winograd's convolution of the MXNet engine, which only its own pass adds to a graph.
-    Operator("Custom", _winograd, ("data", "weight"), for_strangers=False, reads=INPUTS, parameters={
+    Operator("Custom", _winograd, ("data", "weight"), in_untrusted_files=False, reads=INPUTS, parameters={
         "op_type": Parameter(words("recognition_winograd")), "num_filter": Parameter(integer)}),
 ]

@@ -71,7 +71,7 @@ class Operator:
     heavy: tuple[str, ...] = ()  # 16-bit types in which it always runs where they are asked for
     follows: tuple[str, ...] = ()  # 16-bit types in which it runs where an input is of that type already
     onnx: Writer | None = None
-    for_strangers: bool = True  # files that are not ours may name it
+    in_untrusted_files: bool = True  # files that are not ours may name it
 
     def values(self, attrs: Mapping[str, str]) -> Values:
         """The attributes' texts as Python values, defaults filled in; hints such as ``__lr_mult__`` are left out.

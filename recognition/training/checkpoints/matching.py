@@ -9,7 +9,7 @@ from pathlib import Path
 from recognition.config.groups.network import NETWORK_KEYS
 from recognition.config.options import OPTIONS, Config
 from recognition.config.presets import open_config
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.errors import UserError
 from recognition.networks.shapes import Shape, infer_shapes
 from recognition.training.checkpoints.pretrained import FITS

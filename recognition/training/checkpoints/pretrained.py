@@ -80,7 +80,7 @@ def take_over(path: Path, found: tuple[Arrays, Arrays], wanted: tuple[Arrays, Ar
 
 
 def _renamed(have: Arrays, need: Arrays, names: Mapping[str, str]) -> dict[str, str]:
-    """Those of ``names`` that are missing under their own name, and of the shape that is needed under the other."""
+    """The pairs of ``names`` to use: the checkpoint has the array under the other name alone, in the shape needed."""
     return {name: other for name, other in names.items()
             if name in need and name not in have and other in have and other not in need
             and have[other].shape == need[name].shape}

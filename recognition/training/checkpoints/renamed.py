@@ -25,7 +25,7 @@ class _Layer(NamedTuple):
 
 
 def renamed(graph: Graph, symbol: Path, image_shape: tuple[int, int, int]) -> dict[str, str]:
-    """By the names of arrays of ``graph`` that a checkpoint lacks, its names of the arrays at the same places.
+    """Map the names of arrays of ``graph`` that a checkpoint lacks to its names for the arrays at the same places.
 
     Both networks must have layers of the same operators and shapes in the same order, and each name that is in both
     must be of the same place. Of neighbours that differ in names no two may be alike: which is which would be a guess.

@@ -47,7 +47,7 @@ def find_ranks(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class RankFile:
-    """What one rank's checkpoint holds, checked."""
+    """The contents of one rank's checkpoint, checked."""
 
     path: Path
     epoch: int

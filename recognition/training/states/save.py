@@ -4,7 +4,7 @@
 A state is written under another name, forced to disk and renamed, so that a folder with the name of a state is whole.
 Each process writes its own shards; the first one writes the rest, and renames the folder once all are done. The folder
 is on a file system that they share, or each host has one of its own: then the first process of each writes the rest
-there, and that of the first process of all is renamed last, so that a state which is there is there on all.
+there, and process 0 renames its folder last, so that a state which its host has is whole on every host.
 """
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the numbers of a run go beside its history: what TensorBoard, Weights & Biases and MLflow have in common."""
+"""The destinations of a run's numbers beside its history: what TensorBoard, W&B and MLflow have in common."""
 from __future__ import annotations
 
 from collections.abc import Mapping

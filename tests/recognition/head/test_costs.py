@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recognition.engines.cpu import kernels
-from recognition.engines.cpu import shard as cpu_shard
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet import shard as mxnet_shard
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.margin import Margin
@@ -81,18 +78,11 @@ def test_a_shard_holds_what_is_planned(optimizer: str, kind: str, sub_centres: i
 def test_a_shard_whose_centres_live_on_the_host() -> None:
     shard = MxnetShard(mx.cpu(), 0, CLASSES, DIM, normalised=True, scale=64.0, on_host=True)
     on_host, on_device = held_by(after_a_step(shard, 0.1))
-    device, host = head_costs.host_memory(size_of(0.1, 1))
+    device, host, _ = head_costs.placed_memory(size_of(0.1, 1), "gpu", "gpu", "cpu")
     assert on_device == pytest.approx(between_steps(device), rel=0.1)  # features that a shard keeps; the draw varies
     assert on_host == pytest.approx(host - size_of(0.1, 1).selected_centres, rel=0.03)  # what is on its way
-    device, host = head_costs.host_memory(size_of(1.0, 1))
+    device, host, _ = head_costs.placed_memory(size_of(1.0, 1), "gpu", "gpu", "cpu")
     assert not any(device.values()) and host == sum(head_costs.cpu_shard_memory(size_of(1.0, 1)).values())
-
-
-def test_constants_are_those_of_the_shards() -> None:
-    assert head_costs.ROWS_A_PIECE == cpu_shard.ROWS_A_PIECE and head_costs.ROWS_A_CHUNK == mxnet_shard.ROWS_A_CHUNK
-    assert (head_costs.MOST_GROUPS, head_costs.LEAST_ROWS_A_GROUP) == (kernels.MOST_GROUPS, kernels.LEAST_ROWS_A_GROUP)
-    padded = [kernels.padded(batch) for batch in (1, 16, 17)]
-    assert padded == [head_costs.COLUMNS_A_TILE, head_costs.COLUMNS_A_TILE, 2 * head_costs.COLUMNS_A_TILE]
 
 
 @pytest.mark.parametrize(("classes", "ratio", "batch", "shards"), [

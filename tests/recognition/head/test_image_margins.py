@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config, refuse_unsupported
-from recognition.engines.choose import choose_engine, computing_of
+from recognition.engines.choose import choose_engine
+from recognition.engines.configured import computing_of
 from recognition.errors import UserError
 from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin

@@ -109,7 +109,7 @@ def test_steps_on_one_device_and_on_two(make: Make, devices: int, adamw: AdamW |
 def test_a_frozen_parameter_counts_its_own_updates_and_factors_are_of_rate_and_decay(make: Make,
                                                                                      adamw: AdamW | None) -> None:
     rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3, factors=[(FAST, 0.25)])
-    assert_close(train(make(rates=rates, adamw=adamw)), reference(frozen_steps=3, fast=0.25, adamw=adamw))
+    assert_close(train(make(factors=rates, adamw=adamw)), reference(frozen_steps=3, fast=0.25, adamw=adamw))
 
 
 def test_a_step_that_overflows_is_no_update(make: Make) -> None:
@@ -126,7 +126,7 @@ def test_a_step_that_overflows_is_no_update(make: Make) -> None:
 
 def test_a_state_goes_on_to_the_same_bits(make: Make) -> None:
     rates = functools.partial(LearningRateFactors, freeze=[FROZEN], freeze_steps=3)
-    whole, first, second = (make(rates=rates) for _ in range(3))
+    whole, first, second = (make(factors=rates) for _ in range(3))
     train(first, 0, 2)
     second.load(first.state(), 2)
     ours, theirs = train(second, 2), train(whole)

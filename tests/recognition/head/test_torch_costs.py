@@ -74,11 +74,3 @@ def test_kernels_hold_what_is_planned(in_16_bits: bool, monkeypatch: pytest.Monk
     kind = functools.partial(TritonShard, products=torch.float16)
     expected = planned("triton", 1.0, False, 2 if in_16_bits else 4)
     assert held_after_a_step(kind, 1.0, False, in_16_bits) == pytest.approx(expected, rel=0.05)
-
-
-def test_constants_are_those_of_the_shards() -> None:
-    assert {"gpu": torch_shard.ROWS_A_CHUNK["cuda"], "cpu": torch_shard.ROWS_A_CHUNK["cpu"]} == (
-        head_costs.TORCH_ROWS_A_CHUNK)
-    from recognition.engines.torch.triton.tiles import WIDEST
-
-    assert WIDEST == head_costs.WIDEST

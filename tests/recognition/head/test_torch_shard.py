@@ -82,7 +82,7 @@ class Watched(TorchDispatchMode):
 @contextmanager
 def chunks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setitem(torch_shard.ROWS_A_CHUNK, "cpu", rows)
+        patch.setitem(torch_shard.TORCH_ROWS_A_CHUNK, "cpu", rows)
         yield
 
 
@@ -137,7 +137,7 @@ def test_chunks_do_not_matter(margin: Margin, options: dict[str, Any], ratio: fl
 @pytest.mark.parametrize("on_host", [False, True], ids=["on the device", "on the host"])
 @pytest.mark.parametrize("adamw", [None, AdamW()], ids=["sgd", "adamw"])
 def test_a_state_goes_on_to_the_same_bits(adamw: AdamW | None, on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(torch_shard.ROWS_A_CHUNK, "cpu", 128)
+    monkeypatch.setitem(torch_shard.TORCH_ROWS_A_CHUNK, "cpu", 128)
     whole, begun, ended = (make_head(ON_CPU, ratio=0.6, adamw=adamw, on_host=on_host) for _ in range(3))
     train(begun, 0, 2, 0.01)
     load(ended, state_of(begun), 2)

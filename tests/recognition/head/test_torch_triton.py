@@ -60,7 +60,7 @@ def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton's interpreter is off")
     monkeypatch.setattr(triton_shard, "tiles_for", lambda *size: Tiles(16, 16, 16, 1, 4))
-    monkeypatch.setattr(triton_shard, "ROWS_A_CHUNK", 33)
+    monkeypatch.setattr(triton_shard, "TRITON_ROWS_A_CHUNK", 33)
 
 
 def make(kind: Any, shards: int = 1, ratio: float = 1.0, adamw: AdamW | None = None, margin: Margin = ARCFACE,
@@ -237,7 +237,8 @@ def test_the_head_says_why_it_has_no_kernels() -> None:
     from recognition.engines.torch.engine import TorchEngine
 
     def about(**options: Any) -> str:
-        return TorchEngine().shard(("cpu", 0), (0, 8), 4, False, **{"normalised": True, "scale": 64.0, **options}).about
+        made = TorchEngine().shard(("cpu", 0), (0, 8), 4, False, **{"normalised": True, "scale": 64.0, **options})
+        return made.startup_line
 
     assert about() == ""
     assert about(low_products=True) == (

@@ -13,7 +13,7 @@ from recognition.networks.graph import Graph
 from recognition.networks.operators import OPERATORS
 from recognition.networks.shapes import all_shapes
 
-NAMES = sorted({operator.name for operator in OPERATORS.values() if operator.for_strangers})
+NAMES = sorted({operator.name for operator in OPERATORS.values() if operator.in_untrusted_files})
 SIDES = (1, 2, 3, 4, 6, 8, 12)
 
 
@@ -154,7 +154,7 @@ def our_shapes(text, data):
 
 
 def test_every_name_is_one_of_mxnets() -> None:
-    assert {name for name, operator in OPERATORS.items() if operator.for_strangers} <= set(
+    assert {name for name, operator in OPERATORS.items() if operator.in_untrusted_files} <= set(
         mx.operator.get_all_registered_operators()) | {f"_{name}Scalar" for name in (
             "Plus", "Minus", "RMinus", "Mul", "Div", "RDiv", "Power", "RPower", "Maximum", "Minimum", "Mod", "Equal",
             "Greater", "Lesser")}

@@ -7,7 +7,6 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
@@ -15,6 +14,7 @@ from recognition.networks import sym
 from recognition.networks.families import fdensenet, fmobilefacenet, fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
+from recognition.networks.low_precision import low_precision
 from recognition.networks.shapes import infer_shapes
 
 IMAGE = (3, 112, 112)

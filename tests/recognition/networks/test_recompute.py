@@ -10,14 +10,14 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.engines.mxnet.passes.recompute import ATTRIBUTE, recompute
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.errors import UserError
 from recognition.networks import sym
 from recognition.networks.families import fmobilefacenet, fresnet
 from recognition.networks.initialise import initialise
+from recognition.networks.low_precision import low_precision
+from recognition.networks.recompute import ATTRIBUTE, recompute
 
 IMAGE = (3, 112, 112)
 NETWORKS = {

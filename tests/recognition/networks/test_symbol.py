@@ -13,7 +13,8 @@ from recognition.config.devices import require_bfloat16
 from recognition.config.groups.network import FAMILIES as NAMES_OF_FAMILIES
 from recognition.config.groups.network import NETWORK_KEYS
 from recognition.config.options import Config
-from recognition.engines.choose import computing_of
+from recognition.engines.configured import computing_of
+from recognition.engines.interface import Updating
 from recognition.engines.mxnet.backbone import ReplicatedBackbone
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
@@ -165,7 +166,7 @@ def test_preset_trains(name, options, configuration):
     backbone = ReplicatedBackbone(
         bound_form(symbol, computing_of(Config(**options)), (3, SIDE, SIDE)),
         *initialise(symbol, (3, SIDE, SIDE), 1, first_weights(config.net_name)), [mx.cpu()], 2,
-        (3, SIDE, SIDE), SingleProcess(), mu=0.9, wd=5e-4)
+        (3, SIDE, SIDE), SingleProcess(), updating=Updating(0.9, 5e-4))
     images = np.random.default_rng(0).integers(0, 256, (2, 3, SIDE, SIDE), dtype=np.uint8)
     features = []
     for _ in range(2):

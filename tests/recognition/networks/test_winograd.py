@@ -9,18 +9,18 @@ import pytest
 
 from recognition.config import devices
 from recognition.engines.interface import Computing
-from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.mxnet.symbols import to_symbol
 from recognition.networks import sym
 from recognition.networks.families import fresnet
 from recognition.networks.graph import rewrite
 from recognition.networks.initialise import initialise
+from recognition.networks.maps import maps_memory
+from recognition.networks.recompute import recompute
 from recognition.networks.shapes import infer_shapes
 
 IMAGE = (3, 112, 112)
@@ -149,7 +149,7 @@ def test_where_channels_or_tiles_do_not_fit_it_stays_with_mxnet():
 
 
 def test_the_plan_of_memory_is_near_that_of_mxnet():
-    """Within 15 %, as for other operators (test_activations.py)."""
+    """Within 15 %, as for other operators (test_maps.py)."""
     image = (64, 28, 28)
     data = sym.Variable("data")
     for number in range(4):

@@ -61,7 +61,7 @@ def test_a_gradient_that_is_longer_is_made_as_long(replicated: Callable[..., Any
 
 def test_parameters_that_do_not_move_do_not_count(replicated: Callable[..., Any]) -> None:
     rates = partial(LearningRateFactors, freeze=("fc1*",))
-    before, after, gradients = after_a_step(replicated, clip_norm=0.125, rates=rates)
+    before, after, gradients = after_a_step(replicated, clip_norm=0.125, factors=rates)
     moved = {name: (before[name].astype(np.float64) - after[name]) / 0.5 for name in before}
     assert norm({name: gradients[name] for name in gradients if name.startswith("conv")}) > 0.125
     assert norm(moved) == pytest.approx(0.125, rel=1e-4)  # differences of float32 numbers that are larger
@@ -78,7 +78,7 @@ def test_adamw_gets_the_clipped_gradient(replicated: Callable[..., Any]) -> None
 
 
 def test_no_gradient_at_all_stays_none(replicated: Callable[..., Any]) -> None:
-    before, after, _ = after_a_step(replicated, clip_norm=1.0, rates=partial(LearningRateFactors, freeze=("*",)))
+    before, after, _ = after_a_step(replicated, clip_norm=1.0, factors=partial(LearningRateFactors, freeze=("*",)))
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 

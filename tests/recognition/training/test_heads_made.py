@@ -10,7 +10,8 @@ import pytest
 
 from recognition.config.devices import Device
 from recognition.config.options import Config, refuse_unsupported
-from recognition.engines.choose import choose_engine, computing_of
+from recognition.engines.choose import choose_engine
+from recognition.engines.configured import computing_of
 from recognition.engines.cpu.shard import CpuShard
 from recognition.errors import UserError
 from recognition.head.shard import Shard

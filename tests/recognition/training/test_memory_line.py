@@ -11,7 +11,7 @@ import pytest
 
 from recognition.config.cli import parse_args
 from recognition.config.options import Config
-from recognition.engines.choose import build_network
+from recognition.engines.configured import build_network
 from recognition.plan import this_run
 from recognition.plan.this_run import memory_line, planned_memory
 from recognition.training.run import train

@@ -12,8 +12,9 @@ import pytest
 
 from recognition.config.devices import require_bfloat16
 from recognition.config.options import Config
-from recognition.engines.choose import build_network, choose_engine, computing_of
-from recognition.engines.mxnet.passes.choose import prepare
+from recognition.engines.choose import choose_engine
+from recognition.engines.configured import build_network, computing_of
+from recognition.engines.mxnet.passes.choose import form_to_train
 from recognition.engines.numbers import make_loss_scale
 from recognition.errors import UserError
 from recognition.head.sampling import ClassSampler
@@ -98,7 +99,7 @@ def test_fp16() -> None:
     assert make_loss_scale(computing_of(Config(fp16=True))) is None
 
     def dtypes(**options: Any) -> set[Any]:
-        prepared = prepare(symbol, computing_of(Config(**options)), (3, 8, 8))
+        prepared = form_to_train(symbol, computing_of(Config(**options)), (3, 8, 8))
         return {attrs.get("dtype") for attrs in prepared.attributes().values()}
 
     assert dtypes(fp16=True, devices=GPU) == {"float16", "float32", None} and dtypes(devices=GPU) == {None}
@@ -116,7 +117,7 @@ def test_fp16_of_torch(make: Callable[..., Config], monkeypatch: pytest.MonkeyPa
     pytest.importorskip("torch")
     with monkeypatch.context() as patch:
         patch.setattr("recognition.engines.torch.engine.ReplicatedBackbone",
-                      lambda *place, **options: SimpleNamespace(about="", **options))
+                      lambda *place, **options: SimpleNamespace(startup_line="", **options))
         patch.setattr("recognition.engines.torch.triton.batch_norm.choice.why_not", lambda device: "there is no card")
         for options, low, value in (({"fp16": True}, "torch.float16", 1024), ({"fp16_scale": 64}, "torch.float16", 64),
                                     ({}, "None", None)):

@@ -13,7 +13,7 @@ from typing import Callable
 
 import pytest
 
-from recognition.launch.own import own_processes
+from recognition.launch.own import engine_of_own
 from recognition.training.states.state import saved_states
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,7 +33,7 @@ GPUS = tuple(("gpu", index) for index in range(4))
 def test_when_a_trainer_starts_processes(engine: str, devices: tuple[tuple[str, int], ...], environ: dict[str, str],
                                          count: int) -> None:
     """One a GPU, unless a launcher has started this process."""
-    assert own_processes(engine, devices, environ) == count
+    assert engine_of_own(engine, devices, environ) == ("torch" if count else "")
 
 
 def test_gpus_that_are_not_there(train_apart: Callable[..., tuple[int, str, str]]) -> None:

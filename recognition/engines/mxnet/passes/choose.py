@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from recognition.config.devices import on_gpus
 from recognition.engines.interface import Computing
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
 from recognition.engines.numbers import require_numbers
 from recognition.networks.graph import Graph
+from recognition.networks.low_precision import low_precision
+from recognition.networks.recompute import recompute
 
 
-def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
+def form_to_train(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
     """The form in which ``graph`` is bound for training; ``image_shape``: (3, H, W).
 
     :raises UserError: if the processor has no 16-bit numbers.
@@ -22,7 +22,7 @@ def prepare(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) ->
 
 
 def bound_form(graph: Graph, computing: Computing, image_shape: tuple[int, ...]) -> Graph:
-    """The result of :func:`prepare` without its check of this machine, for plans of other machines."""
+    """The result of :func:`form_to_train` without its check of this machine, for plans of other machines."""
     if not on_gpus(computing.devices):
         graph = fast_prelu(graph, image_shape)
     if computing.in_16_bits:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes of MXNet exchange: Horovod, KVStore, and which one a run has."""
+"""The communicators of MXNet: Horovod, KVStore, and which one a run has."""

@@ -60,7 +60,7 @@ def module_graph(module: torch.nn.Module, image_shape: tuple[int, int, int], nam
 
 
 def _stored(key: str, tensor: torch.Tensor, images: Symbol, name: str) -> Any:
-    """What stands for a parameter or a statistic, a variable; for another buffer, its tensor; None for a count of
+    """The stand-in for a parameter or a statistic, a variable; for another buffer, its tensor; None for a count of
     batches."""
     values, learns = tensor.detach().clone(), isinstance(tensor, torch.nn.Parameter)
     if key.endswith("num_batches_tracked"):
@@ -76,8 +76,8 @@ def _stored(key: str, tensor: torch.Tensor, images: Symbol, name: str) -> Any:
 
 
 class _Reader(torch.fx.Interpreter):
-    """Goes through an exported module with symbols in the place of tensors, but for those that no parameter and no
-    image has a part in: they are computed."""
+    """Interpreter of an exported module, with symbols in the place of tensors. A tensor that depends on no parameter
+    and no image is computed, and stays a constant."""
 
     def __init__(self, module: Any, images: Symbol, tables: Tables) -> None:
         super().__init__(module)

@@ -8,7 +8,7 @@ from recognition.engines.torch.imports import torch
 
 
 class BatchStatistics(NamedTuple):
-    """What a batch norm saw in a pass, to be mixed into its moving statistics ``(C,)``."""
+    """The statistics that a batch norm saw in a pass, to be mixed into its moving statistics ``(C,)``."""
 
     moving_mean: torch.Tensor
     moving_var: torch.Tensor

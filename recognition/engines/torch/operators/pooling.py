@@ -49,7 +49,7 @@ def _local(values: Any, data: torch.Tensor) -> torch.Tensor:
 
 
 def _ends(convention: str, sides: Any, kernel: Any, stride: Any, pad: Any) -> tuple[int, ...]:
-    """What is padded behind each side, so that windows end where the convention says."""
+    """The padding behind each side, so that windows end where the convention says."""
     if convention == "valid":
         return tuple(pad)
     ends = []

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What processes of PyTorch exchange: where they meet, the communicator, and which one a run has."""
+"""The communicator of PyTorch, where its processes meet, and whether a run has one."""

@@ -134,7 +134,7 @@ def use_interface_towards(host: str) -> None:
 
 
 def _within(patience: float, condition: Callable[[], bool]) -> bool:
-    """Whether a condition comes true in so many seconds. Signals are heard, other than while PyTorch waits."""
+    """True if a condition comes true in so many seconds. Signals are heard, other than while PyTorch waits."""
     end = time.monotonic() + patience
     while not condition():
         if time.monotonic() > end:

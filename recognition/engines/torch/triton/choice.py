@@ -6,10 +6,10 @@ import functools
 
 import numpy as np
 
+from recognition.engines.shards import why_no_low_products
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.shard import TorchShard
 from recognition.engines.torch.triton.card import trial, why_no_kernels
-from recognition.engines.torch.triton.tiles import WIDEST
 from recognition.head.margin import Margin
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
@@ -20,13 +20,8 @@ TRIAL_CLASSES, TRIAL_BATCH, ALLOWED = 300, 48, 0.02  # of the norm; products in 
 @functools.cache
 def why_not(device: torch.device, dim: int, on_host: bool, normalised: bool) -> str:
     """Why the kernels cannot compute such a head on ``device``; empty if they can."""
-    if not normalised:
-        return "its inner products are not those of unit vectors"
-    if on_host:
-        return "its class centres are in the host's memory"
-    if dim > WIDEST:
-        return f"features have {dim} numbers, and the kernels take {WIDEST}"
-    return why_no_kernels(device) or trial(functools.partial(small_steps, device, dim), ALLOWED)
+    return (why_no_low_products(dim, on_host, normalised) or why_no_kernels(device)
+            or trial(functools.partial(small_steps, device, dim), ALLOWED))
 
 
 def small_steps(device: torch.device, dim: int) -> list[tuple[np.ndarray, np.ndarray]]:

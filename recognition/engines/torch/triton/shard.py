@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recognition.engines.sizes import TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import signed
 from recognition.engines.torch.shard import TorchShard
@@ -33,8 +34,6 @@ LOG2_E = math.log2(math.e)
 RAISED = 2.0**14  # weights of float16, at most 1, so that 4e-12 is not yet 0
 LARGEST = 2.0**15  # of a weight in float16, below its largest number
 ROOM = 10.0  # a logit to base 2 may be so far above its row's reference
-WEIGHTS = 1 << 27  # of a chunk at most: 256 MB
-ROWS_A_CHUNK = 1 << 17
 
 
 class Part(NamedTuple):
@@ -72,8 +71,8 @@ class TritonShard(TorchShard):
         self._tiles = tiles_for(self._operand.element_size(), card.shared_memory_per_block_optin if card else 1 << 20)
         self._padded = 1 << (self.sub_centres - 1).bit_length()
         self._raised = RAISED if self._products == torch.float16 else 1.0
-        self.about = f"head: Triton's kernels, products of {self._products}".replace("torch.", "") + (
-            f"; {self.about}" if self.about else "")
+        self.startup_line = f"head: Triton's kernels, products of {self._products}".replace("torch.", "") + (
+            f"; {self.startup_line}" if self.startup_line else "")
         self._renew(0, len(centres))
 
     def _renew(self, low: int, high: int) -> None:
@@ -95,7 +94,7 @@ class TritonShard(TorchShard):
 
     def _parts(self) -> Iterator[Part]:
         """The selected rows, in pieces of whole classes."""
-        size = max(1, min(ROWS_A_CHUNK, WEIGHTS // len(self._x)) // self.sub_centres) * self.sub_centres
+        size = max(1, min(TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK // len(self._x)) // self.sub_centres) * self.sub_centres
         rows, selected = len(self._rows), self._rows.selected
         width = -(-min(size, rows) // 16) * 16  # rows of weights begin at an address that products like
         weights = torch.empty((len(self._x), width), dtype=self._products, device=self.device)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-WIDEST = 2048  # numbers of a feature: rows of more do not fit into the registers of the update
-
 
 class Tiles(NamedTuple):
     batch: int  # rows of the batch

@@ -40,10 +40,12 @@ def network(dropout: float = 0.0) -> Graph:
     return sym.BatchNorm(x, fix_gamma=True, momentum=0.9, eps=2e-5, name="fc1").graph()
 
 
-def torch_backbone(graph: Graph | None = None, devices: int = 1, **options: Any) -> of_torch.ReplicatedBackbone:
+def torch_backbone(graph: Graph | None = None, devices: int = 1, loss_scale: LossScale | None = None,
+                   low: torch.dtype | None = None, **updating: Any) -> of_torch.ReplicatedBackbone:
     graph = graph or network()
     return of_torch.ReplicatedBackbone(graph, *initialise(graph, SHAPE, 1), [CPU] * devices, BATCH // devices, SHAPE,
-                                       SingleProcess(), **{"mu": 0.9, "wd": 5e-4, **options})
+                                       SingleProcess(), loss_scale=loss_scale, low=low,
+                                       updating=Updating(**{"mu": 0.9, "wd": 5e-4, **updating}))
 
 
 def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -252,8 +254,8 @@ def test_memonger_computes_the_same() -> None:
     graph, found = build_symbol(config), []
     for recompute in (False, True):
         backbone = of_torch.ReplicatedBackbone(
-            graph, *initialise(graph, SHAPE, 1, first_weights("fresnet")), [CPU], BATCH, SHAPE, SingleProcess(), mu=0.9,
-            wd=5e-4, recompute=recompute)
+            graph, *initialise(graph, SHAPE, 1, first_weights("fresnet")), [CPU], BATCH, SHAPE, SingleProcess(),
+            updating=Updating(0.9, 5e-4), recompute=recompute)
         found.append(steps(backbone, 0, 2))
     assert same_bits(*found)
 

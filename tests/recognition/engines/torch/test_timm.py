@@ -18,7 +18,8 @@ torch = pytest.importorskip("torch")
 from recognition import networks  # noqa: E402
 from recognition.config.cli import parse_args  # noqa: E402
 from recognition.config.presets import ROOT  # noqa: E402
-from recognition.engines.choose import build_network, decide_for  # noqa: E402
+from recognition.engines.choose import decide_for  # noqa: E402
+from recognition.engines.configured import build_network  # noqa: E402
 from recognition.engines.torch.engine import TorchEngine  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
 from recognition.errors import UserError  # noqa: E402

@@ -18,10 +18,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from recognition.engines.choose import KERNELS_FACTOR, maps_in_training  # noqa: E402
 from recognition.engines.interface import Computing, Updating  # noqa: E402
-from recognition.engines.mxnet.activations import maps_memory  # noqa: E402
-from recognition.engines.mxnet.passes.precision import low_precision  # noqa: E402
+from recognition.engines.maps import KERNELS_FACTOR, maps_in_training  # noqa: E402
 from recognition.engines.torch import engine, fusing  # noqa: E402
 from recognition.engines.torch import network as torch_network  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
@@ -29,6 +27,8 @@ from recognition.engines.torch.triton.batch_norm import choice  # noqa: E402
 from recognition.networks import sym  # noqa: E402
 from recognition.networks.graph import Graph  # noqa: E402
 from recognition.networks.initialise import initialise  # noqa: E402
+from recognition.networks.low_precision import low_precision  # noqa: E402
+from recognition.networks.maps import maps_memory  # noqa: E402
 from recognition.networks.shapes import all_shapes  # noqa: E402
 from recognition.processes.communicator import SingleProcess  # noqa: E402
 
@@ -180,10 +180,11 @@ def test_the_engine_says_what_computes_batch_norms_on_gpus(why: str, monkeypatch
         return engine.TorchEngine().backbone(graph, arrays_of(graph), SIDE, Computing((("gpu", 0),), 4, in_16_bits),
                                              Updating(), SingleProcess())
 
-    assert made(False).about == ""
+    assert made(False).startup_line == ""
     backbone = made(True)
-    assert backbone.about == ("backbone: PyTorch's batch norm rather than Triton's kernels: Triton is not installed"
-                              if why else "backbone: Triton's kernels for batch norm with PReLU or a sum")
+    assert backbone.startup_line == (
+        "backbone: PyTorch's batch norm rather than Triton's kernels: Triton is not installed" if why else
+        "backbone: Triton's kernels for batch norm with PReLU or a sum")
     assert any(step.fused for step in backbone.replicas[0].network._steps) == (not why)
 
 

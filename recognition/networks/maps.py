@@ -23,9 +23,9 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
-from recognition.engines.mxnet.passes.recompute import ATTRIBUTE
 from recognition.networks.graph import Entry, Graph
 from recognition.networks.operators.operator import INPUTS, OUTPUT
+from recognition.networks.recompute import ATTRIBUTE
 from recognition.networks.shapes import all_shapes
 
 SCATTERING_FACTOR = 1.8  # of the plan with memonger on CPUs

@@ -8,15 +8,14 @@ import pytest
 
 from recognition.config.options import Config
 from recognition.config.presets import ROOT, open_config
-from recognition.engines.mxnet import activations
-from recognition.engines.mxnet.activations import maps_memory
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes.precision import low_precision
 from recognition.engines.mxnet.passes.prelu import fast_prelu
-from recognition.engines.mxnet.passes.recompute import recompute
 from recognition.engines.mxnet.symbols import from_symbol, to_symbol
-from recognition.networks import build_symbol
+from recognition.networks import build_symbol, maps
 from recognition.networks.graph import Graph
+from recognition.networks.low_precision import low_precision
+from recognition.networks.maps import maps_memory
+from recognition.networks.recompute import recompute
 
 IMAGE = (3, 112, 112)
 DATA = mx.sym.var("data")
@@ -48,7 +47,7 @@ def mxnet_plan(graph: Graph, batch: int, image: tuple[int, int, int] = IMAGE) ->
 @pytest.fixture
 def four_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count four bytes a number, as MXNet's plan does."""
-    monkeypatch.setattr(activations, "ITEMSIZES", {})
+    monkeypatch.setattr(maps, "ITEMSIZES", {})
 
 
 @pytest.mark.usefixtures("four_bytes")
