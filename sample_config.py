@@ -2,8 +2,7 @@
 """Presets and defaults of train.py and train_parall.py: copy this file to config.py and edit the copy.
 
 --loss, --network and --dataset choose presets; generate_config lays them, in this order, over ``config``, and over
-``default`` for the keys that it has. Flags go over all. Other keys that you may set:
-recognition/config/options.py.
+``default`` for the keys that it has. Flags go over all. Other keys that you may set: docs/options.md.
 """
 import os
 

@@ -22,6 +22,8 @@ import numpy as np
 from bench.ratios import bench_parser, write_ratios
 from recognition.plan.head_costs import HeadSize, sent_data_parallel, sent_parallel
 
+MARK = "RESULT "
+
 
 def received_bytes(interface: str) -> int:
     """The bytes received on a network interface since the machine started; 0 without /proc."""
@@ -77,7 +79,7 @@ def work(options: argparse.Namespace) -> None:
         largest(communicator, 0)
         if communicator.rank == 0:
             sharing = communicator.size if options.interface == "lo" else 1  # processes
-            print("RESULT", counted // options.steps, network // options.steps // sharing, flush=True)
+            print(MARK, counted // options.steps, network // options.steps // sharing, flush=True)
 
 
 def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[int, int]:
@@ -85,12 +87,18 @@ def measure(options: argparse.Namespace, processes: int, classes: int) -> tuple[
     flags = [f"--{name}={getattr(options, name)}" for name in ("batch", "dim", "parameters", "steps")]
     flags += ["--engine", options.engine]
     flags += ["--whole"] * options.whole
+    counted, network = launched(processes, "bench.exchange", f"--classes={classes}", *flags).split()
+    return int(counted), int(network)
+
+
+def launched(processes: int, module: str, *flags: str) -> str:
+    """Run a bench with ``--work`` in so many processes; returns what the first one printed behind MARK."""
     run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(processes), "--", sys.executable, "-m",
-                          "bench.exchange", "--work", f"--classes={classes}", *flags], capture_output=True, text=True)
-    found = next((line.split() for line in run.stdout.splitlines() if "RESULT" in line), None)
+                          module, "--work", *flags], capture_output=True, text=True)
+    found = next((line for line in run.stdout.splitlines() if MARK in line), None)
     if run.returncode or found is None:
         sys.exit(run.stdout + run.stderr)
-    return int(found[-2]), int(found[-1])
+    return found.partition(MARK)[2]
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ def measure(readers: dict[str, Reader], images: int, repeats: int) -> None:
             reader.cpu = min(reader.cpu, (sum(os.times()[:4]) - busy) / count * 1e6)
 
 
-def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int = 4) -> tuple[float, float]:
+def wait_for_data(network: str, dataset: FaceDataset, threads: int) -> tuple[float, float]:
     """The median seconds of a training step of 32 images, and of the wait for its batch."""
     from recognition.config.cli import parse_args
     from recognition.data.order import Position
@@ -160,7 +160,7 @@ def wait_for_data(network: str, dataset: FaceDataset, threads: int, steps: int =
     head = make_head(config, dataset.num_classes, engine, alone)
     times, waits = [], []
     with make_loader(config, dataset, backbone, alone, Position(0, 0), {}) as batches:
-        for _ in range(steps + 1):
+        for _ in range(5):
             start = time.perf_counter()
             batch = next(batches)
             waits.append(time.perf_counter() - start)

@@ -15,18 +15,16 @@ import io
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
+from bench.exchange import MARK, launched
 from bench.ratios import bench_parser, write_ratios
 from recognition.engines.interface import Engine
 
 VARIANTS = ("overlapped", "afterwards", "none")
-MARK = "RESULT "
 
 
 def work(engine_name: str, network: str, batch: int, steps: int) -> None:
@@ -99,14 +97,8 @@ def main() -> None:
           + "".join(f"{variant:>14}" for variant in VARIANTS) + f"{'saved':>9}")
     ratios = {}
     for network in options.network:
-        work_of_one = ["--work", "--engine", options.engine, "--network", network, "--batch", str(options.batch),
-                       "--steps", str(options.steps)]
-        run = subprocess.run([sys.executable, "-m", "recognition.launch", "-np", str(options.processes), "--",
-                              sys.executable, "-m", "bench.overlap", *work_of_one], capture_output=True, text=True)
-        found = next((line for line in run.stdout.splitlines() if MARK in line), None)
-        if run.returncode or found is None:
-            sys.exit(run.stdout + run.stderr)
-        times = json.loads(found[found.index(MARK) + len(MARK):])
+        times = json.loads(launched(options.processes, "bench.overlap", "--engine", options.engine, "--network",
+                                    network, "--batch", str(options.batch), "--steps", str(options.steps)))
         saved = 1 - times["overlapped"] / times["afterwards"]
         cells = "".join(f"{times[variant]:14.3f}" for variant in VARIANTS)
         print(f"{network:10}{cells}{saved:9.1%}", flush=True)

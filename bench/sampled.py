@@ -43,6 +43,7 @@ from recognition.head.sharded import ShardedHead
 from recognition.io.mapped import ReadAhead
 from recognition.processes.communicator import SingleProcess
 
+LINES = ("resident", "on demand", "read", "read ahead", "write back")
 PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4, for which Python has no name
 
 
@@ -154,7 +155,13 @@ def disk(classes: int, dim: int, batch: int, ratio: float, numbers: str, gpu: bo
           f"{selected:,} a step, B = {batch}")
     step(head, batches, False)  # compiles
 
-    def resident() -> None:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in LINES}  # seconds and GB
+
+    def note(name: str, work: Callable[[], object]) -> None:
+        before = counted("read_bytes")
+        found[name].append((timed(work), counted("read_bytes") - before))
+
+    def read() -> None:
         files.read(batches(head.steps)[1])
 
     def read_ahead() -> None:
@@ -162,33 +169,25 @@ def disk(classes: int, dim: int, batch: int, ratio: float, numbers: str, gpu: bo
         head._expected[head.steps].samples.result()  # by then its rows are being read
         files.reader.wait()
 
-    seconds: dict[str, list[float]] = {}
-    moved: dict[str, list[float]] = {}
-
-    def note(name: str, work: Callable[[], object]) -> None:
-        before = counted("read_bytes")
-        seconds.setdefault(name, []).append(timed(work))
-        moved.setdefault(name, []).append(counted("read_bytes") - before)
-
     for _ in range(repeats):
         files.put_out()
-        resident()
+        read()
         before = counted("write_bytes")
         note("resident", lambda: step(head, batches, False))
-        note("write back", files.write_back)
-        moved["write back"][-1] = counted("write_bytes") - before  # the kernel counts a page when it is changed
+        seconds = timed(files.write_back)
+        found["write back"].append((seconds, counted("write_bytes") - before))  # the kernel counts changed pages
         files.put_out()
         note("on demand", lambda: step(head, batches, False))
         files.put_out()
-        note("read", resident)
+        note("read", read)
         note("read ahead", read_ahead)
         step(head, batches, False)
     print(f"{'a step':12s}{'seconds':>9s}{'GB':>8s}{'MB/s':>8s}{'rows/s':>12s}")
-    for name in ("resident", "on demand", "read", "read ahead", "write back"):
-        median, gb = np.median(seconds[name]), np.median(moved[name])
-        print(f"{name:12s}{median:9.2f}{gb:8.2f}{1000 * gb / median:8.0f}{selected / median:12,.0f}")
+    median = {name: np.median(pairs, axis=0).tolist() for name, pairs in found.items()}
+    for name, (seconds, gb) in median.items():
+        print(f"{name:12s}{seconds:9.2f}{gb:8.2f}{1000 * gb / seconds:8.0f}{selected / seconds:12,.0f}")
     print(f"memory {anonymous():.2f} GB; in memory W and its momentum would be {size:.2f} GB more\n", flush=True)
-    return {"read ahead": float(np.median(seconds["on demand"]) / np.median(seconds["read ahead"]))}
+    return {"read ahead": median["on demand"][0] / median["read ahead"][0]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

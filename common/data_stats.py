@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from common.drawing.contact_sheet import draw_sheet
-from common.drawing.plots import COLOURS, INK, style
+from common.drawing.plots import COLOURS, INK, new_figure, save, style
 from common.evaluation.results import require_results, table, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB
 from common.sets.left_out import tell
 from common.sets.record_checks import Survey, survey
 from common.sets.training_set import identity_names
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb
 from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.errors import command
@@ -82,13 +82,10 @@ def write_identities(path: Path, dataset: FaceDataset, looked: Survey) -> None:
 
 def draw_stats(path: Path, dataset: FaceDataset, looked: Survey) -> bool:
     """Draw histograms of the images of an identity and of the bytes of an image; returns False without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not (figure := new_figure(9.2, 3.4)):
         return False
     counts = images_per_identity(dataset, looked)
     present, sizes = counts[counts > 0], looked.bytes[looked.good]
-    figure = Figure(figsize=(9.2, 3.4), dpi=120, layout="constrained", facecolor="white")
     for axes, values, title, label, unit, colour in zip(
             figure.subplots(1, 2), (present, sizes / 1000), (f"{len(present)} identities", f"{len(sizes)} images"),
             ("images of an identity", "kB an image"), ("identities", "images"), COLOURS):
@@ -100,8 +97,7 @@ def draw_stats(path: Path, dataset: FaceDataset, looked: Survey) -> bool:
         axes.axvline(float(np.median(values)), color=INK, linewidth=1, linestyle=(0, (3, 3)), label="median")
         axes.set_ylabel(unit, color=INK, fontsize=9)
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, path)
     return True
 
 
@@ -145,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the identities in the picture (default 0)")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    check_range(args, "seed", 0)
+    check_ranges(args, seed=0)
     folder = args.data.resolve()
     output = args.output or folder.with_name(folder.name + "-stats")
     require_results(output, FILES, ("images_per_identity", "bytes_per_image"), overwrite=args.overwrite)

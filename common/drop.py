@@ -28,7 +28,7 @@ from common.sets.output_folder import new_folder
 from common.sets.sub_centres import Choice, choose
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
 from recognition.config.cli import split_pretrained
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import Device, decode_threads, share_processors
 from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.engines.choose import choose_engine
@@ -122,8 +122,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--decode-threads", type=int, default=decode_threads(), help="threads that decode images")
     args = parser.parse_args(argv)
     check_model_flags(args)
-    for name in ("k", "decode_threads"):
-        check_range(args, name, 1)
+    check_ranges(args, k=1, decode_threads=1)
     if not 0 < args.threshold <= 180:  # NaN fails too
         raise UserError(f"--threshold: found {args.threshold:g}, expected degrees above 0, at most 180")
     args.output_model = _output_model(args.output_model, args.model) if args.output_model else None

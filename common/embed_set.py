@@ -19,7 +19,7 @@ import numpy as np
 
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model
 from common.sets.output_folder import new_folder
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import decode_threads
 from recognition.data.sets.image_set import ImageSet
 from recognition.data.sets.open_set import Opening, open_sets
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="threads that decode images")
     args = parser.parse_args(argv)
     check_model_flags(args)
-    check_range(args, "decode_threads", 1)
+    check_ranges(args, decode_threads=1)
     with new_folder(args.output) as folder:
         places = [os.path.normpath(place) for place in args.data]
         dataset = open_sets(places[0] if len(places) == 1 else places, (), Opening(args.image_size))

@@ -29,7 +29,7 @@ from recognition.errors import UserError, command
 from recognition.head.shard import ShardState
 from recognition.io.centres import shard_file
 from recognition.io.checksums import HashedFile, Sum
-from recognition.io.files import WRITING, sync_folder, writing
+from recognition.io.files import WRITING, reading, sync_folder, writing
 from recognition.progress import progress
 from recognition.training.states.folder import is_state, saved_states, step_of
 from recognition.training.states.save import save_manifest
@@ -71,10 +71,8 @@ class Source:
             return
         path = Path(self.folder, name)
         with ExitStack() as stack:
-            try:
+            with reading(path):
                 stream = stack.enter_context(open(path, "rb"))
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
             yield stream
 
     @contextmanager

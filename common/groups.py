@@ -46,10 +46,7 @@ def read_list(path: Path) -> Listed:
 
     :raises UserError: with its number, at the first malformed line; if the file cannot be read or has no lines.
     """
-    try:
-        lines = read_text(path).splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = read_text(path).splitlines()
     images: list[Path] = []
     people: dict[str, tuple[int, int, str, int]] = {}  # number, first line, group, number of the group
     groups: dict[str, int] = {}

@@ -37,6 +37,7 @@ from recognition.io.files import replacing, require_new
 from recognition.io.stored_array import open_npy
 
 FARS, FPIRS, RANKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), (0.01, 0.1), (1, 5, 10)
+_PAIRS_AT_ONCE = 1 << 14
 
 
 class Scores(NamedTuple):
@@ -72,13 +73,13 @@ def make_templates(rows: np.ndarray, faces: Faces, detector_scores: bool = True,
     return aggregate(rows, faces.templates, faces.media, faces.scores if detector_scores else None)
 
 
-def pair_scores(templates: Templates, pairs: np.ndarray, where: str, block: int = 1 << 14) -> np.ndarray:
+def pair_scores(templates: Templates, pairs: np.ndarray, where: str) -> np.ndarray:
     """The scores of pairs, int64 ``(P, 3)`` from :func:`common.evaluation.ijb_meta.read_pairs`: float32 (P,)."""
     scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), block):
-        rows = [templates.rows(pairs[start : start + block, column], where) for column in (0, 1)]
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        rows = [templates.rows(pairs[start : start + _PAIRS_AT_ONCE, column], where) for column in (0, 1)]
         first, second = (templates.embeddings[chosen] for chosen in rows)
-        scores[start : start + block] = np.einsum("pd,pd->p", first, second)
+        scores[start : start + _PAIRS_AT_ONCE] = np.einsum("pd,pd->p", first, second)
     return scores
 
 

@@ -28,7 +28,7 @@ from common.embedding.model_flags import add_engine_flag, files_of
 from common.embedding.weights import embed_weights, names_weights
 from common.sets.image_sources import find_images
 from recognition.config.cli import find_pretrained
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone
 from recognition.io.files import require_new, write_whole
@@ -140,7 +140,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--output: found {options.output}, expected a name that ends in .npz")
     if options.gallery and options.probes is None:
         raise UserError("--probes: not given, expected an image or a folder to search the gallery for")
-    check_range(options, "top", 1)
+    check_ranges(options, top=1)
     require_new([options.output, options.json], [
         options.images, options.gallery, options.probes, *(options.compare or ()),
         *files_of(find_pretrained(options.model, 1, "--model"))], options.overwrite)

@@ -27,7 +27,7 @@ from common.sets.image_sources import Identity, read_identities
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
 from common.sets.training_set import NAMES, write_names, write_training_set
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.images.image import fit_square
 from recognition.data.images.image_files import read_file, read_image
 from recognition.data.images.jpeg_segments import is_jpeg
@@ -145,9 +145,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "the first")
     add("--seed", type=int, default=0, help="of who is held out and of the pairs (default 0)")
     args = parser.parse_args(argv)
-    for name, low, high in (("folds", 1, 1000), ("size", 1, 4096), ("quality", 1, 100), ("seed", 0, 2 ** 63),
-                            ("pairs_per_fold", 1, 10 ** 6)):
-        check_range(args, name, low, high)
+    check_ranges(args, folds=(1, 1000), size=(1, 4096), quality=(1, 100), seed=(0, 2**63), pairs_per_fold=(1, 10**6))
     args.target = args.target or args.output.resolve().name
     if Path(args.target).name != args.target:
         raise UserError(f"--target: found {args.target!r}, expected a name")

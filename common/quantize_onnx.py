@@ -25,7 +25,7 @@ import numpy as np
 
 from common.embedding.foreign_models import OnnxNetwork
 from common.export.int8 import calibration_images, quantise, require_float
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import CPU
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError, command
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write what was measured there")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    check_range(args, "images", 1)
+    check_ranges(args, images=1)
     if not args.model.is_file():
         raise UserError(f"--model: found no file {args.model}")
     require_new([args.output, args.json], [args.model, args.calibrate, args.verify], args.overwrite)

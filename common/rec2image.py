@@ -20,7 +20,7 @@ from common.sets.left_out import tell
 from common.sets.output_folder import new_folder
 from common.sets.text_columns import whole_number
 from common.sets.usable_records import usable
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import read_bin
 from recognition.errors import UserError, command
@@ -109,7 +109,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--identities", type=_labels, metavar="0,5,10-19", help="of a training set: these alone (default: all)")
     add("--limit", type=int, metavar="N", help="of a training set: at most so many images an identity")
     args = parser.parse_args(argv)
-    check_range(args, "limit", 1)
+    check_ranges(args, limit=1)
     if args.include.is_file() and (args.limit or args.identities):
         raise UserError("--identities, --limit: a verification set has no identities, expected a training set")
     return args

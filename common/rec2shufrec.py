@@ -16,7 +16,7 @@ from pathlib import Path
 from common.sets.image_files import in_order
 from common.sets.output_folder import new_folder
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_property
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.order import EpochOrder
 from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.data.sets.dataset import open_dataset
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--copy-vers", action="store_true", help="verification sets come along in any case")
     parser.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
     args = parser.parse_args(argv)
-    check_range(args, "seed", 0)
+    check_ranges(args, seed=0)
     places = [*args.places, *(place for place in (args.input, args.output) if place)]
     if len(places) != 2 or (args.places and (args.input or args.output)):
         raise UserError(f"found {', '.join(map(str, places)) or 'nothing'}, expected a training set and a new folder, "

@@ -32,7 +32,7 @@ from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
 from common.sets.usable_records import open_usable
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.records.recordio import PathLike, RecordWriter, pack_record
 from recognition.data.records.set_layout import MAX_CLASSES
 from recognition.data.sets.dataset import FaceDataset, open_dataset
@@ -248,8 +248,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "default), the middle cut out (crop), or scaled out of shape (stretch)")
     add("--quality", type=int, default=95, help="of JPEGs written (default 95); JPEGs of the right size are copied")
     args = parser.parse_args(argv)
-    for name, low, high in (("size", 1, 4096), ("quality", 1, 100)):
-        check_range(args, name, low, high)
+    check_ranges(args, size=(1, 4096), quality=(1, 100))
     return args
 
 

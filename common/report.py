@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.errors import UserError, command
 from recognition.training.watch.report import FILE, make_report
 from recognition.training.watch.report_server import ReportServer
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                        "other machine reaches)")
     parser.add_argument("--port", type=int, help=f"with --serve; 0: any that is free (default: {PORT})")
     args = parser.parse_args(argv)
-    check_range(args, "port", 0, 65535)
+    check_ranges(args, port=(0, 65535))
     if args.serve:
         if args.output or args.overwrite:
             raise UserError("--serve: found with --output or --overwrite, expected it alone: it writes nothing")

@@ -24,7 +24,7 @@ from common.pack_folder import held_out_names
 from common.sets.output_folder import new_folder
 from common.sets.pairs import draw_pairs
 from common.sets.training_set import NAMES, identity_names, link_bins, write_names, write_set
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import save_bin
 from recognition.errors import UserError, command
@@ -146,8 +146,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             args.by == "identities" and args.held_out > 0 and args.held_out.is_integer())):
         raise UserError(f"--held-out: found {args.held_out:g}, expected a share between 0 and 1"
                         + (", or a number of identities" if args.by == "identities" else ""))
-    for name, low, high in (("folds", 1, 1000), ("seed", 0, 2 ** 63)):
-        check_range(args, name, low, high)
+    check_ranges(args, folds=(1, 1000), seed=(0, 2 ** 63))
     return args
 
 

@@ -51,10 +51,7 @@ def read_sums(path: Path) -> dict[str, str]:
 
     :raises UserError: if the file has no sum, or two for one name
     """
-    try:
-        lines = read_text(path).splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = read_text(path).splitlines()
     sums: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match, tagged = _LINE.fullmatch(line.strip()), _TAGGED.fullmatch(line.strip())

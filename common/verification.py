@@ -28,7 +28,7 @@ import numpy as np
 from common.embedding.model_flags import add_model_flags, as_text, beside, check_model_flags, open_model, rates_flag
 from common.evaluation.results import percent, print_rates, require_results, write_json
 from common.evaluation.verification_pictures import NO_MATPLOTLIB, draw_contact_sheet, draw_curves, draw_histograms
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.verification_set import VerificationSet, load_bin
 from recognition.errors import UserError, command, one_line
 from recognition.evaluation.embed_images import Embed, normalised
@@ -121,8 +121,7 @@ def _arguments(argv: Sequence[str] | None) -> list[argparse.Namespace]:
         f"written to {EMBEDDINGS}")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    for name, least in (("folds", 2), ("pca", 0)):
-        check_range(args, name, least)
+    check_ranges(args, folds=2, pca=0)
     args.paths = _targets(args.data, args.targets)
     models = _models(args.model, args.max)[: 1 if args.mode else None]
     runs = [argparse.Namespace(**{**vars(args), "model": model}) for model in models]

@@ -24,7 +24,7 @@ from common.sets.pairs import draw_pairs
 from common.sets.training_set import write_training_set
 from datasets.face import Face
 from datasets.photo import photograph
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.data.records.recordio import PathLike
 from recognition.data.verification_set import load_bin, save_bin
 from recognition.errors import command
@@ -83,9 +83,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs-per-fold", type=int, default=60, help="pairs of one person, and as many of two")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other people")
     args = parser.parse_args(argv)
-    for name in ("identities", "held_out", "images", "folds", "pairs_per_fold"):
-        check_range(args, name, 1)
-    check_range(args, "seed", 0)
+    check_ranges(args, identities=1, held_out=1, images=1, folds=1, pairs_per_fold=1, seed=0)
     return args
 
 

@@ -26,7 +26,7 @@ from faults.chaos_damage import damage
 from faults.chaos_faults import clock, disk, handles, read_only
 from faults.chaos_kills import Kills, kill_runs
 from faults.chaos_run import Workshop
-from faults.reliability import Row, report
+from faults.reliability import Row, harness_parser, report
 
 KILLS, STEPS, TRIALS = 50, 240, 10  # kills of one process, and of several: 100 in all
 COMMAND = "make chaos"
@@ -58,7 +58,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser("chaos", __doc__)
     parser.add_argument("faults", nargs="*", help=f"of {', '.join(FAULTS)}; default: all")
     parser.add_argument("--kills", type=int, default=KILLS, help="of one process, and of several")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is killed")
@@ -67,7 +67,6 @@ def main() -> int:
     parser.add_argument("--engine", default="mxnet", choices=("mxnet", "torch"), help="of runs that are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs go, and stay; default: removed at the end")
-    parser.add_argument("--record", action="store_true", help="write what was found to docs/records/reliability.md")
     options = parser.parse_args()
     if unknown := set(options.faults) - set(FAULTS):
         parser.error(f"faults: found {', '.join(sorted(unknown))}, expected some of {', '.join(FAULTS)}")

@@ -102,21 +102,21 @@ class Life:
             return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return []
 
-    def left(self, seconds: float = GONE_SECONDS) -> list[str]:
-        """The processes of this life that still live so many seconds after its end; there should be none.
+    def left(self) -> list[str]:
+        """The processes of this life that still live GONE_SECONDS after its end; there should be none.
 
         Programs are found by their mark, forked children by their session.
         """
-        end = time.monotonic() + seconds
+        end = time.monotonic() + GONE_SECONDS
         while found := sorted({*marked(self._mark), *_of_session(self.process.pid)}):
             if time.monotonic() > end:
                 return [f"{pid} {_command(pid)}" for pid in found]
             time.sleep(0.05)
         return []
 
-    def rounds(self, seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    def rounds(self) -> Iterator[None]:
         """Yield again and again, with short pauses, until this life ends or its time is up."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE_SECONDS
         while self.status is None and time.monotonic() < end:
             yield
             time.sleep(0.0005)

@@ -71,11 +71,11 @@ def folder() -> Path:
     return path
 
 
-def _file(read: Callable[[Path], object], name: str = "input") -> Callable[[bytes], object]:
+def _file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
     """The target for a parser that takes a path."""
 
     def run(data: bytes) -> object:
-        path = folder() / name
+        path = folder() / "input"
         path.write_bytes(data)
         return read(path)
 

@@ -9,7 +9,6 @@ which allocates and compiles, is left out; of the rest the first half is compare
 """
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from faults import small_run
-from faults.reliability import Row, report
+from faults.reliability import Row, harness_parser, report
 
 INTERVAL_SECONDS = 0.5  # between looks at the process
 MOST_GROWTH = 1.0  # MB in 1,000 steps; memory that grows more is not level
@@ -88,11 +87,9 @@ def row(name: str, steps: int, looks: list[Look], error: str) -> Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.long_run", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser("long_run", __doc__)
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("flags", nargs="*", help="of train_parall.py, behind --")
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         small_run.make(Path(folder) / "set")

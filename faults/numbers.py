@@ -10,7 +10,6 @@ are compared bit by bit.
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from faults import small_run
-from faults.reliability import Row, report
+from faults.reliability import Row, harness_parser, report
 from recognition.config.cli import parse_args
 from recognition.errors import UserError
 from recognition.training.run import train
@@ -105,10 +104,8 @@ def overflow_ends(folder: Path, seed: int, *flags: str) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.numbers", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser("numbers", __doc__)
     parser.add_argument("--times", type=int, default=10, help="that each fault is tried")
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     random, rows = np.random.RandomState(0), []
     stopping = "the run stops in that step, says rate, norms and records, keeps them, and no state holds anything of it"

@@ -12,7 +12,6 @@ right status and line, without a traceback, and if no process of it is left.
 """
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -31,7 +30,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from faults import small_run
-from faults.reliability import Row, report
+from faults.reliability import Row, harness_parser, report
 
 DEATH_SECONDS = 10.0  # from a death to the end of the run
 STALL_SECONDS = 5.0  # --stall-timeout
@@ -231,12 +230,10 @@ def faults() -> Iterator[tuple[str, str, Fault]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.processes", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser("processes", __doc__)
     parser.add_argument("--times", type=int, default=5, help="that each fault is tried")
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose description holds this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     random, rows = np.random.RandomState(options.seed), []
     with tempfile.TemporaryDirectory() as name:

@@ -37,8 +37,16 @@ class Row:
         return [self.fault, f"{self.tried:,}", self.promised, kept + self.happened]
 
 
-def report(name: str, command: str, rows: Sequence[Row], record: bool, folder: Path = RECORDS) -> int:
-    """Print the rows of a harness and, with ``record``, write them to ``folder``; returns 1 if a promise broke, else 0.
+def harness_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of ``python -m faults.NAME``, with the flag ``--record``."""
+    parser = argparse.ArgumentParser(prog=f"python -m faults.{name}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write what was found to docs/records/reliability.md")
+    return parser
+
+
+def report(name: str, command: str, rows: Sequence[Row], record: bool) -> int:
+    """Print the rows of a harness and, with ``record``, write them to RECORDS; returns 1 if a promise broke, else 0.
 
     :param name: of the class of faults, and of its file: letters, digits and hyphens.
     :param command: what to type to try it again.
@@ -47,15 +55,15 @@ def report(name: str, command: str, rows: Sequence[Row], record: bool, folder: P
         print(f"{'kept' if row.kept == row.tried else 'BROKEN'}: {' | '.join(row.cells())}", flush=True)
     if record:
         found = {"command": command, "date": datetime.date.today().isoformat(), "rows": [asdict(row) for row in rows]}
-        write_whole(folder / "reliability" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        write_table(folder)
+        write_whole(RECORDS / "reliability" / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_table()
     return int(any(row.kept != row.tried for row in rows))
 
 
-def table(folder: Path = RECORDS) -> str:
-    """The records below ``folder``, in the order of their names, in Markdown."""
+def table() -> str:
+    """The records below RECORDS, in the order of their names, in Markdown."""
     lines = []
-    for path in sorted((folder / "reliability").glob("*.json")):
+    for path in sorted((RECORDS / "reliability").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         lines += [f"\n## {path.stem.replace('-', ' ').capitalize()}\n", f"`{found['command']}`, {found['date']}\n",
                   "| fault | tried | promised | happened |", "| --- | --- | --- | --- |"]
@@ -64,17 +72,17 @@ def table(folder: Path = RECORDS) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_table(folder: Path = RECORDS) -> None:
+def write_table() -> None:
     """Put the table between its two marks in reliability.md.
 
     :raises UserError: if the page has not just these two.
     """
-    page = folder / "reliability.md"
+    page = RECORDS / "reliability.md"
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in after:
         raise UserError(f"{page}: found no {BEGIN} ... {END}, expected one of each, around the table")
-    write_whole(page, f"{before}{BEGIN}\n{table(folder)}\n{END}{after}")
+    write_whole(page, f"{before}{BEGIN}\n{table()}\n{END}{after}")
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ goes on.
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from faults.reliability import Row, report
+from faults.reliability import Row, harness_parser, report
 from recognition.data.loader import Batch
 from recognition.data.order import Position
 from recognition.engines.interface import BackboneState
@@ -61,6 +60,11 @@ class CountingBackbone:
     def __init__(self, done: int) -> None:
         self.done, self.steps, self.left_out = done, 0, 0
         self.rates: dict[float, list[int]] = {}
+
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty(shape, np.uint8)
+
+    def coming(self, images: np.ndarray) -> None: ...
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         self.done += 1
@@ -228,10 +232,8 @@ def faults(folder: Path, steps: int) -> tuple[list[str], str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.week", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser("week", __doc__)
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--record", action="store_true", help="write the row to docs/records/reliability.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         wrong, figures = faults(Path(folder), options.steps)

@@ -22,7 +22,7 @@ import numpy as np
 from common.embedding.foreign_models import OnnxNetwork
 from common.faces.alignment import BASE, align
 from common.faces.face_detector import FaceDetector, choose_face
-from recognition.config.command_line import Parser, check_range
+from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import CPU
 from recognition.data.images.image import decode_rgb
 from recognition.errors import UserError, command
@@ -85,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, required=True, help="a distance: below it two are the same person")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
     args = parser.parse_args(argv)
-    check_range(args, "port", 0, 65535)
-    check_range(args, "threshold", 0, 4)
+    check_ranges(args, port=(0, 65535), threshold=(0, 4))
     try:
         server = Server(args.port, args.model, args.detector, args.threshold)
     except OSError as error:

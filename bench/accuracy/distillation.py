@@ -12,8 +12,6 @@ trained again.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.accuracy.noisy_labels import ROOT, run
 from datasets.demo import make_demo
 from recognition.config.command_line import Parser
 from recognition.data.records.set_layout import read_property
 from recognition.errors import UserError, command
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
@@ -49,14 +47,6 @@ def smaller(data: Path, folder: Path, side: int) -> None:
     (folder / "property").write_text(f"{read_property(data / 'property').num_classes},{side},{side}\n")
 
 
-def run(*words: object) -> None:
-    """Run a command of the project; its last line is the error of one that fails."""
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-                          env={"OMP_NUM_THREADS": "1", **os.environ})
-    if done.returncode:
-        raise UserError(f"{' '.join(map(str, words[:3]))}: {done.stderr.strip().splitlines()[-1]}")
-
-
 def train(work: Path, name: str, network: str, steps: int, seed: int, more: Mapping[str, object]) -> Path:
     """Train once, unless the run is there already; returns its folder."""
     flags: dict[str, object] = {
@@ -66,7 +56,7 @@ def train(work: Path, name: str, network: str, steps: int, seed: int, more: Mapp
         "ckpt": 2, "state-every": 0, "seed": seed, **more}
     folder = work / f"{name}-{seed}" / f"{network}-arcface-demo"
     if not (folder / "model-0000.params").exists():  # the last file of a run
-        run("train_parall.py", *(f"--{name}={value}" for name, value in flags.items()))
+        run("train_parall.py", *(f"--{name}={value}" for name, value in flags.items()), OMP_NUM_THREADS="1")
     return folder
 
 
@@ -110,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_row("teacher", [found_in(folder, args.teacher_steps)])
     if not (work / "embeddings").exists():
         run("-m", "common.embed_set", "--data", work / "smaller", "--model", f"{folder},0", "--output",
-            work / "embeddings", "--devices", "cpu")
+            work / "embeddings", "--devices", "cpu", OMP_NUM_THREADS="1")
     kinds: dict[str, dict[str, object]] = {"student alone": {}}
     for weight in args.weight:
         kinds[f"checkpoint, weight {weight:g}"] = {"teacher": f"{folder},0", "distil-weight": weight}

@@ -11,6 +11,7 @@ is WORK_FOLDER/cleaned/drop.png.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -94,19 +95,22 @@ def train(work: Path, dataset: str, loss: str, steps: int, seed: int) -> dict[st
     """Run train_parall.py; returns its last verification, the best of its five, and the seconds of the run."""
     start = time.perf_counter()
     falls = f"{steps * 2 // 3},{steps * 13 // 15}"
-    _run("train_parall.py", "--config", work / "config.py", "--dataset", dataset, "--loss", loss, "--devices", "cpu:2",
-         "--per-batch-size", 32, "--lr", 0.1, "--lr-steps", falls, "--max-steps", steps, "--verbose",
-         max(1, steps // 5), "--ckpt", 1, "--state-every", 0, "--seed", seed, "--models-root", work / "models")
+    run("train_parall.py", "--config", work / "config.py", "--dataset", dataset, "--loss", loss, "--devices", "cpu:2",
+        "--per-batch-size", 32, "--lr", 0.1, "--lr-steps", falls, "--max-steps", steps, "--verbose",
+        max(1, steps // 5), "--ckpt", 1, "--state-every", 0, "--seed", seed, "--models-root", work / "models")
     lines = (work / "models" / f"demo-{loss}-{dataset}" / "history.jsonl").read_text().splitlines()
     verifications = [record for record in map(json.loads, lines) if record["kind"] == "verification"]
     best = max(verifications, key=lambda record: record["accuracy"])
     return {"last": verifications[-1], "best": best, "seconds": time.perf_counter() - start}
 
 
-def _run(*command: object) -> None:
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+def run(*words: object, **variables: str) -> None:
+    """Run a command of the project, with variables unless they are set; its last line is the error of one that fails.
+    """
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
+                          env={**variables, **os.environ})
     if done.returncode:
-        raise UserError(f"{' '.join(map(str, command[:3]))}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{' '.join(map(str, words[:3]))}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def print_drops(images: Path, right: np.ndarray, threshold: float) -> None:
@@ -147,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (work / "config.py").write_text(CONFIG.format(root=str(ROOT), folder=str(work), k=args.k))
 
     results = {f"K = {args.k}, noisy": train(work, "noisy", "sub_centres", args.steps, args.seed)}
-    _run("-m", "common.drop", "--data", work / "noisy", "--model", f"{work}/models/demo-sub_centres-noisy,0", "--k",
-         args.k, "--threshold", args.threshold, "--output", work / "cleaned", "--devices", "cpu:2")
+    run("-m", "common.drop", "--data", work / "noisy", "--model", f"{work}/models/demo-sub_centres-noisy,0", "--k",
+        args.k, "--threshold", args.threshold, "--output", work / "cleaned", "--devices", "cpu:2")
     print_drops(work / "cleaned" / "drop-images.npz", right, args.threshold)
     names = ["noisy", "cleaned"]
     if args.right:

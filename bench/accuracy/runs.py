@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bench.accuracy.noisy_labels import ROOT, make_noisy
+from bench.accuracy.noisy_labels import make_noisy, run
 from datasets.demo import make_demo
 from recognition.config.command_line import Parser
 from recognition.errors import UserError
@@ -57,11 +54,8 @@ def train(work: Path, name: str, steps: int, **flags: object) -> tuple[np.ndarra
     common = {"engine": "torch", "network": "demo", "config": work / "config.py", "models-root": models,
               "devices": "cpu", "per-batch-size": 64, "lr": 0.1, "lr-steps": f"{steps * 2 // 3},{steps * 13 // 15}",
               "max-steps": steps, "verbose": steps // PARTS, "frequent": 5, "ckpt": 0, "state-every": 0}
-    command = [sys.executable, "train_parall.py",
-               *(f"--{key.replace('_', '-')}={value}" for key, value in {**common, **flags}.items())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", **os.environ})
-    if done.returncode:
-        raise UserError(f"train_parall.py: {done.stderr.strip().splitlines()[-1]}")
+    run("train_parall.py", *(f"--{key.replace('_', '-')}={value}" for key, value in {**common, **flags}.items()),
+        OMP_NUM_THREADS="1")
     (history,) = models.glob("*/history.jsonl")
     records = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
     losses = [(record["step"], record["loss"]) for record in records if record["kind"] == "train"]

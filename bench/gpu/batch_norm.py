@@ -11,12 +11,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
 from bench.gpu.networks import SIDE, images_of, joined, made
 from bench.gpu.report import Report, Setting
+from recognition.engines.torch import network
 from recognition.engines.torch.fusing import fused_nodes
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.replica import Replica
@@ -174,11 +177,14 @@ def cuts(setting: Setting, report: Report) -> None:
 
 
 def _network(setting: Setting, report: Report) -> None:
-    """A step of r50 in float16 with the kernels and without; the errors of features and gradients against float32."""
+    """A step of r50 in float16 with the kernels, with them and norms kept for convolutions, and without; the errors of
+    features and gradients against float32."""
     graph, start = made("r50")
     found = {}
-    for name, low in (("float32", None), ("PyTorch", torch.float16), ("kernels", torch.float16)):
-        replica = Replica(graph, *start, setting.device, low, SIDE, recompute=False, fused=name == "kernels")
+    for name in ("float32", "PyTorch", "kernels, norms kept", "kernels"):
+        low = None if name == "float32" else torch.float16
+        with mock.patch.object(network, "convolutions_of_norms", lambda *_: set()) if "kept" in name else nullcontext():
+            replica = Replica(graph, *start, setting.device, low, SIDE, recompute=False, fused="kernels" in name)
         features = replica.forward(images_of(16), 0).cpu().numpy()
         replica.backward(np.random.default_rng(0).standard_normal(features.shape).astype(np.float32))
         found[name] = features, joined({key: tensor.cpu().numpy() for key, tensor in replica.gradients.items()})

@@ -12,36 +12,30 @@ that wait for each other spin.
 """
 from __future__ import annotations
 
-import os
 import time
 
+from bench.networks.prelu import THREADS, Bound
 from bench.ratios import bench_parser, write_ratios
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd
-from recognition.engines.mxnet.symbols import to_symbol
 from recognition.networks import sym
 from recognition.networks.families import fresnet
 from recognition.networks.graph import Graph
 from recognition.networks.initialise import initialise
 
-THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 # Channels in and out, height and width, and their number in r50; three more layers have twice as many channels out.
 LAYERS = ((64, 64, 112, 1), (64, 64, 56, 4), (128, 128, 28, 6), (256, 256, 14, 26), (512, 512, 7, 4))
 NETWORKS = {"r18": 18, "r50": 50}  # depths
 
 
-class Bound:
-    """A network bound for training on the CPU, with random parameters and inputs."""
+class Halves(Bound):
+    """A network bound for training, with the least seconds of each pass."""
 
-    def __init__(self, graph: Graph, shape: tuple[int, ...]) -> None:
-        self.executor = to_symbol(graph).simple_bind(mx.cpu(), grad_req="write", data=shape)
-        for array in self.executor.arg_arrays:
-            array[:] = mx.nd.random.normal(scale=0.05, shape=array.shape)
-        self.forward = self.backward = float("inf")
+    forward = backward = float("inf")
 
-    def step(self) -> None:
-        """Do one forward and backward pass, and keep the least times, in seconds."""
+    def step(self) -> float:
+        """Do one forward and backward pass; returns its seconds."""
         mx.nd.waitall()
         start = time.process_time()
         outputs = self.executor.forward(is_train=True)
@@ -49,13 +43,10 @@ class Bound:
         middle = time.process_time()
         self.executor.backward(outputs)
         mx.nd.waitall()
-        end = time.process_time()
-        self.forward = min(self.forward, (middle - start) / THREADS)
-        self.backward = min(self.backward, (end - middle) / THREADS)
-
-    @property
-    def seconds(self) -> float:
-        return self.forward + self.backward
+        halves = (middle - start) / THREADS, (time.process_time() - middle) / THREADS
+        self.forward, self.backward = map(min, (self.forward, self.backward), halves)
+        self.seconds = self.forward + self.backward
+        return sum(halves)
 
 
 def layer(channels: int, normed: bool) -> Graph:
@@ -66,8 +57,8 @@ def layer(channels: int, normed: bool) -> Graph:
     return (sym.BatchNorm(data, fix_gamma=False) if normed else data).graph()
 
 
-def race(graphs: tuple[Graph, ...], shape: tuple[int, ...], repeats: int) -> list[Bound]:
-    bound = [Bound(graph, shape) for graph in graphs]
+def race(graphs: tuple[Graph, ...], shape: tuple[int, ...], repeats: int) -> list[Halves]:
+    bound = [Halves(graph, data=shape) for graph in graphs]
     for _ in range(repeats + 1):  # the first pass allocates memory
         for item in bound:
             item.step()
@@ -103,7 +94,7 @@ def compare_networks(names: list[str], batch: int, repeats: int) -> dict[str, fl
     for name in names:
         plain = fast_prelu(fresnet.get_symbol(num_layers=NETWORKS[name]))
         values, states = initialise(plain, (3, 112, 112), 0)
-        bound = [Bound(symbol, (batch, 3, 112, 112)) for symbol in (plain, winograd(plain))]
+        bound = [Halves(symbol, data=(batch, 3, 112, 112)) for symbol in (plain, winograd(plain))]
         for item in bound:
             item.executor.copy_params_from({key: mx.nd.array(value) for key, value in values.items()},
                                            {key: mx.nd.array(value) for key, value in states.items()})

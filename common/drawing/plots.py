@@ -2,15 +2,34 @@
 """The common style of this project's pictures, and the ROC curve, drawn by matplotlib."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recognition.io.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0b6fb8", "#d1622b", "#2f8f5b", "#8a4fa3", "#b3892a", "#4c5a67")
 INK, FAINT = "#30363d", "#8b949e"
+
+
+def new_figure(width: float, height: float) -> Figure | None:
+    """A white figure, its sides in inches; None if matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a .png."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def draw_roc(axes: Axes, curves: dict[str, dict[str, np.ndarray]], areas: dict[str, float]) -> None:

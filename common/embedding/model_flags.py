@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.embedding.foreign_models import OnnxNetwork, is_foreign, open_weights
 from recognition.config.cli import find_pretrained
-from recognition.config.command_line import check_range
+from recognition.config.command_line import check_ranges
 from recognition.config.devices import parse_devices, share_processors, visible_devices
 from recognition.config.options import check
 from recognition.engines.choose import check_bfloat16, choose_engine
@@ -51,7 +51,7 @@ def check_model_flags(args: argparse.Namespace) -> None:
 
     :raises UserError: if one is not valid, or if there is no such checkpoint.
     """
-    check_range(args, "batch_size", 1)
+    check_ranges(args, batch_size=1)
     if args.gpu is not None:
         if args.devices:
             raise UserError("--gpu: goes without --devices, which says the same")

@@ -146,11 +146,7 @@ def read_identification(meta: Path) -> tuple[dict[str, Subjects], Subjects] | No
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = read_text(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = text.rstrip().splitlines()
+    lines = read_text(path).rstrip().splitlines()
     if not lines:
         raise UserError(f"{path}: found no lines")
     return lines

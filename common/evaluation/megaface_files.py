@@ -18,9 +18,11 @@ from common.sets.named_images import below, leads_out
 from recognition.data.images.folder_walk import LeftOut, images_below
 from recognition.errors import UserError, one_line
 from recognition.evaluation.embed_images import normalised
+from recognition.io.files import reading
 from recognition.io.text import read_text
 
 HEADER_NUMBERS, FLOAT32_TYPE = 4, 5
+_ROWS_AT_ONCE = 8192
 
 
 def read_feature(path: Path, dim: int = 0) -> np.ndarray:
@@ -28,10 +30,8 @@ def read_feature(path: Path, dim: int = 0) -> np.ndarray:
 
     :raises UserError: if the file holds none, or one that has not ``dim`` numbers; 0: any number.
     """
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     start = 4 * HEADER_NUMBERS
     head = np.frombuffer(content[:start], "<i4") if len(content) >= start else np.zeros(HEADER_NUMBERS, np.int32)
     count = int(head[0]) * int(head[1])
@@ -49,12 +49,12 @@ def encode_feature(feature: np.ndarray) -> bytes:
     return head.tobytes() + np.asarray(feature, "<f4").tobytes()
 
 
-def read_features(folder: Path, images: Sequence[str], suffix: str, block: int = 8192) -> Iterator[np.ndarray]:
-    """Yield the images' features, normalised, float32 ``(n, D)`` with n at most ``block``. Threads read them."""
+def read_features(folder: Path, images: Sequence[str], suffix: str) -> Iterator[np.ndarray]:
+    """Yield the images' features, normalised, float32 ``(n, D)`` with n at most _ROWS_AT_ONCE. Threads read them."""
     paths = [folder / f"{image}{suffix}" for image in images]
     dim = len(read_feature(paths[0]))
-    for low in range(0, len(paths), block):
-        part = paths[low : low + block]
+    for low in range(0, len(paths), _ROWS_AT_ONCE):
+        part = paths[low : low + _ROWS_AT_ONCE]
         rows = np.empty((len(part), dim), np.float32)
         for row, feature in zip(rows, in_order(lambda path: read_feature(path, dim), part)):
             row[...] = feature
@@ -85,7 +85,7 @@ def read_paths(listed: Path, folder: Path) -> list[str]:
 
     :raises UserError: if there are none, or if one leads out of the folder.
     """
-    text = _read(listed)
+    text = read_text(listed)
     if text.lstrip().startswith("{"):
         try:
             lines = json.loads(text)["path"]
@@ -110,7 +110,7 @@ def read_paths(listed: Path, folder: Path) -> list[str]:
 
 def read_noises(path: Path) -> set[str]:
     """Read the images of a noise list: the last of the fields between tabs in each line; lines with # are comments."""
-    return {line.split("\t")[-1].strip() for line in _read(path).splitlines() if line.strip() and line[0] != "#"}
+    return {line.split("\t")[-1].strip() for line in read_text(path).splitlines() if line.strip() and line[0] != "#"}
 
 
 def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> list[str]:
@@ -131,10 +131,3 @@ def without_noises(images: Sequence[str], path: Path | None, by_name: bool) -> l
         raise UserError(f"{path}: names all of the {len(images)} images")
     print(one_line(f"{path}: {len(images) - len(kept)} images left out; it names {len(noises)}"))
     return kept
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_text(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.drawing.plots import COLOURS, INK, draw_roc, legend, style
-from recognition.io.files import replacing
+from common.drawing.plots import COLOURS, INK, draw_roc, legend, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,19 +20,15 @@ def draw_rates(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path,
 
     Returns False if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     charts = 2 if ranks else 1
-    figure = Figure(figsize=(6.4 * charts, 4.8), dpi=120, layout="constrained", facecolor="white")
+    if not (figure := new_figure(6.4 * charts, 4.8)):
+        return False
     axes = figure.subplots(1, charts, squeeze=False)[0]
     draw_roc(axes[0], {name: {"fpr": far, "tpr": tar} for name, (far, tar) in curves.items()}, {})
     axes[0].set_title("ROC curve", loc="left", color=INK, fontsize=10.5)
     if ranks:
         _draw_ranks(axes[1], ranks)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, path)
     return True
 
 

@@ -4,48 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, style
+from common.drawing.plots import COLOURS, FAINT, INK, draw_roc, new_figure, save, style
 from recognition.data.verification_set import VerificationSet
 from recognition.evaluation.verification import Result
-from recognition.io.files import replacing, write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from recognition.io.files import write_whole
 
 TILE, GAP, LINE = 112, 6, 18  # pixels of a contact sheet: an image, the space between two, a line of text
+COLUMNS, MOST = 6, 24  # pairs of a contact sheet, of each kind
+WIDTH = COLUMNS * (2 * TILE + GAP) + GAP
 NO_MATPLOTLIB = "no curves: matplotlib is not installed: pip install 'matplotlib>=3.8'"
 
 
 def draw_curves(results: dict[str, Result], path: Path) -> bool:
     """Draw the ROC curves of all sets to a .png; returns False if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not (figure := new_figure(6.4, 4.8)):
         return False
-    figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained", facecolor="white")
     axes = figure.subplots()
     draw_roc(axes, {name: {"fpr": result.roc.fpr, "tpr": result.roc.tpr} for name, result in results.items()},
              {name: result.auc for name, result in results.items()})
     axes.set_title("ROC curve", loc="left", color=INK, fontsize=10.5)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
 def draw_histograms(results: dict[str, Result], path: Path) -> bool:
     """Draw a histogram for each set: distances of pairs of one identity and of two, and the mean threshold of the
     folds. Returns False if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), dpi=120, layout="constrained", facecolor="white")
+    if not (figure := new_figure(4.6 * columns, 3.4 * rows)):
+        return False
     charts = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, result) in zip(charts, results.items()):
         style(axes, name, "squared distance")
@@ -58,27 +50,22 @@ def draw_histograms(results: dict[str, Result], path: Path) -> bool:
         axes.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor="none", labelcolor=INK)
     for axes in charts[len(results):]:
         axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def worst_pairs(result: Result, most: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the farthest pairs of one identity and of the nearest of two, worst first, ``most`` of each.
+def worst_pairs(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the farthest pairs of one identity and of the nearest of two, worst first, MOST of each.
 
     They need not be errors: in a set without errors they are the pairs that came closest to one.
     """
     numbers = np.arange(len(result.issame))
     same, different = numbers[result.issame], numbers[~result.issame]
-    return (same[np.argsort(-result.distances[same], kind="stable")][:most],
-            different[np.argsort(result.distances[different], kind="stable")][:most])
+    return (same[np.argsort(-result.distances[same], kind="stable")][:MOST],
+            different[np.argsort(result.distances[different], kind="stable")][:MOST])
 
 
-def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, columns: int = 6, most: int = 24) -> None:
+def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path) -> None:
     """Draw the worst pairs of one identity and of two as images side by side, each with its number and distance.
 
     An error, a pair on the wrong side of its fold's threshold, is red.
@@ -87,17 +74,11 @@ def draw_contact_sheet(chosen: VerificationSet, result: Result, path: Path, colu
     sizes = np.full(folds, len(result.issame) // folds) + (np.arange(folds) < len(result.issame) % folds)
     errors = (result.distances < np.repeat(result.best_thresholds, sizes)) != result.issame
     parts = []
-    for title, pairs in zip(("one identity, farthest first", "two identities, nearest first"),
-                            worst_pairs(result, most)):
+    for title, pairs in zip(("one identity, farthest first", "two identities, nearest first"), worst_pairs(result)):
         count = int(np.count_nonzero(errors & (result.issame == result.issame[pairs[0]])))
-        parts += [_title(f"{chosen.name}: {title}; {count} errors in the set", columns),
-                  *_rows(chosen, result, errors, pairs, columns)]
+        parts += [_title(f"{chosen.name}: {title}; {count} errors in the set"), *_rows(chosen, result, errors, pairs)]
     encoded = cv2.imencode(".png", np.concatenate(parts))[1]
     write_whole(path, encoded.tobytes())
-
-
-def _width(columns: int) -> int:
-    return columns * (2 * TILE + GAP) + GAP
 
 
 def _text(canvas: np.ndarray, text: str, x: int, y: int, colour: Sequence[int], size: float = 0.42) -> None:
@@ -108,18 +89,17 @@ def _bgr(colour: str) -> list[int]:
     return [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
 
 
-def _title(text: str, columns: int) -> np.ndarray:
-    canvas = np.full((LINE + 2 * GAP, _width(columns), 3), 255, np.uint8)
+def _title(text: str) -> np.ndarray:
+    canvas = np.full((LINE + 2 * GAP, WIDTH, 3), 255, np.uint8)
     _text(canvas, text, GAP, LINE, _bgr(INK), 0.5)
     return canvas
 
 
-def _rows(chosen: VerificationSet, result: Result, errors: np.ndarray, pairs: np.ndarray,
-          columns: int) -> list[np.ndarray]:
+def _rows(chosen: VerificationSet, result: Result, errors: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
     rows = []
-    for start in range(0, len(pairs), columns):
-        canvas = np.full((TILE + LINE + GAP, _width(columns), 3), 255, np.uint8)
-        for place, pair in enumerate(pairs[start : start + columns].tolist()):
+    for start in range(0, len(pairs), COLUMNS):
+        canvas = np.full((TILE + LINE + GAP, WIDTH, 3), 255, np.uint8)
+        for place, pair in enumerate(pairs[start : start + COLUMNS].tolist()):
             x = GAP + place * (2 * TILE + GAP)
             for i in (0, 1):
                 image = np.ascontiguousarray(chosen.images[2 * pair + i].transpose(1, 2, 0)[..., ::-1])

@@ -20,6 +20,7 @@ import numpy as np
 from common.faces.upright import EXPECTED_ORDER, LEAST_PIXELS, extents, likely_order, upright
 from recognition.data.images.folder_walk import EXTENSIONS
 from recognition.errors import UserError
+from recognition.io.files import reading
 from recognition.io.text import open_text
 
 ALIGNED_LANDMARKS = ".landmarks.txt"  # behind the name of a folder of aligned images: landmarks in these
@@ -53,21 +54,18 @@ def read_landmarks(path: Path) -> Landmarks:
     """
     lines: dict[str, int] = {}
     values, form = array("f"), ""
-    try:
-        with open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip() or (number <= 2 and _is_heading(line)):
-                    continue
-                name, numbers, found = _parse(path, number, line.strip("\r\n"))
-                if name in lines:
-                    raise UserError(f"{path}: line {number}: {name} is in line {lines[name]} already, expected once")
-                if lines and found != form:
-                    raise UserError(f"{path}: line {number}: found {found}, and {form} in the lines before; expected "
-                                    "one form in all lines")
-                lines[name], form = number, found
-                values.extend(numbers)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip() or (number <= 2 and _is_heading(line)):
+                continue
+            name, numbers, found = _parse(path, number, line.strip("\r\n"))
+            if name in lines:
+                raise UserError(f"{path}: line {number}: {name} is in line {lines[name]} already, expected once")
+            if lines and found != form:
+                raise UserError(f"{path}: line {number}: found {found}, and {form} in the lines before; expected "
+                                "one form in all lines")
+            lines[name], form = number, found
+            values.extend(numbers)
     if not lines:
         raise UserError(f"{path}: found no lines, {_EXPECTED}")
     table = np.frombuffer(values, np.float32).reshape(len(lines), -1)

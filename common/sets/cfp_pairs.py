@@ -57,7 +57,4 @@ def _images(path: Path) -> dict[int | None, str]:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, and their numbers."""
-    try:
-        return [(number, line) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return [(number, line) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]

@@ -98,10 +98,7 @@ def _read_list(source: Path) -> dict[str, list[Path]]:
     Paths are relative to the list's folder, and may not lead out of it by ``..``. Absolute paths, which InsightFace's
     lists have, are allowed; a line is logged about them. Images keep the order of the list.
     """
-    try:
-        text = read_text(source)
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read: {error.strerror}") from error
+    text = read_text(source)
     found: dict[str, list[Path]] = {}
     named: list[str] = []
     of_im2rec = 0

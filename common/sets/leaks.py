@@ -51,8 +51,7 @@ def nearest_rows(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.n
     return np.minimum(best, 1), whose  # float32 may round a little above 1
 
 
-def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.ndarray, batch_size: int,
-            threads: int = 2) -> Likeness:
+def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.ndarray, batch_size: int) -> Likeness:
     """Embed a training set, each image plus its mirror, and compare it with ``apart``, unit rows float32 ``(V, D)``.
 
     :raises UserError: if an embedding is zero or not finite
@@ -63,7 +62,7 @@ def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.nd
     count = -(-n // batch_size)
     padded = dataset.take(np.resize(np.arange(n), count * batch_size))
     order = EpochOrder(len(padded), 0, shuffle=False)
-    with BatchLoader(padded, order, None, batch_size, threads=threads, prefetch=_PREFETCH) as batches, \
+    with BatchLoader(padded, order, None, batch_size, threads=2, prefetch=_PREFETCH) as batches, \
             progress(None, f"embedding {dataset.path.name}", n, unit=" images") as bar:
         for low, batch in zip(range(0, n, batch_size), itertools.islice(batches, count)):
             rows = embed(batch.images) + embed(np.ascontiguousarray(batch.images[..., ::-1]))

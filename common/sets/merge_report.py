@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from common.drawing.contact_sheet import draw_sheet
-from common.drawing.plots import COLOURS, INK, style
+from common.drawing.plots import COLOURS, INK, new_figure, save, style
 from common.sets.leaks import Likeness
 from recognition.data.images.image import decode_rgb
 from recognition.data.sets.dataset import FaceDataset
-from recognition.io.files import replacing
 
 SHOWN_IMAGES = 32  # in the sheet of the nearest
 
@@ -49,15 +48,12 @@ def draw_spread(path: Path, alike: Sequence[Likeness], labels: Sequence[np.ndarr
                 identity_limit: float) -> bool:
     """Draw histograms of the largest cosines of images and of identities with the verification sets; returns False
     without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not (figure := new_figure(9.2, 3.4)):
         return False
     present = [np.unique(of) for of in labels]
     of_images = np.concatenate([part.cosines for part in alike])
     of_identities = np.concatenate([part.mean_cosines[of] for part, of in zip(alike, present)])
     charts = (("images", of_images, image_limit), ("identities", of_identities, identity_limit))
-    figure = Figure(figsize=(9.2, 3.4), dpi=120, layout="constrained", facecolor="white")
     for axes, (name, cosines, limit), colour in zip(figure.subplots(1, 2), charts, COLOURS):
         style(axes, f"{name}: {int((cosines >= limit).sum())} of {len(cosines)} at the limit or above",
               "largest cosine with a verification image")
@@ -67,8 +63,7 @@ def draw_spread(path: Path, alike: Sequence[Likeness], labels: Sequence[np.ndarr
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(0)
         axes.set_ylabel(name, color=INK, fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, path)
     return True
 
 

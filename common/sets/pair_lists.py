@@ -43,10 +43,7 @@ def read_pairs(path: Path, folder: Path | None = None) -> PairList:
 
     :raises UserError: if it cannot be read, at the first malformed line, or if it has no lines
     """
-    try:
-        lines = read_text(path).splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = read_text(path).splitlines()
     rows = [(number, line, _fields(line)) for number, line in enumerate(lines, 1) if line.strip()]
     forms: tuple[_Parse, ...] = (_line, _lfw_line)
     if rows and len(rows[0][2][-1]) <= 2 and all(word.isdecimal() for word in rows[0][2][-1]):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from recognition.errors import UserError
+from recognition.io.files import reading
 
-CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 24
 _MOST_DIGITS = 18  # always fit int64; Python itself refuses 4301
 _ALLOWED = np.isin(np.arange(256), list(b"0123456789-+ \t\r\n"))
 
@@ -21,14 +22,14 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
-def read_whole_numbers(path: Path, columns: int, what: str, chunk_bytes: int = CHUNK_BYTES) -> np.ndarray:
+def read_whole_numbers(path: Path, columns: int, what: str) -> np.ndarray:
     """Read lines of ``columns`` whole numbers with spaces or tabs: int64 ``(lines, columns)``.
 
     :param what: a description of a line, for messages
     :raises UserError: with its number, at the first malformed line.
     """
     parts, line = [], 1
-    for chunk in _chunks(path, chunk_bytes):
+    for chunk in _chunks(path):
         numbers = _parse(chunk, columns)
         if numbers is None:
             raise _line_error(path, chunk, columns, line, what)
@@ -39,19 +40,16 @@ def read_whole_numbers(path: Path, columns: int, what: str, chunk_bytes: int = C
     return np.concatenate(parts)
 
 
-def _chunks(path: Path, size: int) -> Iterator[bytes]:
+def _chunks(path: Path) -> Iterator[bytes]:
     """Yield the file in pieces of whole lines, without empty lines at its end."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
-            while chunk := file.read(size):
-                chunk += file.readline()
-                if not chunk.endswith(b"\n"):
-                    chunk += b"\n"
-                if chunk.strip() or file.peek(1):
-                    yield chunk.rstrip() + b"\n" if not file.peek(1) else chunk
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb") as file:
+        file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
+        while chunk := file.read(_CHUNK_BYTES):
+            chunk += file.readline()
+            if not chunk.endswith(b"\n"):
+                chunk += b"\n"
+            if chunk.strip() or file.peek(1):
+                yield chunk.rstrip() + b"\n" if not file.peek(1) else chunk
 
 
 def _parse(chunk: bytes, columns: int) -> np.ndarray | None:

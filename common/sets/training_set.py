@@ -81,7 +81,7 @@ def identity_names(dataset: FaceDataset) -> list[str]:
     """The names in the file NAMES, which pack_folder writes; none if it is missing or belongs to another set."""
     try:
         names = read_text(dataset.path / NAMES).split("\n")[:-1]
-    except OSError:
+    except UserError:
         return []
     return names if len(names) == dataset.num_classes else []
 

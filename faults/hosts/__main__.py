@@ -6,7 +6,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -20,19 +19,17 @@ from faults.hosts.faults import FAULTS, Fault, try_fault
 from faults.hosts.kills import kills
 from faults.hosts.namespaces import why_not
 from faults.hosts.trials import Trial, row
-from faults.reliability import RECORDS, Row, report
+from faults.reliability import RECORDS, Row, harness_parser, report
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.hosts", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser("hosts", __doc__)
     parser.add_argument("--times", type=int, default=3, help="that each fault is tried")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="trials of a fault, in beds of their own")
     parser.add_argument("--kills", type=int, default=100, help="of all exchanges together")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is killed")
     parser.add_argument("--only", default="", metavar="TEXT", help="faults whose description holds this")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="write the rows to docs/records/reliability.md")
     options = parser.parse_args()
     if why := why_not():
         parser.error(why)

@@ -15,6 +15,7 @@ import numpy as np
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed, Host
+from faults.hosts.trials import running
 from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
@@ -22,6 +23,7 @@ from recognition.training.states.state import SavedState
 STEPS, EVERY = 200, 10  # of a run; between states and verifications
 LATEST_SECONDS = 6.0  # of a kill, after the processes have begun
 LIFE_SECONDS = 600.0  # for a start and for the end of a run, on a busy machine
+GONE_SECONDS = 45.0  # until nothing runs: a host without launcher ends its processes within 30
 SHARE_OF_ALL = 0.25  # of the kills that are of the launcher and all processes at once
 KILLS_A_RUN = 12
 PROMISE = ("`--restarts`, or `--resume auto` where the launcher died, too, goes on; the end is that of a run that "
@@ -110,7 +112,7 @@ def _one_run(bed: Bed, engine: str, name: str, most: int, end: float, random: np
             for host, pid, _ in [*_launchers(bed), *_trainers(bed)]:
                 host.kill(pid, signal.SIGKILL)
             run.wait(LIFE_SECONDS)
-            if left := _left(bed):
+            if left := running(bed, GONE_SECONDS):
                 return f"{name}: left {left}"
             run = _start(bed, engine, name)
         else:
@@ -129,7 +131,7 @@ def _one_run(bed: Bed, engine: str, name: str, most: int, end: float, random: np
         return f"{name}: not ended in {LIFE_SECONDS:g} s: {_said(bed, name)!r}"
     if status:
         return f"{name}: status {status}: {_said(bed, name)!r}"
-    if left := _left(bed):
+    if left := running(bed, GONE_SECONDS):
         return f"{name}: left {left}"
     found_end = _end(bed, name)
     other = [key for key in {**wanted, **found_end} if wanted.get(key) != found_end.get(key)]
@@ -167,13 +169,3 @@ def _trainers(bed: Bed) -> list[tuple[Host, int, bytes]]:
 
 def _launchers(bed: Bed) -> list[tuple[Host, int, bytes]]:
     return list(_programs(bed, "recognition.launch"))
-
-
-def _left(bed: Bed, seconds: float = 45.0) -> dict[str, dict[int, str]]:
-    """The processes that still run on the hosts so many seconds later: a host without launcher ends its own in 30."""
-    end = time.monotonic() + seconds
-    while found := {host.name: lines for host in bed if (lines := host.processes())}:
-        if time.monotonic() > end:
-            return found
-        time.sleep(0.2)
-    return {}

@@ -17,13 +17,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 from faults.hosts import bed_run
 from faults.hosts.bed import Bed
 from faults.hosts.kills import end_of
-from faults.hosts.trials import END_SECONDS, STALL_SECONDS, START_SECONDS, Trial, ended, left_over, row
+from faults.hosts.trials import END_SECONDS, STALL_SECONDS, START_SECONDS, Trial, await_state, ended, left_over, row
 from faults.reliability import Row
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
@@ -159,18 +158,9 @@ def _begin(bed: Bed, name: str) -> subprocess.Popen[str]:
                               .replace("--verbose 1 ", f"--verbose {EVERY} "))
 
 
-def _first_state(run: subprocess.Popen[str], models: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while not list(models.glob("*/state/step-*[0-9]")):
-        if run.poll() is not None or time.monotonic() > end:
-            run.kill()
-            raise RuntimeError(f"the run did not begin: {run.communicate()}")
-        time.sleep(0.1)
-
-
 def _try(bed: Bed, folder: NetworkFolder, absence: Absence, name: str) -> Trial:
     run = _begin(bed, name)
-    _first_state(run, folder.here / name)
+    await_state(run, folder.here / name)
     since = time.monotonic()
     with absence.how(folder):
         if absence.short:

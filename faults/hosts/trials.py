@@ -34,13 +34,18 @@ def begin(bed: Bed, models: str, launcher: str = "", steps: int = 1000000,
     line = bed_run.line([bed["node1"], bed["node2"]], 1, f"--stall-timeout {STALL_SECONDS} {launcher}", trainer)
     run = bed["node1"].begin(line)
     folder = bed["node1"].path(f"{models.split()[1]}/{RUN}")
+    await_state(run, folder.parent)
+    return run, folder
+
+
+def await_state(run: subprocess.Popen[str], models: Path) -> None:
+    """Wait until a run has saved a state below ``models``."""
     end = time.monotonic() + START_SECONDS
-    while not list(folder.glob("state/step-*[0-9]")):
+    while not list(models.glob("*/state/step-*[0-9]")):
         if run.poll() is not None or time.monotonic() > end:
             run.kill()
             raise RuntimeError(f"the run did not begin: {run.communicate()}")
         time.sleep(0.1)
-    return run, folder
 
 
 def ended(run: subprocess.Popen[str], most: float = END_SECONDS) -> tuple[int, str]:
@@ -90,17 +95,21 @@ def short(processes: Mapping[int, str]) -> str:
     return f"left {[line[:30] + ' ... ' + line[-30:] for line in processes.values()]}" if processes else ""
 
 
-def left_over(bed: Bed, most: float = 15.0) -> str:
-    """Processes and files that are left on the hosts ``most`` seconds after a run; '' if nothing is."""
-    end = time.monotonic() + most
-    while found := {host.name: lines for host in bed if (lines := host.processes())}:
-        if time.monotonic() > end:
-            for host in bed:
-                for pid in host.processes():
-                    host.kill(pid, signal.SIGKILL)
-            return "; ".join(short(lines) for lines in found.values())
+def running(bed: Bed, seconds: float) -> dict[str, dict[int, str]]:
+    """What still runs on the hosts so many seconds later."""
+    end = time.monotonic() + seconds
+    while (found := {host.name: lines for host in bed if (lines := host.processes())}) and time.monotonic() < end:
         time.sleep(0.2)
-    return ""
+    return found
+
+
+def left_over(bed: Bed, most: float = 15.0) -> str:
+    """What is left on the hosts ``most`` seconds after a run, which then is killed; '' if nothing is."""
+    if found := running(bed, most):
+        for host in bed:
+            for pid in host.processes():
+                host.kill(pid, signal.SIGKILL)
+    return "; ".join(short(lines) for lines in found.values())
 
 
 def row(what: str, promised: str, trials: Sequence[Trial]) -> Row:

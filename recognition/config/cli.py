@@ -16,7 +16,9 @@ from typing import Any
 from recognition.config import types
 from recognition.config.command_line import Parser, british
 from recognition.config.devices import decode_threads, num_workers, own_devices, require_numbers, visible_devices
-from recognition.config.options import ENTRIES, FAMILIES, OPTIONS, Config, check, refuse_unsupported
+from recognition.config.groups.network import FAMILIES
+from recognition.config.groups.option import ENTRIES
+from recognition.config.options import OPTIONS, Config, check, refuse_unsupported
 from recognition.config.presets import PRESETS, ROOT, ConfigFile, open_config
 from recognition.config.types import nearest
 from recognition.config.user_code import TIMM, is_symbol_file, is_timm

@@ -42,12 +42,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 
-def check_range(flags: argparse.Namespace, name: str, least: float, most: float = math.inf) -> None:
-    """Refuse the number of a flag that was given, ``--name``, outside ``least`` to ``most``.
+def check_ranges(flags: argparse.Namespace, **ranges: float | tuple[float, float]) -> None:
+    """Refuse numbers of flags that were given, ``--name``, below the least or above the most.
 
-    :raises UserError: if it is.
+    :param ranges: ``name=least`` or ``name=(least, most)``.
+    :raises UserError: if one is out of its range.
     """
-    value = getattr(flags, name)
-    if value is not None and not least <= value <= most:
-        raise UserError(f"--{name.replace('_', '-')}: found {value}, expected "
-                        + (f"at least {least}" if most == math.inf else f"{least} to {most}"))
+    for name, bounds in ranges.items():
+        value, (least, most) = getattr(flags, name), bounds if isinstance(bounds, tuple) else (bounds, math.inf)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')}: found {value}, expected "
+                            + (f"at least {least}" if most == math.inf else f"{least} to {most}"))

@@ -121,10 +121,10 @@ def share_processors(devices: Sequence[Device], environ: MutableMapping[str, str
         environ.setdefault("OMP_NUM_THREADS", str(max(1, mine // threads_per_core())))
 
 
-def threads_per_core(topology: Path = TOPOLOGY) -> int:
+def threads_per_core() -> int:
     """The number of processors that Linux sees for a core; 1 if it is not known."""
     try:
-        siblings = (topology / "thread_siblings").read_text()  # a mask of bits in hexadecimal, with commas
+        siblings = (TOPOLOGY / "thread_siblings").read_text()  # a mask of bits in hexadecimal, with commas
         return max(1, bin(int(siblings.replace(",", ""), 16)).count("1"))
     except (OSError, ValueError):
         return 1
@@ -168,29 +168,29 @@ def require_numbers(environ: Mapping[str, str], numbers: Mapping[str, tuple[int,
             raise UserError(f"{rank}: found {environ[rank]}, expected less than {size}, {environ[size]}")
 
 
-def processor_flags(cpu_info: Path = CPU_INFO) -> set[str]:
-    """What the processor can do, in the words of ``cpu_info``, Linux's description of it; empty if there is none."""
-    return _words_of("flags", cpu_info)
+def processor_flags() -> set[str]:
+    """What the processor can do, in the words of Linux's description of it; empty if there is none."""
+    return _words_of("flags")
 
 
-def processor_of_amd(cpu_info: Path = CPU_INFO) -> bool:
-    """True if AMD made the processor, by its description ``cpu_info``."""
-    return "AuthenticAMD" in _words_of("vendor_id", cpu_info)
+def processor_of_amd() -> bool:
+    """True if AMD made the processor."""
+    return "AuthenticAMD" in _words_of("vendor_id")
 
 
-def _words_of(key: str, cpu_info: Path) -> set[str]:
+def _words_of(key: str) -> set[str]:
     try:
-        lines = cpu_info.read_text().splitlines()
+        lines = CPU_INFO.read_text().splitlines()
     except OSError:
         return set()
     return {word for line in lines if line.startswith(key) for word in line.split()}
 
 
-def require_bfloat16(what: str, cpu_info: Path = CPU_INFO) -> None:
-    """Check that the processor multiplies bfloat16, by its description ``cpu_info``.
+def require_bfloat16(what: str) -> None:
+    """Check that the processor multiplies bfloat16.
 
     :raises UserError: beginning with the flag ``what``, if it does not.
     """
-    if not processor_flags(cpu_info).intersection(BFLOAT16):
-        raise UserError(f"{what}: this processor has no bfloat16 (none of {', '.join(BFLOAT16)} in {cpu_info}), and "
+    if not processor_flags().intersection(BFLOAT16):
+        raise UserError(f"{what}: this processor has no bfloat16 (none of {', '.join(BFLOAT16)} in {CPU_INFO}), and "
                         "float16 needs a GPU; compute in float32, that is without it")

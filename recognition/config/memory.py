@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-ROOT = Path("/")
+ROOT = Path("/")  # what the files of /proc and /sys are read below
 NO_LIMIT = 1 << 60  # bytes; version 1 writes a number near 2^63 where there is no limit
 
 
@@ -23,22 +23,19 @@ _V1 = _Group("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_f
 _V2 = _Group("memory.max", "memory.current", "inactive_file")
 
 
-def available_memory(root: Path | None = None) -> int:
+def available_memory() -> int:
     """The bytes that this process can have without swapping and without being killed.
 
     That is the kernel's estimate (``MemAvailable``), or what the limits of the process's control groups leave, such as
     those of a container, if that is less; NO_LIMIT where the system tells neither.
-
-    :param root: what the files of ``/proc`` and ``/sys`` are read below; None: ROOT.
     """
-    root = root or ROOT
-    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
-    return min([int(found[1]) << 10 if found else NO_LIMIT, *_left_by_groups(root)])
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _text(ROOT / "proc/meminfo"), re.MULTILINE)
+    return min([int(found[1]) << 10 if found else NO_LIMIT, *_left_by_groups()])
 
 
-def _left_by_groups(root: Path) -> Iterator[int]:
+def _left_by_groups() -> Iterator[int]:
     """The bytes that each control group of this process, and each that holds it, leaves of its limit."""
-    for folder, names in _groups(root):
+    for folder, names in _groups():
         limit, used = (_number(folder / name) for name in (names.limit, names.used))
         if limit is not None and used is not None and limit < NO_LIMIT:
             stat = _text(folder / "memory.stat")
@@ -46,15 +43,15 @@ def _left_by_groups(root: Path) -> Iterator[int]:
             yield max(0, limit - used + (int(cache[1]) if cache else 0))
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, _Group]]:
+def _groups() -> Iterator[tuple[Path, _Group]]:
     """Folders of the control groups for memory. In a container the path that the process sees may be the host's; the
     container's own group then is the root of what is mounted."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _text(ROOT / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
-            mounted, names = root / "sys/fs/cgroup", _V2
+            mounted, names = ROOT / "sys/fs/cgroup", _V2
         elif "memory" in controllers.split(","):
-            mounted, names = root / "sys/fs/cgroup/memory", _V1
+            mounted, names = ROOT / "sys/fs/cgroup/memory", _V1
         else:
             continue
         for inner in (PurePosixPath(path), *PurePosixPath(path).parents):

@@ -12,7 +12,8 @@ from typing import Any
 from recognition.config import arcface_torch
 from recognition.config.dataset_places import preset_of
 from recognition.config.easy_dict import EasyDict
-from recognition.config.options import FAMILIES, OPTIONS, Config, option_key
+from recognition.config.groups.network import FAMILIES
+from recognition.config.options import OPTIONS, Config, option_key
 from recognition.config.other_trainers import SECRETS, instead
 from recognition.config.types import nearest
 from recognition.config.user_code import errors_in_one_line, find_network, is_symbol_file, run_file, words_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Callable
 
 import numpy as np
 
@@ -31,6 +32,11 @@ class Batch:
     next_position: Position
 
 
+def in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for images, uint8."""
+    return np.empty(shape, np.uint8)
+
+
 class BatchLoader:
     """Iterator over the batches of all epochs from ``start`` on, without end.
 
@@ -41,11 +47,14 @@ class BatchLoader:
     ``prefetch`` batches are made ahead and held in memory beside those that the caller holds. If the data set does not
     skip bad images, one ends the iterator: the next call raises a ``UserError`` with its record key, even if its batch
     is not due yet.
+
+    ``buffer`` makes the memory of each batch's images from their shape, uint8; it may give memory again once nobody
+    holds the array.
     """
 
     def __init__(self, dataset: ImageSet, order: EpochOrder, augmentation: Augmentation | None, global_batch: int,
                  part: tuple[int, int] | None = None, start: Position = BEGINNING, threads: int = 2,
-                 prefetch: int = 3):
+                 prefetch: int = 3, buffer: Callable[[tuple[int, ...]], np.ndarray] = in_memory):
         self._part = part or (0, global_batch)
         if order.of != len(dataset):
             raise ValueError(f"an order of {order.of} images for a data set of {len(dataset)}")
@@ -55,7 +64,7 @@ class BatchLoader:
             raise UserError(f"{dataset.path}: {order.num_images} images, fewer than one batch of {global_batch}; "
                             "expected a smaller --per-batch-size")
         self._dataset, self._order, self._augmentation = dataset, order, augmentation
-        self._global_batch, self._prefetch = global_batch, prefetch
+        self._global_batch, self._prefetch, self._buffer = global_batch, prefetch, buffer
         self._next = start
         self._permutation = (-1, np.empty(0, np.int64))
         self._ahead: tuple[int, Future | None] = (-1, None)  # an epoch, and the task that makes its permutation
@@ -90,6 +99,13 @@ class BatchLoader:
         wait(tasks, return_when=FIRST_EXCEPTION)
         return batch.labels
 
+    def coming(self) -> np.ndarray | None:
+        """The images of the batch that the next call returns, if they are there yet; they no longer change."""
+        if self._pending and self._failure is None:
+            batch, tasks = self._pending[0]
+            return batch.images if all(task.done() for task in tasks) else None
+        return None
+
     def state(self) -> dict[str, np.ndarray]:
         """The arrays that a resumed run needs beside the position after the last batch: none."""
         return {}
@@ -121,7 +137,7 @@ class BatchLoader:
         if near_end and self._ahead[0] != epoch + 1:
             self._ahead = epoch + 1, self._pool.submit(self._order.permutation, epoch + 1)
         height, width, channels = self._dataset.image_shape
-        batch = Batch(np.empty((stop - start, channels, height, width), np.uint8), np.empty(stop - start, np.int64),
+        batch = Batch(self._buffer((stop - start, channels, height, width)), np.empty(stop - start, np.int64),
                       np.empty(stop - start, np.int64), epoch, offset // self._global_batch, self._next)
         randoms = uniforms(self._order.seed, epoch, indices, Augmentation.NUM_UNIFORMS)
         tasks = [self._pool.submit(self._fill, batch, indices, randoms, first) for first in

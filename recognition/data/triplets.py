@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.loader import Batch, BatchLoader
+from recognition.data.loader import Batch, BatchLoader, in_memory
 from recognition.data.order import BEGINNING, EpochOrder, Position
 from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.data.triplet_choice import choose_triplets
@@ -97,7 +97,8 @@ class TripletLoader:
                  augmentation: Augmentation | None, alpha: float, max_ap: float, global_batch: int, device_batch: int,
                  part: tuple[int, int] | None = None, start: Position = BEGINNING,
                  saved: Mapping[str, np.ndarray] | None = None, threads: int = 2, prefetch: int = 3,
-                 gather: Callable[[np.ndarray], np.ndarray] = np.asarray, judge: Judge = refuse):
+                 gather: Callable[[np.ndarray], np.ndarray] = np.asarray, judge: Judge = refuse,
+                 buffer: Callable[[tuple[int, ...]], np.ndarray] = in_memory):
         """:param embed: gives features (n, D) of images uint8 (n, 3, H, W); each process embeds its ``part`` of a bag.
         :param device_batch: images of a device, a multiple of 3.
         :param saved: the :meth:`state` of the run that was saved at ``start``.
@@ -105,11 +106,12 @@ class TripletLoader:
         :param judge: called, in all processes alike, for a bag with embeddings that are not finite: with its number,
             record keys and labels (n,), embeddings (n, D). It raises a ``UserError``, or returns the log line about
             leaving these images out.
+        :param buffer: that of a :class:`recognition.data.loader.BatchLoader`.
         """
         self._dataset, self._bags, self._embed, self._gather, self._judge = dataset, bags, embed, gather, judge
         self._augmentation, self._alpha, self._max_ap = augmentation, alpha, max_ap
         self._global_batch, self._device_batch, self._part = global_batch, device_batch, part
-        self._threads, self._prefetch = threads, prefetch
+        self._threads, self._prefetch, self._buffer = threads, prefetch, buffer
         self._position = start
         self._triplets = saved["triplets"] if saved else np.empty((0, 3), np.int64)
         self._batches = self._generate()
@@ -157,7 +159,7 @@ class TripletLoader:
         """Batches of ``images`` in this order. Random numbers belong to the place, not to the image."""
         order = EpochOrder(len(images), self._bags.seed, shuffle=False)
         return BatchLoader(self._dataset.take(images), order, augmentation, self._global_batch, self._part, start,
-                           self._threads, self._prefetch)
+                           threads=self._threads, prefetch=self._prefetch, buffer=self._buffer)
 
     def _mine(self, first: int) -> tuple[int, np.ndarray]:
         """Choose at least a batch of triplets, from bag ``first`` and, if need be, from the bags after it. Returns the

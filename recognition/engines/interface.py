@@ -80,6 +80,14 @@ class Backbone(Protocol):
     def loss_scale(self) -> LossScale | None:
         """The loss scale of float16; None for other numbers."""
 
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for the images of a batch, uint8, from which :meth:`forward` takes them fastest. They stay as they are
+        until the step that they belong to is over."""
+
+    def coming(self, images: np.ndarray) -> None:
+        """Tell which images the next :meth:`forward` may get. They may be copied to the devices beside this step, and
+        stay as they are."""
+
     def forward(self, images: np.ndarray) -> Any:
         """Features of this process's part of a training batch: of each device in turn ``micro_batches`` times
         ``batch_size`` images. They are NumPy's, or the engine's on its device."""

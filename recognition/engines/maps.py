@@ -24,7 +24,8 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
         by_kernels = computing.in_16_bits and on_gpus(computing.devices) and not computing.memonger
         factor = KERNELS_FACTOR if by_kernels else TORCH_FACTOR
         computed = _as_torch_computes(graph, computing, image_shape)
-        return round(factor * maps_memory(computed, image_shape, computing.batch_size, scattering=1.0))
+        return round(factor * maps_memory(computed, image_shape, computing.batch_size, scattering=1.0,
+                                          not_kept=_norms_of_convolutions(graph) if by_kernels else ()))
     bound = bound_form(graph, computing, image_shape)
     return sum(bytes_of(bound, image_shape, computing.batch_size) for bytes_of in (maps_memory, held_copies))
 
@@ -40,3 +41,19 @@ def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[in
     if computing.in_16_bits:
         graph = low_precision(graph, "float16" if on_gpus(computing.devices) else "bfloat16", image_shape)
     return recompute(graph, image_shape) if computing.memonger else graph
+
+
+def _norms_of_convolutions(graph: Graph) -> set[str]:
+    """Names of the batch norms that a convolution alone reads, maybe through a PReLU: Triton's kernels compute them
+    again for its backward pass."""
+    def alone(place: int) -> int | None:
+        return readers[place][0] if len(readers[place]) == 1 else None
+
+    readers, nodes, found = graph.readers(), graph.nodes, set[str]()
+    for place, node in enumerate(nodes):
+        if node.op == "BatchNorm":
+            behind = alone(place)
+            behind = alone(behind) if behind is not None and nodes[behind].op == "LeakyReLU" else behind
+            if behind is not None and nodes[behind].op == "Convolution":
+                found.add(node.name)
+    return found

@@ -129,6 +129,12 @@ class Replicas:
         own = [place] if place else []
         return np.random.SeedSequence([self._seed, self._steps, self.communicator.rank, *own])
 
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.empty(shape, np.uint8)
+
+    def coming(self, images: np.ndarray) -> None:
+        """Nothing, unless the engine's devices copy beside their work."""
+
     def forward(self, images: np.ndarray) -> np.ndarray:
         self._images = self._cut(images)
         if self._keeps_statistics:
@@ -169,8 +175,11 @@ class Replicas:
             *self._optimiser.moments.values(), *(replica.auxiliary for replica in self.replicas))
 
     def gradient_norm(self) -> float:
-        moving = self.norms_of([self.replicas[0].gradients[name] for name in self._factors(self._steps)])
+        moving = self._norms_of_gradients(list(self._factors(self._steps)))
         return float(np.sqrt(np.square(moving).sum())) / self._scale
+
+    def _norms_of_gradients(self, names: Sequence[str]) -> np.ndarray:
+        return self.norms_of([self.replicas[0].gradients[name] for name in names])
 
     def norms(self) -> tuple[dict[str, float], dict[str, float]]:
         of_parameters, of_gradients = (

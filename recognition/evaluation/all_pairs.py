@@ -27,7 +27,7 @@ from recognition.evaluation.rates import (
 )
 from recognition.progress import progress
 
-ROWS_AT_ONCE = 2048  # a block of scores has 16 MiB
+ROWS_AT_ONCE = 2048  # a block of scores has 16 MiB; memory is for two blocks, their scores, and the scores kept
 
 
 class AllPairs(NamedTuple):
@@ -58,13 +58,12 @@ def check_pairs(identities: np.ndarray, fars: Sequence[float], name: str) -> Non
     scores_needed(fars, different, name)
 
 
-def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Sequence[float], name: str = "all",
-                       block: int = ROWS_AT_ONCE) -> AllPairs:
+def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Sequence[float],
+                       name: str = "all") -> AllPairs:
     """TAR at each FAR over all pairs.
 
     :param embeddings: float32 ``(N, D)``, normalised
     :param identities: int64 ``(N,)``
-    :param block: rows at a time; memory is for two blocks, their scores, and the scores kept
     :raises UserError: as :func:`check_pairs`
     """
     check_pairs(identities, fars, name)
@@ -73,7 +72,7 @@ def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Seq
     same, different = count_pairs(identities)
     highest = Highest(max(scores_needed(fars, different, name), min(different, CURVE_SCORES)))
     with progress(total=same + different, desc=name, unit=" pairs", unit_scale=True) as bar:
-        for scores, is_same, is_pair in _score_blocks(embeddings, identities, block, near_diagonal=False):
+        for scores, is_same, is_pair in _score_blocks(embeddings, identities, near_diagonal=False):
             highest.add(scores if is_same is None else scores[is_pair & ~is_same])
             bar.update(int(scores.size if is_same is None else is_pair.sum()))
     kept = highest.descending()
@@ -83,22 +82,22 @@ def evaluate_all_pairs(embeddings: np.ndarray, identities: np.ndarray, fars: Seq
     places = curve_places(len(kept))
     thresholds = np.concatenate([asked, kept[places]])
     accepted = np.zeros(len(thresholds), np.int64)
-    for scores, is_same, is_pair in _score_blocks(embeddings, identities, block, near_diagonal=True):
+    for scores, is_same, is_pair in _score_blocks(embeddings, identities, near_diagonal=True):
         accepted += count_above(scores[is_same & is_pair], thresholds)
     return AllPairs(same, different, rates_at(fars, kept, different, accepted[: len(fars)], same, asked),
                     curve_at(kept, places, different, accepted[len(fars) :], same))
 
 
-def _score_blocks(embeddings: np.ndarray, identities: np.ndarray, block: int,
+def _score_blocks(embeddings: np.ndarray, identities: np.ndarray,
                   near_diagonal: bool) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield blocks of scores (n, m) on and right of the diagonal, each with two masks, bool (n, m): pairs of one
     identity, and pairs at all (right of the diagonal itself). For blocks whose rows and columns share no identity the
     masks are None; ``near_diagonal`` leaves such blocks out."""
-    starts = range(0, len(embeddings), block)
+    starts = range(0, len(embeddings), ROWS_AT_ONCE)
     for low in starts:
-        rows = slice(low, low + block)
-        for left in starts[low // block :]:
-            columns = slice(left, left + block)
+        rows = slice(low, low + ROWS_AT_ONCE)
+        for left in starts[low // ROWS_AT_ONCE :]:
+            columns = slice(left, left + ROWS_AT_ONCE)
             shares = identities[rows][-1] >= identities[left]  # sorted
             if not shares and near_diagonal:
                 break

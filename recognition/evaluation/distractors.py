@@ -49,7 +49,7 @@ class _Mates(NamedTuple):
 
 
 def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Iterable[np.ndarray], distractors: int,
-                       fars: Sequence[float], name: str = "probes", block_bytes: int = BLOCK_BYTES) -> Found:
+                       fars: Sequence[float], name: str = "probes") -> Found:
     """Run both protocols in one pass over the distractors.
 
     :param probes: float32 ``(P, D)``, normalised; ``identities``: int64 ``(P,)``
@@ -62,7 +62,7 @@ def search_distractors(probes: np.ndarray, identities: np.ndarray, blocks: Itera
         raise UserError(f"{name}: no two of the {len(probes)} probes are of one identity, expected pairs")
     different = len(probes) * distractors
     highest = Highest(max(scores_needed(fars, different, name), min(different, CURVE_SCORES)))
-    step = max(1, block_bytes // (4 * len(probes)))
+    step = max(1, BLOCK_BYTES // (4 * len(probes)))
     room = np.empty(len(probes) * step, np.float32)
     for block in blocks:
         for low in range(0, len(block), step):

@@ -43,8 +43,7 @@ class Tpir(NamedTuple):
         return {**self._asdict(), "threshold": self.threshold if np.isfinite(self.threshold) else None}
 
 
-def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray,
-           block_bytes: int = BLOCK_BYTES) -> Search:
+def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, gallery_ids: np.ndarray) -> Search:
     """Search a gallery for each probe, in blocks of probes.
 
     :param probes: float32 ``(P, D)``, ``gallery`` float32 ``(G, D)``, normalised
@@ -53,7 +52,7 @@ def search(probes: np.ndarray, probe_ids: np.ndarray, gallery: np.ndarray, galle
     """
     count = len(probes)
     result = Search(np.full(count, -np.inf, np.float32), np.full(count, -np.inf, np.float32), np.zeros(count, np.int64))
-    step = max(1, block_bytes // (8 * max(1, len(gallery))))  # for scores and their mask
+    step = max(1, BLOCK_BYTES // (8 * max(1, len(gallery))))  # for scores and their mask
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))
         scores = probes[rows] @ gallery.T

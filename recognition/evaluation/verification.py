@@ -77,14 +77,14 @@ def check_pairs(issame: ArrayLike, folds: int = FOLDS, name: str = "pairs") -> N
     check_both_classes(pairs, name)
 
 
-def folds_of_one_kind(issame: ArrayLike, folds: int = FOLDS) -> int:
+def folds_of_one_kind(issame: ArrayLike) -> int:
     """The number of folds, consecutive parts of the pairs, whose pairs are all of one identity or all of two. Where all
     pairs of one kind stand in front, the threshold of a fold is chosen on the other kind for the most part. With fewer
     than :data:`LEAST_PAIRS` a fold chance does it: 0."""
     pairs = np.asarray(issame, bool)
-    if len(pairs) < LEAST_PAIRS * folds:
+    if len(pairs) < LEAST_PAIRS * FOLDS:
         return 0
-    return sum(len(np.unique(part)) == 1 for part in np.array_split(pairs, folds))
+    return sum(len(np.unique(part)) == 1 for part in np.array_split(pairs, FOLDS))
 
 
 class NoDirection(UserError):
@@ -162,16 +162,16 @@ def _accepted(distances: np.ndarray, same: np.ndarray, sizes: np.ndarray) -> tup
     return accepted[1], accepted[0]
 
 
-def verify(embed: Callable[[np.ndarray], np.ndarray], verification_set: VerificationSet, batch_size: int,
-           folds: int = FOLDS) -> VerificationResult:
+def verify(embed: Callable[[np.ndarray], np.ndarray], verification_set: VerificationSet,
+           batch_size: int) -> VerificationResult:
     """Score a network on a verification set.
 
     :param embed: images uint8 ``(n, 3, H, W)`` -> embeddings float32 ``(n, D)``, for any n up to twice ``batch_size``
     """
     name, images, issame = verification_set
-    check_pairs(issame, folds, name)
+    check_pairs(issame, FOLDS, name)
     embeddings, xnorm = embed_views(embed, images, batch_size)
-    return VerificationResult(**vars(evaluate(embeddings, issame, folds, name)), name=name, xnorm=xnorm)
+    return VerificationResult(**vars(evaluate(embeddings, issame, name=name)), name=name, xnorm=xnorm)
 
 
 def embed_views(embed: Callable[[np.ndarray], np.ndarray], images: np.ndarray,

@@ -5,8 +5,8 @@ A bfloat16 holds the upper half of a float32. To round, 16 random bits are added
 off: the result is the neighbour above with the probability of its nearness, so that updates far below a last place
 count on average. A number that bfloat16 holds stays as it is. The bits come from a hash (Wellons' "lowbias32") of a
 row's number among all classes and the number's place in the row; so they do not depend on the cut into shards, and a
-run that goes on gets those of the run that stopped. Shards of every engine compute the same bits: here in NumPy, the
-reference; ``engines/torch`` and its Triton kernels have their own form.
+run that goes on gets those of the run that stopped. Shards of every engine compute the same bits, each in its own form;
+``tests/recognition/head/test_torch_rounding.py`` has the reference in NumPy.
 """
 from __future__ import annotations
 
@@ -32,19 +32,3 @@ def hashed(words: np.ndarray) -> np.ndarray:
     words = words ^ (words >> np.uint32(15))
     words = words * np.uint32(FACTORS[1])
     return words ^ (words >> np.uint32(16))
-
-
-def random_words(key: int, rows: np.ndarray, dim: int) -> np.ndarray:
-    """32 random bits for each number of ``rows``, int64 (n,), numbers of rows among those of all classes: uint32
-    (n, dim). The lower half is for the centres, the upper one for their first moment."""
-    of_rows = hashed(rows.astype(np.uint32) ^ np.uint32(key))
-    return hashed(of_rows[:, None] + np.arange(dim, dtype=np.uint32) * np.uint32(GOLDEN))
-
-
-def rounded(values: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Float32 ``values`` as float32 that bfloat16 holds, rounded by the lower 16 of ``bits``, uint32 of their shape.
-
-    What is not a number stays so.
-    """
-    sums = values.view(np.uint32) + (bits & np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(values), values, sums.view(np.float32))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are whole or absent: written under another name, forced to disk, then renamed.
 
-If the disk is full, fails or refuses the write, a :class:`UserError` names the file.
+If the disk is full, fails or refuses to write or to read, a :class:`UserError` names the file.
 """
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from pathlib import Path
 from recognition.errors import UserError
 
 WRITING = ".writing"  # the suffix of a file that is not complete yet
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a :class:`UserError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -76,8 +85,12 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Replace a file by this content; text is written in UTF-8."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file by this content; text is written in UTF-8.
+
+    Not a ``BytesIO.getbuffer()``: on a full disk the traceback keeps it in a cycle, and CPython 3.12.0 and 3.12.1 crash
+    when their collector finds one there (python/cpython#111049). ``getvalue()`` copies nothing either.
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 

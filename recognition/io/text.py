@@ -7,6 +7,8 @@ import codecs
 from pathlib import Path
 from typing import TextIO
 
+from recognition.io.files import reading
+
 
 def open_text(path: Path) -> TextIO:
     """Open a text file for reading. A byte order mark, which Windows' editors write, is left out."""
@@ -17,6 +19,9 @@ def open_text(path: Path) -> TextIO:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, as :func:`open_text` reads it."""
-    with open_text(path) as file:
+    """The text of a file, as :func:`open_text` reads it.
+
+    :raises UserError: if it cannot be read.
+    """
+    with reading(path), open_text(path) as file:
         return file.read()

@@ -5,7 +5,6 @@ Graphs do not change: a pass makes a new one. The JSON is that of MXNet, byte fo
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,16 +79,11 @@ class Graph:
         self.heads = [head._replace(node=places[head.node]) for head in wanted]
 
     @classmethod
-    def from_json(cls, text: str, operators: Mapping[str, Operator] = OPERATORS) -> Graph:
-        """The graph that MXNet 1.9.1 makes of the JSON, also of that of older versions.
+    def from_dict(cls, source: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS) -> Graph:
+        """The graph that MXNet 1.9.1 makes of parsed JSON, also of that of older versions.
 
         :raises ValueError: if an operator is not in ``operators``, or an attribute is none of it.
         """
-        return cls.from_dict(json.loads(text), operators)
-
-    @classmethod
-    def from_dict(cls, source: Mapping[str, Any], operators: Mapping[str, Operator] = OPERATORS) -> Graph:
-        """The graph of JSON that has been parsed; see :meth:`from_json`."""
         maker, places = GraphMaker(), list[int]()
         version = source.get("attrs", {}).get("mxnet_version", ("int", 0))[1]
         for node in source["nodes"]:
@@ -115,6 +109,14 @@ class Graph:
                 maker.mark_starts(made)
             places.append(maker.append(made).node)
         return maker.graph(Entry(places[head[0]], *head[1:]) for head in source["heads"])
+
+    def readers(self) -> list[list[int]]:
+        """For each node the places of the nodes that read it, in order, once for each input."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for place, node in enumerate(self.nodes):
+            for entry in node.inputs:
+                found[entry.node].append(place)
+        return found
 
     def to_json(self) -> str:
         """The JSON that MXNet's ``tojson`` writes."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Collection
 
 from recognition.networks.graph import Entry, Graph
 from recognition.networks.operators.operator import INPUTS, OUTPUT
@@ -32,12 +33,13 @@ ITEMSIZES = {"bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "int8": 1, "
 
 
 def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int,
-                scattering: float = SCATTERING_FACTOR) -> int:
+                scattering: float = SCATTERING_FACTOR, not_kept: Collection[str] = ()) -> int:
     """Bytes that a training executor sets aside for ``batch`` images (3, H, W): maps and the gradients between layers.
 
     ``graph`` is the bound one, after the passes. Parameters, their gradients and momentum are not counted.
 
     :param scattering: what the sum is multiplied by with ``memonger`` on CPUs.
+    :param not_kept: names of nodes whose maps the backward pass computes again one at a time.
     """
     nodes, heads = graph.nodes, [head._replace(version=0) for head in graph.heads]
     shapes, itemsizes = all_shapes(graph, (batch, *image_shape)), _itemsizes(graph)
@@ -53,6 +55,8 @@ def maps_memory(graph: Graph, image_shape: tuple[int, int, int], batch: int,
             (again if marked[number] and marked[entry.node] else kept).add(entry)
         if marked[number]:
             kept.update(entry for entry in inputs if not marked[entry.node])
+
+    kept -= {entry for entry in kept if nodes[entry.node].name in not_kept}
 
     def size(entry: Entry) -> int:
         """Bytes of an output; 0 for variables, and for the statistics of a batch norm, which are small."""

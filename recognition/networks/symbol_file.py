@@ -17,7 +17,7 @@ from typing import Any
 
 from recognition.errors import UserError
 from recognition.io.checksums import check_sum
-from recognition.io.files import regular
+from recognition.io.files import reading, regular
 from recognition.networks.full_precision import full_precision
 from recognition.networks.graph import Graph
 from recognition.networks.needed import needed
@@ -89,11 +89,8 @@ def read_symbol(path: Path) -> Graph:
 
 
 def _parse(path: Path) -> Any:
-    try:
-        with open(path, "rb", opener=regular) as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb", opener=regular) as file:
+        data = file.read(MOST_BYTES + 1)
     with _naming(path):
         if len(data) > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MB")

@@ -11,7 +11,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from recognition.config.options import NO_END, Config
+from recognition.config.groups.run import NO_END
+from recognition.config.options import Config
 from recognition.config.user_code import is_symbol_file
 from recognition.data.augment import Augmentation
 from recognition.data.loader import BatchLoader
@@ -162,7 +163,8 @@ def make_loader(config: Config, dataset: ImageSet, backbone: Backbone, communica
                                 mask=config.data_mask_prob, resize=config.data_resize_prob, blur=config.data_blur_prob,
                                 hsv=config.data_hsv_prob, grey=config.data_gray_prob, landmarks=points)
     common: dict[str, Any] = {"augmentation": augmentation, "global_batch": size * communicator.size, "part": part,
-                              "start": start, "threads": config.decode_threads, "prefetch": PREFETCH_BATCHES}
+                              "start": start, "threads": config.decode_threads, "prefetch": PREFETCH_BATCHES,
+                              "buffer": backbone.buffer}
     if config.triplets:
         bags = Bags(dataset, config.images_per_identity, config.triplet_bag_size, config.seed)
         return TripletLoader(dataset, bags, backbone.embed, alpha=config.triplet_alpha, max_ap=config.triplet_max_ap,

@@ -154,6 +154,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
                 timeline=Timeline(folder, config.profile, engine.profiler()) if profiled else NoTimeline(),
                 measure_every=config.measure_every, distillation=distillation,
                 look_ahead=look_ahead(head, batches) if config.sample_ratio < 1 else None,
+                copy_ahead=copy_ahead(backbone, batches),
             ).run()
         finally:
             log.close(status)
@@ -242,6 +243,19 @@ def look_ahead(head: ShardedHead | TripletHead,
         return None
     known, loader = head, batches
     return lambda: known.expect(loader.labels_ahead())
+
+
+def copy_ahead(backbone: Backbone, batches: BatchLoader | TripletLoader) -> Callable[[], None] | None:
+    """What tells the backbone in a step of the next batch's images, if they are decoded; None for triplets."""
+    if not isinstance(batches, BatchLoader):
+        return None
+    loader = batches
+
+    def tell() -> None:
+        if (images := loader.coming()) is not None:
+            backbone.coming(images)
+
+    return tell
 
 
 def report_line(folder: Path, progress: Progress, status: int) -> str:

@@ -50,6 +50,7 @@ class Trainer:
     measure_every: int = 0  # batches between measures of angles and gradients, 0 never
     distillation: Distillation | None = None  # of a teacher
     look_ahead: Callable[[], object] | None = None  # tells the head of the batch after the coming one
+    copy_ahead: Callable[[], object] | None = None  # and the backbone, which may copy its images beside the step
 
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit status."""
@@ -78,6 +79,9 @@ class Trainer:
                 self.look_ahead()
         with phase("forward"):
             features_BD = self.backbone.forward(batch.images)
+        if self.copy_ahead:
+            with phase("copy ahead"):
+                self.copy_ahead()
         with phase("head"):
             result = self.head.forward_backward(features_BD, batch.labels)
         finite = math.isfinite(result.loss)  # in all processes or in none

@@ -88,4 +88,4 @@ class Verifier:
         np.savez(content, **result.roc._asdict(), pixel_fpr=pixels.fpr, pixel_tpr=pixels.tpr,
                  distances=result.distances.astype(np.float32), issame=result.issame,
                  threshold=np.mean(result.best_thresholds))
-        write_whole(folder / f"roc-{result.name}.npz", content.getbuffer())
+        write_whole(folder / f"roc-{result.name}.npz", content.getvalue())

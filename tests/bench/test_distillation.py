@@ -57,7 +57,7 @@ def test_each_kind_is_trained_for_each_seed_and_has_a_row_of_means(
         return work / f"{name}-{seed}"
 
     monkeypatch.setattr(distillation, "train", train)
-    monkeypatch.setattr(distillation, "run", lambda *words: None)
+    monkeypatch.setattr(distillation, "run", lambda *words, **variables: None)
     assert distillation.main([str(tmp_path / "work"), "--data", str(data), "--steps", "100", "--teacher-steps", "100",
                               "--seeds", "2"]) == 0
     assert [network for network, _, _ in asked] == ["teacher", *["student"] * 10]

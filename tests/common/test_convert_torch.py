@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -52,7 +53,7 @@ def test_the_imported_network_computes_what_iresnet_does(tensors, tmp_path, nois
     theirs = text.replace("2e-05", "1e-05").replace("0.0078125", repr(1 / 127.5)).replace(
         '"fix_gamma": "True"', '"fix_gamma": "False"')
     assert theirs.count("1e-05") == text.count("2e-05") > 0
-    names, symbol = dict(pairs((2, 2, 2, 2))), Graph.from_json(theirs)
+    names, symbol = dict(pairs((2, 2, 2, 2))), Graph.from_dict(json.loads(theirs))
     values = {ours: tensors[name] for name, ours in names.items()}
     states = symbol.list_auxiliary_states()
     save_checkpoint(tmp_path / "reference", 1, symbol, {n: v for n, v in values.items() if n not in states},

@@ -19,7 +19,8 @@ from recognition.training.states.find import find_state
 from recognition.training.states.folder import saved_states
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress, SavedState, seal
-from tests.recognition.training.test_save_state import PROCESSES, WEIGHTS, Threads, together
+from tests.recognition.threads import Thread, together
+from tests.recognition.training.test_save_state import PROCESSES, WEIGHTS
 
 CLASSES = 7
 NAME = "step-000000004"
@@ -36,7 +37,7 @@ def sharing(rank: int) -> Sharing:
 
 def save(tmp_path: Path, step: int, seed: int = 0) -> None:
     """Each of three processes saves a shard; a and b have a folder each."""
-    def one(process: Threads) -> Path:
+    def one(process: Thread) -> Path:
         shard = CpuShard(*split_classes(CLASSES, PROCESSES)[process.rank], 4, normalised=True, scale=64, seed=seed)
         return save_state(folder_of(tmp_path, process.rank), Progress(step=step),
                           BackboneState(WEIGHTS, WEIGHTS, [WEIGHTS]), [shard], {"order": np.arange(step)},

@@ -29,12 +29,13 @@ def by_loops(rows, identities, far):
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 @pytest.mark.parametrize("seed", range(2))
-def test_all_pairs_against_loops(seed, block):
+def test_all_pairs_against_loops(seed, block, monkeypatch):
+    monkeypatch.setattr("recognition.evaluation.all_pairs.ROWS_AT_ONCE", block)
     random = np.random.default_rng(seed)
     identities = random.integers(0, 15, 80) * 3 - 20  # not sorted, not from 0, of any size
     centres = random.integers(-1, 2, (15, 8))
     rows = (2 * centres[(identities + 20) // 3] + random.integers(-2, 3, (80, 8))).astype(np.float32)  # exact, ties
-    found = evaluate_all_pairs(rows, identities, FARS, block=block)
+    found = evaluate_all_pairs(rows, identities, FARS)
     assert (found.same_pairs, found.different_pairs) == count_pairs(identities)
     assert found.same_pairs == sum(identities[a] == identities[b] for a, b in combinations(range(80), 2))
     assert [rate.tar for rate in found.rates] == [by_loops(rows, identities, far) for far in FARS]
@@ -44,14 +45,15 @@ def test_all_pairs_against_loops(seed, block):
         assert tar == by_loops(rows, identities, far)
 
 
-def test_memory_does_not_grow_with_the_pairs():
+def test_memory_does_not_grow_with_the_pairs(monkeypatch):
+    monkeypatch.setattr("recognition.evaluation.all_pairs.ROWS_AT_ONCE", 128)
     random = np.random.default_rng(0)
     peaks = []
     for count in (1000, 4000):  # 16 times as many pairs
         rows, identities = random.normal(size=(count, 4)).astype(np.float32), random.integers(0, 500, count)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         tracemalloc.start()
-        evaluate_all_pairs(rows, identities, (1e-6, 1e-4), block=128)
+        evaluate_all_pairs(rows, identities, (1e-6, 1e-4))
         peaks.append(tracemalloc.get_traced_memory()[1] - 40 * count)  # rows and identities in order
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] < 4000 * 4000  # a byte a pair would be more

@@ -28,9 +28,10 @@ def by_loops(probes, probe_ids, gallery, gallery_ids):
 
 @pytest.mark.parametrize("block_bytes", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("seed", range(3))
-def test_search_against_loops(seed, block_bytes):
+def test_search_against_loops(seed, block_bytes, monkeypatch):
+    monkeypatch.setattr("recognition.evaluation.identification.BLOCK_BYTES", block_bytes)
     arguments = case(seed)
-    found = search(*arguments, block_bytes=block_bytes)
+    found = search(*arguments)
     mate, other, rank = zip(*by_loops(*arguments))
     np.testing.assert_array_equal(found.mate, mate)
     np.testing.assert_array_equal(found.other, other)

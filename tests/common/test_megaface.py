@@ -39,13 +39,14 @@ def tar(far, same, different):
 
 @pytest.mark.parametrize("block_bytes", [1, 999, 1 << 20])
 @pytest.mark.parametrize("seed", range(2))
-def test_against_loops(seed, block_bytes):
+def test_against_loops(seed, block_bytes, monkeypatch):
+    monkeypatch.setattr("recognition.evaluation.distractors.BLOCK_BYTES", block_bytes)
     random = np.random.default_rng(seed)
     probes, people = random.integers(-2, 3, (14, 5)), random.integers(0, 5, 14)  # whole numbers: ties, no rounding
-    distractors = random.integers(-2, 3, (90, 5))
-    blocks = np.array_split(distractors.astype(np.float32), 4)
-    found = search_distractors(probes.astype(np.float32), people, blocks, 90, FARS, block_bytes=block_bytes)
-    ranks, same, different = by_loops(probes.tolist(), people, distractors.tolist())
+    others = random.integers(-2, 3, (90, 5))
+    blocks = np.array_split(others.astype(np.float32), 4)
+    found = search_distractors(probes.astype(np.float32), people, blocks, 90, FARS)
+    ranks, same, different = by_loops(probes.tolist(), people, others.tolist())
     assert sorted(found.ranks.tolist()) == ranks
     assert (found.same_pairs, found.different_pairs) == (len(same), len(different))
     assert [rate.tar for rate in found.rates] == [tar(far, same, different) for far in FARS]
@@ -53,14 +54,15 @@ def test_against_loops(seed, block_bytes):
     assert found.curve[1][::9].tolist() == [tar(far, same, different) for far in found.curve[0][::9]]
 
 
-def test_memory_does_not_grow_with_the_distractors():
+def test_memory_does_not_grow_with_the_distractors(monkeypatch):
+    monkeypatch.setattr("recognition.evaluation.distractors.BLOCK_BYTES", 80_000)
     random = np.random.default_rng(0)
     probes, people = random.normal(size=(20, 8)).astype(np.float32), np.arange(20) // 2
     peaks = []
     for blocks in (20, 200):
         tracemalloc.start()
         stream = (random.normal(size=(1000, 8)).astype(np.float32) for _ in range(blocks))
-        search_distractors(probes, people, stream, 1000 * blocks, (1e-5,), block_bytes=80_000)
+        search_distractors(probes, people, stream, 1000 * blocks, (1e-5,))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] < 20 * 200_000 * 4  # all scores would be more

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from faults import reliability
 from faults.reliability import BEGIN, END, RECORDS, Row, report, table, write_table
 from recognition.errors import UserError
 
@@ -18,13 +19,14 @@ def test_the_page_holds_what_the_harnesses_found() -> None:
     assert f"{BEGIN}\n{table()}\n{END}" in page, "python -m faults.reliability writes the table anew"
 
 
-def test_a_harness_prints_its_rows_and_records_them_only_if_asked(tmp_path: Path,
-                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_harness_prints_its_rows_and_records_them_only_if_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability, "RECORDS", tmp_path)
     (tmp_path / "reliability.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert report("two-words", "make x", [GOOD], False, tmp_path) == 0
+    assert report("two-words", "make x", [GOOD], False) == 0
     assert capsys.readouterr().out == "kept: a | fault | 1,000 | it goes on | it did\n"
     assert not (tmp_path / "reliability").exists()
-    assert report("two-words", "make x", [GOOD, BAD], True, tmp_path) == 1
+    assert report("two-words", "make x", [GOOD, BAD], True) == 1
     assert "BROKEN: another | 3 | it goes on | **kept 2 of 3 times**; one hung" in capsys.readouterr().out
     page = (tmp_path / "reliability.md").read_text()
     assert page.startswith(f"before\n{BEGIN}\n\n## Two words\n\n`make x`, 20") and page.endswith(f"\n{END}\nafter\n")
@@ -32,8 +34,9 @@ def test_a_harness_prints_its_rows_and_records_them_only_if_asked(tmp_path: Path
     assert json.loads((tmp_path / "reliability" / "two-words.json").read_text())["rows"][1]["kept"] == 2
 
 
-def test_a_page_without_its_marks_is_left_alone(tmp_path: Path) -> None:
+def test_a_page_without_its_marks_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability, "RECORDS", tmp_path)
     (tmp_path / "reliability.md").write_text("words")
     with pytest.raises(UserError, match=r"reliability\.md: found no <!-- table -->"):
-        write_table(tmp_path)
+        write_table()
     assert (tmp_path / "reliability.md").read_text() == "words"

@@ -13,7 +13,8 @@ import pytest
 from recognition.config.cli import parse_args
 from recognition.config.dataset_places import name_of_sets
 from recognition.config.differences import as_json
-from recognition.config.options import ENTRIES, Config
+from recognition.config.groups.option import ENTRIES
+from recognition.config.options import Config
 from recognition.config.presets import ROOT
 from recognition.errors import UserError
 

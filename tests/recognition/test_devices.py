@@ -101,10 +101,11 @@ def test_the_processes_of_a_host_share_its_processors(devices, monkeypatch: pyte
 
 @pytest.mark.parametrize("mask, threads", [("1\n", 1), ("00000000,00000003\n", 2), ("00000001,00000001\n", 2), ("", 1),
                                            ("what\n", 1), (None, 1)])
-def test_threads_per_core(tmp_path: Path, mask: str | None, threads: int) -> None:
+def test_threads_per_core(tmp_path: Path, mask: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recognition.config.devices.TOPOLOGY", tmp_path)
     if mask is not None:
         (tmp_path / "thread_siblings").write_text(mask)
-    assert threads_per_core(tmp_path) == threads
+    assert threads_per_core() == threads
 
 
 @pytest.mark.parametrize("prefix", ["HOROVOD_LOCAL_", "RECOGNITION_LOCAL_", "OMPI_COMM_WORLD_LOCAL_"])

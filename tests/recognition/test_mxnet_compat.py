@@ -150,7 +150,7 @@ def test_gpus_that_the_wheels_hold_no_code_for(capability: tuple[int, int]) -> N
         check_capability(3, capability)
 
 
-def test_capability_comes_from_the_driver(compile_library: Compile) -> None:
+def test_capability_comes_from_the_driver(compile_library: Compile, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = compile_library(
         "libcuda.so.1",
         "int cuInit(unsigned) { return 0; }"
@@ -158,12 +158,14 @@ def test_capability_comes_from_the_driver(compile_library: Compile) -> None:
         "int cuDeviceGetAttribute(int *value, int which, int device) {"
         "  *value = which == 75 ? 9 : which == 76 ? device - 40 : -1; return 0; }",
     )
-    assert compute_capability(0, str(driver)) == (9, 0)
-    assert compute_capability(1, str(driver)) == (9, 1)
+    monkeypatch.setattr("recognition.engines.mxnet.imports.CUDA_DRIVER", str(driver))
+    assert compute_capability(0) == (9, 0)
+    assert compute_capability(1) == (9, 1)
     with pytest.raises(UserError, match="gpu 2: the NVIDIA driver answers cuDeviceGet with error 101"):
-        compute_capability(2, str(driver))
+        compute_capability(2)
+    monkeypatch.setattr("recognition.engines.mxnet.imports.CUDA_DRIVER", "libcuda_absent.so.1")
     with pytest.raises(UserError, match="gpu 0: no NVIDIA driver on this machine"):
-        compute_capability(0, "libcuda_absent.so.1")
+        compute_capability(0)
 
 
 @pytest.mark.skipif(mx.runtime.Features().is_enabled("CUDA"), reason="this MXNet is built for GPUs")

@@ -9,7 +9,8 @@ import pytest
 
 from recognition.config.cli import flag_keys, flag_name
 from recognition.config.command_line import british
-from recognition.config.options import ENTRIES, OPTIONS, option_key
+from recognition.config.groups.option import ENTRIES
+from recognition.config.options import OPTIONS, option_key
 from recognition.config.presets import ROOT
 
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")]

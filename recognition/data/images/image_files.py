@@ -10,6 +10,7 @@ import numpy as np
 from recognition.data.images.image import decode_rgb
 from recognition.data.images.jpeg_damage import damage
 from recognition.errors import UserError
+from recognition.io.files import reading
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
 
@@ -19,14 +20,12 @@ def read_file(path: Path) -> bytes:
 
     :raises UserError: if it cannot be read or is larger; if it is a pipe or a device, which may have no end.
     """
-    try:
+    with reading(path):
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
             raise UserError(f"{path}: found {found.st_size} bytes in what is {stat.filemode(found.st_mode)}, expected "
                             f"a file of at most {MOST_BYTES >> 20} MB")
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_image(path: Path) -> tuple[bytes, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Union
 import numpy as np
 
 from recognition.errors import UserError
-from recognition.io.files import regular
+from recognition.io.files import reading, regular
 
 PathLike = Union[str, Path]
 _BYTES_AT_ONCE = 1 << 24  # read and parsed in one go
@@ -57,20 +57,17 @@ def read_index_lines(path: PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """
     blocks = [np.empty((0, 2), np.int64)]
     lines = 0
-    try:
-        with open(path, "rb", opener=regular) as file:
-            rest = b""
-            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
-            while True:
-                data = file.read(_BYTES_AT_ONCE)
-                text, newline, rest = (rest + data).rpartition(b"\n") if data else (rest, b"", b"")
-                if text or newline:
-                    blocks.append(_parse_index(path, text.replace(b"\r", b"") + b"\n", lines))
-                    lines += len(blocks[-1])
-                if not data:
-                    break
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb", opener=regular) as file:
+        rest = b""
+        file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
+        while True:
+            data = file.read(_BYTES_AT_ONCE)
+            text, newline, rest = (rest + data).rpartition(b"\n") if data else (rest, b"", b"")
+            if text or newline:
+                blocks.append(_parse_index(path, text.replace(b"\r", b"") + b"\n", lines))
+                lines += len(blocks[-1])
+            if not data:
+                break
     keys, offsets = np.concatenate(blocks).T.copy()
     order = np.argsort(keys, kind="stable")
     again = order[1:][keys[order[1:]] == keys[order[:-1]]]

@@ -15,7 +15,7 @@ from recognition.data.records.bad_records import BadRecords
 from recognition.data.records.record_index import read_index_lines, repeated_key, require_fitting
 from recognition.data.records.recordio import PathLike, Record, RecordReader, unpack_record
 from recognition.errors import UserError
-from recognition.io.files import regular
+from recognition.io.files import reading, regular
 
 MAX_CLASSES = 1 << 24  # labels are float32, which holds every whole number up to here
 _MAX_SIDE = 4096
@@ -37,11 +37,8 @@ def read_property(path: PathLike) -> Property:
 
     :raises UserError: if it cannot be read or holds something else.
     """
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace", opener=regular) as file:
-            lines = [line.strip() for line in file.read(4096).splitlines()]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, encoding="utf-8-sig", errors="replace", opener=regular) as file:
+        lines = [line.strip() for line in file.read(4096).splitlines()]
     first = lines[0] if lines else ""
     numbers = [int(part.strip()) for part in first.split(",") if part.strip().isdecimal()]
     if len(numbers) != 3 or first.count(",") != 2:

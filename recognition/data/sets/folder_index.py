@@ -22,7 +22,7 @@ import numpy as np
 
 from recognition.data.images.folder_walk import LeftOut, images_below, natural, people
 from recognition.errors import UserError
-from recognition.io.files import write_whole
+from recognition.io.files import reading, write_whole
 from recognition.io.npz import read_npz
 
 VERSION = 1
@@ -91,7 +91,7 @@ def list_images(root: Path) -> Listing:
     persons: list[bytes] = []
     folders, numbers = [str(root)], {str(root): 0}
     text, ends, places, labels = bytearray(), array("q"), array("i"), array("i")  # no object for each image
-    try:
+    with reading(root):
         for name in sorted(people(root, left_out), key=natural):
             images = images_below(root / name, left_out, folders=folders)
             numbers.update((folders[n], n) for n in range(len(numbers), len(folders)))
@@ -103,8 +103,6 @@ def list_images(root: Path) -> Listing:
                 labels.append(len(persons))
             persons += [os.fsencode(name)] if images else []
         times = [os.stat(folder).st_mtime_ns for folder in folders]
-    except OSError as error:
-        raise UserError(f"{root}: cannot be read: {error.strerror}") from error
     left_out.forget("files that end in .bin", len(list(root.glob("*.bin"))))  # sets to verify on
     if not persons:
         raise UserError(f"{root}: no train.rec there, expected a folder of train.rec, train.idx and property, or a "
@@ -130,7 +128,7 @@ def write_index(path: Path, listing: Listing) -> None:
     content = io.BytesIO()
     arrays["note"] = np.frombuffer(note, np.uint8)
     np.savez(content, **arrays)  # type: ignore[arg-type]
-    write_whole(path, content.getbuffer())
+    write_whole(path, content.getvalue())
 
 
 def read_index(path: Path, root: Path) -> Listing:

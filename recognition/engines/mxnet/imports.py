@@ -71,10 +71,10 @@ def preload_libraries(libraries: Mapping[str, str], folders: Iterable[Path]) -> 
             ) from None
 
 
-def compute_capability(index: int, driver: str = CUDA_DRIVER) -> tuple[int, int]:
+def compute_capability(index: int) -> tuple[int, int]:
     """Major and minor compute capability of the visible GPU ``index``, as the driver tells it."""
     try:
-        cuda = ctypes.CDLL(driver)
+        cuda = ctypes.CDLL(CUDA_DRIVER)
     except OSError as error:
         raise UserError(f"gpu {index}: no NVIDIA driver on this machine: {error}") from None
 

@@ -11,7 +11,8 @@ import numpy as np
 from recognition.engines.interface import Arrays, Updating
 from recognition.engines.numbers import raised_to_travel
 from recognition.engines.replicas import Replicas
-from recognition.engines.torch.finite import all_finite, all_usable, norms
+from recognition.engines.torch.finite import all_finite, all_usable, finite_norms, norms
+from recognition.engines.torch.graphs.uploads import pinned
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.optimisers import AdamWOptimiser, SgdOptimiser
 from recognition.engines.torch.placed import add, blend, copied, embed, fill, to_host
@@ -46,6 +47,7 @@ class ReplicatedBackbone(Replicas):
                     for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, updating)
         self._keep_features = keep_features
+        self._known: dict[str, float] = {}  # the norms of gradients that the check of the step has fetched
         # With one device a process, gradients are summed over the processes while the backward pass goes on, but not
         # those of several micro-batches, which are whole only after the last one.
         alone = len(devices) * self._micro_batches == 1 and isinstance(communicator, DistributedCommunicator)
@@ -55,13 +57,32 @@ class ReplicatedBackbone(Replicas):
         self._early = self._summing if alone else None
         replicas[0].ready = self._early.add if self._early else None
 
+    def buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        return pinned(shape) if self.replicas[0].device.type == "cuda" else super().buffer(shape)
+
+    def coming(self, images: np.ndarray) -> None:
+        """Queue the copies to the GPUs; not those of a step of several micro-batches, which travel one by one."""
+        for replica, part in zip(self.replicas, self._parts(images) if self._micro_batches == 1 else ()):
+            if replica.uploads:
+                replica.uploads.begin(part)
+
     def _features(self, images: np.ndarray, place: int) -> Any:
         seeds = self._dropout_stream(place).generate_state(len(self.replicas), np.uint64)
         queued = [replica.forward(part, int(seed))
                   for replica, part, seed in zip(self.replicas, self._parts(images), seeds)]
         return queued[0] if self._keep_features else np.concatenate([features.cpu().numpy() for features in queued])
 
+    def finite(self) -> bool:
+        gradients = self.replicas[0].gradients
+        found = finite_norms([*gradients.values(), *(tensor for part in self._statistics for tensor in part.values())])
+        self._known = {} if found is None else dict(zip(gradients, found.tolist()))
+        return found is not None
+
+    def _norms_of_gradients(self, names: Sequence[str]) -> np.ndarray:
+        return np.array([self._known[name] for name in names]) if self._known else super()._norms_of_gradients(names)
+
     def _reduce_gradients(self) -> None:
+        self._known = {}
         if self._early:
             return self._early.finish()
         sums = self._ordered(self.replicas[0].gradients)

@@ -2,7 +2,6 @@
 """Batch norms that are computed together with what follows them: which ones a graph has, and how they are computed."""
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from typing import Any, Callable, NamedTuple
 
@@ -33,11 +32,7 @@ def fused_nodes(graph: Graph, kept: Collection[int]) -> dict[int, Fused]:
 
     :param kept: places of nodes whose outputs are needed.
     """
-    readers, nodes = defaultdict(list), graph.nodes
-    for place, node in enumerate(nodes):
-        for entry in node.inputs:
-            readers[entry.node].append(place)
-    found = {}
+    found, readers, nodes = dict[int, Fused](), graph.readers(), graph.nodes
     for place, node in enumerate(nodes):
         if not _plain(node):
             continue
@@ -49,6 +44,14 @@ def fused_nodes(graph: Graph, kept: Collection[int]) -> dict[int, Fused]:
         else:
             found[place] = Fused(node)
     return found
+
+
+def convolutions_of_norms(graph: Graph, fused: dict[int, Fused]) -> set[int]:
+    """Places of the convolutions that alone read a fused norm without a sum."""
+    readers, nodes = graph.readers(), graph.nodes
+    return {readers[place][0] for place, found in fused.items()
+            if len(readers[place]) == 1 and nodes[readers[place][0]].op in ("Convolution", "Convolution_v1")
+            and (found.behind is None or found.behind.op == "LeakyReLU")}
 
 
 def _plain(node: Node) -> bool:
@@ -84,3 +87,17 @@ def fused_function(fused: Fused, plain: Callable[..., Any], plain_behind: Callab
         return found.y, found.x
 
     return compute
+
+
+def frugal_function(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """``compute``, which does not keep its first input for the backward pass if that is a norm of Triton's kernels: it
+    is computed again from the norm's input, which is kept for the norm. A pass over a map is little beside a
+    convolution, and of the five maps of a residual unit two need not be kept.
+    """
+    from recognition.engines.torch.triton.batch_norm.function import not_kept
+
+    def computed(run: Pass, data: torch.Tensor, *others: torch.Tensor) -> Any:
+        with not_kept(data):
+            return compute(run, data, *others)
+
+    return computed

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 from recognition.engines.interface import Arrays
-from recognition.engines.torch.fusing import Fused, fused_function, fused_nodes
+from recognition.engines.torch.fusing import Fused, convolutions_of_norms, frugal_function, fused_function, fused_nodes
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS
 from recognition.engines.torch.operators.passes import Pass
@@ -56,7 +56,8 @@ class Network:
         self._variables = {node.name: place for place, node in enumerate(graph.nodes) if node.is_variable}
         self._head = graph.heads[0]
         kept = _kept(graph, image_shape) if recompute else set[int]()
-        self._steps = _steps(graph, fused_nodes(graph, kept | {self._head.node}) if fused else {})
+        norms = fused_nodes(graph, kept | {self._head.node}) if fused else {}
+        self._steps = _steps(graph, norms, set() if recompute else convolutions_of_norms(graph, norms))
         self._segments = _segments(graph, self._steps, kept) if recompute else [0]
 
     def __call__(self, images: torch.Tensor, training: bool = False,
@@ -104,8 +105,11 @@ def _fixed_gammas(graph: Graph) -> list[str]:
             and graph.nodes[node.inputs[1].node].is_variable]
 
 
-def _steps(graph: Graph, fused: dict[int, Fused]) -> list[_Step]:
-    """The operators in the order of the graph, but those first that do not depend on the images."""
+def _steps(graph: Graph, fused: dict[int, Fused], frugal: set[int]) -> list[_Step]:
+    """The operators in the order of the graph, but those first that do not depend on the images.
+
+    :param frugal: places of the nodes that do not keep their first input, a fused norm, for the backward pass.
+    """
     of_images, kept, nodes = depend_on_images(graph), {head.node for head in graph.heads}, graph.nodes
     norms = {id(pair.norm) for pair in fused.values() if pair.behind}
     places = [place for place, node in enumerate(nodes) if not node.is_variable and id(node) not in norms]
@@ -113,7 +117,8 @@ def _steps(graph: Graph, fused: dict[int, Fused]) -> list[_Step]:
     inputs = {place: fused[place].inputs if place in fused else nodes[place].inputs for place in places}
     last_use = {entry.node: place for place in places for entry in inputs[place]}
     return [_Step(place, [(entry.node, entry.output) for entry in inputs[place]],
-                  _fused_function(fused[place]) if place in fused else _function(nodes[place]),
+                  _fused_function(fused[place]) if place in fused else
+                  frugal_function(_function(nodes[place])) if place in frugal else _function(nodes[place]),
                   [read for read in {entry.node for entry in inputs[place]}
                    if last_use[read] == place and read not in kept and not nodes[read].is_variable], place in fused)
             for place in places]

@@ -31,8 +31,11 @@ class Placed:
     def features(self, images: np.ndarray, training: bool = False,
                  generator: torch.Generator | None = None) -> torch.Tensor:
         """The features of images, uint8 (n, 3, H, W): float32 (n, D) on the device, which may still compute them."""
-        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
-        return self.features_there(pixels, training, generator)
+        return self.features_there(self.there(images), training, generator)
+
+    def there(self, images: np.ndarray) -> torch.Tensor:
+        """The images on the device."""
+        return torch.from_numpy(np.require(images, requirements=["C", "W"])).to(self.device)
 
     def features_there(self, images: torch.Tensor, training: bool = False,
                        generator: torch.Generator | None = None) -> torch.Tensor:

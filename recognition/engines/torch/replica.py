@@ -12,7 +12,8 @@ import numpy as np
 
 from recognition.engines.interface import Arrays
 from recognition.engines.torch.deterministic import fastest_convolutions
-from recognition.engines.torch.graphed import GraphedPass, can_record
+from recognition.engines.torch.graphs.graphed import GraphedPass, can_record
+from recognition.engines.torch.graphs.uploads import Uploads
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.placed import Placed
 from recognition.networks.graph import Graph
@@ -45,6 +46,7 @@ class Replica(Placed):
         self._output: torch.Tensor | None = None
         self._generator = torch.Generator(device)
         self._on_gpu, self.records = device.type == "cuda", can_record(device)  # whether a pass is to be recorded
+        self.uploads = Uploads(device) if self.records else None
         self.recorded: GraphedPass | None = None
         self._replays = False  # whether the recorded pass is that of the last images
         self._shape: tuple[int, ...] = ()  # of the last images
@@ -70,13 +72,22 @@ class Replica(Placed):
         if self.records and not self.recorded and images.shape == self._warm:
             self._record(images.shape)
         self._generator.manual_seed(seed)
-        self._shape, self._replays = images.shape, self.recorded is not None and self.recorded.shape == images.shape
-        if self.recorded and self._replays:
+        recorded = self.recorded if self.recorded and self.recorded.images.shape == images.shape else None
+        self._shape, self._replays = images.shape, recorded is not None
+        if recorded and self.uploads:
             self.gradients = {}  # their memory is used for maps
-            return self.recorded.forward(images)
+            self.uploads.into(recorded.images, images)
+            return recorded.forward()
         with self._fastest():
-            self._output = self.features(images, training=True, generator=self._generator)
+            self._output = self.features_there(self._arrived(images), training=True, generator=self._generator)
         return self._output.detach()
+
+    def _arrived(self, images: np.ndarray) -> torch.Tensor:
+        if not self.uploads:
+            return self.there(images)
+        pixels = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
+        self.uploads.into(pixels, images)
+        return pixels
 
     def backward(self, d_features: np.ndarray | torch.Tensor) -> None:
         """The gradients of all parameters from those of the last features, float32 (n, D)."""

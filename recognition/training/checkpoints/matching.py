@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from recognition.config.options import NETWORK_KEYS, OPTIONS, Config
+from recognition.config.groups.network import NETWORK_KEYS
+from recognition.config.options import OPTIONS, Config
 from recognition.config.presets import open_config
 from recognition.engines.configured import build_network
 from recognition.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recognition.errors import UserError
-from recognition.io.files import WRITING, write_whole, writing
+from recognition.io.files import WRITING, reading, write_whole, writing
 
 DAMAGED = ".damaged"  # the suffix of a state that is no longer as it was saved
 KEPT_DAMAGED = 2  # states
@@ -131,7 +131,5 @@ def is_claimed(folder: Path, launch: str) -> bool:
     :raises UserError: if the note about it cannot be read.
     """
     marker = folder / _LAUNCH
-    try:
+    with reading(marker):
         return bool(launch) and marker.is_file() and marker.read_bytes() == launch.encode()
-    except OSError as error:
-        raise UserError(f"{marker}: cannot be read: {error.strerror or error}") from None

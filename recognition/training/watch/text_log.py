@@ -30,14 +30,13 @@ class TextLog:
     """A text file to which lines are appended, each with its time. It stays whole over all starts of a run."""
 
     def __init__(self, path: Path, step: int, total_steps: int | None, options: Mapping[str, Any],
-                 scale: LossScale | None = None, began: float | None = None) -> None:
+                 scale: LossScale | None = None) -> None:
         """:param step: the step that the run resumes from; ``total_steps``: its last, None if it has no end.
         :param options: all options, which the first lines tell.
         :param scale: the loss scale of float16, whose value the lines tell.
-        :param began: the value of ``time.perf_counter`` at the first step; None: now.
         """
         self._path, self._first, self._total, self._scale = path, step, total_steps, scale
-        self._began = time.perf_counter() if began is None else began
+        self._began = time.perf_counter()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():

@@ -239,3 +239,39 @@ def test_memory_is_bounded(dataset: FaceDataset) -> None:
         next(loader)
         time.sleep(0.2)
         assert len(loader._pending) == 2
+
+
+def test_images_lie_in_the_buffers_given_and_are_told_once_decoded(dataset: FaceDataset,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[np.ndarray] = []
+    go_on = threading.Event()
+
+    def buffer(shape: tuple[int, ...]) -> np.ndarray:
+        made.append(np.full(shape, 77, np.uint8))
+        return made[-1]
+
+    with BatchLoader(dataset, EpochOrder(len(dataset), seed=5), EVERYTHING, 20, prefetch=1, buffer=buffer) as loader:
+        assert loader.coming() is None
+        found = [next(loader)]
+        wait(loader._pending[0][1])
+        assert loader.coming() is made[1]
+        usable = dataset.usable
+        monkeypatch.setattr(dataset, "usable", lambda index: usable(index) if go_on.wait(60) else None)
+        found += [next(loader)]  # after which the third batch waits
+        assert loader.coming() is None
+        go_on.set()
+        wait(loader._pending[0][1])
+        assert loader.coming() is made[2]
+        found += [next(loader)]
+    assert all(batch.images is images for batch, images in zip(found, made))
+    assert_same(found, batches(dataset, 3))
+
+
+def test_no_batch_is_told_where_an_image_ends_the_iterator(dataset: FaceDataset) -> None:
+    with BatchLoader(dataset, EpochOrder(len(dataset), seed=5), EVERYTHING, 20, prefetch=1) as loader:
+        next(loader)
+        wait(loader._pending[0][1])
+        loader._failure = UserError("an image of a later batch")
+        assert loader.coming() is None
+        with pytest.raises(UserError, match="later batch"):
+            next(loader)

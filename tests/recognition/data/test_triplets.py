@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from recognition.data.order import Position
 from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.triplets import MAX_BAGS, Bags, TripletLoader, lay_out
 from recognition.errors import UserError
+from tests.recognition.threads import Thread, together
 
 COUNTS = (6, 1, 4, 9, 5, 2, 7, 3)
 ALPHA = 2.0  # wide: nearly every positive pair gives a triplet
@@ -153,33 +151,20 @@ def test_from_any_position_and_its_state_the_same_batches_follow(dataset: FaceDa
                      len(bag_left)), bag_left)
 
 
-class Exchange:
-    """An all-gather between threads."""
-
-    def __init__(self, size: int) -> None:
-        self._barrier, self._arrays = threading.Barrier(size), [np.empty(0)] * size
-
-    def gather(self, rank: int, array: np.ndarray) -> np.ndarray:
-        self._arrays[rank] = array
-        self._barrier.wait()
-        gathered = np.concatenate(self._arrays)
-        self._barrier.wait()
-        return gathered
-
-
 def test_processes_embed_a_share_of_the_bag_and_agree_on_the_batches(dataset: FaceDataset) -> None:
-    exchange, embedded = Exchange(2), [0, 0]
+    embedded = [0, 0]
 
-    def process(rank: int) -> list[Batch]:
+    def process(communicator: Thread) -> list[Batch]:
+        rank = communicator.rank
+
         def count(images: np.ndarray) -> np.ndarray:
             embedded[rank] += len(images)
             return embed(images)
 
         return take(make_loader(dataset, part=(6 * rank, 6 * rank + 6), embed=count,
-                                gather=functools.partial(exchange.gather, rank)), 6)
+                                gather=communicator.all_gather), 6)
 
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(process, (0, 1)))
+    parts = together(process, 2)
     for whole, first, second in zip(take(make_loader(dataset), 6), *parts):
         assert np.array_equal(whole.records, np.concatenate([first.records, second.records]))
     assert embedded[0] == embedded[1] <= 12 * (parts[0][-1].epoch + 1)
@@ -242,19 +227,20 @@ def spoilt(dataset: FaceDataset, images: np.ndarray) -> Callable[[np.ndarray], n
 
 def test_images_whose_embeddings_are_not_finite_are_left_out_by_all_processes_alike(
         dataset: FaceDataset, caplog: pytest.LogCaptureFixture) -> None:
-    bad, exchange, asked = Bags(dataset, 3, 20, 0).images(0)[[0, 7, 8]], Exchange(2), []
+    bad, asked = Bags(dataset, 3, 20, 0).images(0)[[0, 7, 8]], []
 
     def judge(bag: int, records: np.ndarray, labels: np.ndarray, features: np.ndarray) -> str:
         asked.append((bag, records[~np.isfinite(features).all(axis=1)].tolist()))
         assert (dataset.labels()[records - 1] == labels).all()
         return f"left out of bag {bag}"
 
-    def process(rank: int) -> list[Batch]:
+    def process(communicator: Thread) -> list[Batch]:
+        rank = communicator.rank
         return take(make_loader(dataset, part=(6 * rank, 6 * rank + 6), embed=spoilt(dataset, bad), judge=judge,
-                                gather=functools.partial(exchange.gather, rank)), 3)
+                                gather=communicator.all_gather), 3)
 
-    with caplog.at_level(logging.INFO), ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(process, (0, 1))
+    with caplog.at_level(logging.INFO):
+        first, second = together(process, 2)
     assert asked.count((0, (bad + 1).tolist())) == 2 and len(first) == len(second) == 3
     used = np.concatenate([batch.records for batch in first + second])
     assert not set(used.tolist()) & set((bad + 1).tolist())

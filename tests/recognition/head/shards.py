@@ -2,6 +2,7 @@
 """Makers of shards on the CPU, one for each kind: ``make(start, stop, dim, **options)``."""
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,3 +33,8 @@ def on_triton(*place: int, with_bias: bool = False, **options: Any) -> Any:
     from recognition.engines.torch.triton.shard import TritonShard
 
     return TritonShard(torch.device("cpu"), *place, products=torch.float32, **options)
+
+
+KINDS = pytest.mark.parametrize("kind", [
+    on_cpu, on_context, partial(on_context, on_host=True), on_torch, partial(on_torch, on_host=True),
+], ids=["numba", "mxnet", "mxnet, W on the host", "torch", "torch, W on the host"])

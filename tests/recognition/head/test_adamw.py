@@ -2,7 +2,6 @@
 """AdamW against a float64 reference written here: its loops, and the head over shards, processes and samples."""
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable
 
 import numpy as np
@@ -13,7 +12,6 @@ from recognition.engines.cpu.adamw_kernel import update_centres_adamw
 from recognition.engines.cpu.shard import CpuShard
 from recognition.engines.mxnet import shard
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import ShardState, initial_centres, split_classes
@@ -21,18 +19,8 @@ from recognition.head.sharded import ShardedHead
 from recognition.optim.adamw import AdamW, AdamWStep
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import adamw_of
+from tests.recognition.head.shards import KINDS
 
-
-def on_torch(*place: Any, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), *place, **options)
-
-
-KINDS = pytest.mark.parametrize("kind", [
-    CpuShard, functools.partial(MxnetShard, mx.cpu()), functools.partial(MxnetShard, mx.cpu(), on_host=True), on_torch,
-    functools.partial(on_torch, on_host=True),
-], ids=["numba", "mxnet", "mxnet, W on the host", "torch", "torch, W on the host"])
 ARCFACE, COSFACE, SOFTMAX = Margin(64, 1, 0.5), Margin(64, 1, 0, 0.35), Margin(normalised=False)
 # A step's size does not depend on that of the gradient, so where the gradient is next to nothing its rounding decides.
 # A larger eps than the default keeps that out of the comparisons of whole heads.

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.errors import UserError
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
@@ -21,19 +19,14 @@ from recognition.head.sharded import ShardedHead
 from recognition.io import mapped
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import SingleProcess
+from tests.recognition.head.shards import on_context, on_cpu, on_torch
 
 CLASSES, DIM, STEPS = 3000, 40, 4  # rows of 160 bytes, some of which lie on two pages
 
 
-def on_torch(*place: Any, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), *place, on_host=True, **options)
-
-
 KINDS = pytest.mark.parametrize("kind", [
-    CpuShard, functools.partial(MxnetShard, mx.cpu(), on_host=True), on_torch,
-    functools.partial(on_torch, in_16_bits=True)], ids=["numba", "mxnet", "torch", "torch, 16 bits"])
+    on_cpu, functools.partial(on_context, on_host=True), functools.partial(on_torch, on_host=True),
+    functools.partial(on_torch, on_host=True, in_16_bits=True)], ids=["numba", "mxnet", "torch", "torch, 16 bits"])
 
 
 def trained(kind: Callable[..., Any], folder: Path | None, adamw: AdamW | None, ahead: bool) -> ShardedHead:

@@ -100,14 +100,16 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> No
         port = str(taken.getsockname()[1])
         environ = {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": port, "DMLC_NUM_SERVER": "1",
                    "DMLC_NUM_WORKER": "1"}
+        monkeypatch.setattr("recognition.engines.mxnet.processes.kvstore_communicator.PATIENCE_SECONDS", 0.3)
         with pytest.raises(UserError, match=rf"DMLC_PS_ROOT_URI: no scheduler answers at 127\.0\.0\.1:{port}: Conn"):
-            await_scheduler(environ, patience=0.3)
+            await_scheduler(environ)
+        monkeypatch.undo()
         with pytest.raises(UserError, match=r"DMLC_PS_ROOT_URI: no scheduler answers at no host:"):
-            await_scheduler({**environ, "DMLC_PS_ROOT_URI": "no host"}, patience=30)
+            await_scheduler({**environ, "DMLC_PS_ROOT_URI": "no host"})
         with pytest.raises(UserError, match=r"^DMLC_NUM_SERVER: not set, expected what recognition\.launch"):
-            await_scheduler({**environ, "DMLC_NUM_SERVER": ""}, patience=30)
+            await_scheduler({**environ, "DMLC_NUM_SERVER": ""})
         taken.listen()
-        await_scheduler(environ, patience=30)
+        await_scheduler(environ)
 
 
 def test_a_monitor_that_is_none() -> None:

@@ -10,31 +10,15 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.errors import UserError
 from recognition.head.margin import Margin
 from recognition.head.shard import ShardState, split_classes
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
+from tests.recognition.head.shards import on_context, on_cpu, on_torch
 
 ARCFACE, COSFACE, COMBINED, NSOFTMAX = Margin(64, 1, 0.5), Margin(64, 1, 0, 0.35), Margin(64, 1, 0.3, 0.2), Margin(64)
 SOFTMAX = Margin(normalised=False)
-
-
-def on_cpu(start: int, stop: int, dim: int, **options: Any) -> CpuShard:
-    return CpuShard(start, stop, dim, **options)
-
-
-def on_context(start: int, stop: int, dim: int, **options: Any) -> MxnetShard:
-    return MxnetShard(mx.cpu(), start, stop, dim, **options)
-
-
-def on_torch(start: int, stop: int, dim: int, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), start, stop, dim, **options)
 
 
 KINDS = pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch], ids=["numba", "mxnet", "torch"])

@@ -7,13 +7,11 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import pytest
 
-from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.margin import MIN_ANGLE, Margin
 from recognition.head.shard import ShardState, split_classes
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
+from tests.recognition.head.shards import on_context, on_cpu, on_torch
 
 MARGINS = [Margin(64, 1, 0.5), Margin(64, 1, 0, 0.35), Margin(64, 1.3, 0.2, 0.1), Margin(64), Margin(normalised=False)]
 EPSILON = 1e-10
@@ -57,20 +55,6 @@ def reference(x: np.ndarray, w: np.ndarray, labels: np.ndarray, margin: Margin) 
     if margin.normalised:
         d_unit, d_centres = through(d_unit, unit, x_norms), through(d_centres, centres, w_norms)
     return Reference(float(np.mean(log_sum - z[rows, labels])), d_unit, d_centres)
-
-
-def on_cpu(start: int, stop: int, dim: int, **options: Any) -> CpuShard:
-    return CpuShard(start, stop, dim, **options)
-
-
-def on_context(start: int, stop: int, dim: int, **options: Any) -> MxnetShard:
-    return MxnetShard(mx.cpu(), start, stop, dim, **options)
-
-
-def on_torch(start: int, stop: int, dim: int, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), start, stop, dim, **options)
 
 
 def make_head(kind: Callable[..., Any], w: np.ndarray, margin: Margin) -> ShardedHead:

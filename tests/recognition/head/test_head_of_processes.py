@@ -2,7 +2,6 @@
 """The head of P processes with S shards each against that of one; threads stand for processes, which runs have."""
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from recognition.engines.cpu.shard import CpuShard
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.image_margins import AdaFace, ElasticFace, ImageMargins, MagFace
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
@@ -21,20 +18,14 @@ from recognition.head.shard import split_classes
 from recognition.head.sharded import ShardedHead
 from recognition.optim.adamw import AdamW
 from recognition.processes.communicator import Communicator, SingleProcess
+from tests.recognition.head.shards import on_context, on_cpu, on_torch
 
 CLASSES, DIM, BATCH, STEPS = 11, 16, 12, 4
 LOSSES = {"softmax": Margin(normalised=False), "nsoftmax": Margin(64), "arcface": Margin(64, 1, 0.5),
           "cosface": Margin(64, 1, 0, 0.35), "combined": Margin(64, 1, 0.3, 0.2)}
 
 
-def on_torch(*place: Any, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), *place, **options)
-
-
-KINDS: dict[str, Callable[..., Any]] = {"numba": CpuShard, "mxnet": functools.partial(MxnetShard, mx.cpu()),
-                                        "torch": on_torch}
+KINDS: dict[str, Callable[..., Any]] = {"numba": on_cpu, "mxnet": on_context, "torch": on_torch}
 
 
 class Threads(SingleProcess):

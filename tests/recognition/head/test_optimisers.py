@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from recognition.engines.interface import Backbone
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.shard import SGD
 from recognition.networks import sym
 from recognition.optim.adamw import AdamW
 from recognition.optim.factors import LearningRateFactors
 from recognition.optim.loss_scale import LossScale
 from recognition.processes.communicator import SingleProcess
+from tests.recognition.head.shards import on_context, on_torch
 
 ADAMW, LR, MU, WD, LAYERS, STEPS = AdamW(0.8, 0.99, 1e-6), 0.02, 0.9, 0.1, 20, 6
 FROZEN, FAST = "fc3_*", "fc5_weight"
@@ -160,17 +159,7 @@ def test_numbers_below_those_of_float32_count_as_0(replicated: Callable[..., Any
     assert all((after[name] == 1).all() for name in weights)
 
 
-def mxnet_shard(*place: int, **options: Any) -> MxnetShard:
-    return MxnetShard(mx.cpu(), *place, **options)
-
-
-def torch_shard(*place: int, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), *place, **options)
-
-
-@pytest.mark.parametrize("kind", [mxnet_shard, torch_shard])
+@pytest.mark.parametrize("kind", [on_context, on_torch])
 @pytest.mark.parametrize("adamw", [None, AdamW(1e-50, 1e-50, 1e-8)], ids=["sgd", "adamw"])
 def test_numbers_below_those_of_float32_count_as_0_for_class_centres(adamw: AdamW | None,
                                                                      kind: Callable[..., Any]) -> None:

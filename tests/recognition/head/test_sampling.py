@@ -2,33 +2,20 @@
 """Sampled class centres: what is drawn, and a sampled step against a full step over the drawn classes alone."""
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 
 from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import ShardState, split_classes, target_columns
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
+from tests.recognition.head.shards import KINDS
 
 ARCFACE = Margin(64, 1, 0.5)
-
-def on_torch(*place: Any, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), *place, **options)
-
-
-KINDS = pytest.mark.parametrize("kind", [
-    CpuShard, functools.partial(MxnetShard, mx.cpu()), functools.partial(MxnetShard, mx.cpu(), on_host=True), on_torch,
-    functools.partial(on_torch, on_host=True),
-], ids=["numba", "mxnet", "mxnet, W on the host", "torch", "torch, W on the host"])
 
 
 def test_a_sample_holds_the_batch_and_each_other_class_with_the_ratio() -> None:

@@ -2,31 +2,22 @@
 """Sub-centres with every margin loss, sampled or not, over any shards, against dense one-hot arithmetic in float64."""
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 
-from recognition.engines.cpu.shard import CpuShard
-from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.shard import MxnetShard
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.shard import ShardState, split_classes
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
+from tests.recognition.head.shards import on_context, on_cpu, on_torch
 
 LOSSES = {"softmax": Margin(normalised=False), "nsoftmax": Margin(64), "arcface": Margin(64, 1, 0.5),
           "cosface": Margin(64, 1, 0, 0.35), "combined": Margin(64, 1, 0.3, 0.2)}
 CLASSES, DIM, BATCH, STEPS = 13, 6, 8, 4
 LR, MU, WD = 0.05, 0.9, 0.0005
-
-
-def on_torch(*place: Any, **options: Any) -> Any:
-    torch = pytest.importorskip("torch")
-    from recognition.engines.torch.shard import TorchShard
-    return TorchShard(torch.device("cpu"), *place, **options)
 
 
 class Reference:
@@ -75,7 +66,7 @@ class Reference:
         return (gradient - (gradient * unit).sum(axis=1, keepdims=True) * unit) / lengths
 
 
-@pytest.mark.parametrize("kind", [CpuShard, functools.partial(MxnetShard, mx.cpu()), on_torch],
+@pytest.mark.parametrize("kind", [on_cpu, on_context, on_torch],
                          ids=["numba", "mxnet", "torch"])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("ratio", [1.0, 0.7])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recognition.head.rounding import key_of, random_words, rounded
+from recognition.head.rounding import GOLDEN, hashed, key_of
 from recognition.head.shard import split_classes
 
 ODD = np.array([0.0, -0.0, 1.0, np.pi, -1e-30, 1e-42, 3.4e38, -np.inf, np.inf, np.nan, 0.1, -2.5e-7], np.float32)
@@ -18,6 +18,18 @@ def values(rows: int, dim: int) -> np.ndarray:
     array = np.random.default_rng(1).standard_normal((rows, dim), dtype=np.float32)
     array[0, : len(ODD)] = ODD
     return array
+
+
+def random_words(key: int, rows: np.ndarray, dim: int) -> np.ndarray:
+    """32 random bits for each number of rows, int64 (n,) by their numbers among all classes: uint32 (n, dim)."""
+    of_rows = hashed(rows.astype(np.uint32) ^ np.uint32(key))
+    return hashed(of_rows[:, None] + np.arange(dim, dtype=np.uint32) * np.uint32(GOLDEN))
+
+
+def rounded(values: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Float32 ``values`` as float32 that bfloat16 holds, rounded by the lower 16 of ``bits``, uint32."""
+    sums = values.view(np.uint32) + (bits & np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(values), values, sums.view(np.float32))
 
 
 def test_numbers_that_bfloat16_holds_stay() -> None:

@@ -146,7 +146,7 @@ def mxnet_shapes(text, data):
 
 def our_shapes(text, data):
     try:
-        graph = Graph.from_json(text)
+        graph = Graph.from_dict(json.loads(text))
         shapes = all_shapes(graph, data)
         return {name: shapes[entry.node][entry.output] for name, entry in graph.internals.items()}
     except (UserError, ValueError) as error:

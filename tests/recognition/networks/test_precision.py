@@ -113,11 +113,13 @@ def test_parameters_statistics_and_output_stay_float32(dtype):
     assert len({str(kinds[node.name + "_output"]) for node in nodes}) == 1
 
 
-def test_a_processor_without_bfloat16_is_refused(tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx2 avx512f\n")
-    with pytest.raises(UserError, match=r"--fp16-scale: this processor has no bfloat16 .none of avx512_bf16"):
-        require_bfloat16("--fp16-scale", tmp_path / "cpuinfo")
+def test_a_processor_without_bfloat16_is_refused(tmp_path, monkeypatch):
+    cpu_info = tmp_path / "cpuinfo"
+    monkeypatch.setattr("recognition.config.devices.CPU_INFO", cpu_info)
     with pytest.raises(UserError, match="float16 needs a GPU"):
-        require_bfloat16("fp16", tmp_path / "nowhere")
-    (tmp_path / "cpuinfo").write_text("flags : fpu avx512_bf16\n")
-    require_bfloat16("--fp16-scale", tmp_path / "cpuinfo")
+        require_bfloat16("fp16")
+    cpu_info.write_text("processor : 0\nflags : fpu avx2 avx512f\n")
+    with pytest.raises(UserError, match=r"--fp16-scale: this processor has no bfloat16 .none of avx512_bf16"):
+        require_bfloat16("--fp16-scale")
+    cpu_info.write_text("flags : fpu avx512_bf16\n")
+    require_bfloat16("--fp16-scale")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from recognition.config.devices import require_bfloat16
-from recognition.config.options import FAMILIES as NAMES_OF_FAMILIES
-from recognition.config.options import NETWORK_KEYS, Config
+from recognition.config.groups.network import FAMILIES as NAMES_OF_FAMILIES
+from recognition.config.groups.network import NETWORK_KEYS
+from recognition.config.options import Config
 from recognition.engines.configured import computing_of
 from recognition.engines.interface import Updating
 from recognition.engines.mxnet.backbone import ReplicatedBackbone

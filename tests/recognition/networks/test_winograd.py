@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from recognition.config import devices
 from recognition.engines.interface import Computing
 from recognition.engines.mxnet.embedder import inference_form
 from recognition.engines.mxnet.imports import mx
-from recognition.engines.mxnet.passes import winograd as passes
 from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.passes.prelu import fast_prelu
 from recognition.engines.mxnet.passes.winograd import winograd, winograd_pays
@@ -209,8 +207,7 @@ def test_a_network_agrees_with_the_network(memonger):
 def test_a_run_gets_it_where_it_was_measured_to_be_faster(monkeypatch, tmp_path, vendor, flags, pays):
     """In training, in embedding, and in the plan of memory."""
     (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}\n\nvendor_id\t: {vendor}\n")
-    monkeypatch.setattr(passes, "processor_flags", partial(devices.processor_flags, tmp_path / "cpuinfo"))
-    monkeypatch.setattr(passes, "processor_of_amd", partial(devices.processor_of_amd, tmp_path / "cpuinfo"))
+    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
     graph, shape = convolution(), (64, 14, 14)
     assert winograd_pays() == pays
     assert ("Custom" in operators(bound_form(graph, Computing(devices.CPU, 2), shape))) == pays

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from recognition.training.checkpoints.first_centres import (
     start_centres,
 )
 from recognition.training.parts import centres_source
+from tests.recognition.threads import together
 
 CLASSES, K, DIM = 11, 2, 3
 W = np.random.RandomState(0).rand(CLASSES * K, DIM).astype(np.float32)
@@ -97,22 +96,6 @@ def mean_colour(images: np.ndarray) -> np.ndarray:
     return images.mean(axis=(2, 3)).astype(np.float32)
 
 
-class Two(SingleProcess):
-    """One of two processes that are threads."""
-
-    size = 2
-
-    def __init__(self, rank: int, table: list[np.ndarray], barrier: threading.Barrier) -> None:
-        self.rank, self._table, self._barrier = rank, table, barrier
-
-    def all_gather(self, array: np.ndarray) -> np.ndarray:
-        self._table[self.rank] = array
-        self._barrier.wait(300)
-        gathered = np.concatenate(self._table)
-        self._barrier.wait(300)
-        return gathered
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("parts", [2, 4])
 def test_mean_embeddings(tiny_set: Path, tmp_path: Path, parts: int, processes: int) -> None:
@@ -122,14 +105,9 @@ def test_mean_embeddings(tiny_set: Path, tmp_path: Path, parts: int, processes: 
     config = Config(centres_from="embeddings", pretrained="x", emb_size=DIM, per_batch_size=4,
                     devices=(("cpu", 0), ("cpu", 1)))
     source = centres_source(config)
-    shards, table, barrier = make_shards(parts, sub_centres=1), [W] * processes, threading.Barrier(processes)
-
-    def run(rank: int) -> str:
-        communicator = Two(rank, table, barrier) if processes == 2 else SingleProcess()
-        return start_centres(source, path, dataset, shards[rank::processes], mean_colour, communicator)
-
-    with ThreadPoolExecutor(processes) as pool:
-        line, *_ = pool.map(run, range(processes))
+    shards = make_shards(parts, sub_centres=1)
+    line, *_ = together(lambda process: start_centres(source, path, dataset, shards[process.rank::processes],
+                                                      mean_colour, process), processes)
     assert line == "class centres: the mean embeddings of 66 images, at most 10 of a class"
     sums = np.zeros((CLASSES, DIM))
     for i in range(len(dataset)):

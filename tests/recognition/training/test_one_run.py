@@ -8,52 +8,22 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
-import numpy as np
 import pytest
 
 from recognition.config.cli import parse_args
 from recognition.config.differences import as_json
-from recognition.errors import UserError
 from recognition.processes import alike
 from recognition.processes.alike import require_alike, require_shared, shared_options
-from recognition.processes.communicator import SingleProcess
+from tests.recognition.threads import Thread, together
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class Thread(SingleProcess):
-    """A process that is a thread of this one."""
-
-    def __init__(self, rank: int, table: list[Any], barrier: threading.Barrier) -> None:
-        self.rank, self.size, self._table, self._barrier = rank, len(table), table, barrier
-
-    def all_gather(self, array: np.ndarray) -> np.ndarray:
-        self._table[self.rank] = array
-        self._barrier.wait()
-        found = np.concatenate(self._table)
-        self._barrier.wait()
-        return found
-
-
 def said(*processes: Callable[[Thread], None]) -> list[str]:
     """What each process ends with; empty if it goes on."""
-    count = len(processes)
-    ends, table, barrier = [""] * count, [None] * count, threading.Barrier(count, timeout=300)
-
-    def run(rank: int) -> None:
-        try:
-            processes[rank](Thread(rank, table, barrier))
-        except UserError as error:
-            ends[rank] = str(error)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return ends
+    return [str(error or "") for error in together(lambda process: processes[process.rank](process), len(processes))]
 
 
 def test_the_first_option_that_differs_is_named_in_all_processes() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from recognition.config.options import Config
 from recognition.data import degrade
-from recognition.data.loader import Batch
+from recognition.data.loader import Batch, in_memory
 from recognition.data.order import BEGINNING
 from recognition.data.sets.landmarks import write_landmarks_of
 from recognition.engines.choose import choose_engine
@@ -22,7 +22,7 @@ from recognition.errors import UserError
 from recognition.head.triplet_head import TripletHead
 from recognition.processes.communicator import SingleProcess
 from recognition.training.parts import make_dataset, make_head, make_loader
-from tests.recognition.training.test_save_state import Threads, together
+from tests.recognition.threads import Thread, together
 
 DIM = 8
 TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
@@ -30,6 +30,8 @@ TRIPLET = {"loss_name": "triplet", "per_batch_size": 6}
 
 class Mean:
     """A backbone whose features are mean colours, for the loader of triplets."""
+
+    buffer = staticmethod(in_memory)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         return images.mean(axis=(2, 3)).astype(np.float32) - 127
@@ -111,7 +113,7 @@ def test_processes_whose_sets_have_other_landmarks_do_not_begin(make: Callable[.
     place, of = make_dataset(make(dataset_path=str(tmp_path / "1"))).landmarks_place or (None, "")
     write_landmarks_of(place, of, np.ones((67, 5, 2)))  # type: ignore[arg-type]
 
-    def begin(communicator: Threads) -> None:
+    def begin(communicator: Thread) -> None:
         config = make(data_mask_prob=0.5, dataset_path=str(tmp_path / str(min(communicator.rank, 1))))
         make_loader(config, make_dataset(config), Mean(), communicator, BEGINNING, {}).close()  # type: ignore[arg-type]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,50 +14,20 @@ from recognition.engines.interface import BackboneState
 from recognition.errors import LostProcess, UserError
 from recognition.head.shard import split_classes
 from recognition.io.checksums import Sum
-from recognition.processes.communicator import SingleProcess
 from recognition.training.states import save as module
 from recognition.training.states.find import find_state
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress
+from tests.recognition.threads import Thread, together
 
 CLASSES, PROCESSES = 7, 3
 WEIGHTS = {"w": np.ones(3, np.float32)}
 
 
-class Threads(SingleProcess):
-    """Processes that are threads: what each gives is laid on a table."""
-
-    size = PROCESSES
-
-    def __init__(self, rank: int, table: list[Any], barrier: threading.Barrier) -> None:
-        self.rank, self._table, self._barrier = rank, table, barrier
-
-    def all_gather(self, array: np.ndarray) -> np.ndarray:
-        self._table[self.rank] = array
-        self._barrier.wait(300)
-        found = np.concatenate(self._table)
-        self._barrier.wait(300)
-        return found
-
-
-def together(action: Callable[[Threads], Any]) -> list[Any]:
-    """What each process returns or raises."""
-    table, barrier = [None] * PROCESSES, threading.Barrier(PROCESSES)
-
-    def run(rank: int) -> Any:
-        try:
-            return action(Threads(rank, table, barrier))
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        return list(pool.map(run, range(PROCESSES)))
-
-
 def save(folder: Path, step: int) -> list[Any]:
     ranges = split_classes(CLASSES, 2 * PROCESSES)
 
-    def one(process: Threads) -> Path:
+    def one(process: Thread) -> Path:
         shards = [CpuShard(*pair, 4, normalised=True, scale=64) for pair in ranges[2 * process.rank :][:2]]
         return save_state(folder, Progress(step=step), BackboneState(WEIGHTS, WEIGHTS, [WEIGHTS]), shards,
                           communicator=process)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +31,8 @@ def test_the_time_left_is_that_of_the_steps_left_at_the_speed_so_far(tmp_path: P
     """100 of 1000 steps in two hours: 18 hours for the 900 that are left; the test itself takes less than 0.05 hours of
     that."""
     path = tmp_path / "training.log"
-    log = TextLog(path, 0, 1000, {"lr": 0.1}, began=time.perf_counter() - 2 * 3600)
+    log = TextLog(path, 0, 1000, {"lr": 0.1})
+    log._began -= 2 * 3600
     log.speed(100, 3, 7.25, 0.02, 1234.567)
     log.close()
     found = SPEED.fullmatch(path.read_text().splitlines()[-1])
@@ -44,7 +44,8 @@ def test_a_run_that_goes_on_counts_its_own_steps(tmp_path: Path) -> None:
     """From step 500 on, 100 steps in two hours: 8 hours for the 400 that are left. What was there stays."""
     path = tmp_path / "training.log"
     path.write_text("before\n")
-    log = TextLog(path, 500, 1000, {}, began=time.perf_counter() - 2 * 3600)
+    log = TextLog(path, 500, 1000, {})
+    log._began -= 2 * 3600
     log.speed(600, 3, 7.25, 0.02, 1.0)
     log.close()
     first, start, speed = path.read_text().splitlines()

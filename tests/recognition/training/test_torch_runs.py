@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any, Callable
 
@@ -16,11 +17,15 @@ import numpy as np
 import pytest
 
 from recognition.config.options import Config
+from recognition.data.loader import BatchLoader
 from recognition.training.run import train
 from recognition.training.states.folder import saved_states
 from recognition.training.states.state import SavedState
 
 pytest.importorskip("torch")
+from recognition.engines.torch.graphs.uploads import Uploads
+from tests.recognition.engines.torch import fake_graphs
+
 ROOT = Path(__file__).resolve().parents[3]
 with_mxnet = pytest.mark.skipif(importlib.util.find_spec("mxnet") is None, reason="mxnet is not installed")
 Make = Callable[..., Config]
@@ -90,6 +95,21 @@ def test_a_run_goes_on_to_the_same_bits(small: Make, more: dict[str, Any]) -> No
     assert train(small(state_every=2, max_steps=4, resume="yes", **more)) == 0
     again = arrays(config)
     assert [name for name in whole if whole[name].tobytes() != again[name].tobytes()] == []
+
+
+def test_a_run_whose_images_are_copied_beside_its_steps_has_the_bits_of_any(small: Make,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for CUDA, and a loader whose next batch is always decoded when it is asked."""
+    plain, ahead = (small(state_every=3, extra_model_name=name) for name in ("plain", "ahead"))
+    assert train(plain) == 0
+    fake_graphs.install(monkeypatch)
+    begin, coming, begun = Uploads.begin, BatchLoader.coming, list[np.ndarray]()
+    monkeypatch.setattr(Uploads, "begin", lambda uploads, images: begun.append(images) or begin(uploads, images))
+    monkeypatch.setattr(BatchLoader, "coming", lambda loader: wait(loader._pending[0][1]) and coming(loader))
+    assert train(ahead) == 0
+    assert len(begun) == 1 + 3
+    found, wanted = arrays(ahead), arrays(plain)
+    assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []
 
 
 @with_mxnet

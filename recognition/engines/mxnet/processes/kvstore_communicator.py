@@ -18,7 +18,7 @@ from recognition.processes.reach import await_answer
 PATIENCE_SECONDS = 60.0  # for the scheduler to begin
 
 
-def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE_SECONDS) -> None:
+def await_scheduler(environ: Mapping[str, str]) -> None:
     """Wait until the scheduler can be reached. MXNet itself would wait for ever and ignore signals.
 
     :raises UserError: if the variables that name it are not there, or it does not answer.
@@ -28,8 +28,9 @@ def await_scheduler(environ: Mapping[str, str], patience: float = PATIENCE_SECON
     if missing:
         raise UserError(f"{missing[0]}: not set, expected what recognition.launch --servers 1 sets for workers")
     host, port = environ["DMLC_PS_ROOT_URI"], int(environ["DMLC_PS_ROOT_PORT"])
-    if why := await_answer(host, port, patience):
-        raise UserError(f"DMLC_PS_ROOT_URI: no scheduler answers at {host}:{port}: {why}; waited up to {patience:g} s")
+    if why := await_answer(host, port, PATIENCE_SECONDS):
+        raise UserError(f"DMLC_PS_ROOT_URI: no scheduler answers at {host}:{port}: {why}; waited up to "
+                        f"{PATIENCE_SECONDS:g} s")
 
 
 class KVStoreCommunicator:

@@ -34,16 +34,14 @@ class DistributedCommunicator:
     last bit in all processes, and in a run that is repeated.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, scheduler: bool = False,
-                 patience: float = STALL_SECONDS) -> None:
+    def __init__(self, store: Any, rank: int, size: int, scheduler: bool = False) -> None:
         """:param store: a ``torch.distributed.Store``; ``scheduler``: it is held by one, which waits for all to leave.
-        :param patience: seconds that an exchange may take.
         :raises LostProcess: if the processes cannot connect.
         """
         self._with_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         try:
             distributed.init_process_group("cpu:gloo,cuda:nccl" if self._with_gpus else "gloo", store=store, rank=rank,
-                                           world_size=size, timeout=timedelta(seconds=patience))
+                                           world_size=size, timeout=timedelta(seconds=STALL_SECONDS))
         except RuntimeError as error:
             raise LostProcess(f"process {rank} of {size} cannot connect to the others: "
                               f"{' '.join(str(error).split())}") from None

@@ -9,7 +9,7 @@ from recognition.engines.torch.finite import as_it_lies
 from recognition.engines.torch.imports import torch
 from recognition.processes.communicator import Communicator
 
-BUCKET_BYTES = 8 << 20  # small tensors are summed together, up to so many bytes
+BUCKET_BYTES = 8 << 20  # of several tensors that are summed together; a larger one travels alone
 
 
 class Summing:
@@ -19,13 +19,11 @@ class Summing:
     tensors of the same shapes, and laid out alike, in the same order.
     """
 
-    def __init__(self, communicator: Communicator, most: int = BUCKET_BYTES, low: torch.dtype | None = None,
-                 raised: float = 1.0) -> None:
+    def __init__(self, communicator: Communicator, low: torch.dtype | None = None, raised: float = 1.0) -> None:
         """:param communicator: the one of ``torch.distributed``, which counts what is sent.
-        :param most: bytes of a bucket of several tensors; a larger tensor travels alone.
         :param low: the numbers of 16 bits that tensors are sent and summed in, ``raised`` by a factor; None: their own.
         """
-        self._communicator, self._most, self._low, self._raised = communicator, most, low, raised
+        self._communicator, self._low, self._raised = communicator, low, raised
         self._bucket: list[torch.Tensor] = []
         self._running: list[tuple[list[torch.Tensor], torch.Tensor, Any]] = []
 
@@ -38,7 +36,7 @@ class Summing:
     def _fits(self, tensor: torch.Tensor) -> bool:
         first = self._bucket[0]
         held = (sum(other.numel() for other in self._bucket) + tensor.numel()) * first.element_size()
-        return (tensor.device, tensor.dtype) == (first.device, first.dtype) and held <= self._most
+        return (tensor.device, tensor.dtype) == (first.device, first.dtype) and held <= BUCKET_BYTES
 
     @torch.no_grad()
     def _leave(self) -> None:

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for ``torch.cuda`` on CPUs, as far as recording a pass needs it.
+"""A stand-in for ``torch.cuda`` on CPUs, as far as recorded passes and copies beside them need it.
 
 A recording notes each ATen operator of the forward and of the backward pass with its very tensors. Where it ends,
 what it wrote in place is put back, and what it made is NaN, as CUDA has computed nothing. A replay computes the noted
 operators again on the same tensors: whatever else Python did in the pass does not happen again.
+
+Copies on another stream than the default one are done as late as events, waits and other operators of the stream allow.
 """
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import ctypes
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Callable
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -92,27 +98,98 @@ class Graph:
                 place.data.copy_(found)
 
 
-class Other:
-    """Streams and events, which do nothing."""
+class Stream:
+    """A :class:`torch.cuda.Stream`: what it is to do, in order, and how much of it is done. The default one is at once.
+    """
+
+    at_once = False
 
     def __init__(self, *_: Any) -> None:
-        self.device = torch.device("cpu")
+        self.device, self._queue, self._done = torch.device("cpu"), list[Callable[[], object]](), 0
 
-    def synchronize(self) -> None: ...
+    def put(self, action: Callable[[], object]) -> int:
+        self._queue.append(action)
+        place = len(self._queue)
+        if self.at_once:
+            self.run()
+        return place
 
-    def record(self, stream: Any) -> None: ...
+    def run(self, to: int | None = None) -> None:
+        while self._done < (len(self._queue) if to is None else to):
+            self._done += 1
+            self._queue[self._done - 1]()
+
+    def wait_event(self, event: Event) -> None:
+        self.put(event.recorded())
+
+
+DEFAULT = Stream()
+DEFAULT.at_once = True
+_current = [DEFAULT]
+
+
+class Event:
+    """A :class:`torch.cuda.Event`."""
+
+    def __init__(self) -> None:
+        self._stream, self._place = DEFAULT, 0
+
+    def record(self, stream: Stream) -> None:
+        self._stream, self._place = stream, stream.put(lambda: None)
+
+    def recorded(self) -> Callable[[], None]:
+        """What does all that stands before the last record until now."""
+        return partial(self._stream.run, self._place)
+
+    def synchronize(self) -> None:
+        self.recorded()()
+
+
+class Late(TorchDispatchMode):
+    """Puts copies off that a stream is to do."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default and not Graph.recording:
+            there, here = memory(args[0]), memory(args[1])
+            self._stream.put(lambda: np.copyto(there, here))
+            return args[0]
+        if func not in (torch.ops.aten.empty_like.default, torch.ops.aten.lift_fresh.default):  # which do nothing
+            self._stream.run()
+        return func(*args, **(kwargs or {}))
+
+
+def memory(tensor: Any) -> np.ndarray:
+    """The bytes of a tensor without gaps, which this does not keep: so it is seen if nobody else does."""
+    assert tensor.is_contiguous()
+    return np.ctypeslib.as_array((ctypes.c_uint8 * tensor.nbytes).from_address(tensor.data_ptr()))
+
+
+@contextlib.contextmanager
+def current(stream: Stream) -> Iterator[None]:
+    """Context in which a stream is the current one."""
+    _current.append(stream)
+    try:
+        with Late(stream):
+            yield
+    finally:
+        _current.pop()
 
 
 def install(patch: pytest.MonkeyPatch) -> type[Graph]:
     """Let replicas on CPUs record their passes; returns the class that counts replays."""
     fakes: dict[str, Any] = {
-        **dict.fromkeys(("Stream", "Event", "current_stream"), Other),
+        "Stream": Stream, "Event": Event, "stream": current, "current_stream": lambda *_: _current[-1],
         **dict.fromkeys(("graph_pool_handle", "synchronize", "empty_cache"), lambda *_: None),
-        **dict.fromkeys(("stream", "device"), lambda _: contextlib.nullcontext()),
+        "device": lambda _: contextlib.nullcontext(),
         **dict.fromkeys(("is_initialized", "is_current_stream_capturing"), lambda: Graph.recording),
         "CUDAGraph": Graph}
     for name, fake in fakes.items():
         patch.setattr(torch.cuda, name, fake)
     patch.setattr("recognition.engines.torch.replica.can_record", lambda device: True)
+    patch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)
     patch.setattr(Graph, "replays", 0)
     return Graph

@@ -179,6 +179,22 @@ def test_gradient_norm_is_that_of_the_mean_loss_by_parameters_that_move() -> Non
     assert gradients["fc1_gamma"] == 0  # which stays at 1
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_check_of_a_step_leaves_norms_for_its_clipping(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without the check, whose norms the next backward pass drops."""
+    checked, plain = (torch_backbone(devices=devices, clip_norm=1e-3) for _ in range(2))
+    wanted = steps(plain, 0, 1)
+    images, d_features = batch(0)
+    checked.forward(images)
+    checked.backward(d_features)
+    assert checked.finite()
+    with monkeypatch.context() as patch:
+        patch.setattr(checked, "norms_of", None)
+        checked.step(0.05)
+    assert same_bits(checked.state(), wanted)
+    assert same_bits(steps(checked, 1, 2), steps(plain, 1, 2))
+
+
 @pytest.mark.parametrize("low, tolerance", [("bfloat16", 2**-6), ("float16", 2**-9)])
 def test_16_bits_move_float32_parameters(low: str, tolerance: float) -> None:
     """Features by a few layers that round to 8 or 11 bits: a few times 2**-9 or 2**-12 of the largest."""

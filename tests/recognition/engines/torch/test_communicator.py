@@ -196,7 +196,8 @@ def test_buckets_keep_the_order_and_part_by_size_and_type(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     tensors = [torch.full((size,), float(size)) for size in (3, 2, 9, 1)] + [torch.ones(1, dtype=torch.float64)]
-    summing = Summing(SingleProcess(), most=20)
+    monkeypatch.setattr("recognition.engines.torch.processes.summing.BUCKET_BYTES", 20)
+    summing = Summing(SingleProcess())
     for tensor in tensors:
         summing.add(tensor)
     assert left == [5, 9, 1]  # these travel while more tensors come

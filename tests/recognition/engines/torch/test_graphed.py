@@ -32,7 +32,7 @@ from tests.recognition.engines.torch.test_backbone import (
 
 torch = pytest.importorskip("torch")
 from recognition.engines.torch import deterministic as settings  # noqa: E402
-from recognition.engines.torch import graphed  # noqa: E402
+from recognition.engines.torch.graphs import graphed  # noqa: E402
 from recognition.engines.torch.replica import Replica  # noqa: E402
 
 

@@ -6,7 +6,6 @@ Both round sums of some dozen numbers to float64's 1e-16, and MXNet keeps factor
 from __future__ import annotations
 
 import importlib.util
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -207,8 +206,8 @@ def graph_of(drawn: Any) -> Graph:
              for name, shape in zip(names, (*drawn.shapes, *[None] * inputs))]
     nodes.append({"op": drawn.name, "name": "n", "attrs": drawn.attrs, "inputs": [
         [place, 0, int(operator.is_state(place))] for place in range(inputs)]})
-    return Graph.from_json(json.dumps({"nodes": nodes, "heads": [[inputs, drawn.output, 0]],
-                                       "attrs": {"mxnet_version": ["int", 10901]}}))
+    return Graph.from_dict({"nodes": nodes, "heads": [[inputs, drawn.output, 0]],
+                            "attrs": {"mxnet_version": ["int", 10901]}})
 
 
 def arrays_for(drawn: Any, graph: Graph) -> dict[str, np.ndarray]:

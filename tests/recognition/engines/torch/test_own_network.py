@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -154,7 +155,7 @@ def test_mxnet_runs_the_graph_of_a_module_from_its_checkpoint(kind: Any) -> None
     from recognition.engines.mxnet.symbols import to_symbol
 
     module = kind()
-    graph = Graph.from_json(module_graph(module, (3, 32, 32), "mine").to_json())
+    graph = Graph.from_dict(json.loads(module_graph(module, (3, 32, 32), "mine").to_json()))
     arrays = {**initialise(graph, (3, 32, 32), 0)[0],
               **{name: tensor.numpy() for name, tensor in module.state_dict().items()}}
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.float32)

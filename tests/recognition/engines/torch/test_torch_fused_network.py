@@ -2,7 +2,9 @@
 """Networks whose batch norms are Triton's kernels, in its interpreter, beside the same ones of PyTorch's operators."""
 from __future__ import annotations
 
+import math
 import os
+import weakref
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,13 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is off", allow_module_level=True)
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
 from recognition.engines.interface import Computing, Updating  # noqa: E402
 from recognition.engines.maps import KERNELS_FACTOR, maps_in_training  # noqa: E402
 from recognition.engines.torch import engine, fusing  # noqa: E402
+from recognition.engines.torch import network as torch_network  # noqa: E402
 from recognition.engines.torch.network import Network  # noqa: E402
 from recognition.engines.torch.triton.batch_norm import choice  # noqa: E402
 from recognition.networks import sym  # noqa: E402
@@ -27,6 +33,7 @@ from recognition.networks.shapes import all_shapes  # noqa: E402
 from recognition.processes.communicator import SingleProcess  # noqa: E402
 
 CPU, SIDE = torch.device("cpu"), (3, 8, 8)
+MADE_AGAIN = ("a_bn1", "a_relu1", "b_bn1", "b_relu1")  # norms, maybe with a PReLU, that a convolution alone reads
 NORM: dict[str, Any] = {"fix_gamma": False, "eps": 1e-3, "momentum": 0.8}
 
 
@@ -124,20 +131,42 @@ def test_float32_and_inference_are_pytorchs_operators() -> None:
     assert torch.equal(*outputs)
 
 
-def test_less_is_kept_for_the_backward_pass() -> None:
-    """No output of a batch norm that a PReLU reads."""
-    graph, kept = network(), []
-    for fused in (False, True):
-        saved: dict[int, int] = {}
+class Living(TorchDispatchMode):  # type: ignore[misc]
+    """Counts the bytes of tensors that operators made and that still are there."""
 
-        def count(tensor: Any, saved: dict[int, int] = saved) -> Any:
-            saved[tensor.data_ptr()] = tensor.numel()
-            return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, int] = {}
 
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            step(graph, fused=fused)
-        kept.append(sum(saved.values()))
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.storages.pop, storage._cdata, None)
+        return found
+
+
+def test_less_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No input of a PReLU behind a batch norm; and no norm that a convolution alone reads, which is computed again to
+    the same bits."""
+    graph, kept, steps = network(), [], []
+    shapes = all_shapes(graph, (4, *SIDE))
+    norms = [place for place, node in enumerate(graph.nodes) if node.name in MADE_AGAIN]
+    for fused, again in ((False, False), (True, False), (True, True)):
+        with monkeypatch.context() as patch:
+            if not again:
+                patch.setattr(torch_network, "convolutions_of_norms", lambda *_: set())
+            made = Network(graph, *arrays_of(graph), CPU, fused=fused)
+            with Living() as living, torch.autocast("cpu", torch.float16):
+                features = made(torch.ones((4, *SIDE)).contiguous(memory_format=torch.channels_last), training=True)
+            kept.append(sum(living.storages.values()))
+            assert features.requires_grad
+            steps.append(step(graph, fused=fused))
     assert kept[1] < 0.9 * kept[0]
+    assert kept[1] - kept[2] == sum(2 * math.prod(shapes[place][0]) for place in norms)  # 2 bytes a number
+    assert [name for name, array in steps[1].items() if array.tobytes() != steps[2][name].tobytes()] == []
 
 
 @pytest.mark.parametrize("why", ["", "Triton is not installed"])
@@ -160,9 +189,10 @@ def test_the_engine_says_what_computes_batch_norms_on_gpus(why: str, monkeypatch
 
 
 def test_the_plan_leaves_out_what_the_kernels_do_not_keep() -> None:
-    """On GPUs in 16 bits: inputs of PReLUs, 2 bytes a number. Slopes: 1 %."""
+    """On GPUs in 16 bits: inputs of PReLUs, and norms in front of convolutions, 2 bytes a number. Slopes: 1 %."""
     graph, shapes = network(), all_shapes(network(), (4, *SIDE))
-    numbers = sum(int(np.prod(shapes[place][0])) for place, node in enumerate(graph.nodes) if node.op == "LeakyReLU")
+    numbers = sum(math.prod(shapes[place][0]) * ((node.op == "LeakyReLU") + (node.name in MADE_AGAIN))
+                  for place, node in enumerate(graph.nodes))
     planned = maps_in_training(graph, Computing((("gpu", 0),), 4, True), SIDE, "torch")
     with_them = KERNELS_FACTOR * maps_memory(low_precision(graph, "float16", SIDE), SIDE, 4)
     assert with_them - planned == pytest.approx(KERNELS_FACTOR * 2 * numbers, rel=1e-2)

@@ -7,7 +7,7 @@ is three times forward (four with a sum) and five times backward, in which PReLU
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from recognition.engines.torch.imports import torch
@@ -91,9 +91,7 @@ class _BatchNorm(torch.autograd.Function):
         moments = torch.empty((3, channels), device=x.device)
         launches.over_rows(kernels.measure, x, *parts)
         launches.merge(kernels.merge_moments, *parts, moments, rows, eps=eps, ROWS=launches.blocks.rows)
-        y = torch.empty_like(x)
-        launches.over_rows(kernels.normalise, x, moments, gamma, beta, beta if slope is None else slope,
-                           x if added is None else added, y=y, ACTIVE=slope is not None, ADDED=added is not None)
+        y = _normalised(launches, x, moments, gamma, beta, slope, added)
         ctx.save_for_backward(x, moments, gamma, beta, slope)
         ctx.added, ctx.cut = added is not None, cut
         ctx.mark_non_differentiable(moments)
@@ -120,6 +118,14 @@ class _BatchNorm(torch.autograd.Function):
         return d_x, d_gamma, d_beta, d_slope if active else None, d_y if ctx.added else None, None, None
 
 
+def _normalised(launches: _Launches, x: torch.Tensor, moments: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor,
+                slope: torch.Tensor | None, added: torch.Tensor | None = None) -> torch.Tensor:
+    y = torch.empty_like(x)
+    launches.over_rows(kernels.normalise, x, moments, gamma, beta, beta if slope is None else slope,
+                       x if added is None else added, y=y, ACTIVE=slope is not None, ADDED=added is not None)
+    return y
+
+
 class Normed(NamedTuple):
     """What :func:`batch_norm` gives."""
 
@@ -140,3 +146,25 @@ def batch_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, eps: fl
         slope = slope.flatten().expand(len(gamma)).contiguous()
     y, moments, again = _BatchNorm.apply(x, gamma, beta, slope, added, eps, cut)
     return Normed(y, moments[0], moments[1], again)
+
+
+def not_kept(y: torch.Tensor) -> AbstractContextManager[Any]:
+    """A context whose operators do not keep their input ``y`` for the backward pass, which computes it again.
+
+    :param y: what :func:`batch_norm` gave without a sum; for another tensor the context does nothing.
+    """
+    norm: Any = y.grad_fn
+    if getattr(norm, "added", True):  # another operator's, or with a sum
+        return nullcontext()
+    address, like = y.data_ptr(), (y.dtype, y.shape, y.stride())
+
+    def pack(tensor: torch.Tensor) -> Any:
+        return norm if (tensor.data_ptr(), (tensor.dtype, tensor.shape, tensor.stride())) == (address, like) else tensor
+
+    def unpack(kept: Any) -> torch.Tensor:
+        if isinstance(kept, torch.Tensor):
+            return kept
+        x, *others = kept.saved_tensors  # which the norm's own backward pass frees, after this operator's
+        return _normalised(_Launches(x, kept.cut), x, *others)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

@@ -52,7 +52,7 @@ class GraphedPass:
         :raises Exception: if something that ``compute`` does cannot be recorded. The generator is then of no more use.
         """
         device, wanted = generator.device, list(arguments.values())
-        self.shape, self._images = shape, Staged(shape, torch.uint8, device)
+        self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # the maps of the graphs take the place of those of the steps before
@@ -60,7 +60,7 @@ class GraphedPass:
             self._forward.register_generator_state(generator)
             stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
             with _recorded(self._forward, stream, pool):
-                features = compute(self._images.there)
+                features = compute(self.images)
             self._d_features = Staged(tuple(features.shape), features.dtype, device)
             with _recorded(self._backward, stream, pool):
                 # Not backward(): it would add to tensors' ``grad`` on the stream of the steps before.
@@ -71,9 +71,8 @@ class GraphedPass:
         self.gradients = {name: torch.zeros_like(argument, requires_grad=False) if gradient is None else gradient
                           for (name, argument), gradient in zip(arguments.items(), found)}
 
-    def forward(self, images: np.ndarray) -> torch.Tensor:
-        """Features (n, D) of images, uint8 of :attr:`shape`. The gradients of the last pass are lost."""
-        self._images.fill(images)
+    def forward(self) -> torch.Tensor:
+        """Features (n, D) of :attr:`images`, which the caller has filled. The gradients of the last pass are lost."""
         self._forward.replay()
         return self._features.clone()
 
