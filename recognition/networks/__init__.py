@@ -8,41 +8,21 @@ without code: a ``-symbol.json``, which is judged as those of strangers are.
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Callable, Optional
 
 from recognition.config import types
+from recognition.config.groups.network import FAMILIES as names_of_families
 from recognition.config.user_code import find_network, is_symbol_file, is_timm
 from recognition.errors import UserError
-from recognition.networks.families import (
-    fdensenet,
-    fmnasnet,
-    fmobilefacenet,
-    fmobilenet,
-    fresnet,
-    fresnext,
-    mbf,
-    vargfacenet,
-    vit,
-)
 from recognition.networks.graph import Graph, with_starts
 from recognition.networks.initialise import GAUSSIAN_OUT, NARROW, UNIFORM_IN, Initialiser
 from recognition.networks.shapes import infer_shapes
 from recognition.networks.symbol_file import read_network
 
 OwnNetwork = Callable[[Any, Optional[Path]], Graph]  # from a configuration and a file of the user's own; None: of timm
-FAMILIES: dict[str, ModuleType] = {
-    "fresnet": fresnet,
-    "fresnext": fresnext,
-    "fmobilefacenet": fmobilefacenet,
-    "fmobilenet": fmobilenet,
-    "fmnasnet": fmnasnet,
-    "fdensenet": fdensenet,
-    "vargfacenet": vargfacenet,
-    "mbf": mbf,
-    "vit": vit,
-}
+FAMILIES = {name: import_module(f"{__name__}.families.{name}") for name in names_of_families}
 
 
 def build_symbol(config: Any, own_network: OwnNetwork | None = None) -> Graph:
