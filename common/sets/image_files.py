@@ -17,7 +17,7 @@ from recognition.data.images.image import fit
 from recognition.data.images.image_files import read_image
 from recognition.data.images.jpeg_damage import CUT
 from recognition.data.images.jpeg_segments import END, JUNK, is_jpeg, segments
-from recognition.errors import UserError, one_line
+from recognition.errors import UserError, naming, one_line
 from recognition.progress import clear_of_bars, progress
 
 S = TypeVar("S")
@@ -72,10 +72,8 @@ def read_fitted(path: Path, height: int, width: int, scaled: list[Path]) -> np.n
     image = read_image(path)[1]
     if image.shape[:2] != (height, width):
         scaled.append(path)
-    try:
+    with naming(path):
         return fit(image, height, width)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def tell_scaled(scaled: Sequence[Path], height: int, width: int) -> None:
