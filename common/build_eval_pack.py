@@ -26,7 +26,7 @@ from common.evaluation.results import table, write_json
 from common.faces.aligner import Aligner, add_alignment_flags, open_aligner
 from common.pack_folder import FITS, encode_image
 from common.sets.cfp_pairs import read_cfp
-from common.sets.image_files import in_order, tell_scaled
+from common.sets.image_files import tell_scaled, tried_in_order
 from common.sets.left_out import tell
 from common.sets.named_images import with_other_endings
 from common.sets.pair_lists import PairList, read_pairs
@@ -69,15 +69,10 @@ def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
     if 2 * len(pairs.issame) > MAX_IMAGES:
         raise UserError(f"{output}: {len(pairs.issame)} pairs, a verification set holds {MAX_IMAGES // 2} at most")
 
-    def one(name: str) -> bytes | UserError:
-        try:
-            return encode(name, folder / name)
-        except UserError as error:
-            return error
-
     encoded: dict[str, bytes] = {}
     broken: list[str] = []
-    for name, found in zip(names, progress(in_order(one, names), "images", len(names), unit=" images")):
+    images = tried_in_order(lambda name: encode(name, folder / name), names)
+    for name, found in progress(images, "images", len(names), unit=" images"):
         if isinstance(found, bytes):
             encoded[name] = found
         elif skip_broken:
@@ -87,10 +82,10 @@ def build_eval_pack(folder: Path, pairs: PairList, output: Path, encode: Encode,
     kept = np.array([a in encoded and b in encoded for a, b in zip(pairs.first, pairs.second)], bool)
     if not kept.any():
         raise UserError(f"{folder}: none of the {len(kept)} pairs can be used: {broken[0]}")
-    images = [encoded[name] for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])]
+    wanted = [encoded[name] for i in np.flatnonzero(kept) for name in (pairs.first[i], pairs.second[i])]
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        save_bin(output, images, pairs.issame[kept].tolist())
+        save_bin(output, wanted, pairs.issame[kept].tolist())
     return kept, broken
 
 

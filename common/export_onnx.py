@@ -24,7 +24,7 @@ from recognition.config.cli import find_pretrained
 from recognition.config.command_line import Parser
 from recognition.data.images.image import fit
 from recognition.data.images.image_files import read_image
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, naming
 from recognition.evaluation.trained_backbone import TrainedBackbone, load_backbone, unit_rows
 from recognition.io.files import replacing, require_new, write_whole
 from recognition.io.names import params_file
@@ -85,10 +85,8 @@ def images_for(folder: Path | None, size: tuple[int, int]) -> dict[str, np.ndarr
     sets = {"random": random.randint(0, 256, (9, *size, 3)).astype(np.uint8)}
     if folder is not None:
         paths = find_images(folder)[:MOST_IMAGES]
-        try:
+        with naming(f"--check-images {folder}"):
             sets[str(folder)] = np.stack([fit(read_image(path)[1], *size) for path in paths])
-        except ValueError as error:
-            raise UserError(f"--check-images {folder}: {error}") from error
     return sets
 
 
@@ -103,10 +101,8 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
                     not options.no_fold)
     with replacing(options.output) as temporary:
         temporary.write_bytes(model.SerializeToString())
-        try:
+        with naming(f"{options.output}: not written"):  # if an embedding is zero or not finite
             agreements = compare(temporary, backbone, images)
-        except ValueError as error:  # an embedding is zero or not finite
-            raise UserError(f"{options.output}: not written: {error}") from error
         _tell(agreements)
         for agreement in agreements or ():
             if not agreement.holds(options.float16):

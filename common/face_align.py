@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -27,7 +27,7 @@ from common.faces.alignment import align as align  # names that people import fr
 from common.faces.alignment import estimate_norm as estimate_norm
 from common.faces.alignment import norm_crop as norm_crop
 from common.faces.landmark_files import ALIGNED_LANDMARKS, write_landmarks
-from common.sets.image_files import in_order
+from common.sets.image_files import tried_in_order
 from common.sets.image_sources import find_images
 from common.sets.left_out import MOST_LINES, tell
 from common.sets.named_images import below, leads_out, with_other_endings
@@ -75,7 +75,8 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
     """
     written = Written(aligner.size)
     step = max(1, len(names) // SHOWN_FACES)
-    bar = progress(_aligned(source, names, aligner), "aligning", len(names), unit=" images")
+    aligned = tried_in_order(lambda name: aligner(name, source / name), names)
+    bar = progress(aligned, "aligning", len(names), unit=" images")
     for i, (name, found) in enumerate(bar):
         if isinstance(found, UserError):
             written.left_out.append(str(found))
@@ -88,16 +89,6 @@ def align_folder(source: Path, names: Sequence[str], aligner: Aligner, folder: P
     if not written.names:
         raise UserError(f"{source}: none of its {len(names)} images could be aligned: {written.left_out[0]}")
     return written
-
-
-def _aligned(source: Path, names: Sequence[str], aligner: Aligner) -> Iterator[tuple[str, Aligned | UserError]]:
-    def one(name: str) -> tuple[str, Aligned | UserError]:
-        try:
-            return name, aligner(name, source / name)
-        except UserError as error:
-            return name, error
-
-    return in_order(one, names)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

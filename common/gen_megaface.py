@@ -22,7 +22,7 @@ import numpy as np
 from common.embedding.model_flags import add_model_flags, as_text, check_model_flags, open_model
 from common.evaluation.megaface_files import encode_feature, read_paths
 from common.evaluation.results import write_json
-from common.sets.image_files import in_order, read_fitted, tell_scaled
+from common.sets.image_files import read_fitted, tell_scaled, tried_in_order
 from common.sets.image_sources import find_images
 from common.sets.left_out import tell
 from common.sets.named_images import with_other_endings
@@ -60,14 +60,8 @@ def write_features(embeds: Sequence[Embed], batch_size: int, root: Path, names: 
     left_out: list[str] = []
     scaled: list[Path] = []
 
-    def read(name: str) -> np.ndarray | UserError:
-        try:
-            return read_fitted(root / there.get(name, name), size, size, scaled)
-        except UserError as error:
-            return error
-
     def images() -> Iterator[np.ndarray]:
-        found = zip(names, in_order(read, names))
+        found = tried_in_order(lambda name: read_fitted(root / there.get(name, name), size, size, scaled), names)
         for name, image in progress(found, f"embedding {root.name}", len(names), unit=" images"):
             if isinstance(image, UserError):
                 left_out.append(str(image))

@@ -28,7 +28,7 @@ from common.faces.alignment import align
 from common.sets.image_files import in_order
 from recognition.config.command_line import Parser
 from recognition.data.images.image_files import read_image
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, naming
 from recognition.evaluation.embed_images import embed_images, normalised
 from recognition.evaluation.identification import cmc, search, tpir_at
 from recognition.evaluation.rates import tar_at, thin_curve
@@ -53,10 +53,8 @@ def aligned_faces(folder: Path, faces: Faces, size: int) -> Iterator[np.ndarray]
     def one(i: int) -> np.ndarray:
         path = folder / faces.names[i]
         _, image = read_image(path)
-        try:
+        with naming(path):
             return align(image, faces.landmarks[i], size)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
 
     return in_order(one, range(len(faces.names)))
 

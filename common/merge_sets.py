@@ -35,7 +35,7 @@ from recognition.config.command_line import Parser
 from recognition.data.images.image import decode_rgb, fit
 from recognition.data.sets.dataset import FaceDataset, open_dataset
 from recognition.data.verification_set import read_bin
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, naming
 from recognition.evaluation.embed_images import Embed, embed_images, normalised
 from recognition.io.files import writing
 from recognition.progress import progress
@@ -112,10 +112,8 @@ def embed_apart(embed: Embed, images: Sequence[bytes], names: Sequence[str], sha
                 batch_size: int) -> np.ndarray:
     """Unit embeddings of the verification sets' images, float32 ``(V, D)``."""
     def one(i: int) -> np.ndarray:
-        try:
+        with naming(names[i]):
             return fit(decode_rgb(images[i]), shape[0], shape[1])
-        except ValueError as error:
-            raise UserError(f"{names[i]}: {error}") from error
 
     rows = embed_images(embed, in_order(one, range(len(images))), len(images), batch_size, name="verification sets")
     return normalised(rows, lambda row: f"{names[row]}: its embedding")

@@ -28,7 +28,7 @@ from common.export.int8 import calibration_images, quantise, require_float
 from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import CPU
 from recognition.data.verification_set import load_bin
-from recognition.errors import UserError, command
+from recognition.errors import UserError, command, naming
 from recognition.evaluation.trained_backbone import unit_rows
 from recognition.evaluation.verification import check_pairs, evaluate
 from recognition.io.files import replacing, require_new, write_whole
@@ -42,10 +42,8 @@ def _embed(network: OnnxNetwork, images: np.ndarray, with_mirror: bool, output: 
     parts = [images[low : low + AT_A_TIME] for low in range(0, len(images), AT_A_TIME)]
     rows = [network(part) + network(part[..., ::-1]) if with_mirror else network(part)
             for part in progress(parts, "embedding", len(parts), unit=" batches")]
-    try:
+    with naming(f"{output}: not written"):
         return unit_rows(np.concatenate(rows))
-    except ValueError as error:
-        raise UserError(f"{output}: not written: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from common.pack_folder import FITS, encode_image
-from common.sets.image_files import in_order, tell_scaled
+from common.sets.image_files import tell_scaled, tried_in_order
 from common.sets.image_sources import each_identity
 from common.sets.output_folder import new_folder
 from common.sets.training_set import MAX_RECORDS, NAMES, identity_names, link_bins, write_names, write_property
@@ -172,18 +172,12 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
     count, names = 0, folder / NAMES
     scaled: list[Path] = []
 
-    def encode(item: tuple[int, Path]) -> tuple[int, bytes | UserError]:
-        try:
-            return item[0], encode_image(item[1], size, fit, quality, scaled)
-        except UserError as error:
-            if not skip_broken:
-                raise
-            return item[0], error
-
-    def whole(found: Iterable[tuple[int, bytes | UserError]]) -> Iterator[tuple[int, bytes]]:
+    def whole(found: Iterable[tuple[tuple[int, Path], bytes | UserError]]) -> Iterator[tuple[int, bytes]]:
         nonlocal count
-        for label, image in found:
+        for (label, _), image in found:
             if isinstance(image, UserError):
+                if not skip_broken:
+                    raise image
                 with clear_of_bars():
                     print(f"left out: {one_line(image)}", flush=True)
             else:
@@ -198,7 +192,8 @@ def from_images(source: Path, folder: Path, form: str, size: int, fit: str, qual
                 for path in identity.images:
                     yield label, path
 
-        encoded = whole(progress(in_order(encode, numbered()), "packing", unit=" images"))
+        images = tried_in_order(lambda item: encode_image(item[1], size, fit, quality, scaled), numbered())
+        encoded = whole(progress(images, "packing", unit=" images"))
         classes = build(folder, form, encoded, (size, size))
     if not count:
         raise UserError(f"{source}: no images there, expected a folder of images for each person, or a list file")

@@ -7,6 +7,7 @@ Each must be refused in one line, within MOST_SECONDS and MOST_BYTES, and withou
 """
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -44,10 +45,26 @@ class _Evil:
         return os.system, (f"touch {self._marker}",)
 
 
-def _zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def _zip(members: dict[str, bytes], deflated: bool) -> bytes:
+    how = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
+    with zipfile.ZipFile(written := io.BytesIO(), "w", how) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+    return written.getvalue()
+
+
+def _symbol(op: str, entry: list[int], **attrs: str) -> bytes:
+    """The JSON of a network of one operator."""
+    nodes = [{"op": "null", "name": "data", "inputs": []},
+             {"op": op, "name": "fc1", "attrs": attrs, "inputs": [entry]}]
+    return json.dumps({"nodes": nodes, "heads": [[1, 0, 0]]}).encode()
+
+
+def _decode(path: Path) -> None:
+    try:
+        decode_rgb(path.read_bytes(), MOST_RECORD_PIXELS)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def hostile(folder: Path, marker: Path) -> dict[str, list[tuple[Callable[[Path], object], Path]]]:
@@ -69,22 +86,15 @@ def hostile(folder: Path, marker: Path) -> dict[str, list[tuple[Callable[[Path],
     for count in (1 << 10, 1 << 20):
         add("a .bin that names one image of 16 million pixels up to a million times", load_bin,
             pickle.dumps(([large] * count, [True] * (count // 2)), 4))
-    for name in ("evil.pth", "deflated.pth"):
-        _zip(folder / name, {"a/data.pkl": pickle.dumps(_Evil(marker), 2) if name == "evil.pth" else bytes(1 << 28)},
-             zipfile.ZIP_DEFLATED if name == "deflated.pth" else zipfile.ZIP_STORED)
-        found.setdefault("a .pth that calls os.system, or unfolds", []).append((read_tensors, folder / name))
-    _zip(folder / "bomb.npz", {f"{name}.npy": bytes(1 << 28) for name in ("paths", "embeddings")}, zipfile.ZIP_DEFLATED)
-    found["an .npz that unfolds a thousandfold"] = [(load_gallery, folder / "bomb.npz")]
-    data = {"op": "null", "name": "data", "inputs": []}
+    for content, deflated in ((pickle.dumps(_Evil(marker), 2), False), (bytes(1 << 28), True)):
+        add("a .pth that calls os.system, or unfolds", read_tensors, _zip({"a/data.pkl": content}, deflated))
+    add("an .npz that unfolds a thousandfold", load_gallery,
+        _zip(dict.fromkeys(("paths.npy", "embeddings.npy"), bytes(1 << 28)), deflated=True))
     for op in ("Custom", "_Native", "_NDArray", "_CustomFunction", "_foreach", "_sg_mkldnn_conv", "_TensorRT"):
-        attrs = {"op_type": "x", "info": "140737488355328"}
-        node = {"op": op, "name": "fc1", "attrs": attrs, "inputs": [[0, 0, 0]]}
         add("a symbol with operators that run code or take addresses", read_symbol,
-            json.dumps({"nodes": [data, node], "heads": [[1, 0, 0]]}).encode())
-    for inputs in ([[1, 0, 0]], [[9, 0, 0]], [[-1, 0, 0]], [[0, 5, 0]]):
-        node = {"op": "Flatten", "name": "fc1", "inputs": inputs}
-        add("a symbol whose inputs are cycles or point nowhere", read_symbol,
-            json.dumps({"nodes": [data, node], "heads": [[1, 0, 0]]}).encode())
+            _symbol(op, [0, 0, 0], op_type="x", info="140737488355328"))
+    for entry in ([1, 0, 0], [9, 0, 0], [-1, 0, 0], [0, 5, 0]):
+        add("a symbol whose inputs are cycles or point nowhere", read_symbol, _symbol("Flatten", entry))
     add("a symbol whose inputs are cycles or point nowhere", read_symbol, b"[" * (1 << 20))
     head = struct.pack("<QQQ", 0x112, 0, 1)
     for array in (struct.pack("<IiI2q", 0xF993FAC9, 0, 2, 1 << 40, 1 << 40),
@@ -93,13 +103,6 @@ def hostile(folder: Path, marker: Path) -> dict[str, list[tuple[Callable[[Path],
                   struct.pack("<IiI", 0xF993FAC9, 2, 1)):
         add("a .params whose header lies", read_arrays, head + array)
     add("a .params whose header lies", read_arrays, struct.pack("<QQQ", 0x112, 0, 1 << 62))
-
-    def decode(path: Path) -> None:
-        try:
-            decode_rgb(path.read_bytes(), MOST_RECORD_PIXELS)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
     image = np.zeros((64, 64, 3), np.uint8)
     for ending in (".jpg", ".png", ".bmp", ".ppm"):
         body = bytearray(cv2.imencode(ending, image)[1].tobytes())
@@ -109,7 +112,7 @@ def hostile(folder: Path, marker: Path) -> dict[str, list[tuple[Callable[[Path],
             body = bytearray(body.replace(b"64 64", b"60000 60000"))
         else:
             struct.pack_into(">II" if ending == ".png" else "<ii", body, 16 if ending == ".png" else 18, 60_000, 60_000)
-        add("an image of a few hundred bytes that says it is 60,000 x 60,000", decode, bytes(body))
+        add("an image of a few hundred bytes that says it is 60,000 x 60,000", _decode, bytes(body))
     return found
 
 

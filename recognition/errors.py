@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import sys
+from collections.abc import Iterator
 from typing import Any, Callable
 
 from recognition.interrupts import safe_interrupt
@@ -32,6 +33,15 @@ def one_line(text: object) -> str:
     obey."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode()
                    for letter in str(text))
+
+
+@contextlib.contextmanager
+def naming(what: object) -> Iterator[None]:
+    """Turn a ValueError of the block into a :class:`UserError` that begins with ``what``."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def command(main: Callable[..., int]) -> Callable[..., int]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.sets.image_files import in_order, read_fitted, tell_scaled
+from common.sets.image_files import read_fitted, tell_scaled, tried_in_order
 from common.sets.image_sources import find_images
 from recognition.errors import UserError
 from recognition.evaluation.trained_backbone import TrainedBackbone, unit_rows
@@ -52,13 +52,7 @@ def embed_files(backbone: TrainedBackbone, place: Path, flip: bool = True) -> tu
         rows.append(backbone.embed(waiting, flip, unit=False))
         waiting.clear()
 
-    def read(path: Path) -> np.ndarray | UserError:
-        try:
-            return read_fitted(path, *backbone.image_size, scaled)
-        except UserError as error:
-            return error
-
-    pictures = zip(paths, in_order(read, paths))
+    pictures = tried_in_order(lambda path: read_fitted(path, *backbone.image_size, scaled), paths)
     quiet = True if len(paths) == 1 else None
     for path, image in progress(pictures, "embedding", len(paths), unit=" images", disable=quiet):
         if isinstance(image, UserError):

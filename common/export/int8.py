@@ -21,7 +21,7 @@ from recognition.data.images.image import fit, write_planes
 from recognition.data.images.image_files import read_image
 from recognition.data.sets.dataset import open_dataset
 from recognition.data.verification_set import load_bin
-from recognition.errors import UserError
+from recognition.errors import UserError, naming
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 TAKEN = ("_scale", "_zero_point")  # behind the name of a tensor: what onnxruntime adds
@@ -53,10 +53,8 @@ def _spread(total: int, count: int) -> np.ndarray:
 def _planes(pixels: list[np.ndarray], names: list[str], side: int) -> np.ndarray:
     planes = np.empty((len(pixels), 3, side, side), np.uint8)
     for image, target, name in zip(pixels, planes, names):
-        try:
+        with naming(name):
             write_planes(np.ascontiguousarray(fit(image, side, side)), target)
-        except ValueError as error:
-            raise UserError(f"{name}: {error}") from error
     return planes
 
 

@@ -16,7 +16,7 @@ from common.faces.landmark_files import read_landmarks
 from common.faces.upright import why_no_face, why_not_in
 from recognition.data.images.folder_walk import EXTENSIONS
 from recognition.data.images.image_files import read_image
-from recognition.errors import UserError
+from recognition.errors import UserError, naming
 
 
 class Aligned(NamedTuple):
@@ -65,10 +65,8 @@ class Aligner:
             points = self._detected(path, image)
         if wrong := why_no_face(points) or why_not_in(points, *image.shape[:2]):
             raise UserError(f"{path}: {wrong}")
-        try:
+        with naming(path):
             aligned, inside = align_with_landmarks(image, points, self.size, self._mode)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
         return Aligned(aligned, points, inside)
 
     def _find(self, name: str, path: Path) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from recognition.data.images.image import fit
 from recognition.data.images.image_files import read_image
 from recognition.data.images.jpeg_damage import CUT
 from recognition.data.images.jpeg_segments import END, JUNK, is_jpeg, segments
-from recognition.errors import UserError, one_line
+from recognition.errors import UserError, naming, one_line
 from recognition.progress import clear_of_bars, progress
 
 S = TypeVar("S")
@@ -51,6 +51,18 @@ def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
             yield waiting.popleft().result()
 
 
+def tried_in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[tuple[S, T | UserError]]:
+    """Like :func:`in_order`: each item with its result, or with the UserError that it raised."""
+
+    def one(item: S) -> tuple[S, T | UserError]:
+        try:
+            return item, function(item)
+        except UserError as error:
+            return item, error
+
+    return in_order(one, items)
+
+
 def read_fitted(path: Path, height: int, width: int, scaled: list[Path]) -> np.ndarray:
     """The pixels of an image of a network's shape, uint8 ``(height, width, 3)`` RGB.
 
@@ -60,10 +72,8 @@ def read_fitted(path: Path, height: int, width: int, scaled: list[Path]) -> np.n
     image = read_image(path)[1]
     if image.shape[:2] != (height, width):
         scaled.append(path)
-    try:
+    with naming(path):
         return fit(image, height, width)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def tell_scaled(scaled: Sequence[Path], height: int, width: int) -> None:
@@ -84,7 +94,7 @@ def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> 
     paths = [image for identity in identities for image in identity.images]
     owners = np.repeat(np.arange(len(identities)), [len(identity.images) for identity in identities])
     digests, kept = np.zeros(len(paths), np.uint64), np.ones(len(paths), bool)
-    for i, found in enumerate(progress(in_order(_digest, paths), "checking", len(paths), unit=" images")):
+    for i, (_, found) in enumerate(progress(tried_in_order(_digest, paths), "checking", len(paths), unit=" images")):
         if isinstance(found, int):
             digests[i] = found
         elif skip_broken:
@@ -110,12 +120,9 @@ def usable_images(identities: Sequence[Identity], skip_broken: bool = False) -> 
     return [Identity(identity.name, images) for identity, images in zip(identities, usable) if images]
 
 
-def _digest(path: Path) -> int | UserError:
-    """A digest of the pixels of an image, of 64 bits, or the error about its file."""
-    try:
-        _, image = read_image(path)
-    except UserError as error:
-        return error
+def _digest(path: Path) -> int:
+    """A digest of the pixels of an image, of 64 bits."""
+    _, image = read_image(path)
     return int.from_bytes(blake2b(image.data, digest_size=8, key=repr(image.shape).encode()).digest(), "little")
 
 

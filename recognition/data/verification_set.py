@@ -21,7 +21,7 @@ from recognition.config.memory import available_memory
 from recognition.data.images.image import MOST_RECORD_PIXELS, decode_rgb, fit, write_planes
 from recognition.data.images.image_header import image_size as size_of
 from recognition.data.records.recordio import PathLike
-from recognition.errors import UserError
+from recognition.errors import UserError, naming
 from recognition.io.array_stand_in import ArrayStandIn, TypeStandIn
 from recognition.io.files import regular, replacing
 from recognition.io.pickles import load_restricted
@@ -66,10 +66,8 @@ def load_bin(path: PathLike, image_size: tuple[int, int] = (112, 112)) -> Verifi
 
     def decode(first: int) -> None:
         for i in range(first, min(first + _IMAGES_PER_TASK, len(encoded))):
-            try:
+            with naming(f"{path}: image {i}"):
                 write_planes(fit(decode_rgb(_image_bytes(encoded[i]), MOST_RECORD_PIXELS), height, width), images[i])
-            except ValueError as error:
-                raise UserError(f"{path}: image {i}: {error}") from error
 
     _check_pixels(path, encoded)
     pool = ThreadPoolExecutor(min(processors(), _MOST_THREADS), thread_name_prefix="decode")
@@ -87,12 +85,10 @@ def read_bin(path: PathLike) -> tuple[list[bytes], np.ndarray]:
     images: list[bytes] = []
     copies: dict[int, bytes] = {}  # by id: one copy of an array that pairs share
     for i, item in enumerate(encoded):
-        try:
+        with naming(f"{path}: image {i}"):
             if id(item) not in copies:
                 copies[id(item)] = _image_bytes(item)
             images.append(copies[id(item)])
-        except ValueError as error:
-            raise UserError(f"{path}: image {i}: {error}") from error
     return images, issame
 
 

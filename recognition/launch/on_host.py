@@ -34,7 +34,7 @@ ALL_SECONDS = 60.0  # for the connections to all hosts together
 _TRIES = 20
 
 
-def describe(towards: str, interface: str, root: Path, listening: socket.socket) -> dict[str, Any]:
+def describe(interface: str, root: Path, listening: socket.socket) -> dict[str, Any]:
     """Facts about this host that the launcher compares with those of others.
 
     :param root: the folder of the trainer's code; ``listening``: a socket that other hosts connect to.
@@ -96,7 +96,7 @@ def main(towards: str, interface: str, root: str, datagrams: str) -> None:
     address = address_of(interface) if interface else address_towards(towards)
     with socket.create_server((address, 0), backlog=1024) as listening, (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
-        _write(FOUND, describe(towards, interface, Path(root), listening))
+        _write(FOUND, describe(interface, Path(root), listening))
         hosts = sys.stdin.readline()
         if hosts:
             for _ in range(3):  # one may get lost

@@ -25,6 +25,7 @@ from recognition.head.sharded import ShardedHead
 from recognition.head.triplet_head import TripletHead
 from recognition.io.files import discard_temporaries
 from recognition.io.names import params_file
+from recognition.networks.graph import Graph
 from recognition.plan.this_run import memory_line
 from recognition.processes.alike import (
     Sharing,
@@ -112,9 +113,7 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
     head = make_head(config, dataset.num_classes, engine, communicator)
     progress = Progress(identity=identity)
     if saved:
-        progress = go_on(saved, identity, backbone, head, communicator)
-        if changed := changed_options(progress.config, config):
-            print(f"changed since then: {', '.join(changed)}", flush=True)
+        progress = go_on(saved, config, identity, backbone, head, communicator)
     elif line := start_centres(centres_source(config), checkpoint, dataset, head.shards, backbone.embed, communicator):
         print(line, flush=True)
     progress.config = as_json(config)
@@ -138,19 +137,14 @@ def train_together(config: Config, engine: Engine, communicator: Communicator, s
             save_state(folder / "state", now, backbone.state(), own, batches.state(), communicator,
                        Retention(config.keep_last, config.keep_every, bool(config.keep_best)), sharing)
 
-        checkpoints = CheckpointSaver(
-            prefix=Path(config.prefix), graph=graph, backbone=backbone, head=head, communicator=communicator,
-            sharing=sharing, progress=progress, with_centres=not config.ckpt_embedding, whole=config.whole_head,
-            with_momentum=config.optimizer == "sgd", with_average=config.ema > 0,
-            kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
         profiled, status = first and config.profile > 0, 1
         try:
             status = Trainer(
                 backbone=backbone, head=head, batches=batches, schedule=schedule, verify=verifier,
-                save_checkpoint=checkpoints, save_state=save, communicator=communicator,
-                bad_steps=bad_steps, log=log, progress=progress, verbose=config.verbose,
-                state_every=config.state_every, keep_best=bool(config.keep_best), ckpt=config.ckpt,
-                max_steps=config.max_steps, end_epoch=config.end_epoch,
+                save_checkpoint=make_saver(config, graph, backbone, head, communicator, sharing, progress),
+                save_state=save, communicator=communicator, bad_steps=bad_steps, log=log, progress=progress,
+                verbose=config.verbose, state_every=config.state_every, keep_best=bool(config.keep_best),
+                ckpt=config.ckpt, max_steps=config.max_steps, end_epoch=config.end_epoch,
                 timeline=Timeline(folder, config.profile, engine.profiler()) if profiled else NoTimeline(),
                 measure_every=config.measure_every, distillation=distillation,
                 look_ahead=look_ahead(head, batches) if config.sample_ratio < 1 else None,
@@ -211,7 +205,7 @@ def begin_folder(folder: Path, saves_states: bool, anew: bool) -> None:
         claim(folder / "state", launch)
 
 
-def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backbone: Backbone,
+def go_on(saved: SavedState | ArcfaceTorchState, config: Config, identity: dict[str, Any], backbone: Backbone,
           head: ShardedHead | TripletHead, communicator: Communicator) -> Progress:
     """Fill backbone and head from a saved state of any number of shards; returns its progress.
 
@@ -233,7 +227,18 @@ def go_on(saved: SavedState | ArcfaceTorchState, identity: dict[str, Any], backb
     for shard in head.shards:
         saved.fill(shard, identity["loss_K"])
     print(f"going on after step {progress.step} from {saved.path}", flush=True)
+    if changed := changed_options(progress.config, config):
+        print(f"changed since then: {', '.join(changed)}", flush=True)
     return progress
+
+
+def make_saver(config: Config, graph: Graph, backbone: Backbone, head: ShardedHead | TripletHead,
+               communicator: Communicator, sharing: Sharing, progress: Progress) -> CheckpointSaver:
+    """The saver of checkpoints, which hold and keep what the configuration says."""
+    return CheckpointSaver(
+        Path(config.prefix), graph, backbone, head, communicator, sharing, progress,
+        with_centres=not config.ckpt_embedding, whole=config.whole_head, with_momentum=config.optimizer == "sgd",
+        with_average=config.ema > 0, kept=config.keep_ckpt if config.ckpt in NUMBERED else 0)
 
 
 def look_ahead(head: ShardedHead | TripletHead,

@@ -9,7 +9,7 @@ import numpy as np
 
 from recognition.data.images.image import decode_rgb
 from recognition.data.images.jpeg_damage import damage
-from recognition.errors import UserError
+from recognition.errors import UserError, naming
 from recognition.io.files import reading
 
 MOST_BYTES = 256 << 20  # of an image file, or of a list of names
@@ -34,10 +34,8 @@ def read_image(path: Path) -> tuple[bytes, np.ndarray]:
     :raises UserError: if the image is broken.
     """
     encoded = read_file(path)
-    try:
+    with naming(path):
         image = decode_rgb(encoded)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
     if lost := damage(encoded):
         raise UserError(f"{path}: {lost}")
     return encoded, image

@@ -12,7 +12,7 @@ from typing import Any
 
 from recognition.engines.mxnet.imports import mx
 from recognition.engines.mxnet.symbols import from_symbol
-from recognition.errors import UserError
+from recognition.errors import UserError, naming
 from recognition.networks.graph import Graph
 from recognition.networks.own_file import call_own_file, name_of
 
@@ -30,10 +30,8 @@ def own_symbol(config: Any, path: Path | None) -> Graph:
     if not isinstance(network, mx.sym.Symbol):
         raise UserError(f"{name}: get_symbol gave {type(network).__name__}, expected a Symbol or a HybridBlock that "
                         "gives one output")
-    try:
+    with naming(name):
         return from_symbol(_named(network, name))
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from error
 
 
 def _symbol_of(network: Any) -> Any:

@@ -56,7 +56,7 @@ def save_state(folder: Path, progress: Progress, backbone: BackboneState, shards
     if sharing.keeper:
         attempt(_begin, temporary, target)
     numbers, ranges = _number_shards(shards, communicator)  # waits for the folder, too
-    parts = None if sharing.together else _parts(numbers, ranges, sharing, communicator)
+    parts = None if sharing.together else _parts(numbers, sharing, communicator)
     sums: dict[str, Sum] = attempt(_save_shards, temporary, numbers, states, communicator) or {}
     everyone = _gather_sums(numbers, sums, ranges, communicator)  # waits for the others' files
     if sharing.keeper:
@@ -126,8 +126,7 @@ def _number_shards(shards: Sequence[Shard], communicator: Communicator) -> tuple
     return range(before, before + len(shards)), ranges
 
 
-def _parts(numbers: range, ranges: Sequence[Sequence[int]], sharing: Sharing,
-           communicator: Communicator) -> dict[str, Any]:
+def _parts(numbers: range, sharing: Sharing, communicator: Communicator) -> dict[str, Any]:
     """What a manifest says about the folders in which a state lies: the host and the shards of each, and the number of
     this one."""
     saved = [range(*row) for row in communicator.all_gather(np.array([[numbers.start, numbers.stop]])).tolist()]

@@ -19,6 +19,7 @@ import pytest
 from recognition.config.options import Config
 from recognition.data.records.recordio import RecordWriter, pack_record
 from recognition.data.verification_set import save_bin
+from recognition.training import run
 from tests.recognition.training.in_process import run_here
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,3 +138,17 @@ def make(tiny_set: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Call
              "data_rand_mirror": False, "engine": engine_of(request), "network": "plain", "dataset": "tiny",
              "models_root": str(tmp_path / "models")}
     return lambda **options: Config(**{**small, **options})
+
+
+@pytest.fixture
+def gone_on(make: Callable[..., Config], tmp_path: Path) -> Callable[..., tuple[Config, Config]]:
+    """``gone_on(key=value)`` trains two steps and goes on to four, and four in one run; returns the Config of both."""
+
+    def both(**options: Any) -> tuple[Config, Config]:
+        parts = {**options, "models_root": str(tmp_path / "parts")}
+        begun, second = make(**parts, max_steps=2), make(**parts, max_steps=4, resume="yes")
+        whole = make(**options, max_steps=4, models_root=str(tmp_path / "whole"))
+        assert [run.train(config) for config in (whole, begun, second)] == [0, 0, 0]
+        return second, whole
+
+    return both

@@ -15,6 +15,7 @@ from recognition.networks.initialise import initialise
 from recognition.processes.communicator import SingleProcess
 from recognition.training.run import train
 from recognition.training.states.state import SavedState, saved_states
+from tests.recognition.training.test_distillation import close
 
 SHAPE, DIM, WHOLE = (3, 16, 16), 6, 12
 OPTIONS = {"mu": 0.9, "wd": 5e-4}
@@ -41,12 +42,6 @@ def images(step: int = 0) -> np.ndarray:
 
 def gradients(step: int = 0) -> np.ndarray:
     return np.random.RandomState(100 + step).standard_normal((WHOLE, DIM)).astype(np.float32)
-
-
-def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], tolerance: float) -> None:
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * np.abs(array).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -137,13 +132,9 @@ def test_a_run_is_that_of_the_large_batch(engine: str, make: Callable[..., Confi
         close(parts, found[0], 2e-5)
 
 
-def test_a_run_goes_on_to_the_same_bits(engine: str, make: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_goes_on_to_the_same_bits(engine: str, gone_on: Callable[..., tuple[Config, Config]]) -> None:
     options: dict[str, Any] = {
         "per_batch_size": 3, "gradient_acc": 2, "state_every": 2, "net_name": "fmobilefacenet", "net_output": "E",
         "net_multiplier": 0.25, "net_blocks": [1, 1, 1, 1], "loss_m2": 0.1}
-    whole = make(**options, max_steps=4, models_root=str(tmp_path / "whole"))
-    first = make(**options, max_steps=2, models_root=str(tmp_path / "parts"))
-    second = make(**options, max_steps=4, models_root=str(tmp_path / "parts"), resume="yes")
-    assert [train(config) for config in (whole, first, second)] == [0, 0, 0]
-    found, wanted = arrays(second), arrays(whole)
+    found, wanted = map(arrays, gone_on(**options))
     assert [name for name in wanted if wanted[name].tobytes() != found[name].tobytes()] == []

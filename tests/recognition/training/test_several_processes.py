@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -43,7 +42,6 @@ HOROVODRUN = ["horovod.runner.launch", "--gloo", "-np", "2", "--network-interfac
 LAUNCH = ["recognition.launch", "-np", "2", "--"]
 TORCH = ["--engine", "torch", "--devices", "cpu"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no_python"]
-Start = Callable[..., subprocess.Popen]
 
 
 @pytest.fixture(scope="module")
