@@ -4,37 +4,54 @@
     python -m bench.gpu                              # all, on the first GPU; without one, on the CPU
     python -m bench.gpu --only head networks --output /tmp/found
 
-A check is a line with ``ok`` or ``BAD``; a figure without a limit is ``ok``. The folder gets ``log.txt`` with all lines
-and ``found.json`` with all numbers, both up to date after each line. The exit status is 1 if something is bad. A check
-that cannot run is bad, and the others go on. Nothing is begun that the limit leaves no time for.
+A check is a line with ``ok`` or ``BAD``; a figure without a limit is ``ok``. Tables beside arcface_torch's end the run.
+The folder gets ``log.txt`` with all lines, ``found.json`` with all numbers and ``tables.md``, up to date at any time.
+The exit status is 1 if something is bad. A check that cannot run is bad, and the others go on. Whether numbers are
+right is checked first, then steps are timed; checks that the limit leaves no time for are named in the last line.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import os
 import platform
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from bench.gpu import batch_norm, demo, fused, heads, networks, whole
+from bench.gpu import batch_norm, command, demo, fused, heads, networks, torch_compile, where, whole
 from bench.gpu.report import Report, Setting
 from recognition.engines.torch.imports import torch
 from recognition.training.watch.run_record import revision
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Check(NamedTuple):
+    """A check, and the seconds that it takes on a GPU: as measured on an H200, or reckoned."""
+
+    run: Callable[[Setting, Report], None]
+    seconds: float
+
+
 CHECKS = {
-    "head": heads.kinds_against_float64, "head-states": heads.states_and_bits, "head-cost": heads.memory_and_time,
-    "kernels": fused.kernels_against_float64, "kernels-cost": fused.kernels_cost,
-    "networks": networks.against_float64, "network-states": networks.states_and_bits, "16-bits": networks.in_16_bits,
-    "graphs": networks.graphs, "fused": batch_norm.against_float64, "fused-cost": batch_norm.cost,
-    "fused-cuts": batch_norm.cuts, "demo": demo.run_of_the_demo, "network-cost": networks.speed,
-    "resume": demo.resumed, "steps": whole.side_by_side, "where": whole.where,
+    "kernels": Check(fused.kernels_against_float64, 25), "fused": Check(batch_norm.against_float64, 15),
+    "head": Check(heads.kinds_against_float64, 25), "networks": Check(networks.against_float64, 30),
+    "16-bits": Check(networks.in_16_bits, 15), "head-states": Check(heads.states_and_bits, 20),
+    "network-states": Check(networks.states_and_bits, 10), "graphs": Check(networks.graphs, 60),
+    "nccl": Check(command.one_rank, 35), "steps": Check(whole.side_by_side, 100), "where": Check(where.where, 20),
+    "kernels-cost": Check(fused.kernels_cost, 35), "run": Check(command.by_the_command, 80),
+    "resume": Check(demo.resumed, 85), "demo": Check(demo.run_of_the_demo, 25),
+    "network-cost": Check(networks.speed, 40), "fused-cost": Check(batch_norm.cost, 25),
+    "fused-cuts": Check(batch_norm.cuts, 25), "head-cost": Check(heads.memory_and_time, 30),
+    "compile": Check(torch_compile.beside_graphs, 150),
 }
-NEEDED = 20  # seconds that a check is not begun without
 
 
 def about(device: torch.device) -> dict[str, str]:
@@ -47,31 +64,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS), metavar="CHECK",
-                        help=", ".join(CHECKS))
+                        help="with the seconds that each takes on a GPU: "
+                             + ", ".join(f"{name} {check.seconds:g}" for name, check in CHECKS.items()))
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu", help="cuda:0 or cpu")
-    parser.add_argument("--output", type=Path, help="a folder for log.txt and found.json (default: a new one)")
-    parser.add_argument("--limit", type=float, default=480, metavar="SECONDS")
+    parser.add_argument("--output", type=Path,
+                        help="a folder for log.txt, found.json and tables.md (default: a new one)")
+    parser.add_argument("--limit", type=float, default=480, metavar="SECONDS",
+                        help="of all checks together; on a GPU none is begun that may not end in time (default: 480)")
     parser.add_argument("--arcface-torch", type=Path, metavar="FOLDER",
                         help="its files (iresnet.py, partial_fc_v2.py, losses.py), fetched by you, to compare with")
     options = parser.parse_args()
     folder = options.output or Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
-    report = Report(folder, about(device))
+    report, left_out = Report(folder, about(device), options.limit), list[str]()
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
-            report.begin(name)
-            if report.seconds > options.limit - NEEDED:
-                report.true("begun", False, f"no: {options.limit:g} s are over")
+            if report.left < (CHECKS[name].seconds if device.type == "cuda" else 0):
+                left_out.append(name)
                 continue
+            report.begin(name)
             try:
-                CHECKS[name](Setting(device, Path(scratch), options.arcface_torch), report)
+                CHECKS[name].run(Setting(device, Path(scratch), options.arcface_torch), report)
             except Exception as error:  # the other checks still tell something
                 report.true("done", False, f"{type(error).__name__}: {error}")
                 report.say(traceback.format_exc())
+            gc.collect()
             if device.type == "cuda":
-                torch.cuda.empty_cache()
+                with contextlib.suppress(RuntimeError):  # after an error of the driver's every call of it fails
+                    torch.cuda.empty_cache()
+    report.print_tables()
     report.say(f"{folder}: {len(report.failed)} bad{': ' if report.failed else ''}{'; '.join(report.failed)}")
+    if left_out:
+        report.say(f"left out, as the limit of {options.limit:g} s leaves no time: --only {' '.join(left_out)}")
     return int(bool(report.failed))
 
 

@@ -12,20 +12,41 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 
 from bench.gpu import theirs
 from bench.gpu.heads import ARCFACE, KINDS, Kind, Size, batch, expected, first_centres, head_of, step_of
-from bench.gpu.report import Report, Setting
+from bench.gpu.report import Report, Setting, judged
 from recognition.engines.torch import shard as torch_shard
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.triton.choice import why_not
 from recognition.head.sharded import ShardedHead
 
 PLAIN_LR, MOMENTUM, DECAY = 0.001, 0.9, 0.0005
+DATASHEET = {"H100 80GB HBM3": 989, "H200": 989, "A100": 312}  # TFLOP/s of dense float16, by what is in a card's name
+KERNELS, IN_16_BITS, OTHER = "kernels", "kernels, W in 16 bits", "PartialFC_V2"
+
+
+class Case(NamedTuple):
+    """A head that is timed, and what the issue of the GPU engine asks of it."""
+
+    classes: int
+    ratio: float = 1.0  # sampled
+    milliseconds: float | None = None  # at most, of the kernels
+    gigabytes: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.classes:,} classes" + (f", sampled {self.ratio:g}" if self.ratio < 1 else "")
+
+
+CASES = (Case(1_000_000, 1, 20, 6), Case(1_000_000, 0.1), Case(10_000_000), Case(10_000_000, 0.1, 20),
+         Case(29_000_000), Case(29_000_000, 0.1))
+SMALL = (Case(300, 1, 20, 6), Case(600, 0.1))
+MOST_OF_FLOAT32 = 10_000_000  # classes: beyond, W and momentum in float32 exceed a card of 80 GB
+MOST_OF_OTHERS = 1_000_000  # classes: beyond, the others take more than a second a step, or more than fits
 
 
 def _usable(setting: Setting, report: Report, dim: int) -> bool:
@@ -116,59 +137,66 @@ def _ours(build: Any, size: Size, ratio: float, low: bool) -> Step:
 
 def card_peaks(setting: Setting, report: Report) -> float:
     """FLOP/s of a large product in float16, and bytes a second of a large copy: the card's own limits."""
-    side = 8192 if setting.gpu else 256
+    side, gpu = 8192 if setting.gpu else 256, setting.gpu
     a, b = (torch.randn(side, side, device=setting.device).half() for _ in range(2))
-    source = torch.randn(side * side * (16 if setting.gpu else 1), device=setting.device)
+    source = torch.randn(side * side * (16 if gpu else 1), device=setting.device)
     target = torch.empty_like(source)
 
     def seconds(work: Callable[[], Any]) -> float:
         found = []
-        for _ in range(6):
+        for _ in range(13 if gpu else 3):
             start = time.perf_counter()
             work()
-            if setting.gpu:
-                torch.cuda.synchronize(setting.device)
+            _wait(setting)
             found.append(time.perf_counter() - start)
-        return float(np.median(found[1:]))
+        return float(np.median(found[3 if gpu else 1:]))
 
-    peak = 2 * side**3 / seconds(lambda: torch.mm(a, b))
+    peak, copy = 2 * side**3 / seconds(lambda: torch.mm(a, b)), seconds(lambda: target.copy_(source))
+    moved = 8 * source.numel() / copy / 1e9
     report.measured("a product of float16", peak / 1e12, "TFLOP/s")
-    report.measured("a copy", 8 * source.numel() / seconds(lambda: target.copy_(source)) / 1e9, "GB/s")
+    report.measured("a copy", moved, "GB/s")
+    card = torch.cuda.get_device_name(setting.device) if gpu else "CPU"
+    memory = torch.cuda.get_device_properties(setting.device).total_memory / 1e9 if gpu else 0.0
+    datasheet = next((most for name, most in DATASHEET.items() if name in card), 0)
+    report.row("The card's limits", {
+        "card": card, "memory, GB": memory, f"product of {side} x {side}, float16, TFLOP/s": peak / 1e12,
+        "of the datasheet's": f"{peak / 1e10 / datasheet:.0f} % of {datasheet}" if datasheet else "",
+        "copy, GB/s": f"{moved:.0f}"})
     return peak
 
 
 def kernels_cost(setting: Setting, report: Report) -> None:
     """Time of a step with the host's part, peak memory, and 6 B C D operations by the time and the card's peak."""
-    large, dim = ((1_000_000, 10_000_000), 512) if setting.gpu else ((300, 600), 64)
+    dim = 512 if setting.gpu else 64
     if not _usable(setting, report, dim):
         return
     from recognition.engines.torch.triton.shard import TritonShard
 
     peak, device = card_peaks(setting, report), setting.device
     kernels, chunks = partial(TritonShard, device), partial(torch_shard.TorchShard, device)
-    for classes, ratio in ((large[0], 1.0), (large[0], 0.1), (large[1], 1.0), (large[1], 0.1)):
-        size = Size(classes, 1024 if setting.gpu else 32, dim)
+    for case in CASES if setting.gpu else SMALL:
+        size, found = Size(case.classes, 1024 if setting.gpu else 32, dim), dict[str, tuple[float, float]]()
+        usual = {KERNELS: partial(_ours, kernels, size, case.ratio, False)}
         makers: dict[str, Callable[[], Any]] = {
-            "kernels": partial(_ours, kernels, size, ratio, False),
-            "kernels, W in 16 bits": partial(_ours, kernels, size, ratio, True),
-            **_others(setting, size, ratio, chunks)}
+            **(usual if case.classes <= MOST_OF_FLOAT32 else {}),
+            IN_16_BITS: partial(_ours, kernels, size, case.ratio, True),
+            **(_others(setting, size, case.ratio, chunks) if case.classes <= MOST_OF_OTHERS else {})}
         for name, make in makers.items():
-            title = f"{name}, {classes:,} classes" + (f", sampled {ratio:g}" if ratio < 1 else "")
             try:
-                _measure(setting, report, title, make, size, ratio, peak)
+                found[name] = _measure(setting, make, size)
             except torch.OutOfMemoryError:
-                report.true(title, True, "does not fit into the card's memory")
-            if setting.gpu:
+                report.true(f"{name}, {case}", True, "does not fit into the card's memory")
+            if setting.gpu:  # behind the error, whose traceback holds tensors
                 gc.collect()
                 torch.cuda.empty_cache()
+        for name, (seconds, memory) in found.items():
+            _tell(report, case, size, name, seconds, memory, found.get(OTHER), peak)
 
 
 def _others(setting: Setting, size: Size, ratio: float, chunks: Any) -> dict[str, Callable[[], Any]]:
-    """Our chunks, and PartialFC_V2 itself where its files are at hand, else the plain head."""
-    if size.classes > 1_000_000:  # more than a second a step, or more than fits
-        return {}
-    other = {"PartialFC_V2": partial(theirs.head_step, setting.arcface_torch, size.classes, ratio)
-             } if setting.arcface_torch else {"plain PyTorch": partial(_plain, setting, size, ratio)}
+    """Our chunks, and PartialFC_V2 itself where its files and a GPU are at hand, else the plain head."""
+    other = {OTHER: partial(theirs.head_step, setting.arcface_torch, size.classes, ratio)
+             } if setting.arcface_torch and setting.gpu else {"plain PyTorch": partial(_plain, setting, size, ratio)}
     return {"chunks in float32": partial(_ours, chunks, size, ratio, False), **other}
 
 
@@ -177,14 +205,16 @@ def _wait(setting: Setting) -> None:
         torch.cuda.synchronize(setting.device)
 
 
-def _measure(setting: Setting, report: Report, title: str, make: Callable[[], Any], size: Size, ratio: float,
-             peak: float) -> None:
+def _measure(setting: Setting, make: Callable[[], Any], size: Size) -> tuple[float, float]:
+    """Seconds of a step among others, and the peak of memory, GB."""
     if setting.gpu:
         torch.cuda.reset_peak_memory_stats(setting.device)
-    step, (warm, runs) = make(), (3, 10) if setting.gpu else (0, 1)
+    step, (warm, runs) = make(), (0, 1)
+    if setting.gpu:
+        warm, runs = (3, 10) if size.classes <= MOST_OF_FLOAT32 else (1, 3)
     drawn = [batch(size, number) for number in range(warm + runs + 1)]
     features = [torch.from_numpy(x).to(setting.device) for x, _ in drawn]
-    start = 0.0
+    start = time.perf_counter()
     for number, ((_, labels), (_, coming)) in enumerate(zip(drawn, drawn[1:])):
         if number == warm:
             _wait(setting)
@@ -192,8 +222,25 @@ def _measure(setting: Setting, report: Report, title: str, make: Callable[[], An
         step(features[number], labels, coming)
     _wait(setting)
     seconds = (time.perf_counter() - start) / runs
+    return seconds, torch.cuda.max_memory_allocated(setting.device) / 1e9 if setting.gpu else 0.0
+
+
+def _tell(report: Report, case: Case, size: Size, name: str, seconds: float, memory: float,
+          other: tuple[float, float] | None, peak: float) -> None:
+    """Report what a head takes, and add a row to the table.
+
+    :param other: seconds and memory of PartialFC_V2, if it is measured; ``peak``: FLOP/s of the card's product.
+    """
+    share = 6 * size.batch * size.classes * case.ratio * size.dim / seconds / peak
+    title, usual = f"{name}, {case}", name == KERNELS
     report.measured(title, 1000 * seconds, "ms")
-    if setting.gpu:
-        report.measured(f"{title}: peak memory", torch.cuda.max_memory_allocated(setting.device) / 1e9, "GB")
-        share = 6 * size.batch * size.classes * ratio * size.dim / seconds / peak
-        report.measured(f"{title}: share of the card's peak", 100 * share, "%")
+    report.measured(f"{title}: peak memory", memory, "GB")
+    report.measured(f"{title}: share of the card's peak", 100 * share, "%")
+    cells = {"head": str(case), "way": name,
+             "ms": judged(1000 * seconds, most=case.milliseconds if usual else None),
+             "peak GB": judged(memory, most=case.gigabytes if usual else None),
+             "share of the product's peak": f"{100 * share:.0f} %"}
+    if other and name != OTHER:
+        cells |= {"times as fast as PartialFC_V2": f"{other[0] / seconds:.1f}",
+                  "of its peak": f"{memory / other[1]:.2f}"}
+    report.row(f"The head alone: {size.batch:,} features of {size.dim} numbers, SGD with momentum", cells)
