@@ -42,11 +42,11 @@ class Check(NamedTuple):
 
 CHECKS = {
     "kernels": Check(fused.kernels_against_float64, 25), "fused": Check(batch_norm.against_float64, 15),
-    "head": Check(heads.kinds_against_float64, 25), "networks": Check(networks.against_float64, 30),
-    "16-bits": Check(networks.in_16_bits, 15), "head-states": Check(heads.states_and_bits, 20),
+    "head": Check(heads.kinds_against_float64, 20), "networks": Check(networks.against_float64, 25),
+    "16-bits": Check(networks.in_16_bits, 15), "head-states": Check(heads.states_and_bits, 15),
     "network-states": Check(networks.states_and_bits, 10), "graphs": Check(networks.graphs, 60),
-    "nccl": Check(command.one_rank, 35), "steps": Check(whole.side_by_side, 100), "where": Check(where.where, 20),
-    "kernels-cost": Check(fused.kernels_cost, 35), "run": Check(command.by_the_command, 80),
+    "nccl": Check(command.one_rank, 35), "steps": Check(whole.side_by_side, 115), "where": Check(where.where, 20),
+    "kernels-cost": Check(fused.kernels_cost, 30), "run": Check(command.by_the_command, 80),
     "resume": Check(demo.resumed, 85), "demo": Check(demo.run_of_the_demo, 25),
     "network-cost": Check(networks.speed, 40), "fused-cost": Check(batch_norm.cost, 25),
     "fused-cuts": Check(batch_norm.cuts, 25), "head-cost": Check(heads.memory_and_time, 30),

@@ -186,6 +186,8 @@ def kernels_cost(setting: Setting, report: Report) -> None:
                 found[name] = _measure(setting, make, size)
             except torch.OutOfMemoryError:
                 report.true(f"{name}, {case}", True, "does not fit into the card's memory")
+            except Exception as error:  # the other heads still tell something
+                report.true(f"{name}, {case}", False, f"{type(error).__name__}: {error}")
             if setting.gpu:  # behind the error, whose traceback holds tensors
                 gc.collect()
                 torch.cuda.empty_cache()

@@ -140,16 +140,21 @@ def expected(setting: Setting, size: Size, kind: Kind, w: np.ndarray, bias: np.n
 
 
 def kinds_against_float64(setting: Setting, report: Report) -> None:
-    """Logits reach 64 and lose 4e-6 to float32: 2e-5."""
+    """Logits reach 64 and lose 4e-6 to float32: 2e-5.
+
+    Of the 41 million cosines on a GPU a few lie within rounding (6e-8) of the filter's threshold, or of that of another
+    sub-centre, and fall on the other side: then a class with p up to 1e-3 is off, reckoned, so 2e-3 is allowed.
+    """
     size = small_or_large(setting)
     for name, kind in KINDS.items():
         head, w = make(setting, size, kind), first_centres(size, kind)
         bias = np.random.default_rng(8).standard_normal(len(w), dtype=np.float32) * np.float32(head.shards[0].with_bias)
         found, classes = step_of(head, size, kind, w, bias)
         wanted = expected(setting, size, kind, w, bias, classes)
+        limit = 2e-3 if setting.gpu and kind.options.keys() & {"ceiling", "sub_centres"} else 2e-5
         report.close(f"{name}: loss", found.loss, wanted.loss, 1e-5)
-        report.close(f"{name}: gradient by x", found.d_x, wanted.d_x, 2e-5)
-        report.close(f"{name}: gradient by W", found.d_w, wanted.d_w, 2e-5)
+        report.close(f"{name}: gradient by x", found.d_x, wanted.d_x, limit)
+        report.close(f"{name}: gradient by W", found.d_w, wanted.d_w, limit)
 
 
 def states_and_bits(setting: Setting, report: Report) -> None:

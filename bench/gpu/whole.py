@@ -205,12 +205,13 @@ def side_by_side(setting: Setting, report: Report) -> None:
         if setting.arcface_torch and setting.gpu:
             makers["arcface_torch"] = partial(theirs.whole_step, setting.arcface_torch, case.network, case.images,
                                               case.classes)
+        why = ""
         try:
             found = measure(setting, makers)
-        except torch.OutOfMemoryError:
-            found = {}
-        if not found:  # behind the error, whose traceback holds tensors
-            report.say(f"{case}: both do not fit into the card's memory together, so one after the other")
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        if why:  # behind the error, whose traceback holds tensors
+            report.say(f"{case}: one after the other, as both do not run together: {why.splitlines()[0]}")
             found = {name: part for name, make in makers.items()
                      for part in _alone(setting, report, f"{case}: {name}", make)}
         if case.images >= MORE_FROM or not setting.gpu:
@@ -224,12 +225,14 @@ def side_by_side(setting: Setting, report: Report) -> None:
 
 
 def _alone(setting: Setting, report: Report, title: str, make: Callable[[], Step]) -> list[Measured]:
-    """What a step takes; nothing if it does not fit."""
+    """What a step takes; nothing if it does not fit, or fails, which is bad."""
     try:
         return list(measure(setting, {"": make}).values())
     except torch.OutOfMemoryError:
         report.true(title, True, "does not fit into the card's memory")
-        return []
+    except Exception as error:  # the other steps still tell something
+        report.true(title, False, f"{type(error).__name__}: {error}")
+    return []
 
 
 def tell(report: Report, case: Case, name: str, found: Measured, other: Measured | None, at_peak: float) -> None:

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from bench.gpu import __main__ as command
-from bench.gpu import batch_norm, demo, fused, heads, networks, theirs, torch_compile, where, whole
+from bench.gpu import batch_norm, demo, fused, heads, networks, torch_compile, where, whole
 from bench.gpu import command as the_command
 from bench.gpu.report import Report, Setting, judged
 from bench.gpu.where import Span
@@ -258,18 +258,16 @@ def test_a_step_is_held_against_arcface_torch_and_its_targets(report: Report, tm
 
 def test_two_steps_that_do_not_fit_together_are_timed_one_after_the_other(
         setting: Setting, report: Report, few_layers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried, measure = [], whole.measure
+    tried = []
 
     def full(setting: Setting, makers: Any) -> Any:
         tried.append(list(makers))
         if len(makers) > 1:
             raise torch.OutOfMemoryError
-        return measure(setting, makers)
+        return dict.fromkeys(makers, whole.Measured(2, 1, 3, 4, 5))
 
+    monkeypatch.setattr(Setting, "gpu", True)
     monkeypatch.setattr(whole, "measure", full)
-    monkeypatch.setattr(whole, "MORE", {})
-    monkeypatch.setattr(theirs, "whole_step", lambda *place: lambda: None)
-    monkeypatch.setattr(Setting, "gpu", property(lambda self: self.arcface_torch is not None and not tried))
     monkeypatch.setattr(whole, "card_peaks", lambda *place: 1e12)
     monkeypatch.setattr(whole, "CASES", whole.SMALL)
     whole.side_by_side(setting._replace(arcface_torch=setting.folder), report)
@@ -282,9 +280,9 @@ def test_a_pass_is_compiled_without_breaks(few_layers: None) -> None:
     assert (found["graphs"], found["breaks"]) == (1, 0) and found["ms"] > 0
 
 
-def test_a_network_that_does_not_compile_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_a_network_was_not_compiled_is_told() -> None:
     found, why = torch_compile._in_a_process(["r50", "--device", "nowhere"], 120)
-    assert found == {} and "nowhere" in why
+    assert found == {} and why.startswith("RuntimeError")
     assert torch_compile._in_a_process(["r50"], 0)[1].startswith("not compiled after")
 
 
