@@ -38,7 +38,8 @@ class Replica(Placed):
                          fused=fused)
         self.arguments, self.auxiliary = self.network.arguments, self.network.auxiliary
         self.gradients: dict[str, torch.Tensor] = {}  # of the last backward pass
-        self.ready: Callable[[torch.Tensor], None] | None = None  # called with each gradient as soon as it is there
+        # Called with each gradient as soon as it is there, or will be for what the current stream does after the call.
+        self.ready: Callable[[torch.Tensor], None] | None = None
         self._announced: list[str] = []  # the order of these calls in the last pass of operators
         for name, tensor in self.arguments.items():
             tensor.register_post_accumulate_grad_hook(partial(_tell, ref(self), name))
@@ -95,8 +96,7 @@ class Replica(Placed):
             self.recorded.backward(d_features)
             self.gradients = self.recorded.gradients
             if self.ready:
-                for name in self._announced:  # in the order of the operators, which other processes may have
-                    self.ready(self.gradients[name])
+                self.recorded.announce(self.ready, self._announced)  # in the operators' order, which others may have
             return
         output, self._output, self._announced = self._output, None, []
         assert output is not None, "a backward pass is behind a forward pass"
@@ -132,7 +132,8 @@ class Replica(Placed):
         self._drop_gradients()
         compute = partial(self.features_there, training=True, generator=self._generator)
         try:
-            self.recorded = GraphedPass(compute, self.arguments, shape, self._generator)
+            self.recorded = GraphedPass(compute, self.arguments, shape, self._generator,
+                                        with_moments=self.ready is not None and not torch.version.hip)
         except Exception as error:  # an operator's, the driver's, for want of memory: the run goes on without
             _logger.warning("backbone: computed operator by operator rather than by CUDA graphs: %s (%s)",
                             " ".join(str(error).split())[:200], type(error).__name__)

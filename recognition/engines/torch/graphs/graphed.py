@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Callable
 
 import numpy as np
 
 from recognition.engines.torch.imports import torch
+
+MOMENT_BYTES = 4 << 20  # of gradients between two events in a recorded pass
 
 
 def can_record(device: torch.device) -> bool:
@@ -36,6 +39,44 @@ class Staged:
         self._read.record(torch.cuda.current_stream(self.there.device))
 
 
+class Moments:
+    """Events in a recording behind every so many bytes of gradients, for which streams outside of the graph can wait.
+
+    They are external events, which PyTorch has from 2.8 on, but not on ROCm.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream, self._bytes = stream, 0
+        self._events: list[torch.cuda.Event] = []  # all of them: the graph needs them as long as it lives
+        self._open: dict[str, int] = {}  # where each gradient lies that is behind the last event
+        self._found: dict[str, tuple[int, torch.cuda.Event]] = {}
+
+    def see(self, name: str, argument: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """A gradient whose work has just been recorded, laid out as its argument. Autograd calls it, in a thread of its
+        own."""
+        with torch.cuda.stream(self._stream):
+            if gradient.stride() != argument.stride():
+                gradient = _copied(gradient, argument)
+            self._open[name], self._bytes = gradient.data_ptr(), self._bytes + gradient.nbytes
+            if self._bytes >= MOMENT_BYTES:
+                self._record()
+        return gradient
+
+    def _record(self) -> torch.cuda.Event:
+        event, self._bytes = torch.cuda.Event(external=True), 0
+        event.record()
+        self._events.append(event)
+        self._found.update({name: (place, event) for name, place in self._open.items()})
+        self._open = {}
+        return event
+
+    def of(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.cuda.Event]:
+        """The event behind each gradient; behind all of the recording for those that were copied since, or not seen."""
+        end = self._record()
+        return {name: self._found[name][1] if self._found.get(name, (0,))[0] == gradient.data_ptr() else end
+                for name, gradient in gradients.items()}
+
+
 class GraphedPass:
     """Features and gradients for batches of one shape, bit for bit those of the operators one by one.
 
@@ -45,13 +86,15 @@ class GraphedPass:
     """
 
     def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor], arguments: Mapping[str, torch.Tensor],
-                 shape: tuple[int, ...], generator: torch.Generator) -> None:
+                 shape: tuple[int, ...], generator: torch.Generator, with_moments: bool = False) -> None:
         """:param compute: features (n, D), float32, of images on the device.
         :param arguments: the parameters; ``shape``: of images, uint8.
         :param generator: what ``compute`` draws from, on the device. A replay draws from where the generator then is.
+        :param with_moments: whether gradients are to be announced while the backward pass goes on.
         :raises Exception: if something that ``compute`` does cannot be recorded. The generator is then of no more use.
         """
         device, wanted = generator.device, list(arguments.values())
+        self._beside = torch.cuda.Stream(device)
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
@@ -64,8 +107,12 @@ class GraphedPass:
             self._d_features = Staged(tuple(features.shape), features.dtype, device)
             with _recorded(self._backward, stream, pool):
                 # Not backward(): it would add to tensors' ``grad`` on the stream of the steps before.
-                found = torch.autograd.grad(features, wanted, self._d_features.there, allow_unused=True)
+                self._moments = Moments(stream) if with_moments else None
+                with _seen(self._moments, arguments):
+                    found = torch.autograd.grad(features, wanted, self._d_features.there, allow_unused=True)
                 found = _apart(found, wanted, (features, self._d_features.there))
+                there = {name: gradient for name, gradient in zip(arguments, found) if gradient is not None}
+                self._behind = self._moments.of(there) if self._moments else {}
         torch.cuda.synchronize(device)  # the recordings have set the generator's memory on their own stream
         self._features = features.detach()
         self.gradients = {name: torch.zeros_like(argument, requires_grad=False) if gradient is None else gradient
@@ -84,6 +131,29 @@ class GraphedPass:
             self._d_features.there.copy_(d_features)
         self._backward.replay()
 
+    def announce(self, ready: Callable[[torch.Tensor], None], order: Sequence[str]) -> None:
+        """Call ``ready`` with the gradients of the arguments that ``order`` names, while the backward pass goes on. The
+        current stream is then one beside it, which waits for the event behind each gradient after the call."""
+        waited: torch.cuda.Event | None = None
+        with torch.cuda.stream(self._beside) if self._behind else contextlib.nullcontext():
+            for name in order:
+                ready(self.gradients[name])
+                if self._behind and self._behind[name] is not waited:
+                    waited = self._behind[name]
+                    self._beside.wait_event(waited)
+
+
+@contextlib.contextmanager
+def _seen(moments: Moments | None, arguments: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Context in which autograd shows each argument's gradient as soon as it is whole."""
+    handles = [argument.register_hook(partial(moments.see, name, argument))
+               for name, argument in arguments.items()] if moments else []
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
 
 def _apart(gradients: Sequence[torch.Tensor | None], arguments: Sequence[torch.Tensor],
            others: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -97,10 +167,14 @@ def _apart(gradients: Sequence[torch.Tensor | None], arguments: Sequence[torch.T
         if gradient is not None:
             here = _bytes(gradient)
             if gradient.stride() != argument.stride() or any(here[0] < end and start < here[1] for start, end in taken):
-                gradient = torch.empty_like(argument, requires_grad=False).copy_(gradient)
+                gradient = _copied(gradient, argument)
             taken.append(_bytes(gradient))
         found.append(gradient)
     return found
+
+
+def _copied(gradient: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(argument, requires_grad=False).copy_(gradient)
 
 
 def _bytes(tensor: torch.Tensor) -> tuple[int, int]:

@@ -28,7 +28,8 @@ class Summing:
         self._running: list[tuple[list[torch.Tensor], torch.Tensor, Any]] = []
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Take part in the sum with ``tensor``, which nobody may use before :meth:`finish`."""
+        """Take part in the sum with ``tensor``, which nobody may use before :meth:`finish`. It is read by a later call,
+        or there, on the stream that is then current."""
         if self._bucket and not self._fits(tensor):
             self._leave()
         self._bucket.append(tensor)

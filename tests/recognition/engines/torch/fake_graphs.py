@@ -5,12 +5,14 @@ A recording notes each ATen operator of the forward and of the backward pass wit
 what it wrote in place is put back, and what it made is NaN, as CUDA has computed nothing. A replay computes the noted
 operators again on the same tensors: whatever else Python did in the pass does not happen again.
 
-Copies on another stream than the default one are done as late as events, waits and other operators of the stream allow.
+Copies of images on another stream than the default one are done as late as events, waits and other operators of the
+stream allow. With :attr:`Graph.late` so is a replay.
 """
 from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Callable
@@ -61,11 +63,14 @@ class Notes(TorchDispatchMode):
 class Graph:
     """A :class:`torch.cuda.CUDAGraph`."""
 
-    recording = False
+    recording: Graph | None = None
     replays = 0
+    late = False  # whether a replay does nothing until :meth:`run`, or until somebody waits for one of its events
 
     def __init__(self) -> None:
         self._generators: list[Any] = []
+        self.todo: deque[Any] = deque()  # operators and events of the last replay
+        self._number = 0  # of the last replay
 
     def register_generator_state(self, generator: Any) -> None:
         self._generators.append(generator)
@@ -74,10 +79,10 @@ class Graph:
         self._states = [generator.get_state() for generator in self._generators]
         self._notes = Notes([generator._cdata for generator in self._generators])
         self._notes.__enter__()
-        Graph.recording = True
+        Graph.recording = self
 
     def capture_end(self) -> None:
-        Graph.recording = False
+        Graph.recording = None
         self._notes.__exit__(None, None, None)
         for tensor, before in reversed(self._notes.before):
             tensor.data.copy_(before)
@@ -89,13 +94,32 @@ class Graph:
         if self._notes.broken_off:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
-    @torch.no_grad()
+    def note(self, event: Event) -> None:
+        self._notes.operators.append(event)
+
     def replay(self) -> None:
         Graph.replays += 1
-        for func, args, kwargs, made in self._notes.operators:
-            result = func(*args, **kwargs)
-            for place, found in zip(made, tensors(result)):
-                place.data.copy_(found)
+        self._number += 1
+        self.run()
+        self.todo.extend(self._notes.operators)
+        if not Graph.late:
+            self.run()
+
+    def until(self, event: Event) -> Callable[[], None]:
+        """What brings the last replay until now to an event."""
+        number = self._number
+        return lambda: self.run(event) if number == self._number else None
+
+    @torch.no_grad()
+    def run(self, to: Event | None = None) -> None:
+        """Do all that is left, or up to an event."""
+        while self.todo and (to is None or to in self.todo):
+            operator = self.todo.popleft()
+            if not isinstance(operator, Event):
+                func, args, kwargs, made = operator
+                result = func(*args, **kwargs)
+                for place, found in zip(made, tensors(result)):
+                    place.data.copy_(found)
 
 
 class Stream:
@@ -131,29 +155,37 @@ _current = [DEFAULT]
 class Event:
     """A :class:`torch.cuda.Event`."""
 
-    def __init__(self) -> None:
-        self._stream, self._place = DEFAULT, 0
+    def __init__(self, external: bool = False) -> None:
+        if external and torch.version.hip:
+            raise RuntimeError("External events are disallowed in rocm")
+        self._stream, self._place, self._external = DEFAULT, 0, external
+        self._graph: Graph | None = None
 
-    def record(self, stream: Stream) -> None:
-        self._stream, self._place = stream, stream.put(lambda: None)
+    def record(self, stream: Stream | None = None) -> None:
+        if self._external and Graph.recording:
+            self._graph = Graph.recording
+            self._graph.note(self)
+        else:
+            self._stream = stream or _current[-1]
+            self._place = self._stream.put(lambda: None)
 
     def recorded(self) -> Callable[[], None]:
         """What does all that stands before the last record until now."""
-        return partial(self._stream.run, self._place)
+        return self._graph.until(self) if self._graph else partial(self._stream.run, self._place)
 
     def synchronize(self) -> None:
         self.recorded()()
 
 
 class Late(TorchDispatchMode):
-    """Puts copies off that a stream is to do."""
+    """Puts copies of images off that a stream is to do."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self._stream = stream
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.copy_.default and not Graph.recording:
+        if func is torch.ops.aten.copy_.default and args[0].dtype == torch.uint8 and not Graph.recording:
             there, here = memory(args[0]), memory(args[1])
             self._stream.put(lambda: np.copyto(there, here))
             return args[0]
@@ -185,7 +217,7 @@ def install(patch: pytest.MonkeyPatch) -> type[Graph]:
         "Stream": Stream, "Event": Event, "stream": current, "current_stream": lambda *_: _current[-1],
         **dict.fromkeys(("graph_pool_handle", "synchronize", "empty_cache"), lambda *_: None),
         "device": lambda _: contextlib.nullcontext(),
-        **dict.fromkeys(("is_initialized", "is_current_stream_capturing"), lambda: Graph.recording),
+        **dict.fromkeys(("is_initialized", "is_current_stream_capturing"), lambda: Graph.recording is not None),
         "CUDAGraph": Graph}
     for name, fake in fakes.items():
         patch.setattr(torch.cuda, name, fake)

@@ -151,7 +151,7 @@ def test_a_recording_that_cuda_breaks_off_gives_its_memory_back(
         if error:
             raise error
     assert told == [("_cuda_endAllocateToPool", None, "pool"), ("_cuda_releasePool", None, "pool")]
-    assert not graphs.recording
+    assert graphs.recording is None
 
 
 def residual(dropout: bool) -> Graph:
