@@ -161,18 +161,20 @@ class ShardedHead:
                       for shard, logit in zip(self.shards, logits)]
         target, log_sum, highest = self._merge(np.stack(statistics), np.where(here, logits, -np.inf))
 
-        d_target, losses = np.expm1(target - log_sum) / count, log_sum - target
+        d_target = np.expm1(target - log_sum) / count
         parts: list[Any] = []
         d_similarity = 0.0  # that no margin changes
         if self.smoothing:
             smoothed = smooth(self.smoothing, self.shards, unit, target, similarities.sum(axis=0, dtype=np.float64),
                               self.margin.scale, count, self.communicator)
-            losses, self._also = losses + smoothed.loss, smoothed.d_centre
+            self._also = smoothed.d_centre
             d_target, d_similarity = d_target + smoothed.d_logit / count, smoothed.d_similarity
             parts.append(smoothed.d_unit.astype(np.float32))
         parts += [shard.gradient(log_sum, count, d_target * slope + d_similarity)
                   for shard, slope in zip(self.shards, slopes)]
         d_features = self._through_norm(self.communicator.reduce_scatter(sum(parts[1:], parts[0])), unit, norms)
+        # A device computes this gradient while the host counts.
+        losses = log_sum - target + (smoothed.loss if self.smoothing else 0)
         if self.of_images and (terms := self.of_images.by_norm(self._norms)):
             by_m2 = np.where(here, [margin.slope_by_m2(similarity) for similarity in similarities], 0).sum(axis=0)
             d_norms = d_target * self.communicator.all_reduce(by_m2) * terms.m2_slope + terms.loss_slope / count

@@ -117,11 +117,10 @@ def torch_shard_memory(size: HeadSize, kind: str) -> Memory:
 
 
 def triton_shard_memory(size: HeadSize) -> Memory:
-    """Bytes of PyTorch's ``TritonShard``: a chunk's weights of 16 bits, its gradient, and its rows if they are those of
-    a sample; unit vectors of 16 bits beside W, unless W is of 16 bits itself."""
+    """Bytes of PyTorch's ``TritonShard``: a chunk's weights of 16 bits and its gradient, in whose place the first pass
+    has two chunks of a sample's rows; unit vectors of 16 bits beside W, unless W is of 16 bits itself."""
     rows = min(TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK // size.batch, size.selected_rows)
-    sampled = size.selected < size.classes
-    memory = _parts(size, size.batch * rows * HALF, rows * size.dim * (FLOAT + sampled * HALF), 5 * size.features,
+    memory = _parts(size, size.batch * rows * HALF, rows * size.dim * FLOAT, 5 * size.features,
                     _torch_numbers(size) + size.rows * (FLOAT + 1))
     units = size.rows * size.dim * HALF if size.number_bytes == FLOAT else 0
     first = {part: memory.pop(part) for part in ("class centres W", "their moments")}

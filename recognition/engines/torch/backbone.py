@@ -41,8 +41,12 @@ class ReplicatedBackbone(Replicas):
         :param low: the numbers of 16 bits of heavy layers; None for float32.
         :param recompute: activations are computed again to save memory.
         :param keep_features: features stay on the only device.
-        :param fused: batch norms are Triton's kernels in training and 16 bits.
+        :param fused: batch norms are Triton's kernels in training and 16 bits, and so is SGD.
         """
+        if fused:
+            from recognition.engines.torch.triton.sgd import FusedSgd, works
+
+            self.sgd = FusedSgd if works(devices[0]) else SgdOptimiser
         replicas = [Replica(graph, parameters, auxiliary, device, low, image_shape, recompute, fused)
                     for device in devices]
         super().__init__(graph, replicas, batch_size, communicator, loss_scale, updating)

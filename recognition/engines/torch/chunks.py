@@ -19,6 +19,22 @@ class Targets(NamedTuple):
     places: torch.Tensor  # (3, n), the three arrays on the device: each copy there would wait for it
 
 
+class Given(NamedTuple):
+    """What the head gives for the gradients of a batch, as in :meth:`recognition.head.shard.Shard.gradient`."""
+
+    log_sums: np.ndarray  # (B,)
+    rows: int  # of the mean loss
+    target_gradients: np.ndarray  # (B,)
+
+    def weights(self, here: np.ndarray, scale: float) -> list[np.ndarray]:
+        """The arrays of :class:`Weights`, float32. ``here`` (n,): the rows of the batch that have targets."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            reference = self.log_sums.astype(np.float32)
+            rest = np.exp(reference - self.log_sums) * (scale / self.rows)  # with the digits that the reference lost
+            targets = self.target_gradients[here] / rest[here]
+        return [array.astype(np.float32) for array in (reference[:, None], rest[:, None], targets)]
+
+
 class Weights(NamedTuple):
     """Numbers that make a chunk's logits z the gradient by its similarities: ``exp(z - reference) * factor``."""
 

@@ -28,11 +28,11 @@ class SgdOptimiser:
 
     @torch.no_grad()
     def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
-        for lr, names in _alike(lrs):
+        for lr, names in alike(lrs):
             w, g, m = ([of[name] for name in names] for of in (weights, gradients, self.moments["momentum"]))
             torch._foreach_mul_(m, self.mu)
-            torch._foreach_add_(m, g, alpha=_readable(-lr * rescale))
-            torch._foreach_add_(m, w, alpha=_readable(-lr * self.wd))
+            torch._foreach_add_(m, g, alpha=readable(-lr * rescale))
+            torch._foreach_add_(m, w, alpha=readable(-lr * self.wd))
             torch._foreach_add_(w, m)
 
 
@@ -49,7 +49,7 @@ class AdamWOptimiser:
     def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
         for name in lrs:
             self.updates[name] += 1
-        for (lr, updates), names in _alike({name: (lr, self.updates[name]) for name, lr in lrs.items()}):
+        for (lr, updates), names in alike({name: (lr, self.updates[name]) for name, lr in lrs.items()}):
             step = self.adamw.step(lr, self.wd, updates)
             w, g, m, v = ([of[name] for name in names] for of in (weights, gradients, *self.moments.values()))
             if rescale != 1:
@@ -60,20 +60,20 @@ class AdamWOptimiser:
             torch._foreach_addcmul_(v, g, g, value=1 - step.beta2)
             roots = torch._foreach_sqrt(v)
             torch._foreach_add_(roots, step.eps)
-            torch._foreach_mul_(w, _readable(1 - lr * step.wd))
-            torch._foreach_addcdiv_(w, m, roots, value=_readable(-lr * step.factor))
+            torch._foreach_mul_(w, readable(1 - lr * step.wd))
+            torch._foreach_addcdiv_(w, m, roots, value=readable(-lr * step.factor))
 
 
 def _zeros(parameters: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(parameters[name], requires_grad=False) for name in names}
 
 
-def _readable(value: float) -> float:
+def readable(value: float) -> float:
     """A number in a form that PyTorch takes for float32 tensors: the largest in place of those beyond."""
     return max(-LARGEST, min(value, LARGEST))
 
 
-def _alike(keys: Mapping[str, Key]) -> Iterable[tuple[Key, list[str]]]:
+def alike(keys: Mapping[str, Key]) -> Iterable[tuple[Key, list[str]]]:
     """Each key with the names that have it."""
     if len(set(keys.values())) == 1:  # the usual case, quickly
         return [(next(iter(keys.values())), list(keys))]

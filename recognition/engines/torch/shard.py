@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from recognition.engines.sizes import TORCH_ROWS_A_CHUNK
-from recognition.engines.torch.chunks import Chunk, Targets, Weights, product
+from recognition.engines.torch.chunks import Chunk, Given, Targets, Weights, product
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
 from recognition.engines.torch.sampling import DeviceSample
@@ -125,36 +125,45 @@ class TorchShard:
             return None if classes is None else rows_of(classes, self.start, self.sub_centres)
         if self.device.type == "cuda":  # the other stream may not use their memory again too early
             classes.places.record_stream(torch.cuda.current_stream(self.device))
+        if self.sub_centres == 1:
+            return classes.places
         sub_centres = torch.arange(self.sub_centres, device=self.device)
         return (classes.places[:, None] * self.sub_centres + sub_centres).flatten()
 
     def similarities(self, x: Any, labels: np.ndarray) -> np.ndarray:
         batch, k = len(x), self.sub_centres
         self._host_side = isinstance(x, np.ndarray)
-        self._x = self._rows.on_device(np.array(x, np.float32)) if self._host_side else x.contiguous()
+        self._x = self._rows.on_device(x.astype(np.float32, copy=False))[0] if self._host_side else x.contiguous()
         columns = target_columns(labels, self.start, self.stop, k, self._classes)
         here = np.flatnonzero(columns >= 0)
         here = here[np.argsort(columns[here], kind="stable")]
-        candidates = (columns[here, None] + np.arange(k)).ravel()
-        units, _ = self._units(self._rows.take_at(self._centres[0], candidates))
+        first = columns[here]
+        candidates = (first[:, None] + np.arange(k)).ravel()
+        rows, batch_rows, classes = self._rows.on_device(candidates, here, (columns // k).astype(np.int32))  # -1 stays
+        rows = candidates if self.on_host else rows
+        units, _ = self._units(self._rows.take_at(self._centres[0], rows))
         units = units.view(len(here), k, x.shape[1])
-        values = torch.linalg.vecdot(units, self._x[self._rows.on_device(here)].unsqueeze(1))
-        values += self._rows.take_at(self._bias[0], candidates).view(len(here), k)
+        values = torch.linalg.vecdot(units, self._x[batch_rows].unsqueeze(1))
+        if self.with_bias:
+            values += self._rows.take_at(self._bias[0], rows).view(len(here), k)
         fetched = Fetched(values)
-        self._begin(columns)
+        self._begin(classes)
         found = fetched()
         nearest, order = found.argmax(axis=1), np.arange(len(here))
-        places = np.stack([here, columns[here], columns[here] + nearest])
-        chosen = units[self._rows.on_device(order), self._rows.on_device(nearest)]
-        self._targets = Targets(here, columns[here], places[2], chosen, self._rows.on_device(places))
+        places, there = self._rows.on_device(np.stack([here, first, first + nearest]), nearest)
+        chosen = units[torch.arange(len(here), device=self.device), there] if k > 1 else units[:, 0]
+        self._targets = Targets(here, first, first + nearest, chosen, places)
         # Without statistics, where centres have overflowed, the gradient is NaN.
-        self._highest, self._weighted = np.full(batch, np.nan), torch.zeros_like(self._x)
+        self._highest, self._weighted = np.full(batch, np.nan), self._x
         similarities = np.zeros(batch, np.float32)
         similarities[here] = found[order, nearest]
         return similarities
 
-    def _begin(self, columns: np.ndarray) -> None:
-        """Queue what can be computed before margins are known; ``columns``: (B,), the targets' first ones, or -1."""
+    def _begin(self, classes: torch.Tensor) -> None:
+        """Queue what can be computed before margins are known.
+
+        :param classes: (B,) int32, the number of the target's class among the selected ones, or -1.
+        """
 
     def _units(self, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Unit vectors and inverse norms (rows, 1) of centres (rows, D); what they are if the head does not
@@ -211,17 +220,13 @@ class TorchShard:
             return merged_statistics(np.stack([self._highest, targets]), np.stack([sums, np.isfinite(targets)]))
 
     def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
-        here = self._targets.batch
+        self._given = Given(log_sums, count, target_gradients)  # an update makes its weights, behind this gradient
         with np.errstate(invalid="ignore", over="ignore"):
             factor = np.exp(self._highest - log_sums) * (self.scale / count)
-            reference = log_sums.astype(np.float32)
-            rest = np.exp(reference - log_sums) * (self.scale / count)  # with the digits that the reference lost
-            targets = target_gradients[here] / rest[here]
-        self._weights = Weights(*(self._rows.on_device(a.astype(np.float32)) for a in (
-            reference[:, None], rest[:, None], targets)))
-        d_x = self._weighted * self._rows.on_device(factor[:, None].astype(np.float32))
-        slopes = self._rows.on_device(target_gradients[here].astype(np.float32)[:, None])
-        d_x[self._targets.places[0]] += slopes * self._targets.units
+        factors, slopes = self._rows.on_device(*(a.astype(np.float32)[:, None] for a in (
+            factor, target_gradients[self._targets.batch])))
+        d_x = self._weighted * factors
+        d_x.index_add_(0, self._targets.places[0], slopes * self._targets.units)
         return d_x.cpu().numpy() if self._host_side else d_x
 
     def target_norms(self) -> tuple[np.ndarray, np.ndarray]:
@@ -243,17 +248,19 @@ class TorchShard:
                also: np.ndarray | None = None) -> float:
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
-        weighted = self._x * self._weights.factor
-        more = self._rows.on_device(also.astype(np.float32)).split([len(also) - 1, 1]) if also is not None else ()
+        weights = Weights(*self._rows.on_device(*self._given.weights(self._targets.batch, self.scale)))
+        weighted = self._x * weights.factor
+        more = self._rows.on_device(also[:-1].astype(np.float32), also[-1:].astype(np.float32)
+                                    ) if also is not None else ()
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for chunk in self._chunks():
-            p = self._logits(chunk).sub_(self._weights.reference).exp_()
+            p = self._logits(chunk).sub_(weights.reference).exp_()
             these = self._targets_in(chunk)
             rows, _, columns = self._targets.places[:, these]
-            p[rows, columns - chunk.low] = self._weights.targets[these]
+            p[rows, columns - chunk.low] = weights.targets[these]
             gradients = [product(p.T, weighted)]
             if self.with_bias:
-                gradients.append(product(p.T, self._weights.factor)[:, 0])
+                gradients.append(product(p.T, weights.factor)[:, 0])
             del p
             if also is not None:
                 gradients = [gradient.add_(part) for gradient, part in zip(gradients, more)]

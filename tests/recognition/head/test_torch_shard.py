@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from recognition.engines.cpu.shard import CpuShard  # noqa: E402
 from recognition.engines.torch import shard as torch_shard  # noqa: E402
+from recognition.engines.torch import stored_rows  # noqa: E402
 from recognition.engines.torch.shard import TorchShard  # noqa: E402
 from recognition.head.margin import Margin  # noqa: E402
 from recognition.head.sampling import ClassSampler  # noqa: E402
@@ -210,3 +211,13 @@ def test_centres_beyond_float32_are_told_and_their_gradient_is_not_a_number() ->
         assert not head.finite
         result = head.forward_backward(x, labels)
         assert np.isnan(result.loss) and np.isnan(result.d_features).all()
+
+
+def test_arrays_that_travel_together_are_apart_there() -> None:
+    given = [np.arange(5, dtype=np.int32), np.zeros((0, 3), np.int64), np.float32([[1, 2, 3]]).T, np.arange(4)[::-2]]
+    found = stored_rows.copied(given, torch.device("cpu"))
+    for array, tensor in zip(given, found):
+        assert tensor.numpy().dtype == array.dtype and tensor.data_ptr() % 16 == 0
+        np.testing.assert_array_equal(tensor.numpy(), array)
+    found[0][:] = -1
+    assert given[0][1] == 1 and found[2][0] == 1

@@ -47,10 +47,10 @@ def exponentials(x, units, inverse, targets, references, grown, highest, total, 
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
     at_end = (tile + 1) * COLUMNS > classes * PADDED
-    z, factor = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end=at_end, batch=batch,
-                               rows=classes * K, first=first, scale=scale, ceiling=ceiling, dim=dim, SCALED=SCALED,
-                               FILTERED=FILTERED, WIDENED=WIDENED, K=K, PADDED=PADDED, BATCH=BATCH, COLUMNS=COLUMNS,
-                               DEPTH=DEPTH)
+    z, factor = logits_of_tile(x, units, inverse, targets, b, number, tl.minimum(row, classes * K - 1), there,
+                               at_end=at_end, batch=batch, first=first, scale=scale, ceiling=ceiling, dim=dim,
+                               SCALED=SCALED, FILTERED=FILTERED, WIDENED=WIDENED, K=K, PADDED=PADDED, BATCH=BATCH,
+                               COLUMNS=COLUMNS, DEPTH=DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=0.0)
     reference = tl.where(reference == float("-inf"), 0.0, reference)
     p = tl.exp2(z - reference[:, None])
@@ -109,12 +109,14 @@ def collect(highest, totals, most, total, batch, tiles):  # type: ignore[no-unty
 
 
 @triton.jit(do_not_specialize=["first", "classes", "width"])
-def slopes(x, units, inverse, targets, references, rests, nearest, of_targets, weights,  # type: ignore[no-untyped-def]
+def slopes(x, units, inverse, selected, targets, references, rests, nearest, of_targets, weights,  # type: ignore[no-untyped-def]
            batch, first, classes, width, scale, ceiling, gain, dim: tl.constexpr, SCALED: tl.constexpr,
            FILTERED: tl.constexpr, WIDENED: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, BATCH: tl.constexpr,
            COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
     """The gradient by a chunk's cosines, up to a factor that all have: one program a tile.
 
+    :param selected: of a sample, the rows of all selected centres, int64: ``units`` and ``inverse`` are then those of
+        all centres; else None.
     :param rests: (batch,) float32: a weight is ``2^(logit - reference) * rest``.
     :param nearest: (batch,) int32, the place of the row of the target's nearest sub-centre, or -1.
     :param of_targets: (batch,) float32: what stands there in place of the weight.
@@ -125,10 +127,12 @@ def slopes(x, units, inverse, targets, references, rests, nearest, of_targets, w
     b = block * BATCH + tl.arange(0, BATCH)
     number, row, there = columns_of_tile(tile, classes, K, PADDED, COLUMNS)
     at_end = (tile + 1) * COLUMNS > classes * PADDED
-    z, _ = logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end=at_end, batch=batch,
-                          rows=classes * K, first=first, scale=scale, ceiling=ceiling, dim=dim, SCALED=SCALED,
-                          FILTERED=FILTERED, WIDENED=WIDENED, K=K, PADDED=PADDED, BATCH=BATCH, COLUMNS=COLUMNS,
-                          DEPTH=DEPTH)
+    source = tl.minimum(row, classes * K - 1)
+    if selected is not None:
+        source = tl.load(selected + first * K + source)
+    z, _ = logits_of_tile(x, units, inverse, targets, b, number, source, there, at_end=at_end, batch=batch, first=first,
+                          scale=scale, ceiling=ceiling, dim=dim, SCALED=SCALED, FILTERED=FILTERED, WIDENED=WIDENED,
+                          K=K, PADDED=PADDED, BATCH=BATCH, COLUMNS=COLUMNS, DEPTH=DEPTH)
     reference = tl.load(references + b, mask=b < batch, other=float("inf"))
     p = tl.exp2(z - reference[:, None]) * (tl.load(rests + b, mask=b < batch, other=0.0) * gain)[:, None]
     place = tl.load(nearest + b, mask=b < batch, other=-1) - first * K
@@ -142,14 +146,14 @@ def slopes(x, units, inverse, targets, references, rests, nearest, of_targets, w
 @triton.jit(do_not_specialize=["first", "rows", "key", "key2", "first_row"])
 def update(gradient, centres, first_moment, second_moment, inverse, operand, selected, squares,  # type: ignore[no-untyped-def]
            first, rows, factor, rate, decay, beta1, beta2, move, eps, key, key2, first_row, dim: tl.constexpr,
-           SAMPLED: tl.constexpr, SCALED: tl.constexpr, ADAMW: tl.constexpr, ROUNDED: tl.constexpr,
-           MEASURED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+           SCALED: tl.constexpr, ADAMW: tl.constexpr, ROUNDED: tl.constexpr, MEASURED: tl.constexpr,
+           ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """The optimiser's step of a chunk's centres, and their new norms and unit vectors: one program a few rows.
 
     :param gradient: (rows, dim) float32: times ``factor``, by the unit vectors.
     :param centres: and their moments, float32 or bfloat16 (ROUNDED), are updated; and ``inverse`` and, unless SCALED,
         ``operand``, as :func:`renew` does.
-    :param selected: the rows of the selected centres, int64 (with SAMPLED), of which ``first`` is the chunk's first.
+    :param selected: of a sample, the rows of its centres, int64, of which ``first`` is the chunk's first; else None.
     :param squares: out, float32, with MEASURED: the squared norms of the gradients by the selected centres.
     :param rate, decay, beta1: of SGD: learning rate, decay and momentum. Of AdamW: as in AdamWStep, ``decay`` is
         ``lr * wd``, and ``move`` ``lr * factor``.
@@ -158,7 +162,7 @@ def update(gradient, centres, first_moment, second_moment, inverse, operand, sel
     """
     local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there, place, d = local < rows, first + local, tl.arange(0, WIDTH)
-    row = tl.load(selected + place, mask=there, other=0) if SAMPLED else place.to(tl.int64)
+    row = tl.load(selected + place, mask=there, other=0) if selected is not None else place.to(tl.int64)
     at = row[:, None] * dim + d[None, :]
     inside = there[:, None] & (d < dim)[None, :]
     values = tl.load(centres + at, mask=inside, other=0.0).to(tl.float32)

@@ -25,20 +25,20 @@ def product(a, b, plus, WIDENED: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, rows, first, scale, ceiling,  # type: ignore[no-untyped-def]
+def logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, batch, first, scale, ceiling,  # type: ignore[no-untyped-def]
                    dim: tl.constexpr, SCALED: tl.constexpr, FILTERED: tl.constexpr, WIDENED: tl.constexpr,
                    K: tl.constexpr, PADDED: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr,
                    DEPTH: tl.constexpr):
-    """The logits (BATCH, COLUMNS) to base 2 of features ``b`` and centres ``row``, -inf where they do not count, as at
-    targets; and the factors from inner products to cosines, with SCALED.
+    """The logits (BATCH, COLUMNS) to base 2 of features ``b`` and rows ``row`` of ``units``, -inf where they do not
+    count, as at targets; and the factors from inner products to cosines, with SCALED.
 
     What few tiles need is behind a branch: each operation on all numbers of a tile costs a tenth of its product.
 
-    :param at_end: whether columns may not be ``there``, of a chunk of ``rows`` rows.
+    :param row: a row that can be read, also where a column is not ``there``, as some may be ``at_end``.
     """
     z = tl.zeros((BATCH, COLUMNS), tl.float32)
-    d, safe_b, safe_row = tl.arange(0, DEPTH), tl.minimum(b, batch - 1), tl.minimum(row, rows - 1)
-    of_x, of_w = x + safe_b[:, None] * dim + d[None, :], units + safe_row[:, None] * dim + d[None, :]
+    d, safe_b = tl.arange(0, DEPTH), tl.minimum(b, batch - 1)
+    of_x, of_w = x + safe_b[:, None] * dim + d[None, :], units + row[:, None] * dim + d[None, :]
     for start in range(0, dim, DEPTH):
         if dim % DEPTH == 0:
             features, w = tl.load(of_x + start), tl.load(of_w + start)
@@ -46,7 +46,7 @@ def logits_of_tile(x, units, inverse, targets, b, number, row, there, at_end, ba
             features = tl.load(of_x + start, mask=(start + d < dim)[None, :], other=0.0)
             w = tl.load(of_w + start, mask=(start + d < dim)[None, :], other=0.0)
         z = product(features, tl.trans(w), z, WIDENED)
-    factor = tl.load(inverse + safe_row)  # not read unless SCALED
+    factor = tl.load(inverse + row)  # not read unless SCALED
     z = z * (factor * scale)[None, :] if SCALED else z * scale
     if at_end or K != PADDED:
         z = tl.where(there[None, :], z, float("-inf"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,9 +41,17 @@ class Part(NamedTuple):
 
     low: int
     high: int
-    units: torch.Tensor  # (rows, D), operands: a view, or a copy of those selected
+    units: torch.Tensor  # (rows, D), operands: a view, a copy of those selected, or those of all centres
     inverse: torch.Tensor  # (rows,), of their norms
     weights: torch.Tensor  # (B, rows), to be written
+
+
+class OfBatch(NamedTuple):
+    """What makes logits the gradient by cosines, as the kernel ``slopes`` says."""
+
+    arrays: tuple[torch.Tensor, ...]  # references, rests, of_targets and nearest, (B,) each
+    gain: float
+    factor: float  # that the kernel leaves out
 
 
 def summed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -79,21 +87,22 @@ class TritonShard(TorchShard):
         """Norms and operands of rows ``low .. high - 1`` from W."""
         if high > low:
             rows = rows_of_update(self._dim)
-            self._launch(kernels.renew, -(-(high - low) // rows), self._centres[0], self._inverse, self._operand, low,
-                         high, dim=self._dim, SCALED=self._scaled, ROWS=rows, WIDTH=width_of(self._dim))
+            with self._current():
+                kernels.renew[(-(-(high - low) // rows),)](
+                    self._centres[0], self._inverse, self._operand, low, high, dim=self._dim, SCALED=self._scaled,
+                    ROWS=rows, WIDTH=width_of(self._dim))
 
-    def _launch(self, kernel: Any, programs: int, *arrays: Any, **named: Any) -> None:
-        """Launch a kernel on the shard's device: Triton itself takes the current one."""
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            kernel[(programs,)](*arrays, **named)
+    def _current(self) -> AbstractContextManager[Any]:
+        """Context in which the shard's device is the current one, on which Triton launches kernels."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def load(self, state: ShardState, first: int | None = None) -> None:
         super().load(state, first)
         low = 0 if first is None else (first - self.start) * self.sub_centres
         self._renew(low, low + len(state.centres))
 
-    def _parts(self) -> Iterator[Part]:
-        """The selected rows, in pieces of whole classes."""
+    def _parts(self, gathered: bool) -> Iterator[Part]:
+        """The selected rows, in pieces of whole classes; ``gathered``: those of a sample are copied side by side."""
         size = max(1, min(TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK // len(self._x)) // self.sub_centres) * self.sub_centres
         rows, selected = len(self._rows), self._rows.selected
         width = -(-min(size, rows) // 16) * 16  # rows of weights begin at an address that products like
@@ -101,28 +110,34 @@ class TritonShard(TorchShard):
         # The first is small: its references are unknown, so it is done twice.
         ends = [0, *range(size if rows <= size else size // self.sub_centres // 8 * self.sub_centres, rows, size), rows]
         for low, high in zip(ends, ends[1:]):
-            units, inverse = ((array[low:high] if selected is None else array.index_select(0, selected[low:high]))
-                              for array in (self._operand, self._inverse))
+            units, inverse = self._operand, self._inverse
+            if selected is None:
+                units, inverse = units[low:high], inverse[low:high]
+            elif gathered:
+                units = units.index_select(0, selected[low:high])
+                inverse = inverse.index_select(0, selected[low:high]) if self._scaled else inverse  # else not used
             yield Part(low, high, units, inverse, weights[:, : high - low])
 
     def _tiled(self, kernel: Any, part: Part, **named: Any) -> None:
-        """Launch a kernel over all tiles of a chunk's logits, with the arguments that these kernels share."""
-        tiles, classes = self._tiles, (part.high - part.low) // self.sub_centres
-        columns = max(tiles.columns, self._padded)
-        self._launch(
-            kernel, -(-len(self._x) // tiles.batch) * -(-classes * self._padded // columns), x=self._low_x,
-            units=part.units, inverse=part.inverse, targets=self._targets_low, weights=part.weights,
-            batch=len(self._x), first=part.low // self.sub_centres, classes=classes, width=part.weights.stride(0),
-            scale=self.scale * LOG2_E, ceiling=min(self.ceiling * LOG2_E, 1e30), dim=self._dim,
-            SCALED=self._scaled, FILTERED=self.ceiling < np.inf, K=self.sub_centres, PADDED=self._padded,
-            WIDENED=self.device.type == "cpu" and self._products == torch.bfloat16, BATCH=tiles.batch, COLUMNS=columns,
-            DEPTH=tiles.depth, num_warps=tiles.warps, num_stages=tiles.stages, **named)
+        """Launch a kernel over all tiles of a chunk's logits."""
+        classes = (part.high - part.low) // self.sub_centres
+        kernel[(self._blocks * -(-classes * self._padded // self._tiled_by["COLUMNS"]),)](
+            units=part.units, inverse=part.inverse, weights=part.weights, first=part.low // self.sub_centres,
+            classes=classes, width=part.weights.stride(0), **self._tiled_by, **named)
 
-    def _begin(self, columns: np.ndarray) -> None:
+    def _begin(self, classes: torch.Tensor) -> None:
         """The first pass: it needs no margin, so the host makes margins while the device computes it."""
-        self._low_x = self._x.to(self._products)
-        self._targets_low = self._rows.on_device((columns // self.sub_centres).astype(np.int32))  # -1 stays
-        self._first = self._first_pass()
+        self._low_x, tiles, batch = self._x.to(self._products), self._tiles, len(self._x)
+        self._blocks = -(-batch // tiles.batch)
+        self._tiled_by = {  # the arguments that kernels over tiles share, the same for all chunks
+            "x": self._low_x, "targets": classes, "batch": batch, "scale": self.scale * LOG2_E,
+            "ceiling": min(self.ceiling * LOG2_E, 1e30), "dim": self._dim, "SCALED": self._scaled,
+            "FILTERED": self.ceiling < np.inf, "K": self.sub_centres, "PADDED": self._padded,
+            "WIDENED": self.device.type == "cpu" and self._products == torch.bfloat16, "BATCH": tiles.batch,
+            "COLUMNS": max(tiles.columns, self._padded), "DEPTH": tiles.depth, "num_warps": tiles.warps,
+            "num_stages": tiles.stages}
+        with self._current():
+            self._first = self._first_pass()
 
     def _first_pass(self) -> tuple[Fetched, torch.Tensor]:
         """Weigh the centres by ``2^(logit - reference)``: (3, B) float64, the largest logits, the sums of weights, and
@@ -136,17 +151,17 @@ class TritonShard(TorchShard):
         grown = torch.empty(groups, dtype=torch.int32, device=self.device)
         weighted = torch.zeros_like(self._x)
         gain = self._raised / 2**ROOM if self._raised > 1 else 1.0
-        columns = max(self._tiles.columns, self._padded)
-        for part in self._parts():
+        columns = self._tiled_by["COLUMNS"]
+        for part in self._parts(gathered=True):
             tiles = -(-(part.high - part.low) // self.sub_centres * self._padded // columns)
             highest, totals = torch.empty((2, tiles, batch), device=self.device)
             for again in (False, True):
                 self._tiled(kernels.exponentials, part, references=references, grown=grown, highest=highest,
                             total=totals, gain=gain, AGAIN=again)
                 if not again:
-                    self._launch(kernels.advance, groups, highest, references, grown, total, weighted, batch=batch,
-                                 tiles=tiles, room=ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
-            self._launch(kernels.collect, groups, highest, totals, most, total, batch=batch, tiles=tiles)
+                    kernels.advance[(groups,)](highest, references, grown, total, weighted, batch=batch, tiles=tiles,
+                                               room=ROOM, dim=self._dim, DEPTH=min(64, width_of(self._dim)))
+            kernels.collect[(groups,)](highest, totals, most, total, batch=batch, tiles=tiles)
             weighted += summed(part.weights, part.units)
         return Fetched(torch.stack([most.double(), total, references.double()])), weighted.div_(gain)
 
@@ -161,19 +176,18 @@ class TritonShard(TorchShard):
             sums = sums * np.exp2(against - np.where(most == -np.inf, 0, most))
             return merged_statistics(np.stack([most / LOG2_E, targets]), np.stack([sums, np.isfinite(targets)]))
 
-    def gradient(self, log_sums: np.ndarray, count: int, target_gradients: np.ndarray) -> Any:
-        d_x = super().gradient(log_sums, count, target_gradients)
+    def _of_batch(self) -> OfBatch:
+        (log_sums, count, target_gradients), here = self._given, self._targets.batch
         with np.errstate(invalid="ignore", over="ignore"):
             references = (log_sums * LOG2_E).astype(np.float32)
             rests = np.exp2(references - log_sums * LOG2_E)  # the digits that the references lost
-            weights = np.zeros(len(self._x))
-            here = self._targets.batch
+            weights, nearest = np.zeros(len(self._x)), np.full(len(self._x), -1, np.int32)
             weights[here] = target_gradients[here] * (count / self.scale)
-        self._factor = self.scale / count
+        nearest[here] = self._targets.nearest
         largest = np.abs(weights).max(initial=1.0)
-        self._gain = min(self._raised, 2.0 ** math.floor(math.log2(LARGEST / largest))) if largest < np.inf else 1.0
-        self._of_batch = self._rows.on_device(np.stack([references, rests, weights]).astype(np.float32))
-        return d_x
+        gain = min(self._raised, 2.0 ** math.floor(math.log2(LARGEST / largest))) if largest < np.inf else 1.0
+        on_device = self._rows.on_device(references, rests.astype(np.float32), weights.astype(np.float32), nearest)
+        return OfBatch(tuple(on_device), gain, self.scale / count)
 
     def update(self, optimiser: SGD | AdamWStep, replicas: Communicator, measure: bool = False,
                also: np.ndarray | None = None) -> float:
@@ -181,43 +195,38 @@ class TritonShard(TorchShard):
             return 0.0
         if isinstance(optimiser, AdamWStep):
             self._need_second_moments()
-        references, rests, weights = self._of_batch
-        places = np.full(len(self._x), -1, np.int32)
-        places[self._targets.batch] = self._targets.nearest
-        nearest = self._rows.on_device(places)
+        (references, rests, of_targets, nearest), gain, factor = self._of_batch()
         squares = torch.empty(len(self._rows) if measure else 1, device=self.device)
         if also is not None:
-            more = self._rows.on_device((also[:-1] * (self._gain / self._factor)).astype(np.float32))
-        rounds = self._centres[0].dtype == torch.bfloat16
-        keys = [signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
-        for part in self._parts():
-            self._tiled(kernels.slopes, part, references=references, rests=rests, nearest=nearest, of_targets=weights,
-                        gain=self._gain)
-            gradient = summed(part.weights.T, self._low_x)
-            if also is not None:
-                gradient += more
-            replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
-            self._step_of(part, optimiser, gradient, squares, keys, measure)
-            del gradient  # before the next one is made
+            more, = self._rows.on_device((also[:-1] * (gain / factor)).astype(np.float32))
+        with self._current():
+            for part in self._parts(gathered=False):
+                self._tiled(kernels.slopes, part, selected=self._rows.selected, references=references, rests=rests,
+                            of_targets=of_targets, nearest=nearest, gain=gain)
+                gradient = summed(part.weights.T, self._low_x)
+                if also is not None:
+                    gradient += more
+                replicas.sum_in_place(f"centres {self.start} {part.low}", [gradient])
+                self._step_of(part, optimiser, gradient, factor / gain, squares, measure)
+                del gradient  # before the next one is made
         self._sound &= (self._inverse > 0).all()
         self._finite = Fetched(self._sound)
         return float(squares.double().sum()) if measure else 0.0
 
-    def _step_of(self, part: Part, optimiser: SGD | AdamWStep, gradient: torch.Tensor, squares: torch.Tensor,
-                 keys: list[int], measure: bool) -> None:
-        """Update a chunk's centres by ``1 / factor`` times their ``gradient``, (rows, D) float32 by unit vectors."""
-        adamw, selected, rows = isinstance(optimiser, AdamWStep), self._rows.selected, rows_of_update(self._dim)
+    def _step_of(self, part: Part, optimiser: SGD | AdamWStep, gradient: torch.Tensor, factor: float,
+                 squares: torch.Tensor, measure: bool) -> None:
+        """Update a chunk's centres by ``factor`` times their ``gradient``, (rows, D) float32 by unit vectors."""
+        adamw, rows, rounds = (isinstance(optimiser, AdamWStep), rows_of_update(self._dim),
+                               self._centres[0].dtype == torch.bfloat16)
         numbers = ({"rate": 0.0, "decay": optimiser.lr * optimiser.wd, "beta1": optimiser.beta1,
                     "beta2": optimiser.beta2, "move": optimiser.lr * optimiser.factor, "eps": optimiser.eps}
                    if isinstance(optimiser, AdamWStep) else
                    {"rate": optimiser.lr, "decay": optimiser.wd, "beta1": optimiser.mu, "beta2": 0.0, "move": 0.0,
                     "eps": 0.0})
-        self._launch(
-            kernels.update, -(-(part.high - part.low) // rows), gradient=gradient, centres=self._centres[0],
-            first_moment=self._centres[1], second_moment=self._centres[2 if adamw else 1], inverse=self._inverse,
-            operand=self._operand, selected=self._inverse if selected is None else selected,  # not read if all are
-            squares=squares, first=part.low, rows=part.high - part.low, factor=self._factor / self._gain, key=keys[0],
-            key2=keys[1], first_row=self.start * self.sub_centres, dim=self._dim,
-            SAMPLED=selected is not None, SCALED=self._scaled, ADAMW=adamw,
-            ROUNDED=self._centres[0].dtype == torch.bfloat16, MEASURED=measure, ROWS=rows,
-            WIDTH=width_of(self._dim), **numbers)
+        keys = [signed(key_of(self.seed, optimiser.updates, salt)) if rounds else 0 for salt in (0, 1)]
+        kernels.update[(-(-(part.high - part.low) // rows),)](
+            gradient=gradient, centres=self._centres[0], first_moment=self._centres[1],
+            second_moment=self._centres[2 if adamw else 1], inverse=self._inverse, operand=self._operand,
+            selected=self._rows.selected, squares=squares, first=part.low, rows=part.high - part.low, factor=factor,
+            key=keys[0], key2=keys[1], first_row=self.start * self.sub_centres, dim=self._dim, SCALED=self._scaled,
+            ADAMW=adamw, ROUNDED=rounds, MEASURED=measure, ROWS=rows, WIDTH=width_of(self._dim), **numbers)
