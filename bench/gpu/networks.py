@@ -88,8 +88,13 @@ def joined(arrays: dict[str, np.ndarray]) -> np.ndarray:
 def in_16_bits(setting: Setting, report: Report) -> None:
     """Autocast against float32: a rounding is 4e-3 in bfloat16 and 5e-4 in float16, which CPUs run much slower and is
     left out there. With four images y1 on a CPU is off by 1.8e-2 and 2.2e-3 (features, of their norm), 9.7e-2 and
-    2.8e-2 (gradients, that jump at PReLU's zero), and cosines of embeddings by 1.6e-4 and 2.3e-6."""
-    limits = {torch.bfloat16: (6e-2, 3e-1, 1e-3), **({torch.float16: (1e-2, 1e-1, 1e-4)} if setting.gpu else {})}
+    2.8e-2 (gradients, that jump at PReLU's zero), and cosines of embeddings by 1.6e-4 and 2.3e-6.
+
+    GPUs may round more maps. With the output of every layer rounded on a CPU y1 is off by 6.1e-2 and 7.5e-3 (features),
+    3.4e-1 and 1.0e-1 (gradients), and r50 by less than half of that; twice as much is allowed on GPUs.
+    """
+    limits = ({torch.bfloat16: (1.2e-1, 7e-1, 4e-3), torch.float16: (1.5e-2, 2e-1, 1e-4)} if setting.gpu else
+              {torch.bfloat16: (6e-2, 3e-1, 1e-3)})
     for name in ("y1", "r50") if setting.gpu else ("y1",):
         graph, start = made(name)
         images, found = images_of(16 if setting.gpu else 4), {}
