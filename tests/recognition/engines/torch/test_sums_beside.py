@@ -28,14 +28,16 @@ with make_communicator("device") as communicator:
 """
 
 
-def four_steps(communicator: Any, patch: pytest.MonkeyPatch, late: bool) -> tuple[Any, list[list[Bucket]]]:
+def four_steps(communicator: Any, patch: pytest.MonkeyPatch, late: bool,
+               **options: Any) -> tuple[Any, list[list[Bucket]]]:
     """The state after four steps, and the buckets that each of them has sent.
 
     :param late: a recorded backward pass is computed no further than a stream waits for one of its events, and to its
         end only where the sums are awaited.
     """
     graph, sent, passes = network(0.4), list[list[Bucket]](), list[Any]()
-    made = ReplicatedBackbone(graph, *initialise(graph, SHAPE, 1), [CPU], BATCH, SHAPE, communicator, mu=0.9, wd=5e-4)
+    made = ReplicatedBackbone(graph, *initialise(graph, SHAPE, 1), [CPU], BATCH, SHAPE, communicator, mu=0.9, wd=5e-4,
+                              **options)
     made._early._most = 600  # type: ignore[union-attr]
     all_reduce, finish, backward = torch.distributed.all_reduce, Summing.finish, graphed.GraphedPass.backward
 
@@ -66,18 +68,18 @@ def four_steps(communicator: Any, patch: pytest.MonkeyPatch, late: bool) -> tupl
     return made.state(), sent
 
 
-def by_operators(communicator: Any) -> tuple[Any, list[list[Bucket]]]:
+def by_operators(communicator: Any, **options: Any) -> tuple[Any, list[list[Bucket]]]:
     with pytest.MonkeyPatch.context() as patch:
-        return four_steps(communicator, patch, late=False)
+        return four_steps(communicator, patch, late=False, **options)
 
 
-def check_sums_beside(communicator: Any) -> None:
+def check_sums_beside(communicator: Any, **options: Any) -> None:
     """The bits and buckets of the operators; all buckets but the last leave while the pass goes on."""
-    wanted, buckets = by_operators(communicator)
+    wanted, buckets = by_operators(communicator, **options)
     with pytest.MonkeyPatch.context() as patch:
         graphs = fake_graphs.install(patch)
         patch.setattr(graphed, "MOMENT_BYTES", 100)
-        found, sent = four_steps(communicator, patch, late=True)
+        found, sent = four_steps(communicator, patch, late=True, **options)
         assert graphs.replays == 3 * 2
     assert same_bits(found, wanted)
     sizes = [[size for size, _ in step] for step in sent]
@@ -94,8 +96,11 @@ def alone() -> Iterator[DistributedCommunicator]:
         yield communicator
 
 
-def test_buckets_are_sent_while_a_recorded_pass_goes_on(alone: DistributedCommunicator) -> None:
-    check_sums_beside(alone)
+@pytest.mark.parametrize("options", [{}, {"low": torch.bfloat16, "gradient_numbers": "bfloat16"}],
+                         ids=["float32", "16 bits"])
+def test_buckets_are_sent_while_a_recorded_pass_goes_on(alone: DistributedCommunicator,
+                                                        options: dict[str, Any]) -> None:
+    check_sums_beside(alone, **options)
 
 
 def test_two_processes_with_recorded_passes_have_the_bits_of_operators(tmp_path: Path) -> None:
