@@ -91,12 +91,15 @@ def our_step(setting: Setting, case: Case, way: Way = USUAL, phase: Phase = no_p
     backbone = TorchEngine().backbone(graph, start, SIDE, computing, Updating(clip_norm=CLIP_NORM), SingleProcess())
     kind = Kind(ARCFACE, {"in_16_bits": way.centres_in_16_bits})
     head = drawn_on_device(_shard(setting), Size(case.classes, case.images, width_of(graph)), kind)
-    images, random = images_of(case.images), np.random.default_rng(0)
+    images, random = backbone.buffer((case.images, *SIDE)), np.random.default_rng(0)
+    images[:] = images_of(case.images)
 
     def step() -> None:
         labels = random.integers(0, case.classes, case.images)
         with phase("forward"):
             features = backbone.forward(images)
+        with phase("copy ahead"):
+            backbone.coming(images)
         with phase("head"):
             result = head.forward_backward(features, labels)
         with phase("backward"):
