@@ -2,7 +2,7 @@
 """Costs of the head on a device in a step: memory, bytes sent, operations. Formulas alone, without NumPy.
 
 All arrays are float32, but for row numbers, and for W and its moments where they are bfloat16. The tests of costs in
-``tests/recognition/head/`` compare with the arrays that shards hold, ``bench/plan.py`` with the memory of a process.
+``tests/recognition/plan/`` compare with the arrays that shards hold, ``bench/plan.py`` with the memory of a process.
 """
 from __future__ import annotations
 

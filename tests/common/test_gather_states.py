@@ -20,7 +20,7 @@ from recognition.training.states.folder import saved_states
 from recognition.training.states.save import save_state
 from recognition.training.states.state import Progress, SavedState, seal
 from tests.recognition.threads import Thread, together
-from tests.recognition.training.test_save_state import PROCESSES, WEIGHTS
+from tests.recognition.training.states.test_save_state import PROCESSES, WEIGHTS
 
 CLASSES = 7
 NAME = "step-000000004"

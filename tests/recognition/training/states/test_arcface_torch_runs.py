@@ -15,7 +15,7 @@ from recognition.engines.replicas import mean
 from recognition.io.params import read_arrays
 from recognition.training.states.state import SavedState
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 RECIPE = """
 from easydict import EasyDict as edict
 

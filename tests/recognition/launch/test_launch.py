@@ -24,7 +24,7 @@ from recognition.launch.look_around import Unusable
 from recognition.launch.monitor import Monitor
 from recognition.launch.nodes import GRACE_SECONDS, Node, Place, assign, parse_hosts, tell_errors
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GUARD = 300.0  # seconds after which a test that hangs fails; none counts how long what it starts takes
 # Each worker leaves its process id, then does what the test is about.
 WORKER = """

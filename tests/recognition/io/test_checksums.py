@@ -118,7 +118,7 @@ sys.exit(failed)
 def test_a_file_that_does_not_fit_is_an_error_and_nothing_else_is_said(tmp_path: Path) -> None:
     """zipfile complains when an archive that was cut is freed, unless it was closed."""
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True,
-                          cwd=Path(__file__).resolve().parents[2])
+                          cwd=Path(__file__).resolve().parents[3])
     assert (done.returncode, done.stdout, done.stderr) == (4, "", "")
     assert not (tmp_path / "c.params").exists() and not list(tmp_path.glob(".*"))
 

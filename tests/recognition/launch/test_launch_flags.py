@@ -13,7 +13,7 @@ import pytest
 from recognition.errors import UserError
 from recognition.launch.flags import parse, wants_servers
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_flags() -> None:

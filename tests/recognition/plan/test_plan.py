@@ -69,7 +69,7 @@ def test_presets_give_what_flags_do_not() -> None:
 
 
 def test_a_config_of_ones_own(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "sample_config.py").read_text()
+    text = (Path(__file__).parents[3] / "sample_config.py").read_text()
     (tmp_path / "mine.py").write_text(
         text + "\nconfig.sample_ratio = 0.3\nconfig.loss_K = 2\ndefault.pretrained = './models/not-here,1'\n"
         "dataset.mine = edict(dataset_path='', num_classes=77, image_shape=(64, 64, 3))\n")
@@ -113,7 +113,7 @@ def test_help_and_mistakes_do_not_wait_for_mxnet() -> None:
     program = ("import sys\nfrom recognition.plan.command import main\ncode = main(['--classes', 'x'])\n"
                "print(code, 'mxnet' in sys.modules, 'numpy' in sys.modules)")
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
-                         cwd=Path(__file__).parents[2])
+                         cwd=Path(__file__).parents[3])
     assert run.stdout.split() == ["2", "False", "False"]
 
 

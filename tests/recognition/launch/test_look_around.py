@@ -16,7 +16,7 @@ import pytest
 from recognition.errors import UserError
 from recognition.launch.look_around import look_around
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROFILE = "echo Welcome; echo '{}'; echo '[1]'; echo 7; "  # what a shell may print before anything else
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from recognition.engines.cpu import kernels
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 USE = ("import numpy as np, kernels\nout = np.zeros(2, np.float32)\n"
        "kernels.inverse_norms(np.array([[3, 4], [0, 2]], np.float32), out)\nprint((1 / out).round(3).tolist())")
 

@@ -21,7 +21,7 @@ from recognition.networks.initialise import initialise
 from recognition.training.run import train
 from recognition.training.states.state import SavedState, saved_states
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 DIM = 8
 OURS = """
 exec(compile(open({sample!r}).read(), {sample!r}, "exec"))

@@ -24,7 +24,7 @@ from recognition.engines.mxnet.imports import (
 )
 from recognition.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 Compile = Callable[..., Path]
 
 

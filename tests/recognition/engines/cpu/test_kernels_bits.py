@@ -26,7 +26,7 @@ for adamw in (None, AdamW()):
 
 def test_code_from_the_compiler_and_from_the_cache_give_the_same_bits(tmp_path: Path) -> None:
     """A run that goes on loads from the cache what the run that stopped had compiled."""
-    root, environment = Path(__file__).resolve().parents[3], {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    root, environment = Path(__file__).resolve().parents[4], {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     outputs = [subprocess.run([sys.executable, "-c", STEPS], cwd=root, env=environment, check=True, text=True,
                               capture_output=True, timeout=120).stdout for _ in range(2)]
     assert any(tmp_path.rglob("*.nbc"))
