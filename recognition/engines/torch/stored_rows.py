@@ -143,11 +143,11 @@ class StoredRows:
 def copied(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
     """Copies of arrays on a device, parts of one tensor there: each transfer costs the host some 15 us. From pinned
     memory it is queued, and the host goes on."""
-    ends = np.cumsum([-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays]).tolist()
-    packed = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-    places = [(low, low + array.nbytes) for low, array in zip([0, *ends], arrays)]
-    for (low, high), array in zip(places, arrays):
-        packed.numpy()[low:high].view(array.dtype).reshape(array.shape)[...] = array
-    there = packed.to(device, non_blocking=True)
-    return [there[low:high].view(FROM_NUMPY[array.dtype]).view(array.shape)
-            for (low, high), array in zip(places, arrays)]
+    sizes = [size for array in arrays for size in (array.nbytes, -array.nbytes % ALIGNED)]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    bytes_here, low = packed.numpy(), 0
+    for array, gap in zip(arrays, sizes[1::2]):
+        bytes_here[low : low + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+        low += array.nbytes + gap
+    there = packed.to(device, non_blocking=True).split(sizes)[::2]
+    return [part.view(FROM_NUMPY[array.dtype]).view(array.shape) for part, array in zip(there, arrays)]
