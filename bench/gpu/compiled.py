@@ -75,7 +75,7 @@ def of_the_head(card: int, dim: int) -> None:
         for kernel, own in {
                 kernels.exponentials: {**of_tiles, "AGAIN": False}, kernels.slopes: of_tiles,
                 kernels.advance: {"DEPTH": 64}, kernels.collect: {}, kernels.renew: of_rows,
-                kernels.update: {**of_rows, "SAMPLED": False, "ADAMW": False, "ROUNDED": scaled, "MEASURED": False},
+                kernels.update: {**of_rows, "ADAMW": False, "ROUNDED": scaled, "MEASURED": False},
         }.items():
             constants = {name: value for name, value in {"dim": dim, "SCALED": scaled, **own}.items()
                          if name in kernel.arg_names}
