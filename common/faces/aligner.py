@@ -48,7 +48,7 @@ class Aligner:
         self._by_name = {_plain(name): points for name, points in self.landmarks.items()}
         stems = Counter(map(without_ending, self._by_name))
         self._by_stem = {stem: points for name, points in self._by_name.items()
-                         if stems[stem := without_ending(name)] == 1}
+                         if stems[(stem := without_ending(name))] == 1}  # CPython 3.9 asks for the parentheses
         self._detector, self._mode, self._rule = detector, mode, rule
 
     def __call__(self, name: str, path: Path) -> Aligned:

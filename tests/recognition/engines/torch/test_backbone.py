@@ -41,10 +41,11 @@ def network(dropout: float = 0.0) -> Graph:
 
 
 def torch_backbone(graph: Graph | None = None, devices: int = 1, loss_scale: LossScale | None = None,
-                   low: torch.dtype | None = None, **updating: Any) -> of_torch.ReplicatedBackbone:
+                   low: torch.dtype | None = None, fused: bool = False,
+                   **updating: Any) -> of_torch.ReplicatedBackbone:
     graph = graph or network()
     return of_torch.ReplicatedBackbone(graph, *initialise(graph, SHAPE, 1), [CPU] * devices, BATCH // devices, SHAPE,
-                                       SingleProcess(), loss_scale=loss_scale, low=low,
+                                       SingleProcess(), loss_scale=loss_scale, low=low, fused=fused,
                                        updating=Updating(**{"mu": 0.9, "wd": 5e-4, **updating}))
 
 

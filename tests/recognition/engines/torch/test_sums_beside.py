@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from recognition.engines.interface import Updating
 from recognition.networks.initialise import initialise
 from tests.recognition.engines.torch import fake_graphs
 from tests.recognition.engines.torch.test_backbone import BATCH, CPU, SHAPE, batch, network, same_bits
@@ -16,6 +17,7 @@ from tests.recognition.engines.torch.test_communicator import launch
 torch = pytest.importorskip("torch")
 from recognition.engines.torch.backbone import ReplicatedBackbone  # noqa: E402
 from recognition.engines.torch.graphs import graphed  # noqa: E402
+from recognition.engines.torch.processes import summing  # noqa: E402
 from recognition.engines.torch.processes.communicator import DistributedCommunicator  # noqa: E402
 from recognition.engines.torch.processes.summing import Summing  # noqa: E402
 
@@ -36,9 +38,10 @@ def four_steps(communicator: Any, patch: pytest.MonkeyPatch, late: bool,
         end only where the sums are awaited.
     """
     graph, sent, passes = network(0.4), list[list[Bucket]](), list[Any]()
-    made = ReplicatedBackbone(graph, *initialise(graph, SHAPE, 1), [CPU], BATCH, SHAPE, communicator, mu=0.9, wd=5e-4,
+    options = {"updating": Updating(), **options}
+    made = ReplicatedBackbone(graph, *initialise(graph, SHAPE, 1), [CPU], BATCH, SHAPE, communicator,
                               **options)
-    made._early._most = 600  # type: ignore[union-attr]
+    patch.setattr(summing, "BUCKET_BYTES", 600)
     all_reduce, finish, backward = torch.distributed.all_reduce, Summing.finish, graphed.GraphedPass.backward
 
     def summed(flat: torch.Tensor, async_op: bool = False) -> Any:
@@ -51,10 +54,10 @@ def four_steps(communicator: Any, patch: pytest.MonkeyPatch, late: bool,
             backward(recorded, d_features)
         passes.append(recorded._backward)
 
-    def finished(summing: Summing) -> None:
+    def finished(sums: Summing) -> None:
         for graph in passes:
             graph.run()
-        finish(summing)
+        finish(sums)
 
     patch.setattr(torch.distributed, "all_reduce", summed)
     patch.setattr(graphed.GraphedPass, "backward", begun)
@@ -96,7 +99,7 @@ def alone() -> Iterator[DistributedCommunicator]:
         yield communicator
 
 
-@pytest.mark.parametrize("options", [{}, {"low": torch.bfloat16, "gradient_numbers": "bfloat16"}],
+@pytest.mark.parametrize("options", [{}, {"low": torch.bfloat16, "updating": Updating(gradient_numbers="bfloat16")}],
                          ids=["float32", "16 bits"])
 def test_buckets_are_sent_while_a_recorded_pass_goes_on(alone: DistributedCommunicator,
                                                         options: dict[str, Any]) -> None:
