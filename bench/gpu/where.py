@@ -24,7 +24,7 @@ GROUPS = {
     "head: logits": ("exponentials", "slopes", "advance", "collect"), "head: update": ("update", "renew"),
     "batch norm, PReLU, sums": ("measure", "normalise", "sum_gradients", "differentiate", "merge_"),
     "convolutions": ("fprop", "dgrad", "wgrad", "conv", "cudnn", "implicit"),
-    "other products": ("gemm", "nvjet", "cublas", "splitK"), "optimiser, checks": ("multi_tensor", "lpnorm"),
+    "other products": ("gemm", "nvjet", "cublas", "splitK"), "optimiser, checks": ("multi_tensor", "lpnorm", "sgd"),
     "copies": ("Mem", "copy"),
 }
 OTHERS = "others"

@@ -105,11 +105,11 @@ def our_step(setting: Setting, case: Case, way: Way = USUAL, phase: Phase = no_p
         with phase("backward"):
             backbone.backward(result.d_features)
         with phase("check"):
-            backbone.finite()
+            finite = backbone.finite()
         with phase("update W"):
-            head.step(0.01)
+            head.step(0.01) if finite else head.leave_out()
         with phase("update"):
-            backbone.step(1e-3)
+            backbone.step(1e-3) if finite else backbone.leave_out()
 
     return step
 

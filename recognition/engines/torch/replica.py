@@ -48,6 +48,7 @@ class Replica(Placed):
         self._generator = torch.Generator(device)
         self._on_gpu, self.records = device.type == "cuda", can_record(device)  # whether a pass is to be recorded
         self.uploads = Uploads(device) if self.records else None
+        self._streams = [torch.cuda.Stream(device) for _ in range(2 if self.records else 0)]  # of recorded passes
         self.recorded: GraphedPass | None = None
         self._replays = False  # whether the recorded pass is that of the last images
         self._shape: tuple[int, ...] = ()  # of the last images
@@ -132,7 +133,7 @@ class Replica(Placed):
         self._drop_gradients()
         compute = partial(self.features_there, training=True, generator=self._generator)
         try:
-            self.recorded = GraphedPass(compute, self.arguments, shape, self._generator,
+            self.recorded = GraphedPass(compute, self.arguments, shape, self._generator, self._streams,
                                         with_moments=self.ready is not None and not torch.version.hip)
         except Exception as error:  # an operator's, the driver's, for want of memory: the run goes on without
             _logger.warning("backbone: computed operator by operator rather than by CUDA graphs: %s (%s)",

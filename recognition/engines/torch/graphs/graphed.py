@@ -86,22 +86,24 @@ class GraphedPass:
     """
 
     def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor], arguments: Mapping[str, torch.Tensor],
-                 shape: tuple[int, ...], generator: torch.Generator, with_moments: bool = False) -> None:
+                 shape: tuple[int, ...], generator: torch.Generator,
+                 streams: Sequence[torch.cuda.Stream], with_moments: bool = False) -> None:
         """:param compute: features (n, D), float32, of images on the device.
         :param arguments: the parameters; ``shape``: of images, uint8.
         :param generator: what ``compute`` draws from, on the device. A replay draws from where the generator then is.
+        :param streams: one to record on, and one beside the pass. PyTorch has 32 of a device, and gives them again.
         :param with_moments: whether gradients are to be announced while the backward pass goes on.
         :raises Exception: if something that ``compute`` does cannot be recorded. The generator is then of no more use.
         """
         device, wanted = generator.device, list(arguments.values())
-        self._beside = torch.cuda.Stream(device)
+        stream, self._beside = streams
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # the maps of the graphs take the place of those of the steps before
         with torch.cuda.device(device):
             self._forward.register_generator_state(generator)
-            stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            pool = torch.cuda.graph_pool_handle()
             with _recorded(self._forward, stream, pool):
                 features = compute(self.images)
             self._d_features = Staged(tuple(features.shape), features.dtype, device)

@@ -63,6 +63,6 @@ class Summing:
             counts.bytes_sent += round(2 * (counts.size - 1) / counts.size * flat.numel() * flat.element_size())
             if self._low:
                 flat = flat.float().div_(self._raised)
-            for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
-                place = as_it_lies(tensor)
-                place.copy_(total.view(place.shape))
+            places = [as_it_lies(tensor) for tensor in bucket]
+            totals = flat.split([place.numel() for place in places])
+            torch._foreach_copy_(places, [total.view(place.shape) for place, total in zip(places, totals)])
