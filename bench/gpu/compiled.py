@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the Triton kernels for a card that need not be here, and tells registers, spills and shared memory.
 
-    python -m bench.gpu.compiled 90        # compute capability 9.0; the head for D = 512, and batch norm
+    python -m bench.gpu.compiled 90        # compute capability 9.0; the head for D = 512, batch norm, SGD
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from recognition.engines.torch.triton import kernels
+from recognition.engines.torch.triton import kernels, sgd
 from recognition.engines.torch.triton.batch_norm import kernels as batch_norm
 from recognition.engines.torch.triton.batch_norm.function import MERGED, MOST_PARTS, USUAL, WIDEST
 from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
@@ -28,7 +28,7 @@ MAPS = ("x", "y", "d_x", "d_y", "added")
 INTEGERS = {"batch", "classes", "width", "first", "last", "tiles", "key", "key2", "first_row", "rows", "channels",
             "parts"}
 EVEN = {"channels"}  # multiples of 16
-NUMBERS = {"scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps", "room"}
+NUMBERS = {"mu", "scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps", "room"}
 
 
 def compile_kernel(kernel: Any, card: int, kinds: dict[str, str], constants: dict[str, Any], warps: int, stages: int
@@ -98,6 +98,12 @@ def of_batch_norm(card: int) -> None:
         print(f"{kernel.__name__}: {line}", flush=True)
 
 
+def of_sgd(card: int) -> None:
+    """The backbone's update, whose arrays are addresses."""
+    kinds = {"weights": "i64", "gradients": "i64", "momenta": "i64", "sizes": "i32", "tensors": "i32", "starts": "i32"}
+    print(f"sgd: {compile_kernel(sgd.sgd, card, kinds, {'NUMBERS': sgd.NUMBERS}, warps=4, stages=3)}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.compiled", description=__doc__)
     parser.add_argument("card", type=int, choices=list(SHARED_MEMORY), help="compute capability, 90 for 9.0")
@@ -105,6 +111,7 @@ def main() -> int:
     options = parser.parse_args()
     of_the_head(options.card, options.dim)
     of_batch_norm(options.card)
+    of_sgd(options.card)
     return 0
 
 
