@@ -125,8 +125,9 @@ _SOFTMAX = {
 OPERATORS = [
     Operator("_copy", same, aliases=("identity",), flops=free, reads=0, follows=BOTH, onnx=onnx.same),
     Operator("BlockGrad", same, aliases=("stop_gradient",), flops=free, onnx=onnx.same),
-    Operator("ones_like", same, flops=free, reads=0, onnx=onnx.ones),
-    *_unary("zeros_like softsign floor ceil round sign _contrib_div_sqrt_dim"),
+    Operator("ones_like", same, flops=free, reads=0, shape_alone=True, onnx=onnx.ones),
+    Operator("zeros_like", same, shape_alone=True),
+    *_unary("softsign floor ceil round sign _contrib_div_sqrt_dim"),
     _direct("log", "Log"), _direct("reciprocal", "Reciprocal"), _direct("erf", "Erf"),
     Operator("rsqrt", same, flops=each_output(1), onnx=onnx.rsqrt),
     Operator("hard_sigmoid", same, parameters={"alpha": Parameter(float, 0.2), "beta": Parameter(float, 0.5)}),

@@ -68,6 +68,7 @@ class Operator:
     flops: Count | None = None
     is_product: bool = False  # counts among the FLOPs of the public recipes
     reads: int = INPUTS | OUTPUT
+    shape_alone: bool = False  # the result depends on the input's shape, not on its numbers
     heavy: tuple[str, ...] = ()  # 16-bit types in which it always runs where they are asked for
     follows: tuple[str, ...] = ()  # 16-bit types in which it runs where an input is of that type already
     onnx: Writer | None = None
