@@ -13,8 +13,6 @@ from recognition.networks.cuts import cuts, depend_on_images
 from recognition.networks.graph import Entry, Graph, GraphMaker, Node, rewrite
 from recognition.networks.lora import with_adapters
 
-SUMS = ("elemwise_add", "broadcast_add")
-
 
 def as_trained(graph: Graph, config: Any) -> Graph:
     """The graph with what the options ``dropout``, ``drop_path`` and ``lora`` ask for.
@@ -75,7 +73,7 @@ def with_drop_path(graph: Graph, share: float) -> Graph:
         inputs[which] = maker.add("Dropout", f"{node.name}_path", inputs[which], p=dropped, axes=(1, 2, 3))
         return maker.append(node, inputs)
 
-    return rewrite(graph, dict.fromkeys(SUMS, rule))
+    return rewrite(graph, dict.fromkeys((graph.nodes[place].op for place in branches), rule))
 
 
 def _needed_by(graph: Graph, places: Iterable[int]) -> set[int]:
@@ -96,7 +94,7 @@ def _branches(graph: Graph) -> dict[int, int]:
     for place in sorted(seen):
         inputs = [entry.node for entry in graph.nodes[place].inputs]
         depth[place] = 1 + max((depth[source] for source in inputs if source in seen), default=-1)
-        if graph.nodes[place].op in SUMS and place in cut and seen.issuperset(inputs):
+        if graph.nodes[place].operator.is_sum and place in cut and seen.issuperset(inputs):
             depths = [depth[source] for source in inputs]
             if depths[0] != depths[1]:
                 found[place] = depths.index(max(depths))

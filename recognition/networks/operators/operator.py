@@ -66,6 +66,7 @@ class Operator:
     own_inputs: bool = False  # inputs behind the first are variables that no other node uses
     starts: Mapping[str, str] = field(default_factory=dict)  # ``__init__`` of inputs that have no other
     flops: Count | None = None
+    is_sum: bool = False  # of two maps, of a residual branch and the way past it for example
     is_product: bool = False  # counts among the FLOPs of the public recipes
     reads: int = INPUTS | OUTPUT
     shape_alone: bool = False  # the result depends on the input's shape, not on its numbers
