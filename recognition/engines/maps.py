@@ -25,7 +25,7 @@ def maps_in_training(graph: Graph, computing: Computing, image_shape: tuple[int,
         factor = KERNELS_FACTOR if by_kernels else TORCH_FACTOR
         computed = _as_torch_computes(graph, computing, image_shape)
         return round(factor * maps_memory(computed, image_shape, computing.batch_size, scattering=1.0,
-                                          not_kept=_norms_of_convolutions(graph) if by_kernels else ()))
+                                          not_kept=_norms_of_convolutions(computed) if by_kernels else ()))
     bound = bound_form(graph, computing, image_shape)
     return sum(bytes_of(bound, image_shape, computing.batch_size) for bytes_of in (maps_memory, held_copies))
 
@@ -44,16 +44,7 @@ def _as_torch_computes(graph: Graph, computing: Computing, image_shape: tuple[in
 
 
 def _norms_of_convolutions(graph: Graph) -> set[str]:
-    """Names of the batch norms that a convolution alone reads, maybe through a PReLU: Triton's kernels compute them
-    again for its backward pass."""
-    def alone(place: int) -> int | None:
-        return readers[place][0] if len(readers[place]) == 1 else None
-
-    readers, nodes, found = graph.readers(), graph.nodes, set[str]()
-    for place, node in enumerate(nodes):
-        if node.op == "BatchNorm":
-            behind = alone(place)
-            behind = alone(behind) if behind is not None and nodes[behind].op == "LeakyReLU" else behind
-            if behind is not None and nodes[behind].op == "Convolution":
-                found.add(node.name)
-    return found
+    """Names of the batch norms that a convolution alone reads: Triton's kernels compute them again for its backward
+    pass."""
+    return {graph.nodes[place].name for place, reader in graph.only_readers().items()
+            if graph.nodes[place].op == "BatchNorm" and graph.nodes[reader].op == "Convolution"}

@@ -6,13 +6,12 @@ They are for the graph that is trained, not for the one that a checkpoint holds:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from recognition.errors import UserError
+from recognition.networks.cuts import cuts, depend_on_images
 from recognition.networks.graph import Entry, Graph, GraphMaker, Node, rewrite
 from recognition.networks.lora import with_adapters
-
-SUMS = ("elemwise_add", "broadcast_add")
 
 
 def as_trained(graph: Graph, config: Any) -> Graph:
@@ -33,9 +32,8 @@ def with_dropout(graph: Graph, share: float) -> Graph:
     """
     before = _needed_by(graph, (place for place, node in enumerate(graph.nodes) if node.op == "Convolution"))
     tail = [place for place in range(len(graph.nodes)) if place not in before]
-    seen = _seen(graph)  # a dropout that is no cut belongs to a block
-    own = {id(graph.nodes[place]) for place in tail
-           if graph.nodes[place].op == "Dropout" and place in seen and seen[place].cut}
+    cut = cuts(graph, depend_on_images(graph))  # a dropout that is none belongs to a block
+    own = {id(graph.nodes[place]) for place in tail if graph.nodes[place].op == "Dropout" and place in cut}
     layers = [graph.nodes[place] for place in tail if graph.nodes[place].op == "FullyConnected"]
     if not own and not layers:
         raise UserError("dropout: found a network without a fully connected layer behind its convolutions, expected "
@@ -75,7 +73,7 @@ def with_drop_path(graph: Graph, share: float) -> Graph:
         inputs[which] = maker.add("Dropout", f"{node.name}_path", inputs[which], p=dropped, axes=(1, 2, 3))
         return maker.append(node, inputs)
 
-    return rewrite(graph, dict.fromkeys(SUMS, rule))
+    return rewrite(graph, dict.fromkeys((graph.nodes[place].op for place in branches), rule))
 
 
 def _needed_by(graph: Graph, places: Iterable[int]) -> set[int]:
@@ -89,36 +87,15 @@ def _needed_by(graph: Graph, places: Iterable[int]) -> set[int]:
     return found
 
 
-class _Seen(NamedTuple):
-    """A node that depends on the images."""
-
-    depth: int  # nodes on the longest way to it
-    cut: bool  # all later nodes see the images through this one alone
-
-
-def _seen(graph: Graph) -> dict[int, _Seen]:
-    """The nodes that depend on the images, by their places, in the order of the graph."""
-    depth = {place: 0 for place, node in enumerate(graph.nodes) if node.name == "data"}
-    last_use: dict[int, int] = {}
-    for place, node in enumerate(graph.nodes):
-        sources = [entry.node for entry in node.inputs if entry.node in depth]
-        if sources:
-            depth[place] = 1 + max(depth[source] for source in sources)
-            last_use.update(dict.fromkeys(sources, place))
-    found, reach = dict[int, _Seen](), 0  # reach: the last node that reads what is before this one
-    for place in depth:
-        found[place] = _Seen(depth[place], reach <= place)
-        reach = max(reach, last_use.get(place, place))
-    return found
-
-
 def _branches(graph: Graph) -> dict[int, int]:
     """The residual sums by their places in the graph, each with the number of its input that is the branch."""
-    seen, found = _seen(graph), dict[int, int]()
-    for place, of_place in seen.items():
+    seen = depend_on_images(graph)
+    cut, depth, found = cuts(graph, seen), dict[int, int](), dict[int, int]()  # depth: nodes on the longest way
+    for place in sorted(seen):
         inputs = [entry.node for entry in graph.nodes[place].inputs]
-        if graph.nodes[place].op in SUMS and of_place.cut and all(entry in seen for entry in inputs):
-            depths = [seen[entry].depth for entry in inputs]
+        depth[place] = 1 + max((depth[source] for source in inputs if source in seen), default=-1)
+        if graph.nodes[place].operator.is_sum and place in cut and seen.issuperset(inputs):
+            depths = [depth[source] for source in inputs]
             if depths[0] != depths[1]:
                 found[place] = depths.index(max(depths))
     return found

@@ -5,6 +5,7 @@ Graphs do not change: a pass makes a new one. The JSON is that of MXNet, byte fo
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,13 +111,11 @@ class Graph:
             places.append(maker.append(made).node)
         return maker.graph(Entry(places[head[0]], *head[1:]) for head in source["heads"])
 
-    def readers(self) -> list[list[int]]:
-        """For each node the places of the nodes that read it, in order, once for each input."""
-        found: list[list[int]] = [[] for _ in self.nodes]
-        for place, node in enumerate(self.nodes):
-            for entry in node.inputs:
-                found[entry.node].append(place)
-        return found
+    def only_readers(self) -> dict[int, int]:
+        """For each node that one input alone reads: the place of that input's node."""
+        reads = [(entry.node, place) for place, node in enumerate(self.nodes) for entry in node.inputs]
+        uses = Counter(read for read, _ in reads)
+        return {read: place for read, place in reads if uses[read] == 1}
 
     def to_json(self) -> str:
         """The JSON that MXNet's ``tojson`` writes."""

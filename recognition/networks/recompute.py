@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from recognition.networks.cuts import cuts, depend_on_images
 from recognition.networks.graph import Graph, Node
 from recognition.networks.shapes import all_shapes
 
 ATTRIBUTE = "__force_mirroring__"  # of the nodes that MXNet computes a second time
 BUDGETS = 40  # sizes of a segment that are tried
-SHAPE_ALONE = ("ones_like", "zeros_like")  # operators that read no numbers
 
 
 class _Layer(NamedTuple):
@@ -51,33 +51,12 @@ def recompute(graph: Graph, image_shape: tuple[int, ...] = (3, 112, 112), on_gpu
     return Graph(nodes, graph.heads)
 
 
-def depend_on_images(graph: Graph) -> set[int]:
-    """Places of the nodes that depend on the images. One that only has their shape, and what is computed from it, does
-    not: a mask for example, which many layers may read."""
-    found = set[int]()
-    for place, node in enumerate(graph.nodes):
-        shape_alone = node.op in SHAPE_ALONE and all(graph.nodes[entry.node].is_variable for entry in node.inputs)
-        if node.name == "data" or (not shape_alone and any(entry.node in found for entry in node.inputs)):
-            found.add(place)
-    return found
-
-
 def _layers(graph: Graph, image_shape: tuple[int, ...]) -> list[_Layer]:
     shapes = all_shapes(graph, (1, *image_shape))
     seen = depend_on_images(graph)
-    last_use: dict[int, int] = {}  # of each node that depends on the images
-    for number, node in enumerate(graph.nodes):
-        if number in seen:
-            last_use[number] = number
-            last_use.update((entry.node, number) for entry in node.inputs if entry.node in seen)
-    layers, reach = [], 0  # reach: the last node that uses anything before this one
-    for number, use in last_use.items():
-        node = graph.nodes[number]
-        if not node.is_variable:
-            size = sum(math.prod(shape) for shape in shapes[number][: len(node.outputs())])
-            layers.append(_Layer(number, size, cut=reach <= number))
-        reach = max(reach, use)
-    return layers
+    cut = cuts(graph, seen)
+    return [_Layer(place, sum(map(math.prod, shapes[place][: len(graph.nodes[place].outputs())])), place in cut)
+            for place in sorted(seen) if not graph.nodes[place].is_variable]
 
 
 def _segments(layers: list[_Layer], budget: float) -> tuple[int, set[int]]:

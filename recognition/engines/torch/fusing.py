@@ -10,7 +10,6 @@ from recognition.engines.torch.operators.gradients import constant
 from recognition.engines.torch.operators.passes import BatchStatistics, Pass
 from recognition.networks.graph import Entry, Graph, Node
 
-SUMS = ("elemwise_add", "broadcast_add", "_grad_add")
 LOW = (torch.float16, torch.bfloat16)
 
 
@@ -32,14 +31,14 @@ def fused_nodes(graph: Graph, kept: Collection[int]) -> dict[int, Fused]:
 
     :param kept: places of nodes whose outputs are needed.
     """
-    found, readers, nodes = dict[int, Fused](), graph.readers(), graph.nodes
+    found, readers, nodes = dict[int, Fused](), graph.only_readers(), graph.nodes
     for place, node in enumerate(nodes):
         if not _plain(node):
             continue
-        behind = readers[place][0] if len(readers[place]) == 1 and place not in kept else place
+        behind = place if place in kept else readers.get(place, place)
         last, others = nodes[behind], tuple(entry for entry in nodes[behind].inputs if entry.node != place)
         active = last.op == "LeakyReLU" and last.values.act_type == "prelu" and last.inputs[0].node == place
-        if behind not in found and (active or last.op in SUMS):
+        if behind not in found and (active or last.operator.is_sum):
             found[behind] = Fused(node, last, others)
         else:
             found[place] = Fused(node)
@@ -48,16 +47,16 @@ def fused_nodes(graph: Graph, kept: Collection[int]) -> dict[int, Fused]:
 
 def convolutions_of_norms(graph: Graph, fused: dict[int, Fused]) -> set[int]:
     """Places of the convolutions that alone read a fused norm without a sum."""
-    readers, nodes = graph.readers(), graph.nodes
-    return {readers[place][0] for place, found in fused.items()
-            if len(readers[place]) == 1 and nodes[readers[place][0]].op in ("Convolution", "Convolution_v1")
+    readers = graph.only_readers()
+    return {readers[place] for place, found in fused.items()
+            if place in readers and graph.nodes[readers[place]].op in ("Convolution", "Convolution_v1")
             and (found.behind is None or found.behind.op == "LeakyReLU")}
 
 
 def _plain(node: Node) -> bool:
-    """Whether a node is a batch norm of channels by the batch's statistics, with one output."""
-    return node.op in ("BatchNorm", "BatchNorm_v1", "_contrib_SyncBatchNorm") and not (
-        node.values.use_global_stats or node.values.output_mean_var) and getattr(node.values, "axis", 1) == 1
+    """True for a batch norm, which alone has states, of channels by the batch's statistics, with one output."""
+    return bool(node.operator.states) and getattr(node.values, "axis", 1) == 1 and not (
+        node.values.use_global_stats or node.values.output_mean_var)
 
 
 def fused_function(fused: Fused, plain: Callable[..., Any], plain_behind: Callable[..., Any] | None

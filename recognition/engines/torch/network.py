@@ -11,8 +11,9 @@ from recognition.engines.torch.imports import torch
 from recognition.engines.torch.operators import FUNCTIONS, OF_THE_PASS
 from recognition.engines.torch.operators.passes import Pass
 from recognition.errors import UserError
+from recognition.networks.cuts import depend_on_images
 from recognition.networks.graph import Graph, Node
-from recognition.networks.recompute import computed_again, depend_on_images
+from recognition.networks.recompute import computed_again
 
 DATA = "data"
 Tensors = dict[int, Sequence["torch.Tensor"]]  # outputs by the place of their node

@@ -66,8 +66,10 @@ class Operator:
     own_inputs: bool = False  # inputs behind the first are variables that no other node uses
     starts: Mapping[str, str] = field(default_factory=dict)  # ``__init__`` of inputs that have no other
     flops: Count | None = None
+    is_sum: bool = False  # of two maps, of a residual branch and the way past it for example
     is_product: bool = False  # counts among the FLOPs of the public recipes
     reads: int = INPUTS | OUTPUT
+    shape_alone: bool = False  # the result depends on the input's shape, not on its numbers
     heavy: tuple[str, ...] = ()  # 16-bit types in which it always runs where they are asked for
     follows: tuple[str, ...] = ()  # 16-bit types in which it runs where an input is of that type already
     onnx: Writer | None = None
