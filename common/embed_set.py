@@ -25,6 +25,7 @@ from recognition.data.sets.image_set import ImageSet
 from recognition.data.sets.open_set import Opening, open_sets
 from recognition.engines.interface import Embedder
 from recognition.errors import UserError, command
+from recognition.evaluation.embed_images import with_mirrors
 from recognition.evaluation.embed_set import embedded
 from recognition.io.embeddings import write_embeddings
 from recognition.io.files import writing
@@ -37,17 +38,14 @@ def unit_embeddings(dataset: ImageSet, embed: Embedder, batch_size: int, flip: b
 
     :raises UserError: if an embedding is zero or not finite.
     """
-    def with_mirrors(images: np.ndarray) -> np.ndarray:
-        return embed(images) + embed(np.ascontiguousarray(images[:, :, :, ::-1]))
-
     with progress(None, "embedding", len(dataset), unit=" images") as bar:
-        for where, rows, _, keys in embedded(dataset, with_mirrors if flip else embed, batch_size, threads):
+        for where, rows, _, keys in embedded(dataset, with_mirrors(embed) if flip else embed, batch_size,
+                                             threads):
             norms = np.linalg.norm(rows, axis=1, keepdims=True)
             if bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist():
                 raise UserError(f"{dataset.source}: record {keys[bad[0]]}: its embedding is zero or not finite, "
                                 "expected a model that has learnt something")
-            itself = dataset.is_image(np.arange(where.start, where.stop), keys)
-            yield np.where(itself[:, None], rows / norms, np.float32(0))
+            yield np.where(dataset.is_image(where, keys)[:, None], rows / norms, np.float32(0))
             bar.update(len(keys))
 
 

@@ -29,7 +29,7 @@ from common.sets.named_images import with_other_endings
 from common.sets.output_folder import new_folder
 from recognition.config.command_line import Parser
 from recognition.errors import UserError, command
-from recognition.evaluation.embed_images import Embed, embed_batches, normalised
+from recognition.evaluation.embed_images import Embed, embed_batches, normalised, with_mirrors
 from recognition.progress import progress
 
 SETS = ("facescrub", "megaface")
@@ -70,9 +70,9 @@ def write_features(embeds: Sequence[Embed], batch_size: int, root: Path, names: 
                 yield image
 
     def all_networks(planes: np.ndarray) -> np.ndarray:
-        first, mirrored = len(kept) - len(planes), np.ascontiguousarray(planes[..., ::-1])
+        first = len(kept) - len(planes)
         return np.concatenate([
-            normalised(embed(planes) + embed(mirrored), lambda row: f"{root / kept[first + row]}: its embedding")
+            normalised(with_mirrors(embed)(planes), lambda row: f"{root / kept[first + row]}: its embedding")
             for embed in embeds], axis=1)
 
     done = 0

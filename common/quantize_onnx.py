@@ -29,6 +29,7 @@ from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import CPU
 from recognition.data.verification_set import load_bin
 from recognition.errors import UserError, command, naming
+from recognition.evaluation.embed_images import with_mirrors
 from recognition.evaluation.trained_backbone import unit_rows
 from recognition.evaluation.verification import check_pairs, evaluate
 from recognition.io.files import replacing, require_new, write_whole
@@ -40,8 +41,8 @@ AT_A_TIME = 32  # images
 def _embed(network: OnnxNetwork, images: np.ndarray, with_mirror: bool, output: Path) -> np.ndarray:
     """The embeddings, float32 (N, D) of length 1, of images, uint8 (N, 3, H, W), or of these plus their mirrors."""
     parts = [images[low : low + AT_A_TIME] for low in range(0, len(images), AT_A_TIME)]
-    rows = [network(part) + network(part[..., ::-1]) if with_mirror else network(part)
-            for part in progress(parts, "embedding", len(parts), unit=" batches")]
+    embed = with_mirrors(network) if with_mirror else network
+    rows = [embed(part) for part in progress(parts, "embedding", len(parts), unit=" batches")]
     with naming(f"{output}: not written"):
         return unit_rows(np.concatenate(rows))
 

@@ -26,6 +26,7 @@ from recognition.config.command_line import Parser, check_ranges
 from recognition.config.devices import CPU
 from recognition.data.images.image import decode_rgb
 from recognition.errors import UserError, command
+from recognition.evaluation.embed_images import with_mirrors
 from recognition.evaluation.trained_backbone import unit_rows
 
 MOST_BYTES, MOST_PIXELS, SECONDS = 32 << 20, 1 << 25, 10  # of a request, of a photograph, for a request
@@ -48,7 +49,7 @@ class Server(HTTPServer):
         if chosen is None:
             raise ValueError("no face found")
         planes = align(image, found.landmarks[chosen]).transpose(2, 0, 1)[np.newaxis]
-        return unit_rows(self.embedder(planes) + self.embedder(planes[..., ::-1]))[0]
+        return unit_rows(with_mirrors(self.embedder)(planes))[0]
 
 
 class Request(BaseHTTPRequestHandler):

@@ -7,22 +7,19 @@ its mean direction: the embeddings of all images are never in memory together.
 """
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder
+from recognition.data.loader import each_once
 from recognition.data.sets.dataset import FaceDataset
 from recognition.errors import UserError
-from recognition.evaluation.embed_images import Embed, normalised
+from recognition.evaluation.embed_images import Embed, normalised, with_mirrors
 from recognition.progress import progress
 
 _ROWS_AT_ONCE = 4096  # of either side of a product of embeddings
-_PREFETCH = 2  # batches
 
 
 class Likeness(NamedTuple):
@@ -59,15 +56,10 @@ def compare(dataset: FaceDataset, labels: np.ndarray, embed: Embed, apart: np.nd
     n = len(dataset)
     cosines, nearest = np.full(n, -1, np.float32), np.full(n, -1, np.int32)
     sums: np.ndarray | None = None
-    count = -(-n // batch_size)
-    padded = dataset.take(np.resize(np.arange(n), count * batch_size))
-    order = EpochOrder(len(padded), 0, shuffle=False)
-    with BatchLoader(padded, order, None, batch_size, threads=2, prefetch=_PREFETCH) as batches, \
-            progress(None, f"embedding {dataset.path.name}", n, unit=" images") as bar:
-        for low, batch in zip(range(0, n, batch_size), itertools.islice(batches, count)):
-            rows = embed(batch.images) + embed(np.ascontiguousarray(batch.images[..., ::-1]))
-            where = slice(low, min(low + batch_size, n))
-            rows = normalised(rows[: where.stop - low], partial(_name, dataset, batch.records))
+    with progress(None, f"embedding {dataset.path.name}", n, unit=" images") as bar:
+        for images, batch in each_once(dataset, np.arange(n), batch_size):
+            where = images[: n - int(images[0])]
+            rows = normalised(with_mirrors(embed)(batch.images)[: len(where)], partial(_name, dataset, batch.records))
             if sums is None:
                 sums = np.zeros((dataset.num_classes, rows.shape[1]), np.float32)
             np.add.at(sums, labels[where], rows)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 
@@ -168,3 +169,17 @@ class BatchLoader:
         except Exception as error:
             self._failure = self._failure or error
             raise
+
+
+def each_once(dataset: ImageSet, images: np.ndarray, global_batch: int, part: tuple[int, int] | None = None,
+              **options: Any) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield ``images``, int64 (n,), in this order and without augmentation: the images of each batch, int64 (b,), and
+    the batch. The last batch is filled up with the first images.
+
+    :param part: this process's part of a batch; ``options``: those of a :class:`BatchLoader`.
+    """
+    padded = np.resize(images, -(-len(images) // global_batch) * global_batch)
+    own = padded.reshape(-1, global_batch)[:, slice(*part or (0, global_batch))]
+    order = EpochOrder(len(padded), 0, shuffle=False)
+    with BatchLoader(dataset.take(padded), order, None, global_batch, part, **options) as batches:
+        yield from zip(own, batches)

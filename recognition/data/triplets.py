@@ -6,16 +6,15 @@ start of the bag, so a training state that is saved in the middle of a bag holds
 """
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Generator, Mapping
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 
 from recognition.data.augment import Augmentation
-from recognition.data.loader import Batch, BatchLoader, in_memory
+from recognition.data.loader import Batch, BatchLoader, each_once, in_memory
 from recognition.data.order import BEGINNING, EpochOrder, Position
 from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.data.triplet_choice import choose_triplets
@@ -111,7 +110,7 @@ class TripletLoader:
         self._dataset, self._bags, self._embed, self._gather, self._judge = dataset, bags, embed, gather, judge
         self._augmentation, self._alpha, self._max_ap = augmentation, alpha, max_ap
         self._global_batch, self._device_batch, self._part = global_batch, device_batch, part
-        self._threads, self._prefetch, self._buffer = threads, prefetch, buffer
+        self._options: dict[str, Any] = {"threads": threads, "prefetch": prefetch, "buffer": buffer}
         self._position = start
         self._triplets = saved["triplets"] if saved else np.empty((0, 3), np.int64)
         self._batches = self._generate()
@@ -148,18 +147,15 @@ class TripletLoader:
             if len(images) == offset:  # the rest of the bag does not fill a batch, which is larger than before
                 self._position = Position(bag + 1, 0)
                 continue
-            with self._open(images, self._augmentation, Position(bag, offset)) as batches:
+            order = EpochOrder(len(images), self._bags.seed, shuffle=False)
+            # Random numbers belong to the place, not to the image.
+            with BatchLoader(self._dataset.take(images), order, self._augmentation, self._global_batch, self._part,
+                             Position(bag, offset), **self._options) as batches:
                 for batch in batches:
                     self._position = batch.next_position
                     yield batch
                     if batch.next_position.epoch > bag:
                         break
-
-    def _open(self, images: np.ndarray, augmentation: Augmentation | None, start: Position) -> BatchLoader:
-        """Batches of ``images`` in this order. Random numbers belong to the place, not to the image."""
-        order = EpochOrder(len(images), self._bags.seed, shuffle=False)
-        return BatchLoader(self._dataset.take(images), order, augmentation, self._global_batch, self._part, start,
-                           threads=self._threads, prefetch=self._prefetch, buffer=self._buffer)
 
     def _mine(self, first: int) -> tuple[int, np.ndarray]:
         """Choose at least a batch of triplets, from bag ``first`` and, if need be, from the bags after it. Returns the
@@ -220,16 +216,11 @@ class TripletLoader:
     def _features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embed images, int64 (n,), without augmentation. Returns bool (n,), False where another image took the place
         of a bad one, and the embeddings (n, D), zeros in those rows."""
-        count, size = -(-len(images) // self._global_batch), self._global_batch
-        start, stop = self._part or (0, size)
-        padded = np.resize(images, count * size)
         parts = []
-        with self._open(padded, None, BEGINNING) as batches:
-            for number, batch in enumerate(itertools.islice(batches, count)):
-                own = padded[number * size + start : number * size + stop]
-                itself = self._dataset.is_image(own, batch.records)[:, None]
-                features = np.where(itself, self._embed(batch.images), np.float32(0))
-                parts.append(self._gather(np.concatenate([itself, features], axis=1, dtype=features.dtype)))
+        for own, batch in each_once(self._dataset, images, self._global_batch, self._part, **self._options):
+            itself = self._dataset.is_image(own, batch.records)[:, None]
+            features = np.where(itself, self._embed(batch.images), np.float32(0))
+            parts.append(self._gather(np.concatenate([itself, features], axis=1, dtype=features.dtype)))
         rows = np.concatenate(parts)[:len(images)]
         return rows[:, 0] > 0, rows[:, 1:]
 

@@ -40,17 +40,22 @@ def embed_images(embed: Embed, images: Iterable[np.ndarray], count: int, batch_s
 def embed_batches(embed: Embed, images: Iterable[np.ndarray], batch_size: int, flip: bool = True,
                   name: str = "embedding") -> Iterator[np.ndarray]:
     """Like :func:`embed_images`, of any number of images: yields float32 ``(n, D)``, n at most ``batch_size``."""
-    done, rest = 0, iter(images)
+    done, rest, embed = 0, iter(images), with_mirrors(embed) if flip else embed
     while batch := list(islice(rest, batch_size)):
         planes = np.empty((len(batch), 3, *batch[0].shape[:2]), np.uint8)
         for image, target in zip(batch, planes):
             write_planes(np.ascontiguousarray(image), target)
-        rows = embed(planes) + embed(np.ascontiguousarray(planes[..., ::-1])) if flip else embed(planes)
+        rows = embed(planes)
         if not np.isfinite(rows).all():
             bad = done + int(np.argmin(np.isfinite(rows).all(axis=1)))
             raise UserError(f"{name}: the embedding of image {bad} is not finite")
         yield rows
         done += len(rows)
+
+
+def with_mirrors(embed: Embed) -> Embed:
+    """``embed`` of images plus that of their mirrors, as in the verification protocol."""
+    return lambda planes: embed(planes) + embed(np.ascontiguousarray(planes[..., ::-1]))
 
 
 def normalised(rows: np.ndarray, names: Callable[[int], str] = lambda row: f"embedding {row}") -> np.ndarray:

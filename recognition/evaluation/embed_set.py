@@ -2,25 +2,21 @@
 """The embeddings of all images of a training set, batch by batch in the order of the set."""
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder
+from recognition.data.loader import each_once
 from recognition.data.sets.image_set import ImageSet
 from recognition.evaluation.embed_images import Embed
 
-PREFETCH = 2  # batches
-
 
 class Embedded(NamedTuple):
-    """A batch of n images: their places in the set, embeddings (n, D), labels and keys, int64 (n,). In place of an
-    image that cannot be used there is its replacement, with that one's label and key."""
+    """A batch of n images: their places in the set, int64 (n,), embeddings (n, D), labels and keys, int64 (n,). In
+    place of an image that cannot be used there is its replacement, with that one's label and key."""
 
-    where: slice
+    where: np.ndarray
     features: np.ndarray
     labels: np.ndarray
     keys: np.ndarray
@@ -28,10 +24,6 @@ class Embedded(NamedTuple):
 
 def embedded(dataset: ImageSet, embed: Embed, batch_size: int, threads: int) -> Iterator[Embedded]:
     """Yield all images of the set, ``batch_size`` at a time; ``threads`` decode them."""
-    count = -(-len(dataset) // batch_size)
-    padded = dataset.take(np.resize(np.arange(len(dataset)), count * batch_size))
-    order = EpochOrder(len(padded), 0, shuffle=False)
-    with BatchLoader(padded, order, None, batch_size, threads=threads, prefetch=PREFETCH) as batches:
-        for low, batch in zip(range(0, len(dataset), batch_size), itertools.islice(batches, count)):
-            n = min(batch_size, len(dataset) - low)
-            yield Embedded(slice(low, low + n), embed(batch.images[:n]), batch.labels[:n], batch.records[:n])
+    for where, batch in each_once(dataset, np.arange(len(dataset)), batch_size, threads=threads):
+        n = min(batch_size, len(dataset) - int(where[0]))
+        yield Embedded(where[:n], embed(batch.images[:n]), batch.labels[:n], batch.records[:n])

@@ -13,6 +13,7 @@ from recognition.data.images.image import write_planes
 from recognition.engines.choose import choose_engine
 from recognition.engines.interface import Embedder
 from recognition.errors import UserError
+from recognition.evaluation.embed_images import with_mirrors
 
 Images = Union[np.ndarray, Sequence[np.ndarray]]
 
@@ -47,10 +48,7 @@ class TrainedBackbone:
         step = self.batch_size * len(self._devices)
         for low in range(0, len(images), step):
             planes = self._planes(images, low, min(low + step, len(images)))
-            rows = self._rows(planes)
-            if flip:
-                rows = rows + self._rows(planes[:, :, :, ::-1])
-            found[low : low + len(rows)] = rows
+            found[low : low + step] = with_mirrors(self._rows)(planes) if flip else self._rows(planes)
         return unit_rows(found) if unit else found
 
     def _planes(self, images: Images, low: int, high: int) -> np.ndarray:

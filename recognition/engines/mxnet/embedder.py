@@ -22,18 +22,11 @@ from recognition.networks.saved import read_saved
 
 
 class Embedder:
-    """Callable: uint8 ``(n, 3, H, W)`` RGB to float32 ``(n, dim)``, not normalised; any n."""
+    """Implements :class:`recognition.engines.interface.Embedder`."""
 
     def __init__(self, prefix: str, number: int, devices: Sequence[Device], batch_size: int,
                  image_shape: tuple[int, int, int], bfloat16: bool = False) -> None:
-        """Bind ``<prefix>-symbol.json`` with the arrays of ``<prefix>-<number>.params`` on each device, batch norms
-        folded.
-
-        :param batch_size: images a device at a time; ``image_shape``: (3, H, W).
-        :param bfloat16: compute in bfloat16, on CPUs that have it: about twice as fast, cosines change by up to 1e-3
-        :raises UserError: if a file cannot be read, the network has no ``fc1_output`` of one row an image, arrays are
-            missing or of other shapes.
-        """
+        """Batch norms are folded; for the rest see :meth:`recognition.engines.interface.Engine.embedder`."""
         saved = read_saved(prefix, number, batch_size, image_shape)
         self._path, self.dim = saved.path, saved.dim
         with _naming(self._path):

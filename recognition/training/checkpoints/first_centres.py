@@ -2,7 +2,6 @@
 """The first values of the class centres W: from a checkpoint, from embeddings, or from the seed."""
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 
 from recognition.config.cli import split_pretrained
 from recognition.config.types import CENTRES_FROM
-from recognition.data.loader import BatchLoader
-from recognition.data.order import EpochOrder
+from recognition.data.loader import each_once
 from recognition.data.sets.image_set import NO_LABEL, ImageSet
 from recognition.errors import UserError
 from recognition.head.shard import Shard, ShardState, pieces
@@ -23,7 +21,6 @@ from recognition.io.params import read_arrays
 from recognition.processes.communicator import Communicator
 
 MOST_IMAGES = 10  # of a class: more hardly change the mean direction
-PREFETCH = 2  # batches
 
 
 @dataclass(frozen=True)
@@ -154,19 +151,14 @@ def _features(dataset: ImageSet, images: np.ndarray, embed: Callable[[np.ndarray
     """Yield unit embeddings of ``images``, float32 (n, D), in batches of all processes, each with the place of its
     first image. A bad image, in whose place the loader has another, gets zeros."""
     batch = own * communicator.size
-    count = -(-len(images) // batch)
-    padded = dataset.take(np.resize(images, count * batch))
     part = (communicator.rank * own, (communicator.rank + 1) * own)
-    with BatchLoader(padded, EpochOrder(len(padded), 0, shuffle=False), None, batch, part, threads=threads,
-                     prefetch=PREFETCH) as batches:
-        for number, loaded in enumerate(itertools.islice(batches, count)):
-            places = np.arange(number * batch + part[0], number * batch + part[1])
-            itself = padded.is_image(places, loaded.records)[:, None]
-            features = np.where(itself, embed(loaded.images), np.float32(0))
-            features = communicator.all_gather(features)[: len(images) - number * batch]
-            if not np.isfinite(features).all():
-                raise UserError("--centres-from embeddings: the embeddings of --pretrained are not finite")
-            yield number * batch, features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    for number, (places, loaded) in enumerate(each_once(dataset, images, batch, part, threads=threads)):
+        itself = dataset.is_image(places, loaded.records)[:, None]
+        features = np.where(itself, embed(loaded.images), np.float32(0))
+        features = communicator.all_gather(features)[: len(images) - number * batch]
+        if not np.isfinite(features).all():
+            raise UserError("--centres-from embeddings: the embeddings of --pretrained are not finite")
+        yield number * batch, features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _add(sums: Sequence[np.ndarray], starts: Sequence[int], rows: np.ndarray, features: np.ndarray) -> None:
