@@ -8,7 +8,7 @@ from recognition.engines.mxnet.passes.choose import bound_form
 from recognition.engines.mxnet.passes.winograd import held_copies
 from recognition.networks.graph import Graph, rewrite
 from recognition.networks.low_precision import low_precision
-from recognition.networks.maps import maps_memory
+from recognition.networks.maps import heavy, maps_memory
 from recognition.networks.recompute import recompute
 
 # Of the maps that PyTorch keeps, which are those of the graph (its own count for y1 and r50 is 4 and 8 % less). With
@@ -47,4 +47,4 @@ def _norms_of_convolutions(graph: Graph) -> set[str]:
     """Names of the batch norms that a convolution alone reads: Triton's kernels compute them again for its backward
     pass."""
     return {graph.nodes[place].name for place, reader in graph.only_readers().items()
-            if graph.nodes[place].op == "BatchNorm" and graph.nodes[reader].op == "Convolution"}
+            if graph.nodes[place].op == "BatchNorm" and heavy(graph.nodes[reader])}

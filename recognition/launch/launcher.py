@@ -34,13 +34,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from recognition.config.cli import parse_args
 from recognition.config.devices import WORKER
 from recognition.config.engines import ENGINES
-from recognition.engines.choose import decide_for
 from recognition.errors import UserError, command
 from recognition.launch.flags import TRAINERS, parse, require_interface, starts_trainer, wants_servers
 from recognition.launch.look_around import Unusable, look_around, python_of
@@ -114,22 +111,14 @@ def torch_variables(first: str, address: str, interface: str | None, seen: Mappi
 
 
 def uses_horovod(command: Sequence[str]) -> bool:
-    """True if the workers find each other through Horovod: by the engine that the trainer in the command chooses. Of a
-    program of the user's own, and of flags that are refused here, a ``--engine`` is read; without one they may need
-    Horovod wherever it is installed."""
-    trainer = next((place for place, word in enumerate(command) if os.path.basename(word) in TRAINERS), None)
-    if trainer is not None:
-        flags = [word for word in command[trainer + 1:] if word not in ("-h", "--help")]  # which the workers show
-        with contextlib.suppress(UserError):  # they say it, where they are
-            config = parse_args(Path(command[trainer]).stem, flags)
-            return ENGINES[decide_for(config).name].meets_by_horovod
+    """True if the workers may find each other through Horovod. A ``--engine`` in the command tells; without one they
+    may wherever it is installed. A config.py, which could tell as well, is code that the workers alone run."""
     words = " ".join(command).replace("=", " ").split()
-    named = next((known for flag, name in zip(words, words[1:])
-                  if flag == "--engine" and (known := ENGINES.get(name))), None)
-    if named and not named.meets_by_horovod:
-        return False
-    without = [name for name, known in ENGINES.items() if not known.meets_by_horovod and find_spec(name)]
-    return find_spec("horovod") is not None or not without
+    for flag, name in zip(words, words[1:]):
+        if flag == "--engine" and name in ENGINES:
+            return ENGINES[name].meets_by_horovod
+    others = [name for name, known in ENGINES.items() if not known.meets_by_horovod and find_spec(name)]
+    return find_spec("horovod") is not None or not others
 
 
 def require_names(seen: Mapping[str, Any]) -> None:

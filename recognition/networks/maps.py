@@ -23,7 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
-from recognition.networks.graph import Entry, Graph
+from recognition.networks.graph import Entry, Graph, Node
 from recognition.networks.operators.operator import INPUTS, OUTPUT
 from recognition.networks.recompute import ATTRIBUTE
 from recognition.networks.shapes import all_shapes
@@ -97,3 +97,8 @@ def _itemsizes(graph: Graph) -> list[int]:
         dtype = "float32" if node.is_variable else getattr(node.values, "dtype", "None")
         found.append(found[node.inputs[0].node] if dtype == "None" and node.inputs else ITEMSIZES.get(dtype, 4))
     return found
+
+
+def heavy(node: Node) -> bool:
+    """True for a convolution that multiplies much for each number that it reads, which a depthwise one does not."""
+    return node.op in ("Convolution", "Convolution_v1") and node.values.num_group == 1

@@ -9,6 +9,7 @@ from recognition.engines.torch.imports import torch
 from recognition.engines.torch.operators.gradients import constant
 from recognition.engines.torch.operators.passes import BatchStatistics, Pass
 from recognition.networks.graph import Entry, Graph, Node
+from recognition.networks.maps import heavy
 
 LOW = (torch.float16, torch.bfloat16)
 
@@ -46,10 +47,10 @@ def fused_nodes(graph: Graph, kept: Collection[int]) -> dict[int, Fused]:
 
 
 def convolutions_of_norms(graph: Graph, fused: dict[int, Fused]) -> set[int]:
-    """Places of the convolutions that alone read a fused norm without a sum."""
+    """Places of the convolutions that alone read a fused norm without a sum, and for which a pass over it is little."""
     readers = graph.only_readers()
     return {readers[place] for place, found in fused.items()
-            if place in readers and graph.nodes[readers[place]].op in ("Convolution", "Convolution_v1")
+            if place in readers and heavy(graph.nodes[readers[place]])
             and (found.behind is None or found.behind.op == "LeakyReLU")}
 
 

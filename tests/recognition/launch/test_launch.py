@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from typing import Any, Callable
 
 import pytest
 
-from recognition.engines import choose
 from recognition.errors import UserError
 from recognition.launch import launcher, nodes
 from recognition.launch.launcher import own_address, supervise
@@ -95,30 +93,17 @@ def test_what_a_worker_gets(launched: Callable[..., subprocess.Popen], tmp_path:
 
 
 @pytest.mark.parametrize("command, installed, expected", [
-    (["python", "train.py"], ["mxnet", "horovod"], True),
+    (["python", "train.py"], ["horovod", "torch"], True),
     (["python", "train.py", "--engine", "mxnet"], ["horovod", "torch"], True),
+    (["python", "train.py", "--engine", "auto"], ["horovod", "torch"], True),
     (["python", "train.py", "--engine", "torch"], ["horovod", "torch"], False),
-    (["python", "train.py", "--engine=torch"], ["horovod"], False),
+    (["python", "own.py", "--engine=torch"], ["horovod"], False),
     (["python", "train.py"], ["torch"], False),
-    (["python", "train.py"], ["mxnet", "torch"], True),  # on CPUs both are there, and MXNet is chosen
-    (["python", "train_parall.py", "--devices", "gpu:0,1"], ["mxnet", "horovod", "torch"], False),
-    (["python", "train.py", "--config", "torch.py"], ["mxnet", "horovod", "torch"], False),  # by its key engine
-    (["python", "train.py", "--help"], ["mxnet", "horovod"], True),
-    (["python", "train.py", "--engines", "torch"], ["horovod"], True),  # no flag, which the workers say
-    (["python", "own.py"], ["horovod", "torch"], True),
-    (["python", "own.py", "--engine=torch"], ["horovod", "torch"], False),
-    (["python", "own.py"], ["torch"], False),
-    (["python", "own.py"], [], True),  # which then says that it is missing
+    (["python", "train.py"], [], True),  # which then says that it is missing
 ])
-def test_horovod_is_started_where_a_run_may_need_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                                    command: list[str], installed: list[str], expected: bool) -> None:
-    """By the engine that the trainer would choose, where PyTorch can use every device."""
-    sample = (ROOT / "sample_config.py").read_text()
-    (tmp_path / "torch.py").write_text(f"{sample}\nconfig.engine = 'torch'\n")
-    monkeypatch.chdir(tmp_path)
-    for module in (launcher, importlib.util):
-        monkeypatch.setattr(module, "find_spec", lambda name: name if name in installed else None)
-    monkeypatch.setattr(choose, "choose_engine", lambda name: SimpleNamespace(check_devices=lambda devices: None))
+def test_horovod_is_started_where_a_run_may_need_it(monkeypatch: pytest.MonkeyPatch, command: list[str],
+                                                    installed: list[str], expected: bool) -> None:
+    monkeypatch.setattr(launcher, "find_spec", lambda name: name if name in installed else None)
     assert launcher.uses_horovod(command) == expected
 
 

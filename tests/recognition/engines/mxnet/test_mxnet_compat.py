@@ -15,6 +15,7 @@ from typing import Callable
 import numpy as np
 import pytest
 
+from recognition.engines.mxnet.engine import MxnetEngine
 from recognition.engines.mxnet.imports import (
     check_capability,
     check_gpu,
@@ -172,3 +173,7 @@ def test_capability_comes_from_the_driver(compile_library: Compile, monkeypatch:
 def test_gpu_asked_of_an_mxnet_for_the_cpu() -> None:
     with pytest.raises(UserError, match=r"gpu 1: .* for the CPU only: pip install -e '\.\[cu112\]'"):
         check_gpu(1)
+
+
+def test_there_is_no_bfloat16_on_gpus() -> None:
+    assert [MxnetEngine().has_bfloat16(((kind, 0),)) for kind in ("cpu", "gpu")] == [True, False]
