@@ -19,6 +19,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,11 @@ def _train(graph: Graph, shapes: Shapes) -> None:
     mx.nd.waitall()
 
 
+def _address_space() -> int:
+    """Bytes of addresses that this process has taken, whether there is memory behind them or not."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 def alone(graph: dict[str, Any]) -> str:
     """Like :func:`run`, but in a process of its own; returns the signal's name if one ended it."""
     here, there = os.pipe()
@@ -150,7 +156,8 @@ def alone(graph: dict[str, Any]) -> str:
             faulthandler.disable()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            most = _address_space() + MEMORY_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
             signal.setitimer(signal.ITIMER_PROF, PATIENCE_SECONDS)
             signal.alarm(20 * PATIENCE_SECONDS)  # for one that waits and does not compute
             said = run(graph)
