@@ -188,7 +188,7 @@ def in_turn(setting: Setting, steps: Mapping[str, Step]) -> dict[str, list[float
 
 
 def measure(setting: Setting, makers: Mapping[str, Callable[[], Step]]) -> dict[str, Measured]:
-    """What steps take that take turns, all in memory at once.
+    """Measure steps that take turns, all in memory at once.
 
     :raises torch.OutOfMemoryError: if they do not fit together.
     """
@@ -228,7 +228,7 @@ def side_by_side(setting: Setting, report: Report) -> None:
 
 
 def _alone(setting: Setting, report: Report, title: str, make: Callable[[], Step]) -> list[Measured]:
-    """What a step takes; nothing if it does not fit, or fails, which is bad."""
+    """Measure one step; nothing if it does not fit, or fails, which is bad."""
     try:
         return list(measure(setting, {"": make}).values())
     except torch.OutOfMemoryError:

@@ -96,7 +96,7 @@ def short(processes: Mapping[int, str]) -> str:
 
 
 def running(bed: Bed, seconds: float) -> dict[str, dict[int, str]]:
-    """What still runs on the hosts so many seconds later."""
+    """Wait up to so many seconds until nothing runs on the hosts; returns the processes that still do."""
     end = time.monotonic() + seconds
     while (found := {host.name: lines for host in bed if (lines := host.processes())}) and time.monotonic() < end:
         time.sleep(0.2)
@@ -104,7 +104,7 @@ def running(bed: Bed, seconds: float) -> dict[str, dict[int, str]]:
 
 
 def left_over(bed: Bed, most: float = 15.0) -> str:
-    """What is left on the hosts ``most`` seconds after a run, which then is killed; '' if nothing is."""
+    """The processes left on the hosts ``most`` seconds after a run, which then is killed; '' if nothing is."""
     if found := running(bed, most):
         for host in bed:
             for pid in host.processes():

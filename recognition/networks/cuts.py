@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a graph depends on the images, and its cuts: the nodes through which everything behind them is reached."""
+"""The part of a graph that depends on the images, and its cuts: nodes through which all behind them is reached."""
 from __future__ import annotations
 
 from recognition.networks.graph import Graph
@@ -17,7 +17,7 @@ def depend_on_images(graph: Graph) -> set[int]:
 
 
 def cuts(graph: Graph, seen: set[int]) -> set[int]:
-    """Those of the nodes ``seen``, which depend on the images, through which alone all later ones see the images."""
+    """The nodes among ``seen``, which depend on the images, through which alone all later ones see them."""
     last_use = {entry.node: place for place in sorted(seen) for entry in graph.nodes[place].inputs}
     found, reach = set[int](), 0  # reach: the last node that reads what is before this one
     for place in sorted(seen):

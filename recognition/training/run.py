@@ -251,7 +251,7 @@ def look_ahead(head: ShardedHead | TripletHead,
 
 
 def copy_ahead(backbone: Backbone, batches: BatchLoader | TripletLoader) -> Callable[[], None] | None:
-    """What tells the backbone in a step of the next batch's images, if they are decoded; None for triplets."""
+    """A function that tells the backbone of the next batch's images, if they are decoded; None for triplets."""
     if not isinstance(batches, BatchLoader):
         return None
     loader = batches

@@ -10,7 +10,7 @@ from recognition.config.groups.option import ENTRIES, PARALL, option
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the images come from, and what happens to them."""
+    """The options of the images: their sets, and augmentation."""
 
     entry: str = option(PARALL, types.choice(*ENTRIES), "the command")
     config_file: str = option("", types.text, "the file that the presets come from")

@@ -11,7 +11,7 @@ from recognition.config.groups.option import ENTRIES, PARALL_ONLY, option
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What the head computes, and where the class centres live."""
+    """The options of the head: its loss, and where the class centres live."""
 
     loss_name: str = option("margin_softmax", types.loss_name, "loss")
     loss_s: float = option(64.0, types.real(), "scale s of the cosines")

@@ -16,7 +16,7 @@ NETWORK_KEYS = ("num_layers", "net_se", "net_act", "net_unit", "net_input", "net
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """What the backbone is built like."""
+    """The options of the network that is built."""
 
     net_name: str = option("fresnet", types.filled_text,
                            "family of the network, a Python file of your own beside config.py, a -symbol.json, or "

@@ -14,7 +14,7 @@ NO_END = 10000  # the legacy default of end_epoch: such a run goes on until it i
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a network is trained, and what is kept of it."""
+    """The options of training: devices, steps, optimiser, and what is kept."""
 
     models_root: str = option("./models", types.filled_text, "folder of all checkpoints", ENTRIES)
     pretrained: str = option("", types.text, "checkpoint to start from: PREFIX, FOLDER, either with ,EPOCH, or "

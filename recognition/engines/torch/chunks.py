@@ -20,7 +20,7 @@ class Targets(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the head gives for the gradients of a batch, as in :meth:`recognition.head.shard.Shard.gradient`."""
+    """The head's numbers for the gradients of a batch, as in :meth:`recognition.head.shard.Shard.gradient`."""
 
     log_sums: np.ndarray  # (B,)
     rows: int  # of the mean loss

@@ -14,7 +14,7 @@ CHUNK = 65536  # numbers whose squares a CPU sums in float32; the sums of chunks
 
 
 def finite_norms(tensors: Sequence[torch.Tensor]) -> np.ndarray | None:
-    """What :func:`norms` gives, or None if a tensor holds NaN or Inf. A look at each number would take 200 times as
+    """The result of :func:`norms`, or None if a tensor holds NaN or Inf. A look at each number would take 200 times as
     long on a CPU."""
     found = _fetched_norms(tensors)
     for place in np.flatnonzero(~np.isfinite(found)).tolist():

@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class OfBatch(NamedTuple):
-    """What makes logits the gradient by cosines, as the kernel ``slopes`` says."""
+    """Arrays that make logits the gradient by cosines, as the kernel ``slopes`` says."""
 
     arrays: tuple[torch.Tensor, ...]  # references, rests, of_targets and nearest, (B,) each
     gain: float
