@@ -166,7 +166,7 @@ def disk(classes: int, dim: int, batch: int, ratio: float, numbers: str, gpu: bo
 
     def read_ahead() -> None:
         step(head, batches, True)
-        head._expected[head.steps].samples.result()  # by then its rows are being read
+        head._expected[head.steps].samples()  # by then its rows are being read
         files.reader.wait()
 
     for _ in range(repeats):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the Triton kernels for a card that need not be here, and tells registers, spills and shared memory.
 
-    python -m bench.gpu.compiled 90        # compute capability 9.0; the head for D = 512, batch norm, SGD
+    python -m bench.gpu.compiled 90        # compute capability 9.0; the head for D = 512, batch norm, SGD, draw
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from recognition.engines.torch.triton import kernels, sgd
+from recognition.engines.torch.triton import draw, kernels, sgd
 from recognition.engines.torch.triton.batch_norm import kernels as batch_norm
 from recognition.engines.torch.triton.batch_norm.function import MERGED, MOST_PARTS, USUAL, WIDEST
 from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
@@ -25,8 +25,8 @@ from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, wi
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block, by compute capability
 INDICES = {"selected": "i64", "targets": "i32", "nearest": "i32", "grown": "i32"}
 MAPS = ("x", "y", "d_x", "d_y", "added")
-INTEGERS = {"batch", "classes", "width", "first", "last", "tiles", "key", "key2", "first_row", "rows", "channels",
-            "parts"}
+INTEGERS = {"batch", "classes", "width", "first", "last", "tiles", "key", "key2", "threshold", "first_row", "rows",
+            "channels", "parts"}
 EVEN = {"channels"}  # multiples of 16
 NUMBERS = {"mu", "scale", "ceiling", "gain", "factor", "rate", "decay", "beta1", "beta2", "move", "eps", "room"}
 
@@ -104,6 +104,12 @@ def of_sgd(card: int) -> None:
     print(f"sgd: {compile_kernel(sgd.sgd, card, kinds, {'NUMBERS': sgd.NUMBERS}, warps=4, stages=3)}", flush=True)
 
 
+def of_draw(card: int) -> None:
+    """The hashes of a sample."""
+    line = compile_kernel(draw.draw, card, {"chosen": "u8"}, {"CLASSES": draw.CLASSES}, warps=4, stages=3)
+    print(f"draw: {line}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.compiled", description=__doc__)
     parser.add_argument("card", type=int, choices=list(SHARED_MEMORY), help="compute capability, 90 for 9.0")
@@ -112,6 +118,7 @@ def main() -> int:
     of_the_head(options.card, options.dim)
     of_batch_norm(options.card)
     of_sgd(options.card)
+    of_draw(options.card)
     return 0
 
 

@@ -34,7 +34,7 @@ class ClassSampler:
     @property
     def threshold(self) -> int:
         """Classes whose hash is below are chosen: ``hashed(number ^ key)``, of 32 bits."""
-        return round(self.ratio * 2**32)
+        return min(round(self.ratio * 2**32), 2**32 - 1)
 
     def __call__(self, labels: np.ndarray, step: int, start: int, stop: int) -> np.ndarray | None:
         """The classes among ``start .. stop - 1`` for a batch with ``labels`` (B,) int64: ascending int64, one at

@@ -60,6 +60,7 @@ class Shard(Protocol):
     stop: int
     with_bias: bool
     startup_line: str  # a line for the start of a run: what computes the shard, where there is a choice; else empty
+    queues_draws: bool  # whether a device draws, and :meth:`draw` does not wait for it
 
     @property
     def finite(self) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,10 +45,10 @@ class HeadResult(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The labels of a batch that is still to come, and what a thread makes of them."""
+    """The labels of a batch that is still to come, and what is made of them."""
 
     labels: np.ndarray  # (B,) of the global batch
-    samples: Future[list[Any]]  # what each shard selects
+    samples: Callable[[], list[Any]]  # what each shard selects, once a thread has drawn it
 
 
 class Head(Protocol):
@@ -109,7 +110,8 @@ class ShardedHead:
     _drawer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), init=False, repr=False)
 
     def expect(self, labels: np.ndarray) -> None:
-        """Begin to draw the samples of the step after the coming one, and to read their centres ahead, in a thread.
+        """Begin to draw the samples of the step after the coming one on the devices, or in a thread, which reads their
+        centres ahead, too.
 
         All processes call it together, before the coming :meth:`forward_backward`. The samples are those that would be
         drawn without it.
@@ -117,8 +119,10 @@ class ShardedHead:
         :param labels: (b,) of this process's part of the batch after the coming one.
         """
         labels = self.communicator.all_gather(np.asarray(labels, np.int64))
-        samples = self._drawer.submit(self._draw, self.replicas.all_gather(labels), self.steps + 1, ahead=True)
-        self._expected[self.steps + 1] = Expected(labels, samples)
+        draw = partial(self._draw, self.replicas.all_gather(labels), self.steps + 1, ahead=True)
+        queued = all(shard.queues_draws for shard in self.shards)  # then a thread would only take turns with this one
+        self._expected[self.steps + 1] = Expected(labels, partial(list, draw()) if queued else
+                                                  self._drawer.submit(draw).result)
 
     def _draw(self, positives: np.ndarray, step: int, ahead: bool = False) -> list[Any]:
         """The classes that each shard selects at a step; with ``ahead`` shards on a disk begin to read them."""
@@ -135,7 +139,7 @@ class ShardedHead:
             mine = expected.labels[self.communicator.rank * len(labels) :][: len(labels)]
             if not np.array_equal(mine, labels):
                 raise ValueError(f"step {self.steps}: labels are not those that were expected")
-            return expected.labels, expected.samples.result()
+            return expected.labels, expected.samples()
         labels = self.communicator.all_gather(np.asarray(labels, np.int64))
         return labels, self._draw(self.replicas.all_gather(labels), self.steps)
 

@@ -43,6 +43,7 @@ class CpuShard:
     """
 
     startup_line = ""
+    queues_draws = False
 
     def __init__(self, start: int, stop: int, dim: int, *, normalised: bool, scale: float, sub_centres: int = 1,
                  with_bias: bool = False, seed: int = 0, ceiling: float = np.inf, folder: Path | None = None) -> None:

@@ -37,6 +37,7 @@ class MxnetShard:
     """
 
     startup_line = ""
+    queues_draws = False
 
     def __init__(self, context: mx.Context, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,

@@ -25,7 +25,7 @@ from recognition.engines.sizes import TORCH_ROWS_A_CHUNK
 from recognition.engines.torch.chunks import Chunk, Given, Targets, Weights, product
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.rounding import random_words
-from recognition.engines.torch.sampling import DeviceSample
+from recognition.engines.torch.sampling import DeviceSample, drawn
 from recognition.engines.torch.shard_steps import lengths, step
 from recognition.engines.torch.stored_rows import Fetched, StoredRows
 from recognition.head.rounding import key_of
@@ -54,6 +54,8 @@ class TorchShard:
     rounded at random (:mod:`recognition.head.rounding`); states hold the same numbers as float32.
     """
 
+    _drawn = staticmethod(drawn)
+
     def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, normalised: bool, scale: float,
                  sub_centres: int = 1, with_bias: bool = False, seed: int = 0, ceiling: float = np.inf,
                  on_host: bool = False, in_16_bits: bool = False, folder: Path | None = None) -> None:
@@ -70,7 +72,9 @@ class TorchShard:
         self.startup_line = "class centres: bfloat16, rounded at random" if in_16_bits else ""
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._finite = Fetched(self._sound)
-        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Small kernels of a high priority get their turn beside the large ones of a step.
+        self._side_stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self.queues_draws = self._side_stream is not None and not on_host
         self.select(None)
 
     @property
@@ -112,9 +116,9 @@ class TorchShard:
 
     def draw(self, sampler: ClassSampler, labels: np.ndarray, step: int) -> Any:
         """A sample on the GPU, if W is there; of NumPy otherwise."""
-        if sampler.ratio >= 1 or self.on_host or self._side_stream is None:
+        if sampler.ratio >= 1 or not self.queues_draws:
             return sampler(labels, step, self.start, self.stop)
-        return DeviceSample(sampler, labels, step, self.start, self.stop, self.device, self._side_stream)
+        return DeviceSample(sampler, labels, step, self.start, self.stop, self.device, self._side_stream, self._drawn)
 
     def select(self, classes: Any) -> None:
         self._classes = classes

@@ -13,7 +13,7 @@ from recognition.head.sampling import ClassSampler
 from recognition.head.shard import ShardState, split_classes, target_columns
 from recognition.head.sharded import ShardedHead
 from recognition.processes.communicator import SingleProcess
-from tests.recognition.head.shards import KINDS
+from tests.recognition.head.shards import KINDS, on_torch
 
 ARCFACE = Margin(64, 1, 0.5)
 
@@ -58,19 +58,31 @@ def test_a_shard_has_all_classes_of_its_batch_and_at_least_one() -> None:
     assert empty is not None and empty.tolist() == [20]
 
 
-@pytest.mark.parametrize("ratio", [0.3, 1e-9])
+def ways_to_draw() -> list[Callable[..., Any]]:
+    """PyTorch's operators, and Triton's kernel where it is."""
+    from recognition.engines.torch.sampling import drawn
+
+    try:
+        from recognition.engines.torch.triton.draw import drawn as by_kernel
+    except ModuleNotFoundError:
+        return [drawn]
+    return [drawn, by_kernel]
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1e-9, 1 - 1e-12])
 def test_torch_draws_the_same_sample(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     from recognition.engines.torch import sampling
 
     monkeypatch.setattr(sampling, "CLASSES_AT_ONCE", 77)
     labels = np.array([123, 5, 999, 400, 123])
-    for place in split_classes(1000, 3):
-        sampler = ClassSampler(ratio, 4)
-        wanted = sampler(labels, 2, *place)
-        found = sampling.DeviceSample(sampler, labels, 2, *place, torch.device("cpu"), None)
-        assert np.array_equal(found.places.numpy() + place[0], wanted)
-        assert np.array_equal(target_columns(labels, *place, 3, found), target_columns(labels, *place, 3, wanted))
+    for drawn in ways_to_draw():
+        for place in [*split_classes(1000, 3), (7, 7), (2**24 - 3, 2**24 + 4100)]:
+            sampler = ClassSampler(ratio, 4)
+            wanted = sampler(labels, 2, *place)
+            found = sampling.DeviceSample(sampler, labels, 2, *place, torch.device("cpu"), None, drawn)
+            assert np.array_equal(found.places.numpy() + place[0], wanted)
+            assert np.array_equal(target_columns(labels, *place, 3, found), target_columns(labels, *place, 3, wanted))
 
 
 def head_over(kind: Callable[..., Any], state: ShardState, shards: int, sub_centres: int, ratio: float) -> ShardedHead:
@@ -128,12 +140,21 @@ def test_a_ratio_of_one_is_the_full_head(kind: Callable[..., Any]) -> None:
         assert np.array_equal(ours.state().centres, theirs.state().centres)
 
 
-def test_samples_drawn_ahead_are_those_of_the_step() -> None:
+def on_torch_that_draws(*place: int, **options: Any) -> Any:
+    """A shard that draws as one on a GPU does."""
+    shard = on_torch(*place, **options)
+    shard.queues_draws = True
+    return shard
+
+
+@pytest.mark.parametrize("kind", [CpuShard, on_torch, on_torch_that_draws])
+@pytest.mark.parametrize("sub_centres", [1, 3])
+def test_samples_drawn_ahead_are_those_of_the_step(kind: Callable[..., Any], sub_centres: int) -> None:
     """All bits are the same, also after a step that was left out and after one that nobody expected."""
-    state = some_state(200, 1)
+    state = some_state(200, sub_centres)
     random = np.random.RandomState(3)
     batches = [(random.standard_normal((6, 8)).astype(np.float32), random.randint(0, 200, 6)) for _ in range(6)]
-    plain, ahead = head_over(CpuShard, state, 2, 1, 0.3), head_over(CpuShard, state, 2, 1, 0.3)
+    plain, ahead = (head_over(of, state, 2, sub_centres, 0.3) for of in (on_torch if kind != CpuShard else kind, kind))
     for step, (x, labels) in enumerate(batches):
         if step not in (3, 5):
             ahead.expect(batches[step + 1][1])

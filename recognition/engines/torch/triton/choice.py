@@ -8,6 +8,7 @@ import numpy as np
 
 from recognition.engines.shards import why_no_low_products
 from recognition.engines.torch.imports import torch
+from recognition.engines.torch.sampling import drawn
 from recognition.engines.torch.shard import TorchShard
 from recognition.engines.torch.triton.card import trial, why_no_kernels
 from recognition.head.margin import Margin
@@ -25,7 +26,8 @@ def why_not(device: torch.device, dim: int, on_host: bool, normalised: bool) -> 
 
 
 def small_steps(device: torch.device, dim: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The features' gradient and the momentum of a step of a small head: the kernels', and that of chunks."""
+    """The features' gradient and the momentum of a step of a small head, and a draw: the kernels', and PyTorch's."""
+    from recognition.engines.torch.triton.draw import drawn as drawn_by_kernel
     from recognition.engines.torch.triton.shard import TritonShard
 
     random = np.random.default_rng(0)
@@ -37,4 +39,6 @@ def small_steps(device: torch.device, dim: int) -> list[tuple[np.ndarray, np.nda
         gradient = head.forward_backward(x, labels).d_features
         head.step(0.1)
         found.append((gradient, shard.state().momentum))
-    return list(zip(*found))
+    draws = [draw(1, 1 << 31, 0, TRIAL_CLASSES, device).cpu().numpy().astype(np.float32)
+             for draw in (drawn_by_kernel, drawn)]
+    return [*zip(*found), (draws[0], draws[1])]

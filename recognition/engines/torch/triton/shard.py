@@ -24,6 +24,7 @@ from recognition.engines.torch.rounding import signed
 from recognition.engines.torch.shard import TorchShard
 from recognition.engines.torch.stored_rows import Fetched
 from recognition.engines.torch.triton import kernels
+from recognition.engines.torch.triton.draw import drawn
 from recognition.engines.torch.triton.tiles import rows_of_update, tiles_for, width_of
 from recognition.head.rounding import key_of
 from recognition.head.shard import SGD, ShardState, merged_statistics
@@ -66,6 +67,8 @@ class TritonShard(TorchShard):
 
     ``products``: float16 or float32, of the operands; where W is stored in bfloat16 it is that.
     """
+
+    _drawn = staticmethod(drawn)
 
     def __init__(self, device: torch.device, start: int, stop: int, dim: int, *, products: torch.dtype = torch.float16,
                  **options: Any) -> None:
