@@ -251,13 +251,14 @@ def test_images_lie_in_the_buffers_given_and_are_told_once_decoded(dataset: Face
         return made[-1]
 
     with BatchLoader(dataset, EpochOrder(len(dataset), seed=5), EVERYTHING, 20, prefetch=1, buffer=buffer) as loader:
-        assert loader.coming() is None
         found = [next(loader)]
         wait(loader._pending[0][1])
-        assert loader.coming() is made[1]
         usable = dataset.usable
         monkeypatch.setattr(dataset, "usable", lambda index: usable(index) if go_on.wait(60) else None)
-        found += [next(loader)]  # after which the third batch waits
+        assert loader.coming() is made[1]
+        assert len(made) == 3  # it has begun the third one, which waits
+        found += [next(loader)]
+        assert len(made) == 3
         assert loader.coming() is None
         go_on.set()
         wait(loader._pending[0][1])
