@@ -100,7 +100,8 @@ def of_batch_norm(card: int) -> None:
 
 def of_sgd(card: int) -> None:
     """The backbone's update, whose arrays are addresses."""
-    kinds = {"weights": "i64", "gradients": "i64", "momenta": "i64", "sizes": "i32", "tensors": "i32", "starts": "i32"}
+    kinds = {**dict.fromkeys(("weights", "gradients", "momenta"), "i64"),
+             **dict.fromkeys(("sizes", "tensors", "starts"), "i32")}
     print(f"sgd: {compile_kernel(sgd.sgd, card, kinds, {'NUMBERS': sgd.NUMBERS}, warps=4, stages=3)}", flush=True)
 
 

@@ -37,8 +37,9 @@ class SgdOptimiser:
 
 
 class AdamWOptimiser:
-    """AdamW of :mod:`recognition.optim.adamw`. A parameter's moments are corrected by the number of its own updates,
-    which is less than the number of steps if it was frozen, or a step was left out."""
+    """AdamW of :mod:`recognition.optim.adamw`, which is PyTorch's, by its fused kernels. A parameter's moments are
+    corrected by the number of its own updates, which is less than the number of steps if it was frozen, or a step was
+    left out."""
 
     def __init__(self, parameters: Tensors, names: Sequence[str], adamw: AdamW, wd: float) -> None:
         self.adamw, self.wd = adamw, wd
@@ -47,21 +48,23 @@ class AdamWOptimiser:
 
     @torch.no_grad()
     def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
+        """Update ``weights``. Gradients are overwritten by ``rescale`` times what they were."""
         for name in lrs:
             self.updates[name] += 1
         for (lr, updates), names in alike({name: (lr, self.updates[name]) for name, lr in lrs.items()}):
-            step = self.adamw.step(lr, self.wd, updates)
-            w, g, m, v = ([of[name] for name in names] for of in (weights, gradients, *self.moments.values()))
-            if rescale != 1:
-                g = list(torch._foreach_mul(g, rescale))
-            torch._foreach_mul_(m, step.beta1)
-            torch._foreach_add_(m, g, alpha=1 - step.beta1)
-            torch._foreach_mul_(v, step.beta2)
-            torch._foreach_addcmul_(v, g, g, value=1 - step.beta2)
-            roots = torch._foreach_sqrt(v)
-            torch._foreach_add_(roots, step.eps)
-            torch._foreach_mul_(w, readable(1 - lr * step.wd))
-            torch._foreach_addcdiv_(w, m, roots, value=readable(-lr * step.factor))
+            step, w = self.adamw.step(lr, self.wd, updates), [weights[name] for name in names]
+            g = [laid_out_as(weights[name], gradients[name]) for name in names]
+            moments = [[of[name] for name in names] for of in self.moments.values()]
+            count, divisor = (torch.full((), value, device=w[0].device) for value in (float(updates), 1 / rescale))
+            torch._fused_adamw_(w, g, *moments, [], [count] * len(w), lr=lr, beta1=step.beta1, beta2=step.beta2,
+                                weight_decay=step.wd, eps=self.adamw.eps, amsgrad=False, maximize=False,
+                                grad_scale=divisor)
+
+
+def laid_out_as(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient, in a copy if its numbers do not lie in the order of the weight's."""
+    same = gradient.stride() == weight.stride() or (gradient.is_contiguous() and weight.is_contiguous())
+    return gradient if same else torch.empty_like(weight).copy_(gradient)
 
 
 def _zeros(parameters: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:

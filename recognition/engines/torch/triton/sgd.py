@@ -12,17 +12,18 @@ import triton
 import triton.language as tl
 
 from recognition.engines.torch.imports import torch
-from recognition.engines.torch.optimisers import SgdOptimiser, Tensors, alike, readable
+from recognition.engines.torch.optimisers import LARGEST, SgdOptimiser, Tensors, laid_out_as
 from recognition.engines.torch.stored_rows import copied
 
 NUMBERS = 2048  # that a program updates
 
 
 @triton.jit
-def sgd(weights, gradients, momenta, sizes, tensors, starts, mu, rate, decay, NUMBERS: tl.constexpr):  # type: ignore[no-untyped-def]
+def sgd(weights, gradients, momenta, rates, decays, sizes, tensors, starts, mu, NUMBERS: tl.constexpr):  # type: ignore[no-untyped-def]
     """``m = mu m + rate g + decay w;  w += m``, rounded as PyTorch's add with a factor does: once for both operations.
 
-    :param weights, gradients, momenta: int64, the addresses of float32 tensors; ``sizes``: int32, their numbers.
+    :param weights, gradients, momenta: int64, the addresses of float32 tensors; ``rates`` and ``decays``: float32, a
+        number a tensor; ``sizes``: int32, how many numbers each has.
     :param tensors, starts: int32, which tensor a program works on, and from which number on.
     """
     tensor = tl.load(tensors + tl.program_id(0))
@@ -33,7 +34,8 @@ def sgd(weights, gradients, momenta, sizes, tensors, starts, mu, rate, decay, NU
     m = tl.load(momenta + tensor).to(tl.pointer_type(tl.float32)) + at
     values = tl.load(w, mask=inside, other=0.0)
     moment = mu * tl.load(m, mask=inside, other=0.0)
-    moment = tl.fma(decay, values, tl.fma(rate, tl.load(g, mask=inside, other=0.0), moment))
+    moment = tl.fma(tl.load(rates + tensor), tl.load(g, mask=inside, other=0.0), moment)
+    moment = tl.fma(tl.load(decays + tensor), values, moment)
     tl.store(m, moment, mask=inside)
     tl.store(w, values + moment, mask=inside)
 
@@ -47,17 +49,18 @@ class FusedSgd(SgdOptimiser):
 
     @torch.no_grad()
     def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
-        for lr, names in alike(lrs):
-            w, m = ([of[name] for name in names] for of in (weights, self.moments["momentum"]))
-            g = [_laid_out_as(weights[name], gradients[name]) for name in names]
-            device, key = w[0].device, tuple(names)
-            if key not in self._programs:
-                self._programs[key] = copied(_programs(w), device)
-            addresses = copied([np.array([tensor.data_ptr() for tensor in of]) for of in (w, g, m)], device)
-            sizes, tensors, starts = self._programs[key]
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                sgd[(len(starts),)](*addresses, sizes, tensors, starts, self.mu, readable(-lr * rescale),
-                                    readable(-lr * self.wd), NUMBERS=NUMBERS)
+        names, lr = tuple(lrs), np.array(list(lrs.values()))
+        w, m = ([of[name] for name in names] for of in (weights, self.moments["momentum"]))
+        g = [laid_out_as(weights[name], gradients[name]) for name in names]
+        device = w[0].device
+        if names not in self._programs:
+            self._programs[names] = copied(_programs(w), device)
+        each = copied([*(np.array([tensor.data_ptr() for tensor in of]) for of in (w, g, m)),
+                       *(np.clip(-lr * factor, -LARGEST, LARGEST).astype(np.float32) for factor in (rescale, self.wd))],
+                      device)
+        sizes, tensors, starts = self._programs[names]
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            sgd[(len(starts),)](*each, sizes, tensors, starts, self.mu, NUMBERS=NUMBERS)
 
 
 def _programs(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -66,12 +69,6 @@ def _programs(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
     starts = [np.arange(0, size, NUMBERS, dtype=np.int32) for size in sizes]
     counts = [len(part) for part in starts]
     return [sizes, np.repeat(np.arange(len(sizes), dtype=np.int32), counts), np.concatenate(starts)]
-
-
-def _laid_out_as(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient, in a copy if its numbers do not lie in the order of the weight's."""
-    same = gradient.stride() == weight.stride() or (gradient.is_contiguous() and weight.is_contiguous())
-    return gradient if same else torch.empty_like(weight).copy_(gradient)
 
 
 @functools.cache
