@@ -36,7 +36,9 @@ from typing import Any, Callable
 import numpy as np
 
 from bench.ratios import bench_parser, write_ratios
+from recognition.engines.choose import choose_engine
 from recognition.engines.cpu.shard import CpuShard
+from recognition.errors import command
 from recognition.head.margin import Margin
 from recognition.head.sampling import ClassSampler
 from recognition.head.sharded import ShardedHead
@@ -190,6 +192,7 @@ def disk(classes: int, dim: int, batch: int, ratio: float, numbers: str, gpu: bo
     return {"read ahead": median["on demand"][0] / median["read ahead"][0]}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = bench_parser(__doc__)
     parser.add_argument("what", choices=("draw", "disk"))
@@ -202,6 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("."), help="on the disk that is measured")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
+    if not 0 < options.ratio <= 1:
+        parser.error(f"--ratio: found {options.ratio:g}, expected a number above 0, at most 1")
+    if not options.folder.is_dir():
+        parser.error(f"--folder: {options.folder} is not there")
+    if options.gpu:
+        choose_engine("torch").check_devices((("gpu", 0),))
     common = options.batch, options.ratio, options.numbers, options.gpu, options.repeats
     if options.what == "draw":
         ratios = draw(options.classes or 10_000_000, options.dim or 16, *common)

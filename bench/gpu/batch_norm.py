@@ -7,7 +7,6 @@ kernels move: each map as often as it is read or written, 3 times forward, 4 wit
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -118,9 +117,7 @@ def milliseconds(setting: Setting, passes: Callable[[], Any]) -> float:
 def _usable(setting: Setting, report: Report) -> bool:
     """Whether the kernels can be used here; on a CPU they run in Triton's interpreter."""
     why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
-    if not setting.gpu:
-        os.environ["TRITON_INTERPRET"] = "1"  # nothing has imported Triton yet
-    elif not why:
+    if setting.gpu and not why:
         why = choice.why_not(setting.device)
     report.true("the kernels can be used", not why, why)
     return not why

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -50,11 +49,9 @@ MOST_OF_OTHERS = 1_000_000  # classes: beyond, the others take more than a secon
 
 
 def _usable(setting: Setting, report: Report, dim: int) -> bool:
-    """Whether the kernels can be used here; on a CPU they run in Triton's interpreter."""
+    """Whether the kernels can be used here: on a CPU they run in Triton's interpreter."""
     why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
-    if not setting.gpu:
-        os.environ["TRITON_INTERPRET"] = "1"  # nothing has imported Triton yet
-    elif not why:
+    if setting.gpu and not why:
         why = why_not(setting.device, dim, False, True)
     report.true("the kernels can be used", not why, why)
     return not why

@@ -28,11 +28,13 @@ class Choice(NamedTuple):
     line: str = ""
 
 
-def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool = False, network: str = "") -> Choice:
+def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool = False, network: str = "",
+           centres: str = "float32") -> Choice:
     """The engine that the option ``engine`` names. For ``auto`` what is installed and can use the devices: of two, on
     GPUs PyTorch, and on CPUs the one that was measured to train faster.
 
     :param in_16_bits: whether a backbone is to be trained in 16 bits; ``network``: its family.
+    :param centres: the numbers of class centres.
     :raises UserError: if there is no such engine, or none is installed.
     """
     check("engine", name, "engine")
@@ -48,7 +50,11 @@ def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool
         return _with_warning(Choice("mxnet"), devices, in_16_bits, network)  # mostly without a line, as for years
     if found == ["torch"]:
         return Choice("torch", "engine: PyTorch; MXNet is not installed")
-    name, why = _for_gpus(devices) if on_gpus(devices) else _for_cpus(in_16_bits, network)
+    rounding = [engine for engine in found if ENGINES[engine].rounds_centres]
+    if centres != "float32" and len(rounding) == 1:
+        name, why = rounding[0], f"it has class centres in {centres}"
+    else:
+        name, why = _for_gpus(devices) if on_gpus(devices) else _for_cpus(in_16_bits, network)
     other = next(engine for engine in found if engine != name)
     return Choice(name, f"engine: {ENGINES[name].title} rather than {ENGINES[other].title}: {why}")
 
@@ -118,7 +124,7 @@ def decide_for(config: Config) -> Choice:
 
     :raises UserError: as :func:`decide`.
     """
-    return decide(config.engine, config.devices, config.in_16_bits, config.net_name)
+    return decide(config.engine, config.devices, config.in_16_bits, config.net_name, config.centers_numbers)
 
 
 def check_bfloat16(flag: str, devices: Sequence[Device]) -> None:

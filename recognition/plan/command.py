@@ -42,7 +42,7 @@ PRESET_FLAGS = {
     "centers_on": "device, cpu or disk: where the class centres live; default: the preset's",
     "centers_numbers": "float32 or bfloat16, of the class centres and their moments; default: the preset's",
     "head_products": "float16, float32 or auto, of the head's products on GPUs; default: the preset's",
-    "engine": "mxnet or torch; default: the preset's, and mxnet if that is auto and can do it",
+    "engine": "mxnet or torch; default: the preset's; if that is auto, torch on GPUs, and mxnet on CPUs if it can",
     "optimizer": "sgd or adamw; default: the preset's",
 }
 COLUMN_WIDTH = 16
@@ -100,7 +100,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
 def configuration(flags: argparse.Namespace) -> Config:
     given = [f"--{key.replace('_', '-')}={value}" for key in PRESET_FLAGS if (value := getattr(flags, key)) is not None]
     # What a run starts from takes no memory, and need not be there.
-    config = parse_args("train_parall", [*given, "--pretrained=", "--centres-from=checkpoint"], environ={})
+    given += ["--pretrained=", "--centres-from=checkpoint"]
+    if flags.centers_on == "disk" and flags.sample_ratio is None:  # which a run has for samples alone
+        anywhere = [flag for flag in given if not flag.startswith("--centers-on=")]
+        if parse_args("train_parall", anywhere, environ={}).sample_ratio == 1:
+            given.append(f"--sample-ratio={SAMPLE_RATIO}")
+    config = parse_args("train_parall", given, environ={})
     if config.triplets:
         raise UserError(f"--loss: found {config.loss!r}, expected a loss with class centres: a triplet loss has none")
     changes: dict[str, Any] = {"devices": ((flags.on, 0),), "fp16": config.fp16 or flags.fp16,
@@ -113,8 +118,9 @@ def configuration(flags: argparse.Namespace) -> Config:
     if flags.sample_ratio is None and config.sample_ratio == 1:
         changes["sample_ratio"] = SAMPLE_RATIO
     if config.engine == "auto":
+        low = config.centers_numbers != "float32"
         changes["engine"] = next(name for name, known in ENGINES.items()
-                                 if config.centers_numbers == "float32" or known.rounds_centres)
+                                 if (known.rounds_centres if low else known.best_on == flags.on))
     else:
         require_centre_numbers("--centres-numbers", config.engine, config.centers_numbers)
     from recognition.engines.configured import with_own_size
@@ -156,7 +162,8 @@ def introduction(config: Config, run: PlannedRun) -> str:
     low = {"gpu": "float16", "cpu": "bfloat16"}[run.kind] if config.in_16_bits else "float32"
     more = [f"{config.loss_K} sub-centres a class"] * (config.loss_K > 1) + ["memonger"] * config.memonger
     more += [f"W in {config.centers_numbers}"] * (config.centers_numbers != "float32")
-    more += [{"torch": "PyTorch", "torch on cpu": "PyTorch", "triton": "PyTorch, head by Triton"}.get(run.shard, "")]
+    more += [{"gpu": "MXNet", "torch": "PyTorch", "torch on cpu": "PyTorch", "triton": "PyTorch, head by Triton"}.get(
+        run.shard, "")]
     return (f"{', '.join([config.network, low, *filter(None, more)])}, {run.optimizer}; {run.classes:,} classes x "
             f"{run.dim}; {run.devices} {run.kind} x {run.images} images = "
             f"{run.devices * run.images:,} a step")

@@ -65,6 +65,14 @@ def test_neither_mxnet_nor_torch() -> None:
         decide("auto")
 
 
+def test_centres_of_16_bits_go_to_torch(installed) -> None:
+    installed("mxnet", "torch")
+    assert decide("auto", centres="bfloat16") == (
+        "torch", "engine: PyTorch rather than MXNet: it has class centres in bfloat16")
+    installed("mxnet")
+    assert decide("auto", centres="bfloat16") == ("mxnet", "")  # which then says that it has none
+
+
 def test_gpus_go_to_torch_if_it_sees_them(installed) -> None:
     installed("mxnet", "torch", gpus="torch")
     assert decide("auto", GPUS) == ("torch", "engine: PyTorch rather than MXNet: the devices are GPUs")
