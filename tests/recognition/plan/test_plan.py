@@ -31,7 +31,7 @@ def test_the_table_says_what_json_says(capsys: pytest.CaptureFixture[str], tmp_p
     path = tmp_path / "plan.json"
     assert main([*DEMO, "--memory", "3.5", "--json", str(path)]) == 0
     text = capsys.readouterr().out
-    assert text.splitlines()[0] == ("demo, float32, PyTorch, sgd; 1,000,000 classes x 128; 4 gpu x 16 images = 64 a step")
+    assert text.startswith("demo, float32, PyTorch, sgd; 1,000,000 classes x 128; 4 gpu x 16 images = 64 a step\n")
     rows, saved = table_of(text), json.loads(path.read_text())
     ways = [saved["ways"][name] for name in METHODS]
     for part in ways[0]["memory"]:
