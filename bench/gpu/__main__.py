@@ -97,6 +97,8 @@ def main() -> int:
                 with contextlib.suppress(RuntimeError):  # after an error of the driver's every call of it fails
                     torch.cuda.empty_cache()
     report.print_tables()
+    if device.type == "cpu":
+        report.say("on a CPU, times and shares of small sizes mean nothing: the checks show that numbers are right")
     report.say(f"{folder}: {len(report.failed)} bad{': ' if report.failed else ''}{'; '.join(report.failed)}")
     if left_out:
         report.say(f"left out, as the limit of {options.limit:g} s leaves no time: --only {' '.join(left_out)}")
