@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.gpu import batch_norm, command, demo, fused, heads, networks, torch_compile, where, whole
+from bench.gpu import batch_norm, command, demo, fused, heads, networks, torch_compile, updates, where, whole
 from bench.gpu.report import Report, Setting
 from recognition.engines.torch.imports import torch
 from recognition.training.watch.run_record import revision
@@ -43,7 +43,8 @@ class Check(NamedTuple):
 
 CHECKS = {
     "kernels": Check(fused.kernels_against_float64, 25), "fused": Check(batch_norm.against_float64, 15),
-    "head": Check(heads.kinds_against_float64, 20), "networks": Check(networks.against_float64, 25),
+    "updates": Check(updates.against_others, 5), "head": Check(heads.kinds_against_float64, 20),
+    "networks": Check(networks.against_float64, 25),
     "16-bits": Check(networks.in_16_bits, 15), "head-states": Check(heads.states_and_bits, 15),
     "network-states": Check(networks.states_and_bits, 10), "graphs": Check(networks.graphs, 60),
     "nccl": Check(command.one_rank, 35), "steps": Check(whole.side_by_side, 115), "where": Check(where.where, 20),

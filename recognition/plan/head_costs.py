@@ -118,10 +118,11 @@ def torch_shard_memory(size: HeadSize, kind: str) -> Memory:
 
 def triton_shard_memory(size: HeadSize) -> Memory:
     """Bytes of PyTorch's ``TritonShard``: a chunk's weights of 16 bits and its gradient, in whose place the first pass
-    has two chunks of a sample's rows; unit vectors of 16 bits beside W, unless W is of 16 bits itself. A sample and the
-    next one, which the device draws, have room for the numbers of all classes."""
+    has two chunks of a sample's rows; unit vectors of 16 bits beside W, unless W is of 16 bits itself. Samples, which
+    the device draws, have room for the numbers of all classes: that of the step before is held until the step begins,
+    when the one after it is drawn already."""
     rows = min(TRITON_ROWS_A_CHUNK, WEIGHTS_A_CHUNK // size.batch, size.selected_rows)
-    drawn = (size.selected < size.classes) * 2 * size.classes * INTEGER
+    drawn = (size.selected < size.classes) * 3 * size.classes * INTEGER
     memory = _parts(size, size.batch * rows * HALF, rows * size.dim * FLOAT, 5 * size.features,
                     _torch_numbers(size) + size.rows * (FLOAT + 1) + drawn)
     units = size.rows * size.dim * HALF if size.number_bytes == FLOAT else 0

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from bench.gpu import __main__ as command
-from bench.gpu import batch_norm, demo, fused, heads, networks, torch_compile, where, whole
+from bench.gpu import batch_norm, demo, fused, heads, networks, torch_compile, updates, where, whole
 from bench.gpu import command as the_command
 from bench.gpu.report import Report, Setting, judged
 from bench.gpu.where import Span
@@ -134,6 +134,16 @@ def test_networks_pass(setting: Setting, report: Report, monkeypatch: pytest.Mon
     gradients = found_in(setting.folder)["checks"]["here"]["y1, PReLUs as lines: gradients"]
     assert gradients["good"] and gradients["tolerance"] == 2e-4
     assert report.failed == []
+
+
+def test_updates_pass_and_one_that_is_off_fails(setting: Setting, report: Report,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    updates.against_others(setting, report)
+    assert report.failed == [] and len(found_in(setting.folder)["checks"]["here"]) == len(updates.SHAPES)
+    right = updates.AdamWOptimiser
+    monkeypatch.setattr(updates, "AdamWOptimiser", lambda weights, names, adamw, wd: right(weights, names, adamw, 0.06))
+    updates.against_others(setting, report)
+    assert len(report.failed) == len(updates.SHAPES)
 
 
 def test_only_prelus_become_lines() -> None:

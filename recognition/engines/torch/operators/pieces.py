@@ -28,8 +28,9 @@ def _pad(values: Any, data: torch.Tensor) -> torch.Tensor:
 
 def _part(data: torch.Tensor, axis: int, begin: int | None, end: int | None, step: int | None) -> torch.Tensor:
     places = range(data.shape[axis])[begin:end:step]
-    if places.step < 0:
-        return data.index_select(axis, torch.tensor(list(places), device=data.device))
+    if places.step < 0:  # the numbers are made on the device: a recorded pass copies none from the host
+        backwards = torch.arange(len(places), device=data.device) * places.step + places.start
+        return data.index_select(axis, backwards)
     return data[(slice(None),) * axis + (slice(places.start, places.stop, places.step),)]
 
 

@@ -49,6 +49,8 @@ class FusedSgd(SgdOptimiser):
 
     @torch.no_grad()
     def __call__(self, weights: Tensors, gradients: Tensors, lrs: Mapping[str, float], rescale: float) -> None:
+        if not lrs:  # all parameters are frozen
+            return
         names, lr = tuple(lrs), np.array(list(lrs.values()))
         w, m = ([of[name] for name in names] for of in (weights, self.moments["momentum"]))
         g = [laid_out_as(weights[name], gradients[name]) for name in names]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -165,5 +166,7 @@ def test_a_trial_tells_whether_the_kernels_work_here(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(choice, "SIZE", (2, 20, 3, 3))
     assert trial(compute, choice.ALLOWED) == ""
     assert trial(compute, 1e-9).startswith("Triton's kernels err by")
+    one = np.ones(1)
+    assert trial(lambda: [(one, one), (one * np.nan, one)], choice.ALLOWED).startswith("Triton's kernels err by nan")
     monkeypatch.setattr(function.kernels, "measure", None)
     assert trial(compute, choice.ALLOWED).startswith("Triton's kernels fail here (")

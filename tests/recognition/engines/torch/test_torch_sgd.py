@@ -19,6 +19,7 @@ from triton.runtime import interpreter  # noqa: E402
 
 from recognition.engines.torch.optimisers import SgdOptimiser  # noqa: E402
 from recognition.engines.torch.triton import sgd  # noqa: E402
+from recognition.optim.factors import LearningRateFactors  # noqa: E402
 from tests.recognition.engines.torch.test_backbone import same_bits, steps, torch_backbone  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -80,3 +81,14 @@ def test_a_backbone_with_kernels_steps_to_the_same_bits() -> None:
     ours = torch_backbone(fused=True)
     assert isinstance(ours._optimiser, sgd.FusedSgd)
     assert same_bits(steps(ours, 0, 3), steps(torch_backbone(), 0, 3))
+
+
+@pytest.mark.usefixtures("_rounded_once")
+def test_a_backbone_whose_parameters_are_all_frozen_stays_as_it_is() -> None:
+    """As with ``--freeze '*'``, while class centres learn."""
+    frozen = torch_backbone(fused=True, factors=lambda names: LearningRateFactors(names, freeze=["*"]))
+    assert isinstance(frozen._optimiser, sgd.FusedSgd)
+    before = frozen.state()
+    after = steps(frozen, 0, 2)
+    for name, array in before.parameters.items():
+        np.testing.assert_array_equal(after.parameters[name], array, err_msg=name)
