@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,9 @@ from recognition.engines.torch.processes.summing import Summing
 from recognition.errors import LostProcess
 
 distributed = torch.distributed
+# Its functions keep the group that there is when they are defined. Imported later, as by torch._dynamo, they would keep
+# the run's beyond its end, and Gloo's threads with it, which abort a Python that ends.
+import_module("torch.distributed.nn.functional")
 # Another process may verify, save or wait for its disk while this one waits for it; then the exchange gives up.
 STALL_SECONDS = 300.0
 LEFT = "left"  # the store's count of processes that have ended; one that met an error counts for all

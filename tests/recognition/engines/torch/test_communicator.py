@@ -213,3 +213,22 @@ def test_an_error_of_this_program_is_not_taken_for_a_lost_process(tmp_path: Path
             "with make_communicator('device'):\n    raise RuntimeError('shapes differ')\n")
     run = launch(tmp_path, 1, body)
     assert run.returncode == 1 and re.search("RuntimeError: shapes differ$", run.stderr, re.M)
+
+
+THREADS = """
+import os
+from recognition.engines.torch.imports import torch
+from recognition.engines.torch.processes.communicator import DistributedCommunicator
+
+with DistributedCommunicator(torch.distributed.HashStore(), 0, 1):
+    import torch._dynamo
+    during = sorted(open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task"))
+after = sorted(open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task"))
+print(*(any("gloo" in name for name in names) for names in (during, after)))
+"""
+
+
+def test_no_thread_of_gloo_outlives_a_run_that_computes_layers_again() -> None:
+    """What PyTorch imports for that keeps the group of processes, if it is the first to import it."""
+    done = subprocess.run([sys.executable, "-c", THREADS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("True False\n", 0), done.stderr
