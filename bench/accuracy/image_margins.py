@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         (work / name).write_bytes((source / Path(name).name).read_bytes())
     text = CONFIG.format(root=str(ROOT), folder=str(work), k=1) + SETTINGS.format(folder=str(work))
     (work / "config.py").write_text(text, encoding="utf-8")
-    print(f"{args.steps} steps of 64 images, {args.seeds} seeds; accuracies at the end\n\n"
+    print(f"{args.steps} steps of 64 images, learning rate {args.lr:g}, {args.seeds} seeds; accuracies at the end\n\n"
           "| set | margin | by seed: pairs made worse; demo pairs | pairs made worse | demo pairs |\n"
           "| --- | --- | --- | --- | --- |", flush=True)
     start = time.perf_counter()
     for dataset, name in (("noisy", f"{args.share:.0%} of labels wrong"), ("worse", "half of the pictures worse")):
         for margin in MARGINS:
             found = np.array([train(work, f"{dataset}-{margin}-{seed}", args.steps, dataset=dataset, loss=margin,
-                                    seed=seed, verbose=args.steps)[1][-1] for seed in range(args.seeds)])
+                                    seed=seed, verbose=args.steps, lr=args.lr)[1][-1] for seed in range(args.seeds)])
             columns = name, margin, "; ".join(cells(pairs, 3) for pairs in found.T), *(
                 cells(found[:, i : i + 1], 3) for i in (0, 1))
             print(f"| {' | '.join(columns)} |", flush=True)

@@ -24,6 +24,7 @@ def with_seeds(prog: str, description: str, argv: Sequence[str] | None) -> argpa
     parser.add_argument("--data", type=Path, help="the demo set, if it is there already (default: made anew)")
     parser.add_argument("--share", type=float, default=0.3, help="of the labels that are made wrong (default 0.3)")
     parser.add_argument("--steps", type=int, default=200, help="of 64 images, in each training (default 200)")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate at the start (default 0.1)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default 3)")
     args = parser.parse_args(argv)
     if args.seeds < 2 or args.steps < 5 * PARTS:

@@ -35,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     work, data = make_sets(args)
     text = CONFIG.format(root=str(ROOT), folder=str(work), k=1) + f"dataset.right.dataset_path = {str(data)!r}\n"
     (work / "config.py").write_text(text, encoding="utf-8")
-    print(f"{open_dataset(data).num_classes} classes, {args.steps} steps of 64 images, learning rate 0.1; loss and "
-          f"accuracy by fifths of the run\n\n| run | loss | accuracy |\n| --- | --- | --- |", flush=True)
+    print(f"{open_dataset(data).num_classes} classes, {args.steps} steps of 64 images, learning rate {args.lr:g}; loss "
+          f"and accuracy by fifths of the run\n\n| run | loss | accuracy |\n| --- | --- | --- |", flush=True)
     start = time.perf_counter()
     for dataset, name in (("right", "demo set"), ("noisy", f"{args.share:.0%} of labels wrong")):
         found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {numbers: [] for numbers in NUMBERS}
         for seed in range(args.seeds):
             for numbers in NUMBERS:
                 losses, accuracies = train(work, f"{dataset}-{numbers}-{seed}", args.steps, loss="arcface",
-                                           dataset=dataset, seed=seed, centres_numbers=numbers)
+                                           dataset=dataset, seed=seed, centres_numbers=numbers, lr=args.lr)
                 found[numbers].append((losses, accuracies[:, 0]))
                 print_row(f"{name}, {numbers}, seed {seed}", *found[numbers][-1])
         for numbers in NUMBERS:
