@@ -6,18 +6,18 @@ kernels move: each map as often as it is read or written, 3 times forward, 4 wit
 """
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 
 from bench.gpu.networks import SIDE, images_of, joined, made
-from bench.gpu.report import Report, Setting
+from bench.gpu.report import Report, Setting, kernels_usable
 from recognition.engines.torch import network
 from recognition.engines.torch.fusing import fused_nodes
 from recognition.engines.torch.imports import torch
@@ -114,18 +114,9 @@ def milliseconds(setting: Setting, passes: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / REPLAYS
 
 
-def _usable(setting: Setting, report: Report) -> bool:
-    """Whether the kernels can be used here; on a CPU they run in Triton's interpreter."""
-    why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
-    if setting.gpu and not why:
-        why = choice.why_not(setting.device)
-    report.true("the kernels can be used", not why, why)
-    return not why
-
-
 def against_float64(setting: Setting, report: Report) -> None:
     """Compare by norms. Vectors' gradients are float32 sums, 2e-5; maps' numbers are rounded, 2^-11 and 2^-8."""
-    if not _usable(setting, report):
+    if not kernels_usable(setting, report, partial(choice.why_not, setting.device)):
         return
     limits = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 5e-3}
     for size in CHECKED if setting.gpu else [(2, 20, 3, 3)]:
@@ -141,7 +132,7 @@ def against_float64(setting: Setting, report: Report) -> None:
 
 def cost(setting: Setting, report: Report) -> None:
     """Measure the time of each kind of map of r50, of all that a step has, and of the network."""
-    if not _usable(setting, report):
+    if not kernels_usable(setting, report, partial(choice.why_not, setting.device)):
         return
     totals = dict.fromkeys(("kernels", "PyTorch"), 0.0)
     maps = maps_of("r50") if setting.gpu else {(20, 3, kind): 1 for kind in (PRELU, Kind(False, True))}
@@ -162,7 +153,7 @@ def cost(setting: Setting, report: Report) -> None:
 
 def cuts(setting: Setting, report: Report) -> None:
     """Other tiles and numbers of programs than the usual ones, where most time goes."""
-    if not _usable(setting, report):
+    if not kernels_usable(setting, report, partial(choice.why_not, setting.device)):
         return
     from recognition.engines.torch.triton.batch_norm.function import Cut
 

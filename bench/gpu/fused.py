@@ -7,7 +7,6 @@ normalised copies, logits of B x C in float32, autograd, a dense gradient and a 
 from __future__ import annotations
 
 import gc
-import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import numpy as np
 
 from bench.gpu import theirs
 from bench.gpu.heads import ARCFACE, KINDS, Kind, Size, batch, expected, first_centres, head_of, step_of
-from bench.gpu.report import Report, Setting, judged
+from bench.gpu.report import Report, Setting, judged, kernels_usable
 from recognition.engines.torch import shard as torch_shard
 from recognition.engines.torch.imports import torch
 from recognition.engines.torch.triton.choice import why_not
@@ -48,19 +47,10 @@ MOST_OF_FLOAT32 = 10_000_000  # classes: beyond, W and momentum in float32 excee
 MOST_OF_OTHERS = 1_000_000  # classes: beyond, the others take more than a second a step, or more than fits
 
 
-def _usable(setting: Setting, report: Report, dim: int) -> bool:
-    """Whether the kernels can be used here: on a CPU they run in Triton's interpreter."""
-    why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
-    if setting.gpu and not why:
-        why = why_not(setting.device, dim, False, True)
-    report.true("the kernels can be used", not why, why)
-    return not why
-
-
 def kernels_against_float64(setting: Setting, report: Report) -> None:
     """Products of float16: 1e-3 to 3e-3 of the norms of gradients. Of bfloat16, with W kept so, four times that."""
     size = Size(20_000, 512, 512) if setting.gpu else Size(300, 32, 64)
-    if not _usable(setting, report, size.dim):
+    if not kernels_usable(setting, report, partial(why_not, setting.device, size.dim, False, True)):
         return
     from recognition.engines.torch.triton.shard import TritonShard
 
@@ -165,7 +155,7 @@ def card_peaks(setting: Setting, report: Report) -> float:
 def kernels_cost(setting: Setting, report: Report) -> None:
     """Time of a step with the host's part, peak memory, and 6 B C D operations by the time and the card's peak."""
     dim = 512 if setting.gpu else 64
-    if not _usable(setting, report, dim):
+    if not kernels_usable(setting, report, partial(why_not, setting.device, dim, False, True)):
         return
     from recognition.engines.torch.triton.shard import TritonShard
 

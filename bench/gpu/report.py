@@ -3,9 +3,10 @@
 written anew after each finding."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,3 +125,13 @@ def judged(value: float, least: float | None = None, most: float | None = None) 
     reached = (least is None or value >= least) and (most is None or value <= most)
     target = f"at least {least:g}" if least is not None else f"at most {most:g}"
     return f"{figure} ({target}: {'reached' if reached else 'missed'})"
+
+
+def kernels_usable(setting: Setting, report: Report, why_not: Callable[[], str]) -> bool:
+    """Report whether Triton's kernels can be used: on a CPU in Triton's interpreter, on a GPU unless ``why_not`` says
+    a reason."""
+    why = "" if importlib.util.find_spec("triton") else "Triton is not installed"
+    if setting.gpu and not why:
+        why = why_not()
+    report.true("the kernels can be used", not why, why)
+    return not why

@@ -25,7 +25,7 @@ PORT = "12584"
 
 
 def modules_of(folder: Path) -> list[Any]:
-    """Its three modules, and a process group of one process, which they need."""
+    """The three modules of arcface_torch, and a process group of one process, which they need."""
     for path in (folder, folder / "backbones"):
         if str(path) not in sys.path:
             sys.path.insert(0, str(path))
@@ -38,7 +38,7 @@ def modules_of(folder: Path) -> list[Any]:
 
 
 def head_of(folder: Path, classes: int, ratio: float = 1.0) -> Any:
-    """Its class centres under an ArcFace margin, on the GPU."""
+    """arcface_torch's class centres under an ArcFace margin, on the GPU."""
     _, partial_fc, losses = modules_of(folder)
     with mock.patch.object(torch, "normal", _drawn_there):
         return partial_fc.PartialFC_V2(losses.CombinedMarginLoss(64, 1.0, 0.5, 0.0, 0), 512, classes, ratio,

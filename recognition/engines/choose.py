@@ -30,8 +30,9 @@ class Choice(NamedTuple):
 
 def decide(name: str = "auto", devices: Sequence[Device] = CPU, in_16_bits: bool = False, network: str = "",
            centres: str = "float32") -> Choice:
-    """The engine that the option ``engine`` names. For ``auto`` what is installed and can use the devices: of two, on
-    GPUs PyTorch, and on CPUs the one that was measured to train faster.
+    """The engine that the option ``engine`` names. For ``auto`` what is installed and can use the devices: of two, the
+    one that has such class centres if one alone has; on GPUs PyTorch, and on CPUs the one that was measured to train
+    faster.
 
     :param in_16_bits: whether a backbone is to be trained in 16 bits; ``network``: its family.
     :param centres: the numbers of class centres.

@@ -48,7 +48,7 @@ class Expected(NamedTuple):
     """The labels of a batch that is still to come, and what is made of them."""
 
     labels: np.ndarray  # (B,) of the global batch
-    samples: Callable[[], list[Any]]  # what each shard selects, once a thread has drawn it
+    samples: Callable[[], list[Any]]  # waits for the draws; returns what each shard selects
 
 
 class Head(Protocol):

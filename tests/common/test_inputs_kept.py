@@ -185,7 +185,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Itera
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Of everything below a folder: bytes as their sum, file, times, rights; root may write whatever they say."""
+    """All that is below a folder: bytes as their sum, file, times, rights; root may write whatever they say."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         about = path.lstat()
@@ -303,7 +303,7 @@ def test_an_output_that_is_an_input(words: str, output: str, inputs: Path, tmp_p
 ])
 def test_results_of_the_same_command_are_replaced(folder: str, words: str, inputs: Path, tmp_path: Path,
                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of another are not: the command knows its own by what it says in JSON."""
+    """Results of another are not: the command knows its own by what it says in JSON."""
     path, _, rest = words.partition(" ")
     for _ in range(2):
         assert run(path, rest, inputs, tmp_path) in (0, 1)

@@ -56,7 +56,7 @@ def drawn(key: int, threshold: int, start: int, stop: int, device: torch.device)
     for low in range(start, stop, CLASSES_AT_ONCE):
         high = min(low + CLASSES_AT_ONCE, stop)
         hashes = _hashed(torch.arange(low, high, dtype=torch.int32, device=device).bitwise_xor_(signed(key)))
-        # as numbers without a sign
+        # Both are compared as numbers without a sign, which int32 has if the highest bit is turned.
         torch.lt(hashes.bitwise_xor_(-SIGN), threshold - SIGN, out=chosen[low - start : high - start])
     return chosen
 

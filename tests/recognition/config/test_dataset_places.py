@@ -145,7 +145,7 @@ def test_names_of_folders_of_runs() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/data.md", "datasets/own_images.md"])
 def test_the_commands_of_the_pages_are_read(parse: Callable[..., Config], tmp_path: Path, page: str) -> None:
-    """Those that name a folder, with such folders; what they do is in training/test_places_of_data.py."""
+    """Commands that name a folder, with such folders; what they do is in training/test_places_of_data.py."""
     records(tmp_path / "datasets" / "mine")
     (tmp_path / "photographs" / "anna").mkdir(parents=True)
     text = (ROOT / page).read_text().replace("\\\n", " ")

@@ -41,7 +41,7 @@ def assert_holds(path: Path, encoded: list[bytes], issame: list[bool]) -> None:
 @pytest.mark.parametrize("name, issame", [
     ("lfw_sample", [True] * 10), ("python2_pickle", [True, False, True, False, True])])
 def test_wild(shared: Path, mx: ModuleType, name: str, issame: list[bool]) -> None:
-    """As the recipes load it: pickle.load and MXNet's decoder, within one level."""
+    """The recipes' way to load it: pickle.load and MXNet's decoder, within one level."""
     path = shared / "data" / "wild" / f"{name}.bin"
     found = load_bin(path)
     assert (found.name, found.issame.tolist()) == (name, issame)

@@ -23,7 +23,7 @@ from recognition.evaluation.verification import (
 
 
 class ImagePairs(NamedTuple):
-    """As recognition.data.verification_set.VerificationSet, which needs OpenCV."""
+    """A stand-in for recognition.data.verification_set.VerificationSet, which needs OpenCV."""
 
     name: str
     images: np.ndarray

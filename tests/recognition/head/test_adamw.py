@@ -46,7 +46,7 @@ class Reference:
 
 
 def gradient_by_w(x: np.ndarray, w: np.ndarray, labels: np.ndarray, margin: Margin) -> np.ndarray:
-    """Of the mean cross entropy over the rows of ``w``, dense, float64."""
+    """The gradient of the mean cross entropy over the rows of ``w``, dense, float64."""
     x, rows = x.astype(np.float64), np.arange(len(x))
     if margin.normalised:
         x = x / np.linalg.norm(x, axis=1, keepdims=True)

@@ -83,7 +83,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def errors_against_float64(build: Any, kind: Kind) -> tuple[float, float, float]:
-    """Of the loss, and of the gradients by x and by W (the first moment after a step), by their norms."""
+    """Errors of the loss, and of the gradients by x and by W (the first moment after a step), by their norms."""
     head = make(build, ratio=kind.ratio, adamw=kind.adamw, margin=kind.margin, **kind.options)
     k, random = kind.options.get("sub_centres", 1), np.random.default_rng(7)
     w = torch.from_numpy(random.standard_normal((CLASSES * k, DIM), dtype=np.float32)).bfloat16().float().numpy()
@@ -226,7 +226,7 @@ def test_centres_beyond_float32_are_told(grown: float) -> None:
 
 @pytest.mark.parametrize("number_bytes", [2, 4])
 def test_tiles_fit_into_shared_memory(number_bytes: int) -> None:
-    """Of cards of 8.0 (163 KB a block), 8.6 and 8.9 (99 KB) and 9.0 (227 KB)."""
+    """The memory of cards of 8.0 (163 KB a block), 8.6 and 8.9 (99 KB) and 9.0 (227 KB)."""
     for memory in (166912, 101376, 232448):
         tiles = tiles_for(number_bytes, memory)
         assert (tiles.batch + tiles.columns) * tiles.depth * tiles.stages * number_bytes <= memory

@@ -54,7 +54,7 @@ def test_the_number_of_devices_does_not_matter(loss: TripletLoss, devices: int) 
 
 
 class TwoProcesses(SingleProcess):
-    """As seen by one of two processes that hold the same triplets."""
+    """A communicator as seen by one of two processes that hold the same triplets."""
 
     size = 2
 

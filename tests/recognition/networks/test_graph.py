@@ -118,7 +118,7 @@ def test_names_are_counted_for_each_network_by_itself():
 
 
 def test_every_row_of_the_table_is_whole():
-    """Those whose FLOPs are counted say so for a small map; those that run in 16 bits for a type that there is."""
+    """Operators whose FLOPs are counted say so for a small map; those that run in 16 bits for a type that there is."""
     for operator in OPERATORS.values():
         assert {*operator.heavy, *operator.follows} <= {"bfloat16", "float16"}
         assert len(operator.inputs) > operator.optional >= 0 and operator.fewest <= operator.most

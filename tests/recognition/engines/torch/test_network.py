@@ -133,7 +133,7 @@ def test_preset_is_the_golden_graph_in_mxnet(name: str, configuration: Callable[
                  marks=() if options in QUICK_OPTIONS else pytest.mark.slow) for options in OPTIONS])
 def test_options_of_networks_give_what_they_give_in_mxnet(options: dict[str, Any],
                                                           configuration: Callable[..., Any]) -> None:
-    """As above, on images as small as the layers take."""
+    """The same comparison, on images as small as the layers take."""
     side = 112 if options.get("net_name") == "vargfacenet" else 32
     graph = comparable(build_symbol(configuration(image_shape=(side, side, 3), **options)))
     arrays = lively(graph, side, batch=4)

@@ -29,8 +29,8 @@ nn, F = torch.nn, torch.nn.functional
 
 
 class Residual(nn.Module):
-    """As the public ArcFace code for PyTorch has it: blocks in place, a frozen factor in front of the features, and
-    mixed precision of its own."""
+    """A network as in the public ArcFace code for PyTorch: blocks in place, a frozen factor in front of the features,
+    and mixed precision of its own."""
 
     def __init__(self, emb_size: int = 8) -> None:
         super().__init__()

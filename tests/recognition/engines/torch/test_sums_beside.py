@@ -113,7 +113,7 @@ def test_two_processes_with_recorded_passes_have_the_bits_of_operators(tmp_path:
 
 def test_without_external_events_gradients_are_summed_behind_the_pass(
         alone: DistributedCommunicator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """As on ROCm, where PyTorch refuses them."""
+    """ROCm has none: PyTorch refuses them there."""
     wanted, _ = by_operators(alone)
     graphs = fake_graphs.install(monkeypatch)
     monkeypatch.setattr(torch.version, "hip", "6.4")

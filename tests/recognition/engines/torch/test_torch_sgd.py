@@ -85,7 +85,7 @@ def test_a_backbone_with_kernels_steps_to_the_same_bits() -> None:
 
 @pytest.mark.usefixtures("_rounded_once")
 def test_a_backbone_whose_parameters_are_all_frozen_stays_as_it_is() -> None:
-    """As with ``--freeze '*'``, while class centres learn."""
+    """``--freeze '*'`` does so, while class centres learn."""
     frozen = torch_backbone(fused=True, factors=lambda names: LearningRateFactors(names, freeze=["*"]))
     assert isinstance(frozen._optimiser, sgd.FusedSgd)
     before = frozen.state()

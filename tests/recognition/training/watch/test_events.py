@@ -62,7 +62,7 @@ def records(path: Path) -> list[bytes]:
 
 
 def steps_in_files(folder: Path) -> dict[str, list[int]]:
-    """Of each tag, in the order of the files' names: nothing is purged, as TensorBoard does it."""
+    """The steps of each tag, in the order of the files' names: nothing is purged, as TensorBoard does it."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     steps: dict[str, list[int]] = defaultdict(list)
